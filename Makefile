@@ -1,0 +1,43 @@
+# The two that matter: make quickstart, make test. Both install what they need first. `make help` lists the rest.
+
+RECIPE ?= recipes/sft.yaml
+# The first Python that is new enough; python3 when none is, and the installer says what to do.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
+# Where pip looks for the CPU build of torch when its own index has none: the CPU index URL shown on pytorch.org's Get Started page.
+TORCH_INDEX ?=
+export TORCH_INDEX
+
+.PHONY: help setup quickstart sft test check bench doctor clean
+.DEFAULT_GOAL := help
+
+help: ## what you can make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: RECIPE=file (now $(RECIPE)), PYTHON=python3.11, TORCH_INDEX=url"
+
+setup: ## install the pinned packages into .venv (a second call does nothing)
+	@$(PYTHON) requirements/install.py
+
+quickstart: setup ## fine-tune a real 135M model on this machine and show before and after
+	@.venv/bin/align run quickstart
+
+sft: setup ## supervised fine-tuning: RECIPE=recipes/sft.yaml, or yours
+	@.venv/bin/align sft --recipe $(RECIPE)
+
+test: setup ## run the tests
+	@.venv/bin/python -m pytest -n 2 --dist loadfile
+
+check: setup ## lint, format and types
+	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m mypy
+
+bench: setup ## measure speed and memory
+	@.venv/bin/python -m benchmarks
+
+doctor: setup ## say whether this environment fits together
+	@.venv/bin/align doctor
+
+clean: ## remove caches and build results; keeps .venv and runs/
+	@rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find align tests benchmarks requirements -name __pycache__ -type d -prune -exec rm -rf {} +

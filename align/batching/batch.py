@@ -1,0 +1,87 @@
+"""What one forward pass sees: rows of packed trees, and which tokens are predicted from where.
+
+Shapes: R rows, L tokens a row, N targets, B branches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tree lies in its row: the trunk at ``start``, its branches right after it, one after the other."""
+
+    start: int
+    trunk: int
+    branches: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """One past the last token."""
+        return self.start + self.trunk + sum(self.branches)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    ``logprobs[n]`` of target n belongs to the token at ``targets[n]``; it is predicted from the hidden state at ``sources[n]``, the token
+    before it on its path (for a branch's first token: the trunk's last). Both index the flattened [R * L] tokens.
+
+    Example, one tree with trunk ``P0 P1`` and branches ``a b`` and ``c``::
+
+        input_ids     P0 P1  a  b  c
+        position_ids   0  1  2  3  2
+        targets        2  3  4          (tokens a, b, c)
+        sources        1  2  1
+        branch         0  0  1
+        branch_tree    0  0
+    """
+
+    input_ids: Tensor  # int64 [R, L]
+    position_ids: Tensor  # int64 [R, L]; a branch continues from its trunk
+    rows: tuple[tuple[Span, ...], ...]  # per row, in order; what lies after the last span is padding
+    targets: Tensor  # int64 [N]
+    sources: Tensor  # int64 [N]
+    branch: Tensor  # int64 [N], which branch a target belongs to
+    branch_tree: Tensor  # int64 [B], index into tree_ids
+    branch_slot: Tensor  # int64 [B], place of the branch in its tree: 0 is the chosen answer of a preference
+    tree_ids: tuple[str, ...]
+    margins: Tensor  # fp32 [number of trees]
+    tree_index: tuple[int, ...]  # place of each tree in the list that was packed
+
+    @property
+    def num_branches(self) -> int:
+        """B."""
+        return len(self.branch_tree)
+
+    @property
+    def num_targets(self) -> int:
+        """N."""
+        return len(self.targets)
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, padding left out."""
+        return sum(span.end - span.start for row in self.rows for span in row)
+
+    @property
+    def target_ids(self) -> Tensor:
+        """Token ids of the targets, int64 [N]."""
+        return self.input_ids.flatten()[self.targets]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """1 where a token is real, int64 [R, L]; for the models' own attention (padded layout)."""
+        ends = torch.tensor([row[-1].end if row else 0 for row in self.rows], device=self.input_ids.device)
+        return (torch.arange(self.input_ids.shape[1], device=ends.device)[None] < ends[:, None]).long()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)

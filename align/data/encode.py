@@ -1,0 +1,335 @@
+"""The one encoder: the only road from chat to training tokens, for every stage, rollouts, scoring, chat and evaluation.
+
+Contract:
+
+- For ordinary text, ids equal ``tokenizer.apply_chat_template(messages)``; GLM-4's end-of-chat role token is appended to it.
+- What is trained of an assistant message is what the model has to generate: everything after the generation prompt, up to and including
+  the token that ends the turn. The white space that a template puts behind that token is not.
+- The tokens before a trained message are those of :meth:`Encoder.encode_prompt`, so training and inference see the same context. Where the
+  text of an answer would merge with the end of its prompt into one token, the two are encoded apart, and that is counted.
+- Text in the data never becomes a control token, whatever it spells.
+- A template that renders an earlier turn differently once more turns follow (Qwen3 drops ``<think>``) is refused for training that turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from align.data.records import Message, Messages
+from align.data.template import ChatTemplate, Rendered, Tools
+from align.data.tokens import Tokenized, Tokens
+from align.data.trees import Branch, Ids, Mask
+from align.errors import InputError, Problem
+from align.files import digest_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as tokens. ``mask[t]`` is true where ``ids[t]`` is a training target."""
+
+    ids: Ids  # [n]
+    mask: Mask  # [n]
+
+
+@dataclass
+class Notes:
+    """What a report should say about encoded text. Pass one to collect; the counts add up."""
+
+    merged: int = 0
+    """Answers whose first characters would have merged with the end of their prompt into one token."""
+    control: int = 0
+    """Control-token texts found in the data and encoded as plain text."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """The characters of one assistant message: ``begin`` right after its generation prompt, ``end`` right after its end token."""
+
+    index: int
+    begin: int
+    end: int | None  # None: not asked for
+
+
+class Encoder:
+    """Encodes conversations for one tokenizer, template and set of template arguments.
+
+    ``chat_template`` is the text of a template that replaces the tokenizer's own. Raises InputError for a tokenizer without a template, a
+    slow tokenizer, and a template that cannot be trained on. The tokenizer is not changed, and later changes to it have no effect.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell where its tokens come from",
+                hint="convert it to tokenizer.json (AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...))",
+            )
+        self.tokenizer = tokenizer
+        self.template = chat_template if chat_template is not None else _own_template(tokenizer)
+        self.template_kwargs = dict(template_kwargs or {})
+        self._tokens = Tokens(cast(Any, tokenizer).backend_tokenizer.to_str())
+        self._template = ChatTemplate(tokenizer, self.template, self.template_kwargs, self._tokens)
+        everywhere = list(self._tokens.markers)
+        self._hide = self._tokens.hider(everywhere)
+        self._hide_answer = self._tokens.hider([text for text in everywhere if text not in self._template.assistant_may_write])
+        self.stop_ids: tuple[int, ...] = self._find_stops()
+        """The ids that end an assistant turn, the template's own first, then the tokenizer's eos."""
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = int(cast(int, pad if pad is not None else self.stop_ids[0]))
+        """Fills the end of rows. May equal a stop id: nothing here or elsewhere tells padding by its id."""
+        self.digest: str = digest_json(
+            {
+                "tokenizer": hashlib.sha256(self._tokens.canonical.encode("utf-8")).hexdigest(),
+                "special": {name: str(text) for name, text in tokenizer.special_tokens_map.items()},
+                "template": self.template,
+                "template_kwargs": self.template_kwargs,
+            }
+        )
+        """Identity of everything that decides ids and masks."""
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tools: Tools = (),
+        train_on: Literal["all", "last"] = "all",
+        *,
+        notes: Notes | None = None,
+    ) -> Encoded:
+        """Ids and training mask of a whole conversation.
+
+        ``train_on`` chooses between all assistant messages and the last one; a message's own ``train: false`` wins, and changes nothing
+        but its own mask. Raises InputError when the template refuses the conversation, leaves a part of it out, or rewrites a turn that is
+        to be trained.
+        """
+        answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+        chosen = answers if train_on == "all" else answers[-1:]
+        ids, mask, _ = self._encode(messages, tools, {k for k in chosen if messages[k].get("train", True)}, notes)
+        return Encoded(ids, mask)
+
+    def encode_prompt(self, messages: Sequence[Message], tools: Tools = (), *, notes: Notes | None = None) -> Ids:
+        """Ids int32 [p] of a conversation that a model is to continue; ends with the generation prompt.
+
+        Raises InputError as :meth:`encode` does, and when the last message is the assistant's.
+        """
+        if not messages or messages[-1]["role"] == "assistant":
+            raise InputError("a prompt must end with a message of the user or a tool result")
+        row = _Row(self, messages, tools)
+        text = row.render(len(messages), prompt=True)
+        row.check_context(text)
+        cuts = [turn.begin for turn in self._turns(row, text, set())]
+        return self._tokenize(row, text, cuts, [], notes).ids
+
+    def encode_answers(
+        self, prompt: Sequence[Message], answers: Sequence[Sequence[Message]], tools: Tools = (), *, notes: Notes | None = None
+    ) -> tuple[Ids, tuple[Branch, ...]]:
+        """One prompt and its answers: the trunk int32 [p], and a branch for each answer, in order.
+
+        The trunk is ``encode_prompt(prompt)``, the same for all; trunk and branch together are ``encode`` of the whole. An answer is a
+        list of messages that begins with the assistant's; only its assistant messages are targets. Raises InputError as :meth:`encode`
+        does; in particular when the template renders an answer so that it does not continue the prompt.
+        """
+        shared = Notes()
+        trunk = self.encode_prompt(prompt, tools, notes=shared)
+        counted = [shared]
+        branches = []
+        for answer in answers:
+            if not answer or answer[0]["role"] != "assistant":
+                raise InputError("an answer must begin with a message of the assistant")
+            messages = (*prompt, *answer)
+            trained = {k for k in range(len(prompt), len(messages)) if _is_target(messages[k])}
+            own = Notes()
+            ids, mask, starts = self._encode(messages, tools, trained, own, boundary=len(prompt))
+            counted.append(Notes(own.merged - shared.merged, own.control - shared.control))
+            if not np.array_equal(ids[: starts[0]], trunk):
+                raise InputError("the chat template renders the prompt differently depending on the answer")
+            branches.append(Branch(ids[len(trunk) :], mask[len(trunk) :]))
+        if notes is not None:
+            notes.merged += sum(note.merged for note in counted)
+            notes.control += sum(note.control for note in counted)
+        return trunk, tuple(branches)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of generated ids, without special tokens and without the token that ended the turn."""
+        kept = [int(i) for i in ids]
+        if kept and kept[-1] in self.stop_ids:
+            kept.pop()
+        return cast(str, self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    # The work
+
+    def _encode(
+        self, messages: Sequence[Message], tools: Tools, trained: set[int], notes: Notes | None, boundary: int | None = None
+    ) -> tuple[Ids, Mask, tuple[int, ...]]:
+        """Ids, mask, and where the turns of ``trained`` (and the one at ``boundary``) begin, in tokens."""
+        row = _Row(self, messages, tools)
+        text = row.render(len(messages), prompt=False)
+        if messages[-1]["role"] == "assistant":
+            text += self._hand_over(messages[-1])
+        row.check_context(text)
+        asked = trained if boundary is None else trained | {boundary}
+        turns = self._turns(row, text, asked)
+        spans = [turn for turn in turns if turn.index in asked]
+        places = [place for turn in spans for place in (turn.begin, cast(int, turn.end))]
+        tokenized = self._tokenize(row, text, [turn.begin for turn in turns], places, notes)
+        begins, ends = tokenized.places[::2], tokenized.places[1::2]
+        mask = np.zeros(len(tokenized.ids), dtype=np.bool_)
+        for turn, begin, end in zip(spans, begins, ends, strict=True):
+            if turn.index in trained:
+                mask[begin:end] = True
+        return tokenized.ids, mask, begins
+
+    def _hand_over(self, last: Message) -> str:
+        """The marker that ends a conversation's last turn, where the template leaves that to the next one (GLM-4: ``<|user|>``)."""
+        ending = (self._template.call if last.get("tool_calls") else None) or self._template.plain
+        return "" if ending.own else ending.text
+
+    def _turns(self, row: _Row, text: str, asked: set[int]) -> list[_Turn]:
+        """The assistant turns of a rendered conversation that continue their generation prompt; those of ``asked`` must."""
+        turns = []
+        for k, message in enumerate(row.messages):
+            if message["role"] != "assistant":
+                continue
+            if k == 0:
+                if k in asked:
+                    raise InputError("the conversation begins with the assistant, so there is no prompt for its first message")
+                continue
+            prompt = row.render(k, prompt=True)
+            if text.startswith(prompt):
+                turns.append(_Turn(k, len(prompt), self._end_of(row, k, text, len(prompt)) if k in asked else None))
+            elif k in asked:
+                raise _rewritten(last=k == len(row.messages) - 1)
+        return turns
+
+    def _end_of(self, row: _Row, k: int, text: str, begin: int) -> int:
+        """One past the end token of turn ``k``. Raises InputError when the turn is not the same with and without what follows it."""
+        final = k == len(row.messages) - 1
+        alone = text if final else row.render(k + 1, prompt=False)
+        if self._template.plain.own:
+            endings = {self._template.plain.text} | ({self._template.call.text} if self._template.call else set())
+            end = max((at + len(e) for e in endings if (at := alone.rfind(e, begin)) >= 0), default=-1)
+            if end < 0:
+                raise InputError("the chat template does not end this assistant message with its end token")
+        else:
+            head = None if final else self._tokens.pattern.search(text, len(alone))
+            end = len(text) if final else head.end() if head and head.start() == len(alone) else -1
+        if end < 0 or not text.startswith(alone[: min(end, len(alone))]):
+            raise _rewritten(last=False)
+        row.check_answer(k, text, begin, end)
+        return end
+
+    def _tokenize(self, row: _Row, text: str, cuts: list[int], places: list[int], notes: Notes | None) -> Tokenized:
+        tokenized = self._tokens.encode(text, cuts, places, hidden=row.hidden > 0)
+        if notes is not None:
+            notes.merged += tokenized.merged
+            notes.control += row.hidden
+        return tokenized
+
+    def _find_stops(self) -> tuple[int, ...]:
+        endings = [ending.text for ending in (self._template.plain, self._template.call) if ending]
+        if not self._template.plain.own:
+            # A model of GLM's family also stops for tools when its template here has none.
+            endings += [text for text in ("<|observation|>", "<|endoftext|>") if text in self._tokens.markers]
+        ids = [self._tokens.markers[text].id for text in endings]
+        if self.tokenizer.eos_token_id is not None:
+            ids.append(int(cast(int, self.tokenizer.eos_token_id)))
+        return tuple(dict.fromkeys(ids))
+
+
+class _Row:
+    """A conversation prepared for the template: markers in its data hidden, spelled in the template's words, renderable up to a message."""
+
+    def __init__(self, encoder: Encoder, messages: Sequence[Message], tools: Tools) -> None:
+        self._encoder = encoder
+        self.hidden = 0
+        self.messages: Messages = tuple(self._hide_message(message) for message in messages)
+        self.tools: Tools = [self._hide(tool) for tool in tools]
+        self._spelled: list[Rendered] = [encoder._template.spell(message) for message in self.messages]
+
+    def render(self, count: int, *, prompt: bool) -> str:
+        """The text of the first ``count`` messages."""
+        blocks = [block for spelled in self._spelled[:count] for block in spelled]
+        return self._encoder._template.render(blocks, self.tools, prompt=prompt)
+
+    def check_context(self, text: str) -> None:
+        """Raise InputError unless all that the model is to see is in ``text``; an answer that is not trained may be shortened."""
+        for message in self.messages:
+            if message["role"] != "assistant" and not _contains(text, message.get("content", "")):
+                raise InputError(f"the chat template leaves out the {message['role']} message")
+        for tool in self.tools:
+            name = tool.get("function", tool).get("name", "")
+            if name not in text:
+                raise InputError("the chat template does not render tools", hint="set model.chat_template to one that does")
+
+    def check_answer(self, k: int, text: str, begin: int, end: int) -> None:
+        """Raise InputError unless the whole of answer ``k`` is in what is trained of it (up to white space)."""
+        message = self.messages[k]
+        wanted = [message.get("content", ""), *(call.get("function", call)["name"] for call in message.get("tool_calls", []))]
+        if not all(_contains(text[begin:end], part) for part in wanted):
+            # A reasoning template may put the first word of the answer, <think>, into the generation prompt.
+            whole = text[len(self.render(k, prompt=False)) : end]
+            if not all(_contains(whole, part) for part in wanted):
+                raise InputError("the chat template does not render an assistant message as it is, so it cannot be trained")
+
+    def _hide_message(self, message: Message) -> Message:
+        content = message.get("content", "")
+        hide = self._encoder._hide_answer if message["role"] == "assistant" else self._encoder._hide
+        text, count = hide(content)
+        self.hidden += count
+        rest = {key: self._hide(value) for key, value in message.items() if key not in ("content", "role")}
+        return cast(Message, {"role": message["role"], "content": text, **rest})
+
+    def _hide(self, value: Any) -> Any:
+        if isinstance(value, str):
+            text, count = self._encoder._hide(value)
+            self.hidden += count
+            return text
+        if isinstance(value, Mapping):
+            return {self._hide(key): self._hide(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._hide(item) for item in value]
+        return value
+
+
+def _contains(text: str, part: str) -> bool:
+    """Is ``part`` in ``text``, white space aside?"""
+    return part.strip() in text or "".join(part.split()) in "".join(text.split())
+
+
+def _is_target(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("train", True)
+
+
+def _rewritten(*, last: bool) -> InputError:
+    if last:
+        return InputError(
+            "the chat template renders an answer differently from its own generation prompt, so training would not match inference",
+            hint="set chat_template_kwargs or chat_template so that an answer continues the prompt",
+        )
+    return InputError(
+        "the chat template rewrites an assistant message when more messages follow, so only the last one can be trained",
+        hint="set train_on: last, or chat_template to one that keeps earlier turns",
+    )
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    if not template:
+        raise InputError(
+            Problem(
+                "the tokenizer has no chat template (a base model)",
+                key="model.chat_template",
+                hint="set it to a Jinja file, with an end token that the vocabulary has",
+            )
+        )
+    return cast(str, template)

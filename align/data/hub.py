@@ -1,0 +1,49 @@
+"""Data sets on the Hugging Face hub, or in its cache on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.data.strict_json import clip
+from align.errors import EnvironmentFault, InputError, Problem
+
+TIMEOUT_S = 10.0
+"""How long the hub may take to say that a data set exists, before only the cache is asked."""
+
+
+def load_split(name: str, split: str) -> Any:
+    """One split of a hub data set as a ``datasets.Dataset``, downloaded or from the cache.
+
+    ``datasets`` has no way left to run a data set's own code, and none is opened here. Without a network it retries for 23 s before it
+    looks into its cache; one short question to the hub decides that here.
+
+    Raises :class:`InputError` when there is no such data set, split or access; :class:`EnvironmentFault` when the hub cannot be reached
+    and the cache does not have it.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    hint = "a private or gated one needs a token; a local path is given with its suffix, or as ./NAME"
+    absent = InputError(Problem("no such data set on the hub, or no access to it", file=name, hint=hint))
+    unreachable: Exception | None = None
+    try:
+        HfApi().dataset_info(name, timeout=TIMEOUT_S)
+    except RepositoryNotFoundError as error:
+        raise absent from error
+    except Exception as error:  # of any HTTP library; reported below, unless the cache has the data
+        unreachable = error
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or unreachable is not None
+    try:
+        return datasets.load_dataset(name, split=split)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise absent from error
+    except (ConnectionError, FileNotFoundError) as error:
+        what = f"cannot reach the hub ({type(unreachable or error).__name__}), and the cache does not have this data set"
+        hint = "give a local file, or download it where there is a network"
+        raise EnvironmentFault(Problem(what, file=name, hint=hint)) from error
+    except (ValueError, RuntimeError) as error:  # an unknown split, a choice of configurations, a data set that is a program
+        raise InputError(Problem(clip(str(error), 300), file=name)) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before

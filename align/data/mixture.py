@@ -1,0 +1,288 @@
+"""The records of one or many sources: filtered, checked, counted and, where sources have weights, drawn in proportion.
+
+Without weights every row comes once, in the order of the sources and of their rows, in bounded memory.
+
+With weights an epoch of the mixture has as many records as its sources have together, shared out by weight: a source that gets fewer
+than it has gives a random sample, a source that gets more gives all of its records several times, and a random sample of them once more.
+Why this rule: the shares come out exact, whatever the seed (drawing with replacement meets them on average only, and leaves out about a
+third of the rows of a source that should come once); mixing changes neither the length of an epoch nor its cost; and a small source is
+repeated as a mixture of 0.2 and 0.8 wants it (AgentTuning, https://arxiv.org/abs/2310.12823) without a tiny weight beside a huge source
+blowing the epoch up. Records come source by source, repetitions side by side: the loader shuffles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from align.data.formats import Converter, RowError, Want, converter
+from align.data.readers import BadRow, Row, read_rows
+from align.data.records import Conversation, Origin, Record
+from align.data.strict_json import clip
+from align.errors import InputError, Problem
+from align.files import machine_faults
+from align.recipe.schema import DataSource
+
+SHOWN = 10
+"""Bad rows that an error lists; their number is told in any case."""
+_CONTENT = 200
+
+
+@dataclass
+class SourceReport:
+    """What became of the rows of one source."""
+
+    path: str
+    """As the recipe writes it."""
+    format: str | None = None
+    read: int = 0
+    """Rows seen, bad ones included. A ``limit`` ends the reading."""
+    left_out: int = 0
+    """Rows that ``where`` left out."""
+    bad: int = 0
+    """Rows that could not be used."""
+    dropped: int = 0
+    """Rows that the user's own format dropped, by returning None."""
+    kept: int = 0
+    """Records made of the other rows."""
+    given: int = 0
+    """Records given out: those kept, or the source's part of a mixture."""
+    weight: float | None = None
+    """Its share of the mixture as asked for, from 0 to 1."""
+    first_bad: list[BadRow] = field(default_factory=list)
+
+    def line(self) -> str:
+        """One line for people."""
+        parts = [f"{self.read:,} rows read", f"{self.kept:,} kept"]
+        parts += [f"{n:,} {what}" for n, what in ((self.left_out, "left out by `where`"), (self.dropped, "dropped by the format")) if n]
+        if self.bad:
+            parts.append(f"{self.bad:,} bad (first: {self.first_bad[0]})")
+        return f"{self.path} ({self.format}): {', '.join(parts)}"
+
+
+@dataclass
+class ReadReport:
+    """What became of all rows; complete once the records have been read to their end."""
+
+    sources: list[SourceReport] = field(default_factory=list)
+
+    @property
+    def given(self) -> int:
+        """Records given out."""
+        return sum(source.given for source in self.sources)
+
+    def lines(self) -> list[str]:
+        """For people: one line a source, with the realised ratio of a mixture."""
+        lines = []
+        for source in self.sources:
+            line = source.line()
+            if source.weight is not None and self.given:
+                share, passes = source.given / self.given, source.given / max(source.kept, 1)
+                line += f"; {source.given:,} in the mixture, {share:.4f} of it (asked: {source.weight:.4f}), {passes:.2f} passes"
+            lines.append(line)
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The same numbers for machines."""
+        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight")
+        sources = [{key: getattr(source, key) for key in keys} for source in self.sources]
+        for source, entry in zip(self.sources, sources, strict=True):
+            entry["share"] = source.given / self.given if self.given else 0.0
+            entry["first_bad"] = [str(row) for row in source.first_bad]
+        return {"given": self.given, "sources": sources}
+
+
+class Records(Iterator[Record]):
+    """The records, one at a time, and a report that grows with them."""
+
+    def __init__(self, records: Iterator[Record], report: ReadReport) -> None:
+        self._records = records
+        self.report = report
+
+    def __next__(self) -> Record:
+        return next(self._records)
+
+
+def read_records(sources: Sequence[DataSource], locations: Sequence[Path | str], want: Want, *, seed: int, rejects: Path | None) -> Records:
+    """Records of type ``want`` of all ``sources``; ``locations`` says where each of them is (a path, or a hub id).
+
+    Bad rows of a source with ``on_bad_row: skip`` are written to ``rejects`` (JSONL: source, line, field, reason, content) and counted.
+    Bad rows of other sources end the reading: once the first has been found no more records are given, the rest is read for further ones,
+    and then one error lists the first ten and tells how many there are.
+
+    Raises, while it is read: :class:`InputError` for those, for a source of which nothing is left, and what :func:`read_rows` and
+    :func:`converter` raise.
+    """
+    total = sum(source.weight or 0 for source in sources)
+    shares = [source.weight / total if source.weight else None for source in sources]
+    report = ReadReport([SourceReport(source.path, source.format, weight=share) for source, share in zip(sources, shares, strict=True)])
+    mixture = _Mixture(list(zip(sources, locations, report.sources, strict=True)), want, rejects)
+    return Records(mixture.weighted(seed) if total else mixture.plain(), report)
+
+
+_Source = tuple[DataSource, Path | str, SourceReport]
+
+
+class _Mixture:
+    def __init__(self, sources: list[_Source], want: Want, rejects: Path | None) -> None:
+        self._sources = sources
+        self._want: Want = want
+        self._rejects = rejects
+        self._file: TextIO | None = None
+        self._fatal = 0
+        """Bad rows that must not be skipped."""
+        self._problems: list[Problem] = []
+        """The first of them, and sources of which nothing is left."""
+
+    def plain(self) -> Iterator[Record]:
+        """Every record once."""
+        with self._checked():
+            for source in self._sources:
+                for record in self._records(source):
+                    if not self._fatal:
+                        source[2].given += 1
+                        yield record
+
+    def weighted(self, seed: int) -> Iterator[Record]:
+        """Two passes: the first checks and counts, the second gives. So no more than one number a record is held in memory."""
+        with self._checked():
+            for source in self._sources:
+                for _ in self._records(source):
+                    pass
+        total = sum(report.kept for _, _, report in self._sources)
+        quotas = share_out(total, [report.weight or 0 for _, _, report in self._sources])
+        for i, (quota, (spec, location, report)) in enumerate(zip(quotas, self._sources, strict=True)):
+            if not quota:
+                raise InputError(Problem("its weight gives it none of the mixture's records", file=spec.path, key="weight"))
+            whole, rest = divmod(quota, report.kept)
+            once_more = frozenset(random.Random(f"{seed}/{i}").sample(range(report.kept), rest))
+            again = _Mixture([], self._want, None)  # the first pass has told of the bad rows
+            for j, record in enumerate(again._records((spec, location, SourceReport(spec.path)))):
+                for _ in range(whole + (j in once_more)):
+                    report.given += 1
+                    yield record
+            if report.given != quota:
+                raise InputError(Problem("changed while it was read", file=str(location)))
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Reading every source to its end, with the rejects file open; then the one error for all bad rows."""
+        with ExitStack() as stack:
+            if self._rejects is not None:
+                stack.enter_context(machine_faults(self._rejects))
+                self._rejects.unlink(missing_ok=True)  # of an earlier reading
+            stack.callback(lambda: self._file and self._file.close())
+            yield
+        if self._fatal:
+            shown = f"{self._fatal:,} bad rows in all" + (f", the first {SHOWN} are listed" if self._fatal > SHOWN else "")
+            self._problems.append(Problem(shown, hint="mend them, or leave them out with `on_bad_row: skip`"))
+        if self._problems:
+            raise InputError(self._problems)
+
+    def _records(self, source: _Source) -> Iterator[Record]:
+        spec, location, report = source
+        convert = converter(spec, self._want)
+        rows = 0
+        columns: set[str] = set()
+
+        def unreadable(row: BadRow) -> None:
+            report.read += 1
+            self._bad(source, row)
+
+        for row in read_rows(spec, location, unreadable):
+            report.read += 1
+            columns |= spec.where.keys() & row.value.keys()
+            if not _matches(row.value, spec.where):
+                report.left_out += 1
+                continue
+            records = self._converted(convert, row, source)
+            report.format = convert.format
+            report.kept += len(records)
+            yield from records
+            rows += bool(records)
+            if rows == spec.limit:
+                break
+        if not report.kept and not (report.bad and spec.on_bad_row == "error"):
+            self._problems.append(_nothing_left(spec, report, sorted(spec.where.keys() - columns)))
+
+    def _converted(self, convert: Converter, row: Row, source: _Source) -> tuple[Record, ...]:
+        try:
+            records = convert(row)
+        except RowError as error:
+            content = clip(json.dumps(row.value, ensure_ascii=False, default=str), _CONTENT)
+            self._bad(source, BadRow(error.message, row.origin.source, row.origin.line, key=error.field, content=content))
+            return ()
+        source[2].dropped += not records
+        return records
+
+    def _bad(self, source: _Source, row: BadRow) -> None:
+        spec, _, report = source
+        report.bad += 1
+        if len(report.first_bad) < SHOWN:
+            report.first_bad.append(row)
+        if spec.on_bad_row == "error":
+            self._fatal += 1
+            if self._fatal <= SHOWN:
+                self._problems.append(row)
+        elif self._rejects is not None:
+            if self._file is None:
+                self._rejects.parent.mkdir(parents=True, exist_ok=True)
+                # backslashreplace: a lone surrogate is written as JSON's own escape
+                self._file = self._rejects.open("w", encoding="utf-8", errors="backslashreplace")
+            entry = {"source": row.file, "line": row.line, "field": row.key, "reason": row.message, "content": clip(row.content, _CONTENT)}
+            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def share_out(total: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to ``total``, each within one of its share of it; shares sum to 1. What rounding leaves goes to the largest
+    fractions."""
+    exact = [total * share for share in shares]
+    counts = [int(part) for part in exact]
+    by_fraction = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_fraction[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _matches(value: Mapping[str, Any], where: Mapping[str, str | int | bool]) -> bool:
+    """Whether every field says what is wanted, be it text or a number: a CSV cell is always text."""
+    return all(key in value and value[key] is not None and _plain(value[key]) == _plain(wanted) for key, wanted in where.items())
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value in ("True", "False") else str(value)
+
+
+def _nothing_left(spec: DataSource, report: SourceReport, absent: list[str]) -> Problem:
+    text = f"0 rows left of {report.read:,} read"
+    parts = ((report.left_out, "left out by `where`"), (report.bad, "bad"), (report.dropped, "dropped by the format"))
+    text += ": " + ", ".join(f"{count:,} {what}" for count, what in parts if count)
+    return Problem(text, file=spec.path, hint=f"no row has a field {', '.join(absent)}" if absent else None)
+
+
+# Leakage between sets (C73)
+
+
+def prompt_digest(record: Record) -> str:
+    """Hex sha256 of what is asked: a prompt's or preference's prompt, a conversation without its last message.
+
+    Roles and text count; runs of white space, and how Unicode composes a character, do not.
+    """
+    messages = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
+    said = [[message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split())] for message in messages]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def shared_prompts(one: Iterable[Record], other: Iterable[Record]) -> list[tuple[Origin, Origin]]:
+    """For each record of ``other`` whose prompt is in ``one`` as well: where it first stands in ``one``, and where in ``other``."""
+    first: dict[str, Origin] = {}
+    for record in one:
+        first.setdefault(prompt_digest(record), record.origin)
+    return [(first[digest], record.origin) for record in other if (digest := prompt_digest(record)) in first]

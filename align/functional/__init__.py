@@ -1,0 +1,1 @@
+"""Pure tensor functions: log-probs and losses. No model, no configuration, no state."""

@@ -1,0 +1,146 @@
+"""The one log-prob function: every policy, reference and old-policy log-prob of every stage comes from here.
+
+Convention, once and for all: ``logprobs[t]`` belongs to ``tokens[t]``. The caller gathers the hidden states of the tokens *before* the
+targets; nothing else in the package shifts.
+
+Shapes: N target tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# fp32 logits that exist at once, in elements. Small on CPU so that a chunk stays near the cache; large on a GPU so that the matrix product
+# fills it. 2**24 elements are 64 MiB.
+_CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Log-probability of each target under ``softmax(logits / temperature)``, in fp32.
+
+    Args:
+        hidden: [N, H], the last hidden states from which the targets are predicted.
+        weight: [V, H], the LM head.
+        targets: int64 [N].
+        bias: [V], the LM head's bias, if it has one.
+        temperature: sampling temperature, > 0. Rollouts and training must use the same one.
+        logit_scale: the model's own factor on its logits (Cohere, Granite); 1 for most.
+        logit_softcap: ``cap * tanh(logits / cap)`` (Gemma); None for most.
+        chunk_tokens: targets projected at once; chosen from V when None. Changes memory, not the result.
+
+    Returns:
+        fp32 [N]. The [N, V] logits never exist as a whole: they are made chunk by chunk, and made again in the backward pass.
+
+    Raises:
+        ValueError: temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; greedy rollouts have no log-probs to train on")
+    if chunk_tokens is None:
+        chunk_tokens = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // weight.shape[0])
+    apply: Callable[..., Tensor] = _TokenLogprobs.apply
+    return apply(hidden, weight, bias, targets, logit_scale, logit_softcap, temperature, chunk_tokens)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, temperature: float) -> Tensor:
+    """fp32 logits [n, V] of one chunk, as they enter the softmax. The caller may overwrite them."""
+    logits = torch.mm(hidden, weight.t()).float()
+    if bias is not None:
+        logits += bias
+    if scale != 1.0:
+        logits *= scale
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    if temperature != 1.0:
+        logits /= temperature
+    return logits
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Chunked log-softmax-and-gather whose backward recomputes the logits of each chunk.
+
+    d logprob[n] / d logits[n, v] = [v == target[n]] - softmax(logits[n])[v].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+        temperature: float,
+        chunk: int,
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = weight.to(hidden.dtype)
+            normaliser = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+            chosen = torch.empty_like(normaliser)
+            for start in range(0, len(targets), chunk):
+                part = slice(start, start + chunk)
+                logits = _logits(hidden[part], head, bias, scale, softcap, temperature)
+                chosen[part] = logits.gather(1, targets[part, None]).squeeze(1)
+                normaliser[part] = torch.logsumexp(logits, dim=1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.settings = (scale, softcap, temperature, chunk)
+        return chosen - normaliser
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        scale, softcap, temperature, chunk = ctx.settings
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = weight.to(hidden.dtype)
+            grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+            # Accumulated in fp32 over the chunks, whatever the head is stored in.
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+            grad_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if needs_bias else None
+            for start in range(0, len(targets), chunk):
+                part = slice(start, start + chunk)
+                logits = _logits(hidden[part], head, bias, scale, softcap, temperature)
+                slope = None if softcap is None else 1 - (logits * (temperature / softcap)) ** 2
+                d_logits = logits.sub_(normaliser[part, None]).exp_().mul_(-grad[part, None])
+                d_logits.scatter_add_(1, targets[part, None], grad[part, None])
+                if slope is not None:
+                    d_logits *= slope
+                if scale != temperature:
+                    d_logits *= scale / temperature
+                if grad_bias is not None:
+                    grad_bias += d_logits.sum(0) / scale
+                d_logits = d_logits.to(hidden.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = d_logits @ head
+                if grad_weight is not None:
+                    if grad_weight.dtype == d_logits.dtype:
+                        grad_weight.addmm_(d_logits.t(), hidden[part])
+                    else:
+                        grad_weight += d_logits.t() @ hidden[part]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,70 @@
+"""Losses as pure functions: tensors in, one value per item out. The trainer sums and divides, once, by the step's global count.
+
+Shapes: N target tokens, B branches (completions).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, relu, sigmoid
+from torch.nn.functional import logsigmoid
+
+from align.functional.segments import segment_mean
+
+
+def token_nll(logprobs: Tensor) -> Tensor:
+    """Negative log-likelihood of each target token, in nats: fp32 [N] -> [N]."""
+    return -logprobs
+
+
+def sequence_nll(logprobs: Tensor, branch: Tensor, num_branches: int) -> Tensor:
+    """Mean negative log-likelihood of each completion, in nats per token -> [B].
+
+    Averaged over the completions of a step this is LongAlign's weighted packing loss, (1/M) sum_i L_i / N_i, whatever the packs
+    (https://arxiv.org/abs/2401.18058, section 3.2). A branch without targets gives 0 and must not be counted.
+    """
+    return segment_mean(token_nll(logprobs), branch, num_branches)
+
+
+# Preference losses
+#
+# All compare a chosen with a rejected completion, pair by pair. ``margins`` [P] are implicit-reward differences in nats:
+#     (log pi(chosen) - log ref(chosen)) - (log pi(rejected) - log ref(rejected))
+# with log-probs summed over a completion's tokens, or averaged over them where the function says so.
+
+
+def dpo_sigmoid(margins: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """DPO: ``-log sigmoid(beta * margin)`` -> [P] (https://arxiv.org/abs/2305.18290, eq. 7).
+
+    ``label_smoothing`` is the share of pairs assumed to be labelled the wrong way round: the conservative DPO of
+    https://ericmitchell.ai/cdpo.pdf, eq. 3. At margin 0 the loss is ln 2 for any smoothing.
+    """
+    return -(1 - label_smoothing) * logsigmoid(beta * margins) - label_smoothing * logsigmoid(-beta * margins)
+
+
+def dpo_hinge(margins: Tensor, beta: float) -> Tensor:
+    """Hinge: ``max(0, 1 - beta * margin)`` -> [P] (SLiC, https://arxiv.org/abs/2305.10425, with DPO's reward as in RSO, 2309.06657)."""
+    return relu(1 - beta * margins)
+
+
+def ipo(mean_margins: Tensor, beta: float) -> Tensor:
+    """IPO: ``(margin - 1 / (2 beta))^2`` -> [P], margins from log-probs averaged over tokens (https://arxiv.org/abs/2310.12036, eq. 17)."""
+    return (mean_margins - 1 / (2 * beta)) ** 2
+
+
+def simpo(mean_margins: Tensor, beta: float, gamma: float) -> Tensor:
+    """SimPO: ``-log sigmoid(beta * margin - gamma)`` -> [P] (https://arxiv.org/abs/2405.14734, eq. 6).
+
+    Margins are differences of the policy's own log-probs averaged over tokens: there is no reference model.
+    """
+    return -logsigmoid(beta * mean_margins - gamma)
+
+
+def kto_pair(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float, chosen_kl: float, rejected_kl: float) -> Tensor:
+    """KTO on pairs (https://arxiv.org/abs/2402.01306, eq. 7, both weights 1) -> [P].
+
+    Each answer is judged by itself against a reference point: the policy's estimated KL from the reference on the answers of the other
+    kind, a constant that carries no gradient. Ratios are ``log pi - log ref``, summed over tokens.
+    """
+    chosen = 1 - sigmoid(beta * (chosen_ratios - rejected_kl))
+    rejected = 1 - sigmoid(beta * (chosen_kl - rejected_ratios))
+    return (chosen + rejected) / 2

@@ -1,0 +1,21 @@
+"""Sums and means of token values over the branches they belong to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def segment_sum(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
+    """Sum ``values`` [N] over equal ``segment`` [N] (int64 in ``0..num_segments-1``) -> [num_segments]; 0 for an empty segment."""
+    return torch.zeros(num_segments, dtype=values.dtype, device=values.device).index_add(0, segment, values)
+
+
+def segment_count(segment: Tensor, num_segments: int) -> Tensor:
+    """How many values each segment has -> int64 [num_segments]."""
+    return torch.bincount(segment, minlength=num_segments)
+
+
+def segment_mean(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
+    """Mean of ``values`` [N] over equal ``segment`` [N] -> [num_segments]; 0 for an empty segment."""
+    return segment_sum(values, segment, num_segments) / segment_count(segment, num_segments).clamp(min=1)

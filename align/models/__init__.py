@@ -1,0 +1,1 @@
+"""Loading, attention, adapters and saving of transformers models."""

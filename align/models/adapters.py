@@ -1,0 +1,203 @@
+"""LoRA adapters (https://arxiv.org/abs/2106.09685): adding, switching off, merging, and joining them for saving.
+
+A stage that trains an adapter on top of a policy that is itself an adapter keeps the first one, ``start``: frozen and active. The stage
+trains a second one, ``default``. So "without what this stage trains" is bit for bit the policy that the stage began with, in any dtype;
+had the first been merged into the base instead, rounding would have changed it (by 0.1 in the logits of a bf16 model). Saving joins the
+two into one adapter of the original base, which is exact: the ranks add up.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from align.errors import InputError, Problem
+from align.models.forward import causal_lm
+from align.recipe.schema import Lora
+
+TRAINED = "default"
+"""The adapter that this stage trains; PEFT's and vLLM's name for an adapter alone."""
+START = "start"
+"""The adapter that the policy came with; frozen."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def is_lora(model: nn.Module) -> bool:
+    """Has the model adapters (under whatever wrapper)?"""
+    return isinstance(unwrap(model), PeftModel)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What an optimiser gets, by name; wrappers' prefixes are left out."""
+    return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
+
+
+def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
+    """Give the model an adapter to train: fp32 weights, whose initial update is zero; everything else is frozen.
+
+    On a policy that is an adapter already, that one stays active and frozen (see the module's docstring).
+
+    Raises:
+        InputError: a name of ``lora.target_modules`` fits no linear layer, or is the LM head.
+    """
+    base = causal_lm(model)
+    targets = _targets(base, lora.target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
+    )
+    if not isinstance(model, PeftModel):
+        return get_peft_model(model, config, adapter_name=TRAINED)
+    if TRAINED in model.peft_config:
+        raise ValueError("the model has an adapter that is being trained already")
+    model.add_adapter(TRAINED, config)
+    model.base_model.set_adapter([START, TRAINED])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{TRAINED}." in name)
+    return model
+
+
+def _linear_layers(base: PreTrainedModel) -> list[str]:
+    """Full names of the linear layers inside the transformer: the LM head is no part of it."""
+    head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    names = []
+    for name, module in base.named_modules():
+        inner = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        inside_adapter = any(part in name.split(".") for part in ("base_layer", "lora_A", "lora_B"))
+        if isinstance(inner, (nn.Linear, Conv1D)) and inner is not head and not inside_adapter:
+            names.append(name)
+    return names
+
+
+def _targets(base: PreTrainedModel, wanted: str | list[str]) -> list[str]:
+    layers = _linear_layers(base)
+    if isinstance(wanted, str):
+        return sorted({name.rsplit(".", 1)[-1] for name in layers})
+    missing = [name for name in wanted if not any(layer == name or layer.endswith(f".{name}") for layer in layers)]
+    if missing:
+        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+        # Log-probs are computed from the head's weight itself: an adapter there would be trained by nobody.
+        problems = [Problem(f"no linear layer inside the model is called {name!r}", key="lora.target_modules") for name in missing]
+        raise InputError([*problems[:-1], Problem(problems[-1].message, key=problems[-1].key, hint=f"choose from {known}")])
+    return list(wanted)
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers with adapters, by name. Typed Any: PEFT has no types."""
+    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, LoraLayer)}
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """The policy that the stage began with: inside, the adapter that the stage trains has no effect.
+
+    Bit-exact, under any wrapper, whether ``model`` is in training mode or not. PEFT's own switch is not used: leaving it sets
+    ``requires_grad`` on every adapter, the frozen one included.
+
+    Raises:
+        ValueError: the stage trains no adapter, so the policy it began with is gone.
+    """
+    layers = list(_lora_layers(model).values())
+    before = [layer._active_adapter for layer in layers]
+    if not any(TRAINED in layer.active_adapters for layer in layers):
+        raise ValueError("the model has no adapter in training")
+    for layer in layers:
+        layer._active_adapter = [name for name in layer.active_adapters if name != TRAINED]
+    try:
+        yield
+    finally:
+        for layer, names in zip(layers, before, strict=True):
+            layer._active_adapter = names
+
+
+@torch.no_grad()
+def merged_copy(model: nn.Module) -> PreTrainedModel:
+    """A plain model that computes what ``model`` with its active adapters does; ``model`` itself stays as it is.
+
+    Merged in fp32, then stored in the dtype of the base: exact to about 1e-5 in the logits of an fp32 model, to rounding in bf16.
+    All parameters of the copy require gradients.
+    """
+    wrapped = unwrap(model)
+    if not isinstance(wrapped, PeftModel):
+        raise TypeError(f"expected a model with adapters, got {type(wrapped).__name__}")
+    twin = copy.deepcopy(wrapped)
+    for layer in _lora_layers(twin).values():
+        weight = layer.get_base_layer().weight
+        merged = weight.float()
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                merged = merged + layer.get_delta_weight(name).float()
+        weight.copy_(merged)
+    plain: PreTrainedModel = twin.unload()
+    return plain.requires_grad_(True)
+
+
+def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
+    """Weights (PEFT's names) and configuration of one adapter that does what the active ones do together.
+
+    Raises:
+        InputError: the policy's own adapter is of a kind (DoRA, trained biases, ...) that cannot be joined with another.
+    """
+    peft: Any = unwrap(model)
+    names = [name for name in (START, TRAINED) if name in peft.peft_config]
+    configs = [copy.deepcopy(peft.peft_config[name]) for name in names]
+    if len(names) == 1:
+        state = get_peft_model_state_dict(peft, adapter_name=names[0], save_embedding_layers=False)
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, configs[0]
+    first = configs[0]
+    if first.use_dora or first.bias != "none" or first.modules_to_save or first.trainable_token_indices:
+        raise InputError("the policy's adapter trains more than low-rank updates, so no second one can be joined to it")
+    return _joined(peft, names, configs)
+
+
+def _joined(model: nn.Module, names: list[str], configs: list[LoraConfig]) -> tuple[dict[str, Tensor], LoraConfig]:
+    """B1 A1 s1 + B2 A2 s2 = [B1 s1, B2 s2] [A1; A2]. A layer without one of the adapters gets zeros in its place."""
+    layers = _lora_layers(model)
+    ranks = {name: max(layer.r[name] for layer in layers.values() if name in layer.lora_A) for name in names}
+    state = {}
+    for path, layer in layers.items():
+        downs, ups = [], []
+        template = next(name for name in names if name in layer.lora_A)
+        for name in names:
+            down = layer.lora_A[template].weight.new_zeros(ranks[name], layer.lora_A[template].weight.shape[1])
+            up = layer.lora_B[template].weight.new_zeros(layer.lora_B[template].weight.shape[0], ranks[name])
+            if name in layer.lora_A:
+                down[: layer.r[name]] = layer.lora_A[name].weight.detach()
+                up[:, : layer.r[name]] = layer.lora_B[name].weight.detach() * layer.scaling[name]
+            downs.append(down)
+            ups.append(up)
+        state[f"{path}.lora_A.weight"] = torch.cat(downs).cpu().contiguous()
+        state[f"{path}.lora_B.weight"] = torch.cat(ups, dim=1).cpu().contiguous()
+    joined = copy.deepcopy(configs[-1])
+    joined.r = joined.lora_alpha = sum(ranks.values())  # scale alpha / r = 1: the scales are in B
+    joined.lora_dropout = 0.0
+    joined.use_rslora, joined.rank_pattern, joined.alpha_pattern = False, {}, {}
+    paths = {path.removeprefix("base_model.model.") for path in layers}
+    suffixes = {path.rsplit(".", 1)[-1] for path in paths}
+    covered = {path for path in _linear_layers(causal_lm(model)) if path.rsplit(".", 1)[-1] in suffixes}
+    joined.target_modules = sorted(suffixes if covered == paths else paths)
+    return state, joined

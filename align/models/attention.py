@@ -1,0 +1,105 @@
+"""Attention over packed trees: a token sees the tokens before it on its own path, and nothing else.
+
+Registered with transformers' AttentionInterface, so that models stay untouched: they hand the tree bounds, a keyword of their forward,
+through to this function. Every tree is attended on its own with a mask no larger than the tree, so a row costs the sum of its trees'
+squares and not the square of its length. The mask follows the model's own rules: causal, and inside the sliding window where the layer
+has one (distances are measured along the path, as the positions are).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from align.batching.batch import Span
+from align.errors import InputError
+
+NAME = "align_tree"
+
+
+class Trees:
+    """The bounds of a batch's trees, and the masks made from them, shared by all layers of a forward pass."""
+
+    def __init__(self, rows: tuple[tuple[Span, ...], ...], device: torch.device) -> None:
+        self.rows = rows
+        self.device = device
+        self._masks: dict[tuple[int, tuple[int, ...], int | None], Tensor | None] = {}
+
+    def mask(self, span: Span, window: int | None) -> Tensor | None:
+        """Boolean [n, n], true where a token may look; None where plain causal attention says the same."""
+        key = (span.trunk, span.branches, window)
+        if key not in self._masks:
+            self._masks[key] = tree_mask(span, window, self.device)
+        return self._masks[key]
+
+
+def tree_mask(span: Span, window: int | None, device: torch.device | str = "cpu") -> Tensor | None:
+    """Boolean [n, n]: may token q look at token k? None for a single path that fits the window: plain causal attention.
+
+    ``window`` is the layer's sliding window in tokens, the token itself included, as transformers counts it.
+    """
+    longest = span.trunk + max(span.branches, default=0)
+    windowed = window is not None and longest > window
+    if len(span.branches) <= 1 and not windowed:
+        return None
+    branch = torch.repeat_interleave(torch.arange(len(span.branches) + 1), torch.tensor([span.trunk, *span.branches])).to(device)
+    position = torch.cat([torch.arange(span.trunk), *(span.trunk + torch.arange(n) for n in span.branches)]).to(device)
+    n = len(branch)
+    before = torch.ones(n, n, dtype=torch.bool, device=device).tril()
+    on_path = (branch[None] == 0) | (branch[None] == branch[:, None])
+    mask = before & on_path
+    return mask & (position[:, None] - position[None] < window) if windowed and window is not None else mask
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    trees: Trees | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls in every layer. query [R, heads, L, D], key and value [R, kv heads, L, D].
+
+    Returns [R, L, heads, D]; zeros at padding.
+
+    Raises:
+        InputError: the model asks for something that this attention would silently leave out (score soft-capping, attention sinks).
+    """
+    if trees is None:
+        raise ValueError("tree attention needs the batch's tree bounds: call the model through models.forward.hidden_states")
+    ignored = [name for name in ("softcap", "s_aux", "position_bias") if unused.get(name) is not None]
+    if ignored:
+        raise InputError(f"{type(module).__name__} uses {', '.join(ignored)} in its attention", hint="set train.layout: padded")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    outputs = []
+    for r, row in enumerate(trees.rows):
+        pieces = []
+        for span in row:
+            part = (slice(r, r + 1), slice(None), slice(span.start, span.end))
+            mask = trees.mask(span, sliding_window)
+            pieces.append(
+                scaled_dot_product_attention(
+                    query[part], key[part], value[part], attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None
+                )
+            )
+        padding = query.shape[2] - (row[-1].end if row else 0)
+        if padding:
+            pieces.append(query.new_zeros(1, query.shape[1], padding, value.shape[-1]))
+        outputs.append(torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0])
+    result = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return result.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, tree_attention)

@@ -1,0 +1,150 @@
+"""What a model folder holds, read and checked before anything of it is loaded. Imports no torch, and runs nothing of the folder.
+
+Only safetensors are accepted: every other weight format is pickle, which runs code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.errors import InputError, Problem
+
+NOTES = "align.json"
+"""What this package knows about a folder it saved: the base of an adapter, template settings, where the weights come from."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder in which everything that loading needs is there."""
+
+    path: Path
+    config: dict[str, Any]
+    """``config.json``; empty for an adapter, whose architecture is its base's."""
+    adapter: dict[str, Any] | None = None
+    """``adapter_config.json``, when the folder is a LoRA adapter."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """``align.json``, when this package saved the folder."""
+
+    @property
+    def weights(self) -> list[Path]:
+        """The safetensors that make up the model, sorted by name."""
+        if self.adapter is not None:
+            return [self.path / ADAPTER_WEIGHTS]
+        return [self.path / name for name in _weight_names(self.path)]
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding, or None when the configuration does not say."""
+        size = self.config.get("vocab_size", self.config.get("text_config", {}).get("vocab_size"))
+        return size if isinstance(size, int) else None
+
+
+def read_folder(path: Path) -> ModelFolder:
+    """Read the configuration of a language model's folder, or of a LoRA adapter's, and check that the weights are there.
+
+    Raises:
+        InputError: not a folder, or a file is missing, damaged, pickled, or of another kind of model. Names every such file.
+    """
+    if not path.exists():
+        raise InputError(Problem("no such file or folder", file=str(path)))
+    if not path.is_dir():
+        raise InputError(Problem("not a model: expected a folder or a .gguf file", file=str(path)))
+    notes = _json(path / NOTES) if (path / NOTES).is_file() else {}
+    if (path / ADAPTER_CONFIG).is_file():
+        found = ModelFolder(path, {}, _json(path / ADAPTER_CONFIG), notes)
+        problems = _adapter_problems(found)
+    elif (path / "config.json").is_file():
+        found = ModelFolder(path, _json(path / "config.json"), None, notes)
+        problems = _config_problems(found) + _weight_problems(path)
+    else:
+        others = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+        problems = [Problem(f"no config.json, so this is not a model (found: {others})"[:200], file=str(path))]
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def require_tokenizer(path: Path) -> None:
+    """Raises :class:`InputError` when the folder has no tokenizer."""
+    if not any((path / name).is_file() for name in (*_VOCABULARIES, "tokenizer_config.json")) and not any(path.glob("*.tiktoken")):
+        raise InputError(Problem("no tokenizer: expected tokenizer.json", file=str(path)))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(Problem(f"damaged: {error}"[:200], file=str(path))) from error
+    if not isinstance(value, dict):
+        raise InputError(Problem("damaged: expected a JSON object", file=str(path)))
+    return value
+
+
+def _config_problems(folder: ModelFolder) -> list[Problem]:
+    """A reward model or a quantised model where a plain language model is wanted."""
+    problems = []
+    architectures = [str(name) for name in folder.config.get("architectures") or ()]
+    classifiers = [name for name in architectures if name.endswith("Classification")]
+    if classifiers:
+        problem = f"{classifiers[0]} is a classifier or reward model, a language model is wanted here"
+        problems.append(Problem(problem, file=str(folder.path)))
+    if folder.config.get("quantization_config"):
+        method = folder.config["quantization_config"].get("quant_method", "an unnamed method")
+        hint = "name the model's unquantised weights instead"
+        problems.append(Problem(f"the weights are quantised ({method}), which cannot be trained", file=str(folder.path), hint=hint))
+    return problems
+
+
+def _weight_names(path: Path) -> list[str]:
+    if (path / INDEX).is_file():
+        shards = _json(path / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise InputError(Problem("damaged: no weight_map", file=str(path / INDEX)))
+        names = {str(name) for name in shards.values()}
+        outside = sorted(name for name in names if Path(name).name != name)
+        if outside:
+            raise InputError(Problem(f"leads out of the folder: {outside[0][:80]!r}", file=str(path / INDEX)))
+        return sorted(names)
+    return ["model.safetensors"]
+
+
+def _weight_problems(path: Path) -> list[Problem]:
+    names = _weight_names(path)
+    missing = [name for name in names if not (path / name).is_file()]
+    if not missing:
+        return []
+    if (path / INDEX).is_file():
+        return [Problem(f"missing, though {INDEX} lists it", file=str(path / name)) for name in missing]
+    return [_no_weights(path, "model.safetensors")]
+
+
+def _no_weights(path: Path, wanted: str) -> Problem:
+    pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES)
+    if pickles:
+        hint = f"convert it to {wanted} with a tool you trust"
+        return Problem(f"refused: weights in pickle or another unsafe format, no {wanted}", file=str(path / pickles[0]), hint=hint)
+    return Problem(f"no weights: expected {wanted}", file=str(path))
+
+
+def _adapter_problems(folder: ModelFolder) -> list[Problem]:
+    adapter, problems = folder.adapter or {}, []
+    where = str(folder.path / ADAPTER_CONFIG)
+    if adapter.get("peft_type") != "LORA":
+        problems.append(Problem(f"a {adapter.get('peft_type')} adapter; only LORA is supported", file=where))
+    if adapter.get("task_type") not in ("CAUSAL_LM", None):
+        problems.append(Problem(f"an adapter for {adapter['task_type']}, a language model's is wanted here", file=where))
+    if not (folder.path / ADAPTER_WEIGHTS).is_file():
+        problems.append(_no_weights(folder.path, ADAPTER_WEIGHTS))
+    if not adapter.get("base_model_name_or_path") and not folder.notes.get("base"):
+        problems.append(Problem("an adapter without a base: base_model_name_or_path is empty", file=where))
+    return problems

@@ -1,0 +1,67 @@
+"""From a model and a batch to the log-probs of its targets: the one road that every stage takes through a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.batching.batch import Batch
+from align.functional.logprobs import token_logprobs
+from align.models.attention import NAME, Trees
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside PEFT's wrapper, if there is one. Adapters live inside its layers and stay active."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(f"expected a transformers model, got {type(inner).__name__}")
+    return inner
+
+
+def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False) -> Tensor:
+    """The last hidden states of a batch, [R * L, H].
+
+    ``own_attention`` runs the model's own sdpa attention with a padding mask (the ``padded`` layout); otherwise attention is per tree.
+    The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation sets its own.
+    """
+    lm = causal_lm(model)
+    extra: dict[str, Any] = (
+        {"attention_mask": batch.attention_mask} if own_attention else {"trees": Trees(batch.rows, batch.input_ids.device)}
+    )
+    lm.set_attn_implementation("sdpa" if own_attention else NAME)
+    backbone: Any = lm.base_model
+    output = backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
+    last: Tensor = output.last_hidden_state
+    return last.flatten(0, 1)
+
+
+def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, own_attention: bool = False) -> Tensor:
+    """Log-probs of the batch's targets under the model, fp32 [N], in the order of ``batch.targets``.
+
+    Hidden states are gathered at the source positions first, so only targets are projected to the vocabulary.
+    """
+    hidden = hidden_states(model, batch, own_attention=own_attention)
+    lm = causal_lm(model)
+    head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"{type(lm).__name__} has no linear LM head")
+    scale, softcap = logit_transform(lm)
+    return token_logprobs(
+        hidden[batch.sources],
+        head.weight,
+        batch.target_ids,
+        bias=head.bias,
+        temperature=temperature,
+        logit_scale=scale,
+        logit_softcap=softcap,
+    )
+
+
+def logit_transform(lm: nn.Module) -> tuple[float, float | None]:
+    """What the model itself does to its logits: (factor, soft cap). Granite divides, Cohere multiplies, Gemma caps; most do nothing."""
+    config = lm.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return scale, None if softcap is None else float(softcap)

@@ -1,0 +1,253 @@
+"""Loading policies, tokenizers and encoders: from a folder, a .gguf file, the hub, or an adapter that a stage saved.
+
+No code of a model's folder is ever run (there is no ``trust_remote_code``), and no pickle is opened. A model is read from the local disk
+only; :mod:`align.models.hub` puts hub models there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+from align.data.encode import Encoder
+from align.errors import InputError, Problem
+from align.models import gguf
+from align.models.adapters import START
+from align.models.folder import ADAPTER_CONFIG, NOTES, ModelFolder, read_folder, require_tokenizer
+from align.models.forward import causal_lm
+from align.models.hub import local_snapshot
+from align.models.identity import is_gguf, is_local, model_digest
+from align.models.quiet import no_progress_bars
+from align.recipe.schema import Model
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_policy(
+    model: Model,
+    *,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    device: torch.device | str = "cpu",
+    attn_implementation: str = "sdpa",
+    cache: Path | None = None,
+) -> PreTrainedModel:
+    """The language model at ``model.path``, already resolved: a folder, a .gguf file, or a hub id. Dropout is off.
+
+    An adapter's folder gives its base with the adapter attached, frozen and active (a ``PeftModel``, which forwards everything); the base
+    must be, byte for byte, the one the adapter was trained on. ``cache`` is where dequantised GGUF files are kept; without it they are
+    dequantised every time.
+
+    Raises:
+        InputError: a part is missing, damaged or of the wrong kind, or wants code of its own to be run.
+        EnvironmentFault: a hub model is not on this machine and cannot be fetched.
+    """
+    location = locate(model)
+    if is_gguf(location) and cache is None:
+        lm = gguf.read_model(location)
+        lm.set_attn_implementation(attn_implementation)
+    else:
+        folder = read_folder(gguf.dequantised(location, cache) if is_gguf(location) and cache else location)
+        if folder.adapter is not None:
+            base = load_policy(adapter_base(folder), dtype=dtype, device=device, attn_implementation=attn_implementation, cache=cache)
+            return _attach(base, folder)
+        lm = _load_folder(folder, DTYPES[dtype], attn_implementation)
+        if not is_gguf(location):
+            lm.name_or_path = lm.config.name_or_path = model.path  # a hub model's id, not the cache's folder
+    disable_dropout(lm)
+    nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
+    return lm
+
+
+def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with ``model.chat_template`` (a Jinja file) in place of its own template when that is set.
+
+    Raises:
+        InputError: missing, damaged, wants code of its own, or has ids for which the model has no embedding.
+        EnvironmentFault: as for :func:`load_policy`.
+    """
+    location = locate(model)
+    if is_gguf(location):
+        tokenizer = _load_tokenizer(gguf.dequantised(location, cache, weights=False)) if cache else gguf.read_tokenizer(location)
+    else:
+        folder = read_folder(location)
+        if folder.adapter is not None and not (location / "tokenizer_config.json").is_file():
+            return load_tokenizer(adapter_base(folder).model_copy(update={"chat_template": model.chat_template}), cache=cache)
+        require_tokenizer(location)
+        _refuse_remote_code(folder)
+        tokenizer = _load_tokenizer(location)
+        if folder.vocabulary is not None:
+            require_rows(tokenizer, folder.vocabulary, location)
+    if model.chat_template is not None:
+        tokenizer.chat_template = _template(Path(model.chat_template).expanduser())
+    return tokenizer
+
+
+def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
+    """The one way from chat to tokens for this model: its tokenizer, template and template settings.
+
+    A policy that a stage saved brings its settings along; ``model.chat_template_kwargs`` replaces them. Raises as :func:`load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(model, cache=cache)
+    location = locate(model)
+    notes = read_folder(location).notes if location.is_dir() else {}
+    settings = model.chat_template_kwargs or notes.get("chat_template_kwargs", {})
+    return Encoder(tokenizer, template_kwargs=settings)
+
+
+def locate(model: Model) -> Path:
+    """Where the model lies on this machine: a folder or a .gguf file. Fetches a hub model that is not here yet. Raises as it."""
+    if is_local(model.path):
+        return Path(model.path).expanduser()
+    return local_snapshot(model.path, model.revision)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0, in the modules and in the configuration.
+
+    Otherwise two passes over the same tokens differ: a reference differs from the policy it is a copy of, and gradients depend on how a
+    step is split. Adapters have a rate of their own, set where they are added.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if _is_dropout(name, value):
+                setattr(module, name, 0.0)
+    config = causal_lm(model).config
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if _is_dropout(name, value):
+                setattr(part, name, 0.0)
+
+
+def _is_dropout(name: str, value: Any) -> bool:
+    return isinstance(value, float) and re.search(r"dropout|_pdrop|drop_rate|layerdrop", name) is not None
+
+
+def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path | str) -> None:
+    """Raises :class:`InputError` when the tokenizer has ids beyond the model's ``rows`` embeddings. More rows than ids are fine."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        problem = f"the tokenizer has token {highest} ({str(token)[:40]!r}), the model only {rows} embeddings"
+        hint = "resize the model with model.resize_token_embeddings(len(tokenizer)) and save it, or remove the tokens"
+        raise InputError(Problem(problem, file=str(location), hint=hint))
+
+
+# Adapters
+
+
+def adapter_base(folder: ModelFolder) -> Model:
+    """The model that an adapter was trained on, after checking that it is still the same.
+
+    Raises:
+        InputError: it is gone, or its content is another one's.
+    """
+    base = folder.notes.get("base")
+    if base is None:  # an adapter of another tool, which keeps no digest
+        adapter = folder.adapter or {}
+        return Model(path=adapter["base_model_name_or_path"], revision=adapter.get("revision"))
+    model = Model(path=base["path"], revision=base.get("revision"))
+    where = str(folder.path / NOTES)
+    if is_local(model.path) and not Path(model.path).exists():
+        raise InputError(Problem(f"the adapter's base is gone: {model.path}", file=where))
+    actual = model_digest(model.path, model.revision)
+    if actual != base["digest"]:
+        problem = f"{model.path} is not the model that the adapter was trained on (digest {actual[:12]}, expected {base['digest'][:12]})"
+        raise InputError(Problem(problem, file=where))
+    return model
+
+
+def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
+    with _readable(folder.path / ADAPTER_CONFIG):
+        config = LoraConfig.from_pretrained(folder.path)
+        config.inference_mode = True
+        model: Any = get_peft_model(base, config, adapter_name=START)
+        loaded = set_peft_model_state_dict(model, load_file(folder.weights[0]), adapter_name=START)
+    missing = [name for name in loaded.missing_keys if f".{START}" in name]
+    wrong = [f"no weights for {missing[0]}"] if missing else [f"{name} fits nothing in the base" for name in loaded.unexpected_keys[:1]]
+    if wrong:
+        raise InputError(Problem(wrong[0], file=str(folder.weights[0])))
+    model.requires_grad_(False)
+    return model  # type: ignore[no-any-return]
+
+
+# Folders
+
+
+def _load_folder(folder: ModelFolder, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+    _refuse_remote_code(folder)
+    path = str(folder.path)
+    with _readable(folder.path), no_progress_bars():
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise InputError(Problem(f"a {config.model_type} model is no causal language model", file=path))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    lm: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise InputError(Problem(f"the weights lack {len(missing)} tensors, such as {missing[0]}", file=path))
+    return lm
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    with _readable(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return tokenizer
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InputError(Problem(f"cannot read the chat template: {reason}", file=str(path), key="model.chat_template")) from error
+
+
+def _refuse_remote_code(folder: ModelFolder) -> None:
+    """A folder may name Python classes of its own (``auto_map``). That is fine when transformers has the same classes built in."""
+    problem, hint = "wants its own Python code to be run, which align never does", "use a model that transformers knows"
+    if folder.config.get("auto_map") and folder.config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise InputError(Problem(f"{problem} (auto_map)", file=str(folder.path / "config.json"), hint=hint))
+    path = folder.path / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    with _readable(path):
+        settings = json.loads(path.read_bytes())
+        name = settings.get("tokenizer_class") or ""
+        native = any(tokenizer_class_from_name(known) is not None for known in (name, f"{name}Fast"))
+    if settings.get("auto_map") and not native:
+        raise InputError(Problem(f"{problem} (auto_map)", file=str(path), hint=hint))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the libraries raise about a folder's content, as one line that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(Problem(f"cannot be loaded: {reason[:200] or type(error).__name__}", file=str(path))) from error

@@ -1,0 +1,113 @@
+"""The run folder: what lies where, and the files that tell how it came about."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align import files
+from align.errors import InputError
+from align.pipeline.artifacts import Identity, package_versions
+from align.pipeline.identity import redact
+from align.pipeline.locks import LOCK
+from align.recipe.load import LoadedRecipe
+
+_README = """\
+# {name}
+
+Made by `align run`. The same command goes on where it stopped, and does nothing when all is up to date.
+
+- `recipe.yaml`: the recipe as it was run last, overrides included.
+- `run.json`: the command, the time, and the versions of Python and the packages.
+- `history.jsonl`: one line for each stage that started, finished or failed, with the reason why it ran.
+- `stages/NAME/`: the result of stage NAME. `manifest.json` says what it was made from and holds the sha256 of every file.
+- `work/NAME/`: checkpoints of a stage that has not finished. Deleting it loses that progress and nothing else.
+"""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 and 1.2 may not both read as text."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None if re.match(r"[A-Za-z_/]", value) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``runs/NAME``."""
+
+    path: Path
+    cache: Path
+    """Shared by all runs."""
+
+    @classmethod
+    def of(cls, loaded: LoadedRecipe, runs_dir: Path) -> RunFolder:
+        """The run folder of a recipe. Nothing is created. Raises :class:`InputError` when it would lie outside ``runs_dir``."""
+        path = files.inside(runs_dir, runs_dir / files.safe_name(loaded.recipe.name))
+        return cls(path, runs_dir / ".cache")
+
+    @property
+    def stages(self) -> Path:
+        """Parent of the results."""
+        return self.path / "stages"
+
+    def stage(self, name: str) -> Path:
+        """Where the result of a stage is, or will be."""
+        return files.inside(self.path, self.stages / files.safe_name(name))
+
+    def scratch(self, name: str) -> Path:
+        """Parent of the work folders of a stage, one for each identity that was tried."""
+        return files.inside(self.path, self.path / "work" / files.safe_name(name))
+
+    def work(self, name: str, identity: Identity) -> Path:
+        """Where a stage keeps what survives an interruption; another config or another input gets another folder."""
+        return self.scratch(name) / identity.digest[:16]
+
+    def create(self) -> None:
+        """Make the folder. Raises :class:`InputError` when there is one that was not made here: files in it may be deleted later."""
+        if self.path.is_dir() and has_content(self.path) and not (self.path / LOCK).is_file():
+            raise InputError(f"{self.path} exists and is not a run folder", hint="move it away, or give the recipe another name")
+        for folder in (self.path, self.stages, self.path / "work", self.cache):
+            files.make_folder(folder)
+
+    def recover(self) -> None:
+        """Put right what a killed run left. For the holder of the lock only."""
+        for folder in (self.path, self.stages, self.path / "work"):
+            files.recover(folder)
+
+    def record(self, loaded: LoadedRecipe) -> None:
+        """Write down what is about to run."""
+        recipe = yaml.dump(redact(loaded.tree.plain()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
+        _write_changed(self.path / "README.md", _README.format(name=loaded.recipe.name))
+        _write_changed(self.path / "recipe.yaml", recipe)
+        run = {"command": redact(sys.argv), "recipe": str(loaded.path), "started": _now(), "packages": package_versions()}
+        files.write_json(self.path / "run.json", run)
+
+    def log(self, stage: str, event: str, **details: Any) -> None:
+        """Add a line to ``history.jsonl``."""
+        files.append_line(self.path / "history.jsonl", {"time": _now(), "stage": stage, "event": event, **details})
+
+
+def has_content(folder: Path) -> bool:
+    """Whether a folder has entries that are not hidden; false when there is no such folder."""
+    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _write_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        files.atomic_write(path, text)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,167 @@
+"""What a stage's result follows from, and how to say what changed in it. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from align import files
+from align.errors import InputError
+from align.pipeline.artifacts import Identity
+from align.recipe.fields import mark_of
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import DataSource, Stage
+
+NEUTRAL = {
+    "train.report_to": "only shows the metrics elsewhere as well",
+    "train.save_steps": "a run that goes on from a checkpoint is bit-equal to one that never stopped",
+    "train.save_total_limit": "how many checkpoints are kept in the meantime",
+}
+"""Keys that are no part of the identity, and why: nothing must be trained again because one of them changed."""
+
+_SECRET = re.compile(
+    r"token|(.*_)?((api|access|private|secret|auth)_?key|(api|access|auth|bearer|hf)_?token|secret|password|passwd)", re.IGNORECASE
+)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+ContentDigest = Callable[[str], str]
+"""The content digest of what a reference names."""
+
+
+def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity:
+    """The identity of stage ``name``.
+
+    The recipe's model is an input unless the stage names a policy wherever it could. A third party's stage and converters count by the
+    source of the module that they are in, not by what that module imports; our own stages by the schema version.
+    """
+    spec = loaded.recipe.stages[name]
+    inputs = {referred.text: digest(referred.text) for referred in loaded.references(name)}
+    inputs |= {f"code:{module}": _source_digest(module) for module in sorted(set(_foreign_modules(spec)))}
+    model = loaded.recipe.model if _needs_model(spec) else None
+    if model is not None:
+        location = digest(model.path)
+        inputs[model.path] = f"{location}@{model.revision or 'newest'}" if location.startswith("hub:") else location
+        if model.chat_template is not None:
+            inputs[model.chat_template] = digest(model.chat_template)
+    return Identity(
+        kind=spec.kind,
+        config=normalised(spec),
+        seed=loaded.recipe.seed if spec.seed is None else spec.seed,
+        model=None if model is None else redact(model.model_dump(mode="json")),
+        inputs=inputs,
+    )
+
+
+def normalised(spec: Stage) -> dict[str, Any]:
+    """A stage's own keys with defaults filled in, without the ``NEUTRAL`` ones; secrets are hidden."""
+    config: dict[str, Any] = redact(spec.model_dump(mode="json", exclude={"kind", "seed"}))
+    for key in NEUTRAL:
+        *parents, last = key.split(".")
+        part: Any = config
+        for parent in parents:
+            part = part.get(parent) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part.pop(last, None)
+    return config
+
+
+def redact(value: Any) -> Any:
+    """``value`` without passwords, tokens and keys, judged by the names they stand under, and without the user part of addresses.
+
+    In place of each stands the start of its digest, so that a change is still seen.
+    """
+    if isinstance(value, Mapping):
+        return {key: _hide(item) if isinstance(item, str) and _SECRET.fullmatch(str(key)) else redact(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    key, _, text = value.partition("=")  # an override on the command line
+    if text and _SECRET.fullmatch(key.rpartition(".")[2].lstrip("-").replace("-", "_")):
+        return f"{key}={_hide(text)}"
+    return _USERINFO.sub(lambda match: _hide(match[0]), value)
+
+
+def _hide(secret: str) -> str:
+    return f"<redacted {files.digest_json(secret)[:8]}>"
+
+
+def _needs_model(spec: Stage) -> bool:
+    marks = {name: mark_of(field) for name, field in type(spec).model_fields.items()}
+    policies = [name for name, mark in marks.items() if mark is not None and "policy" in mark.accepts]
+    return not policies or any(not getattr(spec, name) for name in policies)
+
+
+def _foreign_modules(spec: Stage) -> Iterator[str]:
+    """Modules outside this package whose code decides the result: of the stage's kind and function, and of converters of rows."""
+    if ":" in spec.kind:
+        yield spec.kind.partition(":")[0]
+        yield spec.implementation.partition(":")[0]
+    yield from (source.format.partition(":")[0] for source in _sources(spec) if source.format is not None and ":" in source.format)
+
+
+def _sources(value: Any) -> Iterator[DataSource]:
+    if isinstance(value, DataSource):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _sources(getattr(value, name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _sources(item)
+
+
+def _source_digest(module: str) -> str:
+    loaded = sys.modules.get(module)
+    try:
+        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"cannot import {module}: {error}") from error
+    if spec is None or spec.origin is None:
+        raise InputError(f"cannot import {module}: no such module")
+    return files.sha256_file(Path(spec.origin))
+
+
+# What changed
+
+
+def explain(old: Identity, new: Identity) -> str:
+    """In a few words, why ``new`` needs another run than ``old``."""
+    if old.schema_version != new.schema_version or old.kind != new.kind:
+        return f"kind changed: {old.kind} -> {new.kind}" if old.kind != new.kind else "made by another version of align"
+    before = {**_flat(old.config), **_flat(old.model, "model"), "seed": old.seed}
+    after = {**_flat(new.config), **_flat(new.model, "model"), "seed": new.seed}
+    keys = [key for key in before | after if before.get(key, _ABSENT) != after.get(key, _ABSENT)]
+    if keys:
+        shown = [f"{key} {_show(before.get(key, _ABSENT))} -> {_show(after.get(key, _ABSENT))}" for key in keys[:3]]
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        return f"config changed: {', '.join(shown)}{more}"
+    texts = [text for text in new.inputs if old.inputs.get(text) != new.inputs[text]]
+    return f"input {', '.join(texts)} changed"
+
+
+_ABSENT = object()
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings and lists of mappings by dotted key, as problems and overrides write them."""
+    if isinstance(value, Mapping):
+        items = [(str(name), item) for name, item in value.items()]
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {key: value}
+    return {k: v for name, item in items for k, v in _flat(item, f"{key}.{name}" if key else name).items()}
+
+
+def _show(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = re.sub(r"e([+-])0+", r"e\1", repr(value)) if isinstance(value, float) else "null" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

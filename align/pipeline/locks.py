@@ -1,0 +1,108 @@
+"""One run at a time in a run folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from align import files
+from align.errors import EnvironmentFault
+
+LOCK = ".align.lock"
+OWNER = ".align.owner.json"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds, or held, a lock."""
+
+    pid: int
+    host: str
+    start: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on host {self.host} since {self.start}"
+
+
+class RunLock:
+    """Holds ``folder`` for this process while entered. Raises :class:`EnvironmentFault` at once when another process holds it.
+
+    The lock itself is the kernel's (flock), so that it ends with its process, even by SIGKILL, and no clean-up can be forgotten. The file
+    beside it only says who the owner is. Found without a lock, it tells that the earlier run was killed: ``taken_over`` names that run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor: int | None = None
+        self.taken_over: Owner | None = None
+
+    def __enter__(self) -> RunLock:
+        with files.machine_faults(self._folder):
+            descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise self._refusal(error) from error
+        self._descriptor = descriptor
+        _held.add(self)
+        try:
+            self.taken_over = read_owner(self._folder)
+            files.write_json(self._folder / OWNER, asdict(_me()))
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        files.discard(self._folder / OWNER)
+        self._release()
+
+    def _release(self) -> None:
+        _held.discard(self)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _refusal(self, error: OSError) -> EnvironmentFault:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            owner = read_owner(self._folder)
+            return EnvironmentFault(f"{self._folder}: in use by {owner or 'another run that is just starting'}")
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return EnvironmentFault(f"{self._folder}: this file system has no file locks", hint="keep runs on a file system with flock")
+        return files.fault_of(error, self._folder)
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """The owner named in ``folder``; None when there is none. A damaged file names nobody."""
+    try:
+        value = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return Owner(int(value["pid"]), str(value["host"]), str(value["start"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):  # it only serves a message, so damage is no reason to refuse a run
+        return Owner(0, "unknown", "unknown")
+
+
+def _me() -> Owner:
+    return Owner(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    # A forked worker that outlives a killed run would keep the run's lock alive through the inherited descriptor.
+    for lock in list(_held):
+        lock._release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

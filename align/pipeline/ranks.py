@@ -1,0 +1,76 @@
+"""The processes of one run, as far as the runner needs to know them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
+
+from align.errors import AlignError
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """All processes of a run; they call every method together, in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's ``value``, on every rank. Plain values only."""
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    world = 1
+
+    def broadcast_object(self, value: Any) -> Any:
+        """``value``."""
+        return value
+
+    def barrier(self) -> None:
+        """Nothing to wait for."""
+
+
+class StoppedWithRank0(AlignError):
+    """Raised on the other ranks when rank 0 stopped; rank 0 raises, and prints, the error itself."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(f"rank 0 stopped: {message}")
+        self.exit_code = exit_code
+
+
+def current() -> Ranks:
+    """The processes that a launcher (``align run --nproc``, torchrun, Slurm) started, by ``WORLD_SIZE``; else this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Alone()
+    from align.training.launch import ranks  # imports torch
+
+    return cast(Ranks, ranks())
+
+
+def on_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
+    """``work()``, done by rank 0 alone; its result, a plain value, on every rank. When it fails, every rank stops."""
+    if ranks.rank == 0:
+        try:
+            value = work()
+        except Exception as error:
+            ranks.broadcast_object({"error": str(error)[:500], "exit_code": getattr(error, "exit_code", 1)})
+            raise
+        ranks.broadcast_object({"value": value})
+        return value
+    answer = ranks.broadcast_object(None)
+    if "error" in answer:
+        raise StoppedWithRank0(answer["error"], answer["exit_code"])
+    return cast(T, answer["value"])

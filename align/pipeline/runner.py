@@ -1,0 +1,294 @@
+"""Runs a recipe: each stage once, again only when something it follows from has changed, and nothing half-done ever visible.
+
+A run folder is ``runs/NAME/``: the recipe and versions, ``stages/NAME/`` the results, ``work/NAME/IDENTITY/`` checkpoints of a stage that is
+not finished. Every process of a distributed run calls :func:`run_recipe`; rank 0 decides, publishes and prints.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from rich.console import Console
+
+from align import files
+from align.errors import EnvironmentFault, InputError, Interrupted
+from align.pipeline import artifacts, folder
+from align.pipeline.artifacts import Identity
+from align.pipeline.folder import RunFolder
+from align.pipeline.identity import explain, identify
+from align.pipeline.locks import RunLock
+from align.pipeline.ranks import Ranks, current, on_rank_0
+from align.recipe import refs
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import Stage
+from align.signals import StopFlag, stop_requested
+from align.stages.context import StageContext
+
+_DEEP = 2 * 10**9
+"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones by size (`verify` compares all)."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """Whether a stage has to run."""
+
+    name: str
+    state: Literal["up to date", "to run", "waits"]
+    """``waits``: a stage that it needs has to run first, and only its result will tell."""
+    reason: str
+    folder: Path
+    """Where its result is, or will be."""
+    identity: Identity | None
+    """None while it waits."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did."""
+
+    folder: Path
+    ran: tuple[str, ...]
+    up_to_date: tuple[str, ...]
+    summaries: Mapping[str, Mapping[str, Any]]
+    """Headline numbers of every stage that ran or was up to date."""
+
+
+def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs")) -> dict[str, StageStatus]:
+    """What a run would do with each stage. Reads and hashes, writes nothing, needs no torch."""
+    run = RunFolder.of(loaded, runs_dir)
+    found: dict[str, StageStatus] = {}
+    for name in loaded.order:
+        waiting = [need for need in loaded.dependencies(name) if found[need].state != "up to date"]
+        if waiting:
+            reason = f"{', '.join(waiting)} to run first"
+            found[name] = StageStatus(name, "waits", reason, run.stage(name), None)
+        else:
+            found[name] = _assess(loaded, run, name)
+    return found
+
+
+def run_recipe(
+    loaded: LoadedRecipe,
+    *,
+    only_kinds: set[str] | None = None,
+    runs_dir: Path = Path("runs"),
+    console: Console,
+    ranks: Ranks | None = None,
+) -> RunResult:
+    """Bring the stages of a recipe up to date.
+
+    Args:
+        only_kinds: run stages of these kinds only; what they need must be there and up to date.
+        runs_dir: parent of the run folder.
+        console: gets one line for each stage (and whatever the stages print), on rank 0.
+        ranks: the processes of this run; found from the environment when absent.
+
+    Raises:
+        InputError: something that the user can set right; a needed stage is missing or out of date.
+        EnvironmentFault: the machine cannot, or another process runs in this folder.
+        Interrupted: a signal asked to stop; the same command goes on.
+    """
+    ranks = current() if ranks is None else ranks
+    selected = _selected(loaded, only_kinds)
+    run = RunFolder.of(loaded, runs_dir)
+    with StopFlag(same_within=1.0 if ranks.world > 1 else 0.0), ExitStack() as stack:
+        on_rank_0(ranks, lambda: _open(run, stack, console))
+        job = _Runner(loaded, run, selected, console if ranks.rank == 0 else Console(quiet=True), ranks)
+        for name in _needed(loaded, selected):
+            job.bring_up_to_date(name)
+        return RunResult(run.path, tuple(job.ran), tuple(job.up_to_date), job.summaries)
+
+
+def _selected(loaded: LoadedRecipe, only_kinds: set[str] | None) -> set[str]:
+    stages = loaded.recipe.stages
+    names = {name for name in loaded.order if only_kinds is None or stages[name].kind in only_kinds}
+    if not names:
+        kinds = sorted({spec.kind for spec in stages.values()})
+        raise InputError(
+            f"{loaded.path.name} has no stage of kind {' or '.join(sorted(only_kinds or ()))}", hint=f"it has: {', '.join(kinds)}"
+        )
+    return names
+
+
+def _needed(loaded: LoadedRecipe, selected: set[str]) -> list[str]:
+    """The selected stages and all that they follow from, in order."""
+    needed: set[str] = set()
+    for name in reversed(loaded.order):
+        if name in selected or name in needed:
+            needed |= {name, *loaded.dependencies(name)}
+    return [name for name in loaded.order if name in needed]
+
+
+def _open(run: RunFolder, stack: ExitStack, console: Console) -> None:
+    run.create()
+    lock = stack.enter_context(RunLock(run.path))
+    if lock.taken_over is not None:
+        _say(console, f"warning: the run of {lock.taken_over} was killed; going on from what it left")
+    run.recover()
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _assess(loaded: LoadedRecipe, run: RunFolder, name: str) -> StageStatus:
+    """The status of a stage whose needs are up to date."""
+    identity = identify(loaded, name, lambda text: _content(loaded, run, text))
+    result = run.stage(name)
+    reason = _why(result, identity)
+    if reason is None:
+        return StageStatus(name, "up to date", "", result, identity)
+    if folder.has_content(run.work(name, identity)):
+        reason += "; going on from an earlier attempt"
+    return StageStatus(name, "to run", reason, result, identity)
+
+
+def _why(result: Path, identity: Identity) -> str | None:
+    """Why a result is not what ``identity`` asks for; None when it is."""
+    if not result.exists():
+        return "first run"
+    try:
+        manifest = artifacts.read_manifest(result)
+    except InputError:
+        return f"output damaged: {artifacts.MANIFEST}"
+    if manifest.identity.digest != identity.digest:
+        return explain(manifest.identity, identity)
+    problems = artifacts.verify(result, deep=manifest.bytes <= _DEEP)
+    if problems:
+        names = [Path(problem.file or "").relative_to(result).as_posix() for problem in problems]
+        return f"output damaged: {', '.join(names)}"
+    return None
+
+
+def _content(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
+    """Content digest of what a reference names. A hub id stands for itself: its content is not looked at."""
+    location = _locate(loaded, run, text)
+    if isinstance(location, str):
+        return f"hub:{location}"
+    if isinstance(refs.parse(text, loaded.root), refs.StageRef):
+        return artifacts.artefact_digest(location)
+    return files.digest_path(location)
+
+
+def _locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
+    reference = refs.parse(text, loaded.root)
+    return run.stage(reference.name) if isinstance(reference, refs.StageRef) else refs.resolve(text, loaded.root)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Rank 0's decision to run a stage."""
+
+    identity: Identity
+    out: Path
+    work: Path
+
+
+class _Runner:
+    """One run, stage by stage."""
+
+    def __init__(self, loaded: LoadedRecipe, run: RunFolder, selected: set[str], console: Console, ranks: Ranks) -> None:
+        self._loaded, self._run, self._selected, self._console, self._ranks = loaded, run, selected, console, ranks
+        self.ran: list[str] = []
+        self.up_to_date: list[str] = []
+        self.summaries: dict[str, Mapping[str, Any]] = {}
+
+    def bring_up_to_date(self, name: str) -> None:
+        """Run a stage if it has to; its needs are up to date."""
+        attempt = on_rank_0(self._ranks, lambda: self._decide(name))
+        if attempt is None:
+            self.up_to_date.append(name)
+        else:
+            self._attempt(name, attempt)
+            self.ran.append(name)
+        self.summaries[name] = on_rank_0(self._ranks, lambda: artifacts.read_manifest(self._run.stage(name)).summary)
+
+    def _decide(self, name: str) -> _Attempt | None:
+        signum = stop_requested()
+        if signum is not None:
+            raise Interrupted(signum, f"stopped before stage {name}; the same command goes on")
+        status = _assess(self._loaded, self._run, name)
+        assert status.identity is not None
+        work = self._run.work(name, status.identity)
+        if status.state == "up to date":
+            files.remove_folder(work)  # a run that was killed right after publishing had no time to
+            _say(self._console, f"{name}: up to date")
+            return None
+        if name not in self._selected:
+            needing = [other for other in self._selected if name in _needed(self._loaded, {other})]
+            message = f"stage {', '.join(needing)} needs the result of stage {name}, which is not up to date ({status.reason})"
+            raise InputError(self._loaded.problem(f"stages.{name}", message, "`align run` runs all stages"))
+        if not self.ran:
+            self._run.record(self._loaded)
+        _say(self._console, f"{name}: running ({status.reason})")
+        self._run.log(name, "started", reason=status.reason, identity=status.identity.digest)
+        out = files.temporary(self._run.stages)
+        files.make_folder(out)
+        files.make_folder(work)
+        return _Attempt(status.identity, out, work)
+
+    def _attempt(self, name: str, attempt: _Attempt) -> None:
+        spec = self._loaded.recipe.stages[name]
+        started = time.monotonic()
+        try:
+            function = _implementation(spec, name)
+            context = StageContext(
+                name=name,
+                seed=attempt.identity.seed,
+                out=attempt.out,
+                work=attempt.work,
+                cache=self._run.cache,
+                model=self._loaded.recipe.model,
+                resolve=lambda text: _locate(self._loaded, self._run, text),
+                console=self._console,
+            )
+            with files.machine_faults(attempt.out):
+                function(spec, context)
+            self._ranks.barrier()
+            on_rank_0(self._ranks, lambda: self._publish(context, spec, attempt, started))
+        except BaseException as error:
+            if self._ranks.rank == 0:
+                self._abandon(name, attempt, error)
+            raise
+
+    def _abandon(self, name: str, attempt: _Attempt, error: BaseException) -> None:
+        files.discard(attempt.out)
+        event = "interrupted" if isinstance(error, Interrupted) else "failed"
+        try:
+            self._run.log(name, event, error=f"{type(error).__name__}: {error}"[:1000])
+        except EnvironmentFault as unlogged:  # the stage's own error is the one to report
+            _say(self._console, f"warning: {unlogged}")
+
+    def _publish(self, context: StageContext, spec: Stage, attempt: _Attempt, started: float) -> None:
+        artifacts.write_manifest(
+            context.out,
+            type=spec.produces,
+            stage=context.name,
+            identity=attempt.identity,
+            encoder=context.encoder_digest,
+            summary=context.summary,
+        )
+        files.publish_folder(context.out, self._run.stage(context.name))
+        files.remove_folder(self._run.scratch(context.name))
+        self._run.log(context.name, "finished", seconds=round(time.monotonic() - started, 1))
+
+
+def _implementation(spec: Stage, name: str) -> Callable[[Any, StageContext], None]:
+    """The function that runs a stage, imported now."""
+    module, _, function = spec.implementation.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise InputError(f"stage {name}: no module named {module}") from error
+        hint = "`align doctor` says what is missing"
+        raise EnvironmentFault(f"stage {name} needs the Python package {error.name}, which is not installed", hint=hint) from error
+    if not hasattr(found, function):
+        raise InputError(f"stage {name}: the module {module} has no {function}")
+    return cast(Callable[[Any, StageContext], None], getattr(found, function))

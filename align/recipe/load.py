@@ -1,0 +1,130 @@
+"""From a recipe's name or path, and overrides, to a checked recipe; or to all of its problems at once, each with file, line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from align.errors import EnvironmentFault, InputError, Problem
+from align.recipe import override, references, source, wording
+from align.recipe.references import Referred
+from align.recipe.refs import shipped_root
+from align.recipe.schema import Recipe
+from align.recipe.source import Node
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe, and where everything in it stands. Nothing rewrites a recipe: ``text`` and ``overrides`` are what was asked for."""
+
+    recipe: Recipe
+    path: Path
+    """The recipe's file, absolute."""
+    root: Path
+    """Where relative paths are looked for after the current folder: the shipped root for a shipped recipe, else the current folder."""
+    order: tuple[str, ...]
+    """Stage names, each after the stages that it needs; file order otherwise."""
+    text: str
+    overrides: tuple[str, ...]
+    tree: Node
+
+    def position(self, key: str) -> tuple[int | None, int | None]:
+        """Line and column (from 1) of the dotted ``key``, or of what encloses it; None where an override set it."""
+        place = self._node(key).key_place
+        return place.line, place.col
+
+    def problem(self, key: str, message: str, hint: str | None = None) -> Problem:
+        """``message`` about the dotted ``key``, at its place."""
+        return self._node(key).key_place.problem(key, message, hint)
+
+    def references(self, stage: str) -> tuple[Referred, ...]:
+        """All references of a stage, defaults included. The recipe's own ``model`` is not among them."""
+        return tuple(references.find(self.recipe.stages[stage], ("stages", stage)))
+
+    def dependencies(self, stage: str) -> tuple[str, ...]:
+        """The stages that ``stage`` refers to, each once."""
+        return references.needs(self.recipe.stages[stage], stage)
+
+    def _node(self, key: str) -> Node:
+        return source.follow(self.tree, [int(part) if part.isdigit() else part for part in key.split(".")])[1]
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipes that come with the package."""
+    return sorted((shipped_root() / "recipes").glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path as it is, a bare name among the shipped ones. Raises :class:`InputError`."""
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        if not path.is_file():
+            raise InputError(f"no such recipe: {name}", hint="`align recipes` lists the shipped ones")
+        return path
+    shipped = {path.stem: path for path in shipped_recipes()}
+    if name not in shipped:
+        known = f"shipped recipes: {', '.join(shipped)}; a file of your own is written with its ending"
+        raise InputError(f"no shipped recipe is named {name}", hint=wording.did_you_mean(name, shipped) or known)
+    return shipped[name]
+
+
+def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read, override and check a recipe. No model is loaded and no data is read.
+
+    Args:
+        path_or_name: a file, or the name of a shipped recipe.
+        overrides: ``key=value`` texts, applied in order after the file.
+
+    Raises:
+        InputError: with every problem found.
+        EnvironmentFault: when all that is wrong is a package that is not installed.
+    """
+    path = find_recipe(path_or_name)
+    text = _read(path)
+    problems: list[Problem] = []
+    tree = source.parse(text, str(path), problems)
+    if tree is None:
+        raise InputError(problems)
+    override.apply(tree, overrides, problems)
+    recipe = _validated(tree, problems)
+    absolute = path.resolve()
+    root = shipped_root() if absolute.is_relative_to(shipped_root() / "recipes") else Path.cwd()
+    wrong, packages = references.check(tree, recipe, root)
+    problems += wrong
+    if recipe is None or problems:
+        raise InputError(_in_order([*problems, *packages]))
+    if packages:
+        raise EnvironmentFault(packages)
+    return LoadedRecipe(recipe, absolute, root, references.order(recipe), text, tuple(overrides), tree)
+
+
+def _in_order(problems: Sequence[Problem]) -> list[Problem]:
+    """By place, overrides last. Of several about one key only the first, which is the cause of the others."""
+    first = {(p.file, p.line, p.col, p.key): p for p in reversed(problems)}
+    return sorted(first.values(), key=lambda p: (p.line or 10**9, p.col or 0, p.key or ""))
+
+
+def _read(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > source.MAX_BYTES:
+            raise InputError(Problem(f"is {size:,} bytes; a recipe has at most {source.MAX_BYTES:,}", file=str(path)))
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(Problem(f"cannot be read: {error.strerror}", file=str(path))) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(Problem(f"not UTF-8 (byte 0x{data[error.start]:02x})", file=str(path), line=line)) from error
+
+
+def _validated(tree: Node, problems: list[Problem]) -> Recipe | None:
+    try:
+        return Recipe.model_validate(tree.plain())
+    except ValidationError as error:
+        problems.extend(wording.problems(error, tree))
+        return None

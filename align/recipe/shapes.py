@@ -1,0 +1,126 @@
+"""The shape of a transformer, and what follows from it by counting: parameters, adapters, activations.
+
+Symbols: L layers, H hidden size, A = heads x head size, K = key-value heads x head size, I intermediate size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder with rotary positions, RMSNorm and a gated MLP: the family of Llama, Qwen and GLM-4."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    """Embedding and LM head are one matrix."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """Norms on queries and keys (Qwen3)."""
+    norms: int = 2
+    """RMSNorms in a layer: 4 in GLM-4-0414, which has them after attention and MLP too."""
+    fused_mlp: bool = False
+    """Gate and up projection are one linear layer (GLM)."""
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one layer: name to (inputs, outputs)."""
+        h, a, k, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        mlp = {"gate_up_proj": (h, 2 * i)} if self.fused_mlp else {"gate_proj": (h, i), "up_proj": (h, i)}
+        return {"q_proj": (h, a), "k_proj": (h, k), "v_proj": (h, k), "o_proj": (a, h), **mlp, "down_proj": (i, h)}
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; a tied LM head counts once."""
+        biased = {"q_proj": self.qkv_bias, "k_proj": self.qkv_bias, "v_proj": self.qkv_bias, "o_proj": self.out_bias}
+        matrices = sum(inputs * outputs for inputs, outputs in self.linears.values())
+        biases = sum(outputs for name, (_, outputs) in self.linears.items() if biased.get(name, self.mlp_bias))
+        norms = self.norms * self.hidden + 2 * self.head_dim * self.qk_norm
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.layers * (matrices + biases + norms) + self.hidden + embeddings
+
+    def lora_parameters(self, rank: int, targets: str | list[str]) -> int:
+        """Parameters of LoRA adapters: rank x (inputs + outputs) for each linear layer that ``targets`` names."""
+        chosen = [
+            size for name, size in self.linears.items() if targets == "all-linear" or any(name.endswith(target) for target in targets)
+        ]
+        return self.layers * rank * sum(inputs + outputs for inputs, outputs in chosen)
+
+
+GLM_4_9B = Shape(40, 4096, 32, 2, 128, 13696, 151552, tied=False, norms=4, fused_mlp=True)
+QWEN3_4B = Shape(36, 2560, 32, 8, 128, 9728, 151936, tied=True, qk_norm=True)
+QWEN3_8B = Shape(36, 4096, 32, 8, 128, 12288, 151936, tied=False, qk_norm=True)
+
+KNOWN: dict[str, Shape] = {"zai-org/GLM-4-9B-0414": GLM_4_9B, "Qwen/Qwen3-4B": QWEN3_4B, "Qwen/Qwen3-8B": QWEN3_8B}
+"""Models that shipped recipes name, so that they can be planned without a network."""
+
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "glm": {"fused_mlp": True},
+    "glm4": {"fused_mlp": True, "norms": 4},
+}
+"""Model types of transformers that this counting is right for, and how they differ."""
+
+
+def from_config(config: Mapping[str, Any]) -> Shape | None:
+    """The shape that a ``config.json`` describes; None for an architecture that this module does not know."""
+    family = str(config.get("model_type"))
+    if family not in _FAMILIES:
+        return None
+    bias = bool(config.get("attention_bias", family == "glm"))
+    varying: dict[str, Any] = {}
+    if family in ("llama", "qwen3"):
+        varying = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": bool(config.get("mlp_bias", False)) and family == "llama"}
+    elif family in ("glm", "glm4"):
+        varying = {"qkv_bias": bias}
+    heads = int(config["num_attention_heads"])
+    return Shape(
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        intermediate=int(config["intermediate_size"]),
+        vocab=int(config["vocab_size"]),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        **_FAMILIES[family] | varying,
+    )
+
+
+def from_gguf(metadata: Mapping[str, Any], tied: bool) -> Shape | None:
+    """The shape in the metadata of a GGUF file; None for an architecture that this module does not know.
+
+    Args:
+        metadata: its key-value pairs; an array stands for its length.
+        tied: whether the file has no LM head of its own.
+    """
+    family = str(metadata.get("general.architecture"))
+    if family not in ("llama", "qwen2", "qwen3"):
+        return None
+    heads = int(metadata[f"{family}.attention.head_count"])
+    hidden = int(metadata[f"{family}.embedding_length"])
+    return Shape(
+        layers=int(metadata[f"{family}.block_count"]),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=int(metadata.get(f"{family}.attention.head_count_kv", heads)),
+        head_dim=int(metadata.get(f"{family}.attention.key_length", hidden // heads)),
+        intermediate=int(metadata[f"{family}.feed_forward_length"]),
+        vocab=int(metadata.get(f"{family}.vocab_size", metadata.get("tokenizer.ggml.tokens", 0))),
+        tied=tied,
+        **_FAMILIES[family],
+    )

@@ -1,0 +1,1 @@
+"""One module a stage kind: a function from input artefacts to an output artefact."""

@@ -1,0 +1,51 @@
+"""What a stage gets from whoever runs it: where to read, where to write, and how to speak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from align.recipe.schema import Model
+
+
+@dataclass
+class StageContext:
+    """One run of one stage.
+
+    ``out`` is an empty folder; what the stage leaves in it becomes the artefact, visible by one rename after the stage returned.
+    ``work`` survives an interruption: checkpoints and caches of this very identity (same config, same inputs) go there.
+    """
+
+    name: str
+    seed: int
+    out: Path
+    work: Path
+    cache: Path
+    """Shared by all stages and runs: encoded data and the like, keyed by content."""
+    model: Model
+    """The recipe's model, for stages that name no policy."""
+    resolve: Callable[[str], Path | str]
+    """A reference as written in the recipe -> a local path, or a hub id (str)."""
+    console: Console = field(default_factory=Console)
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Headline numbers: goes into the manifest and the report. JSON values only."""
+    encoder_digest: str | None = None
+    """Digest of tokenizer and template (``Encoder.digest``), set by stages that use one: goes into the manifest."""
+
+    def policy(self, reference: str | None) -> Model:
+        """The model that a stage's ``policy`` key names; the recipe's model when it names none.
+
+        A trained policy carries its own template, so nothing of the recipe's model settings leaks onto it.
+        """
+        if reference is None:
+            resolved = self.resolve(self.model.path)
+            return self.model.model_copy(update={"path": str(resolved)})
+        return Model(path=str(self.resolve(reference)))
+
+    def note(self, values: Mapping[str, Any]) -> None:
+        """Add headline numbers to the summary."""
+        self.summary.update(values)

@@ -1,0 +1,114 @@
+"""Numbers that know what they are averaged over, where they are written, and the progress bar that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from align import files
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A sum and the count it will be divided by, once, after everything was added up."""
+
+    total: Tensor | float
+    count: float
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 when nothing was counted."""
+        return float(self.total) / self.count if self.count else 0.0
+
+
+def add_up(parts: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
+    """Add sums and counts by name, in fp64; exact whatever the micro-batches and processes."""
+    totals: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, mean in part.items():
+            total, count = totals.get(name, (0.0, 0.0))
+            totals[name] = (total + float(mean.total), count + mean.count)
+    return {name: Mean(total, count) for name, (total, count) in totals.items()}
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one line a step, and the trackers named in ``report_to``."""
+
+    def __init__(self, path: Path, *, resumed_at: int, report_to: list[str], run_name: str, config: Mapping[str, Any]) -> None:
+        self.path = path
+        if path.exists():
+            # A step that runs again after a resume must not appear twice.
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
+            files.atomic_write(path, "".join(line + "\n" for line in kept))
+        self._trackers = _open_trackers(report_to, run_name, path.parent / "trackers", config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line and pass the values on."""
+        files.append_line(self.path, {"step": step, **values})
+        for tracker in self._trackers:
+            tracker.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _open_trackers(names: list[str], run_name: str, folder: Path, config: Mapping[str, Any]) -> list[Any]:
+    """Accelerate's trackers by name; they are opened on the first process only."""
+    if not names:
+        return []
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+
+    PartialState()
+    folder.mkdir(parents=True, exist_ok=True)
+    trackers = []
+    for found in filter_trackers(names, str(folder)):
+        kind = LOGGER_TYPE_TO_CLASS[str(found)]
+        tracker = kind(run_name, logging_dir=str(folder)) if kind.requires_logging_directory else kind(run_name)
+        tracker.store_init_configuration({key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))})
+        trackers.append(tracker)
+    return trackers
+
+
+class ProgressBar:
+    """Steps done, loss, tokens/s and time left; a plain line now and then where there is no terminal."""
+
+    def __init__(self, console: Console, name: str, total: int, done: int) -> None:
+        self._console, self._name, self._total = console, name, total
+        self._bar: Progress | None = None
+        self._printed = done
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task(name, total=total, completed=done, line="")
+            self._bar.start()
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the values of the step just done."""
+        shown = [f"loss {values['loss']:.4f}", f"{values['tokens_per_second']:.0f} tokens/s"]
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, line="  ".join(shown))
+        elif step == self._total or step - self._printed >= max(1, self._total // 10):
+            self._printed = step
+            left = (self._total - step) * values["step_seconds"]
+            self._console.print(f"{self._name}  step {step}/{self._total}  {'  '.join(shown)}  {left:.0f} s left", highlight=False)
+
+    def close(self) -> None:
+        """Remove the bar's live display, leaving its last state."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,343 @@
+"""The one training loop. Every stage that trains subclasses :class:`Trainer` and says what a step is made of; the rest is here, once.
+
+The optimiser step is exact: all its micro-batches are fetched first, what each loss term is averaged over (tokens, pairs, prompts) is
+counted over all of them on all processes, and then *sums* divided by those global counts are back-propagated. So the gradient does not
+depend on how the step is cut into micro-batches, packed into rows, or spread over processes.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from align import files
+from align.batching.batch import Batch
+from align.errors import InputError, Interrupted, Problem, TrainingFault
+from align.recipe.schema import Train
+from align.signals import stop_requested
+from align.training.checkpoint import newest_checkpoint, save_checkpoint
+from align.training.launch import Ranks
+from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
+from align.training.optim import build_optimizer, clip_gradients, learning_rate, load_optimizer_tensors, optimizer_tensors
+
+_SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a micro-batch contributes: per loss term a differentiable SUM, and metrics with their own counts."""
+
+    terms: Mapping[str, Tensor]
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """Where the run is. Everything here is saved, and is all that resuming needs besides weights, optimiser and RNG."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    first_eval: dict[str, float] | None = None
+    last_eval: dict[str, float] | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    evals_without_improvement: int = 0
+
+
+class Trainer(ABC):
+    """Base of all training stages.
+
+    Args:
+        model: what is trained: the parameters with ``requires_grad``. On its device already.
+        train: the recipe's ``train`` block.
+        total_steps: optimiser steps from start to end, known beforehand.
+        work: folder for checkpoints and logs; a run that finds its own checkpoint there continues from it.
+        name, seed, console, ranks: of the stage run.
+    """
+
+    term_weights: Mapping[str, float] = {}
+    """Weight of each loss term; 1 when absent. A term is divided by its own global count before it is weighted."""
+
+    def __init__(
+        self, model: nn.Module, train: Train, *, total_steps: int, work: Path, name: str, seed: int, console: Any, ranks: Ranks
+    ) -> None:
+        self.model, self.train, self.total_steps, self.work = model, train, total_steps, work
+        self.name, self.seed, self.console, self.ranks = name, seed, console, ranks
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = build_optimizer(self.parameters, train)
+        self.progress = Progress()
+        if train.gradient_checkpointing:
+            enable: Any = model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    # What a stage says
+
+    @abstractmethod
+    def steps(self) -> Iterator[Sequence[Batch]]:
+        """This process's micro-batches of each optimiser step, from ``self.progress.step`` on."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """What each loss term is averaged over, in this micro-batch."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> LossOutput:
+        """Forward one micro-batch (already on the device)."""
+
+    def eval_batches(self) -> Sequence[Batch]:
+        """This process's held-out micro-batches; none by default."""
+        return ()
+
+    def after_step(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - a hook; most stages have nothing to do
+        """Health checks of the stage. Raise TrainingFault to stop before the step is saved."""
+
+    # The loop
+
+    def fit(self) -> Progress:
+        """Train to the last step, or to where early stopping ends it; the model then holds the final weights.
+
+        Raises:
+            TrainingFault: the loss or the gradient is not finite; the optimiser has not moved.
+            Interrupted: a signal asked to stop; a checkpoint was saved and the same command continues from it.
+        """
+        torch.manual_seed(self.seed * 1009 + self.ranks.rank)
+        self._resume()
+        log, bar = self._open_log()
+        self.model.train()
+        try:
+            if self.progress.step == 0 and self.progress.first_eval is None:
+                self._evaluate(log)
+            for micro_batches in self.steps():
+                metrics = self._step(micro_batches)
+                self.after_step(metrics)
+                self._finish_step(metrics, log, bar)
+                if self._patience_is_over():
+                    break
+        finally:
+            if log is not None:
+                log.close()
+            if bar is not None:
+                bar.close()
+        if self.train.load_best_model and self.progress.best_step:
+            self._load_weights(load_file(self.work / "best" / "weights.safetensors"))
+        self.model.eval()
+        return self.progress
+
+    def _step(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+        """One optimiser step; returns its metrics."""
+        began = time.perf_counter()
+        rate = learning_rate(self.train, self.progress.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        counts = self._global_counts(micro_batches)
+        outputs = []
+        for batch in micro_batches:
+            output = self._forward(batch)
+            self._weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
+            outputs.append({**_as_means(output, self.counts(batch)), "tokens": Mean(batch.num_tokens, 1)})
+        self.ranks.sum_gradients(self.parameters.values())
+        norm = clip_gradients(list(self.parameters.values()), self.train.max_grad_norm)
+        sums = self._sum_over_ranks(outputs)
+        metrics = self._values(sums)
+        metrics |= {"grad_norm": norm, "learning_rate": rate}
+        self._refuse_non_finite(metrics, micro_batches)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = int(sums["tokens"].total)
+        seconds = time.perf_counter() - began
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        self.progress.seconds += seconds
+        return metrics | {"tokens": tokens, "step_seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def _forward(self, batch: Batch) -> LossOutput:
+        with self._autocast():
+            return self.loss(batch.to(self.ranks.device))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.train.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+
+    def _global_counts(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+        local = add_up({name: Mean(n, 0) for name, n in self.counts(batch).items()} for batch in micro_batches)
+        return {name: float(mean.total) for name, mean in add_up(self.ranks.gather(local)).items()}
+
+    def _weighted(self, terms: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
+        parts = [self.term_weights.get(name, 1.0) * total / counts[name] for name, total in terms.items() if counts[name]]
+        return torch.stack(parts).sum()
+
+    def _sum_over_ranks(self, outputs: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
+        return add_up(self.ranks.gather(add_up(outputs)))
+
+    def _values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
+        """Means by name; ``loss`` is the weighted sum of the terms (named ``loss/TERM`` when there are several)."""
+        values = {name: mean.value for name, mean in sums.items() if name != "tokens"}
+        terms = {name.removeprefix("loss/"): value for name, value in values.items() if name.startswith("loss/")}
+        if len(terms) == 1:
+            values = {name: value for name, value in values.items() if not name.startswith("loss/")}
+        return {"loss": sum(self.term_weights.get(name, 1.0) * value for name, value in terms.items()), **values}
+
+    def _refuse_non_finite(self, metrics: Mapping[str, float], micro_batches: Sequence[Batch]) -> None:
+        bad = [name for name in ("loss", "grad_norm") if not _finite(metrics[name])]
+        if not bad:
+            return
+        ids = [tree for part in self.ranks.gather([t for batch in micro_batches for t in batch.tree_ids]) for tree in part]
+        step = self.progress.step + 1
+        if self.ranks.first:
+            report = {"step": step, "metrics": {name: str(value) for name, value in metrics.items()}, "examples": ids}
+            files.write_json(self.work / "nan.json", report)
+        raise TrainingFault(
+            f"{self.name}: {' and '.join(bad)} not finite at step {step} ({metrics[bad[0]]}); the optimiser has not moved; examples in "
+            f"{self.work / 'nan.json'}",
+            hint="lower learning_rate, or look at the examples; earlier checkpoints are intact",
+        )
+
+    def _finish_step(self, metrics: dict[str, float], log: MetricsLog | None, bar: ProgressBar | None) -> None:
+        """Log, evaluate, save, and stop when a signal asked for it."""
+        step, last = self.progress.step, self.progress.step == self.total_steps
+        if log is not None and bar is not None:
+            log.write(step, metrics)
+            bar.update(step, metrics)
+        if last or (self.train.eval_steps and step % self.train.eval_steps == 0):
+            self._evaluate(log)
+        signum = next((s for s in self.ranks.gather(stop_requested()) if s), None)
+        if signum is not None or (self.train.save_steps and step % self.train.save_steps == 0 and not last):
+            self._save()
+        if signum is not None:
+            raise Interrupted(signum, f"{self.name}: stopped at step {step} of {self.total_steps}; saved; the same command continues")
+
+    # Held-out data
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the held-out data, names as in training; empty without held-out data. Independent of batch size and processes."""
+        self.model.eval()
+        outputs = []
+        with torch.no_grad():
+            for batch in self.eval_batches():
+                outputs.append(_as_means(self._forward(batch), self.counts(batch)))
+        self.model.train()
+        sums = self._sum_over_ranks(outputs)
+        return self._values(sums) if sums else {}
+
+    def _evaluate(self, log: MetricsLog | None) -> None:
+        values = self.evaluate()
+        if not values:
+            return
+        progress = self.progress
+        progress.last_eval = values
+        progress.first_eval = progress.first_eval or values
+        if progress.best_loss is None or values["loss"] < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.evals_without_improvement = values["loss"], progress.step, 0
+            if self.train.load_best_model and self.ranks.first:
+                files.make_folder(self.work / "best")
+                save_file({n: p.detach().contiguous() for n, p in self.parameters.items()}, self.work / "best" / ".weights")
+                (self.work / "best" / ".weights").replace(self.work / "best" / "weights.safetensors")
+        else:
+            progress.evals_without_improvement += 1
+        if log is not None:
+            log.write(progress.step, {f"eval/{name}": value for name, value in values.items()})
+            self.console.print(f"{self.name}  step {progress.step}/{self.total_steps}  held-out loss {values['loss']:.4f}", highlight=False)
+
+    def _patience_is_over(self) -> bool:
+        patience = self.train.early_stopping_patience
+        return patience is not None and self.progress.evals_without_improvement >= patience
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a stage needs to continue bit-equal, beyond weights, optimiser, RNG and progress. JSON values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most stages keep no state of their own
+        """Put back what :meth:`state_dict` returned."""
+
+    def _save(self) -> None:
+        states = self.ranks.gather(rng_state())
+        if self.ranks.first:
+            tensors: dict[str, Mapping[str, Tensor]] = {
+                "weights": self.parameters,
+                "optimizer": optimizer_tensors(self.optimizer, self.parameters),
+                **{f"rng-{rank}": state for rank, state in enumerate(states)},
+            }
+            state = {"progress": asdict(self.progress), "stage": self.state_dict(), "world": self.ranks.world}
+            save_checkpoint(self.work / "checkpoints", self.progress.step, tensors, state, keep=self.train.save_total_limit)
+        self.ranks.barrier()
+
+    def _resume(self) -> None:
+        checkpoint = newest_checkpoint(self.work / "checkpoints", ["weights", "optimizer", "rng-0"])
+        if checkpoint is None:
+            return
+        state = checkpoint.state()
+        if state["world"] != self.ranks.world:
+            problem = Problem(
+                f"was saved by {state['world']} processes, this run has {self.ranks.world}", file=str(checkpoint.folder), hint=_SAME_WORLD
+            )
+            raise InputError(problem)
+        self.progress = Progress(**state["progress"])
+        self.load_state_dict(state["stage"])
+        self._load_weights(checkpoint.tensors("weights"))
+        load_optimizer_tensors(self.optimizer, self.parameters, checkpoint.tensors("optimizer"))
+        set_rng_state(checkpoint.tensors(f"rng-{self.ranks.rank}"))
+        if self.ranks.first:
+            self.console.print(f"{self.name}  continues from step {self.progress.step} of {self.total_steps}", highlight=False)
+
+    def _load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def _open_log(self) -> tuple[MetricsLog | None, ProgressBar | None]:
+        if not self.ranks.first:
+            return None, None
+        log = MetricsLog(
+            self.work / "metrics.jsonl",
+            resumed_at=self.progress.step,
+            report_to=list(self.train.report_to),
+            run_name=self.name,
+            config=self.train.model_dump(),
+        )
+        return log, ProgressBar(self.console, self.name, self.total_steps, self.progress.step)
+
+
+def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
+    """Loss terms (as ``loss/TERM``) and metrics of one micro-batch, detached."""
+    terms = {f"loss/{name}": Mean(total.detach(), counts[name]) for name, total in output.terms.items()}
+    return {**terms, **output.metrics}
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of torch's random generators: the only ones that training draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process: of the GPU where there is one, resident memory otherwise."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

