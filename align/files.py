@@ -56,7 +56,7 @@ def free_space_or_raise(path: Path, needed: int) -> None:
 
 def fault_of(error: OSError, path: Path, needed: int | None = None) -> EnvironmentFault:
     """``error`` as the one line that a user can act on: where, what, and how much space there is."""
-    text = f"{error.filename or path}: {error.strerror or error}"
+    text = f"{path}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         text += f"; {f'needs {needed:,} bytes' if needed is not None else 'disk full'}, {free_space(path):,} available"
     return EnvironmentFault(text)
@@ -64,12 +64,16 @@ def fault_of(error: OSError, path: Path, needed: int | None = None) -> Environme
 
 @contextmanager
 def machine_faults(path: Path) -> Iterator[None]:
-    """Turn errors of the machine (disk full, read-only, no permission, I/O) into :class:`EnvironmentFault`; all others pass."""
+    """Turn errors of the machine (disk full, read-only, no permission, I/O) into :class:`EnvironmentFault`; all others pass.
+
+    ``path`` is named when the error names no file.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in _MACHINE:
-            raise fault_of(error, path) from error
+            named = error.filename if isinstance(error.filename, str) else path
+            raise fault_of(error, Path(named)) from error
         raise
 
 

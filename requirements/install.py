@@ -102,7 +102,7 @@ def run_pip(arguments: list[str], pip: list[str] | None = None, total: int = 0, 
             if say and line.lstrip().startswith(("Processing ", "Downloading ", "Using cached ", "Requirement already")):
                 print(say, flush=True)
                 say = ""
-            if total and line.startswith("Collecting "):
+            if total and line.startswith(("Collecting ", "Processing ", "Requirement already")):
                 collected += 1
                 if collected % 40 == 0:
                     print(f"  {collected} of {total} collected", flush=True)

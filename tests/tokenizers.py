@@ -92,7 +92,18 @@ def mistral() -> PreTrainedTokenizerFast:
 @cache
 def glm4(style: str = "glm4") -> PreTrainedTokenizerFast:
     """No end token: the next role token ends a turn. ``style``: ``glm4`` or ``glm4_arguments``."""
-    special = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+    special = [
+        "<|endoftext|>",
+        "[MASK]",
+        "[gMASK]",
+        "[sMASK]",
+        "<sop>",
+        "<eop>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+    ]
     return build(template(style), special, eos="<|endoftext|>", pad="<|endoftext|>")
 
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from align.data.records import Message, Messages
-from align.data.template import ChatTemplate, Rendered, Tools
+from align.data.records import Message
+from align.data.rendered import Hiders, Row
+from align.data.template import ChatTemplate, Tools
 from align.data.tokens import Tokenized, Tokens
 from align.data.trees import Branch, Ids, Mask
 from align.errors import InputError, Problem
@@ -78,9 +79,8 @@ class Encoder:
         self.template_kwargs = dict(template_kwargs or {})
         self._tokens = Tokens(cast(Any, tokenizer).backend_tokenizer.to_str())
         self._template = ChatTemplate(tokenizer, self.template, self.template_kwargs, self._tokens)
-        everywhere = list(self._tokens.markers)
-        self._hide = self._tokens.hider(everywhere)
-        self._hide_answer = self._tokens.hider([text for text in everywhere if text not in self._template.assistant_may_write])
+        self._control = frozenset(marker.id for marker in self._tokens.markers.values())
+        self._hiders = Hiders.of(self._tokens, self._template)
         self.stop_ids: tuple[int, ...] = self._find_stops()
         """The ids that end an assistant turn, the template's own first, then the tokenizer's eos."""
         pad = tokenizer.pad_token_id
@@ -122,7 +122,7 @@ class Encoder:
         """
         if not messages or messages[-1]["role"] == "assistant":
             raise InputError("a prompt must end with a message of the user or a tool result")
-        row = _Row(self, messages, tools)
+        row = Row(self._template, self._hiders, messages, tools)
         text = row.render(len(messages), prompt=True)
         row.check_context(text)
         cuts = [turn.begin for turn in self._turns(row, text, set())]
@@ -164,13 +164,21 @@ class Encoder:
             kept.pop()
         return cast(str, self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def spell(self, ids: Iterable[int]) -> str:
+        """Text of ids with everything in it, for people to look at."""
+        return cast(str, self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def is_control(self, token: int) -> bool:
+        """Is ``token`` an added token, which no text in the data can become?"""
+        return token in self._control
+
     # The work
 
     def _encode(
         self, messages: Sequence[Message], tools: Tools, trained: set[int], notes: Notes | None, boundary: int | None = None
     ) -> tuple[Ids, Mask, tuple[int, ...]]:
         """Ids, mask, and where the turns of ``trained`` (and the one at ``boundary``) begin, in tokens."""
-        row = _Row(self, messages, tools)
+        row = Row(self._template, self._hiders, messages, tools)
         text = row.render(len(messages), prompt=False)
         if messages[-1]["role"] == "assistant":
             text += self._hand_over(messages[-1])
@@ -192,7 +200,7 @@ class Encoder:
         ending = (self._template.call if last.get("tool_calls") else None) or self._template.plain
         return "" if ending.own else ending.text
 
-    def _turns(self, row: _Row, text: str, asked: set[int]) -> list[_Turn]:
+    def _turns(self, row: Row, text: str, asked: set[int]) -> list[_Turn]:
         """The assistant turns of a rendered conversation that continue their generation prompt; those of ``asked`` must."""
         turns = []
         for k, message in enumerate(row.messages):
@@ -209,7 +217,7 @@ class Encoder:
                 raise _rewritten(last=k == len(row.messages) - 1)
         return turns
 
-    def _end_of(self, row: _Row, k: int, text: str, begin: int) -> int:
+    def _end_of(self, row: Row, k: int, text: str, begin: int) -> int:
         """One past the end token of turn ``k``. Raises InputError when the turn is not the same with and without what follows it."""
         final = k == len(row.messages) - 1
         alone = text if final else row.render(k + 1, prompt=False)
@@ -226,7 +234,7 @@ class Encoder:
         row.check_answer(k, text, begin, end)
         return end
 
-    def _tokenize(self, row: _Row, text: str, cuts: list[int], places: list[int], notes: Notes | None) -> Tokenized:
+    def _tokenize(self, row: Row, text: str, cuts: list[int], places: list[int], notes: Notes | None) -> Tokenized:
         tokenized = self._tokens.encode(text, cuts, places, hidden=row.hidden > 0)
         if notes is not None:
             notes.merged += tokenized.merged
@@ -242,66 +250,6 @@ class Encoder:
         if self.tokenizer.eos_token_id is not None:
             ids.append(int(cast(int, self.tokenizer.eos_token_id)))
         return tuple(dict.fromkeys(ids))
-
-
-class _Row:
-    """A conversation prepared for the template: markers in its data hidden, spelled in the template's words, renderable up to a message."""
-
-    def __init__(self, encoder: Encoder, messages: Sequence[Message], tools: Tools) -> None:
-        self._encoder = encoder
-        self.hidden = 0
-        self.messages: Messages = tuple(self._hide_message(message) for message in messages)
-        self.tools: Tools = [self._hide(tool) for tool in tools]
-        self._spelled: list[Rendered] = [encoder._template.spell(message) for message in self.messages]
-
-    def render(self, count: int, *, prompt: bool) -> str:
-        """The text of the first ``count`` messages."""
-        blocks = [block for spelled in self._spelled[:count] for block in spelled]
-        return self._encoder._template.render(blocks, self.tools, prompt=prompt)
-
-    def check_context(self, text: str) -> None:
-        """Raise InputError unless all that the model is to see is in ``text``; an answer that is not trained may be shortened."""
-        for message in self.messages:
-            if message["role"] != "assistant" and not _contains(text, message.get("content", "")):
-                raise InputError(f"the chat template leaves out the {message['role']} message")
-        for tool in self.tools:
-            name = tool.get("function", tool).get("name", "")
-            if name not in text:
-                raise InputError("the chat template does not render tools", hint="set model.chat_template to one that does")
-
-    def check_answer(self, k: int, text: str, begin: int, end: int) -> None:
-        """Raise InputError unless the whole of answer ``k`` is in what is trained of it (up to white space)."""
-        message = self.messages[k]
-        wanted = [message.get("content", ""), *(call.get("function", call)["name"] for call in message.get("tool_calls", []))]
-        if not all(_contains(text[begin:end], part) for part in wanted):
-            # A reasoning template may put the first word of the answer, <think>, into the generation prompt.
-            whole = text[len(self.render(k, prompt=False)) : end]
-            if not all(_contains(whole, part) for part in wanted):
-                raise InputError("the chat template does not render an assistant message as it is, so it cannot be trained")
-
-    def _hide_message(self, message: Message) -> Message:
-        content = message.get("content", "")
-        hide = self._encoder._hide_answer if message["role"] == "assistant" else self._encoder._hide
-        text, count = hide(content)
-        self.hidden += count
-        rest = {key: self._hide(value) for key, value in message.items() if key not in ("content", "role")}
-        return cast(Message, {"role": message["role"], "content": text, **rest})
-
-    def _hide(self, value: Any) -> Any:
-        if isinstance(value, str):
-            text, count = self._encoder._hide(value)
-            self.hidden += count
-            return text
-        if isinstance(value, Mapping):
-            return {self._hide(key): self._hide(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._hide(item) for item in value]
-        return value
-
-
-def _contains(text: str, part: str) -> bool:
-    """Is ``part`` in ``text``, white space aside?"""
-    return part.strip() in text or "".join(part.split()) in "".join(text.split())
 
 
 def _is_target(message: Message) -> bool:

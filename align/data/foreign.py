@@ -135,7 +135,7 @@ def hh_rlhf(row: Row) -> Form:
 
 def _transcript(text: str, field: str) -> list[Form]:
     head, *parts = _TURN.split("\n\n" + text.lstrip())
-    if head or not parts:
+    if head or not parts or parts[0] != "Human":
         raise RowError("expected a transcript that begins with 'Human:'", field)
     turns: list[Form] = []
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):

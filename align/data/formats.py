@@ -165,12 +165,18 @@ def _call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> lis
     for item in result if isinstance(result, (list, tuple)) else [] if result is None else [result]:
         if isinstance(item, (Conversation, Preference, Prompt)):
             # A form again, so that a record which a user built is checked like all others.
-            content = {key: part for key, part in vars(item).items() if key not in ("origin", "fields", "tools")}
-            item = {**item.fields, **content, "tools": list(item.tools)}
+            item = {**item.fields, **{key: part for key, part in vars(item).items() if key not in ("origin", "fields")}}
         if not isinstance(item, Mapping):
             raise RowError(f"{name} returned {type_name(item)}; expected a dictionary, a record, a list of them, or None")
-        forms.append(item)
+        forms.append({key: _listed(part) for key, part in item.items()})
     return forms
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, at any depth: Python code makes both, and a row only has lists."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:

@@ -28,15 +28,15 @@ def record_of(form: Mapping[str, Any], origin: Origin, *, id: str, fields: dict[
         messages, tools = messages_of(form["messages"], column)
         check_order(messages, column)
         messages = _with_system(messages, form)
-        if messages and messages[-1]["role"] == "assistant":
+        if messages[-1]["role"] == "assistant":
             return Conversation(messages, id, origin, _tools(form, tools), fields)
     elif "prompt" in form:
         messages, tools = _prompt(form["prompt"])
         messages = _with_system(messages, form)
     else:
         raise RowError("has neither messages, nor a prompt, nor chosen and rejected answers")
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise RowError(f"ends with the {messages[-1]['role'] if messages else 'system'}; expected the user or a tool result", column)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise RowError(f"ends with the {messages[-1]['role']}; expected the user or a tool result", column)
     return Prompt(messages, id, origin, _tools(form, tools), fields)
 
 
@@ -53,7 +53,7 @@ def _with_system(messages: Messages, form: Mapping[str, Any]) -> Messages:
     system = form.get("system")
     if system is None or system == "":
         return messages
-    if messages and messages[0]["role"] == "system":
+    if messages[0]["role"] == "system":
         raise RowError("there is a system message already", "system")
     return ({"role": "system", "content": text_of(system, "system")}, *messages)
 
@@ -88,6 +88,7 @@ def _preference(form: Mapping[str, Any]) -> tuple[Messages, Messages, tuple[Mess
         prompt = answers[0][1][:start]
         answers = [(field, messages[start:]) for field, messages in answers]
         check_order(prompt, "chosen")
+        tools = messages_of(form["chosen"], "chosen")[1]
     elif any(whole):
         raise RowError("some answers begin with the prompt, others do not", "rejected")
     else:

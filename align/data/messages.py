@@ -81,8 +81,12 @@ def messages_of(value: Any, field: str) -> tuple[Messages, Tools]:
     messages = tuple(message_of(item, f"{field}.{i}") for i, item in enumerate(items))
     tools: Tools = ()
     for i, item in enumerate(items):
-        tools = tools or tools_of(item.get("tools"), f"{field}.{i}.tools")
-    return tuple(message for message in messages if message["content"] or message["role"] != "system"), tools
+        if item.get("tools") and not tools:
+            tools = tools_of(item["tools"], f"{field}.{i}.tools")
+    said = tuple(message for message in messages if message["content"] or message["role"] != "system")
+    if not said:
+        raise RowError("is empty", field)
+    return said, tools
 
 
 def message_of(value: Any, field: str) -> Message:

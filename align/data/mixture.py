@@ -64,7 +64,7 @@ class SourceReport:
         parts += [f"{n:,} {what}" for n, what in ((self.left_out, "left out by `where`"), (self.dropped, "dropped by the format")) if n]
         if self.bad:
             parts.append(f"{self.bad:,} bad (first: {self.first_bad[0]})")
-        return f"{self.path} ({self.format}): {', '.join(parts)}"
+        return f"{self.path} ({self.format or 'unknown format'}): {', '.join(parts)}"
 
 
 @dataclass

@@ -163,7 +163,7 @@ def _parse_line(decoder: RowDecoder, line: bytes) -> dict[str, Any] | Fault:
         return Fault(f"invalid JSON (col {error.colno})", hint=error.msg)
     except ValueError as error:
         return Fault(f"invalid JSON: {error}")
-    if end != len(text):
+    if (end := skip_space(text, end)) != len(text):
         return Fault(f"invalid JSON (col {end + 1})", hint="one object a line, and nothing after it")
     return fault or value
 

@@ -7,7 +7,6 @@ compared. It runs in the Jinja sandbox of transformers (``apply_chat_template``)
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -152,7 +151,7 @@ class ChatTemplate:
         conversation is the end (gpt-oss), and without any the next turn's head is.
         """
         pattern = self._tokens.pattern
-        shared = len(os.path.commonprefix([final, between]))
+        shared = next((i for i, (a, b) in enumerate(zip(final, between, strict=False)) if a != b), min(len(final), len(between)))
         inside = [match for match in pattern.finditer(final) if match.end() <= shared]
         if own is not False and (inside or pattern.search(final)):
             match = inside[-1] if inside else pattern.search(final)

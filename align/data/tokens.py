@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +24,6 @@ from align.data.trees import Ids
 from align.errors import InputError
 
 Positions = npt.NDArray[np.int64]
-
-_STAND_IN = "Qx7ctl{}ltc7xQ"  # letters and digits only: survives strip, JSON escapes and every template
-_PRIVATE = "\ue000{}\ue001"
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,10 @@ class _Exact:
             raise InputError(f"the tokenizer does not keep its added tokens apart from its vocabulary: {len(moved)} ids moved")
         self._anchor = next(iter(anchors), "")
         self._pattern = any_of(list(markers))
-        self._is_marker = np.zeros(self._tokenizer.get_vocab_size(with_added_tokens=True) + 1, dtype=bool)
-        self._is_marker[[number for number in markers.values() if number < len(self._is_marker)]] = True
+        # Where a tokenizer has a token for unknown characters, that one does come from ordinary text.
+        self._unknown = next((text for text, number in markers.items() if number == _unknown_id(spec)), None)
+        self._is_marker = np.zeros(1 + max(self._tokenizer.get_vocab().values()), dtype=bool)
+        self._is_marker[[number for text, number in markers.items() if text != self._unknown]] = True
         self._tails: dict[str, Ids] = {}
 
     def encode(self, text: str, cuts: Sequence[int]) -> tuple[Ids, Positions, int]:
@@ -82,7 +82,7 @@ class _Exact:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        expected = sum(1 for _ in self._pattern.finditer(text))
+        expected = sum(match[0] != self._unknown for match in self._pattern.finditer(text))
         if int(self._is_marker[ids].sum()) != expected:
             # The tokenizer's normalisation made a marker out of other characters, or a marker's flags keep it from matching.
             raise InputError("the tokenizer reads a control token where the text has none", hint="remove such characters from the row")
@@ -125,6 +125,14 @@ class _Exact:
             window *= 8
 
 
+def _unknown_id(spec: dict[str, Any]) -> int | None:
+    model = spec["model"]
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    vocab = model["vocab"]
+    return vocab.get(model.get("unk_token")) if isinstance(vocab, dict) else None
+
+
 class Tokens:
     """A tokenizer seen from its serialised form (``backend_tokenizer.to_str()``); shares no state with the object it came from."""
 
@@ -133,6 +141,10 @@ class Tokens:
         # Added special tokens, truncation and padding belong to whoever calls a tokenizer; the template writes all markers itself.
         spec.update(post_processor=None, truncation=None, padding=None)
         self._spec = spec
+        # Nobody can write these into data: they are new in every process. Ids do not depend on them.
+        nonce = secrets.token_hex(8)
+        self._stand_in = f"Qx{nonce}n{{}}xQ"  # letters and digits: survives strip, JSON escapes and every template
+        self._private_name = f"\ue000{nonce}n{{}}\ue001"
         self.markers: dict[str, Marker] = {
             t["content"]: Marker(t["content"], t["id"], t["special"], t["lstrip"] or t["rstrip"])
             for t in spec["added_tokens"]
@@ -155,7 +167,7 @@ class Tokens:
 
     @cached_property
     def _private(self) -> dict[str, str]:
-        return {text: _PRIVATE.format(number) for text, number in self._numbers.items()}
+        return {text: self._private_name.format(number) for text, number in self._numbers.items()}
 
     @cached_property
     def _twin(self) -> _Exact:
@@ -168,16 +180,18 @@ class Tokens:
             model["vocab"] = {self._private.get(piece, piece): number for piece, number in vocab.items()}
         else:  # unigram: [piece, score] in the order of ids
             model["vocab"] = [[self._private.get(piece, piece), score] for piece, score in vocab]
+        if isinstance(unknown := model.get("unk_token"), str):
+            model["unk_token"] = self._private.get(unknown, unknown)
         spec["model"] = model
         names = {self._private[m.text]: m.id for m in self.markers.values()}
         return _Exact(spec, names, [self._private[m.text] for m in self._anchors()])
 
     def hider(self, texts: Sequence[str]) -> Callable[[str], tuple[str, int]]:
         """A function that puts stand-ins for the markers ``texts`` into a string, and says for how many."""
-        pattern, numbers = any_of(texts), self._numbers
+        pattern = any_of(texts)
 
         def hide(text: str) -> tuple[str, int]:
-            return pattern.subn(lambda match: _STAND_IN.format(numbers[match[0]]), text)
+            return pattern.subn(lambda match: self._stand_in.format(self._numbers[match[0]]), text)
 
         return hide
 
@@ -197,7 +211,7 @@ class Tokens:
 
     @cached_property
     def _renames(self) -> tuple[re.Pattern[str], dict[str, str]]:
-        back = {_STAND_IN.format(number): text for text, number in self._numbers.items()}
+        back = {self._stand_in.format(number): text for text, number in self._numbers.items()}
         table = {**self._private, **back}
         return any_of(list(table)), table
 

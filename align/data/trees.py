@@ -32,7 +32,7 @@ class Tree:
 
     id: str
     trunk: Ids  # [p], p >= 1
-    branches: tuple[Branch, ...]  # at least one, none empty
+    branches: tuple[Branch, ...]  # none is empty; there is none at all in a prompt that a model is still to answer
     margin: float = 0.0
 
     @property
@@ -43,4 +43,4 @@ class Tree:
     @property
     def longest_path(self) -> int:
         """Tokens from the trunk's start to the end of the longest branch."""
-        return len(self.trunk) + max(len(b.ids) for b in self.branches)
+        return len(self.trunk) + max((len(b.ids) for b in self.branches), default=0)

@@ -125,7 +125,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 if scale != temperature:
                     d_logits *= scale / temperature
                 if grad_bias is not None:
-                    grad_bias += d_logits.sum(0) / scale
+                    grad_bias += d_logits.sum(0)
                 d_logits = d_logits.to(hidden.dtype)
                 if grad_hidden is not None:
                     grad_hidden[part] = d_logits @ head

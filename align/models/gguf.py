@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -64,10 +65,9 @@ def _scalar(handle: BinaryIO, layout: str) -> Any:
 
 def _string(handle: BinaryIO) -> str:
     length = _scalar(handle, "<Q")
-    text = handle.read(length)
-    if len(text) != length:
+    if length > os.fstat(handle.fileno()).st_size - handle.tell():
         raise struct.error("cut off")
-    return text.decode("utf-8")
+    return handle.read(length).decode("utf-8")
 
 
 def _value(handle: BinaryIO, kind: int) -> Any:
@@ -143,7 +143,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         InputError: damaged, or it splits text in a way that transformers does not know, so that token ids would be wrong.
     """
     from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     meta = header(path)
@@ -152,9 +152,8 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if meta.get("tokenizer.ggml.model") == "gpt2" and splitter not in {*DIGIT_SPLITTERS, *_GPT2_SPLITTERS, *GGUF_PRE_TOKENIZER_SPLITS}:
         raise InputError(Problem(f"splits text by {splitter!r}, which transformers does not know", file=str(path)))
     with _alone_in_a_folder(path) as folder, _damaged(path):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, gguf_file=path.name, local_files_only=True, trust_remote_code=False
-        )
+        # Not AutoTokenizer, which reads the whole file once more to find the architecture, and then takes this class.
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=path.name, local_files_only=True)
     if splitter in DIGIT_SPLITTERS:
         backend: Any = tokenizer.backend_tokenizer
         backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
@@ -230,7 +230,7 @@ def _template(path: Path) -> str:
 def _refuse_remote_code(folder: ModelFolder) -> None:
     """A folder may name Python classes of its own (``auto_map``). That is fine when transformers has the same classes built in."""
     problem, hint = "wants its own Python code to be run, which align never does", "use a model that transformers knows"
-    if folder.config.get("auto_map") and folder.config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    if folder.config.get("auto_map") and folder.config.get("model_type") not in CONFIG_MAPPING:
         raise InputError(Problem(f"{problem} (auto_map)", file=str(folder.path / "config.json"), hint=hint))
     path = folder.path / "tokenizer_config.json"
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
@@ -77,6 +78,7 @@ class Manifest:
         return value | {"sha256": files.digest_json(value)}
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that results may depend on, and Python's."""
     versions = {"python": platform.python_version()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class RunFolder:
         """Where a stage keeps what survives an interruption; another config or another input gets another folder."""
         return self.scratch(name) / identity.digest[:16]
 
+    def forget(self, name: str, identity: Identity) -> None:
+        """Remove the work folder of a finished identity; those of others, to which the user may return, stay."""
+        files.remove_folder(self.work(name, identity))
+        if self.scratch(name).is_dir() and not any(self.scratch(name).iterdir()):
+            files.remove_folder(self.scratch(name))
+
     def create(self) -> None:
         """Make the folder. Raises :class:`InputError` when there is one that was not made here: files in it may be deleted later."""
         if self.path.is_dir() and has_content(self.path) and not (self.path / LOCK).is_file():
@@ -83,8 +90,10 @@ class RunFolder:
 
     def recover(self) -> None:
         """Put right what a killed run left. For the holder of the lock only."""
-        for folder in (self.path, self.stages, self.path / "work"):
-            files.recover(folder)
+        files.recover(self.path)
+        files.recover(self.stages)
+        for parent, _, _ in os.walk(self.path / "work"):  # checkpoints are published inside it, at any depth
+            files.recover(Path(parent))
 
     def record(self, loaded: LoadedRecipe) -> None:
         """Write down what is about to run."""

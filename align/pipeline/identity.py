@@ -135,8 +135,9 @@ def explain(old: Identity, new: Identity) -> str:
     """In a few words, why ``new`` needs another run than ``old``."""
     if old.schema_version != new.schema_version or old.kind != new.kind:
         return f"kind changed: {old.kind} -> {new.kind}" if old.kind != new.kind else "made by another version of align"
-    before = {**_flat(old.config), **_flat(old.model, "model"), "seed": old.seed}
-    after = {**_flat(new.config), **_flat(new.model, "model"), "seed": new.seed}
+    before, after = _flat(old.config) | {"seed": old.seed}, _flat(new.config) | {"seed": new.seed}
+    if old.model is not None and new.model is not None:  # else a policy was named, or not any more, and that is in the config
+        before, after = before | _flat(old.model, "model"), after | _flat(new.model, "model")
     keys = [key for key in before | after if before.get(key, _ABSENT) != after.get(key, _ABSENT)]
     if keys:
         shown = [f"{key} {_show(before.get(key, _ABSENT))} -> {_show(after.get(key, _ABSENT))}" for key in keys[:3]]

@@ -1,7 +1,7 @@
 """Runs a recipe: each stage once, again only when something it follows from has changed, and nothing half-done ever visible.
 
-A run folder is ``runs/NAME/``: the recipe and versions, ``stages/NAME/`` the results, ``work/NAME/IDENTITY/`` checkpoints of a stage that is
-not finished. Every process of a distributed run calls :func:`run_recipe`; rank 0 decides, publishes and prints.
+A run folder is ``runs/NAME/``: the recipe and versions, ``stages/NAME/`` the results, ``work/NAME/IDENTITY/`` the checkpoints of a stage
+that has not finished. Every process of a distributed run calls :func:`run_recipe`; rank 0 decides, publishes and prints.
 """
 
 from __future__ import annotations
@@ -215,9 +215,8 @@ class _Runner:
             raise Interrupted(signum, f"stopped before stage {name}; the same command goes on")
         status = _assess(self._loaded, self._run, name)
         assert status.identity is not None
-        work = self._run.work(name, status.identity)
         if status.state == "up to date":
-            files.remove_folder(work)  # a run that was killed right after publishing had no time to
+            self._run.forget(name, status.identity)  # a run that was killed right after publishing had no time to
             _say(self._console, f"{name}: up to date")
             return None
         if name not in self._selected:
@@ -229,6 +228,7 @@ class _Runner:
         _say(self._console, f"{name}: running ({status.reason})")
         self._run.log(name, "started", reason=status.reason, identity=status.identity.digest)
         out = files.temporary(self._run.stages)
+        work = self._run.work(name, status.identity)
         files.make_folder(out)
         files.make_folder(work)
         return _Attempt(status.identity, out, work)

@@ -173,9 +173,7 @@ class _Builder:
         if node.tag == "quoted":
             return text
         if re.fullmatch(r"[-+]?0\d+", text):
-            self.problems.append(
-                place.problem(key, f"`{text[:80]}` is octal in YAML 1.1, decimal in 1.2", "drop the zeros, or quote it")
-            )
+            self.problems.append(place.problem(key, f"`{text[:80]}` is octal in YAML 1.1, decimal in 1.2", "drop the zeros, or quote it"))
         return _plain_scalar(text)
 
 

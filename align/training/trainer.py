@@ -166,9 +166,7 @@ class Trainer(ABC):
             return self.loss(batch.to(self.ranks.device))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.train.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+        return autocast(self.train, self.ranks.device)
 
     def _global_counts(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
         local = add_up({name: Mean(n, 0) for name, n in self.counts(batch).items()} for batch in micro_batches)
@@ -315,6 +313,11 @@ def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
     """Loss terms (as ``loss/TERM``) and metrics of one micro-batch, detached."""
     terms = {f"loss/{name}": Mean(total.detach(), counts[name]) for name, total in output.terms.items()}
     return {**terms, **output.metrics}
+
+
+def autocast(train: Train, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision that the recipe asks for in matrix products."""
+    return nullcontext() if train.autocast is None else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _finite(value: float) -> bool:

@@ -1,0 +1,223 @@
+"""Sources -> encoded trees, cached by content, with an account of every row that was left out.
+
+An entry of the cache is named after all that decides its content: the bytes of the sources, their settings, the encoder, the limits, and
+the code of this package. It is built beside its place and renamed into it. Of several processes that want one entry, one builds it and the
+others wait; that is also how the ranks of a distributed run share it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache as cached
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from align import files
+from align.data.encode import Encoder
+from align.data.examples import TOO_LONG, Limits, TooLong, Unusable, tree_of
+from align.data.formats import Want
+from align.data.hub import load_split
+from align.data.mixture import Records, read_records
+from align.data.readers import data_files
+from align.data.records import Origin, Record
+from align.data.report import SHOWN, DataReport
+from align.data.store import DamagedStore, TreeStore, write_store
+from align.data.trees import Tree
+from align.errors import InputError, Problem
+from align.recipe.refs import import_object
+from align.recipe.schema import DataSource
+
+_log = logging.getLogger("align")
+_REPORT, _REJECTS = "report.json", "rejects.jsonl"
+
+
+def load_trees(
+    want: Want,
+    sources: Sequence[DataSource],
+    *,
+    resolve: Callable[[str], Path | str],
+    encoder: Encoder,
+    max_length: int,
+    too_long: TooLong,
+    train_on: Literal["all", "last"],
+    seed: int,
+    cache: Path,
+    rejects: Path | None,
+) -> tuple[TreeStore, DataReport]:
+    """The records of ``sources`` as trees, from the cache or encoded now, and what became of the rows.
+
+    A conversation is one branch, cut where its first target begins; a preference has the chosen answer as branch 0 and the rejected ones
+    after it; a prompt is a trunk without branches. Branches end at their last target. ``max_length`` bounds every path, in tokens.
+    ``rejects`` gets one JSON line for each row that was left out, bad rows and drops alike.
+
+    Raises :class:`InputError` for bad rows (unless their source skips them), for long ones with ``too_long="error"``, and when nothing is
+    left; :class:`EnvironmentFault` when the disk or the hub does not answer.
+    """
+    locations = [resolve(source.path) for source in sources]
+    limits = Limits(max_length, too_long, train_on)
+    settings: dict[str, Any] = {"want": want, "encoder": encoder.digest, **asdict(limits)}
+    if any(source.weight for source in sources):
+        settings["seed"] = seed  # mixing is the only random part
+    inputs = [_identity(source, location) for source, location in zip(sources, locations, strict=True)]
+    key = files.digest_json({"inputs": inputs, "code": _code_digest(), **settings})
+    entry = files.make_folder(cache) / key[:40]
+    with _locked(cache / f".{entry.name}.lock"):
+        reused = _intact(entry)
+        if not reused:
+            _build(entry, _Builder(want, encoder, limits, _skipping(sources, locations)), sources, locations, seed)
+        report = _read_report(entry, reused=reused)
+        if rejects is not None and (entry / _REJECTS).exists():
+            with files.machine_faults(rejects):
+                rejects.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(entry / _REJECTS, rejects)
+        return TreeStore(entry), report
+
+
+# Identity
+
+
+def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
+    """What the rows of a source depend on."""
+    settings = source.model_dump(mode="json", exclude={"path"})
+    if source.format and ":" in source.format:
+        # The user's own function; what its module imports is not followed.
+        module = inspect.getsourcefile(import_object(source.format))
+        settings["format_code"] = files.sha256_file(Path(module)) if module else None
+    if isinstance(location, str):
+        return {**settings, "hub": location, "content": str(load_split(location, source.split)._fingerprint)}
+    return {**settings, "content": [[path.name, files.sha256_file(path)] for path in data_files(location)]}
+
+
+@cached
+def _code_digest() -> str:
+    """Digest of this package's own modules, so that an entry never outlives the code that made it."""
+    return files.digest_json({path.name: files.sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))})
+
+
+def _skipping(sources: Sequence[DataSource], locations: Sequence[Path | str]) -> set[str]:
+    """Where the rows come from that may be skipped when they are bad, spelled as in :class:`Origin`."""
+    places: dict[bool, set[str]] = {True: set(), False: set()}
+    for source, location in zip(sources, locations, strict=True):
+        names = {location} if isinstance(location, str) else {str(path) for path in data_files(location)}
+        places[source.on_bad_row == "skip"] |= names
+    return places[True] - places[False]
+
+
+# The cache
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` for this process; wait while another holds it. The kernel lets go of it when a process dies."""
+    with files.machine_faults(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        with files.machine_faults(path):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("waiting for another process to encode the same data")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _intact(entry: Path) -> bool:
+    """Is there a finished entry, unchanged since it was written? One that is damaged is told of, and will be built anew."""
+    if not entry.exists():
+        return False
+    try:
+        TreeStore(entry).verify()
+        _read_report(entry, reused=True)
+    except (DamagedStore, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        _log.warning("encoded data in %s are damaged (%s): encoding again", entry, error)
+        return False
+    return True
+
+
+def _read_report(entry: Path, *, reused: bool) -> DataReport:
+    return DataReport.from_json(json.loads((entry / _REPORT).read_text(encoding="utf-8")), reused=reused)
+
+
+def _build(entry: Path, builder: _Builder, sources: Sequence[DataSource], locations: Sequence[Path | str], seed: int) -> None:
+    files.clean_stale(entry.parent)
+    tmp = files.temporary(entry.parent)
+    try:
+        files.make_folder(tmp)
+        bad = tmp / "bad.jsonl"
+        records = read_records(sources, locations, builder.want, seed=seed, rejects=bad)
+        with files.machine_faults(tmp), (tmp / _REJECTS).open("w", encoding="utf-8", errors="backslashreplace") as rejects:
+            write_store(tmp, builder.trees(records, rejects))
+            if bad.exists():
+                with bad.open(encoding="utf-8") as lines:
+                    shutil.copyfileobj(lines, rejects)
+                bad.unlink()
+        builder.finish(records, [source.path for source in sources])
+        files.write_json(tmp / _REPORT, builder.report.as_json())
+        files.publish_folder(tmp, entry)
+    finally:
+        files.discard(tmp)
+
+
+class _Builder:
+    """Makes the trees of one entry and its report."""
+
+    def __init__(self, want: Want, encoder: Encoder, limits: Limits, skipping: set[str]) -> None:
+        self.want: Want = want
+        self.report = DataReport(want)
+        self._encoder, self._limits, self._skipping = encoder, limits, skipping
+        self._refused: list[Problem] = []
+
+    def trees(self, records: Records, rejects: TextIO) -> Iterator[Tree]:
+        """A tree for each record that can be used; a line in ``rejects`` for each other one."""
+        for record in records:
+            try:
+                tree = tree_of(record, self._encoder, self._limits, partial(self.report.note, origin=record.origin))
+            except Unusable as reason:
+                self._drop(record.origin, str(reason), rejects)
+            except InputError as error:
+                self._refuse(record, error.problems[0], rejects)
+            else:
+                self.report.add(tree)
+                yield tree
+
+    def finish(self, records: Records, paths: Sequence[str]) -> None:
+        """Complete the report. Raises InputError for rows that stop the run, and when nothing is left."""
+        report, limit = self.report, self._limits.max_length
+        report.source_lines, report.sources = records.report.lines(), records.report.as_json()
+        if self._refused:
+            raise InputError(self._refused)
+        long = report.dropped.get(TOO_LONG)
+        if long and self._limits.too_long == "error":
+            places = [Problem(f"{TOO_LONG} ({limit:,} tokens)", file=place) for place in long.first]
+            hint = "raise max_length, or set too_long to drop or truncate"
+            raise InputError([*places, Problem(f"{long.total:,} such rows in all", hint=hint)])
+        if not report.trees:
+            reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
+            what = f"0 rows left of {records.report.given:,}: {reasons}"
+            raise InputError(Problem(what, file=", ".join(paths), hint=f"max_length is {limit:,} tokens" if long else None))
+
+    def _drop(self, origin: Origin, reason: str, rejects: TextIO) -> None:
+        self.report.drop(reason, origin)
+        entry = {"source": origin.source, "line": origin.line, "field": None, "reason": reason, "content": ""}
+        rejects.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def _refuse(self, record: Record, problem: Problem, rejects: TextIO) -> None:
+        """The encoder cannot take this record: a bad row, to be skipped or to stop at as its source says."""
+        origin = record.origin
+        if origin.source in self._skipping:
+            self._drop(origin, problem.message, rejects)
+            return
+        self._refused.append(Problem(problem.message, file=origin.source, line=origin.line, hint=problem.hint))
+        if len(self._refused) == SHOWN:
+            raise InputError([*self._refused, Problem(f"stopped after {SHOWN} such rows", hint="`on_bad_row: skip` leaves them out")])

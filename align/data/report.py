@@ -1,0 +1,99 @@
+"""What became of the rows of a data set: what was kept, what was left out and why, and what a person should know about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from align.data.records import Origin
+from align.data.trees import Tree
+
+SHOWN = 10
+"""Places that are named for each reason; their number is told in any case."""
+
+
+@dataclass
+class Counted:
+    """How often something happened, and where first."""
+
+    total: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, origin: Origin) -> None:
+        """Once more, at ``origin``."""
+        self.total += 1
+        if len(self.first) < SHOWN:
+            self.first.append(str(origin))
+
+    def __str__(self) -> str:
+        """``4 (a.jsonl:3, 17, b.jsonl:2, ...)``: a file is named where it changes."""
+        places, before = [], ""
+        for source, _, line in (place.rpartition(":") for place in self.first):
+            places.append(line if source == before else f"{source}:{line}")
+            before = source
+        more = ["..."] if self.total > len(self.first) else []
+        return f"{self.total:,} ({', '.join(places + more)})"
+
+
+@dataclass
+class DataReport:
+    """The account of one encoded data set."""
+
+    want: str
+    trees: int = 0
+    """Conversations, preferences or prompts that are left."""
+    tokens: int = 0
+    """Unique tokens: a prompt counts once, however many answers it has."""
+    targets: int = 0
+    """Trained tokens."""
+    longest: int = 0
+    """Tokens of the longest path."""
+    dropped: dict[str, Counted] = field(default_factory=dict)
+    """Records left out, by reason."""
+    noted: dict[str, Counted] = field(default_factory=dict)
+    """What happened to records that were kept."""
+    source_lines: list[str] = field(default_factory=list)
+    """One line for each source: rows read, kept, left out, bad."""
+    sources: dict[str, Any] = field(default_factory=dict)
+    """The same as numbers."""
+    reused: bool = False
+    """It comes from the cache, and nothing was encoded."""
+
+    def add(self, tree: Tree) -> None:
+        """A record was kept."""
+        self.trees += 1
+        self.tokens += tree.size
+        self.targets += sum(int(branch.mask.sum()) for branch in tree.branches)
+        self.longest = max(self.longest, tree.longest_path)
+
+    def drop(self, reason: str, origin: Origin) -> None:
+        """A record was left out."""
+        self.dropped.setdefault(reason, Counted()).add(origin)
+
+    def note(self, what: str, origin: Origin) -> None:
+        """Something happened to a record."""
+        self.noted.setdefault(what, Counted()).add(origin)
+
+    def lines(self) -> list[str]:
+        """For people: the sources, the sum, the drops and the notes."""
+        trained = f", {self.targets:,} of them trained" if self.targets else ""
+        cached = " (encoded before)" if self.reused else ""
+        return [
+            *self.source_lines,
+            f"{self.trees:,} {self.want}s{cached}: {self.tokens:,} tokens{trained}, the longest has {self.longest:,}",
+            *(f"dropped, {reason}: {count}" for reason, count in self.dropped.items()),
+            *(f"note, {what}: {count}" for what, count in self.noted.items()),
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; :meth:`from_json` reads it back."""
+        content = asdict(self)
+        del content["reused"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], *, reused: bool) -> DataReport:
+        """The report that :meth:`as_json` wrote. Raises TypeError or KeyError for anything else."""
+        counts = {key: {reason: Counted(**entry) for reason, entry in content[key].items()} for key in ("dropped", "noted")}
+        return cls(**{**content, **counts, "reused": reused})

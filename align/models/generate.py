@@ -1,0 +1,102 @@
+"""Answers of a model that is being trained, or was: batched, left padded, and the same as one by one.
+
+For looking at a model, in chat and before and after training. Rollouts for training come from a rollout engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from align.data.encode import Encoder
+from align.models.adapters import unwrap
+from align.models.forward import causal_lm
+
+_BATCH = 16
+
+
+def answer(
+    model: nn.Module,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``.
+
+    Greedy at temperature 0, else plain sampling from ``seed``. Returns the generated ids, each with its stop id when it stopped by itself.
+    The caller's random state, training mode and attention are left as they were.
+    """
+    answers: list[list[int]] = []
+    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
+    with generating(model) as lm, torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        settings = generation_settings(lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature)
+        for start in range(0, len(prompts), _BATCH):
+            answers += _continue(lm, encoder, prompts[start : start + _BATCH], settings)
+    return answers
+
+
+def _continue(lm: Any, encoder: Encoder, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), encoder.pad_id)
+    attended = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor([int(i) for i in prompt])
+        attended[row, width - len(prompt) :] = 1
+    # generate() derives positions from the mask: they count from each prompt's first token, not from the padding.
+    output = lm.generate(ids.to(lm.device), attention_mask=attended.to(lm.device), generation_config=settings)
+    return [_cut(row, encoder.stop_ids) for row in output[:, width:].tolist()]
+
+
+def _cut(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """Up to and including the first stop id; what follows is padding (which may be a stop id itself)."""
+    end = next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]
+
+
+def embedding_rows(lm: PreTrainedModel) -> int:
+    """For how many token ids the model has an embedding."""
+    embedding: Any = lm.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
+def generation_settings(lm: PreTrainedModel, encoder: Encoder, *, max_new_tokens: int, temperature: float) -> GenerationConfig:
+    """Plain greedy search or sampling, none of a model's own defaults; never an id for which the tokenizer has no token."""
+    rows = embedding_rows(lm)
+    known = max(encoder.tokenizer.get_vocab().values()) + 1
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(encoder.stop_ids),
+        pad_token_id=encoder.pad_id,
+        suppress_tokens=list(range(known, rows)) or None,
+        use_cache=True,
+        **sampling,
+    )
+
+
+@contextmanager
+def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
+    """The transformers model inside ``model``, ready to generate; put back as it was afterwards."""
+    outer = unwrap(model)
+    lm = causal_lm(outer)
+    training, attention, defaults = outer.training, lm.config._attn_implementation, lm.generation_config
+    outer.eval()
+    lm.set_attn_implementation("sdpa")  # attention per tree needs a batch of trees
+    lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # generate() fills what is not set from the model's defaults
+    try:
+        with torch.no_grad():
+            yield lm
+    finally:
+        lm.generation_config = defaults
+        if attention is not None:
+            lm.set_attn_implementation(attention)
+        outer.train(training)

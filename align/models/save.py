@@ -1,0 +1,208 @@
+"""Saving a policy so that transformers, vLLM and TRL load it with no help from here, with the template and stop ids it was trained with."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from align import files
+from align.data.encode import Encoder
+from align.models import gguf
+from align.models.adapters import adapter_to_save, is_lora, merged_copy, unwrap
+from align.models.folder import ADAPTER_WEIGHTS, NOTES, read_folder
+from align.models.forward import causal_lm
+from align.models.generate import answer, embedding_rows, generating
+from align.models.hub import cached_commit
+from align.models.identity import is_gguf, is_local, model_digest
+from align.models.load import require_rows
+from align.models.quiet import no_progress_bars
+from align.recipe.schema import Model
+
+MERGED = "merged"
+"""Folder beside an adapter with the whole model, when that was asked for."""
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+_SUBJECTS = (
+    *("rain", "bread", "glass", "the moon", "a river", "salt", "a bridge", "snow", "a clock", "wool"),
+    *("iron", "tea", "a violin", "sand", "the sea", "paper", "a candle", "honey", "chess", "a shadow"),
+)
+
+
+def save_policy(model: nn.Module, encoder: Encoder, out: Path, *, base: Model, save_merged: bool = False) -> dict[str, Any]:
+    """Write a policy into the folder ``out``: the whole model, or its adapter when that is what was trained.
+
+    ``base`` is what the stage started from (resolved): its content digest is saved with an adapter, which will load onto nothing else.
+    ``save_merged`` adds the folder ``merged`` with the adapter merged in. Files appear in place, one after another: publishing the folder
+    at once is the caller's. The model is left as it was.
+
+    Returns:
+        For the stage's report: format, dtype, parameters, stop ids, base (with ``dequantised_from``), generation flags left out, and for
+        a merged copy how far its logits are from the adapter's and how many of 20 greedy answers are the same.
+
+    Raises:
+        InputError: the tokenizer has ids beyond the model's embeddings.
+        EnvironmentFault: the disk is full or cannot be written.
+    """
+    lm = causal_lm(unwrap(model))
+    require_rows(encoder.tokenizer, embedding_rows(lm), out)
+    origin = _origin(base, adapter=is_lora(model))
+    report: dict[str, Any] = {
+        "format": "lora" if is_lora(model) else "full",
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in lm.parameters()),
+        "stop_ids": list(encoder.stop_ids),
+        "base": origin,
+    }
+    with files.machine_faults(out), no_progress_bars():
+        out.mkdir(parents=True, exist_ok=True)
+        if is_lora(model):
+            report["adapter_parameters"] = _save_adapter(model, out, origin)
+            report["generation_flags_left_out"] = _generation(lm, encoder)[1]
+            if save_merged:
+                plain = merged_copy(model)
+                report["merged"] = drift(model, plain, encoder)
+                _save_whole(plain, encoder, out / MERGED)
+                _save_tokenizer(encoder, out / MERGED)
+                _save_notes(encoder, out / MERGED, origin)
+        else:
+            report["generation_flags_left_out"] = _save_whole(lm, encoder, out)
+        _save_tokenizer(encoder, out)
+    _save_notes(encoder, out, origin)
+    return report
+
+
+# The parts
+
+
+def _save_whole(lm: PreTrainedModel, encoder: Encoder, out: Path) -> list[str]:
+    config = _config(lm, encoder)
+    generation, left_out = _generation(lm, encoder)
+    with _speaking_for(lm, config, generation):
+        lm.save_pretrained(out)
+    for weights in out.glob("*.safetensors"):
+        weights.chmod((out / "config.json").stat().st_mode)  # safetensors ignores the umask
+    return left_out
+
+
+@contextmanager
+def _speaking_for(lm: PreTrainedModel, config: PreTrainedConfig, generation: GenerationConfig) -> Iterator[None]:
+    """Lend the model another configuration while it is saved."""
+    before = lm.config, lm.generation_config
+    lm.config, lm.generation_config = config, generation
+    try:
+        yield
+    finally:
+        lm.config, lm.generation_config = before
+
+
+def _config(lm: PreTrainedModel, encoder: Encoder) -> PreTrainedConfig:
+    config = copy.deepcopy(lm.config)
+    config.eos_token_id = list(encoder.stop_ids) if len(encoder.stop_ids) > 1 else encoder.stop_ids[0]
+    config.pad_token_id = encoder.pad_id
+    config.use_cache = True  # off while training; a saved "off" makes generation crawl
+    for name in ("auto_map", "quantization_config"):  # of the folder it came from; neither is true of this one
+        if hasattr(config, name):
+            delattr(config, name)
+    return config
+
+
+def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig, list[str]]:
+    """The model's own generation settings with all stop ids, and the names of the settings that contradict the others, left out."""
+    own = lm.generation_config if lm.generation_config is not None else GenerationConfig()
+    stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    special = {
+        "bos_token_id": own.bos_token_id,
+        "eos_token_id": list(dict.fromkeys([*encoder.stop_ids, *(int(i) for i in stops if i is not None)])),
+        "pad_token_id": encoder.pad_id,
+    }
+    settings = {name: value for name, value in own.to_diff_dict().items() if name not in special and not name.startswith("_")}
+    settings.pop("transformers_version", None)
+    left_out = [] if own.do_sample else [name for name in _SAMPLING if settings.pop(name, None) is not None]
+    generation = GenerationConfig(**settings, **special)  # type: ignore[no-untyped-call]
+    try:
+        generation.validate(strict=True)
+    except ValueError:  # transformers loads such settings and then refuses to save them
+        left_out += sorted(settings)
+        generation = GenerationConfig(**special)  # type: ignore[no-untyped-call]
+    return generation, left_out
+
+
+def _save_tokenizer(encoder: Encoder, out: Path) -> None:
+    tokenizer = copy.copy(encoder.tokenizer)
+    tokenizer.chat_template = encoder.template
+    tokenizer.save_pretrained(out)
+    path = out / "tokenizer_config.json"
+    settings = json.loads(path.read_bytes())
+    for name in ("auto_map", "is_local", "local_files_only"):
+        settings.pop(name, None)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same class, by the name that transformers 4 knows as well
+    files.write_json(path, settings)
+
+
+def _save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
+    state, config = adapter_to_save(model)
+    lm = causal_lm(unwrap(model))
+    config.base_model_name_or_path = lm.name_or_path
+    config.revision = origin["revision"]
+    config.inference_mode = True
+    save_file(state, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(out)
+    (out / ADAPTER_WEIGHTS).chmod((out / "adapter_config.json").stat().st_mode)
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def _save_notes(encoder: Encoder, out: Path, origin: dict[str, Any]) -> None:
+    notes = {"base": origin, "chat_template_kwargs": encoder.template_kwargs, "encoder": encoder.digest, "stop_ids": list(encoder.stop_ids)}
+    files.write_json(out / NOTES, notes)
+
+
+# Where it comes from
+
+
+def _origin(base: Model, *, adapter: bool) -> dict[str, Any]:
+    """Path or hub id, revision and digest of what the saved weights build on, and the format they were dequantised from, if any.
+
+    An adapter on top of an adapter is saved as one adapter of the first one's base.
+    """
+    if not is_local(base.path):
+        commit = cached_commit(base.path, base.revision) or base.revision
+        return {"path": base.path, "revision": commit, "digest": model_digest(base.path, commit), "dequantised_from": None}
+    path = Path(base.path).expanduser().absolute()
+    notes: dict[str, Any] = {}
+    if not is_gguf(path):
+        folder = read_folder(path)
+        notes = folder.notes.get("base") or {}
+        if adapter and folder.adapter is not None:
+            under = Model(path=folder.adapter["base_model_name_or_path"], revision=folder.adapter.get("revision"))
+            return notes or _origin(under, adapter=True)
+    format = gguf.quantisation(path) if is_gguf(path) else notes.get("dequantised_from")
+    return {"path": str(path), "revision": None, "digest": model_digest(path), "dequantised_from": format}
+
+
+# What merging costs
+
+
+@torch.no_grad()
+def drift(model: nn.Module, merged: PreTrainedModel, encoder: Encoder) -> dict[str, float | int]:
+    """How far a merged copy is from its adapter on 20 fixed prompts: largest difference of a logit, and equal greedy answers (8 tokens)."""
+    prompts = [encoder.encode_prompt([{"role": "user", "content": f"Write one sentence about {it}."}]).tolist() for it in _SUBJECTS]
+    widest = 0.0
+    with generating(model) as one, generating(merged) as other:
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=one.device)
+            difference = one(ids, use_cache=False).logits.float() - other(ids, use_cache=False).logits.float()
+            widest = max(widest, difference.abs().max().item())
+    first = answer(model, encoder, prompts, max_new_tokens=8)
+    second = answer(merged, encoder, prompts, max_new_tokens=8)
+    same = sum(a == b for a, b in zip(first, second, strict=True))
+    return {"max_abs_logit_diff": widest, "equal_answers": same, "prompts": len(prompts)}

@@ -1,0 +1,199 @@
+"""``kind: dpo``: direct preference optimisation and its relatives. Preferences in, a policy out.
+
+A prompt with its chosen and all its rejected answers is one tree, computed in one pass. Each (chosen, rejected) pair gives a loss; a
+prompt's loss is the mean over its rejected answers, and the step's is the mean over its prompts, so a prompt with many rejected answers
+weighs as much as one with a single one. The reference is always the stage's own starting policy, scored once before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align import files
+from align.batching.batch import Batch
+from align.batching.loader import Loader
+from align.data.store import TreeStore
+from align.functional import losses
+from align.functional.segments import segment_count, segment_mean, segment_sum
+from align.models.forward import batch_logprobs
+from align.recipe.schema import DpoStage
+from align.stages.context import StageContext
+from align.stages.training import TrainingRun, prepare
+from align.training.metrics import Mean, add_up
+from align.training.reference import Reference, reference_for, weights_digest
+from align.training.trainer import LossOutput, Trainer, autocast
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which branches of a batch are compared: P pairs, each of one tree."""
+
+    chosen: Tensor  # int64 [P], branch numbers
+    rejected: Tensor  # int64 [P]
+    tree: Tensor  # int64 [P]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Pairs:
+        """Every rejected branch with the chosen branch (slot 0) of its tree."""
+        rejected = torch.nonzero(batch.branch_slot > 0).squeeze(1)
+        tree = batch.branch_tree[rejected]
+        first = torch.nonzero(batch.branch_slot == 0).squeeze(1)
+        chosen_of_tree = torch.empty_like(first).scatter_(0, batch.branch_tree[first], first)
+        return cls(chosen_of_tree[tree], rejected, tree)
+
+
+class DpoTrainer(Trainer):
+    """The preference losses on the common loop.
+
+    ``reference`` and ``held_out_reference`` give the summed reference log-probs of a batch's branches; None for losses without one.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        held_out: Sequence[Batch],
+        spec: DpoStage,
+        reference: Reference | None,
+        held_out_reference: Reference | None,
+        **common: Any,
+    ) -> None:
+        super().__init__(total_steps=len(loader.plan), **common)
+        self.loader, self.held_out, self.spec = loader, held_out, spec
+        self.references = (reference, held_out_reference)
+        self.term_weights = {"sft": spec.sft_weight}
+        self.kl = (0.0, 0.0)
+
+    def steps(self) -> Iterator[Sequence[Batch]]:
+        """The loader's steps from where the run is; for ``kto_pair`` the step's reference points are estimated first."""
+        for micro_batches in self.loader.from_step(self.progress.step):
+            if self.spec.loss == "kto_pair":
+                self.kl = self._reference_points(micro_batches, held_out=False)
+            yield micro_batches
+
+    def eval_batches(self) -> Sequence[Batch]:
+        """Held-out preferences."""
+        if self.spec.loss == "kto_pair":
+            self.kl = self._reference_points(self.held_out, held_out=True)
+        return self.held_out
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """Prompts, and tokens of chosen answers."""
+        chosen_tokens = int((batch.branch_slot[batch.branch] == 0).sum())
+        return {"dpo": len(batch.tree_ids), **({"sft": chosen_tokens} if self.spec.sft_weight else {})}
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Summed over prompts: the mean preference loss over each prompt's pairs; and the chosen answers' negative log-likelihood."""
+        logprobs = batch_logprobs(self.model, batch, own_attention=self.loader.layout == "padded")
+        policy = segment_sum(logprobs, batch.branch, batch.num_branches)
+        ratios = policy - self._reference_sums(batch)
+        pairs = Pairs.of(batch)
+        per_prompt = segment_mean(self._pair_loss(batch, policy, ratios, pairs), pairs.tree, len(batch.tree_ids))
+        terms = {"dpo": per_prompt.sum()}
+        if self.spec.sft_weight:
+            terms["sft"] = losses.token_nll(logprobs[batch.branch_slot[batch.branch] == 0]).sum()
+        return LossOutput(terms, self._metrics(batch, policy.detach(), ratios.detach(), pairs))
+
+    def _reference_sums(self, batch: Batch) -> Tensor:
+        # The model is in training mode in training and only there, so this tells the two data sets apart.
+        reference = self.references[0 if self.model.training else 1]
+        return torch.zeros(batch.num_branches, device=batch.branch.device) if reference is None else reference(batch)
+
+    def _pair_loss(self, batch: Batch, policy: Tensor, ratios: Tensor, pairs: Pairs) -> Tensor:
+        """The recipe's loss of each pair, [P]."""
+        spec = self.spec
+        lengths = segment_count(batch.branch, batch.num_branches)
+        margins = ratios[pairs.chosen] - ratios[pairs.rejected]
+        match spec.loss:
+            case "sigmoid":
+                return losses.dpo_sigmoid(margins, spec.beta, spec.label_smoothing or 0.0)
+            case "hinge":
+                return losses.dpo_hinge(margins, spec.beta)
+            case "ipo":
+                means = ratios / lengths
+                return losses.ipo(means[pairs.chosen] - means[pairs.rejected], spec.beta)
+            case "simpo":
+                means = policy / lengths
+                return losses.simpo(means[pairs.chosen] - means[pairs.rejected], spec.beta, 1.0 if spec.gamma is None else spec.gamma)
+            case "kto_pair":
+                return losses.kto_pair(ratios[pairs.chosen], ratios[pairs.rejected], spec.beta, *self.kl)
+
+    @torch.no_grad()
+    def _reference_points(self, micro_batches: Sequence[Batch], *, held_out: bool) -> tuple[float, float]:
+        """Mean log-ratios of chosen and of rejected answers over the whole step, at least 0: KTO's reference points, without gradient."""
+        parts = []
+        was_training = self.model.training
+        self.model.train(not held_out)
+        for cpu_batch in micro_batches:
+            batch = cpu_batch.to(self.ranks.device)
+            with self._autocast():
+                logprobs = batch_logprobs(self.model, batch, own_attention=self.loader.layout == "padded")
+            ratios = segment_sum(logprobs, batch.branch, batch.num_branches) - self._reference_sums(batch)
+            chosen = batch.branch_slot == 0
+            parts.append(
+                {
+                    "chosen": Mean(ratios[chosen].sum(), int(chosen.sum())),
+                    "rejected": Mean(ratios[~chosen].sum(), int((~chosen).sum())),
+                }
+            )
+        self.model.train(was_training)
+        sums = add_up(self.ranks.gather(add_up(parts)))
+        return max(0.0, sums["chosen"].value), max(0.0, sums["rejected"].value)
+
+    def _metrics(self, batch: Batch, policy: Tensor, ratios: Tensor, pairs: Pairs) -> dict[str, Mean]:
+        """Implicit rewards, accuracy, log-probs and lengths, each averaged over prompts (over a prompt's rejected answers first)."""
+        lengths = segment_count(batch.branch, batch.num_branches)
+        rewards = self.spec.beta * (policy / lengths if self.spec.loss == "simpo" else ratios)
+        per_prompt = partial(segment_mean, segment=pairs.tree, num_segments=len(batch.tree_ids))
+        margin = rewards[pairs.chosen] - rewards[pairs.rejected]
+        values = {
+            "rewards/chosen": rewards[pairs.chosen],
+            "rewards/rejected": rewards[pairs.rejected],
+            "rewards/margins": margin,
+            "rewards/accuracies": (margin > 0).float(),
+            "logps/chosen": policy[pairs.chosen],
+            "logps/rejected": policy[pairs.rejected],
+            "length/chosen": lengths[pairs.chosen].float(),
+            "length/rejected": lengths[pairs.rejected].float(),
+        }
+        return {name: Mean(per_prompt(value).sum(), len(batch.tree_ids)) for name, value in values.items()}
+
+
+def run(spec: DpoStage, ctx: StageContext) -> None:
+    """Score the reference, train on preferences, and warn when the chosen answers became less likely too."""
+    stage = prepare(spec, ctx, "preference")
+    digest = None if spec.loss == "simpo" else weights_digest(stage.model)
+    references = [_reference(stage, store, digest) for store in (stage.data, stage.held_out)]
+    loader = stage.loader(stage.data, stage.plan)
+    trainer = DpoTrainer(loader, stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments)
+    stage.train_and_save(trainer)
+    before, after = trainer.progress.first_eval, trainer.progress.last_eval
+    if before and after and after["logps/chosen"] < before["logps/chosen"] and after["logps/rejected"] < before["logps/rejected"]:
+        ctx.console.print(
+            f"{ctx.name}  note: held-out chosen answers became less likely too ({before['logps/chosen']:.1f} -> {after['logps/chosen']:.1f} "
+            "nats), only less so than rejected ones. DPO allows that; sft_weight, a larger beta or fewer steps work against it.",
+            highlight=False,
+        )
+
+
+def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None) -> Reference | None:
+    """Reference log-probs of a data set under the starting policy; None without data, or for a loss without reference."""
+    if store is None or weights is None:
+        return None
+    train = stage.spec.train
+    key = {"weights": weights, "data": store.digest, "dtype": train.dtype, "autocast": train.autocast}
+    return reference_for(
+        stage.model,
+        stage.all_of(store),
+        [len(store[i].branches) for i in range(len(store))],
+        key=files.digest_json(key),
+        cache=stage.ctx.cache / "reference",
+        ranks=stage.group,
+        autocast=autocast(train, stage.group.device),
+        own_attention=train.layout == "padded",
+    )

@@ -1,0 +1,83 @@
+"""DPO against TRL's DPOTrainer (reference log-probs computed beforehand, unmeasured) and a bare loop over the unique tokens.
+
+TRL takes pairs: a prompt with K rejected answers becomes K pairs, each with its own copy of prompt and chosen answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import data, model, peer
+from benchmarks.bare import BARE, BARE_TARGETS
+from benchmarks.harness import Benchmark, Contender, Setting, Work
+from benchmarks.measure import Recorder
+
+PAIRS_PER_STEP = 16
+SHORTER_THAN = 384
+BETA = 0.1
+
+
+def _work(rows: data.Rows, trees_per_step: int) -> Work:
+    """Steps of equally many trees; the warm-up repeats the first one. What does not fill a step is left out."""
+    steps = [list(range(s, s + trees_per_step)) for s in range(0, len(rows.trees) - trees_per_step + 1, trees_per_step)]
+    return Work(rows.trees, [steps[0], *steps], rows.source)
+
+
+def _pairs(quick: bool) -> Work:
+    per_step = 8 if quick else PAIRS_PER_STEP
+    return _work(data.pairs(model.encoder(), per_step if quick else 64, SHORTER_THAN), per_step)
+
+
+def _many(rejected: int, real: bool) -> Callable[[bool], Work]:
+    def prepare(quick: bool) -> Work:
+        per_step = 1 if quick else PAIRS_PER_STEP // rejected
+        trees = per_step * (1 if quick else 2)
+        rows = data.many_rejected(model.encoder(), trees, rejected, SHORTER_THAN) if real else data.random_tokens(trees, rejected)
+        return _work(rows, per_step)
+
+    return prepare
+
+
+def _expanded(tree: Any) -> list[dict[str, list[int]]]:
+    """A tree as pairs."""
+    chosen, *rejected = tree.branches
+    return [{"prompt_ids": tree.trunk.tolist(), "chosen_ids": chosen.ids.tolist(), "rejected_ids": r.ids.tolist()} for r in rejected]
+
+
+def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class Encoded(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset  # the rows are token ids already
+
+    steps = [[pair for i in step for pair in _expanded(work.trees[i])] for step in work.steps]
+    rows = [pair for step in steps for pair in sorted(step, key=lambda pair: -sum(map(len, pair.values())))]
+    settings = peer.arguments(setting["per_device_batch"], len(steps[0]))
+    config = DPOConfig(**settings, beta=BETA, loss_type="sigmoid", precompute_ref_log_probs=True, num_train_epochs=1)
+    trainer = peer.recorded(Encoded, recorder)(
+        model=model.policy(), args=config, train_dataset=Dataset.from_list(rows), processing_class=model.encoder().tokenizer
+    )
+    trainer.train()
+
+
+TRL = Contender(
+    "TRL",
+    "TRL's DPOTrainer, reference log-probs precomputed",
+    tuple({"per_device_batch": batch} for batch in (1, 2, 4, 8)),
+    _trl,
+)
+
+
+def _benchmark(name: str, title: str, about: str, prepare: Callable[[bool], Work]) -> Benchmark:
+    return Benchmark(name, title, f"{model.NAME}. {about}", "pairs", prepare, (TRL, BARE, BARE_TARGETS))
+
+
+BENCHMARKS = (
+    _benchmark("dpo", "DPO on real pairs", f"Optimiser steps of {PAIRS_PER_STEP} pairs.", _pairs),
+    _benchmark("dpo-k8", "DPO, 8 rejected answers", f"Optimiser steps of {PAIRS_PER_STEP} pairs: 2 prompts.", _many(8, real=False)),
+    _benchmark("dpo-k16", "DPO, 16 rejected answers", f"Optimiser steps of {PAIRS_PER_STEP} pairs: 1 prompt.", _many(16, real=False)),
+    _benchmark("dpo-k8-real", "DPO, 8 rejected answers, real text", "Optimiser steps of 16 pairs: 2 prompts.", _many(8, real=True)),
+)

@@ -1,0 +1,58 @@
+"""The stage of docs/extending.md, taken from there and run from a user's folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from align.errors import InputError
+from align.pipeline.runner import run_recipe
+from align.recipe.load import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def example(name: str) -> str:
+    found = re.search(rf"<!-- example: {re.escape(name)} -->\n```\w+\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    assert found, f"docs/extending.md has no example {name}"
+    return found.group(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("my_stages.py", "short.yaml"):
+        (tmp_path / name).write_text(example(name))
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_stages", raising=False)
+    return tmp_path
+
+
+def test_the_stage_runs_once_and_its_rows_are_an_artefact(folder: Path) -> None:
+    run = run_recipe(load_recipe("short.yaml"), console=Console(file=io.StringIO()))
+    assert run.ran == ("short",)
+    lines = (run.folder / "stages" / "short" / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert run.summaries["short"]["kept"] == len(kept) > 10
+    assert all(len(row["prompt"][-1]["content"]) <= 40 for row in kept)
+
+    again = run_recipe(load_recipe("short.yaml"), console=Console(file=io.StringIO()))
+    assert again.up_to_date == ("short",)
+    fewer = run_recipe(load_recipe("short.yaml", ["stages.short.characters=20"]), console=Console(file=io.StringIO()))
+    assert fewer.ran == ("short",)
+    assert 0 < fewer.summaries["short"]["kept"] < len(kept)
+
+
+def test_its_schema_is_closed_like_a_built_in_one(folder: Path) -> None:
+    recipe = folder / "short.yaml"
+    recipe.write_text(recipe.read_text().replace("characters: 40", "character: 40"))
+    with pytest.raises(InputError) as caught:
+        load_recipe("short.yaml")
+    assert "short.yaml:4:" in str(caught.value) and "characters" in str(caught.value)

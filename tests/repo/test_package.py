@@ -1,0 +1,22 @@
+"""What a wheel carries: the package, the shipped recipes and their data, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_wheel_carries_recipes_and_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("alignkit-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {f"align/_shipped/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    shipped |= {f"align/_shipped/data/quickstart/{path.name}" for path in (ROOT / "data" / "quickstart").iterdir()}
+    assert shipped <= names
+    assert "align/errors.py" in names
+    assert all(name.startswith(("align/", "alignkit-")) for name in names), "something outside the package would be installed"

@@ -1,0 +1,36 @@
+"""Model folders on disk for tests: a tiny random model and a tiny tokenizer, as transformers saves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from align.recipe.schema import Lora, Model
+from tests.tiny import tiny
+from tests.tokenizers import chatml
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+LORA = Lora(rank=4, alpha=8)
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, multiple: int = 8) -> int:
+    """Embedding rows for a tokenizer, rounded up as real models do: some ids have no token."""
+    return (len(tokenizer) // multiple + 1) * multiple
+
+
+def save_tiny(folder: Path, family: str = "llama", tokenizer: PreTrainedTokenizerFast | None = None, **changes: Any) -> Model:
+    """Save a tiny model with its tokenizer into ``folder``; returns the reference to it."""
+    tokenizer = tokenizer or chatml()
+    settings = {"vocab_size": rows(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, **changes}
+    tiny(family, **settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Model(path=str(folder))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file; None removes one."""
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None or key not in changes}))

@@ -1,0 +1,98 @@
+"""``align data inspect``: what is trained can be told from what is not, and drops say why."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from align.data.encode import Encoder
+from align.data.inspect import inspect
+from align.errors import InputError
+from tests import tokenizers
+
+ENCODER = Encoder(tokenizers.chatml())
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    chats = [("Hi", "Yes."), ("The dog?", "It sleeps."), ("Hi", "word " * 300)]
+    lines = [
+        json.dumps({"id": f"r{k}", "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]})
+        for k, (q, a) in enumerate(chats)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([*lines, "{not json"]) + "\n", encoding="utf-8")
+    return path
+
+
+def run(path: Path, *, colours: bool = False, **changes: Any) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=colours, color_system="standard" if colours else None)
+    arguments: dict[str, Any] = {"model": ENCODER, "want": None, "limit": 10, "max_length": 100}
+    inspect(path, console=console, **{**arguments, **changes})
+    return out.getvalue()
+
+
+def test_trained_tokens_stand_out_and_control_tokens_are_visible(rows: Path) -> None:
+    shown = run(rows)
+    assert f"{rows}:1  r0\n" in shown
+    assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yes.<|im_end|>⟧\n" in shown
+    encoded = ENCODER.encode([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}])
+    assert f"{len(encoded.ids) - 1} tokens, {encoded.mask.sum()} trained" in shown
+
+
+def test_on_a_terminal_trained_tokens_are_green_and_others_dim(rows: Path) -> None:
+    shown = run(rows, colours=True, limit=1)
+    assert "\x1b[32mYes.\x1b[0m\x1b[1;32m<|im_end|>\x1b[0m" in shown
+    assert "\x1b[2mHi\x1b[0m\x1b[1;2m<|im_end|>\x1b[0m" in shown
+    assert "⟦" not in shown
+
+
+def test_drops_and_bad_rows_are_told_with_lines_and_reasons(rows: Path) -> None:
+    shown = run(rows, limit=1)
+    assert "r1" not in shown, "no more than the limit is drawn"
+    assert f"dropped, longer than max_length: 1 ({rows}:3)" in shown
+    assert f"bad row: {rows}:4: invalid JSON" in shown
+    assert "2 conversations:" in shown
+    assert "dropped: longer than max_length" in run(rows)
+
+
+def test_without_a_model_rows_are_text(rows: Path) -> None:
+    shown = run(rows, model=None, limit=2)
+    assert "user: The dog?\nassistant: It sleeps.\n" in shown
+    assert "(messages): 4 rows read" in shown and "tokens" not in shown
+
+
+def test_a_preference_shows_its_answers_apart(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "The price?", "chosen": "It is $46.", "rejected": "No."}) + "\n")
+    shown = run(path)
+    assert "-- chosen, " in shown and "⟦It is $46.<|im_end|>⟧" in shown
+    assert "-- rejected 1, " in shown and "⟦No.<|im_end|>⟧" in shown
+    assert "1 preferences:" in shown
+    text = run(path, model=None)
+    assert "-- chosen --\nassistant: It is $46." in text
+    assert "1 prompts:" in run(path, want="prompt")
+
+
+def test_data_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    """S15 in small: escape sequences in data are shown, not obeyed."""
+    path = tmp_path / "a.jsonl"
+    message = {"role": "user", "content": "\x1b[2Jboo\x07"}
+    path.write_text(json.dumps({"messages": [message, {"role": "assistant", "content": "\x9b31m"}]}) + "\n")
+    for model in (ENCODER, None):
+        shown = run(path, model=model)
+        assert "\x1b" not in shown and "\x07" not in shown and "\x9b" not in shown
+        assert "\\x1b[2Jboo\\x07" in shown
+
+
+def test_a_file_with_no_usable_row_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"messages": []}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl:1"):
+        run(path)

@@ -1,0 +1,79 @@
+"""Stopping on request (O24)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from align.signals import StopFlag, stop_requested
+
+WAITER = """
+import sys, time
+from align.signals import StopFlag, stop_requested
+with StopFlag(same_within=float(sys.argv[1])):
+    print("ready", flush=True)
+    while stop_requested() is None:
+        time.sleep(0.01)
+    print(stop_requested(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITER, "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == f"{int(number)}\n"
+        process.send_signal(number)
+        assert process.wait(timeout=5) == 128 + number
+
+
+def test_a_launchers_copy_of_a_signal_is_no_second_request() -> None:
+    """The terminal sends Ctrl-C to every process, and the launcher passes it on once more."""
+    with subprocess.Popen([sys.executable, "-c", WAITER, "0.5"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "2\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.6)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 130
+
+
+def test_what_was_installed_before_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopFlag():
+        assert stop_requested() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while stop_requested() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert stop_requested() == signal.SIGTERM
+    assert stop_requested() is None
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_nothing_is_installed() -> None:
+    failures: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with StopFlag():
+                pass
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert failures == []
