@@ -177,7 +177,8 @@ def _line(run: Mapping[str, Any]) -> str:
     if "error" in run:
         return f"{head} failed: {run['error']}"
     losses = " ".join(f"{loss:.6f}" for loss in run["losses"])
-    return f"{head} {sum(run['seconds']):8.2f} s  {run['peak_bytes'] / 1e9:6.2f} GB  loss {losses}"
+    busy = sum(run["cpu_seconds"]) / sum(run["seconds"])
+    return f"{head} {sum(run['seconds']):8.2f} s  {busy:4.2f} cores  {run['peak_bytes'] / 1e9:6.2f} GB  loss {losses}"
 
 
 def describe(setting: Setting) -> str:

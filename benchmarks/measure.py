@@ -21,9 +21,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.losses: list[float] = []
         self._parts: list[Any] = []
-        self._began = 0.0
+        self._began = self._cpu_began = 0.0
         self._peak_from_start = False
 
     def begin(self) -> None:
@@ -32,7 +33,7 @@ class Recorder:
             self._peak_from_start = not reset_peak_memory()
         self._parts = []
         _synchronize()
-        self._began = time.perf_counter()
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
     def add(self, loss: Any) -> None:
         """A micro-batch's share of the step's loss; a tensor is read only after the clock has stopped."""
@@ -42,10 +43,11 @@ class Recorder:
         """The step is done."""
         _synchronize()
         self.seconds.append(time.perf_counter() - self._began)
+        self.cpu_seconds.append(time.process_time() - self._cpu_began)
         self.losses.append(sum(float(part) for part in self._parts))
 
     def result(self) -> dict[str, Any]:
-        """What is kept of a run: seconds of the timed steps, the loss of every step, peak memory in bytes.
+        """What is kept of a run: seconds of the timed steps (on the clock, and of CPU over all threads), every loss, peak memory in bytes.
 
         Raises:
             RuntimeError: there was no step after the warm-up.
@@ -55,6 +57,7 @@ class Recorder:
         return {
             "warm_up_seconds": self.seconds[0],
             "seconds": self.seconds[1:],
+            "cpu_seconds": self.cpu_seconds[1:],
             "losses": self.losses,
             "peak_bytes": peak_memory(),
             "peak_includes_loading": self._peak_from_start,

@@ -22,8 +22,8 @@ turns: 1.30 means that the contender takes 1.30 times as long. Timed is the opti
 The first step warms up. Peak memory is the process's resident memory from the first step on; model and optimiser are in it.
 
 **The same work.** Everybody gets the same token ids and trains the same ones, with the same AdamW, in steps of the same rows. The loss of
-the first step and the loss after it agree with ours to {LOSS_TOLERANCE:g}, or the benchmark fails. TRL gets its rows sorted by length inside a
-step, so that it pads as little as its batch size allows; its gradient checkpointing and bf16 are off.
+the first step and the loss after it agree with ours to {LOSS_TOLERANCE:g}, or the benchmark fails. TRL gets its rows sorted by length
+inside a step, so that it pads as little as its batch size allows; its gradient checkpointing and bf16 are off.
 
 **Not measured.** Reading and encoding data, packing, reference log-probs of DPO, checkpoints, evaluation, logging; several processes;
 models of other sizes. Ratios on another machine differ.

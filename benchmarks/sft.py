@@ -49,8 +49,8 @@ BENCHMARKS = (
         name="sft",
         title="Supervised fine-tuning",
         about=(
-            f"{model.NAME}. One optimiser step over all rows: a warm-up step, then the timed one. The loss is on the assistant's tokens only, "
-            "the same tokens for everybody."
+            f"{model.NAME}. One optimiser step over all rows: a warm-up step, then the timed one. "
+            "The loss is on the assistant's tokens only, the same tokens for everybody."
         ),
         unit="tokens",
         prepare=_prepare,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from align.data.records import Message
 from align.recipe.schema import Lora, Model
 from tests.tiny import tiny
 from tests.tokenizers import chatml
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
+ANSWER: Message = {"role": "assistant", "content": "The capital of France is Paris."}
 LORA = Lora(rank=4, alpha=8)
 
 
@@ -28,6 +33,18 @@ def save_tiny(folder: Path, family: str = "llama", tokenizer: PreTrainedTokenize
     tiny(family, **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Model(path=str(folder))
+
+
+def overfit(model: nn.Module, ids: Sequence[int], steps: int = 80) -> None:
+    """Train ``model`` until it says ``ids`` by heart."""
+    batch = torch.tensor([[int(i) for i in ids]])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model(batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05, float(loss)
 
 
 def edit(path: Path, **changes: Any) -> None:

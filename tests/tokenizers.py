@@ -27,7 +27,7 @@ def template(name: str) -> str:
     return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8").removesuffix("\n")
 
 
-# How Llama-3, Qwen and GLM-4 split text before BPE: runs of newlines stay together. GPT-2's rule, which SmolLM2 has, tears the last one off.
+# How Llama-3, Qwen and GLM-4 split text before BPE: runs of newlines stay together. GPT-2's rule (SmolLM2 has it) tears the last one off.
 _SPLIT = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
 

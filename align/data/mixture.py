@@ -241,8 +241,8 @@ class _Mixture:
 
 
 def share_out(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to ``total``, each within one of its share of it; shares sum to 1. What rounding leaves goes to the largest
-    fractions."""
+    """Whole numbers that sum to ``total``, each within one of its share of it. Shares sum to 1; what rounding leaves goes to the largest
+    fractions, the first of equal ones."""
     exact = [total * share for share in shares]
     counts = [int(part) for part in exact]
     by_fraction = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
@@ -252,12 +252,14 @@ def share_out(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def _matches(value: Mapping[str, Any], where: Mapping[str, str | int | bool]) -> bool:
-    """Whether every field says what is wanted, be it text or a number: a CSV cell is always text."""
-    return all(key in value and value[key] is not None and _plain(value[key]) == _plain(wanted) for key, wanted in where.items())
+    return all(value.get(key) is not None and _equal(value[key], wanted) for key, wanted in where.items())
 
 
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value in ("True", "False") else str(value)
+def _equal(value: Any, wanted: str | int | bool) -> bool:
+    """As text, because a CSV cell is always text; numbers as numbers, because tables turn 3 into 3.0."""
+    if isinstance(value, bool) or isinstance(wanted, bool):
+        return str(value).lower() == str(wanted).lower()
+    return bool(value == wanted) or str(value) == str(wanted)
 
 
 def _nothing_left(spec: DataSource, report: SourceReport, absent: list[str]) -> Problem:

@@ -47,7 +47,7 @@ _TYPES = {
     "names": "|u1",
     "name": "<i8",
 }
-_BUFFER = 1 << 20
+_BUFFER = 1 << 17
 
 
 class DamagedStore(InputError):

@@ -8,6 +8,7 @@ has one (distances are measured along the path, as the positions are).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,9 +78,7 @@ def tree_attention(
     """
     if trees is None:
         raise ValueError("tree attention needs the batch's tree bounds: call the model through models.forward.hidden_states")
-    ignored = [name for name in ("softcap", "s_aux", "position_bias") if unused.get(name) is not None]
-    if ignored:
-        raise InputError(f"{type(module).__name__} uses {', '.join(ignored)} in its attention", hint="set train.layout: padded")
+    refuse_unsupported(module, unused)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -100,6 +99,13 @@ def tree_attention(
         outputs.append(torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0])
     result = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return result.transpose(1, 2).contiguous(), None
+
+
+def refuse_unsupported(module: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` where a model passes something that tree attention would silently leave out."""
+    ignored = [name for name in ("softcap", "s_aux", "position_bias") if arguments.get(name) is not None]
+    if ignored:
+        raise InputError(f"{type(module).__name__} uses {', '.join(ignored)} in its attention", hint="set train.layout: padded")
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from align.batching.batch import Batch
 from align.functional.logprobs import token_logprobs
-from align.models.attention import NAME, Trees
+from align.models import attention, flex
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -27,14 +27,21 @@ def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False
     The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation sets its own.
     """
     lm = causal_lm(model)
-    extra: dict[str, Any] = (
-        {"attention_mask": batch.attention_mask} if own_attention else {"trees": Trees(batch.rows, batch.input_ids.device)}
-    )
-    lm.set_attn_implementation("sdpa" if own_attention else NAME)
+    name, extra = _attention(batch, own_attention)
+    lm.set_attn_implementation(name)
     backbone: Any = lm.base_model
     output = backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
     last: Tensor = output.last_hidden_state
     return last.flatten(0, 1)
+
+
+def _attention(batch: Batch, own_attention: bool) -> tuple[str, dict[str, Any]]:
+    """Which attention, and what it is told: the models' own, one fused kernel on CUDA, tree by tree elsewhere."""
+    if own_attention:
+        return "sdpa", {"attention_mask": batch.attention_mask}
+    if batch.input_ids.is_cuda:
+        return flex.NAME, {"trees": flex.FlexTrees(batch.rows, batch.position_ids)}
+    return attention.NAME, {"trees": attention.Trees(batch.rows, batch.input_ids.device)}
 
 
 def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, own_attention: bool = False) -> Tensor:

@@ -127,8 +127,8 @@ def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig
     settings = {name: value for name, value in own.to_diff_dict().items() if name not in special and not name.startswith("_")}
     settings.pop("transformers_version", None)
     left_out = [] if own.do_sample else [name for name in _SAMPLING if settings.pop(name, None) is not None]
-    generation = GenerationConfig(**settings, **special)  # type: ignore[no-untyped-call]
     try:
+        generation = GenerationConfig(**settings, **special)  # type: ignore[no-untyped-call]
         generation.validate(strict=True)
     except ValueError:  # transformers loads such settings and then refuses to save them
         left_out += sorted(settings)

@@ -117,6 +117,7 @@ def prepare(spec: SftStage | DpoStage, ctx: StageContext, want: Literal["convers
     group = ranks()
     base = ctx.policy(spec.policy)
     encoder = load_encoder(base, cache=ctx.cache)
+    ctx.encoder_digest = encoder.digest
     reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "max_length": spec.max_length, "too_long": spec.too_long}
     reading |= {"cache": ctx.cache, "seed": ctx.seed, "train_on": spec.train_on if isinstance(spec, SftStage) else "last"}
     data, report = load_trees(want, spec.data, rejects=ctx.out / "rejects.jsonl" if group.first else None, **reading)

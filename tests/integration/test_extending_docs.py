@@ -1,4 +1,4 @@
-"""The stage of docs/extending.md, taken from there and run from a user's folder."""
+"""The stage of docs/extending.md and the recipe of the README, taken from there and used from a user's folder."""
 
 from __future__ import annotations
 
@@ -56,3 +56,13 @@ def test_its_schema_is_closed_like_a_built_in_one(folder: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_recipe("short.yaml")
     assert "short.yaml:4:" in str(caught.value) and "characters" in str(caught.value)
+
+
+def test_the_recipe_of_the_readme_is_valid(folder: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```yaml\n(name: .*?)```", readme, re.DOTALL)
+    assert found
+    (folder / "my-sft.yaml").write_text(found.group(1), encoding="utf-8")
+    loaded = load_recipe("my-sft.yaml", ["stages.sft.train.learning_rate=2e-5"])
+    assert loaded.order == ("sft",)
+    assert loaded.recipe.stages["sft"].kind == "sft"

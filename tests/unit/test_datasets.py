@@ -158,11 +158,18 @@ def test_rows_without_a_target_are_dropped(tmp_path: Path, load: Load) -> None:
 def test_equal_answers_are_dropped_before_and_after_cutting(tmp_path: Path, load: Load) -> None:
     """C09: the line numbers of both kinds are told."""
     start = "The lazy dog sleeps. " * 20
-    path = write(tmp_path / "a.jsonl", [pair("Yes.", "No."), pair("Yes.", "Yes.", "No."), pair(f"{start}a", f"{start}b")])
+    rows = [pair("Yes.", "No."), pair("Yes.", "No.", "No."), pair(f"{start}a", f"{start}b"), pair(f"{start}a", f"{start}b", "No.")]
+    path = write(tmp_path / "a.jsonl", rows)
     store, report = load(path, want="preference", too_long="truncate")
-    assert [len(store[i].branches) for i in range(len(store))] == [2, 2]
+    assert [len(store[i].branches) for i in range(len(store))] == [2, 2, 2]
     assert report.dropped["chosen and rejected are equal once cut to max_length"].first == [f"{path}:3"]
-    assert report.noted["a rejected answer left out, equal to another answer"].first == [f"{path}:2"]
+    assert report.noted["a rejected answer left out, equal to another answer"].first == [f"{path}:2", f"{path}:4"]
+    # The template strips what tells these two apart, so that only their tokens show it.
+    alike = write(tmp_path / "b.jsonl", [pair("Yes.", "No."), pair("One. Two.", "One.\u2003Two.")])
+    encoder = Encoder(
+        tokenizers.chatml(), chat_template=tokenizers.template("chatml").replace("content }}", "content | replace('\u2003', ' ') }}")
+    )
+    assert load(alike, want="preference", encoder=encoder)[1].dropped["chosen and rejected are equal"].first == [f"{alike}:2"]
 
 
 def test_a_rejected_answer_that_is_too_long_is_left_out_alone(tmp_path: Path, load: Load) -> None:
@@ -195,7 +202,7 @@ def test_control_text_and_merges_are_told_of(tmp_path: Path, load: Load) -> None
 
 def test_a_huge_row_is_dropped_and_its_content_never_shown(tmp_path: Path, load: Load) -> None:
     """O19"""
-    path = write(tmp_path / "a.jsonl", [chat("Hi", "Yes."), chat("Hi", "secret" * 200_000)])
+    path = write(tmp_path / "a.jsonl", [chat("Hi", "Yes."), chat("Hi", "secret" * 100_000)])
     store, report = load(path)
     assert len(store) == 1 and report.dropped["longer than max_length"].first == [f"{path}:2"]
     assert "secret" not in json.dumps(report.as_json())
@@ -287,7 +294,7 @@ def test_an_edited_converter_makes_a_new_entry(tmp_path: Path, load: Load, monke
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "my_rows.py"
     path = write(tmp_path / "a.jsonl", [{"q": "Hi", "a": "Yes."}])
-    text = "def convert(row):\n    return {'messages': [{'role': 'user', 'content': row['q']}, {'role': 'assistant', 'content': row['a'] + 'END'}]}\n"
+    text = "def convert(row):\n    return {'prompt': row['q'], 'chosen': row['a'] + 'END', 'rejected': 'No.'}\n"
     answers = []
     for ending in ("?", "!"):
         module.write_text(text.replace("END", ending))

@@ -323,7 +323,7 @@ def test_whatever_the_text_contexts_match_and_nothing_is_lost(family: str, texts
 def test_a_template_that_strips_reasoning_is_refused_for_earlier_turns() -> None:
     """C13: Qwen3 drops ``<think>`` once another question follows."""
     encoder = encoder_of("qwen3")
-    with pytest.raises(InputError, match="rewrites an assistant message when more messages follow.*train_on: last"):
+    with pytest.raises(InputError, match=r"rewrites an assistant message when more messages follow.*train_on: last"):
         encoder.encode(TURNS)
     last = encoder.encode(TURNS, train_on="last")
     assert trained(encoder, last) == "<think>\n\n</think>\n\n" + OTHER["content"] + "<|im_end|>"

@@ -182,6 +182,8 @@ def test_where_and_limit(tmp_path: Path) -> None:
         (3, 3, True),
         ("3", 3, True),
         (3, "3", True),
+        (3.0, 3, True),
+        ([3], 3, False),
         (None, "None", False),
         ("en", "EN", False),
         (False, True, False),

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from align.errors import EnvironmentFault, InputError
 from align.models import gguf, hub
 from align.models.adapters import add_lora
+from align.models.generate import answer
 from align.models.identity import model_digest
 from align.models.load import disable_dropout, load_encoder, load_policy, load_tokenizer
 from align.models.save import save_policy
@@ -668,14 +669,12 @@ def test_the_quickstart_model(tmp_path: Path) -> None:
     assert spec is not None and spec.submodule_search_locations
     model = Model(path=str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"))
     load_policy(model, cache=tmp_path)
-    start = time.monotonic()
+    start = time.process_time()
     policy, encoder = load_policy(model, cache=tmp_path), load_encoder(model, cache=tmp_path)
-    assert time.monotonic() - start < 8  # 2 s on an idle machine, of which 1 s is checking sha256
+    assert time.process_time() - start < 6  # about 1.5 s, most of it for checking sha256; dequantising takes 15 s
     assert gguf.quantisation(Path(model.path)) == "Q4_1"
     assert (encoder.stop_ids, encoder.pad_id) == ((2,), 2)
     assert encoder.tokenizer.convert_ids_to_tokens(encoder.tokenizer("\n\n1. one").input_ids) == ["ĊĊ", "1", ".", "Ġone"]
-    from align.models.generate import answer
-
     (ids,) = answer(policy, encoder, [encoder.encode_prompt(QUESTION)], max_new_tokens=20)
     assert encoder.decode(ids) == "The capital of France is Paris."
     assert ids[-1] == 2

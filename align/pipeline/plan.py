@@ -1,0 +1,255 @@
+"""``align plan``: what a run would do, every derived value with where it comes from, and a refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from align.errors import Problem
+from align.pipeline import artifacts
+from align.pipeline.folder import RunFolder
+from align.pipeline.machine import Machine, machine_for, this_machine
+from align.pipeline.origin import Origin, origin_of
+from align.pipeline.runner import StageStatus, status
+from align.pipeline.tokens import Amount, amount
+from align.recipe import estimate
+from align.recipe.estimate import Term, count, duration, gigabytes
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import Lora, Stage, Train
+from align.recipe.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Row:
+    """One value of a plan."""
+
+    name: str
+    value: str
+    source: str
+    """Where it comes from."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage."""
+
+    name: str
+    kind: str
+    produces: str
+    status: StageStatus
+    rows: tuple[Row, ...]
+    memory: float | None = None
+    """Predicted peak bytes of one process."""
+    problems: tuple[Problem, ...] = ()
+    """What cannot fit."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole recipe."""
+
+    name: str
+    machine: Machine
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What cannot fit, over all stages that would run."""
+        return tuple(problem for stage in self.stages for problem in stage.problems)
+
+
+def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1) -> Plan:
+    """Plan every stage. Loads no weights; data that are small are encoded to count them.
+
+    Args:
+        runs_dir: where the run would write, and where results of earlier runs are.
+        nproc: processes on this machine; a recipe with ``hardware`` has one for each GPU.
+
+    Raises:
+        InputError: the data, or a local model, cannot be read.
+    """
+    hardware = loaded.recipe.hardware
+    machine = machine_for(hardware) if hardware else this_machine(runs_dir)
+    processes = machine.units if hardware and machine.device == "cuda" else nproc
+    run = RunFolder.of(loaded, runs_dir)
+    states = status(loaded, runs_dir)
+    stages = tuple(_plan_stage(loaded, name, states[name], machine, processes, run) for name in loaded.order)
+    return Plan(loaded.recipe.name, machine, stages)
+
+
+def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
+    spec = loaded.recipe.stages[name]
+    plain = StagePlan(name, spec.kind, spec.produces, state, tuple(_inputs(loaded, name)))
+    if state.state == "up to date" or not isinstance(getattr(spec, "train", None), Train):
+        return plain
+    origin = origin_of(loaded, name, run)
+    found = amount(loaded, name, origin.local, run) if hasattr(spec, "data") else Amount("unknown")
+    training = _Training(spec, origin, found, machine, processes, _measured_speed(state))
+    rows = (*plain.rows, *training.rows())
+    return dataclasses.replace(plain, rows=rows, memory=training.memory, problems=tuple(training.problems(loaded, name)))
+
+
+def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
+    prefix = f"stages.{name}."
+    for referred in loaded.references(name):
+        yield Row("reads", referred.text, referred.key.removeprefix(prefix).removesuffix(".path"))
+
+
+def _measured_speed(state: StageStatus) -> float | None:
+    """Tokens per second of the last run of a stage, whatever its settings were."""
+    if not state.folder.is_dir():
+        return None
+    speed = artifacts.read_manifest(state.folder).summary.get("tokens_per_second")
+    return float(speed) if isinstance(speed, (int, float)) and speed > 0 else None
+
+
+class _Training:
+    """The numbers of a stage that trains."""
+
+    def __init__(self, spec: Stage, origin: Origin, data: Amount, machine: Machine, processes: int, measured_speed: float | None) -> None:
+        self.train: Train = getattr(spec, "train")  # noqa: B009 - a field that not every stage has
+        self.lora: Lora | None = getattr(spec, "lora", None)
+        self.origin, self.data, self.machine, self.processes, self.measured_speed = origin, data, machine, processes, measured_speed
+        shape = origin.shape
+        self.terms: list[Term] = (
+            [] if shape is None else estimate.memory(shape, self.train, self.lora, device=machine.device, processes=processes)
+        )
+        self.memory = sum(term.amount for term in self.terms) if self.terms else None
+        self.disk: list[Term] = (
+            [] if shape is None else estimate.disk(shape, self.train, self.lora, tokens=data.tokens, dequantises=origin.gguf)
+        )
+
+    def rows(self) -> list[Row]:
+        """All of them, in reading order."""
+        shape = self.origin.shape
+        rows = [Row("starts from", self.origin.name, self.origin.source), *self._data_rows(), *self._step_rows()]
+        if shape is None:
+            return [*rows, Row("parameters, memory, disk, time", "unknown", self.origin.source)]
+        rows.append(self._trained_row(shape))
+        rows.append(Row("peak memory", f"{gigabytes(self.memory or 0)} a process", f"estimate for {self.machine.device}, the sum of:"))
+        rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.terms]
+        rows.append(Row("disk", gigabytes(sum(term.amount for term in self.disk)), "at its fullest, the sum of:"))
+        rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.disk]
+        return [*rows, self._time_row(shape)]
+
+    def _data_rows(self) -> list[Row]:
+        data = self.data
+        if data.tokens is None:
+            return [Row("data", "unknown", data.source.removeprefix("unknown: "))]
+        parts = [f"{data.tokens:,} tokens"]
+        parts += [f"{data.targets:,} of them trained on"] if data.targets is not None else []
+        parts += [f"{data.examples:,} examples"] if data.examples is not None else []
+        return [Row("data", ", ".join(parts), data.source)]
+
+    def _step_rows(self) -> list[Row]:
+        train, steps, seen = self.train, *self._steps_and_tokens()
+        if train.batch_size is not None:
+            size, source = f"{train.batch_size} examples", "train.batch_size"
+        else:
+            size = f"{train.tokens_per_step or 4096:,} tokens at most"
+            source = "train.tokens_per_step" if train.tokens_per_step else "default of train.tokens_per_step"
+        rows = [Row("a step takes", size, source)]
+        rows.append(Row("steps", "unknown" if steps is None else f"{steps:,}", self._steps_source()))
+        if seen is not None and steps:
+            rows.append(Row("tokens in all", f"{seen:,}", f"{seen / steps:,.0f} a step on average"))
+        micro = f"{train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
+        return [*rows, Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}")]
+
+    def _steps_source(self) -> str:
+        words = f"train.epochs {self.train.epochs:g}"
+        return f"{words}, at most train.max_steps {self.train.max_steps}" if self.train.max_steps else words
+
+    def _steps_and_tokens(self) -> tuple[int | None, int | None]:
+        """Optimiser steps and the tokens in them: counted, or from averages."""
+        data, train = self.data, self.train
+        if data.steps is not None:
+            return data.steps, data.seen
+        if data.tokens is None:
+            return train.max_steps, None
+        tokens = data.tokens * train.epochs
+        if train.batch_size is None:
+            steps = math.ceil(tokens / (train.tokens_per_step or 4096))
+        elif data.examples is None:
+            return train.max_steps, None
+        else:
+            steps = math.ceil(data.examples * train.epochs / train.batch_size)
+        kept = min(steps, train.max_steps or steps)
+        return kept, int(tokens * kept / steps) if steps else 0
+
+    def _trained_row(self, shape: Shape) -> Row:
+        trained = estimate.trained_parameters(shape, self.lora)
+        if self.lora is None:
+            return Row("trains", f"{count(trained)} parameters, all of them", self.origin.shape_source)
+        targets = self.lora.target_modules if isinstance(self.lora.target_modules, str) else ", ".join(self.lora.target_modules)
+        share = f"{trained / shape.parameters:.2%} of {count(shape.parameters)}"
+        return Row(
+            "trains", f"{count(trained)} parameters, {share}", f"LoRA of rank {self.lora.rank} on {targets}; {self.origin.shape_source}"
+        )
+
+    def _time_row(self, shape: Shape) -> Row:
+        seen = self._steps_and_tokens()[1]
+        units = self.machine.units
+        assumed = estimate.tokens_per_second(shape, self.train, self.lora, device=self.machine.device, units=units)
+        speed = self.measured_speed if self.measured_speed and self.machine.here else assumed
+        what = (
+            "the last run's speed" if speed is self.measured_speed else f"assumed: {estimate.assumed_speed(self.machine.device)} x {units}"
+        )
+        source = f"estimate: {speed:,.0f} tokens/s ({what}); loading, evaluation and samples come on top"
+        return Row("time", "unknown" if seen is None else f"about {duration(seen / speed)}", source)
+
+    # What cannot fit
+
+    def problems(self, loaded: LoadedRecipe, name: str) -> Iterator[Problem]:
+        """Only what is certain: the terms without the allocator's slack are more than there is."""
+        budget, key = self.machine.memory, f"stages.{name}.train"
+        together = self.processes if self.machine.device == "cpu" else 1
+        needed = sum(term.amount for term in self.terms if term.name != "slack") * together
+        if budget is not None and needed > budget:
+            largest = sorted(self.terms, key=lambda term: -term.amount)[:3]
+            parts = ", ".join(f"{term.name} {gigabytes(term.amount)}" for term in largest)
+            each = f" ({together} processes)" if together > 1 else ""
+            message = f"needs at least {gigabytes(needed)} of memory{each}: {parts}; {self.machine.name} has {gigabytes(budget)}"
+            yield loaded.problem(key, message, self._memory_hint(budget / together))
+        space = sum(term.amount for term in self.disk)
+        if self.machine.disk is not None and space > self.machine.disk:
+            message = f"needs about {gigabytes(space)} of disk, {gigabytes(self.machine.disk)} are free"
+            yield loaded.problem(key, message, "lower `save_total_limit`, or give --runs-dir a larger disk")
+
+    def _memory_hint(self, budget: float) -> str:
+        per_token = next(term.amount for term in self.terms if term.name == "activations") / self.train.microbatch_tokens
+        others = sum(term.amount for term in self.terms if term.name not in ("activations", "slack"))
+        room = int((budget - others) / per_token)
+        if room >= 128:
+            smaller = f"lower `train.microbatch_tokens` to {room // 128 * 128}"
+            return smaller if self.train.gradient_checkpointing else f"{smaller}, or set `train.gradient_checkpointing: true`"
+        if self.lora is None:
+            return "set `lora: {}` to train adapters only, or `train.dtype: bf16`"
+        return "set `train.dtype: bf16`" if self.train.dtype == "fp32" else "a smaller model, or a GPU with more memory"
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan as tables, one for each stage, in running order."""
+    for stage in plan.stages:
+        state = stage.status.state + (f": {stage.status.reason}" if stage.status.reason else "")
+        console.print(Text.assemble((stage.name, "bold"), f"  {stage.kind} -> {stage.produces.replace('_', ' ')}  ", (state, "cyan")))
+        if stage.status.state != "up to date":
+            _print_rows(stage.rows, console)
+    todo = [stage.name for stage in plan.stages if stage.status.state != "up to date"]
+    console.print(f"would run: {', '.join(todo)}" if todo else "nothing to do: all stages are up to date", highlight=False)
+
+
+def _print_rows(rows: Sequence[Row], console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", overflow="fold")
+    for row in rows:
+        table.add_row(Text(row.name), Text(row.value), Text(row.source))
+    console.print(table)

@@ -1,0 +1,119 @@
+"""How much data a training stage has: counted exactly where that is quick, else estimated, and always said which."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from align.errors import AlignError
+from align.pipeline.folder import RunFolder
+from align.recipe import refs
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import DataSource, Model, Train
+
+EXACT_BYTES = 8_000_000
+"""Data up to this size are encoded to count them."""
+_BYTES_PER_TOKEN = 4
+_WANT: dict[str, Literal["conversation", "preference"]] = {"sft": "conversation", "dpo": "preference"}
+"""What a stage kind reads its `data` as."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a stage trains on, once through the data unless said otherwise."""
+
+    source: str
+    """How it is known."""
+    examples: int | None = None
+    tokens: int | None = None
+    """Unique tokens."""
+    targets: int | None = None
+    """Trained tokens."""
+    steps: int | None = None
+    """Optimiser steps of the whole stage, where they were counted."""
+    seen: int | None = None
+    """Tokens of all those steps."""
+
+
+def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder) -> Amount:
+    """The data of stage ``name``.
+
+    Args:
+        model: with a local path, whose tokenizer may be used; None when there is none on this machine.
+    """
+    spec: Any = loaded.recipe.stages[name]
+    sources: Sequence[DataSource] = spec.data
+    try:
+        locations = [_locate(loaded, run, source.path) for source in sources]
+    except AlignError as error:  # a stage that has not run yet: what it will make is not known
+        return Amount(f"unknown: {error.problems[0].message}")
+    if any(isinstance(location, str) for location in locations):
+        return Amount("unknown: a data set on the hub is not downloaded to plan")
+    size = sum(_size(Path(location)) for location in locations)
+    if spec.kind in _WANT and model is not None and size <= EXACT_BYTES:
+        return _encoded(loaded, name, model, run)
+    why = "larger than what is encoded to count" if size > EXACT_BYTES else "the tokenizer is not on this machine"
+    filters = ", `where` and `limit` ignored" if any(source.where or source.limit for source in sources) else ""
+    words = f"estimated: {size:,} bytes at {_BYTES_PER_TOKEN} a token{filters} ({why})"
+    return Amount(words, examples=_lines([Path(location) for location in locations]), tokens=size // _BYTES_PER_TOKEN)
+
+
+def _locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
+    ref = refs.parse(text, loaded.root)
+    if not isinstance(ref, refs.StageRef):
+        return refs.resolve(text, loaded.root)
+    folder = run.stage(ref.name)
+    if not folder.is_dir():
+        raise AlignError(f"what stage {ref.name} will make")
+    return folder
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _lines(paths: Sequence[Path]) -> int | None:
+    """Rows of JSON Lines files; None for other formats and for large files."""
+    if any(path.suffix != ".jsonl" or path.stat().st_size > 10 * EXACT_BYTES for path in paths):
+        return None
+    return sum(path.read_bytes().count(b"\n") for path in paths)
+
+
+def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder) -> Amount:
+    """Encode as the stage will, and cut the steps as it will. Uses the runs' cache if there is one, and leaves nothing behind otherwise."""
+    from align.batching.loader import plan_steps
+    from align.data.datasets import load_trees
+    from align.models.load import load_encoder
+
+    spec: Any = loaded.recipe.stages[name]
+    seed = loaded.recipe.seed if spec.seed is None else spec.seed
+    train: Train = spec.train
+    with tempfile.TemporaryDirectory(prefix="align-plan-") as scratch:
+        encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
+        store, report = load_trees(
+            _WANT[spec.kind],
+            spec.data,
+            resolve=lambda text: _locate(loaded, run, text),
+            encoder=encoder,
+            max_length=spec.max_length,
+            too_long=spec.too_long,
+            train_on=getattr(spec, "train_on", "last"),
+            seed=seed,
+            cache=run.cache if run.cache.is_dir() else Path(scratch),
+            rejects=None,
+        )
+        plan = plan_steps(
+            store.sizes,
+            seed=seed,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+            tokens_per_step=train.tokens_per_step,
+            max_steps=train.max_steps,
+        )
+        chosen = plan.order[: plan.bounds[-1]]
+        return Amount(
+            "encoded with the model's tokenizer", len(store), report.tokens, report.targets, len(plan), int(store.sizes[chosen].sum())
+        )
