@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from align.data.encode import Encoder
 from align.data.records import Message
 from align.recipe.schema import Lora, Model
 from tests.tiny import tiny
@@ -19,6 +19,7 @@ from tests.tokenizers import chatml
 QUESTION: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER: Message = {"role": "assistant", "content": "The capital of France is Paris."}
 LORA = Lora(rank=4, alpha=8)
+SHARP = {"initializer_range": 0.6, "tie_word_embeddings": False}
 
 
 def rows(tokenizer: PreTrainedTokenizerFast, multiple: int = 8) -> int:
@@ -35,16 +36,22 @@ def save_tiny(folder: Path, family: str = "llama", tokenizer: PreTrainedTokenize
     return Model(path=str(folder))
 
 
-def overfit(model: nn.Module, ids: Sequence[int], steps: int = 80) -> None:
-    """Train ``model`` until it says ``ids`` by heart."""
-    batch = torch.tensor([[int(i) for i in ids]])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+def overfit(model: nn.Module, encoder: Encoder, steps: int = 60) -> None:
+    """Train ``model`` until it answers QUESTION with ANSWER by heart, and stops.
+
+    An adapter cannot make a frozen random head sharper than it is: save the base with ``**SHARP``.
+    """
+    encoded = encoder.encode([*QUESTION, ANSWER])
+    ids = torch.from_numpy(encoded.ids).long()[None]
+    labels = ids.masked_fill(~torch.from_numpy(encoded.mask)[None], -100)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = model(batch, labels=batch, use_cache=False).loss
+        loss = model(ids, labels=labels, use_cache=False).loss
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert loss < 0.05, float(loss)
+    assert loss < 0.05, loss
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -149,8 +149,7 @@ class Encoder:
             own = Notes()
             ids, mask, starts = self._encode(messages, tools, trained, own, boundary=len(prompt))
             counted.append(Notes(own.merged - shared.merged, own.control - shared.control))
-            if not np.array_equal(ids[: starts[0]], trunk):
-                raise InputError("the chat template renders the prompt differently depending on the answer")
+            assert np.array_equal(ids[: starts[0]], trunk), "an answer must not change the tokens of its prompt (C12)"
             branches.append(Branch(ids[len(trunk) :], mask[len(trunk) :]))
         if notes is not None:
             notes.merged += sum(note.merged for note in counted)

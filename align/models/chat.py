@@ -89,8 +89,8 @@ def _turn(
         stream.end()
         console.print(" [stopped]", style="dim", markup=False, end="")
     console.print()
-    if stream.shown.strip():
-        history.append({"role": "assistant", "content": stream.shown})
+    if said := stream.shown.strip():
+        history.append({"role": "assistant", "content": said})
     else:
         console.print("(no answer)", style="dim")
         history.pop()
@@ -127,13 +127,16 @@ class _Stream(BaseStreamer):
             self._ids = []
             return
         self._ids += value.flatten().tolist()
-        text = self._encoder.decode(self._ids)
+        text = self._text()
         if not text.endswith("\ufffd"):  # the first bytes of a character that takes several tokens
             self._emit(text)
 
     def end(self) -> None:
         """The answer is complete, or was stopped."""
-        self._emit(self._encoder.decode(self._ids or []))
+        self._emit(self._text())
+
+    def _text(self) -> str:
+        return self._encoder.decode(self._ids or []).lstrip()  # GLM's models begin with a line break, which its template writes itself
 
     def _emit(self, text: str) -> None:
         self._show(text[len(self.shown) :])

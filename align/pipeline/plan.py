@@ -97,9 +97,8 @@ def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Ma
 
 
 def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
-    prefix = f"stages.{name}."
     for referred in loaded.references(name):
-        yield Row("reads", referred.text, referred.key.removeprefix(prefix).removesuffix(".path"))
+        yield Row("reads", referred.text, loaded.written(referred.path).removeprefix(f"stages.{name}.").removesuffix(".path"))
 
 
 def _measured_speed(state: StageStatus) -> float | None:

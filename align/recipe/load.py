@@ -40,6 +40,10 @@ class LoadedRecipe:
         """``message`` about the dotted ``key``, at its place."""
         return self._node(key).key_place.problem(key, message, hint)
 
+    def written(self, path: Sequence[str | int]) -> str:
+        """Where ``path`` stands in the recipe as written, dotted: a value that stands for a list or a mapping is named by its own key."""
+        return ".".join(map(str, source.follow(self.tree, path)[0]))
+
     def references(self, stage: str) -> tuple[Referred, ...]:
         """All references of a stage, defaults included. The recipe's own ``model`` is not among them."""
         return tuple(references.find(self.recipe.stages[stage], ("stages", stage)))
@@ -49,7 +53,7 @@ class LoadedRecipe:
         return references.needs(self.recipe.stages[stage], stage)
 
     def _node(self, key: str) -> Node:
-        return source.follow(self.tree, [int(part) if part.isdigit() else part for part in key.split(".")])[1]
+        return source.follow(self.tree, key.split("."))[1]
 
 
 def shipped_recipes() -> list[Path]:

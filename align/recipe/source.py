@@ -213,8 +213,8 @@ def follow(root: Node, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...],
     for part in loc:
         content = node.content
         child = None
-        if isinstance(content, list) and isinstance(part, int):
-            child = content[part] if part < len(content) else None
+        if isinstance(content, list) and str(part).isdigit():
+            child = content[int(part)] if int(part) < len(content) else None
         elif isinstance(content, dict) and isinstance(part, str):
             child = content.get(part)
         if child is not None:

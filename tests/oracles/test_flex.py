@@ -12,10 +12,10 @@ from align.models.attention import Trees, tree_attention, tree_mask
 from tests.tiny import random_trees
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 5])
-def test_flex_equals_per_tree_attention(window: int | None) -> None:
+def test_flex_equals_per_tree_attention(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """D2: same output at every real token, with a row of several trees, grouped heads, padding, and a sliding window."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # the plain formula
     trees = random_trees(np.random.default_rng(3), [1, 4, 2])
     batch = build(trees, range(3), layout="tree", multiple_of=16)
     length = batch.input_ids.shape[1]

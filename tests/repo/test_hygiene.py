@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,18 @@ FORBIDDEN = {
 }
 
 
-def files() -> Iterator[Path]:
-    """Every file that belongs to the repository."""
-    yield from (path for path in sorted(ROOT.iterdir()) if path.is_file())
+@cache
+def files() -> tuple[Path, ...]:
+    """Every file that belongs to the repository: what git tracks, or in a copy without git what lies in the known folders."""
+    if git := shutil.which("git"):
+        listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+        tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
+        if tracked:
+            return tuple(path for path in tracked if path.is_file())
+    found = [path for path in ROOT.iterdir() if path.is_file()]
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and "out" not in path.parts:
-                yield path
+        found += [path for path in (ROOT / folder).rglob("*") if path.is_file() and not {"__pycache__", "out"} & set(path.parts)]
+    return tuple(sorted(found))
 
 
 def python_files(*folders: str) -> list[Path]:

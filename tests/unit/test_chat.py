@@ -16,7 +16,7 @@ from align.models import chat as module
 from align.models.chat import chat, printable
 from align.recipe.schema import Model
 from tests.saved import save_tiny
-from tests.tokenizers import chatml, mistral
+from tests.tokenizers import chatml, glm4, mistral
 
 Say = Callable[[list[int]], Sequence[int]]
 
@@ -117,6 +117,16 @@ def test_an_empty_answer_is_not_remembered(folder: str, monkeypatch: pytest.Monk
     screen, fake = talk(folder, ["Hello", "Again"], monkeypatch, lambda prompt: [STOP])
     assert "(no answer)" in screen
     assert fake.prompts[1] == Encoder(chatml()).encode_prompt([{"role": "user", "content": "Again"}]).tolist()
+
+
+def test_glms_line_break_is_not_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GLM-4's models begin an answer with the line break that its template writes before the content."""
+    save_tiny(tmp_path, tokenizer=glm4())
+    ids = list(glm4()("\nThe dog.").input_ids)
+    screen, fake = talk(str(tmp_path), ["Hello", "Again"], monkeypatch, lambda prompt: [*ids, Encoder(glm4()).stop_ids[0]])
+    more = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "The dog."}, {"role": "user", "content": "Again"}]
+    assert fake.prompts[1] == Encoder(glm4()).encode_prompt(more).tolist()
+    assert screen.count("\nThe dog.\n") == 2 and "\n\nThe" not in screen
 
 
 def test_a_character_of_several_tokens_is_shown_whole(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

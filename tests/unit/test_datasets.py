@@ -305,6 +305,22 @@ def test_an_edited_converter_makes_a_new_entry(tmp_path: Path, load: Load, monke
     assert answers == ["Yes.?<|im_end|>", "Yes.!<|im_end|>"]
 
 
+def test_a_hub_data_set_is_known_by_its_fingerprint(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are not at hand to be hashed; ``datasets`` tells one revision from another."""
+    import datasets as hf
+
+    from align.data import readers
+
+    for answer, reused in (("Yes.", False), ("Yes.", True), ("No.", False)):
+        rows = hf.Dataset.from_dict({"messages": [chat("Hi", answer)["messages"]]})
+        rows._fingerprint = f"fingerprint of {answer}"
+        for module in (datasets, readers):
+            monkeypatch.setattr(module, "load_split", lambda name, split, rows=rows: rows)
+        store, report = load(Path("org/name"), resolve=str)
+        assert report.reused is reused
+        assert ENCODER.spell(store[0].branches[0].ids) == f"{answer}<|im_end|>"
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "report", "meta"])
 def test_a_damaged_entry_is_encoded_again(tmp_path: Path, load: Load, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "a.jsonl", [chat("Hi", "Yes."), chat("Hi", "No.")])

@@ -267,6 +267,14 @@ def test_reasoning_markers_in_an_answer_are_real_tokens_and_in_a_question_are_no
     assert think not in asked.tolist()
 
 
+def test_an_answer_cannot_write_a_special_token() -> None:
+    """O20: not even one that makes up no turn here, such as eos beside an end token of the template's own."""
+    encoder = encoder_of("llama3")
+    encoded = encoder.encode([QUESTION, {"role": "assistant", "content": "It is called <|end_of_text|>."}])
+    assert encoder.tokenizer.eos_token_id not in encoded.ids
+    assert trained(encoder, encoded) == "It is called <|end_of_text|>.<|eot_id|>"
+
+
 def test_tools_calls_and_results_cannot_write_control_tokens() -> None:
     """O20: the same holds for everything else that comes from data."""
     encoder = encoder_of("qwen3")
