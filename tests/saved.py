@@ -36,7 +36,7 @@ def save_tiny(folder: Path, family: str = "llama", tokenizer: PreTrainedTokenize
     return Model(path=str(folder))
 
 
-def overfit(model: nn.Module, encoder: Encoder, steps: int = 60) -> None:
+def overfit(model: nn.Module, encoder: Encoder, steps: int = 80) -> None:
     """Train ``model`` until it answers QUESTION with ANSWER by heart, and stops.
 
     An adapter cannot make a frozen random head sharper than it is: save the base with ``**SHARP``.
@@ -44,7 +44,7 @@ def overfit(model: nn.Module, encoder: Encoder, steps: int = 60) -> None:
     encoded = encoder.encode([*QUESTION, ANSWER])
     ids = torch.from_numpy(encoded.ids).long()[None]
     labels = ids.masked_fill(~torch.from_numpy(encoded.mask)[None], -100)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     for _ in range(steps):
         optimizer.zero_grad()
         loss = model(ids, labels=labels, use_cache=False).loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,7 +15,7 @@ from align.models import attention, flex
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside PEFT's wrapper, if there is one. Adapters live inside its layers and stay active."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise TypeError(f"expected a transformers model, got {type(inner).__name__}")
     return inner

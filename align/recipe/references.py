@@ -74,7 +74,7 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
     packages: list[Problem] = []
     for referred in _all(tree, recipe):
         written, node, _ = follow(tree, referred.path)
-        key = ".".join(map(str, written))
+        key = referred.key if isinstance(node.content, (dict, list)) else ".".join(map(str, written))  # a default, or as written
         try:
             ref = refs.parse(referred.text, root)
             if isinstance(ref, refs.StageRef):

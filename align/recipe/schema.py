@@ -139,6 +139,8 @@ class Lora(Strict):
     """Dropout on the adapter's input while training."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Which linear layers get an adapter: all of them but the LM head, or those whose names end so."""
+    quantize: Literal["nf4"] | None = None
+    """`nf4` keeps the frozen weights in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314): a quarter of their memory. Needs bitsandbytes."""
     save_merged: bool = False
     """Also save the model with the adapter merged in (merged in fp32; the drift is reported)."""
 

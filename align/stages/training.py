@@ -108,7 +108,7 @@ class TrainingRun:
 
     def _answers(self, trees: Sequence[Tree], max_new_tokens: int = 64) -> list[str]:
         """Greedy answers of the policy as it is now."""
-        trunks = [tree.trunk for tree in trees]
+        trunks = [tree.trunk.tolist() for tree in trees]
         return [self.encoder.decode(ids).strip() for ids in answer(self.model, self.encoder, trunks, max_new_tokens=max_new_tokens)]
 
 

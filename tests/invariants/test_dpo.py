@@ -141,9 +141,8 @@ def expected_loss(net: nn.Module, ref: nn.Module, data: list[Tree], spec: DpoSta
                     "ipo": lambda m=m, k=k: (m[0] - m[k] - 1 / (2 * beta)) ** 2,
                     "simpo": lambda o=o, k=k: -log_sigmoid(beta * (o[0] - o[k]) - (spec.gamma or 0.0)),
                     "kto_pair": lambda r=r, k=k: (
-                        1 - torch.sigmoid(beta * (r[0] - kl_rejected)) + 1 - torch.sigmoid(beta * (kl_chosen - r[k]))
-                    )
-                    / 2,
+                        (1 - torch.sigmoid(beta * (r[0] - kl_rejected)) + 1 - torch.sigmoid(beta * (kl_chosen - r[k]))) / 2
+                    ),
                 }[spec.loss]()
             )
         prompts.append(torch.stack(pairs).mean())
@@ -173,7 +172,9 @@ def test_step_equals_the_formula(tmp_path: Path, loss: str, layout: str) -> None
     for name, parameter in exact.named_parameters():
         assert parameter.grad is not None
         scale = max(1.0, float(parameter.grad.abs().max()))  # IPO's squares make gradients of 10 and more
-        torch.testing.assert_close(gradients[name].double() / scale, parameter.grad / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradients[name].double() / scale, parameter.grad / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "lora after lora", "changed in memory"])

@@ -63,7 +63,13 @@ def trees(n: int, seed: int = 0) -> list[Tree]:
 
 
 def trainer(
-    work: Path, data: list[Tree], *, net: torch.nn.Module | None = None, group: Ranks | None = None, loss: str = "token_mean", **options: object
+    work: Path,
+    data: list[Tree],
+    *,
+    net: torch.nn.Module | None = None,
+    group: Ranks | None = None,
+    loss: str = "token_mean",
+    **options: object,
 ) -> SftTrainer:
     group = group or Ranks()
     train = Train(**{"learning_rate": 1e-3, "batch_size": 8, "microbatch_tokens": 64, "warmup_ratio": 0.0, **options})
@@ -289,7 +295,14 @@ def test_held_out_loss_does_not_depend_on_the_batching(tmp_path: Path) -> None:
 def test_best_and_early_stopping(tmp_path: Path) -> None:
     """A learning rate that destroys the model: stops after two evaluations without improvement and ends with the best weights."""
     run = trainer(
-        tmp_path, trees(40), epochs=10, learning_rate=0.5, eval_steps=1, load_best_model=True, early_stopping_patience=2, lr_scheduler_type="constant"
+        tmp_path,
+        trees(40),
+        epochs=10,
+        learning_rate=0.5,
+        eval_steps=1,
+        load_best_model=True,
+        early_stopping_patience=2,
+        lr_scheduler_type="constant",
     )
     untrained = run.evaluate()["loss"]
     progress = run.fit()

@@ -18,7 +18,9 @@ LAYERS = (
     {"scoring"},
     {"stages"},
     {"pipeline"},
-    {"cli", "doctor"},
+    {"doctor"},
+    {"cli"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

