@@ -6,9 +6,10 @@ only; :mod:`align.models.hub` puts hub models there.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,13 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from align.data.encode import Encoder
-from align.errors import InputError, Problem
+from align.errors import EnvironmentFault, InputError, Problem
 from align.models import gguf
 from align.models.adapters import START
 from align.models.folder import ADAPTER_CONFIG, NOTES, ModelFolder, read_folder, require_tokenizer
@@ -44,32 +45,46 @@ def load_policy(
     device: torch.device | str = "cpu",
     attn_implementation: str = "sdpa",
     cache: Path | None = None,
+    quantize: Literal["nf4"] | None = None,
 ) -> PreTrainedModel:
     """The language model at ``model.path``, already resolved: a folder, a .gguf file, or a hub id. Dropout is off.
 
     An adapter's folder gives its base with the adapter attached, frozen and active (a ``PeftModel``, which forwards everything); the base
     must be, byte for byte, the one the adapter was trained on. ``cache`` is where dequantised GGUF files are kept; without it they are
-    dequantised every time.
+    dequantised every time. ``quantize`` keeps the weights of linear layers in 4 bits (QLoRA) and computes in ``dtype``.
 
     Raises:
         InputError: a part is missing, damaged or of the wrong kind, or wants code of its own to be run.
-        EnvironmentFault: a hub model is not on this machine and cannot be fetched.
+        EnvironmentFault: a hub model is not on this machine and cannot be fetched, or bitsandbytes is missing.
     """
     location = locate(model)
-    if is_gguf(location) and cache is None:
+    if is_gguf(location) and cache is None and quantize is None:
         lm = gguf.read_model(location)
         lm.set_attn_implementation(attn_implementation)
     else:
         folder = read_folder(gguf.dequantised(location, cache) if is_gguf(location) and cache else location)
         if folder.adapter is not None:
-            base = load_policy(adapter_base(folder), dtype=dtype, device=device, attn_implementation=attn_implementation, cache=cache)
+            same: dict[str, Any] = {"attn_implementation": attn_implementation, "cache": cache, "quantize": quantize}
+            base = load_policy(adapter_base(folder), dtype=dtype, device=device, **same)
             return _attach(base, folder)
-        lm = _load_folder(folder, DTYPES[dtype], attn_implementation)
+        lm = _load_folder(folder, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
         if not is_gguf(location):
             lm.name_or_path = lm.config.name_or_path = model.path  # a hub model's id, not the cache's folder
     disable_dropout(lm)
-    nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
+    if quantize is None:  # 4-bit weights are on their device already, and have no other type
+        nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
     return lm
+
+
+def _four_bits(quantize: Literal["nf4"] | None, compute: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+    """What from_pretrained is told to quantise while it loads; nothing without ``quantize``."""
+    if quantize is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise EnvironmentFault("lora.quantize needs the Python package bitsandbytes", hint="pip install bitsandbytes, or remove the key")
+    settings: Any = BitsAndBytesConfig
+    config = settings(load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=compute, bnb_4bit_use_double_quant=True)
+    return {"quantization_config": config, "device_map": {"": torch.device(device)}}
 
 
 def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedTokenizerBase:
@@ -189,7 +204,7 @@ def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
 # Folders
 
 
-def _load_folder(folder: ModelFolder, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+def _load_folder(folder: ModelFolder, dtype: torch.dtype, attn_implementation: str, quantization: Mapping[str, Any]) -> PreTrainedModel:
     _refuse_remote_code(folder)
     path = str(folder.path)
     with _readable(folder.path), no_progress_bars():
@@ -205,6 +220,7 @@ def _load_folder(folder: ModelFolder, dtype: torch.dtype, attn_implementation: s
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **quantization,
         )
     lm: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])

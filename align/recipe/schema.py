@@ -144,6 +144,12 @@ class Lora(Strict):
     save_merged: bool = False
     """Also save the model with the adapter merged in (merged in fp32; the drift is reported)."""
 
+    @model_validator(mode="after")
+    def _no_merge_into_four_bits(self) -> Lora:
+        if self.quantize and self.save_merged:
+            raise ValueError("save_merged cannot merge into 4-bit weights; the adapter loads on the unquantised model, merge it there")
+        return self
+
 
 class Train(Strict):
     """How a stage trains: the optimiser step, its schedule, its memory. Option names follow transformers where they exist there."""

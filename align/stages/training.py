@@ -22,7 +22,7 @@ from align.data.store import TreeStore
 from align.data.trees import Tree
 from align.models.adapters import add_lora
 from align.models.generate import answer
-from align.models.load import disable_dropout, load_encoder, load_policy
+from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe.schema import DpoStage, Lora, Model, SftStage, Train
 from align.stages.context import StageContext
@@ -140,8 +140,7 @@ def prepare(spec: SftStage | DpoStage, ctx: StageContext, want: Literal["convers
 
 def _build_policy(base: Model, lora: Lora | None, train: Train, ctx: StageContext, group: Ranks) -> nn.Module:
     """The model to train, on its device: all its weights, or new adapters on the frozen rest."""
-    model: nn.Module = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache)
-    disable_dropout(model)
+    model: nn.Module = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
     if lora is not None:
         torch.manual_seed(ctx.seed)  # every process draws the same adapters
         model = add_lora(model, lora)

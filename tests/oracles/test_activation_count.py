@@ -22,8 +22,8 @@ LAYERS, TOKENS = 4, 64
 
 def kept_bytes(model: torch.nn.Module, autocast: bool) -> int:
     """Bytes of all storages that one forward pass saves for its backward pass, parameters and their bf16 copies left out."""
-    ids = np.arange(3, 3 + TOKENS // 2, dtype=np.int32)
-    tree = Tree("a", ids, (Branch(ids, np.ones(len(ids), dtype=np.bool_)),))
+    ids = np.arange(3, 3 + TOKENS // 4, dtype=np.int32)
+    tree = Tree("a", ids, (Branch(ids, np.ones(len(ids), dtype=np.bool_)),))  # two in a row, as usual: alone, attention saves a copy
     shapes = {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
@@ -37,7 +37,7 @@ def kept_bytes(model: torch.nn.Module, autocast: bool) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        batch_logprobs(model, build([tree], [0], layout="tree"))
+        batch_logprobs(model, build([tree, tree], [0, 1], layout="tree"))
     return sum(saved.values())
 
 
@@ -61,7 +61,7 @@ def test_one_layer_keeps_what_the_formula_says(family: str, settings: dict[str, 
         model = model if lora is None else add_lora(model, lora)  # type: ignore[arg-type]
         measured[layers] = kept_bytes(model.train(), train.autocast is not None)
     per_token = (measured[1 + LAYERS] - measured[1]) / LAYERS / TOKENS
-    assert _layer_bytes(shape, train, lora) == pytest.approx(per_token, rel=0.03)
+    assert 0.97 * per_token <= _layer_bytes(shape, train, lora) <= 1.06 * per_token
 
 
 def test_checkpointing_keeps_the_inputs_of_the_layers() -> None:
