@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import data, model, peer
+from benchmarks import data, model, ours, peer
 from benchmarks.bare import BARE, BARE_TARGETS
 from benchmarks.harness import Benchmark, Contender, Setting, Work
 from benchmarks.measure import Recorder
@@ -63,6 +63,34 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
     trainer.train()
 
 
+def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
+    from align.recipe.schema import DpoStage
+    from align.stages.dpo import DpoTrainer
+    from align.training.reference import reference_for
+    from align.training.trainer import autocast
+
+    common, loader = ours.common(work, setting), ours.loader(work, setting)
+    spec = DpoStage.model_validate({"kind": "dpo", "data": "given", "beta": BETA, "train": common["train"]})
+    reference = reference_for(
+        common["model"],
+        loader.batches(range(len(work.trees))),
+        [len(tree.branches) for tree in work.trees],
+        key="reference",
+        cache=common["work"],
+        ranks=common["ranks"],
+        autocast=autocast(spec.train, common["ranks"].device),
+        own_attention=False,
+    )
+    ours.timed(DpoTrainer, recorder)(loader, (), spec, reference, None, **common).fit()
+
+
+OURS = Contender(
+    "ours",
+    "align's dpo stage, layout `tree`, reference log-probs computed beforehand; what counts is the recipe's default micro-batch",
+    tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (2048, 1024, 512)),
+    _ours,
+    default_counts=True,
+)
 TRL = Contender(
     "TRL",
     "TRL's DPOTrainer, reference log-probs precomputed",
@@ -72,7 +100,7 @@ TRL = Contender(
 
 
 def _benchmark(name: str, title: str, about: str, prepare: Callable[[bool], Work]) -> Benchmark:
-    return Benchmark(name, title, f"{model.NAME}. {about}", "pairs", prepare, (TRL, BARE, BARE_TARGETS))
+    return Benchmark(name, title, f"{model.NAME}. {about}", "pairs", prepare, (OURS, TRL, BARE, BARE_TARGETS))
 
 
 BENCHMARKS = (

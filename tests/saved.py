@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from align.data.encode import Encoder
 from align.data.records import Message
+from align.models.adapters import add_lora
+from align.models.load import load_encoder, load_policy
+from align.models.save import save_policy
 from align.recipe.schema import Lora, Model
 from tests.tiny import tiny
 from tests.tokenizers import chatml
@@ -58,3 +61,22 @@ def edit(path: Path, **changes: Any) -> None:
     """Set keys of a JSON file; None removes one."""
     value = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: item for key, item in value.items() if item is not None or key not in changes}))
+
+
+CANARY = "import os, pathlib\npathlib.Path(os.environ['CANARY']).write_text('ran')\n"
+
+
+def trap(folder: Path) -> None:
+    """Python files with every name that the libraries look for."""
+    classes = "class Evil:\n    pass\nclass EvilConfig(Evil): pass\nclass EvilForCausalLM(Evil): pass\nclass EvilTokenizer(Evil): pass\n"
+    (folder / "custom_generate").mkdir()
+    for name in ("evil.py", "custom_generate/generate.py", "__init__.py"):
+        (folder / name).write_text(CANARY + classes)
+
+
+def adapter_on(folder: Path) -> Path:
+    """A saved adapter of the model in ``folder``."""
+    base = Model(path=str(folder))
+    out = folder.parent / "adapter"
+    save_policy(add_lora(load_policy(base), LORA), load_encoder(base), out, base=base)
+    return out

@@ -140,6 +140,9 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
 
     Merged in fp32, then stored in the dtype of the base: exact to about 1e-5 in the logits of an fp32 model, to rounding in bf16.
     All parameters of the copy require gradients.
+
+    Raises:
+        ValueError: the base is kept in 4 bits, which have no room for the sum.
     """
     wrapped = unwrap(model)
     if not isinstance(wrapped, PeftModel):
@@ -147,6 +150,8 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
     twin = copy.deepcopy(wrapped)
     for layer in _lora_layers(twin).values():
         weight = layer.get_base_layer().weight
+        if not weight.is_floating_point():
+            raise ValueError("the base is quantised: load the saved adapter on the full model and merge it there")
         merged = weight.float()
         for name in layer.active_adapters:
             if name in layer.lora_A:

@@ -77,7 +77,7 @@ def generation_settings(lm: PreTrainedModel, encoder: Encoder, *, max_new_tokens
         max_new_tokens=max_new_tokens,
         eos_token_id=list(encoder.stop_ids),
         pad_token_id=encoder.pad_id,
-        suppress_tokens=None,
+        suppress_tokens=list(range(known, rows)) or None,
         use_cache=True,
         **sampling,
     )

@@ -191,6 +191,7 @@ def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
     with _readable(folder.path / ADAPTER_CONFIG):
         config = LoraConfig.from_pretrained(folder.path)
         config.inference_mode = True
+        config.base_model_name_or_path = base.name_or_path or None  # paths may differ; the base was compared by content
         model: Any = get_peft_model(base, config, adapter_name=START)
         loaded = set_peft_model_state_dict(model, load_file(folder.weights[0]), adapter_name=START)
     missing = [name for name in loaded.missing_keys if f".{START}" in name]

@@ -200,7 +200,7 @@ class _Training:
         what = (
             "the last run's speed" if speed is self.measured_speed else f"assumed: {estimate.assumed_speed(self.machine.device)} x {units}"
         )
-        source = f"estimate: {speed:,.0f} tokens/s ({what}); loading, evaluation and samples come on top"
+        source = f"estimate: {speed:,.0f} tokens/s ({what}); loading, evaluation, samples (and for dpo the reference) come on top"
         return Row("time", "unknown" if seen is None else f"about {duration(seen / speed)}", source)
 
     # What cannot fit

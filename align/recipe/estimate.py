@@ -18,6 +18,8 @@ _RUNTIME = {"cpu": 0.55e9, "cuda": 0.8e9}
 """Python, torch and transformers loaded; on a GPU, the CUDA context and its kernels."""
 _SLACK = {"cpu": 0.30, "cuda": 0.10}
 """What allocators hold without using it. Measured on the CPU (glibc): 10 to 29 % of the rest, growing over the first steps."""
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits: an 8-bit scale for each 64 of them, an fp32 one for each 256 scales (arXiv 2305.14314)."""
 _FLOPS = {"cpu": 50e9, "cuda": 100e12}
 """Floating point operations a second of one core, or of one GPU, that training really gets. Assumed."""
 
@@ -47,11 +49,10 @@ def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, proces
     """
     width = 4 if train.dtype == "fp32" else 2
     trained, kept = trained_parameters(shape, lora), 4 if lora is not None else width  # adapters are fp32 always
-    moments = "two for each trained parameter"
     terms = [
-        Term("weights", shape.parameters * width, f"{count(shape.parameters)} in {train.dtype}"),
+        *_weights(shape, lora, width, train.dtype),
         Term("gradients", trained * kept, f"{count(trained)} trained, {kept} bytes each"),
-        Term("Adam moments", 2 * trained * kept, moments),
+        Term("Adam moments", 2 * trained * kept, "two for each trained parameter"),
         Term("activations", train.microbatch_tokens * activation_bytes(shape, train, lora), _activation_words(shape, train)),
         Term("logits", _logit_bytes(shape, train, device), f"chunks of up to {CHUNK_ELEMENTS[device] // shape.vocab:,} tokens, twice"),
     ]
@@ -60,13 +61,24 @@ def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, proces
     else:
         terms.append(Term("adapters", trained * kept, "fp32"))
     if train.autocast and train.dtype == "fp32":
-        matrices = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linears.values())
-        terms.append(Term("bf16 copies of the weights", 2 * matrices, "autocast keeps them for the backward pass"))
+        terms.append(Term("bf16 copies of the weights", 2 * shape.matrices, "autocast keeps them for the backward pass"))
     if processes > 1:
         terms.append(Term("gradient exchange", min(trained * kept, 64 * 2**20 + 4 * shape.vocab * shape.hidden), "one bucket"))
     terms.append(Term("runtime", _RUNTIME[device], "CUDA context" if device == "cuda" else "Python and libraries"))
     used = sum(term.amount for term in terms)
     return [*terms, Term("slack", used * _SLACK[device], f"{_SLACK[device]:.0%}, held by the allocator")]
+
+
+def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str) -> list[Term]:
+    if lora is None or lora.quantize is None:
+        return [Term("weights", shape.parameters * width, f"{count(shape.parameters)} in {dtype}")]
+    rest = shape.parameters - shape.matrices
+    amount = _NF4 * shape.matrices + rest * width
+    largest = max(inputs * outputs for inputs, outputs in shape.linears.values())
+    return [
+        Term("weights", amount, f"{count(shape.matrices)} in 4 bits, embeddings and norms in {dtype}"),
+        Term("layer at work", largest * width, f"its 4 bits unpacked to {dtype}"),
+    ]
 
 
 def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:

@@ -107,8 +107,10 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
 
 def _in_order(problems: Sequence[Problem]) -> list[Problem]:
     """By place, overrides last. Of several about one key only the first, which is the cause of the others."""
-    first = {(p.file, p.line, p.col, p.key): p for p in reversed(problems)}
-    return sorted(first.values(), key=lambda p: (p.line or 10**9, p.col or 0, p.key or ""))
+    first: dict[tuple[object, ...], Problem] = {}
+    for problem in problems:
+        first.setdefault((problem.file, problem.line, problem.col, problem.key), problem)
+    return sorted(first.values(), key=lambda p: (p.line or 10**9, p.col or 0))
 
 
 def _read(path: Path) -> str:

@@ -41,14 +41,18 @@ class Shape:
         return {"q_proj": (h, a), "k_proj": (h, k), "v_proj": (h, k), "o_proj": (a, h), **mlp, "down_proj": (i, h)}
 
     @property
+    def matrices(self) -> int:
+        """Weights of all linear layers but the LM head, biases left out."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears.values())
+
+    @property
     def parameters(self) -> int:
         """All parameters; a tied LM head counts once."""
         biased = {"q_proj": self.qkv_bias, "k_proj": self.qkv_bias, "v_proj": self.qkv_bias, "o_proj": self.out_bias}
-        matrices = sum(inputs * outputs for inputs, outputs in self.linears.values())
         biases = sum(outputs for name, (_, outputs) in self.linears.items() if biased.get(name, self.mlp_bias))
         norms = self.norms * self.hidden + 2 * self.head_dim * self.qk_norm
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.layers * (matrices + biases + norms) + self.hidden + embeddings
+        return self.matrices + self.layers * (biases + norms) + self.hidden + embeddings
 
     def lora_parameters(self, rank: int, targets: str | list[str]) -> int:
         """Parameters of LoRA adapters: rank x (inputs + outputs) for each linear layer that ``targets`` names."""

@@ -35,9 +35,9 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert re.match(r"# \S.{20,140}\.?\n#\n", comment)
-    assert re.search(rf"align (run|sft) .*{path.stem}", comment)
+    assert re.search(rf"align (run|sft|dpo) .*{path.stem}", comment)
     assert "Hardware:" in comment
-    assert re.search(r"[Rr]eproduces|first stage of|quickstart", comment)
+    assert re.search(r"[Rr]eproduces|ChatGLM-RLHF|quickstart|as in arXiv", comment)
 
 
 def test_the_promised_recipes_are_there() -> None:

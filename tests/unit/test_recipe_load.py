@@ -116,8 +116,8 @@ def test_a_good_recipe() -> None:
 
 def test_missing_keys_name_where_they_belong() -> None:
     assert problems("stages: {a: {kind: sft}}\n") == [
-        "r.yaml:1:1 model: required key is missing",
         "r.yaml:1:1 name: required key is missing",
+        "r.yaml:1:1 model: required key is missing",
         "r.yaml:1:10 stages.a.data: required key is missing",
     ]
 

@@ -1,0 +1,130 @@
+"""The training stages end to end on a tiny model: from files to saved policies, chained, with and without adapters."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from align.batching.tree import build
+from align.data.trees import Branch, Tree
+from align.models.forward import batch_logprobs
+from align.models.load import load_encoder, load_policy
+from align.pipeline.runner import RunResult, run_recipe
+from align.recipe.load import load_recipe
+from align.recipe.schema import Model
+from tests.saved import save_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = {"learning_rate": 3e-3, "batch_size": 2, "microbatch_tokens": 128, "epochs": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with a model, conversations, and the preferences of docs/preferences.md."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model", max_position_embeddings=512)
+    found = re.search(r"<!-- example: mine.jsonl -->\n```json\n(.*?)```", (ROOT / "docs" / "preferences.md").read_text(), re.DOTALL)
+    assert found
+    (tmp_path / "mine.jsonl").write_text(found.group(1))
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word} it is."}]}
+        for word in ("tea", "rain", "sun", "snow")
+    ]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(stages: dict[str, Any], text: io.StringIO | None = None, model: str = "model") -> RunResult:
+    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": f"./{model}", "stages": stages}, sort_keys=False))
+    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=120))
+
+
+def sft(**options: Any) -> dict[str, Any]:
+    return {"kind": "sft", "data": "talk.jsonl", "eval_data": "talk.jsonl", "train": TRAIN, **options}
+
+
+def dpo(**options: Any) -> dict[str, Any]:
+    return {"kind": "dpo", "data": "mine.jsonl", "eval_data": "mine.jsonl", "train": TRAIN, **options}
+
+
+def test_sft_then_dpo(folder: Path) -> None:
+    """One recipe, two stages: both improve on what they were given, the second starts at ln 2, a rerun does nothing."""
+    text = io.StringIO()
+    stages = {"sft": sft(), "dpo": dpo(policy="stage:sft")}
+    first = run(stages, text)
+    assert first.ran == ("sft", "dpo")
+    taught, preferred = first.summaries["sft"], first.summaries["dpo"]
+    assert taught["eval_after"]["loss"] < taught["eval_before"]["loss"] - 0.1
+    assert preferred["eval_before"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert preferred["eval_after"]["rewards/margins"] > 0.05
+    assert preferred["eval_after"]["loss"] < 0.69
+    shown = text.getvalue()
+    assert "before and after" in shown and "4 preferences" in shown
+    rows = [json.loads(line) for line in (first.folder / "stages" / "dpo" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[1]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    again = run(stages)
+    assert again.ran == () and again.up_to_date == ("sft", "dpo")
+
+
+def test_one_changed_key_reruns_what_follows_from_it(folder: Path) -> None:
+    """Another beta: only dpo. Another learning rate of sft: both."""
+    run({"sft": sft(), "dpo": dpo(policy="stage:sft")})
+    assert run({"sft": sft(), "dpo": dpo(policy="stage:sft", beta=0.2)}).ran == ("dpo",)
+    assert run({"sft": sft(train={**TRAIN, "learning_rate": 1e-3}), "dpo": dpo(policy="stage:sft", beta=0.2)}).ran == ("sft", "dpo")
+
+
+@pytest.mark.parametrize("second", [{"lora": {"rank": 2}}, {}], ids=["lora", "full"])
+def test_lora_then_dpo_is_held_to_the_lora_policy(folder: Path, second: dict[str, Any]) -> None:
+    """C38: DPO after LoRA-SFT starts from, and is compared with, the SFT policy and not its base. Saved and loaded, it is one adapter."""
+    if not second:
+        stages = {"sft": sft(lora={"rank": 4, "save_merged": True}), "dpo": dpo()}
+        run({"sft": stages["sft"]})
+        result = run({"sft": stages["sft"], "dpo": dpo(policy="stage:sft", lora={"rank": 2})})
+    else:
+        result = run({"sft": sft(lora={"rank": 4}), "dpo": dpo(policy="stage:sft", **second)})
+    summary = result.summaries["dpo"]
+    assert summary["eval_before"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    base, taught, preferred = (
+        load_policy(Model(path=str(path))) for path in (folder / "model", *(result.folder / "stages" / name for name in ("sft", "dpo")))
+    )
+    encoder = load_encoder(Model(path=str(folder / "model")))
+    trunk = encoder.encode_prompt([{"role": "user", "content": "Name a primary colour."}])
+    ids = trunk[:9]
+    batch = build([Tree("x", trunk, (Branch(ids, ids > -1),))], [0], layout="tree")
+    with torch.no_grad():
+        values = [batch_logprobs(m, batch) for m in (base, taught, preferred)]
+    assert not torch.allclose(values[0], values[1], atol=1e-3) and not torch.allclose(values[1], values[2], atol=1e-4)
+    assert (result.folder / "stages" / "dpo" / "adapter_model.safetensors").exists()
+
+
+def test_rows_that_cannot_be_preferred_are_counted(folder: Path) -> None:
+    """C09, C10: equal answers (before or after truncation) and empty ones are never trained on, and each is named with its line."""
+    good = (folder / "mine.jsonl").read_text().splitlines()
+    bad = [
+        {"prompt": "a", "chosen": "same", "rejected": "same"},
+        {"prompt": "a", "chosen": "", "rejected": "b"},
+        {"prompt": "a", "chosen": "long " * 80 + "x", "rejected": "long " * 80 + "y"},
+    ]
+    (folder / "mine.jsonl").write_text("\n".join([*good, *(json.dumps(row) for row in bad)]) + "\n")
+    text = io.StringIO()
+    source = {"path": "mine.jsonl", "on_bad_row": "skip"}
+    result = run({"dpo": dpo(data=source, eval_data=None, max_length=60, too_long="truncate")}, text)
+    rejects = [json.loads(line) for line in (result.folder / "stages" / "dpo" / "rejects.jsonl").read_text().splitlines()]
+    assert sorted(row["line"] for row in rejects) == [5, 6, 7]
+    assert "4 preferences" in text.getvalue()
+
+
+def test_kto_and_simpo_run_as_stages(folder: Path) -> None:
+    """The losses without a plain reference go through the same stage."""
+    for loss, options in (("kto_pair", {}), ("simpo", {"beta": 2.0, "gamma": 0.5})):
+        summary = run({"dpo": dpo(loss=loss, **options)}).summaries["dpo"]
+        assert summary["eval_after"]["loss"] < summary["eval_before"]["loss"]
