@@ -1,7 +1,7 @@
 """What a benchmark is, and how it is run.
 
 A benchmark is a named piece of work and its contenders. Every (contender, setting, repetition) runs in a process of its own, on all cores.
-First each contender's settings are tried once; then all contenders, each at its fastest setting, take turns (A B C A B C ...), so that a
+First each contender's settings are tried once, on a small part of the work; then all contenders, each at its fastest setting, take turns (A B C A B C ...), so that a
 machine that slows down slows everybody. What counts is the ratio of medians over those turns.
 """
 
@@ -106,6 +106,8 @@ def run(benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] 
     work = benchmark.prepare(quick)
     file = OUT / f"{benchmark.name}.work.json"
     work.save(file)
+    small = OUT / f"{benchmark.name}.small.json"
+    (work if quick else benchmark.prepare(True)).save(small)
     result: dict[str, Any] = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -125,7 +127,7 @@ def run(benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] 
 
     def measure(contender: Contender, index: int, phase: str) -> dict[str, Any]:
         run = {"contender": contender.name, "setting": dict(contender.settings[index]), "phase": phase}
-        run |= _in_own_process(benchmark.name, contender.name, index, file)
+        run |= _in_own_process(benchmark.name, contender.name, index, small if phase == "try" else file)
         result["runs"].append(run)
         say(_line(run))
         return run

