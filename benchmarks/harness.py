@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,9 @@ def _in_own_process(benchmark: str, contender: str, index: int, work: Path) -> d
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_CACHE": str(OUT / "cache" / "datasets")}
     command = [sys.executable, "-m", "benchmarks", "worker", benchmark, contender, str(index), str(work), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    with tempfile.TemporaryDirectory(prefix="align-bench-") as scratch:  # what trainers write goes with it
+        environment["TMPDIR"] = scratch
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     if done.returncode == 0:
         return dict(json.loads(out.read_text()))
     (OUT / f"{benchmark}.error.txt").write_text(done.stdout + done.stderr)

@@ -39,7 +39,7 @@ def loader(work: Work, setting: Setting) -> Any:
 
 
 def common(work: Work, setting: Setting) -> Mapping[str, Any]:
-    """The arguments that every trainer of ours takes. Needs a folder for its log: a temporary one that is left to the system."""
+    """The arguments that every trainer of ours takes. Its log goes to a temporary folder."""
     from rich.console import Console
 
     from align.recipe.schema import Train

@@ -150,7 +150,7 @@ def test_loss_that_is_logged_is_the_loss_of_the_data(tmp_path: Path) -> None:
     total, count = 0.0, 0
     for tree in data:
         ids = torch.tensor(np.concatenate([tree.trunk, tree.branches[0].ids]))[None].long()
-        logits = reference(ids).logits[0].log_softmax(-1)
+        logits = reference(ids).logits[0].log_softmax(-1).detach()
         for t in range(len(tree.trunk), ids.shape[1]):
             if tree.branches[0].mask[t - len(tree.trunk)]:
                 total -= float(logits[t - 1, ids[0, t]])
