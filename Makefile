@@ -1,6 +1,7 @@
 # The two that matter: make quickstart, make test. Both install what they need first. `make help` lists the rest.
 
-RECIPE ?= recipes/sft.yaml
+# Which recipe `make sft` and `make dpo` run; recipes/sft.yaml and recipes/dpo.yaml when not set.
+RECIPE ?=
 # The first Python that is new enough; python3 when none is, and the installer says what to do.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
@@ -8,21 +9,24 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 TORCH_INDEX ?=
 export TORCH_INDEX
 
-.PHONY: help setup quickstart sft test check bench doctor clean
+.PHONY: help setup quickstart sft dpo test check bench doctor clean
 .DEFAULT_GOAL := help
 
 help: ## what you can make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RECIPE=file (now $(RECIPE)), PYTHON=python3.11, TORCH_INDEX=url"
+	@echo "Variables: RECIPE=file, PYTHON=python3.11, TORCH_INDEX=url"
 
 setup: ## install the pinned packages into .venv (a second call does nothing)
 	@$(PYTHON) requirements/install.py
 
-quickstart: setup ## fine-tune a real 135M model on this machine and show before and after
+quickstart: setup ## align a real 135M model on this machine and show before and after
 	@.venv/bin/align run quickstart
 
 sft: setup ## supervised fine-tuning: RECIPE=recipes/sft.yaml, or yours
-	@.venv/bin/align sft --recipe $(RECIPE)
+	@.venv/bin/align sft --recipe $(or $(RECIPE),recipes/sft.yaml)
+
+dpo: setup ## preference optimisation: RECIPE=recipes/dpo.yaml, or yours
+	@.venv/bin/align dpo --recipe $(or $(RECIPE),recipes/dpo.yaml)
 
 test: setup ## run the tests
 	@.venv/bin/python -m pytest -n 2 --dist loadfile

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 from benchmarks import dpo, report, sft
-from benchmarks.harness import OUT, RESULTS, Benchmark, run, unequal, work_once
+from benchmarks.harness import OUT, RESULTS, Benchmark, faults, run, work_once
 
 BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in (*sft.BENCHMARKS, *dpo.BENCHMARKS)}
 DEFAULT = [b.name for b in sft.BENCHMARKS]
 
 
 def main(arguments: list[str]) -> int:
-    """Run benchmarks, or write the page. 1 when a contender turned out to do other work than ours."""
+    """Run benchmarks, or write the page. 1 when a contender did other work than ours, or failed."""
     if arguments[:1] == ["worker"]:
         name, contender, index, work, out = arguments[1:]
         work_once(BENCHMARKS[name], contender, int(index), Path(work), Path(out))
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         print("\n" + report.section(result))
-        wrong += [f"{name}: {contender} has another loss than ours: not the same work" for contender in unequal(benchmark, result)]
+        wrong += [f"{name}: {fault}" for fault in faults(benchmark, result)]
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

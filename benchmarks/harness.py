@@ -1,8 +1,8 @@
 """What a benchmark is, and how it is run.
 
 A benchmark is a named piece of work and its contenders. Every (contender, setting, repetition) runs in a process of its own, on all cores.
-First each contender's settings are tried once, on a small part of the work; then all contenders, each at its fastest setting, take turns (A B C A B C ...), so that a
-machine that slows down slows everybody. What counts is the ratio of medians over those turns.
+First each contender's settings are tried once, on a small part of the work; then all contenders, each at its fastest setting, take turns
+(A B C A B C ...), so that a machine that slows down slows everybody. What counts is the ratio of medians over those turns.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def run(benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] 
     work = benchmark.prepare(quick)
     file = OUT / f"{benchmark.name}.work.json"
     work.save(file)
-    small = OUT / f"{benchmark.name}.small.json"
-    (work if quick else benchmark.prepare(True)).save(small)
+    part, small = work if quick else benchmark.prepare(True), OUT / f"{benchmark.name}.small.json"
+    part.save(small)
     result: dict[str, Any] = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -120,6 +120,7 @@ def run(benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] 
         "load_before": os.getloadavg()[0],
         "versions": versions(),
         "work": work.facts(),
+        "tried_on": part.facts(),
         "contenders": {c.name: c.about for c in benchmark.contenders if not only or c.name in only},
         "runs": [],
     }
@@ -148,7 +149,7 @@ def run(benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] 
 
 
 def _in_own_process(benchmark: str, contender: str, index: int, work: Path) -> dict[str, Any]:
-    """One measurement; ``{"error": last line}`` when it failed (out of memory, say)."""
+    """One measurement; ``{"error": exit code and last line}`` when it failed (out of memory, say)."""
     out = OUT / f"{benchmark}.result.json"
     out.unlink(missing_ok=True)
     threads = str(cores())
@@ -161,8 +162,8 @@ def _in_own_process(benchmark: str, contender: str, index: int, work: Path) -> d
     if done.returncode == 0:
         return dict(json.loads(out.read_text()))
     (OUT / f"{benchmark}.error.txt").write_text(done.stdout + done.stderr)
-    lines = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
-    return {"error": lines[-1][:200]}
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return {"error": f"ended with code {done.returncode}: {last[:200]}"}
 
 
 def work_once(benchmark: Benchmark, contender: str, index: int, work: Path, out: Path) -> None:
@@ -234,8 +235,12 @@ def _distance(left: Sequence[float], right: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(left, right, strict=True))
 
 
-def unequal(benchmark: Benchmark, result: Mapping[str, Any]) -> list[str]:
-    """Contenders that did other work than ours: their loss differs, at the start or after the warm-up step."""
+def faults(benchmark: Benchmark, result: Mapping[str, Any]) -> list[str]:
+    """Why a result is no finding: a contender's loss differs from ours, so it did other work, or one of its turns failed."""
     exact = {c.name for c in benchmark.contenders if c.same_loss}
-    summary = result["summary"]
-    return [n for n, s in summary.items() if n in exact and s["loss_difference"] is not None and s["loss_difference"] > LOSS_TOLERANCE]
+    differ = [n for n, s in result["summary"].items() if n in exact and (s["loss_difference"] or 0.0) > LOSS_TOLERANCE]
+    failed = [run for run in result["runs"] if run["phase"].startswith("turn") and "error" in run]
+    return [
+        *(f"{name} has another loss than ours: not the same work" for name in differ),
+        *(f"{run['contender']}, {run['phase']}: {run['error']}" for run in failed),
+    ]

@@ -155,6 +155,8 @@ def _save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
     config.base_model_name_or_path = lm.name_or_path
     config.revision = origin["revision"]
     config.inference_mode = True
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process
     save_file(state, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(out)
     (out / ADAPTER_WEIGHTS).chmod((out / "adapter_config.json").stat().st_mode)

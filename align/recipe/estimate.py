@@ -83,13 +83,13 @@ def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str) -> list[Te
 
 def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
     """Bytes that autograd keeps for each token of a micro-batch, in all layers; one layer more is at work in the backward pass."""
-    layer = _layer_bytes(shape, train, lora)
+    layer = layer_bytes(shape, train, lora)
     if train.gradient_checkpointing:
         return shape.layers * shape.hidden * (4 if train.dtype == "fp32" else 2) + layer
     return (shape.layers + 1) * layer
 
 
-def _layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
+def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
     """Bytes kept for each token in one layer, counted from the tensors that autograd saves (tests/oracles/test_activation_count.py)."""
     h, a, k, i = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.intermediate
     half_weights, half_compute = train.dtype == "bf16", train.dtype == "bf16" or train.autocast == "bf16"

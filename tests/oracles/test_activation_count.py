@@ -12,7 +12,7 @@ from align.batching.tree import build
 from align.data.trees import Branch, Tree
 from align.models.adapters import add_lora
 from align.models.forward import batch_logprobs
-from align.recipe.estimate import _layer_bytes, activation_bytes
+from align.recipe.estimate import layer_bytes, activation_bytes
 from align.recipe.schema import Lora, Train
 from align.recipe.shapes import from_config
 from tests.tiny import tiny
@@ -61,7 +61,7 @@ def test_one_layer_keeps_what_the_formula_says(family: str, settings: dict[str, 
         model = model if lora is None else add_lora(model, lora)  # type: ignore[arg-type]
         measured[layers] = kept_bytes(model.train(), train.autocast is not None)
     per_token = (measured[1 + LAYERS] - measured[1]) / LAYERS / TOKENS
-    assert 0.97 * per_token <= _layer_bytes(shape, train, lora) <= 1.06 * per_token
+    assert 0.97 * per_token <= layer_bytes(shape, train, lora) <= 1.06 * per_token
 
 
 def test_checkpointing_keeps_the_inputs_of_the_layers() -> None:
@@ -70,7 +70,7 @@ def test_checkpointing_keeps_the_inputs_of_the_layers() -> None:
     assert shape is not None
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     kept = kept_bytes(model.train(), False)
-    layer = _layer_bytes(shape, Train(), None)
+    layer = layer_bytes(shape, Train(), None)
     formula = activation_bytes(shape, Train(gradient_checkpointing=True), None) - layer
     assert formula * TOKENS == 4 * 96 * 4 * TOKENS
     assert formula * TOKENS <= kept <= (formula + 0.3 * layer) * TOKENS

@@ -41,19 +41,20 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
 
 
 def test_the_promised_recipes_are_there() -> None:
-    assert {"quickstart", "sft", "glm4_sft", "qwen3_sft"} <= {path.stem for path in RECIPES}
+    assert {"quickstart", "sft", "dpo", "glm4_sft", "glm4_dpo", "qwen3_sft", "qwen3_dpo"} <= {path.stem for path in RECIPES}
 
 
 def test_recipes_for_other_machines_say_which() -> None:
-    for name, gpus in (("glm4_sft", 8), ("qwen3_sft", 1)):
+    for name, gpus in (("glm4_sft", 8), ("glm4_dpo", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1)):
         hardware = load_recipe(name).recipe.hardware
         assert hardware is not None
         assert hardware.gpus == gpus
 
 
-def test_quickstart_trains_on_no_more_than_25000_tokens() -> None:
-    train = load_recipe("quickstart").recipe.stages["sft"].train  # type: ignore[attr-defined]
-    assert train.max_steps * train.tokens_per_step <= 25_000
+@pytest.mark.parametrize(("stage", "limit"), [("sft", 25_000), ("dpo", 30_000)])
+def test_quickstart_trains_on_few_tokens(stage: str, limit: int) -> None:
+    train = load_recipe("quickstart").recipe.stages[stage].train  # type: ignore[attr-defined]
+    assert train.max_steps * train.tokens_per_step <= limit
 
 
 def test_the_reference_manual_is_current() -> None:

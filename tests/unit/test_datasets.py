@@ -292,6 +292,7 @@ def test_the_seed_counts_only_where_something_is_drawn(tmp_path: Path, load: Loa
 def test_an_edited_converter_makes_a_new_entry(tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own format is code, and its cached rows must not outlive an edit."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # an edit of the same size within a second would be served from the .pyc
     module = tmp_path / "my_rows.py"
     path = write(tmp_path / "a.jsonl", [{"q": "Hi", "a": "Yes."}])
     text = "def convert(row):\n    return {'prompt': row['q'], 'chosen': row['a'] + 'END', 'rejected': 'No.'}\n"
