@@ -87,7 +87,7 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
 OURS = Contender(
     "ours",
     "align's dpo stage, layout `tree`, reference log-probs computed beforehand; what counts is the recipe's default micro-batch",
-    tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (2048, 1024, 512)),
+    tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (512, 1024, 2048)),
     _ours,
     default_counts=True,
 )

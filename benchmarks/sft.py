@@ -57,8 +57,8 @@ BENCHMARKS = (
         contenders=(
             Contender(
                 "ours",
-                "align's sft stage, layout `tree`; what counts is the recipe's default of 2048 tokens a micro-batch",
-                tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (2048, 1024, 512)),
+                "align's sft stage, layout `tree`; what counts is the recipe's default of 512 tokens a micro-batch",
+                tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (512, 1024, 2048)),
                 _ours,
                 default_counts=True,
             ),

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Switch transformers' progress bars off for a while."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
+    gguf: Any = modeling_gguf_pytorch_utils
+
+    # The GGUF reader takes its bar from tqdm itself, past transformers' switch.
+    bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        gguf.tqdm = bar
+        if enabled:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -164,8 +164,9 @@ class Train(Strict):
     """Tokens in one optimiser step, over all processes. Steps are filled with whole examples up to this number."""
     batch_size: int | None = Field(default=None, ge=1)
     """Examples (conversations, or prompts with their answers) in one optimiser step, over all processes. Instead of `tokens_per_step`."""
-    microbatch_tokens: int = Field(default=2048, ge=1)
-    """Tokens in one forward pass, on each process. A memory setting: it changes speed and memory, never the gradient."""
+    microbatch_tokens: int = Field(default=512, ge=1)
+    """Tokens in one forward pass, on each process. A memory setting: it changes speed and memory, never the gradient. The default suits a
+    CPU; a GPU wants as many as its memory holds, such as 8192."""
     layout: Literal["tree", "packed", "padded"] = "tree"
     """`tree`: a prompt's answers share it, trees are packed into rows. `packed`: the prompt is repeated for every answer. `padded`: one
     sequence a row. Same loss and gradient; `tree` is the fastest."""

@@ -48,7 +48,8 @@ def test_step_equals_trl(tmp_path: Path, loss: str, theirs_is_called: str) -> No
     placeholder = Dataset.from_list([{"prompt": "w3 ", "chosen": "w4", "rejected": "w5"}])
     theirs = DPOTrainer(model=their_policy, ref_model=their_reference, args=config, train_dataset=placeholder, processing_class=tokenizer)
     rows = [
-        {"prompt_ids": t.trunk.tolist(), "chosen_ids": t.branches[0].ids.tolist(), "rejected_ids": t.branches[1].ids.tolist()} for t in pairs
+        {"prompt_ids": t.trunk.tolist(), "chosen_ids": t.branches[0].ids.tolist(), "rejected_ids": t.branches[1].ids.tolist()}
+        for t in pairs
     ]
     their_policy.train()
     their_loss = theirs.compute_loss(their_policy, theirs.data_collator(rows))

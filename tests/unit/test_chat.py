@@ -18,12 +18,15 @@ from align.recipe.schema import Model
 from tests.saved import save_tiny
 from tests.tokenizers import chatml, glm4, mistral
 
-Say = Callable[[list[int]], Sequence[int]]
+Say = Callable[[list[int]], Sequence[int | list[int]]]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     return save_tiny(tmp_path).path
+
+
+CTRL_C = -1
 
 
 class Fake:
@@ -37,9 +40,9 @@ class Fake:
         self.prompts.append(ids[0].tolist())
         streamer.put(ids)
         for token in self.say(self.prompts[-1]):
-            if token < 0:
+            if token == CTRL_C:
                 raise KeyboardInterrupt
-            streamer.put(torch.tensor([token]))
+            streamer.put(torch.tensor(token).reshape(-1))
         streamer.end()
 
 
@@ -102,7 +105,7 @@ def test_the_real_model_answers(folder: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_it(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen, fake = talk(folder, ["Hello", "Again"], monkeypatch, lambda prompt: [*words("The fox"), -1])
+    screen, fake = talk(folder, ["Hello", "Again"], monkeypatch, lambda prompt: [*words("The fox"), CTRL_C])
     assert "The fox [stopped]" in screen
     more = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "The fox"}, {"role": "user", "content": "Again"}]
     assert fake.prompts[1] == Encoder(chatml()).encode_prompt(more).tolist()
@@ -139,7 +142,7 @@ def test_a_character_of_several_tokens_is_shown_whole(folder: str, monkeypatch: 
 
 def test_output_cannot_control_the_terminal(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither escape sequences nor rich's markup of a model's answer take effect, and both are shown as text."""
-    screen, _ = talk(folder, ["Hello"], monkeypatch, lambda prompt: [*words("\x1b[2J\x1b]0;t\x07 [red]x[/red] \x9b1m"), STOP])
+    screen, _ = talk(folder, ["Hello"], monkeypatch, lambda prompt: [words("\x1b[2J\x1b]0;t\x07 [red]x[/red] \x9b1m"), STOP])
     assert "\x1b" not in screen and "\x07" not in screen and "\x9b" not in screen
     assert "[2J]0;t [red]x[/red] 1m" in screen
 

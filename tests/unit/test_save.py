@@ -123,10 +123,11 @@ def test_the_template_of_training_is_saved(tmp_path: Path) -> None:
 def test_sampling_flags_that_contradict_are_left_out(tmp_path: Path) -> None:
     """transformers refuses to save a greedy generation_config with a temperature, which it loads without complaint."""
     base = save_tiny(tmp_path / "base")
-    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}))
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}))
     report = save_policy(load_policy(base), load_encoder(base), tmp_path / "out", base=base)
     assert report["generation_flags_left_out"] == ["temperature", "top_p"]
-    assert "temperature" not in read(tmp_path / "out" / "generation_config.json")
+    saved = read(tmp_path / "out" / "generation_config.json")
+    assert "temperature" not in saved and saved["repetition_penalty"] == 1.1
 
 
 def test_sampling_flags_of_a_sampling_model_stay(tmp_path: Path) -> None:
