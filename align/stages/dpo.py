@@ -172,13 +172,18 @@ def run(spec: DpoStage, ctx: StageContext) -> None:
     loader = stage.loader(stage.data, stage.plan)
     trainer = DpoTrainer(loader, stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments)
     stage.train_and_save(trainer)
-    before, after = trainer.progress.first_eval, trainer.progress.last_eval
-    if before and after and after["logps/chosen"] < before["logps/chosen"] and after["logps/rejected"] < before["logps/rejected"]:
-        ctx.console.print(
-            f"{ctx.name}  note: held-out chosen answers became less likely too ({before['logps/chosen']:.1f} -> {after['logps/chosen']:.1f} "
-            "nats), only less so than rejected ones. DPO allows that; sft_weight, a larger beta or fewer steps work against it.",
-            highlight=False,
-        )
+    warning = _both_fell(trainer.progress.first_eval, trainer.progress.last_eval)
+    if warning:
+        ctx.note({"warnings": [warning]})
+        ctx.console.print(f"{ctx.name}  note: {warning}", highlight=False, soft_wrap=True)
+
+
+def _both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str | None:
+    """In plain words, when training made the held-out chosen answers less likely together with the rejected ones; else None."""
+    if not before or not after or any(after[name] >= before[name] for name in ("logps/chosen", "logps/rejected")):
+        return None
+    change = f"{before['logps/chosen']:.1f} to {after['logps/chosen']:.1f} nats"
+    return f"held-out chosen answers became less likely too ({change}). DPO allows that; sft_weight, a larger beta or fewer steps work against it."
 
 
 def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None) -> Reference | None:

@@ -16,8 +16,8 @@ from align import files
 from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan, plan_steps
 from align.data.datasets import load_trees
-from align.data.report import DataReport
 from align.data.encode import Encoder
+from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
 from align.models.adapters import add_lora

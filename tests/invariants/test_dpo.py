@@ -18,7 +18,7 @@ from align.batching.loader import Loader, plan_steps
 from align.data.trees import Branch, Tree
 from align.models.adapters import START, add_lora
 from align.recipe.schema import DpoStage, Lora
-from align.stages.dpo import DpoTrainer
+from align.stages.dpo import DpoTrainer, _both_fell
 from align.training.launch import Ranks
 from align.training.reference import Reference, reference_for, weights_digest
 from align.training.trainer import autocast
@@ -116,6 +116,7 @@ def expected_loss(net: nn.Module, ref: nn.Module, data: list[Tree], spec: DpoSta
     """The step's loss from the papers' formulas, in fp64, pair by pair."""
     beta = spec.beta
     log_sigmoid = nn.functional.logsigmoid
+    e = spec.label_smoothing or 0.0
     ratio: list[list[torch.Tensor]] = []
     mean: list[list[torch.Tensor]] = []
     own: list[list[torch.Tensor]] = []
@@ -133,7 +134,6 @@ def expected_loss(net: nn.Module, ref: nn.Module, data: list[Tree], spec: DpoSta
         pairs = []
         for k in range(1, len(r)):
             d = r[0] - r[k]
-            e = spec.label_smoothing or 0.0
             pairs.append(
                 {
                     "sigmoid": lambda d=d: -(1 - e) * log_sigmoid(beta * d) - e * log_sigmoid(-beta * d),
@@ -307,3 +307,12 @@ def test_the_reference_cache(tmp_path: Path) -> None:
     }
     assert len(digests) == 4
     assert weights_digest(tiny("llama")) == weights_digest(tiny("llama"))
+
+
+def test_both_falling_is_said_in_words() -> None:
+    """C44: not a bug, but the reader must know; nothing is said when the chosen answers rose."""
+    before = {"logps/chosen": -50.0, "logps/rejected": -60.0}
+    fell = _both_fell(before, {"logps/chosen": -55.5, "logps/rejected": -80.0})
+    assert fell is not None and "-50.0 to -55.5" in fell
+    assert _both_fell(before, {"logps/chosen": -49.0, "logps/rejected": -80.0}) is None
+    assert _both_fell(None, None) is None

@@ -227,7 +227,7 @@ def test_missing_optimizer_file_is_never_accepted(tmp_path: Path) -> None:
     found = newest_checkpoint(root, ["weights", "optimizer", "rng-0"])
     assert found is not None and found.step == 4
     (root / "step-00000004" / "optimizer.safetensors").unlink()
-    with pytest.raises(InputError, match="optimizer.safetensors: missing"):
+    with pytest.raises(InputError, match=r"optimizer\.safetensors: missing"):
         trainer(tmp_path, trees(40), epochs=2).fit()
 
 

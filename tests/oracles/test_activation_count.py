@@ -12,7 +12,7 @@ from align.batching.tree import build
 from align.data.trees import Branch, Tree
 from align.models.adapters import add_lora
 from align.models.forward import batch_logprobs
-from align.recipe.estimate import layer_bytes, activation_bytes
+from align.recipe.estimate import activation_bytes, layer_bytes
 from align.recipe.schema import Lora, Train
 from align.recipe.shapes import from_config
 from tests.tiny import tiny
