@@ -80,7 +80,7 @@ def flex_tree_attention(
     if trees is None:
         raise ValueError("tree attention needs the batch's tree bounds: call the model through models.forward.hidden_states")
     refuse_unsupported(module, unused)
-    attend: Callable[..., Tensor] = _compiled() if query.is_cuda else flex_attention
+    attend: Any = _compiled() if query.is_cuda else flex_attention
     output = attend(
         query, key, value, block_mask=trees.block_mask(sliding_window), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )

@@ -183,7 +183,10 @@ def _both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | 
     if not before or not after or any(after[name] >= before[name] for name in ("logps/chosen", "logps/rejected")):
         return None
     change = f"{before['logps/chosen']:.1f} to {after['logps/chosen']:.1f} nats"
-    return f"held-out chosen answers became less likely too ({change}). DPO allows that; sft_weight, a larger beta or fewer steps work against it."
+    return (
+        f"held-out chosen answers became less likely too ({change}). "
+        "DPO allows that; sft_weight, a larger beta or fewer steps work against it."
+    )
 
 
 def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None) -> Reference | None:
