@@ -76,7 +76,7 @@ def test_sft_then_dpo(folder: Path) -> None:
 
 
 def test_one_changed_key_reruns_what_follows_from_it(folder: Path) -> None:
-    """Another beta: only dpo. Another learning rate of sft: both, and the new policy is its own reference again (C40), not the old one's."""
+    """Another beta: only dpo. Another learning rate of sft: both, and the new policy is its own reference (C40), not the old one's."""
     run({"sft": sft(), "dpo": dpo(policy="stage:sft")})
     assert run({"sft": sft(), "dpo": dpo(policy="stage:sft", beta=0.2)}).ran == ("dpo",)
     other = run({"sft": sft(train={**TRAIN, "learning_rate": 1e-3}), "dpo": dpo(policy="stage:sft", beta=0.2)})
