@@ -16,8 +16,8 @@ CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
 
 _RUNTIME = {"cpu": 0.55e9, "cuda": 0.8e9}
 """Python, torch and transformers loaded; on a GPU, the CUDA context and its kernels."""
-_SLACK = {"cpu": 0.30, "cuda": 0.10}
-"""What allocators hold without using it. Measured on the CPU (glibc): 10 to 29 % of the rest, growing over the first steps."""
+_SLACK = {"cpu": 0.15, "cuda": 0.10}
+"""What allocators hold without using it. Measured on a CPU (glibc): 0 to 29 % of the rest."""
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: an 8-bit scale for each 64 of them, an fp32 one for each 256 scales (arXiv 2305.14314)."""
 _FLOPS = {"cpu": 50e9, "cuda": 100e12}

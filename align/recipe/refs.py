@@ -121,7 +121,7 @@ def _in_package(ref: PackageRef) -> Path:
     spec = importlib.util.find_spec(ref.package)
     if spec is None:
         extra = _EXTRAS.get(ref.package)
-        hint = f"pip install 'alignkit[{extra}]'" if extra else "install the distribution that has it"
+        hint = f"pip install 'alignkit[{extra}]', or see `align doctor`" if extra else "install the distribution that has it"
         raise EnvironmentFault(f"the Python package {ref.package} is not installed", hint=hint)
     for folder in spec.submodule_search_locations or ():
         path = Path(folder, ref.file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -90,6 +91,8 @@ class TrainingRun:
             {"prompt": self.encoder.decode(tree.trunk), "before": b, "after": a} for tree, b, a in zip(prompts, before, after, strict=True)
         ]
         files.atomic_write(self.ctx.out / "metrics.jsonl", (self.ctx.work / "metrics.jsonl").read_bytes())
+        if (self.ctx.work / "trackers").exists():
+            shutil.copytree(self.ctx.work / "trackers", self.ctx.out / "trackers")
         outcome = {
             "steps": progress.step,
             "tokens": progress.tokens,

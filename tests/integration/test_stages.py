@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 
 from align.batching.tree import build
 from align.data.trees import Branch, Tree
@@ -130,3 +134,35 @@ def test_kto_and_simpo_run_as_stages(folder: Path) -> None:
     for loss, options in (("kto_pair", {}), ("simpo", {"beta": 2.0, "gamma": 0.5})):
         summary = run({"dpo": dpo(loss=loss, **options)}).summaries["dpo"]
         assert summary["eval_after"]["loss"] < summary["eval_before"]["loss"]
+
+
+def test_metrics_reach_the_tracker(folder: Path) -> None:
+    """`report_to: [tensorboard]`: every step's loss is in the event file that the result carries."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run({"sft": sft(train={**TRAIN, "report_to": ["tensorboard"]})})
+    events = next((result.folder / "stages" / "sft" / "trackers").rglob("events*"))
+    found = EventAccumulator(str(events.parent))
+    found.Reload()
+    rows = [json.loads(line) for line in (result.folder / "stages" / "sft" / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert {e.step: pytest.approx(e.value, abs=1e-5) for e in found.Scalars("loss")} == losses
+
+
+def test_nproc_two_equals_one(folder: Path) -> None:
+    """`align run --nproc 2` from the command line: the losses, and the saved weights, of one process."""
+    one = run({"sft": sft(samples=0)})
+    command = [sys.executable, "-m", "align", "--runs-dir", "two", "run", "recipe.yaml", "--nproc", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("before and after") == 1, "one process speaks"
+    two = Path("two") / "r" / "stages" / "sft"
+    ours = [json.loads(line) for line in (one.folder / "stages" / "sft" / "metrics.jsonl").read_text().splitlines()]
+    theirs = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        for key in ("loss", "eval/loss"):
+            assert a.get(key) == pytest.approx(b.get(key), abs=1e-5)
+    a, b = (load_file(f / "model.safetensors") for f in (one.folder / "stages" / "sft", two))
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=1e-5, rtol=0)

@@ -139,17 +139,18 @@ def test_a_damaged_cache_entry_is_made_anew(tmp_path: Path, name: str, caplog: p
 
 
 def test_what_lies_beside_a_gguf_has_no_say(tmp_path: Path, canary: Path) -> None:
-    """S01: a tokenizer configuration or code in the same folder is not part of the file that was named."""
+    """S01: settings or code in the same folder are not part of the file that was named."""
     write_gguf(tmp_path / "m.gguf", "smollm")
-    expected = load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).chat_template
+    model = Model(path=str(tmp_path / "m.gguf"))
+    before = load_tokenizer(model)
     trap(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ 'evil' }}")
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "x", "auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", None]}})
-    )
+    settings = {"padding_side": "left", "extra_special_tokens": ["ab"], "auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}))
-    assert load_tokenizer(Model(path=str(tmp_path / "m.gguf"))).chat_template == expected
-    load_policy(Model(path=str(tmp_path / "m.gguf")))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "evil/base"}))
+    after = load_tokenizer(model)
+    assert (after.padding_side, after.get_vocab(), after.chat_template) == (before.padding_side, before.get_vocab(), before.chat_template)
+    assert type(load_policy(model)).__module__ == "transformers.models.llama.modeling_llama"
     assert not canary.exists()
 
 

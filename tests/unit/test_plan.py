@@ -104,7 +104,7 @@ def test_memory_of_full_fine_tuning_by_hand() -> None:
     # 6 H + 5 A + 4 I floats a token and layer; one layer more is at work.
     assert terms["activations"] == 512 * 31 * 4 * (6 * 576 + 5 * 576 + 4 * 1536)
     assert terms["LM head gradient"] == 4 * 49152 * 576
-    assert terms["slack"] == pytest.approx(0.3 * sum(amount for name, amount in terms.items() if name != "slack"))
+    assert terms["slack"] == pytest.approx(0.15 * sum(amount for name, amount in terms.items() if name != "slack"))
 
 
 def test_memory_moves_as_it_should() -> None:
