@@ -89,6 +89,7 @@ class Loader:
     rank: int = 0
     world: int = 1
     row_multiple: int = 1
+    """Rows are padded to a multiple of this many tokens; compiled kernels want few distinct lengths."""
 
     def step(self, number: int) -> list[Batch]:
         """This process's micro-batches of one step; may be empty when there are fewer than processes."""

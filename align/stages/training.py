@@ -57,6 +57,8 @@ class TrainingRun:
             pad_id=self.encoder.pad_id,
             rank=self.group.rank,
             world=self.group.world,
+            # One row length on a GPU, whose attention kernel is compiled for each.
+            row_multiple=train.microbatch_tokens if self.group.device.type == "cuda" and train.layout != "padded" else 1,
         )
 
     def all_of(self, store: TreeStore | None) -> list[Batch]:
