@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 # fp32 logits that exist at once, in elements. Small on CPU so that a chunk stays near the cache; large on a GPU so that the matrix product
-# fills it. 2**24 elements are 64 MiB.
-_CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
+# fills it. 2**25 elements are 128 MiB.
+_CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 
 
 def token_logprobs(
@@ -43,7 +43,8 @@ def token_logprobs(
         chunk_tokens: targets projected at once; chosen from V when None. Changes memory, not the result.
 
     Returns:
-        fp32 [N]. The [N, V] logits never exist as a whole: they are made chunk by chunk, and made again in the backward pass.
+        fp32 [N]. The [N, V] logits never exist as a whole: they are made chunk by chunk, and made again in the backward pass. Only the
+        last chunk's are kept for it: the backward pass begins there, so that costs no memory and saves a matrix product.
 
     Raises:
         ValueError: temperature is not positive.
@@ -71,7 +72,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, s
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Chunked log-softmax-and-gather whose backward recomputes the logits of each chunk.
+    """Chunked log-softmax-and-gather whose backward recomputes the logits of each chunk but the last.
 
     d logprob[n] / d logits[n, v] = [v == target[n]] - softmax(logits[n])[v].
     """
@@ -92,12 +93,14 @@ class _TokenLogprobs(torch.autograd.Function):
             head = weight.to(hidden.dtype)
             normaliser = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
             chosen = torch.empty_like(normaliser)
+            logits = None
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
                 logits = _logits(hidden[part], head, bias, scale, softcap, temperature)
                 chosen[part] = logits.gather(1, targets[part, None]).squeeze(1)
                 normaliser[part] = torch.logsumexp(logits, dim=1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.last_logits = logits if any(ctx.needs_input_grad) else None
         ctx.settings = (scale, softcap, temperature, chunk)
         return chosen - normaliser
 
@@ -114,11 +117,14 @@ class _TokenLogprobs(torch.autograd.Function):
             # Accumulated in fp32 over the chunks, whatever the head is stored in.
             grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
             grad_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if needs_bias else None
-            for start in range(0, len(targets), chunk):
+            logits, ctx.last_logits = ctx.last_logits, None  # overwritten below: a second backward pass makes them again
+            for start in reversed(range(0, len(targets), chunk)):
                 part = slice(start, start + chunk)
-                logits = _logits(hidden[part], head, bias, scale, softcap, temperature)
+                if logits is None:
+                    logits = _logits(hidden[part], head, bias, scale, softcap, temperature)
                 slope = None if softcap is None else 1 - (logits * (temperature / softcap)) ** 2
                 d_logits = logits.sub_(normaliser[part, None]).exp_().mul_(-grad[part, None])
+                logits = None
                 d_logits.scatter_add_(1, targets[part, None], grad[part, None])
                 if slope is not None:
                     d_logits *= slope

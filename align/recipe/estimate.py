@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from align.recipe.schema import Lora, Train
 from align.recipe.shapes import Shape
 
-CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
+CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 """fp32 logits that exist at once; the same numbers as in `align.functional.logprobs`, which imports torch."""
 
 _RUNTIME = {"cpu": 0.55e9, "cuda": 0.8e9}

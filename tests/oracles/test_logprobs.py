@@ -190,12 +190,21 @@ def test_full_logits_never_exist(settings: dict[str, Any]) -> None:
 
 
 def test_chunk_is_chosen_from_the_vocabulary() -> None:
-    """By default at most 2^24 logits exist at once on CPU: 64 targets of a vocabulary of 2^18, not all 100."""
-    hidden, weight = torch.randn(100, 1), torch.randn(2**18, 1)
+    """By default at most 2^25 logits exist at once on CPU: 128 targets of a vocabulary of 2^18, not all 200."""
+    hidden, weight = torch.randn(200, 1), torch.randn(2**18, 1)
     with LargestTensors() as made:
-        token_logprobs(hidden, weight, torch.arange(100))
-    assert made.largest == 2**24
-    assert (64, 2**18) in made.shapes
+        token_logprobs(hidden, weight, torch.arange(200))
+    assert made.largest == 2**25
+    assert (128, 2**18) in made.shapes
+
+
+def test_a_second_backward_pass_is_the_same() -> None:
+    """The kept logits are used up by the first one."""
+    hidden, weight, bias, targets, weights = problem()
+    total = token_logprobs(hidden, weight, targets, bias=bias, chunk_tokens=3) @ weights
+    first = torch.autograd.grad(total, (hidden, weight, bias), retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(total, (hidden, weight, bias)), strict=True):
+        assert_close(a, b, atol=0, rtol=0)
 
 
 # Through a model
