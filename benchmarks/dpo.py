@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import data, model, ours, peer
-from benchmarks.bare import BARE, BARE_TARGETS
+from benchmarks.bare import BARE
 from benchmarks.harness import Benchmark, Contender, Setting, Work
 from benchmarks.measure import Recorder
 
@@ -87,7 +87,7 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
 OURS = Contender(
     "ours",
     "align's dpo stage, layout `tree`, reference log-probs computed beforehand; what counts is the recipe's default micro-batch",
-    tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (512, 1024, 2048)),
+    tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (512,)),
     _ours,
     default_counts=True,
 )
@@ -100,7 +100,7 @@ TRL = Contender(
 
 
 def _benchmark(name: str, title: str, about: str, prepare: Callable[[bool], Work]) -> Benchmark:
-    return Benchmark(name, title, f"{model.NAME}. {about}", "pairs", prepare, (OURS, TRL, BARE, BARE_TARGETS))
+    return Benchmark(name, title, f"{model.NAME}. {about}", "pairs", prepare, (OURS, TRL, BARE))
 
 
 BENCHMARKS = (

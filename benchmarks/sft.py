@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import data, model, ours, peer
-from benchmarks.bare import BARE, BARE_TARGETS
+from benchmarks.bare import BARE
 from benchmarks.harness import Benchmark, Contender, Setting, Work
 from benchmarks.measure import Recorder
 
@@ -58,7 +58,7 @@ BENCHMARKS = (
             Contender(
                 "ours",
                 "align's sft stage, layout `tree`; what counts is the recipe's default of 512 tokens a micro-batch",
-                tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (512, 1024, 2048)),
+                tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (512,)),
                 _ours,
                 default_counts=True,
             ),
@@ -75,7 +75,6 @@ BENCHMARKS = (
                 _trl,
             ),
             BARE,
-            BARE_TARGETS,
         ),
     ),
 )

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from align.batching.batch import Span
 from align.errors import InputError
@@ -79,9 +78,7 @@ def tree_attention(
     if trees is None:
         raise ValueError("tree attention needs the batch's tree bounds: call the model through models.forward.hidden_states")
     refuse_unsupported(module, unused)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    grouped = query.shape[1] != key.shape[1]  # the CPU kernel takes grouped heads as they are: nothing is repeated, nothing more is kept
     outputs = []
     for r, row in enumerate(trees.rows):
         pieces = []
@@ -90,7 +87,14 @@ def tree_attention(
             mask = trees.mask(span, sliding_window)
             pieces.append(
                 scaled_dot_product_attention(
-                    query[part], key[part], value[part], attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None
+                    query[part],
+                    key[part],
+                    value[part],
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    scale=scaling,
+                    is_causal=mask is None,
+                    enable_gqa=grouped,
                 )
             )
         padding = query.shape[2] - (row[-1].end if row else 0)
