@@ -94,8 +94,8 @@ def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
     h, a, k, i = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.intermediate
     half_weights, half_compute = train.dtype == "bf16", train.dtype == "bf16" or train.autocast == "bf16"
     wide, narrow = 4, 2 if half_compute else 4
-    # Attention: queries, keys and values repeated for every head, and the output. MLP: gate, its activation, up, and their product.
-    kept = (4 * a + 4 * i) * narrow
+    # Attention: queries, keys, values and the output. MLP: gate, its activation, up, and their product.
+    kept = (2 * a + 2 * k + 4 * i) * narrow
     # Inputs of the linear layers. Casting makes one copy for each layer that reads them; otherwise the layers share one.
     readers = (4 if shape.fused_mlp else 5) * h + a
     casts_up = lora is not None and half_weights and train.autocast is None  # adapters compute in fp32

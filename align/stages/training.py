@@ -21,7 +21,7 @@ from align.data.encode import Encoder
 from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
-from align.models.adapters import add_lora
+from align.models.adapters import add_lora, is_lora, merged_copy
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
@@ -149,6 +149,8 @@ def _build_policy(base: Model, lora: Lora | None, train: Train, ctx: StageContex
     if lora is not None:
         torch.manual_seed(ctx.seed)  # every process draws the same adapters
         model = add_lora(model, lora)
+    elif is_lora(model):
+        model = merged_copy(model)  # all weights are trained, so the policy's own adapter becomes part of them
     return model
 
 

@@ -74,6 +74,7 @@ def _open_trackers(names: list[str], run_name: str, folder: Path, config: Mappin
     for found in filter_trackers(names, str(folder)):
         kind = LOGGER_TYPE_TO_CLASS[str(found)]
         tracker = kind(run_name, logging_dir=str(folder)) if kind.requires_logging_directory else kind(run_name)
+        tracker.start()
         tracker.store_init_configuration({key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))})
         trackers.append(tracker)
     return trackers
