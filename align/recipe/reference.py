@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.fields import mark_of
-from align.recipe.schema import BUILTIN_STAGES, DataSource, Hardware, Lora, Model, Recipe, Stage, Train
+from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, Stage, Train
 
 _INTRO = """\
 # Recipes
@@ -101,6 +101,7 @@ def render() -> str:
         *(_section(f"`kind: {kind}`", stage, without=Stage, level=3) for kind, stage in BUILTIN_STAGES.items()),
         _section("A data source", DataSource),
         _section("`train`", Train),
+        _section("`train` of preferences", DpoTrain, without=Train, level=3),
         _section("`lora`", Lora),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
@@ -111,8 +112,9 @@ def _section(title: str, model: type[BaseModel], *, without: type[BaseModel] | N
 
 
 def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = None) -> str:
+    own = model.__annotations__.keys() - {"kind"}  # what a class says anew counts as its own; the title says the kind
     hidden = without.model_fields if without else {}
-    rows = [_row(name, field) for name, field in model.model_fields.items() if name not in hidden]
+    rows = [_row(name, field) for name, field in model.model_fields.items() if name in own or name not in hidden]
     return "\n".join([text, "", "| key | type | default | |", "|---|---|---|---|", *rows, ""])
 
 
@@ -164,11 +166,12 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 def _noun(model: type[BaseModel]) -> str:
-    return {DataSource: "data source", Train: "train", Lora: "lora", Model: "model", Hardware: "hardware"}.get(model, model.__name__)
+    names: dict[type[BaseModel], str] = {DataSource: "data source", DpoTrain: "train of preferences"}
+    return names.get(model, model.__name__.lower())
 
 
 def _anchor(model: type[BaseModel]) -> str:
-    return "a-data-source" if model is DataSource else _noun(model)
+    return "a-data-source" if model is DataSource else _noun(model).replace(" ", "-")
 
 
 def _default(field: FieldInfo) -> str:

@@ -154,7 +154,7 @@ class Lora(Strict):
 class Train(Strict):
     """How a stage trains: the optimiser step, its schedule, its memory. Option names follow transformers where they exist there."""
 
-    learning_rate: float = Field(default=1e-5, ge=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the data; a fraction stops inside an epoch."""
@@ -258,6 +258,21 @@ class SftStage(Stage):
     """Held-out prompts that are answered before and after training, for the report."""
 
 
+class DpoTrain(Train):
+    """How a preference stage trains: as `train` of the other stages, with defaults of its own."""
+
+    learning_rate: float = Field(default=5e-7, gt=0)
+    """Peak learning rate of AdamW. The default is DPO's usual one for full fine-tuning; adapters and very short runs want more."""
+    batch_size: int | None = Field(default=32, ge=1)
+    """Prompts with all their answers in one optimiser step, over all processes; no default when `tokens_per_step` is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_measure_of_a_step(cls, values: Any) -> Any:
+        given = isinstance(values, dict) and values.get("tokens_per_step") is not None
+        return {"batch_size": None, **values} if given else values
+
+
 class DpoStage(Stage):
     """Direct preference optimisation, and its relatives, on preferences with one or many rejected answers."""
 
@@ -290,7 +305,7 @@ class DpoStage(Stage):
     """What happens to preferences with a longer one: left out and counted, the answers cut at the end, or an error."""
     lora: Lora | None = None
     """Adapters instead of full fine-tuning; `{}` for the defaults."""
-    train: Train = Train(learning_rate=5e-7, batch_size=32)
+    train: DpoTrain = DpoTrain()
     """Optimiser, schedule, memory. A step's examples are prompts with all their answers."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""

