@@ -155,7 +155,7 @@ class DpoTrainer(Trainer):
             "rewards/chosen": rewards[pairs.chosen],
             "rewards/rejected": rewards[pairs.rejected],
             "rewards/margins": margin,
-            "rewards/accuracies": (margin > 0).float(),
+            "rewards/accuracies": (margin.sign() + 1) / 2,  # a tie, as before the first step, is half right
             "logps/chosen": policy[pairs.chosen],
             "logps/rejected": policy[pairs.rejected],
             "length/chosen": lengths[pairs.chosen].float(),

@@ -194,6 +194,7 @@ def test_starts_at_ln_2(tmp_path: Path, kind: str) -> None:
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
         assert metrics[name] == pytest.approx(0, abs=1e-5)
+    assert 0 <= metrics["rewards/accuracies"] <= 1
 
 
 def test_reference_stays_while_the_policy_trains(tmp_path: Path) -> None:
