@@ -35,6 +35,19 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": None,
 }
 _GEMMA = {**_SHAPE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+_GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "initializer_range": 0.25,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "llama": (hf.LlamaConfig, {**_SHAPE, "tie_word_embeddings": True}),
@@ -44,28 +57,36 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "mistral_long_window": (hf.MistralConfig, {**_SHAPE, "sliding_window": 64}),
     "mistral_short_window": (hf.MistralConfig, {**_SHAPE, "sliding_window": 5}),
     "gemma3": (hf.Gemma3TextConfig, _GEMMA),
-    "gpt2": (
-        hf.GPT2Config,
-        {
-            "vocab_size": VOCAB,
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 128,
-            "initializer_range": 0.25,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-    ),
+    "gpt2": (hf.GPT2Config, _GPT2),
     # Models that do something to their logits, or have a bias on them.
     "cohere": (hf.CohereConfig, {**_SHAPE, "logit_scale": 0.25}),
     "granite": (hf.GraniteConfig, {**_SHAPE, "logits_scaling": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.8}),
     "gemma2": (hf.Gemma2Config, {**_GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": 4.0}),
     "phi": (hf.PhiConfig, {**_SHAPE, "resid_pdrop": 0.0, "embd_pdrop": 0.0}),
+    # Models that trees cannot serve (UNSERVED).
+    "capped": (hf.Gemma2Config, {**_GEMMA, "attn_logit_softcapping": 2.0, "attn_implementation": "eager"}),
+    "sinks": (hf.GptOssConfig, {**_SHAPE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}),
+    "bloom": (hf.BloomConfig, {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}),
+    "gptj": (hf.GPTJConfig, {**_GPT2, "rotary_dim": 4}),
+    "nemotron": (hf.NemotronConfig, {**_SHAPE, "head_dim": 8}),
+    "qwen3_next": (
+        hf.Qwen3NextConfig,
+        {
+            **_SHAPE,
+            "head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+    ),
 }
+UNSERVED = ("capped", "sinks", "bloom", "gptj", "nemotron", "qwen3_next")
 FAMILIES = ("llama", "glm", "glm4", "qwen3", "mistral_long_window", "mistral_short_window", "gemma3", "gpt2")
 
 

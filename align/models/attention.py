@@ -28,6 +28,7 @@ class Trees:
     def __init__(self, rows: tuple[tuple[Span, ...], ...], device: torch.device) -> None:
         self.rows = rows
         self.device = device
+        self.layers = 0  # that have attended by these bounds
         self._masks: dict[tuple[int, tuple[int, ...], int | None], Tensor | None] = {}
 
     def mask(self, span: Span, window: int | None) -> Tensor | None:
@@ -56,6 +57,18 @@ def tree_mask(span: Span, window: int | None, device: torch.device | str = "cpu"
     return mask & (position[:, None] - position[None] < window) if windowed and window is not None else mask
 
 
+def counted(module: nn.Module, trees: Any) -> Any:
+    """The tree bounds that a layer was given, one more layer having used them.
+
+    Raises:
+        InputError: it was given none: the model does not hand keywords on, or was called other than through models.forward.
+    """
+    if trees is None:
+        raise InputError(f"{type(module).__name__} does not receive the tree bounds of its batch", hint="set train.layout: padded")
+    trees.layers += 1
+    return trees
+
+
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -75,8 +88,7 @@ def tree_attention(
     Raises:
         InputError: the model asks for something that this attention would silently leave out (score soft-capping, attention sinks).
     """
-    if trees is None:
-        raise ValueError("tree attention needs the batch's tree bounds: call the model through models.forward.hidden_states")
+    trees = counted(module, trees)
     refuse_unsupported(module, unused)
     grouped = query.shape[1] != key.shape[1]  # the CPU kernel takes grouped heads as they are: nothing is repeated, nothing more is kept
     outputs = []

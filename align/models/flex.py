@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 
 from align.batching.batch import Span
-from align.models.attention import refuse_unsupported
+from align.models.attention import counted, refuse_unsupported
 
 NAME = "align_tree_flex"
 
@@ -34,6 +34,7 @@ class FlexTrees:
                 lengths = torch.tensor([span.trunk, *span.branches])
                 branch[r, span.start : span.end] = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         self.tree, self.branch = tree.to(position_ids.device), branch.to(position_ids.device)
+        self.layers = 0  # that have attended by these bounds
         self._masks: dict[int | None, BlockMask] = {}
 
     def allowed(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -77,8 +78,7 @@ def flex_tree_attention(
 
     On the CPU it runs uncompiled and forward only: good for comparing, not for training.
     """
-    if trees is None:
-        raise ValueError("tree attention needs the batch's tree bounds: call the model through models.forward.hidden_states")
+    trees = counted(module, trees)
     refuse_unsupported(module, unused)
     attend: Any = _compiled() if query.is_cuda else flex_attention
     output = attend(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.batching.batch import Batch
+from align.errors import InputError
 from align.functional.logprobs import token_logprobs
 from align.models import attention, flex
 
@@ -24,22 +25,31 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False) -> Tensor:
     """The last hidden states of a batch, [R * L, H].
 
-    ``own_attention`` runs the model's own sdpa attention with a padding mask (the ``padded`` layout); otherwise attention is per tree.
+    ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is per tree.
     The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation sets its own.
+
+    Raises:
+        InputError: a layer of the model cannot attend by trees (it mixes tokens in some other way, or has attention code of its own).
     """
     lm = causal_lm(model)
-    name, extra = _attention(batch, own_attention)
+    name, extra = _attention(lm, batch, own_attention)
     lm.set_attn_implementation(name)
     backbone: Any = lm.base_model
     output = backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
+    layers = lm.config.get_text_config().num_hidden_layers
+    if not own_attention and extra["trees"].layers < layers:
+        message = f"{type(lm).__name__}: only {extra['trees'].layers} of {layers} layers keep the trees of a row apart"
+        raise InputError(message, hint="set train.layout: padded")
     last: Tensor = output.last_hidden_state
     return last.flatten(0, 1)
 
 
-def _attention(batch: Batch, own_attention: bool) -> tuple[str, dict[str, Any]]:
+def _attention(lm: PreTrainedModel, batch: Batch, own_attention: bool) -> tuple[str, dict[str, Any]]:
     """Which attention, and what it is told: the models' own, one fused kernel on CUDA, tree by tree elsewhere."""
     if own_attention:
-        return "sdpa", {"attention_mask": batch.attention_mask}
+        # sdpa leaves a cap on the scores out, and is not there for models with attention sinks.
+        exact = lm._supports_sdpa and getattr(lm.config, "attn_logit_softcapping", None) is None
+        return "sdpa" if exact else "eager", {"attention_mask": batch.attention_mask}
     if batch.input_ids.is_cuda:
         return flex.NAME, {"trees": flex.FlexTrees(batch.rows, batch.position_ids)}
     return attention.NAME, {"trees": attention.Trees(batch.rows, batch.input_ids.device)}

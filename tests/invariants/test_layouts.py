@@ -24,7 +24,7 @@ from align.data.trees import Branch, Tree
 from align.errors import InputError
 from align.models.attention import Trees, tree_attention, tree_mask
 from align.models.forward import batch_logprobs, hidden_states
-from tests.tiny import FAMILIES, VOCAB, branch_logprobs, by_branch, gradients, random_tree, random_trees, tiny
+from tests.tiny import FAMILIES, UNSERVED, VOCAB, branch_logprobs, by_branch, gradients, random_tree, random_trees, tiny
 
 LARGE, SMALL = 10_000, 16  # tokens a micro-batch: everything in one; one or two trees each
 LAYOUTS: list[tuple[Layout, bool]] = [("packed", False), ("padded", False), ("padded", True)]
@@ -370,13 +370,23 @@ def test_model_under_the_dense_mask(family: str, window: int | None) -> None:
 # What trees cannot do
 
 
-def test_capped_attention_scores_are_refused() -> None:
-    """Gemma 2's cap on attention scores would be left out: refused, with the way out."""
-    model = tiny("gemma2", attn_logit_softcapping=2.0)
-    (batch,) = pack(random_trees(np.random.default_rng(5), [2, 1]), microbatch_tokens=LARGE)
-    with pytest.raises(InputError, match="softcap") as refused:
-        batch_logprobs(model, batch)
-    assert "padded" in str(refused.value)
+@pytest.mark.parametrize("family", UNSERVED)
+def test_models_that_trees_cannot_serve_are_refused(family: str) -> None:
+    """C17: capped scores, attention sinks, attention code of their own, linear attention, keywords not handed on: each would leak or
+    leave something out in silence. All are refused with the way out, which gives the model's own log-probs.
+    """
+    trees = random_trees(np.random.default_rng(5), [2, 1])
+    model = tiny(family)
+    own = copy.deepcopy(model)
+    with pytest.raises(InputError, match="layout: padded"):
+        branch_logprobs(model, pack(trees, microbatch_tokens=LARGE))
+    with torch.no_grad():
+        padded = branch_logprobs(model, pack(trees, microbatch_tokens=LARGE, layout="padded"), own_attention=True)
+        for (t, b), value in padded.items():
+            trunk, branch = trees[t].trunk.tolist(), trees[t].branches[b]
+            logits = own(torch.tensor([[*trunk, *branch.ids.tolist()]]), use_cache=False).logits[0, len(trunk) - 1 : -1]
+            wanted = torch.log_softmax(logits.float(), -1)[np.flatnonzero(branch.mask), branch.ids[branch.mask]]
+            assert_close(value, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_forward_without_trees_is_an_error() -> None:
@@ -384,5 +394,5 @@ def test_forward_without_trees_is_an_error() -> None:
     model = tiny("llama")
     (batch,) = pack(random_trees(np.random.default_rng(5), [2, 1]), microbatch_tokens=LARGE)
     batch_logprobs(model, batch)
-    with pytest.raises(ValueError, match="tree bounds"):
+    with pytest.raises(InputError, match="tree bounds"):
         model(batch.input_ids)
