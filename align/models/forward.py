@@ -47,12 +47,16 @@ def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False
 def _attention(lm: PreTrainedModel, batch: Batch, own_attention: bool) -> tuple[str, dict[str, Any]]:
     """Which attention, and what it is told: the models' own, one fused kernel on CUDA, tree by tree elsewhere."""
     if own_attention:
-        # sdpa leaves a cap on the scores out, and is not there for models with attention sinks.
-        exact = lm._supports_sdpa and getattr(lm.config, "attn_logit_softcapping", None) is None
-        return "sdpa" if exact else "eager", {"attention_mask": batch.attention_mask}
+        return own_attention_name(lm), {"attention_mask": batch.attention_mask}
     if batch.input_ids.is_cuda:
         return flex.NAME, {"trees": flex.FlexTrees(batch.rows, batch.position_ids)}
     return attention.NAME, {"trees": attention.Trees(batch.rows, batch.input_ids.device)}
+
+
+def own_attention_name(lm: PreTrainedModel) -> str:
+    """The fastest of the model's own attentions that leaves nothing out: sdpa drops a cap on the scores, and knows no attention sinks."""
+    exact = lm._supports_sdpa and getattr(lm.config, "attn_logit_softcapping", None) is None
+    return "sdpa" if exact else "eager"
 
 
 def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, own_attention: bool = False) -> Tensor:

@@ -22,6 +22,7 @@ from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
 from align.models.adapters import add_lora, is_lora, merged_copy
+from align.models.canary import require_own_logprobs
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
@@ -140,6 +141,7 @@ def prepare(spec: SftStage | DpoStage, ctx: StageContext, want: Literal["convers
         max_steps=train.max_steps,
     )
     model = _build_policy(base, spec.lora, train, ctx, group)
+    require_own_logprobs(model, [*data[0].trunk, *data[0].branches[0].ids, *data[0].trunk][:12], train.layout)
     return TrainingRun(spec, ctx, group, base, encoder, data, held_out, report, model, plan)
 
 

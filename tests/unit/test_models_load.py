@@ -210,8 +210,8 @@ def test_not_a_model(tmp_path: Path, name: str, says: str) -> None:
 def test_a_folder_with_spaces_and_other_letters(tmp_path: Path) -> None:
     """O28."""
     model = save_tiny(tmp_path / "mein Modell – 模型")
-    load_policy(model)
-    load_encoder(model)
+    assert load_policy(model).config.model_type == "llama"
+    assert load_encoder(model).stop_ids
 
 
 def test_tokenizer_with_ids_beyond_the_model(folder: Path) -> None:

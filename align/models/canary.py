@@ -1,0 +1,55 @@
+"""Before anything is trained: does our road through this model give the model's own log-probs?
+
+Models differ in what they do around attention and to their logits, and new ones keep coming. A few short forwards at the start of a stage
+find every difference, whatever its cause, where a list of known models would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from align.batching.tree import Layout, build
+from align.data.trees import Branch, Tree
+from align.errors import InputError
+from align.models.forward import batch_logprobs, causal_lm, own_attention_name
+
+_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
+"""Largest difference in nats that rounding can explain, with room. What a wrong mask or scale does is larger."""
+
+
+@torch.no_grad()
+def require_own_logprobs(model: nn.Module, ids: Sequence[int], layout: Layout) -> None:
+    """Compare a small tree of ``ids`` (at least six) with plain forward passes of the model, path by path.
+
+    Raises:
+        InputError: they differ by more than rounding, so training would follow other probabilities than the model's.
+    """
+    lm: Any = causal_lm(model)
+    training = model.training
+    model.eval()
+    trunk, first, second = (np.array(part, dtype=np.int32) for part in (ids[:2], ids[2:], ids[:1:-1]))
+    tree = Tree("canary", trunk, tuple(Branch(part, np.ones(len(part), dtype=np.bool_)) for part in (first, second)))
+    batch = build([tree, tree], [0, 1], layout=layout).to(lm.device)  # the second copy shows whether the first leaks into it
+    ours = batch_logprobs(model, batch, own_attention=layout == "padded")
+    lm.set_attn_implementation(own_attention_name(lm))
+    expected = torch.cat([_path_logprobs(lm, trunk, branch) for branch in (first, second)] * 2)
+    model.train(training)
+    difference = float((ours - expected).abs().max())
+    if not difference <= _TOLERANCE.get(lm.dtype, 0.5):
+        raise InputError(
+            f"{type(lm).__name__}: log-probs in layout {layout} differ from the model's own by {difference:.2g} nats",
+            hint="set train.layout: padded" if layout != "padded" else "this kind of model is not supported",
+        )
+
+
+def _path_logprobs(lm: Any, trunk: np.ndarray, branch: np.ndarray) -> Tensor:
+    """Log-probs of a completion by the model's own forward, alone in a batch of one."""
+    path = torch.tensor(np.concatenate([trunk, branch]), device=lm.device).long()
+    logits = lm(path[None], use_cache=False).logits[0, len(trunk) - 1 : -1].float()
+    logprobs: Tensor = logits.log_softmax(-1).gather(1, path[len(trunk) :, None]).squeeze(1)
+    return logprobs
