@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from align.data.encode import Encoder
 from align.models.adapters import unwrap
-from align.models.forward import causal_lm
+from align.models.forward import causal_lm, own_attention_name
 
 _BATCH = 16
 
@@ -90,7 +90,7 @@ def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
     lm = causal_lm(outer)
     training, attention, defaults = outer.training, lm.config._attn_implementation, lm.generation_config
     outer.eval()
-    lm.set_attn_implementation("sdpa")  # attention per tree needs a batch of trees
+    lm.set_attn_implementation(own_attention_name(lm))  # attention per tree needs a batch of trees
     lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # generate() fills what is not set from the model's defaults
     try:
         with torch.no_grad():

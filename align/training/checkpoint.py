@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align import files
-from align.errors import InputError, Problem
+from align.errors import EnvironmentFault, InputError, Problem
 
 log = logging.getLogger("align")
 
@@ -53,7 +54,15 @@ def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Mapping[str, Te
         EnvironmentFault: disk full, read-only and the like; older checkpoints are untouched.
     """
     final = root / f"step-{step:08d}"
-    files.make_folder(root)
+    save_tensors(final, tensors, {"step": step, **state})
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        files.remove_folder(old)
+    return final
+
+
+def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None = None) -> None:
+    """Write the folder ``final``, whole or not at all: ``NAME.safetensors`` for each group, ``state.json``, and the manifest."""
+    root = files.make_folder(final.parent)
     files.free_space_or_raise(root, sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()))
     tmp = files.temporary(root)
     try:
@@ -61,14 +70,13 @@ def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Mapping[str, Te
             tmp.mkdir()
             for name, group in tensors.items():
                 save_file({key: value.detach().contiguous() for key, value in group.items()}, tmp / f"{name}.safetensors")
-        files.write_json(tmp / "state.json", {"step": step, **state})
+        files.write_json(tmp / "state.json", state or {})
         files.write_json(tmp / "manifest.json", {path.name: files.sha256_file(path) for path in sorted(tmp.iterdir())})
         files.publish_folder(tmp, final)
+    except SafetensorError as error:  # safetensors hides the operating system's error in a text of its own
+        raise EnvironmentFault(f"{final}: cannot be written: {error}") from error
     finally:
         files.discard(tmp)
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        files.remove_folder(old)
-    return final
 
 
 def newest_checkpoint(root: Path, required: Sequence[str]) -> Checkpoint | None:

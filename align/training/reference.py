@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from align import files
@@ -82,12 +82,6 @@ def reference_for(
     if sums.isnan().any():
         raise RuntimeError("a tree was in no batch, so it has no reference log-probs")
     if ranks.first:
-        files.make_folder(cache)
-        tmp = files.temporary(cache)
-        try:
-            save_file({"sums": sums}, tmp)
-            files.atomic_write(path, tmp.read_bytes())
-        finally:
-            files.discard(tmp)
+        files.atomic_write(files.make_folder(cache) / path.name, save({"sums": sums}))
     ranks.barrier()
     return Reference(sums, first[:-1])

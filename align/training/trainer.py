@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align import files
 from align.batching.batch import Batch
 from align.errors import InputError, Interrupted, Problem, TrainingFault
+from align.models.adapters import trainable_parameters
 from align.recipe.schema import Train
 from align.signals import stop_requested
-from align.training.checkpoint import newest_checkpoint, save_checkpoint
+from align.training.checkpoint import newest_checkpoint, save_checkpoint, save_tensors
 from align.training.launch import Ranks
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
 from align.training.optim import build_optimizer, clip_gradients, learning_rate, load_optimizer_tensors, optimizer_tensors
@@ -74,7 +75,7 @@ class Trainer(ABC):
     ) -> None:
         self.model, self.train, self.total_steps, self.work = model, train, total_steps, work
         self.name, self.seed, self.console, self.ranks = name, seed, console, ranks
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.parameters = trainable_parameters(model)
         self.optimizer = build_optimizer(self.parameters, train)
         self.progress = Progress()
         if train.gradient_checkpointing:
@@ -239,9 +240,7 @@ class Trainer(ABC):
         if progress.best_loss is None or values["loss"] < progress.best_loss:
             progress.best_loss, progress.best_step, progress.evals_without_improvement = values["loss"], progress.step, 0
             if self.train.load_best_model and self.ranks.first:
-                files.make_folder(self.work / "best")
-                save_file({n: p.detach().contiguous() for n, p in self.parameters.items()}, self.work / "best" / ".weights")
-                (self.work / "best" / ".weights").replace(self.work / "best" / "weights.safetensors")
+                save_tensors(self.work / "best", {"weights": self.parameters})
         else:
             progress.evals_without_improvement += 1
         if log is not None:

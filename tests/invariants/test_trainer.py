@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.batching.loader import Loader, plan_steps
 from align.batching.tree import pack
 from align.data.trees import Branch, Tree
-from align.errors import InputError, TrainingFault
+from align.errors import EnvironmentFault, InputError, TrainingFault
 from align.functional.losses import sequence_nll
 from align.models.adapters import add_lora
 from align.models.forward import batch_logprobs
 from align.recipe.schema import Lora, Train
 from align.stages.sft import SftTrainer
-from align.training.checkpoint import newest_checkpoint
+from align.training.checkpoint import newest_checkpoint, save_checkpoint
 from align.training.launch import Ranks, ranks
 from align.training.optim import learning_rate
 
@@ -434,3 +435,17 @@ def test_single_process_never_touches_torch_distributed() -> None:
     assert ranks() == Ranks(0, 1)
     assert Ranks().gather({"a": 1}) == [{"a": 1}]
     assert not torch.distributed.is_initialized()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O03: safetensors wraps a full disk in an error of its own; exit code 3, nothing half-written, older ones stay."""
+    root = _saved(tmp_path)
+
+    def full(*args: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("align.training.checkpoint.save_file", full)
+    with pytest.raises(EnvironmentFault, match="No space left") as caught:
+        save_checkpoint(root, 8, {"weights": {"a": torch.zeros(2)}}, {}, keep=1)
+    assert caught.value.exit_code == 3
+    assert sorted(p.name for p in root.iterdir()) == ["step-00000004", "step-00000006"]
