@@ -18,7 +18,7 @@ from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, 
 _INTRO = """\
 # Recipes
 
-<!-- Made by `python -m align.recipe.reference docs/recipes.md`; change align/recipe/schema.py instead. -->
+<!-- Made by `python -m align.recipe.reference docs/recipes.md`; change the schema in align/recipe/ instead. -->
 
 A recipe is one YAML file: a model, and the stages it goes through. `align recipes` lists those that come with the package,
 `align check RECIPE` says everything that is wrong with one, `align plan RECIPE` what a run would do, `align run RECIPE` does it.

@@ -1,0 +1,138 @@
+"""What every part of a recipe is made of: references, data sources, models, and what all stages have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from align.errors import InputError
+from align.recipe.refs import import_object
+
+ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
+"""What a stage produces, and what a reference may ask for."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Marks a string field as a reference: ``stage:NAME``, ``package:PKG/FILE``, a path, or a hub id.
+
+    ``accepts`` are the artefact types that fit when it names a stage; ``hub`` says whether a hub id fits.
+    """
+
+    accepts: tuple[ArtifactType, ...] = ()
+    hub: bool = True
+
+
+PolicyRef = Annotated[str, Reference(("policy",)), Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """Base of every recipe model."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def name_of_run(text: str) -> str:
+    """Names become folders, so none may lead elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise ValueError("a name is 1 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit")
+    return text
+
+
+def name_of_stage(text: str) -> str:
+    """Keys are written `stages.NAME.train`, so a stage's name has no dot."""
+    if "." in text:
+        raise ValueError("the name of a stage has no `.`")
+    return name_of_run(text)
+
+
+FORMATS = ("messages", "preference", "prompt", "alpaca", "sharegpt", "hh_rlhf", "ultrafeedback")
+"""Row formats that have a name; `align.data.formats` implements them."""
+
+
+def _format(text: str) -> str:
+    if text in FORMATS:
+        return text
+    try:
+        if ":" not in text:
+            raise InputError(f"no format `{text[:80]}`; known: {', '.join(FORMATS)}, or your own as package.module:function")
+        if not callable(import_object(text)):
+            raise InputError(f"`{text[:80]}` is not a function")
+    except InputError as error:
+        raise unknown_name(error, FORMATS) from error
+    return text
+
+
+def unknown_name(error: InputError, known: Iterable[str]) -> PydanticCustomError:
+    """``known`` is what a misspelt name may have meant."""
+    return PydanticCustomError("unknown_name", "{reason}", {"reason": error.problems[0].message, "known": list(known)})
+
+
+def _listed(value: Any) -> Any:
+    """A path or one source stands for a list of one source."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return tuple({"path": item} if isinstance(item, str) else item for item in items)
+
+
+class DataSource(Strict):
+    """Rows of one file, folder, hub data set or stage."""
+
+    path: Annotated[str, Reference(("preferences", "prompts")), Field(min_length=1)]
+    """A local file (`.jsonl`, `.json`, `.csv`, `.parquet`), `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
+    format: Annotated[str, AfterValidator(_format)] | None = None
+    """Row format: `messages`, `preference`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`, `ultrafeedback`, or your own converter as
+    `package.module:function`. Detected from the first row when absent."""
+    split: str = "train"
+    """Split of a hub data set."""
+    where: dict[str, str | int | bool] = {}
+    """Keep rows whose field equals the value, for example `{lang: en}`. What is left out is counted."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first N rows that `where` keeps."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share in a mixture, relative to the other sources. All sources have a weight, or none has (then: every row once)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at bad rows and lists them; `skip` writes them to a rejects file with line and reason, and counts them."""
+
+
+def _all_or_none_weighted(sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
+    if len({source.weight is None for source in sources}) > 1:
+        raise ValueError("some sources have a `weight` and some have none; give all a weight, or none")
+    return sources
+
+
+Data = Annotated[tuple[DataSource, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_all_or_none_weighted)]
+
+
+class Model(Strict):
+    """The model that the recipe starts from."""
+
+    path: Annotated[str, Reference(), Field(min_length=1)]
+    """A local folder or `.gguf` file, `package:PKG/FILE`, or a hub id."""
+    revision: str | None = None
+    """Commit of a hub model. Pin it to make a run repeatable."""
+    chat_template: Annotated[str, Reference(hub=False), Field(min_length=1)] | None = None
+    """A Jinja file that replaces the model's own chat template."""
+    chat_template_kwargs: dict[str, str | int | bool] = {}
+    """Passed to the chat template everywhere: training, rollouts, scoring, chat."""
+
+
+def as_model(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class Stage(Strict):
+    """What every stage has. A third party's stage is a subclass with `kind: package.module:Class` and a `run` of its own."""
+
+    produces: ClassVar[ArtifactType]
+    implementation: ClassVar[str]
+    """`module:function`, imported only when the stage runs: `function(spec, context) -> None`."""
+
+    kind: str
+    """Which stage this is."""
+    seed: int | None = Field(default=None, ge=0)
+    """Replaces the recipe's seed for this stage."""

@@ -1,0 +1,80 @@
+"""What a rollout engine is: prompts as token ids in, completions as token ids out, and the weights it samples from.
+
+Text is never tokenised here and samples are never tokenised again: what is trained on is what was sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. The defaults are plain sampling from the policy."""
+
+    max_new_tokens: int
+    """Longest completion, in tokens."""
+    n: int = 1
+    """Completions of each prompt."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens that holds this much probability."""
+    top_k: int = 0
+    """Sample from the likeliest k tokens; 0 for all."""
+    seed: int = 0
+    """The same seed, weights and prompts give the same completions."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Are completions drawn from the policy's own distribution at this temperature? Only then are importance ratios right."""
+        return self.temperature > 0 and self.top_p == 1.0 and self.top_k == 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer."""
+
+    ids: tuple[int, ...]
+    """Token ids; the last one is a stop id when ``finish_reason`` is ``stop``."""
+    logprobs: tuple[float, ...] | None
+    """Log-prob of each id under the policy at the sampling temperature, in nats; None where the engine knows none."""
+    finish_reason: Literal["stop", "length"]
+    """``stop``: ended by itself. ``length``: cut at ``max_new_tokens``."""
+    version: int
+    """Which weights it was sampled from: the ``version`` of the last :meth:`RolloutEngine.load_weights`, 0 before the first."""
+
+    @property
+    def finished(self) -> bool:
+        """Did it end by itself?"""
+        return self.finish_reason == "stop"
+
+
+class RolloutEngine(Protocol):
+    """Samples from a policy. Opened by :func:`align.rollout.open.open_engine`; to be closed, best by ``with``."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        """``sampling.n`` completions of every prompt: ``[prompt][sample]``, the samples of a prompt drawn independently.
+
+        A prompt must leave room for ``max_new_tokens`` in the engine's context. Raises InputError when one does not.
+        """
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Sample from these weights from now on: all tensors of the model by their names in transformers, adapters merged in."""
+        ...
+
+    def close(self) -> None:
+        """Free all that the engine holds, processes included. May be called twice."""
+        ...
+
+
+def sample_seed(seed: int, *place: int) -> int:
+    """A seed of its own for each place (prompt, sample, ...), below 2**48; the same on every machine."""
+    text = "/".join(map(str, (seed, *place)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

@@ -1,0 +1,1 @@
+"""Scores: how good is an answer, by whatever judges it."""
