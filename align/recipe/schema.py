@@ -29,6 +29,7 @@ from align.recipe.base import (
     unknown_name,
 )
 from align.recipe.refs import import_object
+from align.recipe.rollout import Rollout
 from align.recipe.train import DpoTrain, Lora, Train
 from align.recipe.tuning import DpoStage, SftStage
 
@@ -46,6 +47,7 @@ __all__ = [
     "PolicyRef",
     "Recipe",
     "Reference",
+    "Rollout",
     "SftStage",
     "Stage",
     "Strict",
