@@ -1,9 +1,9 @@
 """Attention over packed trees: a token sees the tokens before it on its own path, and nothing else.
 
 Registered with transformers' AttentionInterface, so that models stay untouched: they hand the tree bounds, a keyword of their forward,
-through to this function. Every tree is attended on its own with a mask no larger than the tree, so a row costs the sum of its trees'
-squares and not the square of its length. The mask follows the model's own rules: causal, and inside the sliding window where the layer
-has one (distances are measured along the path, as the positions are).
+through to this function. Every branch is attended on its own, over its trunk and itself, so a row costs what its paths cost: not the
+square of its length, nor of its trees'. Masks follow the model's own rules: causal, and inside the sliding window where the layer has one
+(distances are measured along the path, as the positions are).
 """
 
 from __future__ import annotations
@@ -29,20 +29,28 @@ class Trees:
         self.rows = rows
         self.device = device
         self.layers = 0  # that have attended by these bounds
-        self._masks: dict[tuple[int, tuple[int, ...], int | None], Tensor | None] = {}
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
-    def mask(self, span: Span, window: int | None) -> Tensor | None:
-        """Boolean [n, n], true where a token may look; None where plain causal attention says the same."""
-        key = (span.trunk, span.branches, window)
+    def mask(self, before: int, length: int, window: int | None) -> Tensor | None:
+        """What ``length`` tokens may see of themselves and of the ``before`` tokens on their path: boolean [length, before + length].
+
+        None where plain causal attention says the same.
+        """
+        windowed = window is not None and before + length > window
+        if not before and not windowed:
+            return None
+        key = (before, length, window if windowed else None)
         if key not in self._masks:
-            self._masks[key] = tree_mask(span, window, self.device)
+            seen = torch.ones(length, before + length, dtype=torch.bool, device=self.device)
+            self._masks[key] = seen.tril(before).triu(before - window + 1) if windowed and window is not None else seen.tril(before)
         return self._masks[key]
 
 
 def tree_mask(span: Span, window: int | None, device: torch.device | str = "cpu") -> Tensor | None:
     """Boolean [n, n]: may token q look at token k? None for a single path that fits the window: plain causal attention.
 
-    ``window`` is the layer's sliding window in tokens, the token itself included, as transformers counts it.
+    The rule as one dense mask: what the tests hold this module and the fused kernel against. ``window`` is the layer's sliding window in
+    tokens, the token itself included, as transformers counts it.
     """
     longest = span.trunk + max(span.branches, default=0)
     windowed = window is not None and longest > window
@@ -91,30 +99,42 @@ def tree_attention(
     trees = counted(module, trees)
     refuse_unsupported(module, unused)
     grouped = query.shape[1] != key.shape[1]  # the CPU kernel takes grouped heads as they are: nothing is repeated, nothing more is kept
+    # Split, not sliced: the backward pass of a slice fills a tensor as large as the whole with zeros.
+    rows = zip(trees.rows, query.split(1), key.split(1), value.split(1), strict=True)
     outputs = []
-    for r, row in enumerate(trees.rows):
-        pieces = []
+    for row, q, k, v in rows:
+        lengths = [part for span in row for part in _parts(span)]
+        padding = query.shape[2] - sum(lengths)
+        lengths += [padding] if padding else []
+        queries, keys, values = q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2)
+        attended, at = [], 0
         for span in row:
-            part = (slice(r, r + 1), slice(None), slice(span.start, span.end))
-            mask = trees.mask(span, sliding_window)
-            pieces.append(
-                scaled_dot_product_attention(
-                    query[part],
-                    key[part],
-                    value[part],
-                    attn_mask=mask,
-                    dropout_p=dropout,
-                    scale=scaling,
-                    is_causal=mask is None,
-                    enable_gqa=grouped,
+            trunk, at = at, at + len(_parts(span))
+            for piece in range(trunk, at):
+                before = lengths[trunk] if piece > trunk else 0
+                mask = trees.mask(before, lengths[piece], sliding_window)
+                attended.append(
+                    scaled_dot_product_attention(
+                        queries[piece],
+                        torch.cat([keys[trunk], keys[piece]], dim=2) if before else keys[piece],
+                        torch.cat([values[trunk], values[piece]], dim=2) if before else values[piece],
+                        attn_mask=mask,
+                        dropout_p=dropout,
+                        scale=scaling,
+                        is_causal=mask is None,
+                        enable_gqa=grouped,
+                    )
                 )
-            )
-        padding = query.shape[2] - (row[-1].end if row else 0)
         if padding:
-            pieces.append(query.new_zeros(1, query.shape[1], padding, value.shape[-1]))
-        outputs.append(torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0])
+            attended.append(query.new_zeros(1, query.shape[1], padding, value.shape[-1]))
+        outputs.append(torch.cat(attended, dim=2) if len(attended) > 1 else attended[0])
     result = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return result.transpose(1, 2).contiguous(), None
+
+
+def _parts(span: Span) -> list[int]:
+    """Lengths of a tree's pieces that attend by themselves: its trunk and each branch; a single path is one piece."""
+    return [span.trunk, *span.branches] if len(span.branches) > 1 else [span.end - span.start]
 
 
 def refuse_unsupported(module: nn.Module, arguments: Mapping[str, Any]) -> None:

@@ -1,0 +1,108 @@
+"""Did the weights that went into vLLM come out of it? Compared tensor by tensor, after they were fused and packed.
+
+vLLM fuses several of a model's matrices into one (q, k and v; gate and up) and keeps matrices in a form of its own, so they cannot be read
+back. What can be compared is what they do: the product with one fixed vector, a single token's worth of work for the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from align.errors import TrainingFault
+
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Largest difference that rounding explains, as a share of the largest value. A matrix of an earlier step differs by more."""
+
+
+class Arrived:
+    """Sees the weights on their way in, and compares what a vLLM model holds with them."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, Tensor] = {}
+
+    def seen(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same weights; what each does to the fixed vector is remembered."""
+        for name, tensor in weights:
+            self._sent[name] = _product(tensor)
+            yield name, tensor
+
+    def require(self, model: nn.Module) -> int:
+        """Compare all tensors of a vLLM model with those that were seen; returns how many were compared.
+
+        Raises:
+            TrainingFault: some differ; it names up to five of them as transformers does, or none could be compared.
+        """
+        from vllm.model_executor.layers.linear import LinearBase
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+        fused: Mapping[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+        compared, wrong = 0, []
+        for path, module in model.named_modules():
+            for own, parameter in module.named_parameters(recurse=False):
+                name = f"{path}.{own}" if path else own
+                is_matrix = isinstance(module, (LinearBase, VocabParallelEmbedding)) and own == "weight"
+                sent = self._pieces(name, fused, head=isinstance(module, ParallelLMHead))
+                if not sent:
+                    continue
+                if not is_matrix:
+                    held = _product(parameter)
+                elif isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
+                    held = _product(parameter)
+                else:
+                    held = _applied(module, parameter)
+                at = 0
+                for piece, expected in sent.items():
+                    part = held[at : at + len(expected)]
+                    at += len(expected)
+                    compared += 1
+                    scale = expected.abs().max().clamp(min=1e-6)
+                    off = float((part - expected).abs().max() / scale) if len(part) == len(expected) else float("inf")
+                    if not off <= _TOLERANCE.get(parameter.dtype, 2e-2):
+                        wrong.append((piece, off))
+        if wrong:
+            shown = ", ".join(f"{name} (off by {off:.2g})" for name, off in wrong[:5])
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise TrainingFault(
+                f"vLLM does not hold the weights that it was given: {shown}{more}",
+                hint="set rollout.engine: transformers, and please report it with the model's name",
+            )
+        if not compared:
+            raise TrainingFault("none of vLLM's tensors could be compared with the trained ones", hint="set rollout.engine: transformers")
+        return compared
+
+    def _pieces(self, name: str, fused: Mapping[str, list[str]], *, head: bool) -> dict[str, Tensor]:
+        """What was sent for a tensor of vLLM, under the names it was sent by, in the order in which vLLM joins them."""
+        if name in self._sent:
+            return {name: self._sent[name]}
+        *parents, module, own = name.split(".")
+        names = [".".join((*parents, part, own)) for part in fused.get(module, ())]
+        if names and all(part in self._sent for part in names):
+            return {part: self._sent[part] for part in names}
+        embedding = next((key for key in self._sent if key.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))), None)
+        return {name: self._sent[embedding]} if head and own == "weight" and embedding else {}
+
+
+def _vector(length: int, like: Tensor) -> Tensor:
+    """The fixed vector: entries of size 1 / sqrt(length) with signs that look random and are the same everywhere."""
+    index = torch.arange(length, dtype=torch.int64)
+    signs = ((index * 2654435761 + 12345) >> 7) % 2 * 2 - 1
+    return (signs.double() / length**0.5).to(dtype=like.dtype, device=like.device)
+
+
+def _product(tensor: Tensor) -> Tensor:
+    """fp32: a vector as it is, a matrix times the fixed vector, a larger tensor's last dimension folded in."""
+    tensor = tensor.detach()
+    if tensor.ndim < 2:
+        return tensor.float().flatten().cpu()
+    return (tensor.float() @ _vector(tensor.shape[-1], tensor).float()).flatten().cpu()
+
+
+def _applied(module: nn.Module, parameter: Tensor) -> Tensor:
+    """fp32: what a layer of vLLM does to the fixed vector, through the very code that sampling runs, its bias left out."""
+    width = getattr(module, "input_size_per_partition", None) or getattr(module, "input_size", None) or getattr(module, "embedding_dim")  # noqa: B009
+    like = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    applied: Tensor = module.quant_method.apply(module, _vector(int(width), like)[None], bias=None)  # type: ignore[union-attr,operator]
+    return applied[0].float().cpu()

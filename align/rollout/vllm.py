@@ -1,0 +1,183 @@
+"""Rollouts on vLLM, inside this process: the trainer's random state, threads, process groups and compiler are left as they were.
+
+vLLM packs the weights of linear layers when it loads them, and packs them again at every :meth:`VllmEngine.load_weights`. What came out is
+compared with what went in, tensor by tensor, each through a product with a fixed vector, so a tensor that did not arrive is named at once
+(vLLM 0.32 keeps the old LM head of a tied model unless it is given one under its own name).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.distributed_c10d import GroupMember
+
+from align.errors import EnvironmentFault, InputError
+from align.rollout.arrived import Arrived
+from align.rollout.engine import Completion, Sampling, sample_seed
+
+_QUIET = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core in this process
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+"""Set before vLLM is imported, where the user has not set them."""
+
+
+class VllmEngine:
+    """Samples with vLLM from the model in ``folder`` until :meth:`load_weights` brings others.
+
+    Args:
+        folder: configuration and weights of a whole model (no adapter).
+        stop_ids: the ids that end an answer.
+        vocabulary: ids from here on have no token, and are never sampled.
+        dtype: ``fp32`` or ``bf16``.
+        max_length: longest prompt with its answer, in tokens.
+        cache_bytes: size of the key-value cache.
+        max_sequences: answers that are written at the same time.
+
+    Raises:
+        EnvironmentFault: vLLM does not start with this model on this machine.
+    """
+
+    def __init__(
+        self, folder: Path, *, stop_ids: Sequence[int], vocabulary: int, dtype: str, max_length: int, cache_bytes: int, max_sequences: int
+    ) -> None:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        self._stop_ids, self._max_length, self._version = list(stop_ids), max_length, 0
+        self._group: Any = None  # vLLM's default process group, while it is not at work
+        self._llm: Any = None
+        settings: dict[str, Any] = {
+            "model": str(folder),
+            "skip_tokenizer_init": True,
+            "trust_remote_code": False,
+            "dtype": {"fp32": "float32", "bf16": "bfloat16"}[dtype],
+            "max_model_len": max_length,
+            "max_num_seqs": max_sequences,
+            "kv_cache_memory_bytes": cache_bytes,
+            "enforce_eager": not torch.cuda.is_available(),
+            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
+            "generation_config": "vllm",  # none of the model's own sampling defaults
+            "seed": 0,
+        }
+        try:
+            with self._at_work():
+                from vllm import LLM
+
+                self._llm = LLM(**settings)
+                config = self._llm.llm_engine.model_config.hf_config.get_text_config()
+        except (ValueError, RuntimeError, AssertionError, ImportError, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.close()
+            hint = "lower rollout.cache_gb or rollout.max_sequences, or set rollout.engine: transformers"
+            raise EnvironmentFault(f"vLLM does not start with {folder}: {reason[:300]}", hint=hint) from error
+        self._allowed = list(range(vocabulary)) if vocabulary < config.vocab_size else None
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        """See :class:`align.rollout.engine.RolloutEngine`. Every sample has a seed of its own, whatever else is sampled beside it."""
+        too_long = next((len(p) for p in prompts if len(p) + sampling.max_new_tokens > self._max_length), None)
+        if too_long is not None:
+            raise InputError(f"a prompt of {too_long} tokens leaves no room for {sampling.max_new_tokens} within {self._max_length}")
+        if not prompts:
+            return []
+        with self._at_work():
+            engine = self._llm.llm_engine
+            places = {}
+            for p, prompt in enumerate(prompts):
+                for s in range(sampling.n):
+                    request = f"{p}.{s}"
+                    places[request] = (p, s)
+                    engine.add_request(request, {"prompt_token_ids": list(prompt)}, self._parameters(sampling, p, s))
+            found: dict[tuple[int, int], Completion] = {}
+            try:
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        if output.finished:
+                            found[places[output.request_id]] = self._completion(output.outputs[0])
+            except BaseException:
+                engine.abort_request([request for request, place in places.items() if place not in found])
+                raise
+        return [[found[p, s] for s in range(sampling.n)] for p in range(len(prompts))]
+
+    def _parameters(self, sampling: Sampling, prompt: int, sample: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens,
+            seed=sample_seed(sampling.seed, prompt, sample) if sampling.temperature > 0 else None,
+            stop_token_ids=self._stop_ids,
+            ignore_eos=True,  # only the template's stop ids end an answer
+            allowed_token_ids=self._allowed,
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(self, output: Any) -> Completion:
+        ids = tuple(output.token_ids)
+        logprobs = tuple(float(entry[token].logprob) for token, entry in zip(ids, output.logprobs, strict=True))
+        return Completion(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self._version)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """See :class:`align.rollout.engine.RolloutEngine`.
+
+        Raises:
+            TrainingFault: a tensor of the engine is not the one that was given; it names them.
+        """
+        with self._at_work(), torch.no_grad():
+            arrived = Arrived()
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": arrived.seen(weights)})
+            self._llm.reset_prefix_cache()  # it holds keys and values of the old weights
+            self._llm.apply_model(arrived.require)
+        self._version = version
+
+    def close(self) -> None:
+        """Shut the engine down and give its memory back; the default process group goes with it."""
+        llm, self._llm = self._llm, None
+        if llm is None and self._group is None:
+            return
+        with self._at_work():
+            if llm is not None:
+                llm.llm_engine.engine_core.shutdown()
+                del llm
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+        gc.collect()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """vLLM reseeds the global generators, replaces torch.set_num_threads and joins a process group of its own: only in here."""
+        generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        set_threads, threads, outer = torch.set_num_threads, torch.get_num_threads(), GroupMember.WORLD
+        GroupMember.WORLD = self._group
+        try:
+            # On a CPU vLLM would compile small functions at their first use, which needs a C++ compiler and half a minute.
+            with torch._dynamo.config.patch(disable=not torch.cuda.is_available()):
+                yield
+        finally:
+            self._group, GroupMember.WORLD = GroupMember.WORLD, outer
+            torch.set_num_threads = set_threads
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            random.setstate(generators[0])
+            np.random.set_state(generators[1])
+            torch.set_rng_state(generators[2])
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda)
