@@ -22,17 +22,18 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False) -> Tensor:
+def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False, trees: attention.Trees | None = None) -> Tensor:
     """The last hidden states of a batch, [R * L, H].
 
-    ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is per tree.
+    ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is per tree, by the
+    bounds in ``trees`` when they are given and by those of the batch when not.
     The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation sets its own.
 
     Raises:
         InputError: a layer of the model cannot attend by trees (it mixes tokens in some other way, or has attention code of its own).
     """
     lm = causal_lm(model)
-    name, extra = _attention(lm, batch, own_attention)
+    name, extra = _attention(lm, batch, own_attention) if trees is None else (attention.NAME, {"trees": trees})
     lm.set_attn_implementation(name)
     backbone: Any = lm.base_model
     output = backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
@@ -64,7 +65,11 @@ def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, 
 
     Hidden states are gathered at the source positions first, so only targets are projected to the vocabulary.
     """
-    hidden = hidden_states(model, batch, own_attention=own_attention)
+    return project(model, hidden_states(model, batch, own_attention=own_attention), batch, temperature=temperature)
+
+
+def project(model: nn.Module, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    """Log-probs of the batch's targets, fp32 [N], from hidden states [M, H] in which ``batch.sources`` are places."""
     lm = causal_lm(model)
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
