@@ -86,6 +86,8 @@ class Encoder:
         pad = tokenizer.pad_token_id
         self.pad_id: int = int(cast(int, pad if pad is not None else self.stop_ids[0]))
         """Fills the end of rows. May equal a stop id: nothing here or elsewhere tells padding by its id."""
+        self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
+        """Ids from here on have no token, however many rows the model has."""
         self.digest: str = digest_json(
             {
                 "tokenizer": hashlib.sha256(self._tokens.canonical.encode("utf-8")).hexdigest(),

@@ -115,7 +115,7 @@ def tree_attention(
         trees.keep[int(module.layer_idx)] = (key[:1, :, trunk], value[:1, :, trunk])  # type: ignore[arg-type]
     given = None if trees.trunk is None else trees.trunk[int(module.layer_idx)]  # type: ignore[arg-type]
     # Split, not sliced: the backward pass of a slice fills a tensor as large as the whole with zeros.
-    rows = zip(trees.rows, query.split(1), key.split(1), value.split(1), strict=True)
+    rows = zip(trees.rows, query.chunk(len(trees.rows)), key.chunk(len(trees.rows)), value.chunk(len(trees.rows)), strict=True)
     outputs = []
     for row, q, k, v in rows:
         lengths = [part for span in row for part in _parts(span)]
