@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from align import files
 from align.data.kept import Kept
@@ -190,6 +191,6 @@ def _load(folder: Path, device: torch.device | str) -> Any:
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True, "dtype": torch.float32},
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(Problem(f"cannot be loaded as an embedder: {reason[:200]}", file=str(folder))) from error
