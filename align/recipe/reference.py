@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.fields import mark_of
-from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, Stage, Train
+from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, Rollout, Stage, Train
 
 _INTRO = """\
 # Recipes
@@ -40,7 +40,7 @@ Models, data and results of other stages are named in one way everywhere:
 | written | is |
 |---|---|
 | `stage:NAME` | the result of another stage of the recipe. Stages run in the order that these references give. |
-| `package:PKG/FILE` | a file inside an installed Python package. |
+| `package:PKG/FILE` | a file or folder inside an installed Python package. |
 | a path | a file or folder, from the current folder; for a shipped recipe also from where its data are. `~` is your home folder. |
 | `org/name` | a model or data set on the Hugging Face hub, when no such path exists. |
 
@@ -103,6 +103,7 @@ def render() -> str:
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
         _section("`lora`", Lora),
+        _section("`rollout`", Rollout),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
 

@@ -28,6 +28,8 @@ from align.recipe.base import (
     name_of_stage,
     unknown_name,
 )
+from align.recipe.contrast import SelfContrastStage
+from align.recipe.evaluate import EvaluateStage
 from align.recipe.refs import import_object
 from align.recipe.rollout import Rollout
 from align.recipe.train import DpoTrain, Lora, Train
@@ -41,6 +43,7 @@ __all__ = [
     "DataSource",
     "DpoStage",
     "DpoTrain",
+    "EvaluateStage",
     "Hardware",
     "Lora",
     "Model",
@@ -48,6 +51,7 @@ __all__ = [
     "Recipe",
     "Reference",
     "Rollout",
+    "SelfContrastStage",
     "SftStage",
     "Stage",
     "Strict",
@@ -55,7 +59,12 @@ __all__ = [
     "stage_class",
 ]
 
-BUILTIN_STAGES: dict[str, type[Stage]] = {"sft": SftStage, "dpo": DpoStage}
+BUILTIN_STAGES: dict[str, type[Stage]] = {
+    "sft": SftStage,
+    "dpo": DpoStage,
+    "self_contrast": SelfContrastStage,
+    "evaluate": EvaluateStage,
+}
 
 
 def stage_class(kind: str) -> type[Stage]:
