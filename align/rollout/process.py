@@ -112,7 +112,10 @@ class ProcessEngine:
         waited_since = time.monotonic()
         while b"\n" not in self._unread:
             ready, _, _ = select.select([self._socket], [], [], 1.0)
-            part = self._socket.recv(1 << 20) if ready else b""
+            try:
+                part = self._socket.recv(1 << 20) if ready else b""
+            except OSError as error:
+                raise self._gone("died") from error
             if ready and not part:
                 raise self._gone("died")
             self._unread += part

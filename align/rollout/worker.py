@@ -27,7 +27,7 @@ class _Server:
     """One engine and its client."""
 
     def __init__(self, out: TextIO) -> None:
-        self._out, self._engine, self._said = out, None, 0.0
+        self._out, self._said = out, 0.0
         self._engine: Any = None
 
     def say(self, **message: Any) -> None:
