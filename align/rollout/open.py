@@ -111,9 +111,10 @@ def _default_cache() -> int:
 def _native(folder: Path) -> bool:
     """Does vLLM have code of its own for this model? Otherwise it runs transformers' code, and changes its classes to do so."""
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    import vllm.model_executor.models as known
+    from vllm.model_executor.models import ModelRegistry
 
-    return any(name in known.ModelRegistry.get_supported_archs() for name in architectures)
+    modules = [str(getattr(ModelRegistry.models[name], "module_name", "")) for name in architectures if name in ModelRegistry.models]
+    return any(not module.endswith(".transformers") for module in modules)
 
 
 def _device() -> torch.device:

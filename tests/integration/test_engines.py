@@ -215,6 +215,7 @@ def test_a_model_that_vllm_does_not_know_is_served_in_a_process_of_its_own(tmp_p
         assert isinstance(engine, ProcessEngine)
         assert sync.prove(engine, model, version=0, canaries=PROMPTS).max_difference < 1e-4
         assert sync.push(engine, changed(model), version=1, canaries=PROMPTS).max_difference < 1e-4
+        model.set_attn_implementation("sdpa")
         model(torch.tensor([PROMPTS[0]])).logits.sum().backward()
         pid = engine.pid
     assert not Path(f"/proc/{pid}").exists()
@@ -245,12 +246,11 @@ time.sleep(600)
 @needs_vllm
 def test_a_worker_dies_with_its_parent(base: Model) -> None:
     """O24: also when the parent was killed and could clean nothing up."""
-    parent = subprocess.Popen([sys.executable, "-c", ORPHAN, base.path], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert Path(f"/proc/{pid}").exists()
-    parent.kill()
-    parent.wait()
+    with subprocess.Popen([sys.executable, "-c", ORPHAN, base.path], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        parent.kill()
     deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
         assert time.monotonic() < deadline, "the worker outlived its parent by 10 s"
