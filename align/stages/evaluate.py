@@ -140,8 +140,8 @@ def _logprobs(
 
 def _tree(target: Target, samples: Sequence[Sample]) -> Tree:
     """The prompt with the target and with samples as they were drawn, token by token."""
-    drawn = [np.array(sample.ids, dtype=np.int32) for sample in samples]
-    branches = (target.tree.branches[0], *(Branch(ids, np.ones(len(ids), dtype=np.bool_)) for ids in drawn))
+    drawn = (Branch(sample.ids, np.ones(len(sample.ids), dtype=np.bool_)) for sample in samples)
+    branches = (target.tree.branches[0], *drawn)
     return Tree(target.id, target.tree.trunk, branches)
 
 

@@ -30,7 +30,7 @@ from align.rollout.engine import Completion, Sampling
 from align.rollout.open import open_engine
 from align.rollout.samples import Samples, sample_shards
 from align.signals import StopFlag
-from align.stages.sampling import Sample
+from align.stages.sampling import Sample, engine_key
 
 _SETTINGS = "settings.json"
 
@@ -70,7 +70,7 @@ def generate(
         "encoder": encoder.digest,
         "prompts": files.digest_json([[record.id, ids[i]] for i, record in enumerate(records)]),
         "sampling": asdict(sampling),
-        "rollout": rollout.model_dump(mode="json"),
+        **engine_key(rollout),
     }
     if out is not None and out.exists():
         _require_same(out, settings)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from align.data.encode import Encoder
 from align.data.strict_json import unreadable
+from align.data.trees import Ids
 from align.models.identity import model_digest
 from align.recipe.schema import Model, Rollout
 from align.rollout.engine import Completion, Sampling
@@ -26,7 +30,7 @@ class Sample:
     """Its prompt's id and its number: ``conv-7#3``."""
     text: str
     """Without leading white space: some templates write it themselves. Empty when it holds what no data file can (NUL)."""
-    ids: tuple[int, ...]
+    ids: Ids
     """As sampled, the stop id included."""
     finished: bool
 
@@ -36,7 +40,7 @@ class Sample:
         text = encoder.decode(completion.ids).lstrip()
         if not completion.finished:
             text = text.rstrip("\ufffd")
-        return cls(id, "" if unreadable(text) else text, completion.ids, completion.finished)
+        return cls(id, "" if unreadable(text) else text, np.array(completion.ids, dtype=np.int32), completion.finished)
 
     @property
     def message(self) -> Mapping[str, Any]:
@@ -67,7 +71,7 @@ def sample_policy(
         prompts,
         sampling,
         folder=folder,
-        key={"policy": model_digest(policy.path, policy.revision), "rollout": rollout.model_dump(mode="json")},
+        key={"policy": model_digest(policy.path, policy.revision), **engine_key(rollout)},
         console=ctx.console,
         name=name,
         rank=group.rank,
@@ -75,6 +79,12 @@ def sample_policy(
     )
     group.barrier()
     return samples
+
+
+def engine_key(rollout: Rollout) -> dict[str, Any]:
+    """What samples follow from besides weights, prompts and sampling. ``auto`` is another engine once vllm is installed or gone."""
+    key: dict[str, Any] = {"rollout": rollout.model_dump(mode="json")}
+    return {**key, "vllm": find_spec("vllm") is not None} if rollout.engine == "auto" else key
 
 
 def as_samples(ids: Sequence[str], samples: Samples, encoder: Encoder) -> list[list[Sample]]:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -237,21 +238,54 @@ sys.path.insert(0, {root!r})
 from rich.console import Console
 from align.pipeline.runner import run_recipe
 from align.recipe.load import load_recipe
+from align.rollout import samples
 from align.stages import sampling
+from align.training.launch import leave
 from tests.scripted import open_scripted
 sampling.open_engine = open_scripted
+samples.SHARD_SAMPLES = {shard}
 run_recipe(load_recipe("recipe.yaml"), console=Console(file=io.StringIO()), runs_dir=Path(sys.argv[1]))
+leave()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_other_hash_seeds_write_identical_bytes(folder: Path) -> None:
     """C75: this one, and one with another order of sets."""
     mine = made(run({"contrast": contrast()}))
     environment = {**os.environ, "PYTHONHASHSEED": "999"}
-    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT)), "other"]
+    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=512), "other"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     assert mine == {name: Path("other", "r", "stages", "contrast", name).read_bytes() for name in mine}
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_work(folder: Path, small_parts: None) -> None:
+    """C77: two processes with a shard more for one of them, then log-probs of three prompts each: the bytes of a single process."""
+    (folder / "copy").symlink_to(folder / "model")
+    talks = {"data": "talk.jsonl", "samples_per_prompt": 20, "max_new_tokens": 16, "max_length": 200, "embedder": "./embedder"}
+    evaluate = {"kind": "evaluate", "policies": ["./model", "./copy"], **talks, "rollout": contrast()["rollout"]}
+    one = run({"contrast": contrast(), "compare": evaluate})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=40), "two"]
+    second = subprocess.Popen(command, env={**shared, "RANK": "1", "LOCAL_RANK": "0"}, stderr=subprocess.DEVNULL)
+    try:
+        first = subprocess.run(command, env={**shared, "RANK": "0", "LOCAL_RANK": "0"}, capture_output=True, text=True, timeout=240)
+        assert first.returncode == 0, first.stderr
+        assert second.wait(60) == 0
+    finally:
+        second.kill()
+        second.wait()
+    two = Path("two", "r", "stages")
+    assert made(one) == {name: (two / "contrast" / name).read_bytes() for name in ("data.jsonl", "report.json")}
+    mine, theirs = (json.loads((path / "compare" / "report.json").read_text())["metrics"] for path in (one.folder / "stages", two))
+    for name, policies in mine.items():
+        for policy, entry in policies.items():
+            assert theirs[name][policy]["mean"] == pytest.approx(entry["mean"], abs=1e-4)
 
 
 def test_what_decides_the_result(folder: Path) -> None:
