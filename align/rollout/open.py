@@ -58,7 +58,7 @@ def open_engine(
     kind = _kind(rollout)
     if kind == "scripted":
         assert rollout.script is not None
-        engine: RolloutEngine = ScriptedEngine(Path(resolve(rollout.script)), encoder)
+        engine: RolloutEngine = ScriptedEngine(Path(resolve(rollout.script)), encoder, max_length=max_length)
     elif kind == "transformers":
         sampled = live if live is not None else load_policy(model, cache=cache, device=_device())
         engine = TransformersEngine(sampled, encoder, max_length=max_length, shared=live is not None)
