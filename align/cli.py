@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from align.data.formats import Want
     from align.recipe.load import LoadedRecipe
 
-KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimisation"}
+KINDS = {
+    "sft": "supervised fine-tuning",
+    "dpo": "preference optimisation",
+    "select_prompts": "prompts worth learning from",
+    "label": "preferences from scored samples",
+}
 """Stage kinds that have a command of their own."""
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from align.errors import InputError, Problem
 
@@ -18,6 +18,8 @@ NOTES = "align.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+Wanted = Literal["policy", "reward_model", "classifier"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -49,8 +51,10 @@ class ModelFolder:
         return size if isinstance(size, int) else None
 
 
-def read_folder(path: Path) -> ModelFolder:
-    """Read the configuration of a language model's folder, or of a LoRA adapter's, and check that the weights are there.
+def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
+    """Read the configuration of a model's folder, or of a LoRA adapter's, and check that the weights are there.
+
+    ``wanted`` says what the folder must be: a language model, a sequence classifier, or (None) any model.
 
     Raises:
         InputError: not a folder, or a file is missing, damaged, pickled, or of another kind of model. Names every such file.
@@ -62,10 +66,10 @@ def read_folder(path: Path) -> ModelFolder:
     notes = _json(path / NOTES) if (path / NOTES).is_file() else {}
     if (path / ADAPTER_CONFIG).is_file():
         found = ModelFolder(path, {}, _json(path / ADAPTER_CONFIG), notes)
-        problems = _adapter_problems(found)
+        problems = _adapter_problems(found, wanted)
     elif (path / "config.json").is_file():
         found = ModelFolder(path, _json(path / "config.json"), None, notes)
-        problems = _config_problems(found) + _weight_problems(path)
+        problems = _config_problems(found, wanted) + _weight_problems(path)
     else:
         others = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         problems = [Problem(f"no config.json, so this is not a model (found: {others})"[:200], file=str(path))]
@@ -90,12 +94,14 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _config_problems(folder: ModelFolder) -> list[Problem]:
-    """A reward model or a quantised model where a plain language model is wanted."""
+def _config_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
+    """A model of another kind than is wanted, or a quantised one."""
     problems = []
     architectures = [str(name) for name in folder.config.get("architectures") or ()]
     classifiers = [name for name in architectures if name.endswith("Classification")]
-    if classifiers:
+    if wanted == "classifier" and architectures and not classifiers:
+        problems.append(Problem(f"{architectures[0]} is no reward model: it gives no score", file=str(folder.path)))
+    if classifiers and wanted not in ("classifier", None):
         problem = f"{classifiers[0]} is a classifier or reward model, a language model is wanted here"
         problems.append(Problem(problem, file=str(folder.path)))
     if folder.config.get("quantization_config"):
@@ -136,12 +142,14 @@ def _no_weights(path: Path, wanted: str) -> Problem:
     return Problem(f"no weights: expected {wanted}", file=str(path))
 
 
-def _adapter_problems(folder: ModelFolder) -> list[Problem]:
+def _adapter_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
     adapter, problems = folder.adapter or {}, []
     where = str(folder.path / ADAPTER_CONFIG)
+    if wanted == "classifier":
+        problems.append(Problem("an adapter; a whole classifier is wanted here", file=where, hint="merge it into its base first"))
     if adapter.get("peft_type") != "LORA":
         problems.append(Problem(f"a {adapter.get('peft_type')} adapter; only LORA is supported", file=where))
-    if adapter.get("task_type") not in ("CAUSAL_LM", None):
+    if wanted == "policy" and adapter.get("task_type") not in ("CAUSAL_LM", None):
         problems.append(Problem(f"an adapter for {adapter['task_type']}, a language model's is wanted here", file=where))
     if not (folder.path / ADAPTER_WEIGHTS).is_file():
         problems.append(_no_weights(folder.path, ADAPTER_WEIGHTS))

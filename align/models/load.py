@@ -19,9 +19,17 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from align.data.encode import Encoder
@@ -67,7 +75,7 @@ def load_policy(
             same: dict[str, Any] = {"attn_implementation": attn_implementation, "cache": cache, "quantize": quantize}
             base = load_policy(adapter_base(folder), dtype=dtype, device=device, **same)
             return _attach(base, folder)
-        lm = _load_folder(folder, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
+        lm = _load_folder(folder, AutoModelForCausalLM, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
         if not is_gguf(location):
             lm.name_or_path = lm.config.name_or_path = model.path  # a hub model's id, not the cache's folder
     disable_dropout(lm)
@@ -98,7 +106,7 @@ def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedToke
     if is_gguf(location):
         tokenizer = _load_tokenizer(gguf.dequantised(location, cache, weights=False)) if cache else gguf.read_tokenizer(location)
     else:
-        folder = read_folder(location)
+        folder = read_folder(location, None)
         if folder.adapter is not None and not (location / "tokenizer_config.json").is_file():
             return load_tokenizer(adapter_base(folder).model_copy(update={"chat_template": model.chat_template}), cache=cache)
         require_tokenizer(location)
@@ -118,7 +126,7 @@ def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
     """
     tokenizer = load_tokenizer(model, cache=cache)
     location = locate(model)
-    notes = read_folder(location).notes if location.is_dir() else {}
+    notes = read_folder(location, None).notes if location.is_dir() else {}
     settings = model.chat_template_kwargs or notes.get("chat_template_kwargs", {})
     return Encoder(tokenizer, template_kwargs=settings)
 
@@ -163,6 +171,31 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path |
         raise InputError(Problem(problem, file=str(location), hint=hint))
 
 
+# Other people's reward models
+
+
+def load_classifier(model: Model, *, dtype: Literal["fp32", "bf16"] = "fp32", device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The sequence-classification model with one label at ``model.path``, already resolved. In eval mode, dropout off.
+
+    Raises:
+        InputError: as for :func:`load_policy`; or it gives several numbers, or is an encoder with a decoder, which reads its score where it
+            finds an end token.
+        EnvironmentFault: as for :func:`load_policy`.
+    """
+    folder = read_folder(locate(model), "classifier")
+    classifier = _load_folder(folder, AutoModelForSequenceClassification, DTYPES[dtype], None, {})
+    problem = None
+    if classifier.config.num_labels != 1:
+        problem = f"gives {classifier.config.num_labels} numbers; a reward model gives one"
+    elif classifier.config.is_encoder_decoder:
+        problem = f"{type(classifier).__name__} finds its score by the id of an end token, which is not safe"
+    if problem is not None:
+        raise InputError(Problem(problem, file=str(folder.path)))
+    disable_dropout(classifier)
+    nn.Module.to(classifier, device=device, dtype=DTYPES[dtype])
+    return classifier.eval()
+
+
 # Adapters
 
 
@@ -205,14 +238,19 @@ def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
 # Folders
 
 
-def _load_folder(folder: ModelFolder, dtype: torch.dtype, attn_implementation: str, quantization: Mapping[str, Any]) -> PreTrainedModel:
+def _load_folder(
+    folder: ModelFolder, auto: Any, dtype: torch.dtype, attn_implementation: str | None, quantization: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Through transformers' class ``auto``."""
     _refuse_remote_code(folder)
     path = str(folder.path)
     with _readable(folder.path), no_progress_bars():
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if auto is AutoModelForSequenceClassification and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise InputError(Problem(f"transformers has no sequence classifier for {config.model_type} models", file=path))
+        if auto is not AutoModelForSequenceClassification and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(Problem(f"a {config.model_type} model is no causal language model", file=path))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             path,
             config=config,
             dtype=dtype,

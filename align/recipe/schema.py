@@ -30,6 +30,7 @@ from align.recipe.base import (
 )
 from align.recipe.refs import import_object
 from align.recipe.rollout import Rollout
+from align.recipe.select import LabelStage, SelectPromptsStage
 from align.recipe.train import DpoTrain, Lora, Train
 from align.recipe.tuning import DpoStage, SftStage
 
@@ -42,12 +43,14 @@ __all__ = [
     "DpoStage",
     "DpoTrain",
     "Hardware",
+    "LabelStage",
     "Lora",
     "Model",
     "PolicyRef",
     "Recipe",
     "Reference",
     "Rollout",
+    "SelectPromptsStage",
     "SftStage",
     "Stage",
     "Strict",
@@ -55,7 +58,12 @@ __all__ = [
     "stage_class",
 ]
 
-BUILTIN_STAGES: dict[str, type[Stage]] = {"sft": SftStage, "dpo": DpoStage}
+BUILTIN_STAGES: dict[str, type[Stage]] = {
+    "sft": SftStage,
+    "dpo": DpoStage,
+    "select_prompts": SelectPromptsStage,
+    "label": LabelStage,
+}
 
 
 def stage_class(kind: str) -> type[Stage]:
