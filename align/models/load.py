@@ -193,7 +193,7 @@ def load_classifier(model: Model, *, dtype: Literal["fp32", "bf16"] = "fp32", de
         raise InputError(Problem(problem, file=str(folder.path)))
     disable_dropout(classifier)
     nn.Module.to(classifier, device=device, dtype=DTYPES[dtype])
-    return classifier.eval()
+    return classifier  # transformers loads models in eval mode
 
 
 # Adapters

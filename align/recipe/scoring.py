@@ -15,7 +15,7 @@ from align.recipe.refs import import_object, names_code
 
 
 class Scorer(Strict):
-    """What all scorers are. Higher scores are better; no score depends on what else is scored with it."""
+    """What `reward` and `quality` are: one of the kinds below, told by its key. Higher scores are better."""
 
 
 def _function(text: str) -> str:
@@ -143,8 +143,8 @@ class JsonRule(Rule):
 
 
 class LanguageMixRule(Rule):
-    """Chinese and English mixed in one answer, one of the things that ChatGLM-RLHF's annotators mark down: 1 for one language, 0 for half
-    and half."""
+    """Chinese and English mixed in one answer, which the GLM-4 report (https://arxiv.org/abs/2406.12793) credits RLHF with reducing: 1 for
+    one language, 0 for half and half."""
 
     rule: Literal["language_mix"]
     """`language_mix`"""

@@ -53,8 +53,8 @@ class ClassifierScorer:
         batch_tokens: int = 4096,
     ) -> None:
         self.name = model.path
-        self._encoder = Encoder(load_tokenizer(model), template_kwargs=model.chat_template_kwargs)
         self._model: Any = load_classifier(model, dtype=dtype, device=device)
+        self._encoder = Encoder(load_tokenizer(model), template_kwargs=model.chat_template_kwargs)
         head = getattr(self._model, "score", None)
         self._head = head if isinstance(head, nn.Linear) else None
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)

@@ -13,9 +13,8 @@ from align.models.load import load_encoder
 from align.recipe.select import LabelStage
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import spread
+from align.stages.answers import Answered, LeftOut, answer_prompts, leave, prompt_row, read_prompts
 from align.stages.context import StageContext
-from align.stages.sampling import Answered, LeftOut, answer_prompts, leave, prompt_row, read_prompts
-from align.training.launch import ranks
 
 TIED = "all its answers score the same"
 TOO_CLOSE = "no two answers are min_margin apart"
@@ -34,12 +33,7 @@ class Pair:
 
 
 def run(spec: LabelStage, ctx: StageContext) -> None:
-    """Sample, score, and make preferences; say what was left out and why, and whether the longer answers won.
-
-    One process samples and scores, however many the run has.
-    """
-    if not ranks().first:
-        return
+    """Sample, score, and make preferences; say what was left out and why, and whether the longer answers won."""
     policy = ctx.policy(spec.policy)
     encoder = load_encoder(policy, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest

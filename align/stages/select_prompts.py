@@ -17,9 +17,8 @@ from align.recipe.select import UNANSWERABLE, SelectPromptsStage
 from align.scoring.rules import matches
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import spread
+from align.stages.answers import Asked, LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
 from align.stages.context import StageContext
-from align.stages.sampling import Asked, LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
-from align.training.launch import ranks
 
 TOO_SHORT = "too short (min_characters)"
 TOO_LONG = "too long (max_characters)"
@@ -31,12 +30,7 @@ _DEFAULT_SHARE = 0.25
 
 
 def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
-    """Drop by rules, by quality, and by the spread of scores; leave the rest, and say what went and why.
-
-    One process samples and scores, however many the run has.
-    """
-    if not ranks().first:
-        return
+    """Drop by rules, by quality, and by the spread of scores; leave the rest, and say what went and why."""
     policy = ctx.policy(spec.policy)
     encoder = load_encoder(policy, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest

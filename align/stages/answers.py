@@ -1,4 +1,7 @@
-"""What the stages that sample and score have in common: prompts with room for an answer, answers, scores, and an account of it all."""
+"""What the stages that sample and score have in common: prompts with room for an answer, answers, scores, and an account of it all.
+
+Every process of a run reads the prompts and comes to the same result; they share the sampling and the scoring, and the first one writes.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,13 @@ from align.errors import InputError, Problem
 from align.recipe.schema import DataSource, Model
 from align.recipe.scoring import Scorer as ScorerSpec
 from align.recipe.select import SamplingStage
-from align.rollout.engine import Completion, Sampling
-from align.rollout.open import open_engine
-from align.rollout.samples import sample_shards
+from align.rollout.engine import Sampling
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
 from align.scoring.text_metrics import correlation, describe, normalised, spread
 from align.stages.context import StageContext
+from align.stages.sampling import Sample, as_samples, sample_policy
 from align.training.launch import ranks
 
 REPEATED = "asked before"
@@ -91,7 +93,8 @@ def read_prompts(
     Raises :class:`InputError` for bad rows, for a prompt that the chat template refuses, and when nothing is left.
     """
     locations = [ctx.resolve(source.path) for source in spec.prompts]
-    records = read_records(spec.prompts, locations, "prompt", seed=ctx.seed, rejects=ctx.out / "rejects.jsonl")
+    rejects = ctx.out / "rejects.jsonl" if ranks().first else None
+    records = read_records(spec.prompts, locations, "prompt", seed=ctx.seed, rejects=rejects)
     asked: list[Asked] = []
     seen: set[str] = set()
     for record in records:
@@ -183,27 +186,30 @@ def fates_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool
 
 
 def _sample(spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[Asked]) -> list[list[Answer]]:
-    engine = open_engine(spec.rollout, policy, encoder, max_length=spec.max_length, cache=ctx.cache, resolve=ctx.resolve)
-    completions = sample_shards(
-        engine,
+    samples = sample_policy(
+        spec.rollout,
+        policy,
+        encoder,
         [one.ids for one in asked],
         Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=ctx.seed),
+        ctx,
+        ranks(),
         folder=ctx.work / "samples",
-        key={"encoder": encoder.digest, "rollout": spec.rollout.model_dump(mode="json")},
-        console=ctx.console,
+        max_length=spec.max_length,
         name=ctx.name,
     )
-    return [[_answer(one, completion, encoder) for completion in group] for one, group in zip(asked, completions, strict=True)]
+    said = as_samples([one.record.id for one in asked], samples, encoder)
+    return [[_answer(one, sample) for sample in group] for one, group in zip(asked, said, strict=True)]
 
 
-def _answer(asked: Asked, completion: Completion, encoder: Encoder) -> Answer:
+def _answer(asked: Asked, sample: Sample) -> Answer:
     target = asked.record.fields.get("target")
     return Answer(
         prompt=asked.record.prompt,
-        text=encoder.decode(completion.ids).strip(),
+        text=sample.text,
         prompt_ids=asked.ids,
-        ids=completion.ids,
-        finished=completion.finished,
+        ids=sample.ids,
+        finished=sample.finished,
         target=target if isinstance(target, str) else None,
         fields=asked.record.fields,
     )
@@ -218,6 +224,7 @@ def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part
         key={"scorer": scorer.model_dump(mode="json")},
         console=ctx.console,
         name=ctx.name,
+        group=ranks(),
     )
 
 
@@ -247,6 +254,8 @@ def leave(
     ctx: StageContext, rows: Sequence[Mapping[str, Any]], answered: Sequence[Answered], left_out: LeftOut, outcome: Mapping[str, Any]
 ) -> None:
     """Write the rows, all samples, what was left out and the report, and show the last two. Nothing of it depends on time or place."""
+    if not ranks().first:
+        return
     outcome = {**outcome, **about(answered), "left_out": left_out.counts()}
     for name, lines in (("data", rows), ("samples", [one.row() for one in answered]), ("left_out", left_out.rows)):
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
