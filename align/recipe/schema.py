@@ -28,6 +28,8 @@ from align.recipe.base import (
     name_of_stage,
     unknown_name,
 )
+from align.recipe.contrast import SelfContrastStage
+from align.recipe.evaluate import EvaluateStage
 from align.recipe.refs import import_object
 from align.recipe.rollout import Rollout
 from align.recipe.select import LabelStage, SelectPromptsStage
@@ -42,6 +44,7 @@ __all__ = [
     "DataSource",
     "DpoStage",
     "DpoTrain",
+    "EvaluateStage",
     "Hardware",
     "LabelStage",
     "Lora",
@@ -51,6 +54,7 @@ __all__ = [
     "Reference",
     "Rollout",
     "SelectPromptsStage",
+    "SelfContrastStage",
     "SftStage",
     "Stage",
     "Strict",
@@ -63,6 +67,8 @@ BUILTIN_STAGES: dict[str, type[Stage]] = {
     "dpo": DpoStage,
     "select_prompts": SelectPromptsStage,
     "label": LabelStage,
+    "self_contrast": SelfContrastStage,
+    "evaluate": EvaluateStage,
 }
 
 
