@@ -45,14 +45,15 @@ class ModelScorer(Scorer):
     revision: str | None = None
     """Commit of a hub model. Pin it to make a run repeatable."""
     chat_template: Annotated[str, Reference(hub=False), Field(min_length=1)] | None = None
-    """A Jinja file, for a foreign model whose tokenizer has no chat template."""
+    """Only for models of other people: a Jinja file, where the tokenizer has no chat template."""
     chat_template_kwargs: dict[str, str | int | bool] = Field(default={})
-    """Passed to the chat template of a foreign model."""
+    """Only for models of other people: passed to the chat template."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of its weights. The score itself is computed in fp32 always."""
     max_length: int | None = Field(default=None, ge=2)
-    """Longest conversation, in its own tokens; what the model can read when absent. A longer one is an error: nothing is cut in silence."""
-    batch_tokens: int = Field(default=4096, ge=1)
+    """Only for models of other people: longest conversation, in the model's own tokens; what it can read when absent. A longer one is an
+    error: nothing is cut in silence."""
+    batch_tokens: int = Field(default=2048, ge=1)
     """Tokens of one forward pass. A memory setting: it changes no score."""
 
 

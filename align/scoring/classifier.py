@@ -50,7 +50,7 @@ class ClassifierScorer:
         device: torch.device | str = "cpu",
         dtype: Literal["fp32", "bf16"] = "fp32",
         max_length: int | None = None,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 2048,
     ) -> None:
         self.name = model.path
         self._model: Any = load_classifier(model, dtype=dtype, device=device)

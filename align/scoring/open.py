@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,9 +17,17 @@ from align.scoring.function import FunctionScorer
 from align.scoring.rules import RuleScorer
 from align.scoring.scorer import Scorer
 
+OUR_HEAD = "reward_head.safetensors"
+"""The file that makes a folder a reward model of this package."""
+
 
 def open_scorer(
-    scorer: spec.Scorer, *, resolve: Callable[[str], Path | str], cache: Path | None = None, device: torch.device | str = "cpu"
+    scorer: spec.Scorer,
+    *,
+    resolve: Callable[[str], Path | str],
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+    ids_from: str | None = None,
 ) -> Scorer:
     """What a recipe's `reward` or `quality` block describes, ready to score.
 
@@ -26,42 +35,34 @@ def open_scorer(
         resolve: from a reference of the recipe to a place.
         cache: where dequantised weights are kept.
         device: of models.
+        ids_from: digest of the encoder that made the ids of the answers to come, if they have some: a reward model of this package with
+            the same encoder reads the ids as they are.
 
     Raises:
         InputError: a model or a function cannot be used.
         EnvironmentFault: a hub model is not on this machine and cannot be fetched.
     """
     if isinstance(scorer, spec.EnsembleScorer):
-        members = [open_scorer(member, resolve=resolve, cache=cache, device=device) for member in scorer.ensemble]
-        return EnsembleScorer(members, scorer.combine)
+        same: dict[str, Any] = {"resolve": resolve, "cache": cache, "device": device, "ids_from": ids_from}
+        return EnsembleScorer([open_scorer(member, **same) for member in scorer.ensemble], scorer.combine)
     if isinstance(scorer, spec.FunctionScorer):
         return FunctionScorer(scorer.function)
-    if isinstance(scorer, spec.ModelScorer):
-        return _open_model(scorer, resolve, cache, device)
     if isinstance(scorer, spec.Rule):
         return RuleScorer(scorer)
-    raise TypeError(f"no scorer for {type(scorer).__name__}")
-
-
-def _open_model(scorer: spec.ModelScorer, resolve: Callable[[str], Path | str], cache: Path | None, device: torch.device | str) -> Scorer:
+    assert isinstance(scorer, spec.ModelScorer), type(scorer)
     model = Model(
         path=str(resolve(scorer.model)),
         revision=scorer.revision,
         chat_template=None if scorer.chat_template is None else str(resolve(scorer.chat_template)),
         chat_template_kwargs=scorer.chat_template_kwargs,
     )
-    if (locate(model) / "reward_head.safetensors").is_file():
-        return _open_own(scorer, model, cache, device)
-    from align.scoring.classifier import ClassifierScorer
+    settings: dict[str, Any] = {"dtype": scorer.dtype, "device": device}
+    if not (locate(model) / OUR_HEAD).is_file():
+        from align.scoring.classifier import ClassifierScorer
 
-    return ClassifierScorer(model, device=device, dtype=scorer.dtype, max_length=scorer.max_length, batch_tokens=scorer.batch_tokens)
-
-
-def _open_own(scorer: spec.ModelScorer, model: Model, cache: Path | None, device: torch.device | str) -> Scorer:
-    """A reward model of this package brings its template along, and must be read with it."""
-    own = [name for name in ("chat_template", "chat_template_kwargs") if getattr(scorer, name)]
-    if own:
-        raise InputError(f"{scorer.model} has its own chat template: {own[0]} is for models of other people")
+        return ClassifierScorer(model, **settings, max_length=scorer.max_length, batch_tokens=scorer.batch_tokens)
+    if foreign := [name for name in ("chat_template", "chat_template_kwargs", "max_length") if getattr(scorer, name)]:
+        raise InputError(f"{scorer.model} was made here and knows its own template and length", hint=f"remove {', '.join(foreign)}")
     from align.scoring.reward_model import RewardModelScorer
 
-    return RewardModelScorer(model, cache=cache, device=device)
+    return RewardModelScorer(model, **settings, cache=cache, ids_from=ids_from, microbatch_tokens=scorer.batch_tokens)

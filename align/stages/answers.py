@@ -218,7 +218,7 @@ def _answer(asked: Asked, sample: Sample) -> Answer:
 def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part: str) -> list[float]:
     """A score for each answer; ``part`` names the folder in which an interrupted run finds its scores again."""
     return score_answers(
-        lambda: open_scorer(scorer, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device),
+        lambda: open_scorer(scorer, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest),
         answers,
         folder=ctx.work / part,
         key={"scorer": scorer.model_dump(mode="json")},

@@ -1,4 +1,4 @@
-"""`select_prompts` and `label` end to end: prompts from a file, answers from a scripted engine, scores from rules and from a user's function.
+"""`select_prompts` and `label` end to end: prompts from a file, answers from a script, scores from rules and from a user's function.
 
 The scores are worked out by hand: an answer of w words scores w / 8 with `{rule: length, min: 8}`.
 """
@@ -351,7 +351,7 @@ def test_pairs_by_hand(scores: list[float], pairs: Any, margin: float, expected:
 
 
 def test_equal_answers_count_once_and_cut_ones_by_choice(folder: Path, engines: list[Canned]) -> None:
-    """A pair of two equal texts teaches nothing, whatever a scorer says; an answer that was cut is marked, so that no end is trained onto it."""
+    """A pair of equal texts teaches nothing, whatever a scorer says. An answer that was cut is marked: no end is to be trained onto it."""
     SCRIPT["Name a fruit."] = ["a b", "a  b ", "a b", "a b c d~"]
     dropped = run({"label": label()})
     assert reasons(dropped, "label")["p0"] == "fewer than two answers that can be used"

@@ -23,14 +23,13 @@ from tests.tokenizers import chatml, llama3, mistral, template
 
 QUESTIONS = ("What is the capital of France?", "Add 12 and 34.", "天气怎么样？")
 TEXTS = ("Paris.", "The capital of France is Paris, as the user asked.", "46", "今天天气很好，适合出门散步。", "I do not know. " * 3)
+BERT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.25}
 ANSWERS = [Answer(({"role": "user", "content": question},), text) for question in QUESTIONS for text in TEXTS]
 
 
 def save_classifier(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str = "llama", **changes: Any) -> Model:
     """A tiny classifier with large random weights, padding with the end token, as hub models often do."""
-    kind, settings = CONFIGS[family] if family in CONFIGS else (BertConfig, {"hidden_size": 32, "intermediate_size": 48})
-    if family == "bert":
-        settings = {**settings, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.25}
+    kind, settings = CONFIGS.get(family, (BertConfig, BERT))
     eos = tokenizer.eos_token_id
     own = {"vocab_size": rows(tokenizer), "num_labels": 1, "pad_token_id": eos, "eos_token_id": eos, "bos_token_id": None}
     with torch.random.fork_rng(devices=[]):

@@ -114,10 +114,11 @@ def test_a_folder_with_our_head_is_opened_as_our_reward_model(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "align.scoring.reward_model", made)
     (tmp_path / "reward_head.safetensors").touch()
     (tmp_path / "t.jinja").touch()
-    assert opened(str(tmp_path), cache=tmp_path, device="cpu").name == "own"
-    assert calls == [(str(tmp_path), {"cache": tmp_path, "device": "cpu"})]
-    with pytest.raises(InputError, match="has its own chat template: chat_template is for models of other people"):
-        opened({"model": str(tmp_path), "chat_template": str(tmp_path / "t.jinja")})
+    assert opened({"model": str(tmp_path), "dtype": "bf16", "batch_tokens": 99}, cache=tmp_path, ids_from="digest").name == "own"
+    settings = {"cache": tmp_path, "device": "cpu", "dtype": "bf16", "ids_from": "digest", "microbatch_tokens": 99}
+    assert calls == [(str(tmp_path), settings)]
+    with pytest.raises(InputError, match="knows its own template and length; remove chat_template, max_length"):
+        opened({"model": str(tmp_path), "chat_template": str(tmp_path / "t.jinja"), "max_length": 9})
 
 
 # Kept scores
