@@ -58,7 +58,7 @@ def local_snapshot(name: str, revision: str | None) -> Path:
 def _complete(snapshot: Path) -> bool:
     """Other programs leave snapshots that hold only what they needed, such as the tokenizer."""
     try:
-        read_folder(snapshot)
+        read_folder(snapshot, None)
         require_tokenizer(snapshot)
     except InputError:
         return False

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.fields import mark_of
-from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, Stage, Train
+from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, RewardTrain, Stage, Train
 
 _INTRO = """\
 # Recipes
@@ -102,6 +102,7 @@ def render() -> str:
         _section("A data source", DataSource),
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
+        _section("`train` of reward models", RewardTrain, without=Train, level=3),
         _section("`lora`", Lora),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
@@ -166,7 +167,11 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 def _noun(model: type[BaseModel]) -> str:
-    names: dict[type[BaseModel], str] = {DataSource: "data source", DpoTrain: "train of preferences"}
+    names: dict[type[BaseModel], str] = {
+        DataSource: "data source",
+        DpoTrain: "train of preferences",
+        RewardTrain: "train of reward models",
+    }
     return names.get(model, model.__name__.lower())
 
 

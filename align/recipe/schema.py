@@ -29,6 +29,7 @@ from align.recipe.base import (
     unknown_name,
 )
 from align.recipe.refs import import_object
+from align.recipe.reward import RewardStage, RewardTrain
 from align.recipe.rollout import Rollout
 from align.recipe.train import DpoTrain, Lora, Train
 from align.recipe.tuning import DpoStage, SftStage
@@ -47,6 +48,8 @@ __all__ = [
     "PolicyRef",
     "Recipe",
     "Reference",
+    "RewardStage",
+    "RewardTrain",
     "Rollout",
     "SftStage",
     "Stage",
@@ -55,7 +58,7 @@ __all__ = [
     "stage_class",
 ]
 
-BUILTIN_STAGES: dict[str, type[Stage]] = {"sft": SftStage, "dpo": DpoStage}
+BUILTIN_STAGES: dict[str, type[Stage]] = {"sft": SftStage, "reward": RewardStage, "dpo": DpoStage}
 
 
 def stage_class(kind: str) -> type[Stage]:
