@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -78,6 +79,48 @@ def load_policy(
         lm = _load_folder(folder, AutoModelForCausalLM, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
         if not is_gguf(location):
             lm.name_or_path = lm.config.name_or_path = model.path  # a hub model's id, not the cache's folder
+    return _ready(lm, dtype, device, quantize)
+
+
+def load_backbone(
+    model: Model,
+    *,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    quantize: Literal["nf4"] | None = None,
+) -> PreTrainedModel:
+    """The transformer under a language model, or under a reward model of ours: without LM head, otherwise as :func:`load_policy`."""
+    location = locate(model)
+    same: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "quantize": quantize}
+    folder = None if is_gguf(location) else read_folder(location, None)
+    if folder is None or not folder.is_reward_model:
+        bare: PreTrainedModel = without_lm_head(load_policy(model, **same))
+        return bare
+    if folder.adapter is not None:
+        return _attach(load_backbone(adapter_base(folder), **same), folder)
+    backbone = _load_folder(folder, AutoModel, DTYPES[dtype], "sdpa", _four_bits(quantize, DTYPES[dtype], device))
+    backbone.name_or_path = backbone.config.name_or_path = model.path
+    return _ready(backbone, dtype, device, quantize)
+
+
+def without_lm_head(model: Any) -> Any:
+    """The transformer inside a language model, with its adapters if it has some; the LM head is let go of.
+
+    ``model`` must not be used afterwards: it is the wrapper of adapters that is kept, around what is left.
+    """
+    lm = causal_lm(model)
+    backbone: Any = lm.base_model
+    backbone.name_or_path = lm.name_or_path
+    if not isinstance(model, PeftModel):
+        return backbone
+    wrapper: Any = model
+    wrapper.base_model.model = backbone
+    vars(wrapper).pop("base_model_prepare_inputs_for_generation", None)  # a method of the language model, which would keep it alive
+    return model
+
+
+def _ready(lm: PreTrainedModel, dtype: Literal["fp32", "bf16"], device: torch.device | str, quantize: str | None) -> PreTrainedModel:
     disable_dropout(lm)
     if quantize is None:  # 4-bit weights are on their device already, and have no other type
         nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
@@ -221,7 +264,7 @@ def adapter_base(folder: ModelFolder) -> Model:
 
 
 def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
-    with _readable(folder.path / ADAPTER_CONFIG):
+    with readable(folder.path / ADAPTER_CONFIG):
         config = LoraConfig.from_pretrained(folder.path)
         config.inference_mode = True
         config.base_model_name_or_path = base.name_or_path or None  # paths may differ; the base was compared by content
@@ -241,10 +284,10 @@ def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
 def _load_folder(
     folder: ModelFolder, auto: Any, dtype: torch.dtype, attn_implementation: str | None, quantization: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """Through transformers' class ``auto``."""
+    """Through transformers' class ``auto``: with an LM head, without one, or with a classifier's."""
     _refuse_remote_code(folder)
     path = str(folder.path)
-    with _readable(folder.path), no_progress_bars():
+    with readable(folder.path), no_progress_bars():
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         if auto is AutoModelForSequenceClassification and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise InputError(Problem(f"transformers has no sequence classifier for {config.model_type} models", file=path))
@@ -269,7 +312,7 @@ def _load_folder(
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with _readable(folder):
+    with readable(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     return tokenizer
 
@@ -290,7 +333,7 @@ def _refuse_remote_code(folder: ModelFolder) -> None:
     path = folder.path / "tokenizer_config.json"
     if not path.is_file():
         return
-    with _readable(path):
+    with readable(path):
         settings = json.loads(path.read_bytes())
         name = settings.get("tokenizer_class") or ""
         native = any(tokenizer_class_from_name(known) is not None for known in (name, f"{name}Fast"))
@@ -299,7 +342,7 @@ def _refuse_remote_code(folder: ModelFolder) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """What the libraries raise about a folder's content, as one line that names it."""
     try:
         yield

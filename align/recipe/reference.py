@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.fields import mark_of
-from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, Rollout, Stage, Train
+from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, RewardTrain, Rollout, Stage, Train
 from align.recipe.scoring import RULES, SCORERS, Scorer
 
 _INTRO = """\
@@ -103,6 +103,7 @@ def render() -> str:
         _section("A data source", DataSource),
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
+        _section("`train` of reward models", RewardTrain, without=Train, level=3),
         _section("`lora`", Lora),
         _section("`rollout`", Rollout),
         _section("A scorer", Scorer),
@@ -171,7 +172,11 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 def _noun(model: type[BaseModel]) -> str:
-    names: dict[type[BaseModel], str] = {DataSource: "data source", DpoTrain: "train of preferences"}
+    names: dict[type[BaseModel], str] = {
+        DataSource: "data source",
+        DpoTrain: "train of preferences",
+        RewardTrain: "train of reward models",
+    }
     return "scorer" if issubclass(model, Scorer) else names.get(model, model.__name__.lower())
 
 

@@ -31,6 +31,7 @@ from align.recipe.base import (
 from align.recipe.contrast import SelfContrastStage
 from align.recipe.evaluate import EvaluateStage
 from align.recipe.refs import import_object
+from align.recipe.reward import RewardStage, RewardTrain
 from align.recipe.rollout import Rollout
 from align.recipe.select import LabelStage, SelectPromptsStage
 from align.recipe.train import DpoTrain, Lora, Train
@@ -52,6 +53,8 @@ __all__ = [
     "PolicyRef",
     "Recipe",
     "Reference",
+    "RewardStage",
+    "RewardTrain",
     "Rollout",
     "SelectPromptsStage",
     "SelfContrastStage",
@@ -64,6 +67,7 @@ __all__ = [
 
 BUILTIN_STAGES: dict[str, type[Stage]] = {
     "sft": SftStage,
+    "reward": RewardStage,
     "dpo": DpoStage,
     "select_prompts": SelectPromptsStage,
     "label": LabelStage,
