@@ -27,8 +27,10 @@ from align.data.records import Origin, Preference, Prompt
 from align.errors import InputError, Interrupted
 from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
-from align.recipe.schema import DataSource, SelectPromptsStage
+from align.recipe.schema import DataSource, Model, SelectPromptsStage
 from align.rollout.engine import Completion, Sampling
+from align.scoring.reward_model import RewardModelScorer
+from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
 from align.stages import answers as answering
 from align.stages import sampling
@@ -377,6 +379,30 @@ def test_the_rows_are_preferences_that_dpo_trains_on(folder: Path, engines: list
     ]
     assert found[0].fields["reward_mean"] == 0.5
     assert result.summaries["dpo"]["steps"] == 2
+
+
+def test_the_whole_chain_with_a_reward_model(folder: Path, engines: list[Canned]) -> None:
+    """As in recipes/rlhf_dpo.yaml: a reward model is trained, scores the policy's own ids, chooses prompts and labels answers for DPO.
+
+    C33: what it scores are the ids as sampled, so that its scores are those of `align score` on the same conversations.
+    """
+    pairs = [{"prompt": q, "chosen": said(7, 1), "rejected": said(1, 1)} for q in SPREAD]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    train = {"learning_rate": 1e-3, "batch_size": 2, "microbatch_tokens": 128, "epochs": 4}
+    result = run(
+        {
+            "reward": {"kind": "reward", "data": "pairs.jsonl", "filters": False, "train": train},
+            "select": select(reward="stage:reward", drop_lowest_variance=0.25),
+            "label": label(reward={"ensemble": ["stage:reward", WORDS]}, prompts="stage:select"),
+            "dpo": {"kind": "dpo", "data": "stage:label", "train": train, "samples": 0},
+        }
+    )
+    assert result.ran == ("reward", "select", "label", "dpo")
+    assert [row["id"] for row in lines(result, "select")] == ["p0", "p2", "p3"], "equal answers have equal scores"
+    scorer = RewardModelScorer(Model(path=str(result.folder / "stages" / "reward")))
+    answers = lines(result, "select", "samples")[0]["answers"]
+    prompt: Any = ({"role": "user", "content": "Name a fruit."},)
+    assert scorer.score([Answer(prompt, one["text"]) for one in answers]) == pytest.approx([one["score"] for one in answers], abs=1e-5)
 
 
 def test_a_row_keeps_tools_and_columns_but_none_that_would_change_what_it_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from align.scoring.scorer import Answer, Scorer, require_scores
 from align.scoring.stored import score_answers
 from align.training.launch import Ranks
 
+ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = [Answer(({"role": "user", "content": "?"},), text) for text in ("a", "bb", "ccc")]
 
 
@@ -60,6 +62,20 @@ def test_a_function_from_outside_the_package(module: Path) -> None:
     assert scorer.name == "my_rewards:length"
     assert scorer.score(ANSWERS) == [1.0, 2.0, 3.0]
     assert scorer.score([]) == []
+
+
+def test_the_function_of_the_documentation(module: Path) -> None:
+    """docs/scoring.md: an answer that ends and has the row's `answer` in it is the best; words cost."""
+    found = re.search(r"<!-- example: my_rewards.py -->\n```python\n(.*?)```", (ROOT / "docs" / "scoring.md").read_text(), re.DOTALL)
+    assert found
+    module.write_text(found.group(1))
+    prompt = ANSWERS[0].prompt
+    answers = [
+        Answer(prompt, "It is 42", fields={"answer": "42"}),
+        Answer(prompt, "It is 41", fields={"answer": "42"}),
+        Answer(prompt, "It is", finished=False),
+    ]
+    assert opened("my_rewards:brevity").score(answers) == pytest.approx([1.97, 0.97, -0.02])
 
 
 @pytest.mark.parametrize(
