@@ -41,6 +41,8 @@ def bootstrap_mean(values: npt.ArrayLike, *, level: float = 0.95, draws: int = 1
         means[start : start + at_once] = array[chosen].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(array.mean()), float(low), float(high), len(array))
+
+
 _ELEMENTS = 2**24
 """Of one batch of draws, so that memory stays bounded for any number of items."""
 
