@@ -63,7 +63,7 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
     base = causal_lm(model)
     targets = _targets(base, lora.target_modules)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="FEATURE_EXTRACTION" if _lm_head(base) is None else "CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -81,9 +81,15 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
     return model
 
 
+def _lm_head(base: PreTrainedModel) -> nn.Module | None:
+    """None for a backbone, as reward and value models have."""
+    head: nn.Module | None = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
+
+
 def _linear_layers(base: PreTrainedModel) -> list[str]:
     """Full names of the linear layers inside the transformer: the LM head is no part of it."""
-    head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = _lm_head(base)
     names = []
     for name, module in base.named_modules():
         inner = module.get_base_layer() if isinstance(module, LoraLayer) else module

@@ -31,7 +31,9 @@ from align.recipe.base import (
 from align.recipe.contrast import SelfContrastStage
 from align.recipe.evaluate import EvaluateStage
 from align.recipe.refs import import_object
+from align.recipe.reward import RewardStage, RewardTrain
 from align.recipe.rollout import Rollout
+from align.recipe.select import LabelStage, SelectPromptsStage
 from align.recipe.train import DpoTrain, Lora, Train
 from align.recipe.tuning import DpoStage, SftStage
 
@@ -45,12 +47,16 @@ __all__ = [
     "DpoTrain",
     "EvaluateStage",
     "Hardware",
+    "LabelStage",
     "Lora",
     "Model",
     "PolicyRef",
     "Recipe",
     "Reference",
+    "RewardStage",
+    "RewardTrain",
     "Rollout",
+    "SelectPromptsStage",
     "SelfContrastStage",
     "SftStage",
     "Stage",
@@ -61,7 +67,10 @@ __all__ = [
 
 BUILTIN_STAGES: dict[str, type[Stage]] = {
     "sft": SftStage,
+    "reward": RewardStage,
     "dpo": DpoStage,
+    "select_prompts": SelectPromptsStage,
+    "label": LabelStage,
     "self_contrast": SelfContrastStage,
     "evaluate": EvaluateStage,
 }

@@ -1,0 +1,68 @@
+"""From a recipe's scorer block to a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.errors import InputError
+from align.models.load import locate
+from align.recipe import scoring as spec
+from align.recipe.schema import Model
+from align.scoring.ensemble import EnsembleScorer
+from align.scoring.function import FunctionScorer
+from align.scoring.rules import RuleScorer
+from align.scoring.scorer import Scorer
+
+OUR_HEAD = "reward_head.safetensors"
+"""The file that makes a folder a reward model of this package."""
+
+
+def open_scorer(
+    scorer: spec.Scorer,
+    *,
+    resolve: Callable[[str], Path | str],
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+    ids_from: str | None = None,
+) -> Scorer:
+    """What a recipe's `reward` or `quality` block describes, ready to score.
+
+    Args:
+        resolve: from a reference of the recipe to a place.
+        cache: where dequantised weights are kept.
+        device: of models.
+        ids_from: digest of the encoder that made the ids of the answers to come, if they have some: a reward model of this package with
+            the same encoder reads the ids as they are.
+
+    Raises:
+        InputError: a model or a function cannot be used.
+        EnvironmentFault: a hub model is not on this machine and cannot be fetched.
+    """
+    if isinstance(scorer, spec.EnsembleScorer):
+        same: dict[str, Any] = {"resolve": resolve, "cache": cache, "device": device, "ids_from": ids_from}
+        return EnsembleScorer([open_scorer(member, **same) for member in scorer.ensemble], scorer.combine)
+    if isinstance(scorer, spec.FunctionScorer):
+        return FunctionScorer(scorer.function)
+    if isinstance(scorer, spec.Rule):
+        return RuleScorer(scorer)
+    assert isinstance(scorer, spec.ModelScorer), type(scorer)
+    model = Model(
+        path=str(resolve(scorer.model)),
+        revision=scorer.revision,
+        chat_template=None if scorer.chat_template is None else str(resolve(scorer.chat_template)),
+        chat_template_kwargs=scorer.chat_template_kwargs,
+    )
+    settings: dict[str, Any] = {"dtype": scorer.dtype, "device": device}
+    if not (locate(model) / OUR_HEAD).is_file():
+        from align.scoring.classifier import ClassifierScorer
+
+        return ClassifierScorer(model, **settings, max_length=scorer.max_length, batch_tokens=scorer.batch_tokens)
+    if foreign := [name for name in ("chat_template", "chat_template_kwargs", "max_length") if getattr(scorer, name)]:
+        raise InputError(f"{scorer.model} was made here and knows its own template and length", hint=f"remove {', '.join(foreign)}")
+    from align.scoring.reward_model import RewardModelScorer
+
+    return RewardModelScorer(model, **settings, cache=cache, ids_from=ids_from, microbatch_tokens=scorer.batch_tokens)
