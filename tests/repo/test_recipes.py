@@ -35,17 +35,19 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert re.match(r"# \S.{20,140}\.?\n#\n", comment)
-    assert re.search(rf"align (run|sft|dpo) .*{path.stem}", comment)
+    assert re.search(rf"align (run|sft|reward|dpo) .*{path.stem}", comment)
     assert "Hardware:" in comment
     assert re.search(r"[Rr]eproduces|ChatGLM-RLHF|quickstart|as in arXiv", comment)
 
 
 def test_the_promised_recipes_are_there() -> None:
-    assert {"quickstart", "sft", "dpo", "glm4_sft", "glm4_dpo", "qwen3_sft", "qwen3_dpo"} <= {path.stem for path in RECIPES}
+    assert {"quickstart", "sft", "rm", "dpo", "glm4_sft", "glm4_rm", "glm4_dpo", "qwen3_sft", "qwen3_dpo"} <= {
+        path.stem for path in RECIPES
+    }
 
 
 def test_recipes_for_other_machines_say_which() -> None:
-    for name, gpus in (("glm4_sft", 8), ("glm4_dpo", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1)):
+    for name, gpus in (("glm4_sft", 8), ("glm4_rm", 8), ("glm4_dpo", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1)):
         hardware = load_recipe(name).recipe.hardware
         assert hardware is not None
         assert hardware.gpus == gpus
