@@ -86,8 +86,10 @@ def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = Fals
 def score_trees(model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int, layout: Layout, pad_id: int) -> list[list[float]]:
     """Scores of all branches of each tree. The same, to rounding, whatever else is scored with them."""
     scores = [[0.0] * len(tree.branches) for tree in trees]
-    for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id):
-        batch = cpu_batch.to(model.head.weight.device)
+    device = model.head.weight.device
+    multiple = microbatch_tokens if device.type == "cuda" and layout != "padded" else 1  # one row length, for which the kernel is compiled
+    for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id, multiple_of=multiple):
+        batch = cpu_batch.to(device)
         values = branch_scores(model, batch, own_attention=layout == "padded").tolist()
         places = zip(cpu_batch.branch_tree.tolist(), cpu_batch.branch_slot.tolist(), strict=True)
         for value, (tree, slot) in zip(values, places, strict=True):
