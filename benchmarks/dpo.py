@@ -18,7 +18,7 @@ SHORTER_THAN = 384
 BETA = 0.1
 
 
-def _work(rows: data.Rows, trees_per_step: int) -> Work:
+def equal_steps(rows: data.Rows, trees_per_step: int) -> Work:
     """Steps of equally many trees; the warm-up repeats the first one. What does not fill a step is left out."""
     steps = [list(range(s, s + trees_per_step)) for s in range(0, len(rows.trees) - trees_per_step + 1, trees_per_step)]
     return Work(rows.trees, [steps[0], *steps], rows.source)
@@ -26,7 +26,7 @@ def _work(rows: data.Rows, trees_per_step: int) -> Work:
 
 def _pairs(quick: bool) -> Work:
     per_step = 8 if quick else PAIRS_PER_STEP
-    return _work(data.pairs(model.encoder(), per_step if quick else 64, SHORTER_THAN), per_step)
+    return equal_steps(data.pairs(model.encoder(), per_step if quick else 64, SHORTER_THAN), per_step)
 
 
 def _many(rejected: int, real: bool) -> Callable[[bool], Work]:
@@ -34,7 +34,7 @@ def _many(rejected: int, real: bool) -> Callable[[bool], Work]:
         per_step = 1 if quick else PAIRS_PER_STEP // rejected
         trees = per_step * (1 if quick else 2)
         rows = data.many_rejected(model.encoder(), trees, rejected, SHORTER_THAN) if real else data.random_tokens(trees, rejected)
-        return _work(rows, per_step)
+        return equal_steps(rows, per_step)
 
     return prepare
 

@@ -40,8 +40,8 @@ def write_docs() -> None:
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     if not results:
         raise SystemExit("no results yet: make bench")
-    order = {"sft": 0, "dpo": 1}
-    results.sort(key=lambda result: (order.get(result["benchmark"].split("-")[0], 2), len(result["benchmark"]), result["benchmark"]))
+    order = {"sft": 0, "reward": 1, "dpo": 2}
+    results.sort(key=lambda result: (order.get(result["benchmark"].split("-")[0], 3), len(result["benchmark"]), result["benchmark"]))
     PAGE.write_text(_INTRODUCTION + "".join("\n" + section(result) for result in results))
 
 

@@ -218,7 +218,8 @@ class _Builder:
         if not report.trees:
             reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
             what = f"0 rows left of {records.report.given:,}: {reasons}"
-            raise InputError(Problem(what, file=", ".join(paths), hint=f"max_length is {limit:,} tokens" if long else None))
+            advice = f"max_length is {limit:,} tokens" if long else self.filters.hint(report.dropped) if self.filters else None
+            raise InputError(Problem(what, file=", ".join(paths), hint=advice))
 
     def _filtered(self, record: Record, rejects: TextIO) -> Record | None:
         """The record without the pairs that the filters leave out; None when it has no others."""

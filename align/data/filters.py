@@ -64,6 +64,10 @@ class PreferenceFilter:
             whole = BACKWARDS if record.margin else TIE
         return [whole or (EQUAL if edge[0] == edge[1] else self._conflicts.get((prompt, edge))) for edge in _edges(record)]
 
+    def hint(self, reasons: Collection[str]) -> str | None:
+        """What to do when nothing is left, given the reasons that were told."""
+        return "hold out other prompts, or set filters: false" if LEAKED in reasons else None
+
 
 def conflicts(edges: Collection[_Edge]) -> dict[_Edge, str]:
     """The edges of one prompt's graph that lie on a circle, each with its reason."""

@@ -30,6 +30,7 @@ from align.models.adapters import is_lora, merged_copy
 from align.models.folder import HEAD, ModelFolder, read_folder
 from align.models.forward import causal_lm, hidden_states
 from align.models.generate import embedding_rows
+from align.models.identity import is_gguf
 from align.models.load import load_backbone, locate, readable, require_rows
 from align.models.quiet import no_progress_bars
 from align.models.save import MERGED, SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
@@ -42,8 +43,8 @@ class ScalarModel(nn.Module):
     """``backbone`` (a transformers model without LM head, or a PeftModel around one) and ``head``, an fp32 linear layer to one number.
 
     A new head is drawn from a normal distribution of standard deviation 1 / sqrt(d + 1), d the hidden size, as in OpenAI's
-    lm-human-preferences: the states behind a final norm have length about sqrt(d), so first scores have a spread of about 1. (OpenRLHF
-    draws it sqrt(d) times smaller.) Weights in the dtype and on the device of the backbone are the caller's matter.
+    lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. States behind a final norm have length about sqrt(d), so first scores
+    spread by 1 where the states have nothing in common, and by less where answers end alike.
     """
 
     def __init__(self, backbone: PreTrainedModel | PeftModel) -> None:
@@ -85,8 +86,10 @@ def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = Fals
 def score_trees(model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int, layout: Layout, pad_id: int) -> list[list[float]]:
     """Scores of all branches of each tree. The same, to rounding, whatever else is scored with them."""
     scores = [[0.0] * len(tree.branches) for tree in trees]
-    for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id):
-        batch = cpu_batch.to(model.head.weight.device)
+    device = model.head.weight.device
+    multiple = microbatch_tokens if device.type == "cuda" and layout != "padded" else 1  # one row length, for which the kernel is compiled
+    for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id, multiple_of=multiple):
+        batch = cpu_batch.to(device)
         values = branch_scores(model, batch, own_attention=layout == "padded").tolist()
         places = zip(cpu_batch.branch_tree.tolist(), cpu_batch.branch_slot.tolist(), strict=True)
         for value, (tree, slot) in zip(values, places, strict=True):
@@ -169,7 +172,10 @@ def score_notes(model: Model) -> ScoreNotes:
 
 
 def _reward_folder(model: Model) -> ModelFolder:
-    return read_folder(locate(model), "reward_model")
+    location = locate(model)
+    if is_gguf(location):
+        raise InputError(Problem("a .gguf file is a language model, not a reward model", file=str(location)))
+    return read_folder(location, "reward_model")
 
 
 def save_scalar(

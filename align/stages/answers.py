@@ -208,7 +208,7 @@ def _answer(asked: Asked, sample: Sample) -> Answer:
         prompt=asked.record.prompt,
         text=sample.text,
         prompt_ids=asked.ids,
-        ids=sample.ids,
+        ids=tuple(sample.ids.tolist()),
         finished=sample.finished,
         target=target if isinstance(target, str) else None,
         fields=asked.record.fields,

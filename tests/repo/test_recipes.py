@@ -39,14 +39,14 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert re.match(r"# \S.{20,140}\.?\n#\n", comment)
-    assert re.search(rf"align (run|sft|dpo) .*{path.stem}", comment)
+    assert re.search(rf"align (run|sft|reward|dpo) .*{path.stem}", comment)
     assert "Hardware:" in comment
     assert re.search(r"[Rr]eproduces|ChatGLM-RLHF|quickstart|as in arXiv", comment)
 
 
 def test_the_promised_recipes_are_there() -> None:
     names = {"quickstart", "sft", "dpo", "self_contrast", "glm4_sft", "glm4_dpo", "glm4_self_contrast", "mistral_self_contrast"}
-    assert names | {"qwen3_sft", "qwen3_dpo"} <= {path.stem for path in RECIPES}
+    assert names | {"qwen3_sft", "qwen3_dpo", "rm", "glm4_rm", "rlhf_dpo"} <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("name", ["glm4_self_contrast", "mistral_self_contrast"])
@@ -73,7 +73,7 @@ def test_the_template_of_the_papers_mistral() -> None:
 
 
 def test_recipes_for_other_machines_say_which() -> None:
-    for name, gpus in (("glm4_sft", 8), ("glm4_dpo", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1), ("glm4_self_contrast", 8)):
+    for name, gpus in (("glm4_sft", 8), ("glm4_dpo", 8), ("glm4_rm", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1), ("glm4_self_contrast", 8)):
         hardware = load_recipe(name).recipe.hardware
         assert hardware is not None
         assert hardware.gpus == gpus

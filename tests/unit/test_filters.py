@@ -12,6 +12,8 @@ from align.data import filters
 from align.data.datasets import load_trees
 from align.data.encode import Encoder
 from align.data.filters import PreferenceFilter, conflicts, prompt_digests
+from align.data.mixture import prompt_digest, read_records
+from align.data.records import Origin, Preference
 from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.errors import InputError
@@ -108,8 +110,6 @@ def test_only_the_wrong_answers_of_a_prompt_go(tmp_path: Path) -> None:
 
 def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:
     """C73: by prompt, whatever the answers and the spaces; the cache knows which held-out data it was filtered by."""
-    from align.data.mixture import read_records
-
     held_out_file = write(tmp_path / "held.jsonl", [row("x", "y", prompt="Which  one?")])
     held_out = prompt_digests(read_records([DataSource(path="h")], [held_out_file], "preference", seed=0, rejects=None))
     rows = [row("a", "b", prompt="Which one?"), row("a", "b", prompt="Which two?")]
@@ -128,3 +128,5 @@ def test_filters_are_off_where_nobody_asks(tmp_path: Path) -> None:
 def test_nothing_left_says_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 rows left of 2: 2 contradicted"):
         load(tmp_path, [row("a", "b"), row("b", "a")])
+    with pytest.raises(InputError, match="held-out data; hold out other prompts, or set filters: false"):
+        load(tmp_path, [row("a", "b")], {prompt_digest(Preference(({"role": "user", "content": "Which?"},), (), (), "", Origin("", 1)))})
