@@ -80,6 +80,7 @@ class VllmEngine:
             "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
             "generation_config": "vllm",  # none of the model's own sampling defaults
             "seed": 0,
+            "use_tqdm_on_load": False,
         }
         try:
             with self._at_work():
