@@ -28,6 +28,7 @@ from align.recipe.schema import Train
 from align.signals import stop_requested
 from align.training.checkpoint import newest_checkpoint, save_checkpoint, save_tensors
 from align.training.launch import Ranks
+from align.training.memory import keep_freed_memory
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
 from align.training.optim import build_optimizer, clip_gradients, learning_rate, load_optimizer_tensors, optimizer_tensors
 
@@ -78,6 +79,8 @@ class Trainer(ABC):
         self.parameters = trainable_parameters(model)
         self.optimizer = build_optimizer(self.parameters, train)
         self.progress = Progress()
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         if train.gradient_checkpointing:
             enable: Any = model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
