@@ -138,6 +138,19 @@ def test_from_conversations_to_a_trained_policy(folder: Path) -> None:
     assert run({"contrast": contrast(), "dpo": DPO}).ran == ()
 
 
+def test_choosing_differently_samples_nothing_anew(folder: Path) -> None:
+    """Samples follow from the policy, the prompts and how they are drawn, not from what is made of them."""
+    few = rows_of(run({"contrast": contrast(negatives=2)}))
+    calls = Dying.calls
+    many = rows_of(run({"contrast": contrast(negatives=4)}))
+    assert Dying.calls == calls > 0
+    for one, other in zip(few, many, strict=True):
+        assert set(one["sample_ids"]) < set(other["sample_ids"])
+    write_script(folder, [*COMPLETIONS, "Another one."])
+    run({"contrast": contrast(negatives=4)})
+    assert Dying.calls > calls, "another script gives other samples"
+
+
 def test_the_filter_is_on_the_embedders_cosines(folder: Path) -> None:
     """C77: the scores are the embedder's, computed here again, and the most similar of all that the script can say is no negative."""
     result = run({"contrast": contrast(negatives=2)})

@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from align.batching.tree import build
+from align.models import stream
 from align.models.adapters import add_lora
 from align.models.forward import batch_logprobs
 from align.models.stream import Stream, split
 from align.recipe.schema import Lora
 from tests.invariants.test_dpo import LOSSES, first_step, moved, preferences, reference, stage, trainer
 from tests.tiny import FAMILIES, tiny
+
+
+@pytest.fixture(autouse=True)
+def cut_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups as soon as a tree is larger than a micro-batch, so that small trees are cut."""
+    monkeypatch.setattr(stream, "WHOLE", 1)
 
 
 def step(
@@ -61,13 +68,13 @@ def test_log_probs_and_gradients_of_every_family(family: str) -> None:
     net.zero_grad()
     parts = split(whole, 12)
     assert parts is not None and len(parts[1]) > 1
-    stream, found, at = Stream(net, parts[0]), [], len(tree.branches[0].ids)
+    run, found, at = Stream(net, parts[0]), [], len(tree.branches[0].ids)
     for group in parts[1]:
-        part = stream.branches(group)
+        part = run.branches(group)
         (part * weights[at : at + len(part)]).sum().backward()
         found, at = [*found, part.detach()], at + len(part)
-    stream.backward((stream.logprobs * weights[: len(tree.branches[0].ids)]).sum())
-    torch.testing.assert_close(torch.cat([stream.logprobs.detach(), *found]), logprobs.detach(), atol=1e-5, rtol=0)
+    run.backward((run.logprobs * weights[: len(tree.branches[0].ids)]).sum())
+    torch.testing.assert_close(torch.cat([run.logprobs.detach(), *found]), logprobs.detach(), atol=1e-5, rtol=0)
     for name, parameter in net.named_parameters():
         if name in expected:
             scale = max(1.0, float(expected[name].abs().max()))
@@ -86,12 +93,15 @@ def test_adapters_and_gradient_checkpointing(tmp_path: Path, checkpointing: bool
     require_equal(whole, step(tmp_path, net(), 20, gradient_checkpointing=checkpointing))
 
 
-def test_what_fits_is_not_split() -> None:
-    """A batch within the limit, of several trees, or of one branch goes through whole."""
+def test_what_fits_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch within the limit, of several trees, or of one branch goes through whole; the limit is four micro-batches."""
     trees = preferences(2, rejected=(2,))
     assert split(build(trees, [0, 1], layout="tree"), 4) is None
     assert split(build(trees, [0], layout="tree"), trees[0].size) is None
     assert split(build(trees, [0], layout="tree"), trees[0].size - 1) is not None
+    monkeypatch.undo()
+    assert split(build(trees, [0], layout="tree"), -(-trees[0].size // 4)) is None
+    assert split(build(trees, [0], layout="tree"), (trees[0].size - 1) // 4) is not None
 
 
 def test_no_group_holds_more_than_the_limit() -> None:
