@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from align.data.formats import Want
     from align.recipe.load import LoadedRecipe
 
-KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimisation"}
+KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimisation", "ppo": "reinforcement learning"}
 """Stage kinds that have a command of their own."""
 
 app = typer.Typer(

@@ -28,6 +28,7 @@ from align.recipe.base import (
     name_of_stage,
     unknown_name,
 )
+from align.recipe.ppo import Health, PpoStage, PpoTrain
 from align.recipe.refs import import_object
 from align.recipe.rollout import Rollout
 from align.recipe.train import DpoTrain, Lora, Train
@@ -42,9 +43,12 @@ __all__ = [
     "DpoStage",
     "DpoTrain",
     "Hardware",
+    "Health",
     "Lora",
     "Model",
     "PolicyRef",
+    "PpoStage",
+    "PpoTrain",
     "Recipe",
     "Reference",
     "Rollout",
@@ -55,7 +59,7 @@ __all__ = [
     "stage_class",
 ]
 
-BUILTIN_STAGES: dict[str, type[Stage]] = {"sft": SftStage, "dpo": DpoStage}
+BUILTIN_STAGES: dict[str, type[Stage]] = {"sft": SftStage, "dpo": DpoStage, "ppo": PpoStage}
 
 
 def stage_class(kind: str) -> type[Stage]:
