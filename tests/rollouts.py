@@ -131,9 +131,10 @@ def prompts(count: int, length: int | None = None) -> list[EncodedPrompt]:
 
 
 def policy(spec: PpoStage, **changes: Any) -> nn.Module:
-    """The tiny policy to train, the same every time; quiet enough that answers differ and some end."""
+    """The tiny policy to train, the same every time; quiet enough that answers differ, and every eighth token or so is an end."""
     torch.manual_seed(3)
     net: Any = tiny("llama", vocab_size=VOCAB, **{"initializer_range": 0.1, **changes})
+    net.lm_head.bias = nn.Parameter(torch.zeros(VOCAB).index_fill_(0, torch.tensor(STOP), 4.0))
     return net if spec.lora is None else add_lora(net, spec.lora)
 
 
@@ -149,12 +150,14 @@ def trainer(
     sft: Sequence[Tree] = (),
     held_out: Sequence[EncodedPrompt] = (),
     engine: Any = None,
+    proved: bool = True,
     text: io.StringIO | None = None,
+    group: Ranks | None = None,
     seed: int = 5,
 ) -> PpoTrainer:
-    """A trainer on ``net`` with everything real but the files."""
+    """A trainer on ``net`` with everything real but the files. ``proved``: the engine's log-probs must be the trainer's."""
     work.mkdir(parents=True, exist_ok=True)
-    group = Ranks()
+    group = group or Ranks()
     data = prompts(8) if data is None else data
     net = policy(spec) if net is None else net
     reference = None if spec.lora is not None else copy.deepcopy(net).requires_grad_(False).eval()
@@ -165,7 +168,7 @@ def trainer(
         ENCODER,
         engine or ExactEngine(net),
         ByRule(score),
-        push=push,
+        push=push if proved else None,
         canaries=[prompt.ids for prompt in data[:2]],
         seed=seed,
         ranks=group,

@@ -78,7 +78,7 @@ def lora_config(model: nn.Module, lora: Lora) -> LoraConfig:
     """PEFT's configuration of an adapter for ``model``. Raises InputError as :func:`add_lora`."""
     base = causal_lm(model)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="FEATURE_EXTRACTION" if _lm_head(base) is None else "CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -110,14 +110,17 @@ def activate(model: nn.Module, names: Sequence[str]) -> None:
 
 @contextmanager
 def value_in_front(model: nn.Module, *, on_start: bool) -> Iterator[None]:
-    """Inside, the adapter ``VALUE`` has the name ``TRAINED``, so that whatever saves a policy's adapter saves it; ``on_start`` says
-    whether it builds on ``START``. Weights stay where they are."""
+    """Inside, the adapter ``VALUE`` stands where the policy's stood, under its name and active, so that whatever saves a policy's adapter
+    saves it. ``on_start`` says whether it builds on ``START``. Weights stay where they are."""
     peft: Any = unwrap(model)
+    active = active_adapters(peft)
     start = None if on_start else peft.peft_config.pop(START, None)
     _swap_names(peft, VALUE, TRAINED)
+    activate(peft, (START, TRAINED) if on_start else (TRAINED,))
     try:
         yield
     finally:
+        activate(peft, active)
         _swap_names(peft, VALUE, TRAINED)
         if start is not None:
             peft.peft_config[START] = start
@@ -132,9 +135,15 @@ def _swap_names(peft: Any, one: str, other: str) -> None:
         table.update(found)
 
 
+def _lm_head(base: PreTrainedModel) -> nn.Module | None:
+    """None for a backbone, as reward and value models have."""
+    head: nn.Module | None = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
+
+
 def _linear_layers(base: PreTrainedModel) -> list[str]:
     """Full names of the linear layers inside the transformer: the LM head is no part of it."""
-    head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = _lm_head(base)
     names = []
     for name, module in base.named_modules():
         inner = module.get_base_layer() if isinstance(module, LoraLayer) else module

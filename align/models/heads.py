@@ -19,6 +19,7 @@ from align.batching.batch import Batch
 from align.data.encode import Encoder
 from align.errors import InputError, Problem
 from align.functional.segments import segment_count
+from align.models.adapters import is_lora, merged_copy
 from align.models.forward import causal_lm, hidden_states
 from align.models.load import DTYPES, locate
 from align.recipe.schema import Model
@@ -101,7 +102,8 @@ def save_scalar(
 ) -> dict[str, Any]:
     """Write a model with all its weights, its head and its tokenizer into the folder ``out``."""
     with files.machine_faults(out):
-        causal_lm(model.backbone).save_pretrained(out)
+        plain = merged_copy(model.backbone) if is_lora(model.backbone) else model.backbone
+        causal_lm(plain).save_pretrained(out)
         encoder.tokenizer.save_pretrained(out)
         save_file({"weight": model.head.weight.detach().cpu().contiguous()}, out / HEAD)
     files.write_json(out / "align.json", {"scores": vars(scores), "layout": layout, "encoder": encoder.digest})

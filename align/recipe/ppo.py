@@ -79,6 +79,7 @@ class PpoStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.ppo:run"
+    neutral: ClassVar[tuple[str, ...]] = ("health", "on_unhealthy")  # whether a run goes on, not what it does
 
     kind: Literal["ppo"]
     """`ppo`"""

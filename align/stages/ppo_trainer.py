@@ -63,8 +63,9 @@ class PpoTrainer(Trainer):
         """By phase, over all iterations."""
         self.unhealthy: dict[str, dict[str, Any]] = {}
         """By kind: the first message, the step, and how often."""
+        self.trained: list[dict[str, float]] = []
+        """Of the steps of this iteration that are done: what their mean is wanted of."""
         self._largest = 0.0
-        self._trained: list[Mapping[str, float]] = []  # metrics of this iteration's steps
 
     @property
     def rollouts_folder(self) -> Path:
@@ -183,7 +184,7 @@ class PpoTrainer(Trainer):
         per = self.spec.steps_per_iteration
         iteration, done = divmod(self.progress.step - 1, per)
         self.parts.clock.add("train", metrics["step_seconds"])
-        self._trained.append(metrics)
+        self.trained.append({name: metrics[name] for name in ("clip_fraction", "sft_loss") if name in metrics})
         if done == 0:
             self._judge(ppo_health.of_first_step(self.spec, metrics))
         if self.spec.target_kl is not None and metrics["kl_from_old"] > self.spec.target_kl:
@@ -192,7 +193,7 @@ class PpoTrainer(Trainer):
             self._finish_iteration(iteration)
 
     def _finish_iteration(self, iteration: int) -> None:
-        steps, self._trained = self._trained, []
+        steps, self.trained = self.trained, []
         clipped = sum(step["clip_fraction"] for step in steps) / len(steps)
         if self.parts.sft is not None:
             self.sft_losses[iteration:] = [sum(step["sft_loss"] for step in steps) / len(steps)]
@@ -249,7 +250,7 @@ class PpoTrainer(Trainer):
 
     # Checkpoints
 
-    _KEPT = ("coefficient", "history", "sft_losses", "seconds", "unhealthy")
+    _KEPT = ("coefficient", "history", "sft_losses", "trained", "seconds", "unhealthy")
 
     def state_dict(self) -> dict[str, Any]:
         """KL coefficient, history, and what was counted."""

@@ -1,0 +1,183 @@
+"""PPO as a stage: from a recipe to a policy, a value model and the answers of every iteration, on a tiny model and an exact engine."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+from align.batching.tree import build
+from align.data.trees import Branch, Tree
+from align.models.forward import batch_logprobs
+from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, token_values
+from align.models.load import load_encoder, load_policy
+from align.pipeline.artifacts import verify
+from align.pipeline.runner import RunResult, run_recipe
+from align.recipe.load import load_recipe
+from align.recipe.schema import Model
+from align.stages import ppo as stage_module
+from align.stages.ppo_rollouts import read_parquet
+from align.stages.ppo_trainer import PpoTrainer
+from tests.rollouts import ExactEngine
+from tests.saved import save_tiny
+
+PPO: dict[str, Any] = {
+    "kind": "ppo",
+    "reward": "./reward",
+    "prompts": "prompts.jsonl",
+    "eval_prompts": "held_out.jsonl",
+    "sft_data": "talk.jsonl",
+    "sft_weight": 0.1,
+    "eval_sft_data": "talk.jsonl",
+    "iterations": 3,
+    "max_new_tokens": 6,
+    "max_prompt_length": 100,
+    "samples_per_prompt": 2,
+    "minibatches": 2,
+    "train": {"learning_rate": 1e-3, "batch_size": 2, "microbatch_tokens": 128, "save_steps": 1},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with a model, a reward model, prompts and conversations; rollouts come from the exact engine."""
+    monkeypatch.chdir(tmp_path)
+    base = save_tiny(tmp_path / "model", max_position_embeddings=512)
+    torch.manual_seed(7)
+    reward = ScalarModel(load_policy(base).base_model)  # type: ignore[arg-type]
+    stats = ScoreStats(0.0, 1.0, 1)
+    save_scalar(reward, load_encoder(base), tmp_path / "reward", base=base, scores=stats, layout="tree")
+    words = ("tea", "rain", "sun", "snow")
+    for name, ask in (("prompts", "Say"), ("held_out", "Name")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{ask} {word}."}) + "\n" for word in words))
+    rows = [{"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w} it is."}]} for w in words]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    @contextmanager
+    def exact(rollout: Any, model: Model, encoder: Any, *, live: Any, **places: Any) -> Iterator[ExactEngine]:
+        yield ExactEngine(live, encoder.stop_ids)
+
+    monkeypatch.setattr(stage_module, "open_engine", exact)
+    return tmp_path
+
+
+def run(text: io.StringIO | None = None, **options: Any) -> RunResult:
+    stage = {**PPO, **options}
+    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": {"ppo": stage}}, sort_keys=False))
+    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160))
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
+    """Everything that a run promises to leave is there, verifies, loads, and is another model than before; a rerun does nothing."""
+    text = io.StringIO()
+    result = run(text, lora=lora)
+    out = result.folder / "stages" / "ppo"
+    assert verify(out) == []
+    before, after = load_policy(Model(path="model")), load_policy(Model(path=str(out)))
+    encoder = load_encoder(Model(path="model"))
+    trunk = encoder.encode_prompt([{"role": "user", "content": "Name tea."}])
+    batch = build([Tree("x", trunk, (Branch(trunk[:9], trunk[:9] > -1),))], [0], layout="tree")
+    with torch.no_grad():
+        assert not torch.allclose(batch_logprobs(before, batch), batch_logprobs(after, batch), atol=1e-4)
+        value = load_scalar(Model(path=str(out / "value")))
+        assert not torch.allclose(token_values(value, batch), token_values(load_scalar(Model(path="reward")), batch), atol=1e-5)
+    names = sorted(path.name for path in (out / "rollouts").iterdir())
+    assert names == [
+        "held-out-00000000.parquet",
+        "held-out-00000006.parquet",
+        *(f"iteration-{i:06d}.parquet" for i in range(3)),
+        "reference.parquet",
+    ]
+    summary = result.summaries["ppo"]
+    assert summary["iterations"] == 3 and summary["steps"] == 6
+    assert summary["eval_before"].keys() == {"loss", "reward", "length", "finished", "sft_loss"}
+    assert summary["held_out_change"]["prompts"] == 4
+    assert summary["phase_seconds"].keys() == {"sync", "generate", "score", "values", "train"} and summary["phase_seconds"]["train"] > 0
+    shown = text.getvalue()
+    assert "iteration 3/3" in shown and "generate" in shown and "before and after" in shown
+    assert "the reward on 4 held-out prompts changed by" in shown and "reference answers to 4 prompts score" in shown
+    assert ("a second model in memory" in shown) == (lora is not None), "the reward model is no adapter of the policy's base"
+    assert run(lora=lora).ran == ()
+
+
+def test_the_baseline_is_the_references_own_score(folder: Path) -> None:
+    """C40: each prompt's baseline is the mean of its reference answers; another run with the same policy and reward finds them again."""
+    result = run(baseline_samples=2, unfinished_penalty=0.25)
+    out = result.folder / "stages" / "ppo" / "rollouts"
+    reference: dict[str, list[float]] = {}
+    for row in read_parquet(out / "reference.parquet"):
+        reference.setdefault(row["prompt_id"], []).append(row["score"] - 0.25 * (not row["finished"]))
+    rows = read_parquet(out / "iteration-000000.parquet")
+    for row in rows:
+        assert len(reference[row["prompt_id"]]) == 2
+        assert row["baseline"] == pytest.approx(sum(reference[row["prompt_id"]]) / 2, abs=1e-6)
+    kept = sorted((folder / "runs" / ".cache" / "baseline").iterdir())
+    assert len(kept) == 1
+    run(baseline_samples=2, unfinished_penalty=0.5)
+    assert sorted((folder / "runs" / ".cache" / "baseline").iterdir()) == kept
+    run(baseline_samples=2, temperature=0.5)
+    assert len(list((folder / "runs" / ".cache" / "baseline").iterdir())) == 2
+
+
+def test_the_value_model_is_used_again(folder: Path) -> None:
+    """A saved value model starts the next run's."""
+    first = run()
+    value = first.folder / "stages" / "ppo" / "value"
+    (folder / "kept").mkdir()
+    value.rename(folder / "kept" / "value")
+    result = run(value_model="kept/value", iterations=1, train={**PPO["train"], "learning_rate": 1e-12}, value_learning_rate=1e-12)
+    again = load_file(result.folder / "stages" / "ppo" / "value" / "reward_head.safetensors")["weight"]
+    kept = load_file(folder / "kept" / "value" / "reward_head.safetensors")["weight"]
+    reward = load_file(folder / "reward" / "reward_head.safetensors")["weight"]
+    torch.testing.assert_close(again, kept, atol=1e-9, rtol=0)
+    assert not torch.allclose(again, reward, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimator": "rloo"},
+        {"estimator": "group", "lora": {"rank": 2}},
+        {"estimator": "reinforce", "sft_data": None, "sft_weight": 0.0},
+        {"value_init": "policy", "lora": {"rank": 2}},
+    ],
+    ids=["rloo", "group", "reinforce", "value from policy"],
+)
+def test_the_other_ways(folder: Path, options: dict[str, Any]) -> None:
+    """Estimators without a value model leave none; a value model on the policy's base is said to be no second model."""
+    text = io.StringIO()
+    out = run(text, **options).folder / "stages" / "ppo"
+    assert (out / "value").exists() == ("value_init" in options)
+    assert "second model" not in text.getvalue()
+
+
+def test_stopped_in_the_middle_and_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C69: the same command goes on inside the iteration, and ends with the bytes of a run that was never stopped."""
+    whole = run().folder / "stages" / "ppo"
+    whole.rename(folder / "whole")
+    after = PpoTrainer.after_step
+
+    def stop(self: PpoTrainer, metrics: Any) -> None:
+        after(self, metrics)
+        if self.progress.step == 4:
+            raise RuntimeError("pulled the plug")
+
+    monkeypatch.setattr(PpoTrainer, "after_step", stop)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        run()
+    monkeypatch.setattr(PpoTrainer, "after_step", after)
+    text = io.StringIO()
+    again = run(text).folder / "stages" / "ppo"
+    assert "continues from step 3 of 6" in text.getvalue()
+    for name in ("model.safetensors", "value/model.safetensors", "rollouts/iteration-000002.parquet", "rollouts/held-out-00000006.parquet"):
+        assert (again / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
