@@ -58,6 +58,8 @@ class Health(Strict):
     """Largest mean KL from the reference, in nats per token."""
     negative_kl: float = Field(default=0.01, gt=0)
     """The mean KL may be below minus this many nats per token in two iterations in a row, not in three: a KL is never negative."""
+    mismatch: float = Field(default=0.1, gt=0)
+    """Largest mean distance of the engine's log-probs from the trainer's, in nats per token. Old log-probs are always the trainer's."""
     clip_fraction: float = Field(default=0.5, gt=0, le=1)
     """Largest share of tokens that the clip holds back, over an iteration."""
     explained_variance: float = -1.0
@@ -151,9 +153,6 @@ class PpoStage(Stage):
     importance_cap: float | None = Field(default=None, ge=1)
     """Weigh tokens by how much likelier the trainer finds them than the engine that sampled them, at most by this; for engines of lower
     precision (`rollout.dtype: bf16`)."""
-    mismatch: float = Field(default=0.1, gt=0)
-    """Largest mean distance of the engine's log-probs from the trainer's, in nats per token; more is unhealthy. The old log-probs are
-    always the trainer's."""
 
     sft_data: Data | None = None
     """Conversations to keep being good at. Their loss is watched; with `sft_weight` it is trained on as well."""

@@ -13,7 +13,20 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.fields import mark_of
-from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, Stage, Train
+from align.recipe.schema import (
+    BUILTIN_STAGES,
+    DataSource,
+    DpoTrain,
+    Hardware,
+    Health,
+    Lora,
+    Model,
+    PpoTrain,
+    Recipe,
+    Rollout,
+    Stage,
+    Train,
+)
 
 _INTRO = """\
 # Recipes
@@ -102,7 +115,10 @@ def render() -> str:
         _section("A data source", DataSource),
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
+        _section("`train` of ppo", PpoTrain, without=Train, level=3),
         _section("`lora`", Lora),
+        _section("`rollout`", Rollout),
+        _section("`health`", Health),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
 
@@ -166,7 +182,7 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 def _noun(model: type[BaseModel]) -> str:
-    names: dict[type[BaseModel], str] = {DataSource: "data source", DpoTrain: "train of preferences"}
+    names: dict[type[BaseModel], str] = {DataSource: "data source", DpoTrain: "train of preferences", PpoTrain: "train of ppo"}
     return names.get(model, model.__name__.lower())
 
 

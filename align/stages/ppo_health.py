@@ -29,7 +29,7 @@ class Finding:
 
 def of_rollouts(spec: PpoStage, history: Sequence[Numbers]) -> list[Finding]:
     """What is unhealthy about the newest iteration's answers; ``history`` holds the summaries of all iterations, that one last."""
-    return [*_answers(spec, history[-1], history[0]), *_kl(spec.health, history), *_trust(spec, history)]
+    return [*_answers(spec, history[-1], history[0]), *_kl(spec.health, history), *_trust(spec.health, history)]
 
 
 def _answers(spec: PpoStage, now: Numbers, first: Numbers) -> Iterator[Finding]:
@@ -58,10 +58,10 @@ def _kl(health: Health, history: Sequence[Numbers]) -> Iterator[Finding]:
         yield Finding("negative_kl", f"{words}: the answers are not sampled from the policy that trains")
 
 
-def _trust(spec: PpoStage, history: Sequence[Numbers]) -> Iterator[Finding]:
-    now, least = history[-1], spec.health.explained_variance
-    if (off := now.get("mismatch", 0.0)) > spec.mismatch:
-        words = f"the engine's log-probs are off by {off:.3g} nats per token on average, more than {spec.mismatch:g}"
+def _trust(health: Health, history: Sequence[Numbers]) -> Iterator[Finding]:
+    now, least = history[-1], health.explained_variance
+    if (off := now.get("mismatch", 0.0)) > health.mismatch:
+        words = f"the engine's log-probs are off by {off:.3g} nats per token on average, more than {health.mismatch:g}"
         yield Finding("mismatch", f"{words}: it samples from another distribution; set rollout.dtype: fp32 or rollout.engine: transformers")
     variances = [numbers["explained_variance"] for numbers in history[_SETTLED:] if "explained_variance" in numbers][-_IN_A_ROW:]
     if len(variances) == _IN_A_ROW and max(variances) < least:

@@ -82,7 +82,7 @@ def test_another_temperature_is_noticed(tmp_path: Path) -> None:
         def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
             return super().generate(prompts, replace(sampling, temperature=1.0))
 
-    spec = stage(temperature=0.5, mismatch=0.05, iterations=1)
+    spec = stage(temperature=0.5, health={"mismatch": 0.05}, iterations=1)
     net = policy(spec, initializer_range=0.3)
     run = trainer(tmp_path, spec, net=net, engine=Hot(net))
     run.fit()
