@@ -1,6 +1,6 @@
 # The two that matter: make quickstart, make test. Both install what they need first. `make help` lists the rest.
 
-# Which recipe `make sft` and `make dpo` run; recipes/sft.yaml and recipes/dpo.yaml when not set.
+# Which recipe `make sft`, `make dpo` and `make self-contrast` run; the one of that name in recipes/ when not set.
 RECIPE ?=
 # The first Python that is new enough; python3 when none is, and the installer says what to do.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -9,11 +9,11 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 TORCH_INDEX ?=
 export TORCH_INDEX
 
-.PHONY: help setup quickstart sft dpo test check bench doctor clean
+.PHONY: help setup quickstart sft dpo self-contrast test check bench doctor clean
 .DEFAULT_GOAL := help
 
 help: ## what you can make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: RECIPE=file, PYTHON=python3.11, TORCH_INDEX=url"
 
 setup: ## install the pinned packages into .venv (a second call does nothing)
@@ -27,6 +27,9 @@ sft: setup ## supervised fine-tuning: RECIPE=recipes/sft.yaml, or yours
 
 dpo: setup ## preference optimisation: RECIPE=recipes/dpo.yaml, or yours
 	@.venv/bin/align dpo --recipe $(or $(RECIPE),recipes/dpo.yaml)
+
+self-contrast: setup ## align from conversations alone: RECIPE=recipes/self_contrast.yaml, or yours
+	@.venv/bin/align run --recipe $(or $(RECIPE),recipes/self_contrast.yaml)
 
 test: setup ## run the tests
 	@.venv/bin/python -m pytest -n 2 --dist loadfile

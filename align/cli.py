@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from align.data.formats import Want
     from align.recipe.load import LoadedRecipe
 
-KINDS = {"sft": "supervised fine-tuning", "dpo": "preference optimisation", "ppo": "reinforcement learning"}
+KINDS = {
+    "sft": "supervised fine-tuning",
+    "dpo": "preference optimisation",
+    "ppo": "reinforcement learning",
+    "self_contrast": "preferences from a policy's own samples",
+    "evaluate": "policies compared on held-out data",
+}
 """Stage kinds that have a command of their own."""
 
 app = typer.Typer(
@@ -34,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Look at data, and write them for other tools.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 Arguments = Annotated[
@@ -227,6 +233,38 @@ def chat(
     talk(found, max_new_tokens=max_new_tokens, temperature=temperature, system=system, console=_console(), cache=_cache(ctx.obj))
 
 
+@app.command()
+def generate(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, package:PKG/FILE, or a hub id.")],
+    prompts: Annotated[str, typer.Option(help="A file or folder of prompts, package:PKG/FILE, or a hub data set id.")],
+    out: Annotated[Path | None, typer.Option(help="JSONL file to write; standard output when absent, and then nothing is kept.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Completions of each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+) -> None:
+    """Sample completions of prompts, one JSON line for each prompt. The same command goes on where it was stopped."""
+    from align.recipe.refs import resolve
+
+    if engine not in ("auto", "vllm", "transformers"):
+        raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
+    if not top_p:
+        raise InputError("--top-p must be more than 0")
+    found, location = str(resolve(model, Path.cwd())), resolve(prompts, Path.cwd())
+    from rich.console import Console
+
+    from align.recipe.schema import Rollout
+    from align.rollout.engine import Sampling
+    from align.stages.generate import generate as sample
+
+    sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
+    rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
+    sample(found, location, sampling, rollout, out=out, cache=cache, console=Console(stderr=True), show=print)
+
+
 def _cache(runs_dir: Path) -> Path | None:
     """The runs' cache, where dequantised models are kept, if there is one."""
     cache = runs_dir / ".cache"
@@ -259,6 +297,18 @@ def inspect_data(
     from align.data.inspect import inspect
 
     inspect(location, model=encoder, want=wants[want] if want else None, limit=limit, console=_console(), max_length=max_length)
+
+
+@data_app.command("export")
+def export_data(
+    file: Annotated[str, typer.Argument(help="Preferences: a data file or folder, a stage's folder, or a hub data set id.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+) -> None:
+    """Write preferences as pairs for TRL: one row for each chosen and rejected answer."""
+    from align.data.export import export_pairs
+    from align.recipe.refs import resolve
+
+    print(f"{out}: {export_pairs(resolve(file, Path.cwd()), out):,} pairs")
 
 
 if __name__ == "__main__":

@@ -133,6 +133,27 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, dump_json(value))
 
 
+@contextmanager
+def atomic_lines(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Replace ``path`` by lines of JSON, without holding them all in memory: call what this gives with one value after another.
+
+    As with :func:`atomic_write`, ``path`` changes all at once, at the end; not at all when something raises.
+    """
+    tmp = temporary(path.parent)
+    try:
+        with machine_faults(path), tmp.open("x", encoding="utf-8", newline="\n") as handle:
+            _point("write", path)
+            yield lambda value: print(json.dumps(value, ensure_ascii=False, allow_nan=False), file=handle)
+            handle.flush()
+            _point("fsync", path)
+            os.fsync(handle.fileno())
+        with _writing(path):
+            _rename(tmp, path)
+            fsync_folder(path.parent)
+    finally:
+        discard(tmp)
+
+
 def append_line(path: Path, value: Any) -> None:
     """Append ``value`` as one line of JSON in one write call; a line that does not fit on the disk is taken back whole."""
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")

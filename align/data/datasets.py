@@ -73,7 +73,7 @@ def load_trees(
     with _locked(cache / f".{entry.name}.lock"):
         reused = _intact(entry)
         if not reused:
-            _build(entry, _Builder(want, encoder, limits, _skipping(sources, locations)), sources, locations, seed)
+            _build(entry, _Builder(want, encoder, limits, origins_to_skip(sources, locations)), sources, locations, seed)
         report = _read_report(entry, reused=reused)
         if rejects is not None and (entry / _REJECTS).exists():
             with files.machine_faults(rejects):
@@ -103,7 +103,7 @@ def _code_digest() -> str:
     return files.digest_json({path.name: files.sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))})
 
 
-def _skipping(sources: Sequence[DataSource], locations: Sequence[Path | str]) -> set[str]:
+def origins_to_skip(sources: Sequence[DataSource], locations: Sequence[Path | str]) -> set[str]:
     """Where the rows come from that may be skipped when they are bad, spelled as in :class:`Origin`."""
     places: dict[bool, set[str]] = {True: set(), False: set()}
     for source, location in zip(sources, locations, strict=True):

@@ -4,7 +4,8 @@ Contract:
 
 - For ordinary text, ids equal ``tokenizer.apply_chat_template(messages)``; GLM-4's end-of-chat role token is appended to it.
 - What is trained of an assistant message is what the model has to generate: everything after the generation prompt, up to and including
-  the token that ends the turn. The white space that a template puts behind that token is not.
+  the token that ends the turn. The white space that a template puts behind that token is not, and neither is the end token of a message
+  with ``finished: false``.
 - The tokens before a trained message are those of :meth:`Encoder.encode_prompt`, so training and inference see the same context. Where the
   text of an answer would merge with the end of its prompt into one token, the two are encoded apart, and that is counted.
 - Text in the data never becomes a control token, whatever it spells.
@@ -86,6 +87,8 @@ class Encoder:
         pad = tokenizer.pad_token_id
         self.pad_id: int = int(cast(int, pad if pad is not None else self.stop_ids[0]))
         """Fills the end of rows. May equal a stop id: nothing here or elsewhere tells padding by its id."""
+        self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
+        """Ids from here on have no token, however many rows the model has."""
         self.digest: str = digest_json(
             {
                 "tokenizer": hashlib.sha256(self._tokens.canonical.encode("utf-8")).hexdigest(),
@@ -191,7 +194,8 @@ class Encoder:
         mask = np.zeros(len(tokenized.ids), dtype=np.bool_)
         for turn, begin, end in zip(spans, begins, ends, strict=True):
             if turn.index in trained:
-                mask[begin:end] = True
+                # An answer that was cut off did not end there: its end token is the template's, not the model's (C11).
+                mask[begin : end if messages[turn.index].get("finished", True) else end - 1] = True
         return tokenized.ids, mask, begins
 
     def _hand_over(self, last: Message) -> str:

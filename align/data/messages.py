@@ -107,6 +107,8 @@ def message_of(value: Any, field: str) -> Message:
             message["tool_calls"] = tool_calls_of(calls, f"{field}.tool_calls")
         if not _trained(given, field):
             message["train"] = False
+        if not _flag(given.get("finished"), f"{field}.finished"):
+            message["finished"] = False
     elif given.get("train"):
         raise RowError("only assistant messages are trained on", f"{field}.train")
     may_be_empty = "tool_calls" in message or (message["role"] == "system" and bool(given.get("tools")))
@@ -132,10 +134,13 @@ def _content(value: Any, field: str, *, may_be_empty: bool) -> str:
 
 def _trained(given: Mapping[str, Any], field: str) -> bool:
     """``train`` as we spell it, or ``weight`` 0 or 1 as OpenAI's fine-tuning files do. True when neither is there."""
-    flag = given.get("train", given.get("weight"))
-    if flag is None or flag in (True, False):  # 0 and 1 are equal to them
-        return flag is None or bool(flag)
-    raise RowError("expected true or false", f"{field}.train" if "train" in given else f"{field}.weight")
+    return _flag(given.get("train", given.get("weight")), f"{field}.train" if "train" in given else f"{field}.weight")
+
+
+def _flag(value: Any, field: str) -> bool:
+    if value is None or value in (True, False):  # 0 and 1 are equal to them
+        return value is None or bool(value)
+    raise RowError("expected true or false", field)
 
 
 def tool_calls_of(value: Any, field: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What a data row is once it is inside: a conversation, a preference, or a prompt. Foreign spellings stop at formats.py.
 
 A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant message may carry
-``train`` (bool, default true: is it a training target?) and OpenAI ``tool_calls``.
+``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for an answer that was cut off, which must
+not be trained to end where it was cut) and OpenAI ``tool_calls``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ class Message(TypedDict, total=False):
     role: str
     content: str
     train: bool
+    finished: bool
     tool_calls: list[dict[str, Any]]
     name: str
     tool_call_id: str

@@ -34,7 +34,7 @@ _BROKEN = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeEr
 
 def _as_openai(message: Message) -> Rendered:
     """The message as it is, with call arguments as objects (OpenAI writes them as JSON text; templates print objects)."""
-    plain: dict[str, Any] = {key: value for key, value in message.items() if key != "train"}
+    plain: dict[str, Any] = {key: value for key, value in message.items() if key not in ("train", "finished")}
     plain.setdefault("content", "")
     if calls := message.get("tool_calls"):
         plain["tool_calls"] = [_with_object(call) for call in calls]

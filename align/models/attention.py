@@ -22,12 +22,23 @@ from align.errors import InputError
 NAME = "align_tree"
 
 
-class Trees:
-    """The bounds of a batch's trees, and the masks made from them, shared by all layers of a forward pass."""
+KeyValues = dict[int, tuple[Tensor, Tensor]]
+"""Keys and values of a stretch of tokens, [1, kv heads, n, D], by layer."""
 
-    def __init__(self, rows: tuple[tuple[Span, ...], ...], device: torch.device) -> None:
-        self.rows = rows
-        self.device = device
+
+class Trees:
+    """The bounds of a batch's trees, and the masks made from them, shared by all layers of a forward pass.
+
+    Args:
+        rows, device: of the batch.
+        trunk: keys and values of a trunk that was computed before; the batch then holds branches of that trunk alone.
+        keep: gets keys and values of the first tree's trunk, from every layer.
+    """
+
+    def __init__(
+        self, rows: tuple[tuple[Span, ...], ...], device: torch.device, *, trunk: KeyValues | None = None, keep: KeyValues | None = None
+    ) -> None:
+        self.rows, self.device, self.trunk, self.keep = rows, device, trunk, keep
         self.layers = 0  # that have attended by these bounds
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
@@ -99,25 +110,29 @@ def tree_attention(
     trees = counted(module, trees)
     refuse_unsupported(module, unused)
     grouped = query.shape[1] != key.shape[1]  # the CPU kernel takes grouped heads as they are: nothing is repeated, nothing more is kept
+    if trees.keep is not None and module.layer_idx not in trees.keep:  # not again when a checkpointed layer is computed anew
+        trunk = slice(trees.rows[0][0].start, trees.rows[0][0].start + trees.rows[0][0].trunk)
+        trees.keep[int(module.layer_idx)] = (key[:1, :, trunk], value[:1, :, trunk])  # type: ignore[arg-type]
+    given = None if trees.trunk is None else trees.trunk[int(module.layer_idx)]  # type: ignore[arg-type]
     # Split, not sliced: the backward pass of a slice fills a tensor as large as the whole with zeros.
-    rows = zip(trees.rows, query.split(1), key.split(1), value.split(1), strict=True)
+    rows = zip(trees.rows, query.chunk(len(trees.rows)), key.chunk(len(trees.rows)), value.chunk(len(trees.rows)), strict=True)
     outputs = []
     for row, q, k, v in rows:
         lengths = [part for span in row for part in _parts(span)]
         padding = query.shape[2] - sum(lengths)
         lengths += [padding] if padding else []
-        queries, keys, values = q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2)
+        queries, keys, values = (part.split_with_sizes(lengths, dim=2) for part in (q, k, v))
         attended, at = [], 0
         for span in row:
-            trunk, at = at, at + len(_parts(span))
-            for piece in range(trunk, at):
-                before = lengths[trunk] if piece > trunk else 0
-                mask = trees.mask(before, lengths[piece], sliding_window)
+            first, at = at, at + len(_parts(span))
+            for piece in range(first, at):
+                seen = given or ((keys[first], values[first]) if piece > first else None)
+                mask = trees.mask(seen[0].shape[2] if seen else 0, lengths[piece], sliding_window)
                 attended.append(
                     scaled_dot_product_attention(
                         queries[piece],
-                        torch.cat([keys[trunk], keys[piece]], dim=2) if before else keys[piece],
-                        torch.cat([values[trunk], values[piece]], dim=2) if before else values[piece],
+                        torch.cat([seen[0], keys[piece]], dim=2) if seen else keys[piece],
+                        torch.cat([seen[1], values[piece]], dim=2) if seen else values[piece],
                         attn_mask=mask,
                         dropout_p=dropout,
                         scale=scaling,
@@ -133,8 +148,8 @@ def tree_attention(
 
 
 def _parts(span: Span) -> list[int]:
-    """Lengths of a tree's pieces that attend by themselves: its trunk and each branch; a single path is one piece."""
-    return [span.trunk, *span.branches] if len(span.branches) > 1 else [span.end - span.start]
+    """Lengths of a tree's pieces that attend by themselves: its trunk, if it is here, and each branch; a single path is one piece."""
+    return [*([span.trunk] if span.trunk else []), *span.branches] if len(span.branches) > 1 else [span.end - span.start]
 
 
 def refuse_unsupported(module: nn.Module, arguments: Mapping[str, Any]) -> None:

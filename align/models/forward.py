@@ -22,17 +22,18 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False) -> Tensor:
+def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False, trees: attention.Trees | None = None) -> Tensor:
     """The last hidden states of a batch, [R * L, H].
 
-    ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is per tree.
+    ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is per tree, by the
+    bounds in ``trees`` when they are given and by those of the batch when not.
     The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation sets its own.
 
     Raises:
         InputError: a layer of the model cannot attend by trees (it mixes tokens in some other way, or has attention code of its own).
     """
     lm = causal_lm(model)
-    name, extra = _attention(lm, batch, own_attention)
+    name, extra = _attention(lm, batch, own_attention) if trees is None else (attention.NAME, {"trees": trees})
     lm.set_attn_implementation(name)
     backbone: Any = lm.base_model
     output = backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
@@ -64,8 +65,7 @@ def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, 
 
     Hidden states are gathered at the source positions first, so only targets are projected to the vocabulary.
     """
-    hidden = hidden_states(model, batch, own_attention=own_attention)
-    return token_logprobs(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(causal_lm(model)))
+    return project(model, hidden_states(model, batch, own_attention=own_attention), batch, temperature=temperature)
 
 
 def batch_logprobs_and_entropy(
@@ -73,11 +73,17 @@ def batch_logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """:func:`batch_logprobs`, and the entropy of each distribution that a target is drawn from, in nats: fp32 [N] and [N]."""
     hidden = hidden_states(model, batch, own_attention=own_attention)
-    return token_logprobs_and_entropy(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(causal_lm(model)))
+    return token_logprobs_and_entropy(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model))
 
 
-def _head(lm: PreTrainedModel) -> dict[str, Any]:
+def project(model: nn.Module, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    """Log-probs of the batch's targets, fp32 [N], from hidden states [M, H] in which ``batch.sources`` are places."""
+    return token_logprobs(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model))
+
+
+def _head(model: nn.Module) -> dict[str, Any]:
     """The LM head and what the model does to its logits, as arguments of the log-prob functions."""
+    lm = causal_lm(model)
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
         raise TypeError(f"{type(lm).__name__} has no linear LM head")

@@ -27,18 +27,20 @@ def answer(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     seed: int = 0,
 ) -> list[list[int]]:
     """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``.
 
-    Greedy at temperature 0, else plain sampling from ``seed``. Returns the generated ids, each with its stop id when it stopped by itself.
+    Greedy at temperature 0, else sampling from ``seed``. Returns the generated ids, each with its stop id when it stopped by itself.
     The caller's random state, training mode and attention are left as they were.
     """
     answers: list[list[int]] = []
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with generating(model) as lm, torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        settings = generation_settings(lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature)
+        settings = generation_settings(lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
         for start in range(0, len(prompts), _BATCH):
             answers += _continue(lm, encoder, prompts[start : start + _BATCH], settings)
     return answers
@@ -68,11 +70,13 @@ def embedding_rows(lm: PreTrainedModel) -> int:
     return int(embedding.weight.shape[0])
 
 
-def generation_settings(lm: PreTrainedModel, encoder: Encoder, *, max_new_tokens: int, temperature: float) -> GenerationConfig:
+def generation_settings(
+    lm: PreTrainedModel, encoder: Encoder, *, max_new_tokens: int, temperature: float, top_p: float = 1.0, top_k: int = 0
+) -> GenerationConfig:
     """Plain greedy search or sampling, none of a model's own defaults; never an id for which the tokenizer has no token."""
     rows = embedding_rows(lm)
-    known = max(encoder.tokenizer.get_vocab().values()) + 1
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    known = encoder.vocabulary
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature > 0 else {}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         eos_token_id=list(encoder.stop_ids),

@@ -6,6 +6,7 @@ names another commit.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.errors import EnvironmentFault, InputError, Problem
@@ -32,8 +33,24 @@ def cached_commit(name: str, revision: str | None) -> str | None:
     return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
 
 
-def local_snapshot(name: str, revision: str | None) -> Path:
+def _complete(snapshot: Path) -> bool:
+    """Other programs leave snapshots that hold only what they needed, such as the tokenizer."""
+    try:
+        read_folder(snapshot)
+        require_tokenizer(snapshot)
+    except InputError:
+        return False
+    return True
+
+
+def local_snapshot(
+    name: str, revision: str | None, *, unwanted: Sequence[str] = _UNWANTED, complete: Callable[[Path], bool] = _complete
+) -> Path:
     """The folder of a hub model's configuration, tokenizer and safetensors, downloaded first if they are not here yet.
+
+    Args:
+        unwanted: files that are not fetched, as patterns; by default all that lie in subfolders.
+        complete: does a folder that is here already hold all that is needed?
 
     Raises:
         InputError: the hub has no such model or revision, or the name cannot be one.
@@ -45,27 +62,18 @@ def local_snapshot(name: str, revision: str | None) -> Path:
     try:
         commit = cached_commit(name, revision)
         if commit is not None:
-            local = Path(snapshot_download(name, revision=commit, local_files_only=True, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
-            if _complete(local):
+            skip = list(unwanted)
+            local = Path(snapshot_download(name, revision=commit, local_files_only=True, allow_patterns=_WANTED, ignore_patterns=skip))
+            if complete(local):
                 return local
     except LocalEntryNotFoundError:
         pass  # the branch is known, but not (all of) its files
     except HFValidationError as error:
         raise InputError(f"{name[:80]!r} is neither a path that exists nor a hub id") from error
-    return _download(name, commit or revision)
+    return _download(name, commit or revision, list(unwanted))
 
 
-def _complete(snapshot: Path) -> bool:
-    """Other programs leave snapshots that hold only what they needed, such as the tokenizer."""
-    try:
-        read_folder(snapshot)
-        require_tokenizer(snapshot)
-    except InputError:
-        return False
-    return True
-
-
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, unwanted: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -78,7 +86,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         # One short question first: snapshot_download has no limit on the time it waits for an answer.
         commit = HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
-        return Path(snapshot_download(name, revision=commit, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(snapshot_download(name, revision=commit, allow_patterns=_WANTED, ignore_patterns=unwanted))
     except HFValidationError as error:
         raise InputError(f"{name[:80]!r} is neither a path that exists nor a hub id") from error
     except GatedRepoError as error:

@@ -130,6 +130,23 @@ def locate(model: Model) -> Path:
     return local_snapshot(model.path, model.revision)
 
 
+def is_adapter(model: Model) -> bool:
+    """Is it an adapter's folder, which needs its base?"""
+    location = locate(model)
+    return location.is_dir() and read_folder(location).adapter is not None
+
+
+def whole_folder(model: Model, cache: Path) -> Path:
+    """A folder with configuration and weights, as other programs load them: the model's own, its base's when it is an adapter, or the
+    dequantised copy of a .gguf file in ``cache``. Raises as :func:`load_policy`.
+    """
+    location = locate(model)
+    if is_gguf(location):
+        return gguf.dequantised(location, cache)
+    folder = read_folder(location)
+    return location if folder.adapter is None else whole_folder(adapter_base(folder), cache)
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout rate to 0, in the modules and in the configuration.
 

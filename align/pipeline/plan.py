@@ -19,12 +19,12 @@ from align.pipeline.folder import RunFolder
 from align.pipeline.machine import Machine, machine_for, this_machine
 from align.pipeline.origin import Origin, origin_of
 from align.pipeline.runner import StageStatus, status
-from align.pipeline.tokens import Amount, amount
+from align.pipeline.tokens import Amount, amount, conversations
 from align.recipe import estimate, estimate_ppo
 from align.recipe.estimate import Term, count, duration, gigabytes
 from align.recipe.load import LoadedRecipe
 from align.recipe.ppo import PpoStage
-from align.recipe.schema import Lora, Stage, Train
+from align.recipe.schema import EvaluateStage, Lora, SelfContrastStage, Stage, Train
 from align.recipe.shapes import Shape
 
 
@@ -89,7 +89,11 @@ def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int
 def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
     spec = loaded.recipe.stages[name]
     plain = StagePlan(name, spec.kind, spec.produces, state, tuple(_inputs(loaded, name)))
-    if state.state == "up to date" or not isinstance(getattr(spec, "train", None), Train):
+    if state.state == "up to date":
+        return plain
+    if isinstance(spec, (SelfContrastStage, EvaluateStage)):
+        return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run)))
+    if not isinstance(getattr(spec, "train", None), Train):
         return plain
     origin = origin_of(loaded, name, run)
     training: _Training
@@ -106,6 +110,30 @@ def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Ma
 def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
     for referred in loaded.references(name):
         yield Row("reads", referred.text, loaded.written(referred.path).removeprefix(f"stages.{name}.").removesuffix(".path"))
+
+
+def _sampling_rows(
+    loaded: LoadedRecipe, name: str, spec: SelfContrastStage | EvaluateStage, machine: Machine, run: RunFolder
+) -> Iterator[Row]:
+    """Prompts, samples and time of a stage that samples."""
+    data, origin = conversations(loaded, name, run), origin_of(loaded, name, run)
+    policies = len(spec.policies) if isinstance(spec, EvaluateStage) else 1
+    if isinstance(spec, SelfContrastStage):
+        yield Row("samples from", origin.name, origin.source)
+    if data.examples is None:
+        yield Row("prompts, samples, time", "unknown", data.source.removeprefix("unknown: "))
+        return
+    samples = data.examples * spec.samples_per_prompt * policies
+    tokens = samples * spec.max_new_tokens
+    yield Row("prompts", f"{data.examples:,}", data.source)
+    each = f"samples_per_prompt {spec.samples_per_prompt}" + (f" from each of {policies} policies" if policies > 1 else "")
+    yield Row("samples", f"{samples:,}", each)
+    yield Row("sampled tokens", f"{tokens:,} at most", f"max_new_tokens {spec.max_new_tokens:,}")
+    if origin.shape is not None:
+        speed = estimate.sampled_tokens_per_second(origin.shape, device=machine.device, units=machine.units)
+        assumed = f"{estimate.assumed_speed(machine.device)} x {machine.units}"
+        words = f"estimate for sampling: {speed:,.0f} tokens/s (assumed: {assumed}); loading and embedding come on top"
+        yield Row("time", f"about {duration(tokens / speed)} at most", words)
 
 
 def _measured_speed(state: StageStatus) -> float | None:

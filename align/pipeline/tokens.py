@@ -12,7 +12,7 @@ from align.errors import AlignError
 from align.pipeline.folder import RunFolder
 from align.recipe import refs
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DataSource, Model, Train
+from align.recipe.schema import DataSource, Model, SelfContrastStage, Train
 
 EXACT_BYTES = 8_000_000
 """Data up to this size are encoded to count them."""
@@ -49,7 +49,7 @@ def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder)
     try:
         locations = [_locate(loaded, run, source.path) for source in sources]
     except AlignError as error:  # a stage that has not run yet: what it will make is not known
-        return Amount(f"unknown: {error.problems[0].message}")
+        return _of_contrast(loaded, sources, run) or Amount(f"unknown: {error.problems[0].message}")
     if any(isinstance(location, str) for location in locations):
         return Amount("unknown: a data set on the hub is not downloaded to plan")
     size = sum(_size(Path(location)) for location in locations)
@@ -59,6 +59,46 @@ def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder)
     filters = ", `where` and `limit` ignored" if any(source.where or source.limit for source in sources) else ""
     words = f"estimated: {size:,} bytes at {_BYTES_PER_TOKEN} a token{filters} ({why})"
     return Amount(words, examples=_lines([Path(location) for location in locations]), tokens=size // _BYTES_PER_TOKEN)
+
+
+def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
+    """The conversations that a stage samples for: how many, and about how many tokens. Counts them where that is quick.
+
+    Raises :class:`InputError` for bad rows.
+    """
+    from align.data.mixture import read_records
+
+    spec: Any = loaded.recipe.stages[name]
+    try:
+        locations = [_locate(loaded, run, source.path) for source in spec.data]
+    except AlignError as error:
+        return Amount(f"unknown: {error.problems[0].message}")
+    if any(isinstance(location, str) for location in locations):
+        return Amount("unknown: a data set on the hub is not downloaded to plan")
+    size = sum(_size(Path(location)) for location in locations)
+    if size > EXACT_BYTES:
+        return Amount("lines of the files", examples=_lines([Path(location) for location in locations]), tokens=size // _BYTES_PER_TOKEN)
+    rows = characters = 0
+    for record in read_records(spec.data, locations, "conversation", seed=loaded.recipe.seed, rejects=None):
+        rows += 1
+        characters += sum(len(message["content"].encode()) for message in getattr(record, "messages", ()))
+    return Amount("counted; more may be dropped for their length", examples=rows, tokens=characters // _BYTES_PER_TOKEN)
+
+
+def _of_contrast(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFolder) -> Amount | None:
+    """What a Self-Contrast stage that has not run yet will make, at most; None when the data are not all from one."""
+    parsed = [refs.parse(source.path, loaded.root) for source in sources]
+    names = [ref.name for ref in parsed if isinstance(ref, refs.StageRef)]
+    spec = loaded.recipe.stages[names[0]] if len(names) == len(parsed) == 1 else None
+    if not isinstance(spec, SelfContrastStage):
+        return None
+    found = conversations(loaded, names[0], run)
+    if found.examples is None or found.tokens is None:
+        return None
+    words = (
+        f"at most: a preference for each conversation of {names[0]}, {spec.negatives} rejected answers of {spec.max_new_tokens:,} tokens"
+    )
+    return Amount(words, examples=found.examples, tokens=found.tokens + found.examples * spec.negatives * spec.max_new_tokens)
 
 
 def _locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:

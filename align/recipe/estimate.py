@@ -152,9 +152,18 @@ def _copies_words(train: Train, copies: int) -> str:
 def flops_per_token(shape: Shape, train: Train, lora: Lora | None) -> float:
     """Floating point operations to train on one token: 2 for each weight in the forward pass and 2 for the gradient of what enters it,
     2 more for its own gradient where it is trained, and another forward pass where activations are recomputed."""
-    multiplied = shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden)  # looking up an embedding multiplies nothing
     passes = 2 + (1 if lora is None else 0) + (1 if train.gradient_checkpointing else 0)
-    return 2.0 * multiplied * passes
+    return 2.0 * _multiplied(shape) * passes
+
+
+def _multiplied(shape: Shape) -> int:
+    """Weights that a token is multiplied with; looking up an embedding multiplies nothing."""
+    return shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden)
+
+
+def sampled_tokens_per_second(shape: Shape, *, device: str, units: int) -> float:
+    """An assumed speed of sampling: a forward pass for each token, at the speed of training. Right for many samples at a time."""
+    return _FLOPS[device] * units / (2.0 * _multiplied(shape))
 
 
 def tokens_per_second(shape: Shape, train: Train, lora: Lora | None, *, device: str, units: int) -> float:

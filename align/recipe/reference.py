@@ -53,7 +53,7 @@ Models, data and results of other stages are named in one way everywhere:
 | written | is |
 |---|---|
 | `stage:NAME` | the result of another stage of the recipe. Stages run in the order that these references give. |
-| `package:PKG/FILE` | a file inside an installed Python package. |
+| `package:PKG/FILE` | a file or folder inside an installed Python package. |
 | a path | a file or folder, from the current folder; for a shipped recipe also from where its data are. `~` is your home folder. |
 | `org/name` | a model or data set on the Hugging Face hub, when no such path exists. |
 

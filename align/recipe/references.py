@@ -17,6 +17,8 @@ from align.recipe.source import Node, follow
 from align.recipe.wording import did_you_mean
 
 _MODELS = ("policy", "reward_model")
+_MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
+"""Of a model, an adapter, and an embedder."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _check_fit(path: Path, wanted: Reference) -> None:
         raise InputError(f"{path} is not a file")
     if is_model and path.is_file() and path.suffix != ".gguf":
         raise InputError(f"{path} is not a model", hint="a model is a folder or a .gguf file")
-    if is_model and path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if is_model and path.is_dir() and not any((path / name).is_file() for name in _MODEL_FILES):
         raise InputError(f"{path} is not a model folder: it has no config.json")
     if not is_model and path.suffix == ".py":
         raise InputError("data set scripts are never run", hint="name a data file, or use `format: package.module:function`")

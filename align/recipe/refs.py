@@ -1,7 +1,7 @@
 """References: the one syntax for "that thing" everywhere in a recipe, and how each kind becomes a place on this machine.
 
-``stage:NAME`` is the result of a stage, ``package:PKG/FILE`` a file shipped inside an installed Python package (which is not imported to
-find it); then come paths, then hub ids (``org/name``). Apart from these, ``module:name`` names code.
+``stage:NAME`` is the result of a stage, ``package:PKG/FILE`` a file or folder shipped inside an installed Python package (which is not
+imported to find it); then come paths, then hub ids (``org/name``). Apart from these, ``module:name`` names code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StageRef:
 
 @dataclass(frozen=True)
 class PackageRef:
-    """A file inside an installed Python package."""
+    """A file or folder inside an installed Python package."""
 
     package: str
     file: str
@@ -125,7 +125,7 @@ def _in_package(ref: PackageRef) -> Path:
         raise EnvironmentFault(f"the Python package {ref.package} is not installed", hint=hint)
     for folder in spec.submodule_search_locations or ():
         path = Path(folder, ref.file)
-        if path.is_file():
+        if path.exists():
             return path
     raise InputError(f"the Python package {ref.package} has no file {ref.file[:80]}")
 

@@ -28,6 +28,8 @@ from align.recipe.base import (
     name_of_stage,
     unknown_name,
 )
+from align.recipe.contrast import SelfContrastStage
+from align.recipe.evaluate import EvaluateStage
 from align.recipe.ppo import Health, PpoStage, PpoTrain
 from align.recipe.refs import import_object
 from align.recipe.rollout import Rollout
@@ -42,6 +44,7 @@ __all__ = [
     "DataSource",
     "DpoStage",
     "DpoTrain",
+    "EvaluateStage",
     "Hardware",
     "Health",
     "Lora",
@@ -52,6 +55,7 @@ __all__ = [
     "Recipe",
     "Reference",
     "Rollout",
+    "SelfContrastStage",
     "SftStage",
     "Stage",
     "Strict",
@@ -59,7 +63,13 @@ __all__ = [
     "stage_class",
 ]
 
-BUILTIN_STAGES: dict[str, type[Stage]] = {"sft": SftStage, "dpo": DpoStage, "ppo": PpoStage}
+BUILTIN_STAGES: dict[str, type[Stage]] = {
+    "sft": SftStage,
+    "dpo": DpoStage,
+    "ppo": PpoStage,
+    "self_contrast": SelfContrastStage,
+    "evaluate": EvaluateStage,
+}
 
 
 def stage_class(kind: str) -> type[Stage]:

@@ -65,8 +65,14 @@ class Shape:
 GLM_4_9B = Shape(40, 4096, 32, 2, 128, 13696, 151552, tied=False, norms=4, fused_mlp=True)
 QWEN3_4B = Shape(36, 2560, 32, 8, 128, 9728, 151936, tied=True, qk_norm=True)
 QWEN3_8B = Shape(36, 4096, 32, 8, 128, 12288, 151936, tied=False, qk_norm=True)
+MISTRAL_7B = Shape(32, 4096, 32, 8, 128, 14336, 32000, tied=False)
 
-KNOWN: dict[str, Shape] = {"zai-org/GLM-4-9B-0414": GLM_4_9B, "Qwen/Qwen3-4B": QWEN3_4B, "Qwen/Qwen3-8B": QWEN3_8B}
+KNOWN: dict[str, Shape] = {
+    "zai-org/GLM-4-9B-0414": GLM_4_9B,
+    "Qwen/Qwen3-4B": QWEN3_4B,
+    "Qwen/Qwen3-8B": QWEN3_8B,
+    "mistralai/Mistral-7B-v0.1": MISTRAL_7B,
+}
 """Models that shipped recipes name, so that they can be planned without a network."""
 
 _FAMILIES: dict[str, dict[str, Any]] = {

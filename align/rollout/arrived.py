@@ -7,6 +7,7 @@ back. What can be compared is what they do: the product with one fixed vector, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,23 +37,18 @@ class Arrived:
             TrainingFault: some differ; it names up to five of them as transformers does, or none could be compared.
         """
         from vllm.model_executor.layers.linear import LinearBase
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         fused: Mapping[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         compared, wrong = 0, []
         for path, module in model.named_modules():
             for own, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{own}" if path else own
-                is_matrix = isinstance(module, (LinearBase, VocabParallelEmbedding)) and own == "weight"
                 sent = self._pieces(name, fused, head=isinstance(module, ParallelLMHead))
                 if not sent:
                     continue
-                if not is_matrix:
-                    held = _product(parameter)
-                elif isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
-                    held = _product(parameter)
-                else:
-                    held = _applied(module, parameter)
+                applies = isinstance(module, (LinearBase, ParallelLMHead)) and own == "weight"
+                held = _applied(module, parameter) if applies else _product(parameter)
                 at = 0
                 for piece, expected in sent.items():
                     part = held[at : at + len(expected)]
@@ -88,8 +84,8 @@ class Arrived:
 def _vector(length: int, like: Tensor) -> Tensor:
     """The fixed vector: entries of size 1 / sqrt(length) with signs that look random and are the same everywhere."""
     index = torch.arange(length, dtype=torch.int64)
-    signs = ((index * 2654435761 + 12345) >> 7) % 2 * 2 - 1
-    return (signs.double() / length**0.5).to(dtype=like.dtype, device=like.device)
+    signs: Tensor = ((index * 2654435761 + 12345) >> 7) % 2 * 2 - 1
+    return signs.double().div(length**0.5).to(dtype=like.dtype, device=like.device)
 
 
 def _product(tensor: Tensor) -> Tensor:
@@ -97,12 +93,14 @@ def _product(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.ndim < 2:
         return tensor.float().flatten().cpu()
-    return (tensor.float() @ _vector(tensor.shape[-1], tensor).float()).flatten().cpu()
+    product: Tensor = tensor.float() @ _vector(tensor.shape[-1], tensor).float()
+    return product.flatten().cpu()
 
 
 def _applied(module: nn.Module, parameter: Tensor) -> Tensor:
     """fp32: what a layer of vLLM does to the fixed vector, through the very code that sampling runs, its bias left out."""
     width = getattr(module, "input_size_per_partition", None) or getattr(module, "input_size", None) or getattr(module, "embedding_dim")  # noqa: B009
     like = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    applied: Tensor = module.quant_method.apply(module, _vector(int(width), like)[None], bias=None)  # type: ignore[union-attr,operator]
-    return applied[0].float().cpu()
+    method: Any = module.quant_method
+    applied: Tensor = method.apply(module, _vector(int(width), like)[None], bias=None)[0]
+    return applied.float().cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,12 +106,12 @@ def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _merged(layer: LoraLayer, dtype: torch.dtype) -> Tensor:
     """A layer's weight with its active adapters."""
-    wrapped: nn.Module = layer.get_base_layer()
-    weight: Tensor = wrapped.weight if wrapped.weight.is_floating_point() else dequantize_module_weight(wrapped)  # type: ignore[assignment]
+    wrapped: Any = layer.get_base_layer()
+    weight: Tensor = wrapped.weight if wrapped.weight.is_floating_point() else dequantize_module_weight(wrapped)
     merged = weight.detach().float()
     for name in layer.active_adapters:
         if name in layer.lora_A:
-            merged = merged + layer.get_delta_weight(name).float()  # type: ignore[operator]
+            merged = merged + layer.get_delta_weight(name).float()
     return merged.to(weight.dtype if weight.is_floating_point() else dtype)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,27 @@ class VllmEngine:
         max_length: longest prompt with its answer, in tokens.
         cache_bytes: size of the key-value cache.
         max_sequences: answers that are written at the same time.
+        alive: called after every step of sampling.
 
     Raises:
         EnvironmentFault: vLLM does not start with this model on this machine.
     """
 
     def __init__(
-        self, folder: Path, *, stop_ids: Sequence[int], vocabulary: int, dtype: str, max_length: int, cache_bytes: int, max_sequences: int
+        self,
+        folder: Path,
+        *,
+        stop_ids: Sequence[int],
+        vocabulary: int,
+        dtype: str,
+        max_length: int,
+        cache_bytes: int,
+        max_sequences: int,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
-        self._stop_ids, self._max_length, self._version = list(stop_ids), max_length, 0
+        self._stop_ids, self._max_length, self._version, self._alive = list(stop_ids), max_length, 0, alive
         self._group: Any = None  # vLLM's default process group, while it is not at work
         self._llm: Any = None
         settings: dict[str, Any] = {
@@ -105,6 +115,7 @@ class VllmEngine:
                     for output in engine.step():
                         if output.finished:
                             found[places[output.request_id]] = self._completion(output.outputs[0])
+                    self._alive()
             except BaseException:
                 engine.abort_request([request for request, place in places.items() if place not in found])
                 raise

@@ -42,8 +42,9 @@ class StageContext:
         A trained policy carries its own template, so nothing of the recipe's model settings leaks onto it.
         """
         if reference is None:
-            resolved = self.resolve(self.model.path)
-            return self.model.model_copy(update={"path": str(resolved)})
+            template = self.model.chat_template
+            found = {"path": str(self.resolve(self.model.path)), "chat_template": None if template is None else str(self.resolve(template))}
+            return self.model.model_copy(update=found)
         return Model(path=str(self.resolve(reference)))
 
     def note(self, values: Mapping[str, Any]) -> None:

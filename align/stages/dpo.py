@@ -1,6 +1,7 @@
 """``kind: dpo``: direct preference optimisation and its relatives. Preferences in, a policy out.
 
-A prompt with its chosen and all its rejected answers is one tree, computed in one pass. Each (chosen, rejected) pair gives a loss; a
+A prompt with its chosen and all its rejected answers is one tree, computed in one pass (in groups of answers where a micro-batch is too
+small for it). Each (chosen, rejected) pair gives a loss; a
 prompt's loss is the mean over its rejected answers, and the step's is the mean over its prompts, so a prompt with many rejected answers
 weighs as much as one with a single one. The reference is always the stage's own starting policy, scored once before training.
 """
@@ -22,6 +23,7 @@ from align.data.store import TreeStore
 from align.functional import losses
 from align.functional.segments import segment_count, segment_mean, segment_sum
 from align.models.forward import batch_logprobs
+from align.models.stream import Stream, split
 from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
 from align.stages.training import TrainingRun, prepare
@@ -98,6 +100,38 @@ class DpoTrainer(Trainer):
         if self.spec.sft_weight:
             terms["sft"] = losses.token_nll(logprobs[batch.branch_slot[batch.branch] == 0]).sum()
         return LossOutput(terms, self._metrics(batch, policy.detach(), ratios.detach(), pairs))
+
+    def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
+        """As every trainer's; a prompt with more answers than a micro-batch holds goes through in groups of them."""
+        parts = split(batch, self.train.microbatch_tokens) if self.loader.layout == "tree" else None
+        if parts is None:
+            return super().forward_backward(batch, counts)
+        batch = batch.to(self.ranks.device)
+        head, groups = (parts[0].to(self.ranks.device), [group.to(self.ranks.device) for group in parts[1]])
+        pairs, reference = Pairs.of(batch), self._reference_sums(batch)
+        policy = torch.zeros(batch.num_branches, device=batch.branch.device)
+        total = torch.zeros((), device=batch.branch.device)
+        with self._autocast():
+            stream = Stream(self.model, head)
+            chosen = stream.logprobs.sum().detach().requires_grad_()
+            policy[0] = chosen.detach()
+            first = 1
+            for group in groups:
+                own = slice(first, first + group.num_branches)
+                rejected = segment_sum(stream.branches(group), group.branch, group.num_branches)
+                sums = torch.cat([chosen[None], policy[1:first], rejected, policy[own.stop :]])
+                of_group = Pairs(pairs.chosen[first - 1 : own.stop - 1], pairs.rejected[first - 1 : own.stop - 1], pairs.tree)
+                part = self._pair_loss(batch, sums, sums - reference, of_group).sum() / len(pairs.rejected)
+                self.weighted({"dpo": part}, counts).backward()  # type: ignore[no-untyped-call]
+                policy[own], total, first = rejected.detach(), total + part.detach(), own.stop
+            terms = {"dpo": total}
+            assert chosen.grad is not None
+            loss = stream.logprobs.sum() * chosen.grad
+            if self.spec.sft_weight:
+                terms["sft"] = losses.token_nll(stream.logprobs).sum()
+                loss = loss + self.weighted({"sft": terms["sft"]}, counts)
+            stream.backward(loss)
+        return LossOutput(terms, self._metrics(batch, policy, policy - reference, pairs))
 
     def _reference_sums(self, batch: Batch) -> Tensor:
         # The model is in training mode in training and only there, so this tells the two data sets apart.

@@ -167,9 +167,7 @@ class Trainer(ABC):
         counts = self._global_counts(micro_batches)
         outputs = []
         for batch in micro_batches:
-            output = self._forward(batch)
-            if output.terms:
-                self._weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
+            output = self.forward_backward(batch, counts)
             outputs.append({**_as_means(output, self.counts(batch)), "tokens": Mean(batch.num_tokens, 1)})
         self.ranks.sum_gradients(self.parameters.values())
         norms = self._clip()
@@ -185,6 +183,13 @@ class Trainer(ABC):
         self.progress.tokens += tokens
         self.progress.seconds += seconds
         return metrics | {"tokens": tokens, "step_seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
+        """One micro-batch: its loss, and the gradient of its share of the step's. ``counts`` are the whole step's."""
+        output = self._forward(batch)
+        if output.terms:
+            self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
+        return output
 
     def _forward(self, batch: Batch) -> LossOutput:
         with self._autocast():
@@ -204,7 +209,8 @@ class Trainer(ABC):
         local = add_up({name: Mean(n, 0) for name, n in self.counts(batch).items()} for batch in micro_batches)
         return {name: float(mean.total) for name, mean in add_up(self.ranks.gather(local)).items()}
 
-    def _weighted(self, terms: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
+    def weighted(self, terms: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
+        """Summed terms as their share of the step's loss: each divided by its global count, then weighted."""
         parts = [self.term_weights.get(name, 1.0) * total / counts[name] for name, total in terms.items() if counts[name]]
         return torch.stack(parts).sum()
 

@@ -147,9 +147,7 @@ def of_answers(spec: PpoStage, paths: Sequence[Said], totals: list[float]) -> li
     return found
 
 
-def expected_loss(
-    spec: PpoStage, start: ActorCritic, frozen: list[Tensor], now: ActorCritic, paths: list[Said], sft: list[Tree]
-) -> Tensor:
+def expected_loss(spec: PpoStage, start: ActorCritic, frozen: list[Tensor], now: ActorCritic, paths: list[Said], sft: list[Tree]) -> Tensor:
     """The step's loss; ``start`` sampled, ``frozen`` are log-probs under the reference, ``now`` gets the gradients."""
     t, has_values = spec.temperature, spec.estimator == "gae"
     with torch.no_grad():

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from align.data.encode import Encoder
+from align.data.records import Message
 from align.pipeline.plan import make_plan
 from align.recipe.load import load_recipe, shipped_recipes
 from align.recipe.reference import render
 from align.recipe.refs import shipped_root
+from tests.tokenizers import mistral
 
 RECIPES = shipped_recipes()
 
@@ -41,11 +44,35 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
 
 
 def test_the_promised_recipes_are_there() -> None:
-    assert {"quickstart", "sft", "dpo", "glm4_sft", "glm4_dpo", "qwen3_sft", "qwen3_dpo"} <= {path.stem for path in RECIPES}
+    names = {"quickstart", "sft", "dpo", "self_contrast", "glm4_sft", "glm4_dpo", "glm4_self_contrast", "mistral_self_contrast"}
+    assert names | {"qwen3_sft", "qwen3_dpo"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("name", ["glm4_self_contrast", "mistral_self_contrast"])
+def test_the_papers_settings_of_self_contrast(name: str) -> None:
+    """arXiv 2404.00604: 32 samples at temperature 1, a quarter filtered, 16 negatives; DPO with beta 0.1 on 128 prompts, one epoch."""
+    stages = load_recipe(name).recipe.stages
+    contrast, dpo, sft = stages["contrast"].model_dump(), stages["dpo"].model_dump(), stages["sft"].model_dump()
+    assert (contrast["samples_per_prompt"], contrast["temperature"], contrast["top_p"]) == (32, 1.0, 1.0)
+    assert (contrast["keep_least_similar"], contrast["negatives"], contrast["embedder"]) == (0.75, 16, "WhereIsAI/UAE-Large-V1")
+    assert (dpo["beta"], dpo["train"]["batch_size"], dpo["train"]["epochs"], dpo["max_length"]) == (0.1, 128, 1, 2048)
+    assert (sft["train_on"], sft["train"]["batch_size"], sft["max_length"], load_recipe(name).recipe.seed) == ("last", 128, 1024, 42)
+
+
+def test_the_template_of_the_papers_mistral() -> None:
+    """Zephyr's: an empty system message where there is none, headers on their own lines, every message closed by the end token."""
+    encoder = Encoder(mistral(), chat_template=(shipped_root() / "recipes" / "templates" / "zephyr.jinja").read_text(encoding="utf-8"))
+    turns: list[Message] = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    prompt = "<|system|>\n</s>\n<|user|>\nOne?</s>\n<|assistant|>\n"
+    assert encoder.spell(encoder.encode_prompt(turns[:1])) == prompt
+    encoded = encoder.encode([*turns, *turns])
+    assert encoder.spell(encoded.ids[encoded.mask]) == "Two.</s>" * 2
+    system: Message = {"role": "system", "content": "Be kind."}
+    assert encoder.spell(encoder.encode_prompt([system, turns[0]])) == prompt.replace("<|system|>\n", "<|system|>\nBe kind.")
 
 
 def test_recipes_for_other_machines_say_which() -> None:
-    for name, gpus in (("glm4_sft", 8), ("glm4_dpo", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1)):
+    for name, gpus in (("glm4_sft", 8), ("glm4_dpo", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1), ("glm4_self_contrast", 8)):
         hardware = load_recipe(name).recipe.hardware
         assert hardware is not None
         assert hardware.gpus == gpus

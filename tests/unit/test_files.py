@@ -110,6 +110,33 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert log.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
+def test_lines_are_written_one_by_one_and_appear_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old file stays whole until the last line, whatever goes wrong before it, and no temporary file is left."""
+    path = tmp_path / "rows.jsonl"
+    with files.atomic_lines(path) as write:
+        write({"a": "雪"})
+        assert not path.exists()
+        write([1])
+    assert path.read_text(encoding="utf-8") == '{"a": "雪"}\n[1]\n'
+    with pytest.raises(ZeroDivisionError), files.atomic_lines(path) as write:
+        write({})
+        raise ZeroDivisionError
+    for operation in ("write", "fsync", "rename"):
+
+        def fail(called: str, where: Path, operation: str = operation) -> None:
+            if called == operation:
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files, "fault", fail)
+        with pytest.raises(EnvironmentFault, match="No space left"), files.atomic_lines(path) as write:
+            write({})
+        monkeypatch.setattr(files, "fault", None)
+    with pytest.raises(ValueError, match="JSON compliant"), files.atomic_lines(path) as write:
+        write(float("nan"))
+    assert path.read_text(encoding="utf-8") == '{"a": "雪"}\n[1]\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_space_is_checked_beforehand(tmp_path: Path) -> None:
     """O03: names bytes needed and available, for a folder that does not exist yet as well."""
     files.free_space_or_raise(tmp_path / "not" / "yet", 1)

@@ -1,0 +1,101 @@
+"""Which of a model's own answers become negatives: the selection of Self-Contrast (https://arxiv.org/abs/2404.00604), without a model.
+
+Where the authors' released code goes wrong, this does not follow: a copy of the target is never a negative, and nothing depends on the
+order of a set or on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+Reason = Literal["negative", "not drawn", "filtered", "duplicate", "target", "empty", "unfinished"]
+"""What became of a sample. ``target``: it says what the target says. ``duplicate``: it says what an earlier sample says. ``filtered``: too
+similar to the target. ``not drawn``: might have been a negative."""
+
+# What sentences and quotations end and begin with. Signs that change a meaning (-, +, $, %, #) are not among them: -5 is not 5.
+_EDGES = " .,;:!?…\"'`*_“”‘’«»()[]{}。，、；：！？「」『』（）《》【】"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The negatives of one prompt."""
+
+    indices: tuple[int, ...]
+    """Samples that became negatives, in their own order; fewer than asked for when there are no more."""
+    reasons: tuple[Reason, ...]
+    """What became of each sample."""
+
+
+def normalised(text: str) -> str:
+    """What is left when case, white space, how Unicode composes a character, and punctuation at the ends do not count.
+
+    A text of punctuation alone keeps it.
+    """
+    plain = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return plain.strip(_EDGES) or plain
+
+
+def num_kept(unique: int, keep_least_similar: float) -> int:
+    """How many of ``unique`` samples the filter leaves: ``min(floor(keep_least_similar * unique), unique - 1)``; all at 1, which is no
+    filter. The product is that of the decimal as it is written, so that 0.29 of 100 are 29."""
+    if keep_least_similar == 1 or unique == 0:
+        return unique
+    return min(int(Fraction(str(keep_least_similar)) * unique), unique - 1)
+
+
+def select_negatives(
+    target: str,
+    samples: Sequence[str],
+    similarities: Sequence[float],
+    *,
+    keep_least_similar: float,
+    negatives: int,
+    dedup: bool,
+    seed: int,
+    id: str,
+    unfinished: Collection[int] = (),
+) -> Selection:
+    """Choose up to ``negatives`` of a prompt's ``samples``. In this order:
+
+    1. Samples in ``unfinished`` and empty ones are left out.
+    2. Copies of the target (equal once :func:`normalised`) are left out, always.
+    3. With ``dedup``, copies of an earlier sample are left out.
+    4. Of the U that are left, the :func:`num_kept` least similar to the target stay. So with a filter (``keep_least_similar`` < 1) the most
+       similar one is never a negative, and a single one is none. Of equally similar ones the earlier stay. The share is one of the unique
+       samples; the released code takes it of all that were generated, so that much repetition switches its filter off.
+    5. ``negatives`` of these are drawn uniformly without replacement: the ones with the smallest sha256 of (seed, id, sample number). So
+       a draw of 4 is part of the draw of 8, and neither process, PYTHONHASHSEED nor other prompts have a say.
+
+    Args:
+        similarities: of each sample to the target; any scale, larger is more similar.
+        id: of the prompt.
+    """
+    reasons: list[Reason | None] = [None] * len(samples)
+    seen, wanted = set[str](), normalised(target)
+    for i, sample in enumerate(samples):
+        plain = normalised(sample)
+        if i in unfinished:
+            reasons[i] = "unfinished"
+        elif not plain:
+            reasons[i] = "empty"
+        elif plain == wanted:
+            reasons[i] = "target"
+        elif dedup and plain in seen:
+            reasons[i] = "duplicate"
+        else:
+            seen.add(plain)
+    unique = sorted((i for i, reason in enumerate(reasons) if reason is None), key=lambda i: (similarities[i], i))
+    kept = unique[: num_kept(len(unique), keep_least_similar)]
+    drawn = set(sorted(kept, key=lambda i: _lot(seed, id, i))[:negatives])
+    for i in unique:
+        reasons[i] = "negative" if i in drawn else "not drawn" if i in kept else "filtered"
+    return Selection(tuple(sorted(drawn)), tuple(reason for reason in reasons if reason is not None))
+
+
+def _lot(seed: int, id: str, sample: int) -> bytes:
+    return hashlib.sha256(f"{seed}\0{id}\0{sample}".encode("utf-8", "backslashreplace")).digest()

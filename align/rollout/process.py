@@ -1,0 +1,140 @@
+"""vLLM in a process of its own: for models whose classes vLLM would change under the trainer, and for training with several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from align import errors, files
+from align.errors import AlignError, EnvironmentFault
+from align.rollout.engine import Completion, Sampling
+
+PATIENCE_S = 600.0
+"""Seconds without a sign of life after which the worker counts as hung."""
+_SHARED_MEMORY = Path("/dev/shm")
+_NOT_FOR_THE_WORKER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class ProcessEngine:
+    """A :class:`align.rollout.vllm.VllmEngine` in another process; takes the same arguments.
+
+    Raises:
+        EnvironmentFault: the worker does not start, dies, or hangs; the message carries its own last words.
+    """
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed with the engine
+        ours, theirs = socket.socketpair()
+        environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_WORKER}
+        command = [sys.executable, "-m", "align.rollout.worker", str(theirs.fileno()), str(os.getpid())]
+        self._child = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+        )
+        theirs.close()
+        self._socket, self._unread = ours, b""
+        try:
+            self._ask({"do": "open", "folder": str(folder), **settings})
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the worker."""
+        return self._child.pid
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        """See :class:`align.rollout.engine.RolloutEngine`."""
+        reply = self._ask({"do": "generate", "prompts": [[int(i) for i in prompt] for prompt in prompts], "sampling": asdict(sampling)})
+        return [
+            [Completion(tuple(c["ids"]), tuple(c["logprobs"]), c["finish_reason"], c["version"]) for c in answers]
+            for answers in reply["completions"]
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """See :class:`align.rollout.engine.RolloutEngine`. The weights pass through a file in memory, which only this user can read."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
+        places = set()
+        for name, tensor in tensors.items():
+            if tensor.data_ptr() in places:  # a tied LM head: safetensors keeps no two names for one tensor
+                tensors[name] = tensor.clone()
+            places.add(tensor.data_ptr())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        in_memory = _SHARED_MEMORY.is_dir() and files.free_space(_SHARED_MEMORY) > 1.1 * size
+        folder = Path(tempfile.mkdtemp(prefix="align-weights-", dir=_SHARED_MEMORY if in_memory else None))
+        try:
+            files.free_space_or_raise(folder, size)
+            save_file(tensors, folder / "weights.safetensors")
+            self._ask({"do": "load", "file": str(folder / "weights.safetensors"), "version": version})
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """End the worker: it stops when its socket is closed, and is killed when it does not."""
+        self._socket.close()
+        try:
+            self._child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._log.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise self._gone("died") from error
+        while True:
+            message = self._receive()
+            if "done" in message:
+                break
+        if "error" in message:
+            kind: type[AlignError] = getattr(errors, message["error"])
+            raise kind(message["message"], hint=message["hint"])
+        return message
+
+    def _receive(self) -> dict[str, Any]:
+        """The next line. Waits as long as the worker shows signs of life."""
+        waited_since = time.monotonic()
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([self._socket], [], [], 1.0)
+            try:
+                part = self._socket.recv(1 << 20) if ready else b""
+            except OSError as error:
+                raise self._gone("died") from error
+            if ready and not part:
+                raise self._gone("died")
+            self._unread += part
+            if part:
+                waited_since = time.monotonic()
+            elif time.monotonic() - waited_since > PATIENCE_S:
+                self._child.kill()
+                raise self._gone(f"gave no sign of life for {PATIENCE_S:.0f} s")
+        line, _, self._unread = self._unread.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _gone(self, what: str) -> EnvironmentFault:
+        try:
+            code: int | None = self._child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._log.seek(0)
+        words = self._log.read().decode(errors="replace").strip().splitlines()
+        last = f": {words[-1][:300]}" if words else ""
+        how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
+        return EnvironmentFault(f"the vLLM worker {what}{how}{last}", hint="the same command continues from what was saved")

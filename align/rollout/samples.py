@@ -1,0 +1,135 @@
+"""Many samples of many prompts, in shards that are written as they are done: killed anywhere, the same call ends with the same bytes.
+
+A shard holds the samples of a fixed run of prompts, and its seed follows from the sampling's seed and its number. So it does not matter in
+how many attempts, or by how many processes, the shards were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from align.data.kept import Kept
+from align.errors import InputError, Interrupted, Problem
+from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_seed
+from align.rollout.progress import Bar
+from align.signals import stop_requested
+
+SHARD_SAMPLES = 512
+"""Samples of a shard, about: enough to keep an engine busy, and what a kill loses at most."""
+
+
+class Samples:
+    """The samples of all prompts: iterating gives the list of each prompt in turn, with one shard in memory at a time."""
+
+    def __init__(self, kept: Kept, sizes: Sequence[int]) -> None:
+        self._kept, self._sizes = kept, sizes
+
+    def __len__(self) -> int:
+        """Prompts."""
+        return sum(self._sizes)
+
+    def __iter__(self) -> Iterator[list[Completion]]:
+        """Raises InputError when a shard is not there, or not as it was written."""
+        for number, size in enumerate(self._sizes):
+            path = self._kept.find(number)
+            if path is None:
+                raise InputError(Problem("is missing or damaged", file=str(self._kept.path(number)), hint="run the same command again"))
+            yield from _read(path, size)
+
+
+def sample_shards(
+    engine: AbstractContextManager[RolloutEngine],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    folder: Path,
+    key: Mapping[str, Any],
+    console: Console,
+    name: str,
+    shard_prompts: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Samples:
+    """``sampling.n`` completions of every prompt; shards that are in ``folder`` already are not made again.
+
+    Args:
+        engine: entered only when a shard is to be made, and left as soon as all are. ``nullcontext(engine)`` for one that stays open.
+        prompts: token ids, ending with the generation prompt.
+        folder: for this piece of work alone.
+        key: JSON values; all that the samples follow from besides ``prompts`` and ``sampling``: the weights, the engine and its precision.
+        name: for the progress line and for messages.
+        shard_prompts: prompts of a shard; as many as make about 512 samples when None. Samples depend on it.
+        rank, world: this process makes every ``world``-th shard. Wait for the others before reading what is returned.
+
+    Raises:
+        Interrupted: a signal asked to stop; the shards made so far are kept and the same call goes on.
+        EnvironmentFault: the disk is full or cannot be written. Also all that the engine raises.
+    """
+    size = shard_prompts or -(-SHARD_SAMPLES // sampling.n)
+    starts = range(0, len(prompts), size)
+    everything = {**key, "sampling": asdict(sampling), "prompts": _digest(prompts), "shard_prompts": size}
+    kept = Kept(folder, "samples", "parquet", everything)
+    mine = range(rank, len(starts), world)
+    todo = [number for number in mine if kept.find(number) is None]
+    if todo:
+        lengths = {number: len(prompts[starts[number] : starts[number] + size]) for number in mine}
+        with engine as running, Bar(console, name, "samples", sum(lengths.values()) * sampling.n) as bar:
+            bar.found(sum(lengths[number] for number in set(mine) - set(todo)) * sampling.n)
+            for place, number in enumerate(todo):
+                if (signum := stop_requested()) is not None:
+                    raise Interrupted(signum, f"{name}: stopped with {len(todo) - place} shards to go; the same command continues")
+                batch = prompts[starts[number] : starts[number] + size]
+                made = running.generate(batch, replace(sampling, seed=sample_seed(sampling.seed, number)))
+                kept.keep(number, _content(made, starts[number]))
+                bar.advance(len(batch) * sampling.n)
+    return Samples(kept, [len(prompts[start : start + size]) for start in starts])
+
+
+def _digest(prompts: Sequence[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(len(prompt).to_bytes(8, "little"))
+        digest.update(np.asarray(prompt, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _content(made: Sequence[Sequence[Completion]], first: int) -> bytes:
+    """A shard as Parquet, one row a sample; the first of its prompts has number ``first``."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows: list[tuple[int, int, Completion]] = [(first + p, s, one) for p, group in enumerate(made) for s, one in enumerate(group)]
+    table = pyarrow.table(
+        {
+            "prompt": pyarrow.array([p for p, _, _ in rows], pyarrow.int64()),
+            "sample": pyarrow.array([s for _, s, _ in rows], pyarrow.int32()),
+            "ids": pyarrow.array([one.ids for _, _, one in rows], pyarrow.list_(pyarrow.int32())),
+            "logprobs": pyarrow.array([one.logprobs for _, _, one in rows], pyarrow.list_(pyarrow.float32())),
+            "finish_reason": pyarrow.array([one.finish_reason for _, _, one in rows], pyarrow.string()),
+            "version": pyarrow.array([one.version for _, _, one in rows], pyarrow.int64()),
+        }
+    )
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(table, sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _read(path: Path, prompts: int) -> list[list[Completion]]:
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    groups: list[list[Completion]] = [[] for _ in range(prompts)]
+    first = rows[0]["prompt"] if rows else 0
+    for row in rows:
+        logprobs = None if row["logprobs"] is None else tuple(row["logprobs"])
+        groups[row["prompt"] - first].append(Completion(tuple(row["ids"]), logprobs, row["finish_reason"], row["version"]))
+    return groups

@@ -1,0 +1,69 @@
+"""Rollouts by transformers' own ``generate``: slow, and exact. Log-probs are the trainer's, by the very same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from align.data.encode import Encoder
+from align.errors import InputError
+from align.models.adapters import unwrap
+from align.models.generate import answer
+from align.rollout.engine import Completion, Sampling
+from align.rollout.sync import policy_logprobs
+
+
+class TransformersEngine:
+    """Samples from ``model`` itself: the model in training, or one that was loaded for sampling (``shared=False``).
+
+    ``max_length`` bounds a prompt with its answer, in tokens.
+    """
+
+    def __init__(self, model: nn.Module, encoder: Encoder, *, max_length: int, shared: bool) -> None:
+        self._model, self._encoder, self._max_length, self._shared, self._version = model, encoder, max_length, shared, 0
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        """See :class:`align.rollout.engine.RolloutEngine`."""
+        too_long = next((len(p) for p in prompts if len(p) + sampling.max_new_tokens > self._max_length), None)
+        if too_long is not None:
+            raise InputError(f"a prompt of {too_long} tokens leaves no room for {sampling.max_new_tokens} within {self._max_length}")
+        sampled = answer(
+            self._model,
+            self._encoder,
+            [prompt for prompt in prompts for _ in range(sampling.n)],
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+        )
+        grouped = [[self._completion(ids) for ids in sampled[p * sampling.n : (p + 1) * sampling.n]] for p in range(len(prompts))]
+        return self._with_logprobs(prompts, grouped, sampling) if prompts else []
+
+    def _completion(self, ids: list[int]) -> Completion:
+        return Completion(tuple(ids), None, "stop" if ids and ids[-1] in self._encoder.stop_ids else "length", self._version)
+
+    def _with_logprobs(
+        self, prompts: Sequence[Sequence[int]], answers: list[list[Completion]], sampling: Sampling
+    ) -> list[list[Completion]]:
+        # Greedy choices are judged by the unscaled policy; with top-p or top-k it is the policy's log-probs, not the cut distribution's.
+        temperature = sampling.temperature if sampling.temperature > 0 else 1.0
+        logprobs = iter(policy_logprobs(self._model, prompts, answers, temperature=temperature))
+        return [
+            [Completion(c.ids, tuple(next(logprobs).tolist()), c.finish_reason, c.version) for c in completions] for completions in answers
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Copy the weights into the model, unless it is the trained one, which has them."""
+        if not self._shared:
+            own = dict(unwrap(self._model).named_parameters())
+            with torch.no_grad():
+                for name, tensor in weights:
+                    if name in own:  # a tied LM head comes twice
+                        own[name].copy_(tensor)
+        self._version = version
+
+    def close(self) -> None:
+        """Nothing to free: the model is the caller's."""

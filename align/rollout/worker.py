@@ -1,0 +1,91 @@
+"""vLLM in a process of its own: what :mod:`align.rollout.process` starts, and speaks to over a private pair of sockets, in lines of JSON.
+
+Weights come as a safetensors file in memory. The process ends with the one that started it, however that ended, and at the latest when
+the socket is closed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from align.errors import AlignError
+
+SIGN_OF_LIFE_S = 5.0
+"""Seconds between the lines that say that sampling goes on."""
+
+
+class _Server:
+    """One engine and its client."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._said = out, 0.0
+        self._engine: Any = None
+
+    def say(self, **message: Any) -> None:
+        self._out.write(json.dumps(message) + "\n")
+        self._out.flush()
+
+    def alive(self) -> None:
+        if time.monotonic() - self._said > SIGN_OF_LIFE_S:
+            self._said = time.monotonic()
+            self.say(alive=True)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the client asked for."""
+        from align.rollout.engine import Sampling
+        from align.rollout.vllm import VllmEngine
+
+        match request.pop("do"):
+            case "open":
+                self._engine = VllmEngine(Path(request.pop("folder")), **request, alive=self.alive)
+                return {}
+            case "generate":
+                found = self._engine.generate(request["prompts"], Sampling(**request["sampling"]))
+                return {"completions": [[asdict(completion) for completion in answers] for answers in found]}
+            case "load":
+                from safetensors import safe_open
+
+                with safe_open(request["file"], framework="pt") as tensors:
+                    names = tensors.keys()
+                    self._engine.load_weights(((name, tensors.get_tensor(name)) for name in names), version=request["version"])
+                return {}
+        raise ValueError("unknown request")
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+def main() -> None:
+    """Serve until the client is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the process that decides
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent, even if it was killed
+    if os.getppid() != int(sys.argv[2]):
+        return
+    with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("r") as requests, connection.makefile("w") as out:
+        server = _Server(out)
+        try:
+            for line in requests:
+                try:
+                    reply = server.answer(json.loads(line))
+                except AlignError as error:
+                    reply = {"error": type(error).__name__, "message": error.problems[0].message, "hint": error.problems[0].hint}
+                except Exception as error:  # whatever vLLM raises is the client's to report
+                    reply = {"error": "EnvironmentFault", "message": f"{type(error).__name__}: {error}"[:2000], "hint": None}
+                server.say(done=True, **reply)
+        finally:
+            server.close()
+
+
+if __name__ == "__main__":
+    main()

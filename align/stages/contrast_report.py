@@ -1,0 +1,130 @@
+"""What became of the samples of a Self-Contrast stage: counted as it goes, then shown and written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from align.functional.selection import Reason, Selection
+
+_WORDS: dict[Reason, str] = {
+    "empty": "empty",
+    "unfinished": "unfinished, left out",
+    "target": "copies of the target",
+    "duplicate": "copies of another sample",
+    "filtered": "too similar to the target",
+    "not drawn": "not drawn",
+    "negative": "negatives",
+}
+_BINS = 10
+_BAR = 40
+
+
+@dataclass
+class Account:
+    """The account of one stage run."""
+
+    samples_per_prompt: int
+    negatives: int
+    """As asked for, for each prompt."""
+    data: Mapping[str, Any]
+    """The data report."""
+    embedding: Mapping[str, Any]
+    """The embedder, its limit, and how many texts it cut."""
+    prompts: int = 0
+    kept: int = 0
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    """What became of the samples; ``negative`` only where the prompt was kept."""
+    similarities: list[float] = field(default_factory=list)
+    """Of all samples."""
+    chosen_similarities: list[float] = field(default_factory=list)
+    """Of the negatives."""
+    target_tokens: list[int] = field(default_factory=list)
+    """Lengths of the chosen answers that were kept, and below those of their rejected ones."""
+    negative_tokens: list[int] = field(default_factory=list)
+
+    def add(self, chosen: Selection, scores: Sequence[float], tokens: Sequence[int], target_tokens: int, *, kept: bool) -> None:
+        """A prompt with its samples; ``kept``: it became a preference."""
+        self.prompts += 1
+        self.similarities += scores
+        reasons: Counter[Reason] = Counter(chosen.reasons)
+        if kept:
+            self.kept += 1
+            self.chosen_similarities += [scores[i] for i in chosen.indices]
+            self.negative_tokens += [tokens[i] for i in chosen.indices]
+            self.target_tokens.append(target_tokens)
+        else:
+            reasons["not drawn"] += reasons.pop("negative", 0)
+        self.reasons += reasons
+
+    def words(self) -> str:
+        """What became of the samples, in a line."""
+        total = self.prompts * self.samples_per_prompt
+        return ", ".join([f"{total:,} samples", *(f"{self.reasons[r]:,} {words}" for r, words in _WORDS.items() if self.reasons[r])])
+
+    def headline(self) -> dict[str, Any]:
+        """The numbers that a summary needs."""
+        return {
+            "prompts": self.prompts,
+            "kept": self.kept,
+            "dropped": self.prompts - self.kept,
+            "samples": self.prompts * self.samples_per_prompt,
+            "samples_by_reason": {reason: self.reasons[reason] for reason in _WORDS},
+            "similarity": _mean(self.similarities),
+            "similarity_of_negatives": _mean(self.chosen_similarities),
+            "chosen_tokens": _mean(self.target_tokens),
+            "rejected_tokens": _mean(self.negative_tokens),
+            "texts_cut_by_embedder": round(self.embedding["cut"] / max(self.embedding["texts"], 1), 4),
+        }
+
+    def histogram(self) -> list[dict[str, Any]]:
+        """All samples and the negatives in ten bins of similarity, from the least to the most similar."""
+        low, high = min(self.similarities), max(self.similarities)
+        edges = np.linspace(low, high if high > low else low + 1e-6, _BINS + 1)
+        counts, chosen = (np.histogram(values, edges)[0] for values in (self.similarities, self.chosen_similarities))
+        return [
+            {"from": round(float(a), 6), "to": round(float(b), 6), "samples": int(n), "negatives": int(k)}
+            for a, b, n, k in zip(edges[:-1], edges[1:], counts, chosen, strict=True)
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines. Equal work gives equal values: no times are in it."""
+        return {**self.headline(), "histogram": self.histogram(), "embedding": dict(self.embedding), "data": self.data}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4) if values else 0.0
+
+
+def show(console: Console, name: str, account: Account, seconds: Mapping[str, float]) -> None:
+    """The tables at the end of the stage."""
+    table = Table(title=f"{name}: from samples to preferences", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("prompts in", f"{account.prompts:,}")
+    table.add_row("samples", f"{account.prompts * account.samples_per_prompt:,}")
+    for reason, words in _WORDS.items():
+        table.add_row(f"  {words}", f"{account.reasons[reason]:,}")
+    table.add_row(f"prompts dropped (fewer than {account.negatives} negatives)", f"{account.prompts - account.kept:,}")
+    table.add_row("prompts kept", f"{account.kept:,}")
+    numbers = account.headline()
+    table.add_row("mean tokens of chosen and rejected", f"{numbers['chosen_tokens']:.1f}, {numbers['rejected_tokens']:.1f}")
+    limit = account.embedding["max_tokens"]
+    cut = f"texts cut by the embedder (at {limit} of its tokens)" if limit else "texts cut by the embedder (no limit)"
+    table.add_row(cut, f"{numbers['texts_cut_by_embedder']:.1%}")
+    for phase, spent in seconds.items():
+        table.add_row(f"seconds, {phase}", f"{spent:,.1f}")
+    console.print(table)
+    console.print(f"{name}: similarity to the target (█ negatives, ░ other samples)", highlight=False, markup=False)
+    rows = account.histogram()
+    scale = _BAR / max(row["samples"] for row in rows)
+    for row in rows:
+        dark, whole = round(row["negatives"] * scale), round(row["samples"] * scale)
+        bar = "█" * dark + "░" * max(0, whole - dark)
+        console.print(f"  {row['from']:6.3f} to {row['to']:6.3f}  {bar:<{_BAR}}  {row['samples']:,}", highlight=False, markup=False)

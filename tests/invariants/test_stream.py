@@ -1,0 +1,105 @@
+"""A tree larger than a micro-batch goes through in groups of its branches: the same loss and gradients, nothing held as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from align.batching.tree import build
+from align.models.adapters import add_lora
+from align.models.forward import batch_logprobs
+from align.models.stream import Stream, split
+from align.recipe.schema import Lora
+from tests.invariants.test_dpo import LOSSES, first_step, moved, preferences, reference, stage, trainer
+from tests.tiny import FAMILIES, tiny
+
+
+def step(
+    folder: Path, net: nn.Module, microbatch_tokens: int, loss: str = "sigmoid", **train: Any
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The first step on prompts with one, three and six rejected answers, the policy away from its reference."""
+    data = preferences(6, rejected=(1, 3, 6))
+    spec = stage(loss, sft_weight=0.3, train={"microbatch_tokens": microbatch_tokens, **train})
+    ref = None if loss == "simpo" else reference(tiny("llama"), data, spec, folder / f"r{microbatch_tokens}", key=loss)
+    return first_step(trainer(folder / str(microbatch_tokens), data, spec, net, ref))
+
+
+def require_equal(one: tuple[dict[str, float], dict[str, Tensor]], other: tuple[dict[str, float], dict[str, Tensor]]) -> None:
+    for name, value in one[0].items():
+        if "second" not in name:
+            assert other[0][name] == pytest.approx(value, abs=2e-5), name
+    for name, gradient in one[1].items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(other[1][name] / scale, gradient / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_groups_of_answers_give_the_whole_trees_step(tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loss, with the SFT term; micro-batches of 4 tokens put every rejected answer in a group of its own, 30 several together."""
+    whole = step(tmp_path, moved(tiny("llama")), 10_000, loss)
+    for tokens in (4, 30):
+        streamed = []
+        monkeypatch.setattr("align.stages.dpo.Stream", lambda *a, s=streamed: s.append(1) or Stream(*a))
+        require_equal(whole, step(tmp_path, moved(tiny("llama")), tokens, loss))
+        assert len(streamed) >= 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_and_gradients_of_every_family(family: str) -> None:
+    """Positions, windows (longer and shorter than the path) and biases survive the cut between trunk and branches."""
+    tree = preferences(3, rejected=(5,), seed=4)[2]
+    weights = torch.linspace(-1, 1, sum(len(b.ids) for b in tree.branches))
+    whole = build([tree], [0], layout="tree")
+    net = tiny(family)
+    logprobs = batch_logprobs(net, whole)
+    (logprobs * weights).sum().backward()
+    expected = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    parts = split(whole, len(tree.trunk) + len(tree.branches[0].ids) + 8)
+    assert parts is not None and len(parts[1]) > 1
+    stream, found, at = Stream(net, parts[0]), [], len(tree.branches[0].ids)
+    for group in parts[1]:
+        part = stream.branches(group)
+        (part * weights[at : at + len(part)]).sum().backward()
+        found, at = [*found, part.detach()], at + len(part)
+    stream.backward((stream.logprobs * weights[: len(tree.branches[0].ids)]).sum())
+    torch.testing.assert_close(torch.cat([stream.logprobs.detach(), *found]), logprobs.detach(), atol=1e-5, rtol=0)
+    for name, parameter in net.named_parameters():
+        if name in expected:
+            scale = max(1.0, float(expected[name].abs().max()))
+            torch.testing.assert_close(parameter.grad / scale, expected[name] / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_and_gradient_checkpointing(tmp_path: Path, checkpointing: bool) -> None:
+    """C64: the trunk's keys and values come out of layers that are computed anew in the backward pass."""
+
+    def net() -> nn.Module:
+        torch.manual_seed(3)
+        return moved(add_lora(tiny("llama"), Lora(rank=4)), scale=0.02)
+
+    whole = step(tmp_path, net(), 10_000)
+    require_equal(whole, step(tmp_path, net(), 20, gradient_checkpointing=checkpointing))
+
+
+def test_what_fits_is_not_split() -> None:
+    """A batch within the limit, of several trees, or of one branch goes through whole."""
+    trees = preferences(2, rejected=(2,))
+    assert split(build(trees, [0, 1], layout="tree"), 4) is None
+    assert split(build(trees, [0], layout="tree"), trees[0].size) is None
+    assert split(build(trees, [0], layout="tree"), trees[0].size - 1) is not None
+
+
+def test_no_group_holds_more_than_the_limit() -> None:
+    """Trunk, first branch and the largest group together stay within the micro-batch, unless a single branch is too long for it."""
+    tree = preferences(1, rejected=(8,), seed=2)[0]
+    parts = split(build([tree], [0], layout="tree"), 40)
+    assert parts is not None
+    head, groups = parts
+    assert [n for g in groups for n in g.rows[0][0].branches] == [len(b.ids) for b in tree.branches[1:]]
+    for group in groups:
+        assert head.num_tokens + group.num_tokens <= 40 or group.num_branches == 1
