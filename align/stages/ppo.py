@@ -36,8 +36,8 @@ from align.models.save import save_policy
 from align.recipe.ppo import PpoStage
 from align.recipe.schema import Data, Model, Train
 from align.rollout.engine import RolloutEngine, Sampling
-from align.rollout.open import open_engine
-from align.rollout.sync import push
+from align.rollout.open import open_engine, precision
+from align.rollout.sync import CANARY_TOKENS, push
 from align.scoring.open import open_scorer
 from align.stages.context import StageContext
 from align.stages.ppo_making import Ingredients
@@ -60,7 +60,7 @@ def run(spec: PpoStage, ctx: StageContext) -> None:
     models, reference = _models(spec, ctx, base, group, [*data.prompts[0].ids, *data.prompts[0].ids][:12])
     clock = Clock()
     places: dict[str, Any] = {"cache": ctx.cache, "resolve": ctx.resolve}
-    longest = spec.max_prompt_length + spec.max_new_tokens
+    longest = spec.max_prompt_length + max(spec.max_new_tokens, CANARY_TOKENS)
     with open_engine(spec.rollout, base, encoder, max_length=longest, live=models.policy, **places) as engine:
         rollouts = _rollouts(spec, ctx, models, encoder, engine, data.prompts, group, clock)
         parts = Ingredients(
@@ -180,7 +180,7 @@ def _rollouts(
         encoder,
         engine,
         open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device),
-        push=None if spec.rollout.engine == "scripted" else push,
+        push=None if spec.rollout.engine == "scripted" else partial(push, dtype=precision(spec.rollout)),
         canaries=[prompt.ids for prompt in prompts[:_CANARIES]],
         seed=ctx.seed,
         ranks=group,

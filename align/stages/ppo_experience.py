@@ -19,6 +19,7 @@ from torch import Tensor
 
 from align.batching.batch import Batch
 from align.batching.loader import StepPlan
+from align.batching.tree import Layout
 from align.data.trees import Branch, Tree
 from align.functional.advantages import gae, group_normalised, k1, reinforce_baseline, rloo, token_rewards, whiten
 from align.functional.segments import segment_count, segment_sum
@@ -56,24 +57,57 @@ class Answers:
         """Which answer each token belongs to, int64 [T]."""
         return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
 
-    def tree(self, prompt: int) -> Tree:
-        """One prompt with its answers; all their tokens are targets."""
-        ends = self.lengths.cumsum(0)
+    def pieces(self, tokens: int, layout: Layout) -> Pieces:
+        """The answers as trees of at most ``tokens`` tokens where possible; without shared prompts every answer by itself."""
+        ranges: list[range] = []
+        size = 0
+        for answer, (prompt, length) in enumerate(zip(self.prompt_of.tolist(), self.lengths.tolist(), strict=True)):
+            joins = ranges and layout == "tree" and self.prompt_of[ranges[-1].start] == prompt and size + length <= tokens
+            if joins:
+                ranges[-1] = range(ranges[-1].start, answer + 1)
+                size += length
+            else:
+                ranges.append(range(answer, answer + 1))
+                size = len(self.prompts[prompt]) + length
+        return Pieces(self, tuple(ranges))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Answers as trees. A prompt shares its tree with all its answers, or with as many as fit a micro-batch, and is then repeated: the
+    losses here are sums over answers, so nothing but time depends on it."""
+
+    answers: Answers
+    ranges: tuple[range, ...]
+    """Which answers each tree holds; all to one prompt."""
+
+    def tree(self, number: int) -> Tree:
+        """A prompt with answers; all their tokens are targets."""
+        answers, members = self.answers, self.ranges[number]
+        prompt = int(answers.prompt_of[members.start])
+        ends = answers.lengths.cumsum(0)
         branches = []
-        for answer in torch.nonzero(self.prompt_of == prompt).squeeze(1).tolist():
-            ids = self.ids[int(ends[answer] - self.lengths[answer]) : int(ends[answer])].numpy()
+        for answer in members:
+            ids = answers.ids[int(ends[answer] - answers.lengths[answer]) : int(ends[answer])].numpy()
             branches.append(Branch(ids, np.ones(len(ids), dtype=np.bool_)))
-        return Tree(self.names[prompt], np.array(self.prompts[prompt], dtype=np.int32), tuple(branches))
+        return Tree(answers.names[prompt], np.array(answers.prompts[prompt], dtype=np.int32), tuple(branches))
 
     def places(self, batch: Batch) -> Tensor:
-        """Where the targets of a batch of these trees lie among all tokens: int64 [N], on the CPU. ``tree_index`` are prompts' places."""
-        answers_before = segment_count(self.prompt_of, len(self.names)).cumsum(0) - segment_count(self.prompt_of, len(self.names))
-        tokens_before = self.lengths.cumsum(0) - self.lengths
-        answer = answers_before[torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]] + batch.branch_slot.cpu()
-        branch = batch.branch.cpu()
+        """Where the targets of a batch of these trees lie among all tokens: int64 [N], on the CPU. ``tree_index`` are trees' numbers."""
+        first = torch.tensor([members.start for members in self.ranges])
+        answer = first[torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]] + batch.branch_slot.cpu()
+        lengths, branch = self.answers.lengths, batch.branch.cpu()
         counts = segment_count(branch, batch.num_branches)
         inside = torch.arange(len(branch)) - (counts.cumsum(0) - counts)[branch]
-        return tokens_before[answer][branch] + inside
+        return (lengths.cumsum(0) - lengths)[answer][branch] + inside
+
+    def plan(self, prompts: StepPlan) -> StepPlan:
+        """Steps over prompts as steps over their trees."""
+        trees_of: dict[int, list[int]] = {}
+        for number, members in enumerate(self.ranges):
+            trees_of.setdefault(int(self.answers.prompt_of[members.start]), []).append(number)
+        steps = [[tree for prompt in prompts.examples(step).tolist() for tree in trees_of[prompt]] for step in range(len(prompts))]
+        return StepPlan(np.array([tree for step in steps for tree in step]), np.cumsum([0, *map(len, steps)]), prompts.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -217,15 +251,15 @@ class ValueBatch(Batch):
     returns: Tensor  # fp32 [N]
 
 
-def training_batches(experience: Experience, batches: Sequence[Batch]) -> list[Batch]:
+def training_batches(experience: Experience, pieces: Pieces, batches: Sequence[Batch]) -> list[Batch]:
     """The same answers for the policy and, with one, for the value model: apart, so that only one of them is in memory at a time."""
     made: list[Batch] = []
     for batch in batches:
-        at = experience.answers.places(batch)
+        at = pieces.places(batch)
         weights = torch.ones(len(at)) if experience.weights is None else experience.weights[at]
         made.append(PolicyBatch(**vars(batch), old=experience.old[at], advantages=experience.advantages[at], weights=weights))
     if experience.values is not None and experience.returns is not None:
         for batch in batches:
-            at = experience.answers.places(batch)
+            at = pieces.places(batch)
             made.append(ValueBatch(**vars(batch), old=experience.values[at], returns=experience.returns[at]))
     return made

@@ -107,14 +107,15 @@ def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
     """The trainer's own, at the sampling temperature, with several processes each for its share."""
     spec, models = parts.spec, parts.models
     own_attention = spec.train.layout == "padded"
-    everything = StepPlan(np.arange(len(answers.names)), np.array([0, len(answers.names)]), 1.0)
-    batches = parts.loader(answers.tree, everything).step(0)
+    pieces = answers.pieces(spec.train.microbatch_tokens, spec.train.layout)
+    everything = StepPlan(np.arange(len(pieces.ranges)), np.array([0, len(pieces.ranges)]), 1.0)
+    batches = parts.loader(pieces.tree, everything).step(0)
 
     def every(evaluate: Callable[[Batch], Tensor]) -> Tensor:
         numbers = torch.full((len(answers.ids),), torch.nan)
         with torch.no_grad(), autocast(spec.train, parts.ranks.device):
             for batch in batches:
-                numbers[answers.places(batch)] = evaluate(batch.to(parts.ranks.device)).float().cpu()
+                numbers[pieces.places(batch)] = evaluate(batch.to(parts.ranks.device)).float().cpu()
         for part in parts.ranks.gather(numbers):
             numbers = torch.where(numbers.isnan(), part, numbers)
         if not bool(numbers.isfinite().all()):

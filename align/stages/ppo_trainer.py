@@ -83,9 +83,10 @@ class PpoTrainer(Trainer):
             iteration, begin = divmod(self.progress.step, per)
             experience = self._experience(iteration, inside=begin > 0)
             plan = minibatch_plan(len(experience.answers.names), self.spec, self.seed, iteration)
-            loader = self.parts.loader(experience.answers.tree, plan)
+            pieces = experience.answers.pieces(self.train.microbatch_tokens, self.train.layout)
+            loader = self.parts.loader(pieces.tree, pieces.plan(plan))
             for number in range(begin, per):
-                batches = training_batches(experience, loader.step(number))
+                batches = training_batches(experience, pieces, loader.step(number))
                 yield [*batches, *(self.parts.sft.step(self.progress.step) if self.parts.sft else [])]
                 if self.progress.step == (iteration + 1) * per:
                     break

@@ -19,7 +19,7 @@ from align.models.critic import ActorCritic
 from align.recipe.schema import DataSource
 from align.rollout.engine import Completion, Sampling
 from align.scoring.scorer import Answer
-from align.stages.ppo_experience import Answers
+from align.stages.ppo_experience import Answers, minibatch_plan
 from align.stages.ppo_making import TokenNumbers, valued
 from align.stages.ppo_rollouts import Clock, Rollouts, Sample, parquet, read_parquet, reference_baselines
 from align.training.launch import Ranks
@@ -153,16 +153,37 @@ def test_baselines_are_sampled_once(tmp_path: Path) -> None:
 # Flat tokens
 
 
-def test_tokens_find_their_places_whatever_the_packing() -> None:
-    """Every target of every batch lies at the place of its own token; the samples of a prompt share it in one tree."""
-    made = Answers.of(["a", "b", "c"], [[1, 2, 3], [4], [5, 6]], [[[10, 11], [12]], [[13, 14, 15], [16, 17]], [[18], [19, 20, 21, 22]]])
-    trees = [made.tree(i) for i in range(3)]
-    assert [tree.size for tree in trees] == [6, 6, 7] and [len(tree.branches) for tree in trees] == [2, 2, 2]
-    for layout in ("tree", "packed", "padded"):
-        for members in ([0, 1, 2], [2, 0], [1]):
-            batch = build(trees, members, layout=layout)  # type: ignore[arg-type]
-            assert torch.equal(made.ids[made.places(batch)].long(), batch.target_ids)
-    assert made.branch.tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5, 5]
+MADE = Answers.of(["a", "b", "c"], [[1, 2, 3], [4], [5, 6]], [[[10, 11], [12]], [[13, 14, 15], [16, 17]], [[18], [19, 20, 21, 22]]])
+
+
+@pytest.mark.parametrize(
+    ("layout", "tokens", "count"), [("tree", 100, 3), ("tree", 6, 4), ("tree", 1, 6), ("packed", 100, 6), ("padded", 100, 6)]
+)
+def test_tokens_find_their_places_whatever_the_packing(layout: Any, tokens: int, count: int) -> None:
+    """Every target of every batch lies at the place of its own token, whether a prompt's answers share it or do not fit a micro-batch."""
+    pieces = MADE.pieces(tokens, layout)
+    trees = [pieces.tree(i) for i in range(len(pieces.ranges))]
+    assert len(trees) == count
+    assert all(tree.size <= max(tokens, 6) for tree in trees)
+    found = []
+    for members in ([count - 1, 0], list(range(1, count - 1))):
+        batch = build(trees, members, layout=layout)
+        at = pieces.places(batch)
+        assert torch.equal(MADE.ids[at].long(), batch.target_ids)
+        found += at.tolist()
+    assert sorted(found) == list(range(13)), "every token once"
+    assert MADE.branch.tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5, 5]
+
+
+def test_a_step_takes_all_answers_of_its_prompts() -> None:
+    """Steps are cut by prompts; a prompt in two trees brings both."""
+    plan = minibatch_plan(3, stage(minibatches=3), seed=0, iteration=0)
+    for tokens in (100, 6, 1):
+        pieces = MADE.pieces(tokens, "tree")
+        steps = pieces.plan(plan)
+        for number in range(3):
+            answers = [answer for tree in steps.examples(number).tolist() for answer in pieces.ranges[tree]]
+            assert answers == [a for a in range(6) if MADE.prompt_of[a] == plan.order[number]]
 
 
 def test_rollouts_can_be_read(tmp_path: Path) -> None:
