@@ -23,8 +23,11 @@ def memory(shape: Shape, spec: PpoStage, *, device: str, processes: int = 1, bud
     """
     *used, slack = estimate.memory(shape, spec.train, spec.lora, device=device, processes=processes)
     share = slack.amount / sum(term.amount for term in used)
-    used += [*_value_model(shape, spec), *_frozen(shape, spec), *_engine(shape, spec, device, budget)]
-    return [*used, Term("slack", share * sum(term.amount for term in used), f"{share:.0%}, held by the allocator")]
+    used += [*_value_model(shape, spec), *_frozen(shape, spec)]
+    slack = Term(
+        "slack", share * sum(term.amount for term in used), f"{share:.0%}, held by the allocator; vLLM takes what it takes at once"
+    )
+    return [*used, *_engine(shape, spec, device, budget), slack]
 
 
 def _width(spec: PpoStage) -> int:

@@ -35,8 +35,8 @@ def test_four_models_in_full_training() -> None:
     assert found["value model"] == 16 * (p + 576)
     assert found["reference"] == found["reward model"] == found["rollout engine"] == 4 * p
     assert found["rollout cache"] == 2e9
-    rest = sum(amount for name, amount in found.items() if name != "slack")
-    assert found["slack"] == pytest.approx(0.15 * rest)
+    ours = sum(amount for name, amount in found.items() if name not in ("slack", "rollout engine", "rollout cache"))
+    assert found["slack"] == pytest.approx(0.15 * ours), "vLLM takes all it needs when it starts"
 
 
 def test_an_untied_head_is_no_part_of_a_value_model() -> None:
