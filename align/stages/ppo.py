@@ -41,7 +41,7 @@ from align.rollout.sync import CANARY_TOKENS, push
 from align.scoring.open import open_scorer
 from align.stages.context import StageContext
 from align.stages.ppo_making import Ingredients
-from align.stages.ppo_report import held_out_change, held_out_samples, report
+from align.stages.ppo_report import change_of, held_out, report, samples_of
 from align.stages.ppo_rollouts import Clock, Rollouts, parquet, reference_baselines
 from align.stages.ppo_trainer import PpoTrainer
 from align.training.launch import Ranks, ranks
@@ -254,5 +254,7 @@ def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encod
         "unhealthy": trainer.unhealthy,
         **saved,
     }
-    folder = trainer.rollouts_folder
-    report(ctx, trainer, data, held_out_samples(folder, spec.samples), outcome, held_out_change(folder))
+    progress = trainer.progress
+    kept = progress.best_step if spec.train.load_best_model and progress.best_step else progress.step
+    before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept))
+    report(ctx, trainer, data, samples_of(before[: spec.samples], after[: spec.samples]), outcome, change_of(before, after))

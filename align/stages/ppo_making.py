@@ -16,7 +16,7 @@ from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan
 from align.data.prompts import EncodedPrompt
 from align.data.trees import Tree
-from align.errors import TrainingFault
+from align.errors import InputError, TrainingFault
 from align.functional.advantages import k3
 from align.functional.policy_losses import truncated_importance_weights
 from align.functional.segments import segment_sum
@@ -187,6 +187,8 @@ def valued(
         summary |= _mismatch(tokens.old, engine)
         if spec.importance_cap is not None:
             weights = truncated_importance_weights(tokens.old, engine, spec.importance_cap)
+    elif spec.importance_cap is not None:
+        raise InputError("importance_cap compares log-probs with the engine's, and this engine gives none", hint="remove it")
     following = adapted(coefficient, summary["kl_of_answer"], spec.kl_target)
     return Experience(iteration, answers, tokens.old, found.advantages, found.returns, tokens.values, weights, summary, following)
 

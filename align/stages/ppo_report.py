@@ -59,27 +59,27 @@ def phase_words(seconds: Mapping[str, float]) -> str:
     return f"{total:.1f} s: {', '.join(shares)}"
 
 
-def held_out_change(folder: Path) -> dict[str, Any] | None:
-    """How the scores of the held-out prompts changed from the first to the last time they were answered: the mean difference, and its
-    95 % interval from the spread over prompts. None when they were not answered twice."""
-    found = sorted(folder.glob("held-out-*.parquet"))
-    if len(found) < 2:
+def held_out(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The held-out prompts as they were answered after ``step``; empty when they were not."""
+    path = folder / f"held-out-{step:08d}.parquet"
+    return read_parquet(path) if path.exists() else []
+
+
+def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How the scores of the same prompts changed: the mean difference, and its 95 % interval from the spread over prompts."""
+    changes = [b["score"] - a["score"] for a, b in zip(before, after, strict=True)] if before and after else []
+    if not changes:
         return None
-    before, after = read_parquet(found[0]), read_parquet(found[-1])
-    changes = [b["score"] - a["score"] for a, b in zip(before, after, strict=True)]
     mean = sum(changes) / len(changes)
     spread = math.sqrt(sum((change - mean) ** 2 for change in changes) / max(1, len(changes) - 1))
     half = 1.96 * spread / math.sqrt(len(changes))
     return {"prompts": len(changes), "mean": mean, "interval": [mean - half, mean + half]}
 
 
-def held_out_samples(folder: Path, count: int) -> list[dict[str, str]]:
-    """The first ``count`` held-out prompts with their answers before and after."""
-    found = sorted(folder.glob("held-out-*.parquet"))
-    if len(found) < 2:
-        return []
-    before, after = read_parquet(found[0])[:count], read_parquet(found[-1])[:count]
-    return [{"prompt": a["prompt"], "before": _scored(a), "after": _scored(b)} for a, b in zip(before, after, strict=True)]
+def samples_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Prompts with their answers before and after, for people."""
+    pairs = zip(before, after, strict=True) if before and after else ()
+    return [{"prompt": a["prompt"], "before": _scored(a), "after": _scored(b)} for a, b in pairs]
 
 
 def _scored(row: Mapping[str, Any]) -> str:

@@ -1,11 +1,9 @@
-"""PPO as a stage: from a recipe to a policy, a value model and the answers of every iteration, on a tiny model and an exact engine."""
+"""PPO as a stage: from a recipe to a policy, a value model and the answers of every iteration, on a tiny model."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 
 from align.batching.tree import build
 from align.data.trees import Branch, Tree
+from align.errors import InputError
 from align.models.forward import batch_logprobs
 from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, token_values
 from align.models.load import load_encoder, load_policy
@@ -24,10 +23,8 @@ from align.pipeline.artifacts import verify
 from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
-from align.stages import ppo as stage_module
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
-from tests.rollouts import ExactEngine
 from tests.saved import save_tiny
 
 PPO: dict[str, Any] = {
@@ -43,13 +40,14 @@ PPO: dict[str, Any] = {
     "max_prompt_length": 100,
     "samples_per_prompt": 2,
     "minibatches": 2,
+    "rollout": {"engine": "transformers"},
     "train": {"learning_rate": 1e-3, "batch_size": 2, "microbatch_tokens": 128, "save_steps": 1},
 }
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with a model, a reward model, prompts and conversations; rollouts come from the exact engine."""
+    """A user's folder with a model, a reward model, prompts and conversations."""
     monkeypatch.chdir(tmp_path)
     base = save_tiny(tmp_path / "model", max_position_embeddings=512)
     torch.manual_seed(7)
@@ -62,11 +60,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w} it is."}]} for w in words]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    @contextmanager
-    def exact(rollout: Any, model: Model, encoder: Any, *, live: Any, **places: Any) -> Iterator[ExactEngine]:
-        yield ExactEngine(live, encoder.stop_ids)
-
-    monkeypatch.setattr(stage_module, "open_engine", exact)
     return tmp_path
 
 
@@ -181,3 +174,17 @@ def test_stopped_in_the_middle_and_run_again(folder: Path, monkeypatch: pytest.M
     assert "continues from step 3 of 6" in text.getvalue()
     for name in ("model.safetensors", "value/model.safetensors", "rollouts/iteration-000002.parquet", "rollouts/held-out-00000006.parquet"):
         assert (again / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
+
+
+def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
+    """For trying a recipe out: no weights are pushed, nothing is compared, and the old log-probs are the trainer's all the same."""
+    (folder / "script.jsonl").write_text("".join(json.dumps({"completion": text}) + "\n" for text in ("tea", "rain it is")))
+    options: dict[str, Any] = {"rollout": {"engine": "scripted", "script": "script.jsonl"}, "max_new_tokens": 20}
+    result = run(**options)
+    rows = read_parquet(result.folder / "stages" / "ppo" / "rollouts" / "iteration-000001.parquet")
+    assert {row["answer"] for row in rows} <= {"tea", "rain it is"} and all(row["finished"] for row in rows)
+    summary = result.summaries["ppo"]
+    assert "mismatch" not in summary["last_iteration"] and "sync" not in summary["phase_seconds"]
+    assert "first_ratio" not in summary["unhealthy"]
+    with pytest.raises(InputError, match="importance_cap"):
+        run(**options, importance_cap=2.0)

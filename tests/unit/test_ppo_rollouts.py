@@ -21,6 +21,7 @@ from align.rollout.engine import Completion, Sampling
 from align.scoring.scorer import Answer
 from align.stages.ppo_experience import Answers, minibatch_plan
 from align.stages.ppo_making import TokenNumbers, valued
+from align.stages.ppo_report import change_of, samples_of
 from align.stages.ppo_rollouts import Clock, Rollouts, Sample, parquet, read_parquet, reference_baselines
 from align.training.launch import Ranks
 from tests.rollouts import ENCODER, STOP, ByRule, ends_early, prompts, stage, trainer
@@ -128,6 +129,27 @@ def test_the_references_own_answer_is_worth_nothing() -> None:
     """With y = y_ref the reward is exactly 0."""
     found = worth_of([[7, 8, STOP]], baselines=float(torch.tensor(1.0 - 0.1 * 3)))
     assert found.advantages.tolist() == pytest.approx([0.0] * 3, abs=1e-7)
+
+
+def test_importance_needs_the_engines_log_probs() -> None:
+    """Nothing is silently left out."""
+    spec = stage(estimator="reinforce", importance_cap=2.0)
+    made = Answers.of(["p"], [[1, 2]], [[[7, STOP]]])
+    sample = Sample((7, STOP), True, None, "x", 1.0)
+    zeros = torch.zeros(2)
+    with pytest.raises(InputError, match="this engine gives none"):
+        valued(spec, 0, made, [sample], TokenNumbers(zeros, zeros, None), torch.zeros(1), 0.0)
+
+
+def test_the_change_of_held_out_scores() -> None:
+    """Differences 1, 2, 3: mean 2, deviation 1, half-width 1.96 / sqrt 3."""
+    before = [{"score": s, "prompt": "p", "answer": "a"} for s in (0.0, 0.0, 0.0)]
+    after = [{"score": s, "prompt": "p", "answer": "b"} for s in (1.0, 2.0, 3.0)]
+    found = change_of(before, after)
+    assert found is not None and found["prompts"] == 3 and found["mean"] == 2.0
+    assert found["interval"] == pytest.approx([2 - 1.96 / 3**0.5, 2 + 1.96 / 3**0.5])
+    assert change_of([], after) is None
+    assert samples_of(before[:1], after[:1]) == [{"prompt": "p", "before": "a\n[score 0.000]", "after": "b\n[score 1.000]"}]
 
 
 # The reference's answers
