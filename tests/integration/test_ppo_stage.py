@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from align.recipe.schema import Model
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
 from tests.saved import save_tiny
+from tests.tokenizers import chatml
 
 PPO: dict[str, Any] = {
     "kind": "ppo",
@@ -49,7 +51,12 @@ PPO: dict[str, Any] = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with a model, a reward model, prompts and conversations."""
     monkeypatch.chdir(tmp_path)
-    base = save_tiny(tmp_path / "model", max_position_embeddings=512)
+    return fill(tmp_path)
+
+
+def fill(tmp_path: Path, **shape: Any) -> Path:
+    """Everything that the recipe below names."""
+    base = save_tiny(tmp_path / "model", max_position_embeddings=512, **shape)
     torch.manual_seed(7)
     reward = ScalarModel(load_policy(base).base_model)  # type: ignore[arg-type]
     stats = ScoreStats(0.0, 1.0, 1)
@@ -188,3 +195,22 @@ def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
     assert "first_ratio" not in summary["unhealthy"]
     with pytest.raises(InputError, match="importance_cap"):
         run(**options, importance_cap=2.0)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Any) -> None:
+    """C49, C50: every iteration's weights reach vLLM, the adapters' too: its log-probs are the trainer's after large steps."""
+    monkeypatch.chdir(tmp_path)
+    # vLLM's attention on a CPU wants heads of at least 32, and never samples an id that has no token.
+    fill(tmp_path, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, vocab_size=len(chatml()))
+    train = {**PPO["train"], "learning_rate": 1e-2}
+    result = run(lora=lora, train=train, rollout={"engine": "vllm", "cache_gb": 0.1, "max_sequences": 16})
+    summary = result.summaries["ppo"]
+    assert not {"mismatch", "first_ratio"} & summary["unhealthy"].keys()
+    rows = [json.loads(line) for line in (result.folder / "stages" / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    off = [row["rollout/mismatch_max"] for row in rows if "rollout/mismatch_max" in row]
+    assert len(off) == 3 and max(off) < 1e-3
+    assert abs(summary["last_iteration"]["kl"]) > 1e-3, "the steps were large"
