@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import sys
 import traceback
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 
 KINDS = {
     "sft": "supervised fine-tuning",
+    "reward": "reward models from preferences",
     "dpo": "preference optimisation",
     "ppo": "reinforcement learning",
+    "select_prompts": "prompts worth learning from",
+    "label": "preferences from scored samples",
     "self_contrast": "preferences from a policy's own samples",
     "evaluate": "policies compared on held-out data",
 }
@@ -269,6 +273,34 @@ def _cache(runs_dir: Path) -> Path | None:
     """The runs' cache, where dequantised models are kept, if there is one."""
     cache = runs_dir / ".cache"
     return cache if cache.is_dir() else None
+
+
+@app.command()
+def score(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="The folder of a reward model.")],
+    file: Annotated[str, typer.Argument(help="Preferences, conversations, or prompts with `answers`: a file, or a hub data set id.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the scores to this file; printed when absent.")] = None,
+) -> None:
+    """Score the answers in a file, one JSON object a row."""
+    from align.recipe.refs import resolve
+
+    location, found = resolve(file, Path.cwd()), str(resolve(model, Path.cwd()))
+    from align.recipe.schema import Model
+    from align.scoring.reward_model import RewardModelScorer
+    from align.scoring.rows import score_rows
+    from align.training.launch import ranks
+
+    scorer = RewardModelScorer(Model(path=found), device=ranks().device, cache=_cache(ctx.obj))
+    lines = (json.dumps(row, ensure_ascii=False) for row in score_rows(scorer, location))
+    if out is None:
+        for line in lines:
+            print(line, flush=True)
+    else:
+        from align.files import atomic_write
+
+        atomic_write(out, "".join(f"{line}\n" for line in lines))
+        print(f"{out}: written")
 
 
 @data_app.command("inspect")

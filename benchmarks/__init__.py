@@ -9,5 +9,5 @@
 - data.py      real rows and random tokens, as trees
 - model.py     the model that everybody trains, and the optimiser's settings that everybody gets
 - ours.py, peer.py, bare.py    how our trainers, TRL's, and a bare loop are run and timed
-- sft.py, dpo.py               the benchmarks
+- sft.py, reward.py, dpo.py    the benchmarks
 """

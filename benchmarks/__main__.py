@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import dpo, report, sft
+from benchmarks import dpo, report, reward, rollout, sft
 from benchmarks.harness import OUT, RESULTS, Benchmark, faults, run, work_once
 
-BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in (*sft.BENCHMARKS, *dpo.BENCHMARKS)}
+BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in (*sft.BENCHMARKS, *reward.BENCHMARKS, *dpo.BENCHMARKS, *rollout.BENCHMARKS)}
 DEFAULT = [b.name for b in sft.BENCHMARKS]
 
 

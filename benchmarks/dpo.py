@@ -13,12 +13,12 @@ from benchmarks.bare import BARE
 from benchmarks.harness import Benchmark, Contender, Setting, Work
 from benchmarks.measure import Recorder
 
-PAIRS_PER_STEP = 16
+PAIRS_PER_STEP = 8
 SHORTER_THAN = 384
 BETA = 0.1
 
 
-def _work(rows: data.Rows, trees_per_step: int) -> Work:
+def equal_steps(rows: data.Rows, trees_per_step: int) -> Work:
     """Steps of equally many trees; the warm-up repeats the first one. What does not fill a step is left out."""
     steps = [list(range(s, s + trees_per_step)) for s in range(0, len(rows.trees) - trees_per_step + 1, trees_per_step)]
     return Work(rows.trees, [steps[0], *steps], rows.source)
@@ -26,15 +26,15 @@ def _work(rows: data.Rows, trees_per_step: int) -> Work:
 
 def _pairs(quick: bool) -> Work:
     per_step = 8 if quick else PAIRS_PER_STEP
-    return _work(data.pairs(model.encoder(), per_step if quick else 64, SHORTER_THAN), per_step)
+    return equal_steps(data.pairs(model.encoder(), per_step if quick else 64, SHORTER_THAN), per_step)
 
 
 def _many(rejected: int, real: bool) -> Callable[[bool], Work]:
     def prepare(quick: bool) -> Work:
-        per_step = 1 if quick else PAIRS_PER_STEP // rejected
-        trees = per_step * (1 if quick else 2)
-        rows = data.many_rejected(model.encoder(), trees, rejected, SHORTER_THAN) if real else data.random_tokens(trees, rejected)
-        return _work(rows, per_step)
+        """Steps of one prompt. Settings are tried on a prompt with at most eight rejected answers: for TRL a pair is a pair."""
+        trees, answers = (1, min(8, rejected)) if quick else (max(1, 16 // rejected), rejected)
+        rows = data.many_rejected(model.encoder(), trees, answers, SHORTER_THAN) if real else data.random_tokens(trees, answers)
+        return equal_steps(rows, 1)
 
     return prepare
 
@@ -105,7 +105,7 @@ def _benchmark(name: str, title: str, about: str, prepare: Callable[[bool], Work
 
 BENCHMARKS = (
     _benchmark("dpo", "DPO on real pairs", f"Optimiser steps of {PAIRS_PER_STEP} pairs.", _pairs),
-    _benchmark("dpo-k8", "DPO, 8 rejected answers", f"Optimiser steps of {PAIRS_PER_STEP} pairs: 2 prompts.", _many(8, real=False)),
-    _benchmark("dpo-k16", "DPO, 16 rejected answers", f"Optimiser steps of {PAIRS_PER_STEP} pairs: 1 prompt.", _many(16, real=False)),
-    _benchmark("dpo-k8-real", "DPO, 8 rejected answers, real text", "Optimiser steps of 16 pairs: 2 prompts.", _many(8, real=True)),
+    _benchmark("dpo-k8", "DPO, 8 rejected answers", "Optimiser steps of one prompt.", _many(8, real=False)),
+    _benchmark("dpo-k16", "DPO, 16 rejected answers", "Optimiser steps of one prompt.", _many(16, real=False)),
+    _benchmark("dpo-k8-real", "DPO, 8 rejected answers, real text", "Optimiser steps of one prompt.", _many(8, real=True)),
 )

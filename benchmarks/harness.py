@@ -96,6 +96,8 @@ class Benchmark:
     unit: str
     prepare: Callable[[bool], Work]
     contenders: tuple[Contender, ...]
+    sampled: bool = False
+    """Sampling instead of training: what a contender records is how many tokens it sampled, and rates are of those."""
 
     def contender(self, name: str) -> Contender:
         """By name."""
@@ -114,6 +116,7 @@ def run(benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] 
         "title": benchmark.title,
         "about": benchmark.about,
         "unit": benchmark.unit,
+        "sampled": benchmark.sampled,
         "quick": quick,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
@@ -182,7 +185,7 @@ def _line(run: Mapping[str, Any]) -> str:
     head = f"  {run['phase']:7} {run['contender']:13} {describe(run['setting']):28}"
     if "error" in run:
         return f"{head} failed: {run['error']}"
-    losses = " ".join(f"{loss:.6f}" for loss in run["losses"])
+    losses = " ".join(f"{loss:.6f}".removesuffix(".000000") for loss in run["losses"])
     busy = sum(run["cpu_seconds"]) / sum(run["seconds"])
     return f"{head} {sum(run['seconds']):8.2f} s  {busy:4.2f} cores  {run['peak_bytes'] / 1e9:6.2f} GB  loss {losses}"
 
@@ -202,9 +205,15 @@ def turns(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Per contender: median and spread in seconds, rate, how many times as long as ours (ratio of medians), peak memory, losses."""
+    """Per contender: median and spread in seconds, rate, how many times as long as ours (ratio of medians), peak memory, losses.
+
+    Of sampling: seconds for as many tokens as ours sampled in its first turn.
+    """
     amount = result["work"][result["unit"]]
     counted = turns(result)
+    if result.get("sampled") and OURS in counted:
+        amount = sum(counted[OURS][0]["losses"][1:])
+        counted = {name: [_for_as_many(run, amount) for run in runs] for name, runs in counted.items()}
     medians = {name: statistics.median(sum(run["seconds"]) for run in runs) for name, runs in counted.items()}
     reference = counted.get(OURS)
     summary = {}
@@ -224,6 +233,11 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
             "loss_difference": _distance(runs[0]["losses"], reference[0]["losses"]) if reference else None,
         }
     return summary
+
+
+def _for_as_many(run: Mapping[str, Any], tokens: float) -> dict[str, Any]:
+    """A run's seconds as they would be for ``tokens`` sampled tokens: nobody samples equally many."""
+    return {**run, "seconds": [sum(run["seconds"]) * tokens / sum(run["losses"][1:])]}
 
 
 def _median(values: Iterable[int | None]) -> float | None:

@@ -23,7 +23,8 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _model() -> Any:
+def resolved() -> Any:
+    """Where its file lies."""
     from align.recipe.refs import resolve
     from align.recipe.schema import Model
 
@@ -34,11 +35,11 @@ def policy() -> Any:
     """The model in fp32 on the device, dropout off. Its dequantised weights are kept, so that loading is quick."""
     from align.models.load import load_policy
 
-    return load_policy(_model(), device=device(), cache=OUT / "cache")
+    return load_policy(resolved(), device=device(), cache=OUT / "cache")
 
 
 def encoder() -> Any:
     """Its tokenizer and template."""
     from align.models.load import load_encoder
 
-    return load_encoder(_model(), cache=OUT / "cache")
+    return load_encoder(resolved(), cache=OUT / "cache")

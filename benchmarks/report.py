@@ -40,8 +40,8 @@ def write_docs() -> None:
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     if not results:
         raise SystemExit("no results yet: make bench")
-    order = {"sft": 0, "dpo": 1}
-    results.sort(key=lambda result: (order.get(result["benchmark"].split("-")[0], 2), len(result["benchmark"]), result["benchmark"]))
+    order = {"sft": 0, "reward": 1, "dpo": 2}
+    results.sort(key=lambda result: (order.get(result["benchmark"].split("-")[0], 3), len(result["benchmark"]), result["benchmark"]))
     PAGE.write_text(_INTRODUCTION + "".join("\n" + section(result) for result in results))
 
 
@@ -54,7 +54,9 @@ def section(result: Mapping[str, Any]) -> str:
 
 def _amount(result: Mapping[str, Any]) -> str:
     work = result["work"]
-    pairs = f", {work['pairs']} pairs" if work["pairs"] else ""
+    if result.get("sampled"):
+        return f"Data: {work['source']}. Sampled in each run: the answers to {work['rows']} prompts."
+    pairs = f", {work['pairs']} pairs" if work["pairs"] > 0 else ""
     return (
         f"Data: {work['source']}. Timed in each run: {work['steps']} optimiser step{'s' if work['steps'] > 1 else ''}, {work['rows']} rows"
         f"{pairs}, {work['tokens']} unique tokens, {work['trained_tokens']} of them trained."
@@ -63,6 +65,7 @@ def _amount(result: Mapping[str, Any]) -> str:
 
 def _table(result: Mapping[str, Any]) -> str:
     gpu = any(s["gpu_peak_bytes"] for s in result["summary"].values())
+    sampled = result.get("sampled", False)
     head = [
         "",
         "setting",
@@ -71,7 +74,7 @@ def _table(result: Mapping[str, Any]) -> str:
         "times ours",
         "peak memory",
         *(["peak on GPU"] if gpu else []),
-        "loss",
+        *([] if sampled else ["loss"]),
     ]
     rows = []
     for name, s in result["summary"].items():
@@ -79,11 +82,16 @@ def _table(result: Mapping[str, Any]) -> str:
         losses = " → ".join(f"{loss:.4f}" for loss in s["losses"][:2])
         spread = f"{_seconds(s['median_seconds'])} ({_seconds(s['min_seconds'])} to {_seconds(s['max_seconds'])})"
         memory = [_gigabytes(s["peak_bytes"]), *([_gigabytes(s["gpu_peak_bytes"])] if gpu else [])]
-        rows.append([f"**{name}**", describe(s["setting"]), spread, _rate(s["per_second"]), ratio, *memory, losses])
+        cells = [f"**{name}**", describe(s["setting"]), spread, _rate(s["per_second"]), ratio, *memory]
+        rows.append(cells if sampled else [*cells, losses])
     return _markdown(head, rows)
 
 
 def _losses(result: Mapping[str, Any]) -> str:
+    if result.get("sampled"):
+        return (
+            "Seconds are for as many tokens as ours sampled: every answer ends where its sampler ends it, so nobody samples equally many."
+        )
     found = [
         f"{name} {s['loss_difference']:.1e}" for name, s in result["summary"].items() if name != OURS and s["loss_difference"] is not None
     ]

@@ -87,3 +87,21 @@ class Batch:
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which branches of a batch are compared: P pairs, each of one tree."""
+
+    chosen: Tensor  # int64 [P], branch numbers
+    rejected: Tensor  # int64 [P]
+    tree: Tensor  # int64 [P]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Pairs:
+        """Every rejected branch with the chosen branch (slot 0) of its tree."""
+        rejected = torch.nonzero(batch.branch_slot > 0).squeeze(1)
+        tree = batch.branch_tree[rejected]
+        first = torch.nonzero(batch.branch_slot == 0).squeeze(1)
+        chosen_of_tree = torch.empty_like(first).scatter_(0, batch.branch_tree[first], first)
+        return cls(chosen_of_tree[tree], rejected, tree)

@@ -5,6 +5,7 @@ Everything follows from (seed, sizes, settings), so a run resumes by its step nu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,16 +41,23 @@ def plan_steps(
     batch_size: int | None = None,
     tokens_per_step: int | None = None,
     max_steps: int | None = None,
+    epoch_indices: Callable[[int], npt.NDArray[np.int64]] | None = None,
 ) -> StepPlan:
     """Cut shuffled epochs into steps of ``batch_size`` examples, or of as many as fit ``tokens_per_step`` (at least one).
 
     A step may span two epochs, so that only the last step of a run can be smaller than the others; every example is seen equally often
     (with a fraction of an epoch: up to one time more). Sizes are unique tokens per example, the same for every layout.
+    ``epoch_indices`` says which examples an epoch has (at least one), by its number from 0; all of them when absent.
     """
     sizes = np.asarray(sizes, dtype=np.int64)
-    total = max(1, round(epochs * len(sizes)))
-    passes = -(-total // len(sizes))
-    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(len(sizes)) for epoch in range(passes)])[:total]
+    parts = []
+    for epoch in range(max(1, math.ceil(epochs))):
+        examples = np.arange(len(sizes)) if epoch_indices is None else epoch_indices(epoch)
+        parts.append(examples[np.random.default_rng([seed, epoch]).permutation(len(examples))])
+    order = np.concatenate(parts)
+    per_epoch = len(order) / len(parts)
+    total = max(1, round(epochs * per_epoch))
+    order = order[:total]
     if batch_size is not None:
         bounds = list(range(0, total, batch_size))
     else:
@@ -62,7 +70,7 @@ def plan_steps(
     bounds.append(total)
     if max_steps is not None:
         bounds = bounds[: max_steps + 1]
-    return StepPlan(order, np.asarray(bounds), (len(bounds) - 1) * len(sizes) / max(1, bounds[-1]))
+    return StepPlan(order, np.asarray(bounds), (len(bounds) - 1) * per_epoch / max(1, bounds[-1]))
 
 
 def share(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:

@@ -15,26 +15,29 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache as cached
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from align import files
 from align.data.encode import Encoder
-from align.data.examples import TOO_LONG, Limits, TooLong, Unusable, tree_of
+from align.data.examples import ONE_REJECTED, TOO_LONG, Limits, TooLong, Unusable, tree_of
 from align.data.formats import Want
 from align.data.hub import load_split
 from align.data.mixture import Records, read_records
 from align.data.readers import data_files
-from align.data.records import Origin, Record
+from align.data.records import Preference, Record
 from align.data.report import SHOWN, DataReport
 from align.data.store import DamagedStore, TreeStore, write_store
 from align.data.trees import Tree
 from align.errors import InputError, Problem
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
+
+if TYPE_CHECKING:
+    from align.data.filters import PreferenceFilter
 
 _log = logging.getLogger("align")
 _REPORT, _REJECTS = "report.json", "rejects.jsonl"
@@ -52,12 +55,14 @@ def load_trees(
     seed: int,
     cache: Path,
     rejects: Path | None,
+    filters: PreferenceFilter | None = None,
 ) -> tuple[TreeStore, DataReport]:
     """The records of ``sources`` as trees, from the cache or encoded now, and what became of the rows.
 
     A conversation is one branch, cut where its first target begins; a preference has the chosen answer as branch 0 and the rejected ones
     after it; a prompt is a trunk without branches. Branches end at their last target. ``max_length`` bounds every path, in tokens.
-    ``rejects`` gets one JSON line for each row that was left out, bad rows and drops alike.
+    ``rejects`` gets one JSON line for each row that was left out, bad rows and drops alike. ``filters`` look at all records of
+    preferences first; what they leave out is dropped with its reason.
 
     Raises :class:`InputError` for bad rows (unless their source skips them), for long ones with ``too_long="error"``, and when nothing is
     left; :class:`EnvironmentFault` when the disk or the hub does not answer.
@@ -67,13 +72,15 @@ def load_trees(
     settings: dict[str, Any] = {"want": want, "encoder": encoder.digest, **asdict(limits)}
     if any(source.weight for source in sources):
         settings["seed"] = seed  # mixing is the only random part
+    if filters is not None:
+        settings["filters"] = filters.digest
     inputs = [_identity(source, location) for source, location in zip(sources, locations, strict=True)]
     key = files.digest_json({"inputs": inputs, "code": _code_digest(), **settings})
     entry = files.make_folder(cache) / key[:40]
     with _locked(cache / f".{entry.name}.lock"):
         reused = _intact(entry)
         if not reused:
-            _build(entry, _Builder(want, encoder, limits, origins_to_skip(sources, locations)), sources, locations, seed)
+            _build(entry, _Builder(want, encoder, limits, origins_to_skip(sources, locations), filters), sources, locations, seed)
         report = _read_report(entry, reused=reused)
         if rejects is not None and (entry / _REJECTS).exists():
             with files.machine_faults(rejects):
@@ -155,6 +162,8 @@ def _build(entry: Path, builder: _Builder, sources: Sequence[DataSource], locati
     try:
         files.make_folder(tmp)
         bad = tmp / "bad.jsonl"
+        if builder.filters is not None:
+            builder.filters.survey(read_records(sources, locations, builder.want, seed=seed, rejects=None))
         records = read_records(sources, locations, builder.want, seed=seed, rejects=bad)
         with files.machine_faults(tmp), (tmp / _REJECTS).open("w", encoding="utf-8", errors="backslashreplace") as rejects:
             write_store(tmp, builder.trees(records, rejects))
@@ -172,8 +181,9 @@ def _build(entry: Path, builder: _Builder, sources: Sequence[DataSource], locati
 class _Builder:
     """Makes the trees of one entry and its report."""
 
-    def __init__(self, want: Want, encoder: Encoder, limits: Limits, skipping: set[str]) -> None:
+    def __init__(self, want: Want, encoder: Encoder, limits: Limits, skipping: set[str], filters: PreferenceFilter | None) -> None:
         self.want: Want = want
+        self.filters = filters
         self.report = DataReport(want)
         self._encoder, self._limits, self._skipping = encoder, limits, skipping
         self._refused: list[Problem] = []
@@ -181,10 +191,13 @@ class _Builder:
     def trees(self, records: Records, rejects: TextIO) -> Iterator[Tree]:
         """A tree for each record that can be used; a line in ``rejects`` for each other one."""
         for record in records:
+            kept = self._filtered(record, rejects)
+            if kept is None:
+                continue
             try:
-                tree = tree_of(record, self._encoder, self._limits, partial(self.report.note, origin=record.origin))
+                tree = tree_of(kept, self._encoder, self._limits, partial(self.report.note, origin=record.origin))
             except Unusable as reason:
-                self._drop(record.origin, str(reason), rejects)
+                self._drop(record, str(reason), rejects)
             except InputError as error:
                 self._refuse(record, error.problems[0], rejects)
             else:
@@ -205,19 +218,39 @@ class _Builder:
         if not report.trees:
             reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
             what = f"0 rows left of {records.report.given:,}: {reasons}"
-            raise InputError(Problem(what, file=", ".join(paths), hint=f"max_length is {limit:,} tokens" if long else None))
+            advice = f"max_length is {limit:,} tokens" if long else self.filters.hint(report.dropped) if self.filters else None
+            raise InputError(Problem(what, file=", ".join(paths), hint=advice))
 
-    def _drop(self, origin: Origin, reason: str, rejects: TextIO) -> None:
-        self.report.drop(reason, origin)
-        entry = {"source": origin.source, "line": origin.line, "field": None, "reason": reason, "content": ""}
-        rejects.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    def _filtered(self, record: Record, rejects: TextIO) -> Record | None:
+        """The record without the pairs that the filters leave out; None when it has no others."""
+        if self.filters is None or not isinstance(record, Preference):
+            return record
+        reasons = self.filters.reasons(record)
+        wrong = [reason for reason in reasons if reason is not None]
+        if wrong and len(wrong) == len(reasons):
+            self._drop(record, wrong[0], rejects)
+            return None
+        for reason in wrong:
+            self.report.note(f"{ONE_REJECTED}, {reason}", record.origin)
+            _reject(record, f"{ONE_REJECTED}, {reason}", rejects)
+        return replace(record, rejected=tuple(answer for answer, reason in zip(record.rejected, reasons, strict=True) if reason is None))
+
+    def _drop(self, record: Record, reason: str, rejects: TextIO) -> None:
+        self.report.drop(reason, record.origin)
+        _reject(record, reason, rejects)
 
     def _refuse(self, record: Record, problem: Problem, rejects: TextIO) -> None:
         """The encoder cannot take this record: a bad row, to be skipped or to stop at as its source says."""
         origin = record.origin
         if origin.source in self._skipping:
-            self._drop(origin, problem.message, rejects)
+            self._drop(record, problem.message, rejects)
             return
         self._refused.append(Problem(problem.message, file=origin.source, line=origin.line, hint=problem.hint))
         if len(self._refused) == SHOWN:
             raise InputError([*self._refused, Problem(f"stopped after {SHOWN} such rows", hint="`on_bad_row: skip` leaves them out")])
+
+
+def _reject(record: Record, reason: str, rejects: TextIO) -> None:
+    """A line about a record that was read, but is not used, or not as a whole."""
+    entry = {"source": record.origin.source, "line": record.origin.line, "id": record.id, "field": None, "reason": reason, "content": ""}
+    rejects.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -21,8 +21,9 @@ SAME = "chosen and rejected are equal"
 SAME_CUT = "chosen and rejected are equal once cut to max_length"
 
 CUT = "cut to max_length"
-SHORTER = "a rejected answer left out, longer than max_length"
-DOUBLE = "a rejected answer left out, equal to another answer"
+ONE_REJECTED = "a rejected answer left out"
+SHORTER = f"{ONE_REJECTED}, longer than max_length"
+DOUBLE = f"{ONE_REJECTED}, equal to another answer"
 CONTROL = "control-token text in the data, encoded as plain text"
 MERGED = "an answer's first characters would have merged with its prompt's last token; encoded apart"
 

@@ -36,7 +36,7 @@ def inspect(
     as text. ``want`` is found out when it is None. Bad rows are listed, not raised; raises InputError when there is nothing to read.
     """
     source = DataSource(path=str(path), on_bad_row="skip")
-    want = want or _wanted(source, path)
+    want = want or wanted_of(source, path)
     records = read_records([source], [path], want, seed=0, rejects=None)
     report = DataReport(want)
     for record in records:
@@ -54,8 +54,8 @@ def inspect(
     return report
 
 
-def _wanted(source: DataSource, location: Path | str) -> Want:
-    """The first type that the first readable row can be."""
+def wanted_of(source: DataSource, location: Path | str) -> Want:
+    """The first type that the first readable row can be. Raises :class:`InputError` when there is none."""
     bad: list[Problem] = []
     for row in read_rows(source, location, bad.append):
         reason = Problem("no row")

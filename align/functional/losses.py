@@ -68,3 +68,27 @@ def kto_pair(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float, chosen
     chosen = 1 - sigmoid(beta * (chosen_ratios - rejected_kl))
     rejected = 1 - sigmoid(beta * (chosen_kl - rejected_ratios))
     return (chosen + rejected) / 2
+
+
+# Reward model losses
+#
+# Of the scores of a chosen and a rejected answer, pair by pair [P].
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor | None = None) -> Tensor:
+    """Ranking loss of a reward model: ``-log sigmoid(chosen - rejected - margin)`` -> [P]. At equal scores, without a margin: ln 2.
+
+    Bradley and Terry's model of comparisons as in https://arxiv.org/abs/2203.02155, eq. 1; ``margins`` (how much better the chosen answer
+    is, in units of the score) as in https://arxiv.org/abs/2307.09288, eq. 2: the scores have to differ by that much more.
+    """
+    difference = chosen - rejected
+    return -logsigmoid(difference if margins is None else difference - margins)
+
+
+def score_l2(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Keeps scores near 0: ``chosen^2 + rejected^2`` -> [P].
+
+    The ranking loss fixes differences only, so scores may drift and spread without end. The regulariser of ChatGLM-RLHF
+    (https://arxiv.org/abs/2404.00934) is on both scores: a Gaussian prior around 0. On their sum alone it would only hold the mean.
+    """
+    return chosen**2 + rejected**2

@@ -113,17 +113,19 @@ def value_in_front(model: nn.Module, *, on_start: bool) -> Iterator[None]:
     """Inside, the adapter ``VALUE`` stands where the policy's stood, under its name and active, so that whatever saves a policy's adapter
     saves it. ``on_start`` says whether it builds on ``START``. Weights stay where they are."""
     peft: Any = unwrap(model)
-    active = active_adapters(peft)
-    start = None if on_start else peft.peft_config.pop(START, None)
-    _swap_names(peft, VALUE, TRAINED)
+    active, named = active_adapters(peft), peft.active_adapter
+    exchanged = [(VALUE, TRAINED), *([] if on_start else [(START, "aside")])]
+    for pair in exchanged:
+        _swap_names(peft, *pair)
     activate(peft, (START, TRAINED) if on_start else (TRAINED,))
+    peft.active_adapter = TRAINED  # the wrapper looks its settings up by this name
     try:
         yield
     finally:
+        peft.active_adapter = named
         activate(peft, active)
-        _swap_names(peft, VALUE, TRAINED)
-        if start is not None:
-            peft.peft_config[START] = start
+        for pair in exchanged:
+            _swap_names(peft, *pair)
 
 
 def _swap_names(peft: Any, one: str, other: str) -> None:

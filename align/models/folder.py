@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from align.errors import InputError, Problem
 
@@ -18,6 +18,10 @@ NOTES = "align.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEAD = "reward_head.safetensors"
+"""The scalar head beside a backbone or its adapter: what makes a folder a reward model of ours."""
+
+Wanted = Literal["policy", "reward_model", "classifier"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -43,14 +47,21 @@ class ModelFolder:
         return [self.path / name for name in _weight_names(self.path)]
 
     @property
+    def is_reward_model(self) -> bool:
+        """Has it a scalar head of ours?"""
+        return (self.path / HEAD).is_file()
+
+    @property
     def vocabulary(self) -> int | None:
         """Rows of the embedding, or None when the configuration does not say."""
         size = self.config.get("vocab_size", self.config.get("text_config", {}).get("vocab_size"))
         return size if isinstance(size, int) else None
 
 
-def read_folder(path: Path) -> ModelFolder:
-    """Read the configuration of a language model's folder, or of a LoRA adapter's, and check that the weights are there.
+def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
+    """Read the configuration of a model's folder, or of a LoRA adapter's, and check that the weights are there.
+
+    ``wanted`` says what the folder must be: a language model, a reward model of ours, a sequence classifier, or (None) any model.
 
     Raises:
         InputError: not a folder, or a file is missing, damaged, pickled, or of another kind of model. Names every such file.
@@ -62,10 +73,11 @@ def read_folder(path: Path) -> ModelFolder:
     notes = _json(path / NOTES) if (path / NOTES).is_file() else {}
     if (path / ADAPTER_CONFIG).is_file():
         found = ModelFolder(path, {}, _json(path / ADAPTER_CONFIG), notes)
-        problems = _adapter_problems(found)
+        problems = _adapter_problems(found, wanted)
     elif (path / "config.json").is_file():
         found = ModelFolder(path, _json(path / "config.json"), None, notes)
-        problems = _config_problems(found) + _weight_problems(path)
+        problems = _config_problems(found, wanted) + _weight_problems(path)
+        problems = problems or _head_problems(found, wanted)
     else:
         others = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         problems = [Problem(f"no config.json, so this is not a model (found: {others})"[:200], file=str(path))]
@@ -90,13 +102,26 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _config_problems(folder: ModelFolder) -> list[Problem]:
-    """A reward model or a quantised model where a plain language model is wanted."""
+def _head_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
+    """A reward model where a language model is wanted, or the other way round (C30: a head must never be made up)."""
+    if wanted == "policy" and folder.is_reward_model:
+        return [Problem("a reward model; a language model is wanted here", file=str(folder.path))]
+    if wanted == "reward_model" and not folder.is_reward_model:
+        hint = "a stage of kind reward makes one"
+        return [Problem(f"no {HEAD}, so this is not a reward model", file=str(folder.path), hint=hint)]
+    return []
+
+
+def _config_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
+    """A classifier or a quantised model where a plain one is wanted."""
     problems = []
+    what = "a reward model of this package" if wanted == "reward_model" else "a language model"
     architectures = [str(name) for name in folder.config.get("architectures") or ()]
     classifiers = [name for name in architectures if name.endswith("Classification")]
-    if classifiers:
-        problem = f"{classifiers[0]} is a classifier or reward model, a language model is wanted here"
+    if wanted == "classifier" and architectures and not classifiers:
+        problems.append(Problem(f"{architectures[0]} is no reward model: it gives no score", file=str(folder.path)))
+    if classifiers and wanted not in ("classifier", None):
+        problem = f"{classifiers[0]} is a classifier or reward model, {what} is wanted here"
         problems.append(Problem(problem, file=str(folder.path)))
     if folder.config.get("quantization_config"):
         method = folder.config["quantization_config"].get("quant_method", "an unnamed method")
@@ -136,12 +161,14 @@ def _no_weights(path: Path, wanted: str) -> Problem:
     return Problem(f"no weights: expected {wanted}", file=str(path))
 
 
-def _adapter_problems(folder: ModelFolder) -> list[Problem]:
-    adapter, problems = folder.adapter or {}, []
+def _adapter_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
+    adapter, problems = folder.adapter or {}, _head_problems(folder, wanted)
     where = str(folder.path / ADAPTER_CONFIG)
+    if wanted == "classifier":
+        problems.append(Problem("an adapter; a whole classifier is wanted here", file=where, hint="merge it into its base first"))
     if adapter.get("peft_type") != "LORA":
         problems.append(Problem(f"a {adapter.get('peft_type')} adapter; only LORA is supported", file=where))
-    if adapter.get("task_type") not in ("CAUSAL_LM", None):
+    if adapter.get("task_type") not in (("FEATURE_EXTRACTION",) if folder.is_reward_model else ("CAUSAL_LM", None)):
         problems.append(Problem(f"an adapter for {adapter['task_type']}, a language model's is wanted here", file=where))
     if not (folder.path / ADAPTER_WEIGHTS).is_file():
         problems.append(_no_weights(folder.path, ADAPTER_WEIGHTS))

@@ -17,8 +17,6 @@ from align.data.encode import Encoder
 from align.models.adapters import unwrap
 from align.models.forward import causal_lm, own_attention_name
 
-_BATCH = 16
-
 
 def answer(
     model: nn.Module,
@@ -30,8 +28,9 @@ def answer(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    batch: int = 16,
 ) -> list[list[int]]:
-    """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``.
+    """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``; ``batch`` at a time.
 
     Greedy at temperature 0, else sampling from ``seed``. Returns the generated ids, each with its stop id when it stopped by itself.
     The caller's random state, training mode and attention are left as they were.
@@ -41,8 +40,8 @@ def answer(
     with generating(model) as lm, torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         settings = generation_settings(lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
-        for start in range(0, len(prompts), _BATCH):
-            answers += _continue(lm, encoder, prompts[start : start + _BATCH], settings)
+        for start in range(0, len(prompts), batch):
+            answers += _continue(lm, encoder, prompts[start : start + batch], settings)
     return answers
 
 

@@ -1,43 +1,59 @@
-"""Scalar models: a transformer without LM head and one linear output, fp32. Reward models read it where an answer ends, value models before
-every token."""
+"""Scalar models: a transformer without LM head and one linear output. Reward models read it where an answer ends, value models before
+every token.
+
+The head is fp32 whatever the backbone computes in: bf16 has 8 bits, and scores of one pair often differ by less. It has no bias. The
+ranking loss does not see one, and transformers' classifiers of this family have none, so an exported model scores the same to the last bit.
+"""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import PreTrainedModel
 
 from align import files
 from align.batching.batch import Batch
+from align.batching.tree import Layout, pack
 from align.data.encode import Encoder
+from align.data.trees import Tree
 from align.errors import InputError, Problem
-from align.functional.segments import segment_count
 from align.models.adapters import is_lora, merged_copy
+from align.models.folder import HEAD, ModelFolder, read_folder
 from align.models.forward import causal_lm, hidden_states
-from align.models.load import DTYPES, locate
+from align.models.generate import embedding_rows
+from align.models.identity import is_gguf
+from align.models.load import load_backbone, locate, readable, require_rows
+from align.models.quiet import no_progress_bars
+from align.models.save import MERGED, SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
 from align.recipe.schema import Model
 
-HEAD = "reward_head.safetensors"
-"""Beside the backbone's own files."""
+Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])
 
 
 class ScalarModel(nn.Module):
-    """``backbone`` (a transformers model, or a PeftModel around one) and ``head``, an fp32 linear layer to one number."""
+    """``backbone`` (a transformers model without LM head, or a PeftModel around one) and ``head``, an fp32 linear layer to one number.
 
-    def __init__(self, backbone: nn.Module) -> None:
+    A new head is drawn from a normal distribution of standard deviation 1 / sqrt(d + 1), d the hidden size, as in OpenAI's
+    lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. States behind a final norm have length about sqrt(d), so first scores
+    spread by 1 where the states have nothing in common, and by less where answers end alike.
+    """
+
+    def __init__(self, backbone: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         inner = causal_lm(backbone)
         width = int(inner.config.get_text_config().hidden_size)
         self.backbone: nn.Module = backbone
         self.head = nn.Linear(width, 1, bias=False, dtype=torch.float32)
-        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)
+        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)  # on the CPU: the same numbers on every device
         self.head.to(inner.device)
 
     def at(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
@@ -53,19 +69,37 @@ class ScalarModel(nn.Module):
 
 
 def branch_scores(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
-    """The number at each answer's last token: fp32 [B]."""
-    ends = segment_count(batch.branch, batch.num_branches).cumsum(0) - 1
-    return model.at(batch, batch.targets[ends], own_attention=own_attention)
+    """The score of each branch: the head at its last target, which is the token that ends the answer. fp32 [B].
+
+    Found by place, never by token id: padding may have the id of an end token (C06). Every branch must have a target.
+    """
+    last = torch.full((batch.num_branches,), -1, device=batch.targets.device)
+    return model.at(batch, last.scatter_reduce(0, batch.branch, batch.targets, "amax"), own_attention=own_attention)
 
 
 def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
-    """The number at the token before each target, the state in which that target is chosen: fp32 [N]."""
+    """The value of the state before each target: the head where the target is predicted from. fp32 [N], in the order of the targets."""
     return model.at(batch, batch.sources, own_attention=own_attention)
+
+
+@torch.no_grad()
+def score_trees(model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int, layout: Layout, pad_id: int) -> list[list[float]]:
+    """Scores of all branches of each tree. The same, to rounding, whatever else is scored with them."""
+    scores = [[0.0] * len(tree.branches) for tree in trees]
+    device = model.head.weight.device
+    multiple = microbatch_tokens if device.type == "cuda" and layout != "padded" else 1  # one row length, for which the kernel is compiled
+    for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id, multiple_of=multiple):
+        batch = cpu_batch.to(device)
+        values = branch_scores(model, batch, own_attention=layout == "padded").tolist()
+        places = zip(cpu_batch.branch_tree.tolist(), cpu_batch.branch_slot.tolist(), strict=True)
+        for value, (tree, slot) in zip(values, places, strict=True):
+            scores[cpu_batch.tree_index[tree]][slot] = value
+    return scores
 
 
 @dataclass(frozen=True)
 class ScoreStats:
-    """Mean and standard deviation of a model's numbers, and of how many."""
+    """Mean and standard deviation of a reward model's scores on the answers that it was trained on, and of how many answers."""
 
     mean: float
     std: float
@@ -77,6 +111,13 @@ class ScoreStats:
         values = np.asarray(scores, dtype=np.float64)
         return cls(float(values.mean()), float(values.std()), values.size)
 
+    def normalise(self, scores: Number) -> Number:
+        """Scores in standard deviations from the mean. Whoever shows or uses scores says whether they are normalised: once is enough."""
+        return (scores - self.mean) / (self.std or 1.0)
+
+
+# Folders
+
 
 def load_scalar(
     model: Model,
@@ -86,25 +127,122 @@ def load_scalar(
     cache: Path | None = None,
     quantize: Literal["nf4"] | None = None,
 ) -> ScalarModel:
-    """The reward or value model at ``model.path``, already resolved. Raises InputError when it is a language model without such a head."""
-    folder = locate(model)
-    if not (folder / HEAD).is_file():
-        raise InputError(Problem(f"not a reward model: it has no {HEAD}", file=str(folder)))
-    backbone: Any = AutoModel.from_pretrained(str(folder), dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True)
-    scalar = ScalarModel(backbone.to(device))
+    """The reward model at ``model.path`` that a reward stage saved: whole, or an adapter with its base. In eval mode, dropout off.
+
+    Raises:
+        InputError: it is no reward model of ours (a plain language model has no head, and none is made up), or it is damaged.
+        EnvironmentFault: as for :func:`~align.models.load.load_policy`.
+    """
+    folder = _reward_folder(model)
+    scalar = ScalarModel(load_backbone(model, dtype=dtype, device=device, cache=cache, quantize=quantize))
+    with readable(folder.path / HEAD):
+        weight = load_file(folder.path / HEAD)["weight"]
+    if weight.shape != scalar.head.weight.shape:
+        shapes = f"{tuple(weight.shape)}, the backbone needs {tuple(scalar.head.weight.shape)}"
+        raise InputError(Problem(f"the head is {shapes}", file=str(folder.path / HEAD)))
+    return with_head(scalar, weight).eval()
+
+
+def with_head(scalar: ScalarModel, weight: Tensor) -> ScalarModel:
+    """The same model with the head's ``weight`` [1, d] replaced."""
     with torch.no_grad():
-        scalar.head.weight.copy_(load_file(folder / HEAD)["weight"])
-    return scalar.eval()
+        scalar.head.weight.copy_(weight)
+    return scalar
+
+
+@dataclass(frozen=True)
+class ScoreNotes:
+    """What a reward model's folder says of its scores."""
+
+    encoder: str
+    """Digest of tokenizer and template that it was trained with."""
+    layout: Layout
+    """How rows are laid out: a model that cannot attend by trees needs ``padded``."""
+    stats: ScoreStats
+
+
+def score_notes(model: Model) -> ScoreNotes:
+    """Those of the reward model at ``model.path``. Raises :class:`InputError` when there are none."""
+    folder = _reward_folder(model)
+    try:
+        notes = folder.notes
+        return ScoreNotes(notes["encoder"], notes["layout"], ScoreStats(**notes["scores"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(Problem("align.json has no statistics of its scores", file=str(folder.path))) from error
+
+
+def _reward_folder(model: Model) -> ModelFolder:
+    location = locate(model)
+    if is_gguf(location):
+        raise InputError(Problem("a .gguf file is a language model, not a reward model", file=str(location)))
+    return read_folder(location, "reward_model")
 
 
 def save_scalar(
-    model: ScalarModel, encoder: Encoder, out: Path, *, base: Model, scores: ScoreStats, layout: str = "tree", save_merged: bool = False
+    model: ScalarModel,
+    encoder: Encoder,
+    out: Path,
+    *,
+    base: Model,
+    scores: ScoreStats,
+    layout: Layout = "tree",
+    save_merged: bool = False,
 ) -> dict[str, Any]:
-    """Write a model with all its weights, its head and its tokenizer into the folder ``out``."""
-    with files.machine_faults(out):
-        plain = merged_copy(model.backbone) if is_lora(model.backbone) else model.backbone
-        causal_lm(plain).save_pretrained(out)
-        encoder.tokenizer.save_pretrained(out)
-        save_file({"weight": model.head.weight.detach().cpu().contiguous()}, out / HEAD)
-    files.write_json(out / "align.json", {"scores": vars(scores), "layout": layout, "encoder": encoder.digest})
-    return {"format": "full"}
+    """Write a reward model into the folder ``out``: head, tokenizer, notes, and the backbone or its adapter when that is what was trained.
+
+    ``base`` is what the stage started from (resolved). ``save_merged`` adds the folder ``merged`` with the adapter merged in. Publishing
+    the folder at once is the caller's. The model is left as it was.
+
+    Returns:
+        For the stage's report: format, dtype, parameters, stop ids, base, and for a merged copy how far its scores are from the adapter's.
+
+    Raises:
+        InputError: the tokenizer has ids beyond the model's embeddings.
+        EnvironmentFault: the disk is full or cannot be written.
+    """
+    inner, adapter = causal_lm(model.backbone), is_lora(model.backbone)
+    require_rows(encoder.tokenizer, embedding_rows(inner), out)
+    origin = origin_of(base, adapter=adapter)
+    report: dict[str, Any] = {
+        "format": "lora" if adapter else "full",
+        "dtype": str(inner.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in inner.parameters()) + model.head.weight.numel(),
+        "stop_ids": list(encoder.stop_ids),
+        "base": origin,
+    }
+    notes = {"scores": vars(scores), "layout": layout}
+    with files.machine_faults(out), no_progress_bars():
+        out.mkdir(parents=True, exist_ok=True)
+        if adapter:
+            report["adapter_parameters"] = save_adapter(model.backbone, out, origin)
+            if save_merged:
+                plain = with_head(ScalarModel(merged_copy(model.backbone)), model.head.weight)
+                report["merged"] = {"max_abs_score_diff": _drift(model, plain, encoder, layout)}
+                save_backbone(causal_lm(plain.backbone), encoder, out / MERGED)
+                _save_rest(plain, encoder, out / MERGED, origin, notes)
+        else:
+            save_backbone(inner, encoder, out)
+        _save_rest(model, encoder, out, origin, notes)
+    return report
+
+
+def _save_rest(model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], notes: dict[str, Any]) -> None:
+    save_file({"weight": model.head.weight.detach().cpu().contiguous()}, out / HEAD, metadata={"format": "pt"})
+    save_tokenizer(encoder, out)
+    (out / HEAD).chmod((out / "tokenizer_config.json").stat().st_mode)  # safetensors ignores the umask
+    save_notes(encoder, out, origin, **copy.deepcopy(notes))
+
+
+def _drift(model: ScalarModel, merged: ScalarModel, encoder: Encoder, layout: Layout) -> float:
+    """The largest difference of a score between an adapter and its merged copy, on 20 fixed answers."""
+    trees = []
+    for it in SUBJECTS:
+        trunk, answers = encoder.encode_answers(
+            [{"role": "user", "content": f"Do you like {it}?"}], [[{"role": "assistant", "content": f"Yes, {it} is fine."}]]
+        )
+        trees.append(Tree(it, trunk, answers))
+    settings: dict[str, Any] = {"microbatch_tokens": 512, "layout": layout, "pad_id": encoder.pad_id}
+    training = model.training
+    one, other = score_trees(model.eval(), trees, **settings), score_trees(merged.eval(), trees, **settings)
+    model.train(training)
+    return max(abs(a - b) for (a,), (b,) in zip(one, other, strict=True))

@@ -36,7 +36,7 @@ def cached_commit(name: str, revision: str | None) -> str | None:
 def _complete(snapshot: Path) -> bool:
     """Other programs leave snapshots that hold only what they needed, such as the tokenizer."""
     try:
-        read_folder(snapshot)
+        read_folder(snapshot, None)
         require_tokenizer(snapshot)
     except InputError:
         return False

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.files import digest_json, sha256_file
-from align.models.folder import read_folder
+from align.models.folder import HEAD, read_folder
 from align.models.hub import cached_commit
 
 
@@ -39,8 +39,9 @@ def model_digest(location: Path | str, revision: str | None = None) -> str:
     path = Path(location).expanduser()
     if is_gguf(path) and path.is_file():
         return sha256_file(path)
-    folder = read_folder(path)
-    parts: dict[str, Any] = {weights.name: sha256_file(weights) for weights in folder.weights}
+    folder = read_folder(path, None)
+    weights = [*folder.weights, *([path / HEAD] if folder.is_reward_model else [])]
+    parts: dict[str, Any] = {file.name: sha256_file(file) for file in weights}
     if folder.adapter is None:
         return digest_json(parts | {"config.json": sha256_file(path / "config.json")})
     settings = {key: value for key, value in folder.adapter.items() if key not in ("base_model_name_or_path", "revision")}

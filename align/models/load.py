@@ -15,13 +15,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from align.data.encode import Encoder
@@ -67,9 +76,51 @@ def load_policy(
             same: dict[str, Any] = {"attn_implementation": attn_implementation, "cache": cache, "quantize": quantize}
             base = load_policy(adapter_base(folder), dtype=dtype, device=device, **same)
             return _attach(base, folder)
-        lm = _load_folder(folder, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
+        lm = _load_folder(folder, AutoModelForCausalLM, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
         if not is_gguf(location):
             lm.name_or_path = lm.config.name_or_path = model.path  # a hub model's id, not the cache's folder
+    return _ready(lm, dtype, device, quantize)
+
+
+def load_backbone(
+    model: Model,
+    *,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    quantize: Literal["nf4"] | None = None,
+) -> PreTrainedModel:
+    """The transformer under a language model, or under a reward model of ours: without LM head, otherwise as :func:`load_policy`."""
+    location = locate(model)
+    same: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "quantize": quantize}
+    folder = None if is_gguf(location) else read_folder(location, None)
+    if folder is None or not folder.is_reward_model:
+        bare: PreTrainedModel = without_lm_head(load_policy(model, **same))
+        return bare
+    if folder.adapter is not None:
+        return _attach(load_backbone(adapter_base(folder), **same), folder)
+    backbone = _load_folder(folder, AutoModel, DTYPES[dtype], "sdpa", _four_bits(quantize, DTYPES[dtype], device))
+    backbone.name_or_path = backbone.config.name_or_path = model.path
+    return _ready(backbone, dtype, device, quantize)
+
+
+def without_lm_head(model: Any) -> Any:
+    """The transformer inside a language model, with its adapters if it has some; the LM head is let go of.
+
+    ``model`` must not be used afterwards: it is the wrapper of adapters that is kept, around what is left.
+    """
+    lm = causal_lm(model)
+    backbone: Any = lm.base_model
+    backbone.name_or_path = lm.name_or_path
+    if not isinstance(model, PeftModel):
+        return backbone
+    wrapper: Any = model
+    wrapper.base_model.model = backbone
+    vars(wrapper).pop("base_model_prepare_inputs_for_generation", None)  # a method of the language model, which would keep it alive
+    return model
+
+
+def _ready(lm: PreTrainedModel, dtype: Literal["fp32", "bf16"], device: torch.device | str, quantize: str | None) -> PreTrainedModel:
     disable_dropout(lm)
     if quantize is None:  # 4-bit weights are on their device already, and have no other type
         nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
@@ -98,7 +149,7 @@ def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedToke
     if is_gguf(location):
         tokenizer = _load_tokenizer(gguf.dequantised(location, cache, weights=False)) if cache else gguf.read_tokenizer(location)
     else:
-        folder = read_folder(location)
+        folder = read_folder(location, None)
         if folder.adapter is not None and not (location / "tokenizer_config.json").is_file():
             return load_tokenizer(adapter_base(folder).model_copy(update={"chat_template": model.chat_template}), cache=cache)
         require_tokenizer(location)
@@ -118,7 +169,7 @@ def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
     """
     tokenizer = load_tokenizer(model, cache=cache)
     location = locate(model)
-    notes = read_folder(location).notes if location.is_dir() else {}
+    notes = read_folder(location, None).notes if location.is_dir() else {}
     settings = model.chat_template_kwargs or notes.get("chat_template_kwargs", {})
     return Encoder(tokenizer, template_kwargs=settings)
 
@@ -180,6 +231,31 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path |
         raise InputError(Problem(problem, file=str(location), hint=hint))
 
 
+# Other people's reward models
+
+
+def load_classifier(model: Model, *, dtype: Literal["fp32", "bf16"] = "fp32", device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The sequence-classification model with one label at ``model.path``, already resolved. In eval mode, dropout off.
+
+    Raises:
+        InputError: as for :func:`load_policy`; or it gives several numbers, or is an encoder with a decoder, which reads its score where it
+            finds an end token.
+        EnvironmentFault: as for :func:`load_policy`.
+    """
+    folder = read_folder(locate(model), "classifier")
+    classifier = _load_folder(folder, AutoModelForSequenceClassification, DTYPES[dtype], None, {})
+    problem = None
+    if classifier.config.num_labels != 1:
+        problem = f"gives {classifier.config.num_labels} numbers; a reward model gives one"
+    elif classifier.config.is_encoder_decoder:
+        problem = f"{type(classifier).__name__} finds its score by the id of an end token, which is not safe"
+    if problem is not None:
+        raise InputError(Problem(problem, file=str(folder.path)))
+    disable_dropout(classifier)
+    nn.Module.to(classifier, device=device, dtype=DTYPES[dtype])
+    return classifier  # transformers loads models in eval mode
+
+
 # Adapters
 
 
@@ -205,7 +281,7 @@ def adapter_base(folder: ModelFolder) -> Model:
 
 
 def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
-    with _readable(folder.path / ADAPTER_CONFIG):
+    with readable(folder.path / ADAPTER_CONFIG):
         config = LoraConfig.from_pretrained(folder.path)
         config.inference_mode = True
         config.base_model_name_or_path = base.name_or_path or None  # paths may differ; the base was compared by content
@@ -222,14 +298,19 @@ def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
 # Folders
 
 
-def _load_folder(folder: ModelFolder, dtype: torch.dtype, attn_implementation: str, quantization: Mapping[str, Any]) -> PreTrainedModel:
+def _load_folder(
+    folder: ModelFolder, auto: Any, dtype: torch.dtype, attn_implementation: str | None, quantization: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Through transformers' class ``auto``: with an LM head, without one, or with a classifier's."""
     _refuse_remote_code(folder)
     path = str(folder.path)
-    with _readable(folder.path), no_progress_bars():
+    with readable(folder.path), no_progress_bars():
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if auto is AutoModelForSequenceClassification and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise InputError(Problem(f"transformers has no sequence classifier for {config.model_type} models", file=path))
+        if auto is not AutoModelForSequenceClassification and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(Problem(f"a {config.model_type} model is no causal language model", file=path))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -248,7 +329,7 @@ def _load_folder(folder: ModelFolder, dtype: torch.dtype, attn_implementation: s
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with _readable(folder):
+    with readable(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     return tokenizer
 
@@ -269,7 +350,7 @@ def _refuse_remote_code(folder: ModelFolder) -> None:
     path = folder.path / "tokenizer_config.json"
     if not path.is_file():
         return
-    with _readable(path):
+    with readable(path):
         settings = json.loads(path.read_bytes())
         name = settings.get("tokenizer_class") or ""
         native = any(tokenizer_class_from_name(known) is not None for known in (name, f"{name}Fast"))
@@ -278,7 +359,7 @@ def _refuse_remote_code(folder: ModelFolder) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """What the libraries raise about a folder's content, as one line that names it."""
     try:
         yield

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align import files
 from align.data.encode import Encoder
@@ -31,7 +29,7 @@ MERGED = "merged"
 """Folder beside an adapter with the whole model, when that was asked for."""
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
-_SUBJECTS = (
+SUBJECTS = (
     *("rain", "bread", "glass", "the moon", "a river", "salt", "a bridge", "snow", "a clock", "wool"),
     *("iron", "tea", "a violin", "sand", "the sea", "paper", "a candle", "honey", "chess", "a shadow"),
 )
@@ -54,7 +52,7 @@ def save_policy(model: nn.Module, encoder: Encoder, out: Path, *, base: Model, s
     """
     lm = causal_lm(unwrap(model))
     require_rows(encoder.tokenizer, embedding_rows(lm), out)
-    origin = _origin(base, adapter=is_lora(model))
+    origin = origin_of(base, adapter=is_lora(model))
     report: dict[str, Any] = {
         "format": "lora" if is_lora(model) else "full",
         "dtype": str(lm.dtype).removeprefix("torch."),
@@ -65,18 +63,18 @@ def save_policy(model: nn.Module, encoder: Encoder, out: Path, *, base: Model, s
     with files.machine_faults(out), no_progress_bars():
         out.mkdir(parents=True, exist_ok=True)
         if is_lora(model):
-            report["adapter_parameters"] = _save_adapter(model, out, origin)
+            report["adapter_parameters"] = save_adapter(model, out, origin)
             report["generation_flags_left_out"] = _generation(lm, encoder)[1]
             if save_merged:
                 plain = merged_copy(model)
                 report["merged"] = drift(model, plain, encoder)
                 _save_whole(plain, encoder, out / MERGED)
-                _save_tokenizer(encoder, out / MERGED)
-                _save_notes(encoder, out / MERGED, origin)
+                save_tokenizer(encoder, out / MERGED)
+                save_notes(encoder, out / MERGED, origin)
         else:
             report["generation_flags_left_out"] = _save_whole(lm, encoder, out)
-        _save_tokenizer(encoder, out)
-    _save_notes(encoder, out, origin)
+        save_tokenizer(encoder, out)
+    save_notes(encoder, out, origin)
     return report
 
 
@@ -84,24 +82,28 @@ def save_policy(model: nn.Module, encoder: Encoder, out: Path, *, base: Model, s
 
 
 def _save_whole(lm: PreTrainedModel, encoder: Encoder, out: Path) -> list[str]:
-    config = _config(lm, encoder)
     generation, left_out = _generation(lm, encoder)
-    with _speaking_for(lm, config, generation):
-        lm.save_pretrained(out)
-    for weights in out.glob("*.safetensors"):
-        weights.chmod((out / "config.json").stat().st_mode)  # safetensors ignores the umask
+    save_weights(lm, out, config=_config(lm, encoder), generation_config=generation)
     return left_out
 
 
-@contextmanager
-def _speaking_for(lm: PreTrainedModel, config: PreTrainedConfig, generation: GenerationConfig) -> Iterator[None]:
-    """Lend the model another configuration while it is saved."""
-    before = lm.config, lm.generation_config
-    lm.config, lm.generation_config = config, generation
+def save_backbone(backbone: PreTrainedModel, encoder: Encoder, out: Path) -> None:
+    """Write a model without LM head, for ``AutoModel``."""
+    save_weights(backbone, out, config=_config(backbone, encoder))
+
+
+def save_weights(model: PreTrainedModel, out: Path, **lent: Any) -> None:
+    """Write weights and configuration with attributes lent to the model for the while (``config=...``)."""
+    before = {name: getattr(model, name) for name in lent}
     try:
-        yield
+        for name, value in lent.items():
+            setattr(model, name, value)
+        model.save_pretrained(out)
     finally:
-        lm.config, lm.generation_config = before
+        for name, value in before.items():
+            setattr(model, name, value)
+    for weights in out.glob("*.safetensors"):
+        weights.chmod((out / "config.json").stat().st_mode)  # safetensors ignores the umask
 
 
 def _config(lm: PreTrainedModel, encoder: Encoder) -> PreTrainedConfig:
@@ -136,8 +138,9 @@ def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig
     return generation, left_out
 
 
-def _save_tokenizer(encoder: Encoder, out: Path) -> None:
-    tokenizer = copy.copy(encoder.tokenizer)
+def save_tokenizer(encoder: Encoder, out: Path, changed: PreTrainedTokenizerBase | None = None) -> None:
+    """Write the tokenizer (or a ``changed`` one) with the template of training, by a class name that transformers 4 knows as well."""
+    tokenizer = copy.copy(changed or encoder.tokenizer)
     tokenizer.chat_template = encoder.template
     tokenizer.save_pretrained(out)
     path = out / "tokenizer_config.json"
@@ -145,11 +148,12 @@ def _save_tokenizer(encoder: Encoder, out: Path) -> None:
     for name in ("auto_map", "is_local", "local_files_only"):
         settings.pop(name, None)
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same class, by the name that transformers 4 knows as well
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same class
     files.write_json(path, settings)
 
 
-def _save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
+def save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
+    """Write the model's adapters as one, of the base that ``origin`` names; returns its number of parameters."""
     state, config = adapter_to_save(model)
     lm = causal_lm(unwrap(model))
     config.base_model_name_or_path = lm.name_or_path
@@ -163,15 +167,16 @@ def _save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
-def _save_notes(encoder: Encoder, out: Path, origin: dict[str, Any]) -> None:
+def save_notes(encoder: Encoder, out: Path, origin: dict[str, Any], **more: Any) -> None:
+    """What this package wants to know when it loads the folder again."""
     notes = {"base": origin, "chat_template_kwargs": encoder.template_kwargs, "encoder": encoder.digest, "stop_ids": list(encoder.stop_ids)}
-    files.write_json(out / NOTES, notes)
+    files.write_json(out / NOTES, notes | more)
 
 
 # Where it comes from
 
 
-def _origin(base: Model, *, adapter: bool) -> dict[str, Any]:
+def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
     """Path or hub id, revision and digest of what the saved weights build on, and the format they were dequantised from, if any.
 
     An adapter on top of an adapter is saved as one adapter of the first one's base.
@@ -182,11 +187,11 @@ def _origin(base: Model, *, adapter: bool) -> dict[str, Any]:
     path = Path(base.path).expanduser().absolute()
     notes: dict[str, Any] = {}
     if not is_gguf(path):
-        folder = read_folder(path)
+        folder = read_folder(path, None)
         notes = folder.notes.get("base") or {}
         if adapter and folder.adapter is not None:
             under = Model(path=folder.adapter["base_model_name_or_path"], revision=folder.adapter.get("revision"))
-            return notes or _origin(under, adapter=True)
+            return notes or origin_of(under, adapter=True)
     format = gguf.quantisation(path) if is_gguf(path) else notes.get("dequantised_from")
     return {"path": str(path), "revision": None, "digest": model_digest(path), "dequantised_from": format}
 
@@ -197,7 +202,7 @@ def _origin(base: Model, *, adapter: bool) -> dict[str, Any]:
 @torch.no_grad()
 def drift(model: nn.Module, merged: PreTrainedModel, encoder: Encoder) -> dict[str, float | int]:
     """How far a merged copy is from its adapter on 20 fixed prompts: largest difference of a logit, and equal greedy answers (8 tokens)."""
-    prompts = [encoder.encode_prompt([{"role": "user", "content": f"Write one sentence about {it}."}]).tolist() for it in _SUBJECTS]
+    prompts = [encoder.encode_prompt([{"role": "user", "content": f"Write one sentence about {it}."}]).tolist() for it in SUBJECTS]
     widest = 0.0
     with generating(model) as one, generating(merged) as other:
         for prompt in prompts:

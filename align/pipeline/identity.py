@@ -17,6 +17,7 @@ from align.pipeline.artifacts import Identity
 from align.recipe.fields import mark_of
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import DataSource, Stage
+from align.recipe.scoring import FunctionScorer
 
 NEUTRAL = {
     "train.report_to": "only shows the metrics elsewhere as well",
@@ -38,8 +39,8 @@ ContentDigest = Callable[[str], str]
 def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity:
     """The identity of stage ``name``.
 
-    The recipe's model is an input unless the stage names a policy wherever it could. A third party's stage and converters count by the
-    source of the module that they are in, not by what that module imports; our own stages by the schema version.
+    The recipe's model is an input unless the stage names a policy wherever it could. A third party's stage, converters and scorers count by
+    the source of the module that they are in, not by what that module imports; our own stages by the schema version.
     """
     spec = loaded.recipe.stages[name]
     inputs = {referred.text: digest(referred.text) for referred in loaded.references(name)}
@@ -100,22 +101,26 @@ def _needs_model(spec: Stage) -> bool:
 
 
 def _foreign_modules(spec: Stage) -> Iterator[str]:
-    """Modules outside this package whose code decides the result: of the stage's kind and function, and of converters of rows."""
+    """Modules outside this package whose code decides the result: of the stage's kind and function, of converters of rows, of scorers."""
     if ":" in spec.kind:
         yield spec.kind.partition(":")[0]
         yield spec.implementation.partition(":")[0]
-    yield from (source.format.partition(":")[0] for source in _sources(spec) if source.format is not None and ":" in source.format)
+    for part in _models(spec):
+        if isinstance(part, DataSource) and part.format is not None and ":" in part.format:
+            yield part.format.partition(":")[0]
+        elif isinstance(part, FunctionScorer):
+            yield part.function.partition(":")[0]
 
 
-def _sources(value: Any) -> Iterator[DataSource]:
-    if isinstance(value, DataSource):
+def _models(value: Any) -> Iterator[BaseModel]:
+    """A model and all models inside it."""
+    if isinstance(value, BaseModel):
         yield value
-    elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _sources(getattr(value, name))
+            yield from _models(getattr(value, name))
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _sources(item)
+            yield from _models(item)
 
 
 def _source_digest(module: str) -> str:

@@ -34,7 +34,7 @@ class Origin:
 
 
 def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> Origin:
-    """Follow a stage's ``policy`` through the stages before it to a model that exists.
+    """Follow a stage's ``policy`` (or ``init``) through the stages before it to a model that exists.
 
     Raises :class:`InputError` when a local model's configuration cannot be read.
     """
@@ -42,10 +42,12 @@ def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> Origin:
     trail: list[str] = []
     name: str | None = stage
     while name is not None:
-        reference = getattr(loaded.recipe.stages[name], "policy", None)
-        if reference is None:
+        spec = loaded.recipe.stages[name]
+        field = next((field for field in ("policy", "init") if getattr(spec, field, None)), None)
+        if field is None:
             break
-        key = f"stages.{name}.policy" if not trail else key
+        reference = getattr(spec, field)
+        key = f"stages.{name}.{field}" if not trail else key
         ref = refs.parse(reference, loaded.root)
         name = ref.name if isinstance(ref, refs.StageRef) else None
         if name is None:

@@ -151,7 +151,10 @@ class _Training:
         self.train: Train = getattr(spec, "train")  # noqa: B009 - a field that not every stage has
         self.lora: Lora | None = getattr(spec, "lora", None)
         self.origin, self.data, self.machine, self.processes, self.measured_speed = origin, data, machine, processes, measured_speed
-        shape = origin.shape
+        self.shape = origin.shape
+        if self.shape is not None and spec.produces == "reward_model":
+            self.shape = dataclasses.replace(self.shape, lm_head=False)
+        shape = self.shape
         self.terms: list[Term] = (
             [] if shape is None else estimate.memory(shape, self.train, self.lora, device=machine.device, processes=processes)
         )
@@ -162,7 +165,7 @@ class _Training:
 
     def rows(self) -> list[Row]:
         """All of them, in reading order."""
-        shape = self.origin.shape
+        shape = self.shape
         rows = [Row("starts from", self.origin.name, self.origin.source), *self._data_rows(), *self._step_rows()]
         if shape is None:
             return [*rows, Row("parameters, memory, disk, time", "unknown", self.origin.source)]

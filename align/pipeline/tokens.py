@@ -6,19 +6,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
 from align.recipe import refs
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DataSource, Model, SelfContrastStage, Train
+from align.recipe.schema import DataSource, Model, SelfContrastStage
 
 EXACT_BYTES = 8_000_000
 """Data up to this size are encoded to count them."""
 _BYTES_PER_TOKEN = 4
-_WANT: dict[str, Literal["conversation", "preference"]] = {"sft": "conversation", "dpo": "preference"}
-"""What a stage kind reads its `data` as."""
+_COUNTED = ("sft", "reward", "dpo")
+"""Stage kinds whose data are encoded to count them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder)
     if any(isinstance(location, str) for location in locations):
         return Amount("unknown: a data set on the hub is not downloaded to plan")
     size = sum(_size(Path(location)) for location in locations)
-    if spec.kind in _WANT and model is not None and size <= EXACT_BYTES:
+    if spec.kind in _COUNTED and model is not None and size <= EXACT_BYTES:
         return _encoded(loaded, name, model, run)
     why = "larger than what is encoded to count" if size > EXACT_BYTES else "the tokenizer is not on this machine"
     filters = ", `where` and `limit` ignored" if any(source.where or source.limit for source in sources) else ""
@@ -124,36 +124,21 @@ def _lines(paths: Sequence[Path]) -> int | None:
 
 def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder) -> Amount:
     """Encode as the stage will, and cut the steps as it will. Uses the runs' cache if there is one, and leaves nothing behind otherwise."""
-    from align.batching.loader import plan_steps
-    from align.data.datasets import load_trees
     from align.models.load import load_encoder
+    from align.stages.reading import read_data
 
     spec: Any = loaded.recipe.stages[name]
     seed = loaded.recipe.seed if spec.seed is None else spec.seed
-    train: Train = spec.train
     with tempfile.TemporaryDirectory(prefix="align-plan-") as scratch:
-        encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
-        store, report = load_trees(
-            _WANT[spec.kind],
-            spec.data,
+        read = read_data(
+            spec,
             resolve=lambda text: _locate(loaded, run, text),
-            encoder=encoder,
-            max_length=spec.max_length,
-            too_long=spec.too_long,
-            train_on=getattr(spec, "train_on", "last"),
-            seed=seed,
+            encoder=load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None),
             cache=run.cache if run.cache.is_dir() else Path(scratch),
-            rejects=None,
-        )
-        plan = plan_steps(
-            store.sizes,
             seed=seed,
-            epochs=train.epochs,
-            batch_size=train.batch_size,
-            tokens_per_step=train.tokens_per_step,
-            max_steps=train.max_steps,
+            rejects=None,
+            with_held_out=False,
         )
-        chosen = plan.order[: plan.bounds[-1]]
-        return Amount(
-            "encoded with the model's tokenizer", len(store), report.tokens, report.targets, len(plan), int(store.sizes[chosen].sum())
-        )
+        plan, report = read.plan(spec.train, seed), read.report
+        seen = int(read.examples.sizes[plan.order[: plan.bounds[-1]]].sum())
+        return Amount("encoded with the model's tokenizer", len(read.trees), report.tokens, report.targets, len(plan), seen)

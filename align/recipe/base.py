@@ -122,6 +122,7 @@ class Model(Strict):
 
 
 def as_model(value: Any) -> Any:
+    """A path stands for a model with nothing else said."""
     return {"path": value} if isinstance(value, str) else value
 
 

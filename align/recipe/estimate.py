@@ -54,11 +54,13 @@ def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, proces
         Term("gradients", trained * kept, f"{count(trained)} trained, {kept} bytes each"),
         Term("Adam moments", 2 * trained * kept, "two for each trained parameter"),
         Term("activations", train.microbatch_tokens * activation_bytes(shape, train, lora), _activation_words(shape, train)),
-        Term("logits", _logit_bytes(shape, train, device), f"chunks of up to {CHUNK_ELEMENTS[device] // shape.vocab:,} tokens, twice"),
     ]
-    if lora is None:
-        terms.append(Term("LM head gradient", 4 * shape.vocab * shape.hidden, "summed over the chunks in fp32"))
-    else:
+    if shape.lm_head:
+        words = f"chunks of up to {CHUNK_ELEMENTS[device] // shape.vocab:,} tokens, twice"
+        terms.append(Term("logits", _logit_bytes(shape, train, device), words))
+        if lora is None:
+            terms.append(Term("LM head gradient", 4 * shape.vocab * shape.hidden, "summed over the chunks in fp32"))
+    if lora is not None:
         terms.append(Term("adapters", trained * kept, "fp32"))
     if train.autocast and train.dtype == "fp32":
         terms.append(Term("bf16 copies of the weights", 2 * shape.matrices, "autocast keeps them for the backward pass"))
@@ -158,7 +160,7 @@ def flops_per_token(shape: Shape, train: Train, lora: Lora | None) -> float:
 
 def _multiplied(shape: Shape) -> int:
     """Weights that a token is multiplied with; looking up an embedding multiplies nothing."""
-    return shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden)
+    return shape.parameters - (shape.vocab * shape.hidden if not (shape.tied and shape.lm_head) else 0)
 
 
 def sampled_tokens_per_second(shape: Shape, *, device: str, units: int) -> float:

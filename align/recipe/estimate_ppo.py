@@ -1,13 +1,16 @@
 """What PPO needs on top of training one policy: a value model, a reference, what scores, and the engine that samples.
 
-Bytes; symbols as in :mod:`align.recipe.shapes`. The reward model is taken to be as large as the policy.
+Bytes; symbols as in :mod:`align.recipe.shapes`. Reward models are taken to be as large as the policy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from align.recipe import estimate
 from align.recipe.estimate import Term, count, trained_parameters
 from align.recipe.ppo import PpoStage
+from align.recipe.scoring import EnsembleScorer, ModelScorer, Scorer
 from align.recipe.shapes import Shape
 
 _CACHE_GB = 2.0
@@ -50,10 +53,19 @@ def _value_model(shape: Shape, spec: PpoStage) -> list[Term]:
 
 
 def _frozen(shape: Shape, spec: PpoStage) -> list[Term]:
-    reference = [] if spec.lora else [Term("reference", shape.parameters * _width(spec), "a copy of the starting policy")]
-    dtype = getattr(spec.reward, "dtype", spec.train.dtype)
-    words = f"{count(shape.parameters)} in {dtype}, taken to be as large as the policy"
-    return [*reference, Term("reward model", shape.parameters * (4 if dtype == "fp32" else 2), words)]
+    terms = [] if spec.lora else [Term("reference", shape.parameters * _width(spec), "a copy of the starting policy")]
+    for scorer in _models_in(spec.reward):
+        words = f"{scorer.model}, taken to be as large as the policy, in {scorer.dtype}"
+        terms.append(Term("reward model", shape.parameters * (4 if scorer.dtype == "fp32" else 2), words))
+    return terms
+
+
+def _models_in(scorer: Scorer) -> Iterator[ModelScorer]:
+    if isinstance(scorer, ModelScorer):
+        yield scorer
+    elif isinstance(scorer, EnsembleScorer):
+        for member in scorer.ensemble:
+            yield from _models_in(member)
 
 
 def _engine(shape: Shape, spec: PpoStage, device: str, budget: float | None) -> list[Term]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -33,13 +33,32 @@ def stage_model(stage: Node) -> type[Stage] | None:
 def model_at(root: Node, path: Sequence[str | int]) -> type[BaseModel] | None:
     """The model that reads the mapping at ``path`` of a recipe; None when there is none."""
     model: type[BaseModel] | None = Recipe
+    known = 0
     if len(path) > 1 and path[0] == "stages":
-        model, path = stage_model(follow(root, path[:2])[1]), path[2:]
-    for part in path:
-        if isinstance(part, str) and model is not None:
-            field = model.model_fields.get(part)
-            model = next(models_in(field.annotation), None) if field else None
+        model, known = stage_model(follow(root, path[:2])[1]), 2
+    annotation: Any = None
+    for place in range(known, len(path)):
+        part = path[place]
+        if isinstance(part, str):
+            field = model.model_fields.get(part) if model is not None else None
+            annotation = field.annotation if field else None
+        model = model_of(annotation, follow(root, path[: place + 1])[1].plain())
     return model
+
+
+def model_of(annotation: Any, value: Any) -> type[BaseModel] | None:
+    """The model by which ``value``, as written, is read. Of several that ``annotation`` mentions, the one whose required keys are there."""
+    models = list(models_in(annotation))
+    fitting = (model for model in models if isinstance(value, Mapping) and _fits(model, value))
+    return next(fitting, models[0] if models else None)
+
+
+def _fits(model: type[BaseModel], value: Mapping[str, Any]) -> bool:
+    required = {name: field.annotation for name, field in model.model_fields.items() if field.is_required()}
+    return all(
+        name in value and (get_origin(annotation) is not Literal or value[name] in get_args(annotation))
+        for name, annotation in required.items()
+    )
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -8,9 +8,8 @@ from pydantic import Field, model_validator
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Reference, Stage, Strict
 from align.recipe.rollout import Rollout
+from align.recipe.scoring import ModelScorer, Scoring
 from align.recipe.train import Lora, Train
-
-RewardRef = Annotated[str, Reference(("reward_model",)), Field(min_length=1)]
 
 
 class PpoTrain(Train):
@@ -87,8 +86,8 @@ class PpoStage(Stage):
     """`ppo`"""
     policy: PolicyRef | None = None
     """The model to start from, which is also the reference; the recipe's `model` when absent."""
-    reward: RewardRef
-    """What scores the answers."""
+    reward: Scoring
+    """The scorer of the answers."""
     prompts: Data
     """Prompts to answer: one source, or a list (a mixture when they have weights). They are gone through in shuffled passes."""
     eval_prompts: Data | None = None
@@ -127,8 +126,8 @@ class PpoStage(Stage):
     lam: float = Field(default=0.95, ge=0, le=1)
     """Only for `gae`: lambda; 1 trusts the rewards, 0 the value model."""
     value_init: Literal["reward", "policy"] = "reward"
-    """Only for `gae`: the value model starts as the reward model, or as the policy with a new head."""
-    value_model: RewardRef | None = None
+    """Only for `gae`: the value model starts as the reward model (one that a `reward` stage made), or as the policy with a new head."""
+    value_model: Annotated[str, Reference(("reward_model",)), Field(min_length=1)] | None = None
     """Only for `gae`: a value model that an earlier run saved (the folder `value` of its result), instead of `value_init`."""
     value_learning_rate: float = Field(default=5e-6, gt=0)
     """Only for `gae`: the value model's peak learning rate; its schedule is the policy's."""
@@ -182,6 +181,13 @@ class PpoStage(Stage):
         return self.estimator in ("gae", "reinforce") if self.reference_baseline is None else self.reference_baseline
 
     @property
+    def value_start(self) -> str | None:
+        """The reward or value model that the value model starts from; None when it is the policy, or there is none."""
+        if self.estimator != "gae" or self.value_model is not None:
+            return self.value_model
+        return self.reward.model if self.value_init == "reward" and isinstance(self.reward, ModelScorer) else None
+
+    @property
     def steps_per_iteration(self) -> int:
         """Optimiser steps of one iteration."""
         return self.ppo_epochs * self.minibatches
@@ -200,6 +206,13 @@ class PpoStage(Stage):
             raise ValueError(f"reference_baseline has no effect with estimator {self.estimator}: it cancels; remove it")
         if self.estimator == "reinforce" and not self.uses_baseline:
             raise ValueError("estimator reinforce is nothing without its baseline: remove reference_baseline: false")
+        if (
+            self.estimator == "gae"
+            and self.value_init == "reward"
+            and self.value_model is None
+            and not isinstance(self.reward, ModelScorer)
+        ):
+            raise ValueError("value_init: reward needs a reward model as `reward`; with another scorer write value_init: policy")
         only_gae = {"gamma", "lam", "value_init", "value_model", "value_learning_rate", "value_clip"} & self.model_fields_set
         only_gae |= {"whiten_rewards"} if self.whiten_rewards else set()
         if self.estimator != "gae" and only_gae:

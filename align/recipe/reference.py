@@ -23,10 +23,12 @@ from align.recipe.schema import (
     Model,
     PpoTrain,
     Recipe,
+    RewardTrain,
     Rollout,
     Stage,
     Train,
 )
+from align.recipe.scoring import RULES, SCORERS, Scorer
 
 _INTRO = """\
 # Recipes
@@ -115,10 +117,14 @@ def render() -> str:
         _section("A data source", DataSource),
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
+        _section("`train` of reward models", RewardTrain, without=Train, level=3),
         _section("`train` of ppo", PpoTrain, without=Train, level=3),
         _section("`lora`", Lora),
         _section("`rollout`", Rollout),
         _section("`health`", Health),
+        _section("A scorer", Scorer),
+        *(_section(f"`{key}`", kind, level=3) for key, kind in SCORERS.items()),
+        *(_section(f"`rule: {name}`", rule, level=3) for name, rule in RULES.items()),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
 
@@ -128,10 +134,10 @@ def _section(title: str, model: type[BaseModel], *, without: type[BaseModel] | N
 
 
 def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = None) -> str:
-    own = model.__annotations__.keys() - {"kind"}  # what a class says anew counts as its own; the title says the kind
-    hidden = without.model_fields if without else {}
+    own = model.__annotations__.keys() - {"kind", "rule"}  # what a class says anew counts as its own; the title says the kind
+    hidden = {*(without.model_fields if without else ()), "rule"}
     rows = [_row(name, field) for name, field in model.model_fields.items() if name in own or name not in hidden]
-    return "\n".join([text, "", "| key | type | default | |", "|---|---|---|---|", *rows, ""])
+    return "\n".join([text, "", *(["| key | type | default | |", "|---|---|---|---|", *rows, ""] if rows else [])])
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -169,7 +175,7 @@ def _words(annotation: Any) -> Iterator[str]:
         for argument in arguments:
             yield from _words(argument)
     elif origin in (list, tuple):
-        inner = _either(list(_words(arguments[0])))
+        inner = _either(list(dict.fromkeys(_words(arguments[0]))))
         yield f"{inner}, or a list of them" if arguments[0] is DataSource else f"list of {inner}"
     elif origin is dict:
         yield f"mapping to {_either(list(_words(arguments[1])))}"
@@ -182,12 +188,18 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 def _noun(model: type[BaseModel]) -> str:
-    names: dict[type[BaseModel], str] = {DataSource: "data source", DpoTrain: "train of preferences", PpoTrain: "train of ppo"}
-    return names.get(model, model.__name__.lower())
+    names: dict[type[BaseModel], str] = {
+        DataSource: "data source",
+        DpoTrain: "train of preferences",
+        RewardTrain: "train of reward models",
+        PpoTrain: "train of ppo",
+    }
+    return "scorer" if issubclass(model, Scorer) else names.get(model, model.__name__.lower())
 
 
 def _anchor(model: type[BaseModel]) -> str:
-    return "a-data-source" if model is DataSource else _noun(model).replace(" ", "-")
+    noun = _noun(model).replace(" ", "-")
+    return f"a-{noun}" if noun in ("data-source", "scorer") else noun
 
 
 def _default(field: FieldInfo) -> str:

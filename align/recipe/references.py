@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 from align.errors import EnvironmentFault, InputError, Problem
 from align.recipe import refs
-from align.recipe.fields import mark_of, models_in, stage_model, stages_of
+from align.recipe.fields import mark_of, model_of, stage_model, stages_of
 from align.recipe.schema import Recipe, Reference
 from align.recipe.source import Node, follow
 from align.recipe.wording import did_you_mean
@@ -46,7 +47,7 @@ def find(value: Any, path: tuple[str | int, ...] = (), annotation: Any = None, m
         annotation: the type that the schema gives it.
         mark: what the schema accepts there, if it is a reference or a list of them.
     """
-    model = type(value) if isinstance(value, BaseModel) else next(models_in(annotation), None)
+    model = type(value) if isinstance(value, BaseModel) else model_of(annotation, value)
     if isinstance(value, str) and mark is not None:
         yield Referred(path, value, mark)
     elif isinstance(value, (list, tuple)):
@@ -56,10 +57,16 @@ def find(value: Any, path: tuple[str | int, ...] = (), annotation: Any = None, m
         for key, item in value.items():
             yield from find(item, (*path, key), annotation, mark)
     elif model is not None and isinstance(value, (str, Mapping, BaseModel)):
-        fields = {"path": value} if isinstance(value, str) else value  # a text is the short form of a mapping
+        fields = _short_form(model, value) if isinstance(value, str) else value
         for name, field in model.model_fields.items():
             item = getattr(fields, name) if isinstance(fields, BaseModel) else fields.get(name)
             yield from find(item, (*path, name), field.annotation, mark_of(field))
+
+
+def _short_form(model: type[BaseModel], text: str) -> dict[str, str]:
+    """The mapping that a text stands for: its first reference. The name of code is none."""
+    marked = (name for name, field in model.model_fields.items() if mark_of(field) is not None)
+    return {} if refs.names_code(text) else {name: text for name in islice(marked, 1)}
 
 
 def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem], list[Problem]]:

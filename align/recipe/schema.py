@@ -32,7 +32,9 @@ from align.recipe.contrast import SelfContrastStage
 from align.recipe.evaluate import EvaluateStage
 from align.recipe.ppo import Health, PpoStage, PpoTrain
 from align.recipe.refs import import_object
+from align.recipe.reward import RewardStage, RewardTrain
 from align.recipe.rollout import Rollout
+from align.recipe.select import LabelStage, SelectPromptsStage
 from align.recipe.train import DpoTrain, Lora, Train
 from align.recipe.tuning import DpoStage, SftStage
 
@@ -47,6 +49,7 @@ __all__ = [
     "EvaluateStage",
     "Hardware",
     "Health",
+    "LabelStage",
     "Lora",
     "Model",
     "PolicyRef",
@@ -54,7 +57,10 @@ __all__ = [
     "PpoTrain",
     "Recipe",
     "Reference",
+    "RewardStage",
+    "RewardTrain",
     "Rollout",
+    "SelectPromptsStage",
     "SelfContrastStage",
     "SftStage",
     "Stage",
@@ -65,7 +71,10 @@ __all__ = [
 
 BUILTIN_STAGES: dict[str, type[Stage]] = {
     "sft": SftStage,
+    "reward": RewardStage,
     "dpo": DpoStage,
+    "select_prompts": SelectPromptsStage,
+    "label": LabelStage,
     "ppo": PpoStage,
     "self_contrast": SelfContrastStage,
     "evaluate": EvaluateStage,

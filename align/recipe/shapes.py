@@ -23,6 +23,8 @@ class Shape:
     vocab: int
     tied: bool
     """Embedding and LM head are one matrix."""
+    lm_head: bool = True
+    """False for reward models, which end in a head of a single output."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -47,11 +49,11 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All parameters; a tied LM head counts once."""
+        """All parameters; a tied LM head counts once, a head of one output not at all."""
         biased = {"q_proj": self.qkv_bias, "k_proj": self.qkv_bias, "v_proj": self.qkv_bias, "o_proj": self.out_bias}
         biases = sum(outputs for name, (_, outputs) in self.linears.items() if biased.get(name, self.mlp_bias))
         norms = self.norms * self.hidden + 2 * self.head_dim * self.qk_norm
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        embeddings = self.vocab * self.hidden * (1 if self.tied or not self.lm_head else 2)
         return self.matrices + self.layers * (biases + norms) + self.hidden + embeddings
 
     def lora_parameters(self, rank: int, targets: str | list[str]) -> int:

@@ -78,7 +78,8 @@ def _one(m: _Mistake) -> tuple[str, str | None]:
         bound = next(m.context[name] for name in ("gt", "ge", "lt", "le") if name in m.context)
         return f"must be {_RANGES[m.type]} {bound:g}, got {got}", None
     if m.type in ("string_too_short", "too_short"):
-        return "must not be empty", None
+        least = m.context.get("min_length", 1)
+        return ("must not be empty" if least == 1 else f"needs at least {least} entries"), None
     if m.type == "finite_number":
         return f"must be a finite number, got {got}", None
     if m.type == "unknown_name":

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ def open_engine(
     kind = _kind(rollout)
     if kind == "scripted":
         assert rollout.script is not None
-        engine: RolloutEngine = ScriptedEngine(Path(resolve(rollout.script)), encoder)
+        engine: RolloutEngine = ScriptedEngine(Path(resolve(rollout.script)), encoder, max_length=max_length)
     elif kind == "transformers":
         sampled = live if live is not None else load_policy(model, cache=cache, device=_device())
         engine = TransformersEngine(sampled, encoder, max_length=max_length, shared=live is not None)
@@ -92,15 +92,16 @@ def _kind(rollout: Rollout) -> str:
 
 def _vllm(rollout: Rollout, model: Model, encoder: Encoder, max_length: int, cache: Path, *, several: bool) -> RolloutEngine:
     folder = whole_folder(model, cache)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings: dict[str, Any] = {
         "stop_ids": list(encoder.stop_ids),
         "vocabulary": encoder.vocabulary,
         "dtype": precision(rollout),
-        "max_length": max_length,
+        "max_length": min(max_length, config.get("max_position_embeddings") or max_length),
         "cache_bytes": int(rollout.cache_gb * 1e9) if rollout.cache_gb is not None else _default_cache(),
         "max_sequences": rollout.max_sequences,
     }
-    own_process = rollout.own_process if rollout.own_process is not None else several or not _native(folder)
+    own_process = rollout.own_process if rollout.own_process is not None else several or VllmEngine.in_use or not _native(config)
     return ProcessEngine(folder, **settings) if own_process else VllmEngine(folder, **settings)
 
 
@@ -108,9 +109,9 @@ def _default_cache() -> int:
     return torch.cuda.get_device_properties(0).total_memory // 3 if torch.cuda.is_available() else 2 * 10**9
 
 
-def _native(folder: Path) -> bool:
+def _native(config: Mapping[str, Any]) -> bool:
     """Does vLLM have code of its own for this model? Otherwise it runs transformers' code, and changes its classes to do so."""
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    architectures = config.get("architectures") or []
     from vllm.model_executor.models import ModelRegistry
 
     modules = [str(getattr(ModelRegistry.models[name], "module_name", "")) for name in architectures if name in ModelRegistry.models]

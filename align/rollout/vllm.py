@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import GroupMember
 
 from align.errors import EnvironmentFault, InputError
 from align.rollout.arrived import Arrived
-from align.rollout.engine import Completion, Sampling, sample_seed
+from align.rollout.engine import Completion, Sampling
 
 _QUIET = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core in this process
@@ -48,8 +48,12 @@ class VllmEngine:
         alive: called after every step of sampling.
 
     Raises:
-        EnvironmentFault: vLLM does not start with this model on this machine.
+        EnvironmentFault: vLLM does not start with this model on this machine, or there is one in this process already: they would share
+            their process groups.
     """
+
+    in_use: ClassVar[bool] = False
+    """Is there one in this process?"""
 
     def __init__(
         self,
@@ -68,6 +72,9 @@ class VllmEngine:
         self._stop_ids, self._max_length, self._version, self._alive = list(stop_ids), max_length, 0, alive
         self._group: Any = None  # vLLM's default process group, while it is not at work
         self._llm: Any = None
+        if VllmEngine.in_use:
+            raise EnvironmentFault("there is a vLLM engine in this process already", hint="set rollout.own_process: true")
+        self._closed, VllmEngine.in_use = False, True
         settings: dict[str, Any] = {
             "model": str(folder),
             "skip_tokenizer_init": True,
@@ -80,6 +87,7 @@ class VllmEngine:
             "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
             "generation_config": "vllm",  # none of the model's own sampling defaults
             "seed": 0,
+            "use_tqdm_on_load": False,
         }
         try:
             with self._at_work():
@@ -88,14 +96,17 @@ class VllmEngine:
                 self._llm = LLM(**settings)
                 config = self._llm.llm_engine.model_config.hf_config.get_text_config()
         except (ValueError, RuntimeError, AssertionError, ImportError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.close()
             hint = "lower rollout.cache_gb or rollout.max_sequences, or set rollout.engine: transformers"
-            raise EnvironmentFault(f"vLLM does not start with {folder}: {reason[:300]}", hint=hint) from error
+            raise EnvironmentFault(f"vLLM does not start with {folder}: {_reason(error)}", hint=hint) from error
         self._allowed = list(range(vocabulary)) if vocabulary < config.vocab_size else None
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
-        """See :class:`align.rollout.engine.RolloutEngine`. Every sample has a seed of its own, whatever else is sampled beside it."""
+        """See :class:`align.rollout.engine.RolloutEngine`.
+
+        One stream of random numbers for the whole call, so the samples of a prompt follow from all prompts of the call. (vLLM 0.32 cannot
+        give each request a seed of its own on a CPU: a prompt that is read in parts fails there.)
+        """
         too_long = next((len(p) for p in prompts if len(p) + sampling.max_new_tokens > self._max_length), None)
         if too_long is not None:
             raise InputError(f"a prompt of {too_long} tokens leaves no room for {sampling.max_new_tokens} within {self._max_length}")
@@ -103,12 +114,16 @@ class VllmEngine:
             return []
         with self._at_work():
             engine = self._llm.llm_engine
+            # What an earlier call left in the cache would change what is computed together, and with it the order of the draws.
+            self._llm.reset_prefix_cache()
+            torch.manual_seed(sampling.seed)
+            parameters = self._parameters(sampling)
             places = {}
             for p, prompt in enumerate(prompts):
                 for s in range(sampling.n):
                     request = f"{p}.{s}"
                     places[request] = (p, s)
-                    engine.add_request(request, {"prompt_token_ids": list(prompt)}, self._parameters(sampling, p, s))
+                    engine.add_request(request, {"prompt_token_ids": list(prompt)}, parameters)
             found: dict[tuple[int, int], Completion] = {}
             try:
                 while engine.has_unfinished_requests():
@@ -121,7 +136,7 @@ class VllmEngine:
                 raise
         return [[found[p, s] for s in range(sampling.n)] for p in range(len(prompts))]
 
-    def _parameters(self, sampling: Sampling, prompt: int, sample: int) -> Any:
+    def _parameters(self, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -130,7 +145,6 @@ class VllmEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             max_tokens=sampling.max_new_tokens,
-            seed=sample_seed(sampling.seed, prompt, sample) if sampling.temperature > 0 else None,
             stop_token_ids=self._stop_ids,
             ignore_eos=True,  # only the template's stop ids end an answer
             allowed_token_ids=self._allowed,
@@ -159,9 +173,10 @@ class VllmEngine:
 
     def close(self) -> None:
         """Shut the engine down and give its memory back; the default process group goes with it."""
-        llm, self._llm = self._llm, None
-        if llm is None and self._group is None:
+        if self._closed:
             return
+        self._closed, VllmEngine.in_use = True, False
+        llm, self._llm = self._llm, None
         with self._at_work():
             if llm is not None:
                 llm.llm_engine.engine_core.shutdown()
@@ -192,3 +207,9 @@ class VllmEngine:
             torch.set_rng_state(generators[2])
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda)
+
+
+def _reason(error: Exception) -> str:
+    """The line of a library's message that says something."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "rror, " in line), lines[0])[:300]

@@ -1,55 +1,68 @@
-"""From what a recipe says of scores to something that gives them."""
+"""From a recipe's scorer block to a scorer."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from align.batching.tree import pack
-from align.data.trees import Branch, Tree
 from align.errors import InputError
-from align.models.heads import ScalarModel, branch_scores, load_scalar
+from align.models.load import locate
+from align.recipe import scoring as spec
 from align.recipe.schema import Model
-from align.scoring.scorer import Answer, Scorer
+from align.scoring.ensemble import EnsembleScorer
+from align.scoring.function import FunctionScorer
+from align.scoring.rules import RuleScorer
+from align.scoring.scorer import Scorer
+
+OUR_HEAD = "reward_head.safetensors"
+"""The file that makes a folder a reward model of this package."""
 
 
 def open_scorer(
-    spec: str, *, resolve: Callable[[str], Path | str], cache: Path, device: torch.device | str, microbatch_tokens: int = 2048
+    scorer: spec.Scorer,
+    *,
+    resolve: Callable[[str], Path | str],
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+    ids_from: str | None = None,
 ) -> Scorer:
-    """The scorer that ``spec`` names: a reference to a reward model."""
-    return RewardModelScorer(load_scalar(Model(path=str(resolve(spec))), dtype="fp32", device=device, cache=cache), microbatch_tokens)
+    """What a recipe's `reward` or `quality` block describes, ready to score.
 
+    Args:
+        resolve: from a reference of the recipe to a place.
+        cache: where dequantised weights are kept.
+        device: of models.
+        ids_from: digest of the encoder that made the ids of the answers to come, if they have some: a reward model of this package with
+            the same encoder reads the ids as they are.
 
-class RewardModelScorer:
-    """Scores by a reward model that shares the policy's tokenizer and template."""
+    Raises:
+        InputError: a model or a function cannot be used.
+        EnvironmentFault: a hub model is not on this machine and cannot be fetched.
+    """
+    if isinstance(scorer, spec.EnsembleScorer):
+        same: dict[str, Any] = {"resolve": resolve, "cache": cache, "device": device, "ids_from": ids_from}
+        return EnsembleScorer([open_scorer(member, **same) for member in scorer.ensemble], scorer.combine)
+    if isinstance(scorer, spec.FunctionScorer):
+        return FunctionScorer(scorer.function)
+    if isinstance(scorer, spec.Rule):
+        return RuleScorer(scorer)
+    assert isinstance(scorer, spec.ModelScorer), type(scorer)
+    model = Model(
+        path=str(resolve(scorer.model)),
+        revision=scorer.revision,
+        chat_template=None if scorer.chat_template is None else str(resolve(scorer.chat_template)),
+        chat_template_kwargs=scorer.chat_template_kwargs,
+    )
+    settings: dict[str, Any] = {"dtype": scorer.dtype, "device": device}
+    if not (locate(model) / OUR_HEAD).is_file():
+        from align.scoring.classifier import ClassifierScorer
 
-    name = "reward"
+        return ClassifierScorer(model, **settings, max_length=scorer.max_length, batch_tokens=scorer.batch_tokens)
+    if foreign := [name for name in ("chat_template", "chat_template_kwargs", "max_length") if getattr(scorer, name)]:
+        raise InputError(f"{scorer.model} was made here and knows its own template and length", hint=f"remove {', '.join(foreign)}")
+    from align.scoring.reward_model import RewardModelScorer
 
-    def __init__(self, model: ScalarModel, microbatch_tokens: int) -> None:
-        self.model, self._microbatch_tokens = model.eval().requires_grad_(False), microbatch_tokens
-
-    @torch.no_grad()
-    def score(self, answers: Sequence[Answer]) -> list[float]:
-        """See :class:`align.scoring.scorer.Scorer`. Raises InputError for an answer that did not come from a policy."""
-        if any(not answer.ids for answer in answers):
-            raise InputError("a reward model scores token ids, and there is an answer without any")
-        trees = [_tree(list(group)) for _, group in itertools.groupby(answers, key=lambda answer: answer.prompt_ids)]
-        first = np.cumsum([0, *(len(tree.branches) for tree in trees)])
-        scores = np.zeros(len(answers))
-        device = next(self.model.parameters()).device
-        for batch in pack(trees, microbatch_tokens=self._microbatch_tokens):
-            places = first[np.array(batch.tree_index)[batch.branch_tree.numpy()]] + batch.branch_slot.numpy()
-            scores[places] = branch_scores(self.model, batch.to(device)).cpu().numpy()
-        found: list[float] = scores.tolist()
-        return found
-
-
-def _tree(answers: Sequence[Answer]) -> Tree:
-    """Answers to one prompt share it."""
-    branches = [np.array(answer.ids, dtype=np.int32) for answer in answers]
-    prompt = np.array(answers[0].prompt_ids, dtype=np.int32)
-    return Tree("", prompt, tuple(Branch(ids, np.ones(len(ids), dtype=np.bool_)) for ids in branches))
+    return RewardModelScorer(model, **settings, cache=cache, ids_from=ids_from, microbatch_tokens=scorer.batch_tokens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from align.data.records import Messages
+from align.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Answer:
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The data row's other columns."""
 
+    @property
+    def prompt_only(self) -> bool:
+        """Is there no answer, so that the prompt itself is to be scored? A policy that answers with nothing still has its stop id."""
+        return not self.text and not self.ids
+
 
 class Scorer(Protocol):
     """Scores answers. Opened by :func:`align.scoring.open.open_scorer`."""
@@ -41,3 +48,22 @@ class Scorer(Protocol):
     def score(self, answers: Sequence[Answer]) -> list[float]:
         """A finite score for each answer, in order. No score depends on what else is scored with it."""
         ...
+
+
+def require_scores(name: str, scores: Sequence[Any], count: int) -> list[float]:
+    """``scores`` as numbers, if there are ``count`` of them and all are finite.
+
+    Raises:
+        InputError: they are not; names the scorer and the first wrong score.
+    """
+    if len(scores) != count:
+        raise InputError(f"the scorer {name} gave {len(scores)} scores for {count} answers")
+    numbers = []
+    for place, score in enumerate(scores, 1):
+        try:
+            numbers.append(float(score))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the scorer {name} gave {type(score).__name__} as score {place} of {count}; expected a number") from error
+        if not math.isfinite(numbers[-1]):
+            raise InputError(f"the scorer {name} gave {numbers[-1]} as score {place} of {count}; expected a finite number")
+    return numbers

@@ -9,7 +9,6 @@ weighs as much as one with a single one. The reference is always the stage's own
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from align import files
-from align.batching.batch import Batch
+from align.batching.batch import Batch, Pairs
 from align.batching.loader import Loader
 from align.data.store import TreeStore
 from align.functional import losses
@@ -26,28 +25,10 @@ from align.models.forward import batch_logprobs
 from align.models.stream import Stream, split
 from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
-from align.stages.training import TrainingRun, prepare
+from align.stages.training import TrainingRun, prepare, trained
 from align.training.metrics import Mean, add_up
 from align.training.reference import Reference, reference_for, weights_digest
 from align.training.trainer import LossOutput, Trainer, autocast
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Which branches of a batch are compared: P pairs, each of one tree."""
-
-    chosen: Tensor  # int64 [P], branch numbers
-    rejected: Tensor  # int64 [P]
-    tree: Tensor  # int64 [P]
-
-    @classmethod
-    def of(cls, batch: Batch) -> Pairs:
-        """Every rejected branch with the chosen branch (slot 0) of its tree."""
-        rejected = torch.nonzero(batch.branch_slot > 0).squeeze(1)
-        tree = batch.branch_tree[rejected]
-        first = torch.nonzero(batch.branch_slot == 0).squeeze(1)
-        chosen_of_tree = torch.empty_like(first).scatter_(0, batch.branch_tree[first], first)
-        return cls(chosen_of_tree[tree], rejected, tree)
 
 
 class DpoTrainer(Trainer):
@@ -200,12 +181,11 @@ class DpoTrainer(Trainer):
 
 def run(spec: DpoStage, ctx: StageContext) -> None:
     """Score the reference, train on preferences, and warn when the chosen answers became less likely too."""
-    stage = prepare(spec, ctx, "preference")
+    stage = prepare(spec, ctx, trained)
     digest = None if spec.loss == "simpo" else weights_digest(stage.model)
     references = [_reference(stage, store, digest) for store in (stage.data, stage.held_out)]
-    loader = stage.loader(stage.data, stage.plan)
-    trainer = DpoTrainer(loader, stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments)
-    stage.train_and_save(trainer)
+    trainer = DpoTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments)
+    stage.train_and_save(trainer, spec.samples)
     warning = _both_fell(trainer.progress.first_eval, trainer.progress.last_eval)
     if warning:
         ctx.note({"warnings": [warning]})

@@ -7,6 +7,7 @@ starting policy. Where adapters are trained, policy, reference and value model s
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +28,16 @@ from align.data.prompts import EncodedPrompt, digest, load_prompts
 from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
-from align.models.adapters import add_lora, is_lora, merged_copy
 from align.models.canary import require_own_logprobs
 from align.models.critic import ActorCritic, actor_critic
-from align.models.heads import ScalarModel, ScoreStats, load_scalar
+from align.models.heads import ScoreStats, load_scalar
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
+from align.recipe import references
 from align.recipe.ppo import PpoStage
+from align.recipe.refs import import_object
 from align.recipe.schema import Data, Model, Train
+from align.recipe.scoring import EnsembleScorer, FunctionScorer, Scorer
 from align.rollout.engine import RolloutEngine, Sampling
 from align.rollout.open import open_engine, precision
 from align.rollout.sync import CANARY_TOKENS, push
@@ -44,6 +47,7 @@ from align.stages.ppo_making import Ingredients
 from align.stages.ppo_report import change_of, held_out, report, samples_of
 from align.stages.ppo_rollouts import Clock, Rollouts, parquet, reference_baselines
 from align.stages.ppo_trainer import PpoTrainer
+from align.stages.training import trained
 from align.training.launch import Ranks, ranks
 from align.training.reference import weights_digest
 
@@ -144,20 +148,13 @@ def _models(spec: PpoStage, ctx: StageContext, base: Model, group: Ranks, canary
     """Policy and value model to train, and the reference where it is not the policy with its adapter off."""
     quantize = spec.lora.quantize if spec.lora else None
     loading: dict[str, Any] = {"dtype": spec.train.dtype, "device": group.device, "cache": ctx.cache, "quantize": quantize}
-    policy: Any = load_policy(base, **loading)
-    require_own_logprobs(policy, canary, spec.train.layout)
-    torch.manual_seed(ctx.seed)  # every process draws the same adapters
-    if spec.lora is not None:
-        policy = add_lora(policy, spec.lora)
-    elif is_lora(policy):
-        policy = merged_copy(policy)  # all weights are trained, so the policy's own adapter becomes part of them
+    loaded = load_policy(base, **loading)
+    require_own_logprobs(loaded, canary, spec.train.layout)
+    policy = trained(loaded, spec.lora, ctx.seed)
     reference = None if spec.lora is not None else copy.deepcopy(policy).requires_grad_(False).eval()
     if spec.estimator != "gae":
         return ActorCritic(policy, None), reference
-    start: ScalarModel | None = None
-    if spec.value_model is not None or spec.value_init == "reward":
-        place = Model(path=str(ctx.resolve(spec.value_model or spec.reward)))
-        start = load_scalar(place, **loading)
+    start = None if spec.value_start is None else load_scalar(Model(path=str(ctx.resolve(spec.value_start))), **loading)
     models = actor_critic(policy, start, spec.lora)
     if group.first and spec.lora is not None and not models.shared:
         text = "the value model does not start from an adapter on the policy's base, so it is a second model in memory"
@@ -179,7 +176,7 @@ def _rollouts(
         models,
         encoder,
         engine,
-        open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device),
+        open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=encoder.digest),
         push=None if spec.rollout.engine == "scripted" else partial(push, dtype=precision(spec.rollout)),
         canaries=[prompt.ids for prompt in prompts[:_CANARIES]],
         seed=ctx.seed,
@@ -193,12 +190,11 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
     used = sorted({int(number) for number in data.plan.order[: data.plan.bounds[-1]]})
     prompts = [data.prompts[number] for number in used]
     sampling = Sampling(spec.max_new_tokens, spec.baseline_samples, spec.temperature)
-    place = ctx.resolve(spec.reward)
     key = {
         "policy": weights_digest(rollouts.models.policy),
         "encoder": rollouts.encoder.digest,
         "prompts": digest(prompts),
-        "reward": files.digest_path(place) if isinstance(place, Path) else place,
+        "reward": _content(spec.reward, ctx.resolve),
         "sampling": [sampling.max_new_tokens, sampling.n, sampling.temperature, ctx.seed, group.world],
         "rollout": spec.rollout.model_dump(mode="json"),
     }
@@ -218,6 +214,21 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
     baselines = torch.full((len(data.prompts),), torch.nan)
     baselines[used] = found
     return baselines
+
+
+def _content(scorer: Scorer, resolve: Callable[[str], Path | str]) -> list[Any]:
+    """What the scores follow from: settings, the content of models, the source of functions."""
+    parts: list[Any] = [scorer.model_dump(mode="json")]
+    for referred in references.find(scorer):
+        place = resolve(referred.text)
+        parts.append(files.digest_path(place) if isinstance(place, Path) else place)
+    for member in scorer.ensemble if isinstance(scorer, EnsembleScorer) else (scorer,):
+        if isinstance(member, FunctionScorer):
+            source = inspect.getsourcefile(import_object(member.function))
+            parts.append(files.sha256_file(Path(source)) if source else None)
+        elif isinstance(member, EnsembleScorer):
+            parts.append(_content(member, resolve))
+    return parts
 
 
 def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:

@@ -20,7 +20,7 @@ from align.data.prompts import EncodedPrompt
 from align.errors import TrainingFault
 from align.models.critic import ActorCritic
 from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_seed
-from align.scoring.scorer import Answer, Scorer
+from align.scoring.scorer import Answer, Scorer, require_scores
 from align.training.launch import Ranks
 
 
@@ -116,7 +116,8 @@ class Rollouts:
             place: numbers that name this occasion; another one has other random numbers. They replace ``sampling.seed``.
 
         Raises:
-            TrainingFault: an answer is empty, or a score is not finite.
+            TrainingFault: an answer is empty.
+            InputError: a score is not a finite number.
         """
         ranks = self._ranks
         mine = prompts[ranks.rank :: ranks.world]
@@ -133,16 +134,14 @@ class Rollouts:
         stops = self.encoder.stop_ids
         cut = [[_cut(completion, stops) for completion in of_prompt] for of_prompt in completions]
         answers = [self._answer(prompt, ids) for prompt, of_prompt in zip(prompts, cut, strict=True) for ids, _ in of_prompt]
-        scores = iter(self.scorer.score(answers))
+        scores = iter(require_scores(self.scorer.name, self.scorer.score(answers), len(answers)))
         made = iter(answers)
         samples = []
         for of_prompt in cut:
             row = []
             for ids, logprobs in of_prompt:
-                answer, score = next(made), float(next(scores))
-                if not abs(score) < float("inf"):
-                    raise TrainingFault(f"the score of an answer is {score}", hint="look at the reward model, or what else scores")
-                row.append(Sample(ids, answer.finished, logprobs, answer.text, score))
+                answer = next(made)
+                row.append(Sample(ids, answer.finished, logprobs, answer.text, next(scores)))
             samples.append(row)
         return samples
 

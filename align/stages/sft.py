@@ -15,7 +15,7 @@ from align.functional.losses import sequence_nll, token_nll
 from align.models.forward import batch_logprobs
 from align.recipe.schema import SftStage
 from align.stages.context import StageContext
-from align.stages.training import prepare
+from align.stages.training import prepare, trained
 from align.training.metrics import Mean
 from align.training.trainer import LossOutput, Trainer
 
@@ -50,6 +50,6 @@ class SftTrainer(Trainer):
 
 def run(spec: SftStage, ctx: StageContext) -> None:
     """Fine-tune on conversations."""
-    stage = prepare(spec, ctx, "conversation")
-    loader = stage.loader(stage.data, stage.plan)
-    stage.train_and_save(SftTrainer(loader, stage.all_of(stage.held_out), spec.loss, **stage.trainer_arguments))
+    stage = prepare(spec, ctx, trained)
+    trainer = SftTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec.loss, **stage.trainer_arguments)
+    stage.train_and_save(trainer, spec.samples)

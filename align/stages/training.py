@@ -1,4 +1,4 @@
-"""What the training stages share: read the data, build the policy, train, save, and show what changed."""
+"""What the training stages share: read the data, load the model, train, save, and show what changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -15,10 +15,9 @@ from torch import nn
 
 from align import files
 from align.batching.batch import Batch
-from align.batching.loader import Loader, StepPlan, plan_steps
-from align.data.datasets import load_trees
+from align.batching.loader import Loader, StepPlan
+from align.data.balance import BalancedTrees
 from align.data.encode import Encoder
-from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
 from align.models.adapters import add_lora, is_lora, merged_copy
@@ -26,8 +25,9 @@ from align.models.canary import require_own_logprobs
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
-from align.recipe.schema import DpoStage, Lora, Model, SftStage, Train
+from align.recipe.schema import DpoStage, Lora, Model, RewardStage, SftStage
 from align.stages.context import StageContext
+from align.stages.reading import StageData, read_data
 from align.training.launch import Ranks, ranks
 from align.training.trainer import Trainer, peak_memory_bytes
 
@@ -36,23 +36,35 @@ from align.training.trainer import Trainer, peak_memory_bytes
 class TrainingRun:
     """Everything that a training stage starts from."""
 
-    spec: SftStage | DpoStage
+    spec: SftStage | RewardStage | DpoStage
     ctx: StageContext
     group: Ranks
     base: Model
     encoder: Encoder
-    data: TreeStore
-    held_out: TreeStore | None
-    report: DataReport
+    read: StageData
     model: nn.Module
     plan: StepPlan
 
-    def loader(self, store: TreeStore, plan: StepPlan) -> Loader:
-        """Micro-batches of a data set for this process."""
+    @property
+    def data(self) -> TreeStore:
+        """All training data."""
+        return self.read.trees
+
+    @property
+    def held_out(self) -> TreeStore | None:
+        """All held-out data, if there are any."""
+        return self.read.held_out
+
+    def training_loader(self) -> Loader:
+        """The steps of the plan."""
+        return self.loader(self.read.examples)
+
+    def loader(self, trees: TreeStore | BalancedTrees) -> Loader:
+        """Micro-batches of trees for this process."""
         train = self.spec.train
         return Loader(
-            store.__getitem__,
-            plan,
+            trees.__getitem__,
+            self.plan,
             microbatch_tokens=train.microbatch_tokens,
             layout=train.layout,
             pad_id=self.encoder.pad_id,
@@ -64,7 +76,7 @@ class TrainingRun:
 
     def all_of(self, store: TreeStore | None) -> list[Batch]:
         """This process's micro-batches of a whole data set; empty without one."""
-        return [] if store is None else self.loader(store, self.plan).batches(range(len(store)))
+        return [] if store is None else self.loader(store).batches(range(len(store)))
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -79,20 +91,28 @@ class TrainingRun:
             "ranks": self.group,
         }
 
-    def train_and_save(self, trainer: Trainer) -> None:
-        """Train, save the policy, and report held-out metrics and answers before and after."""
+    def train_and_save(self, trainer: Trainer, samples: int) -> None:
+        """Train, save the policy, and report held-out metrics and the answers to some prompts, before and after."""
         shown = self.held_out if self.held_out is not None else self.data
-        prompts = [shown[i] for i in range(min(self.spec.samples, len(shown)))]
+        prompts = [shown[i] for i in range(min(samples, len(shown)))]
         before = _remembered(self.ctx, "samples-before", lambda: self._answers(prompts)) if self.group.first else []
-        progress = trainer.fit()
+        trainer.fit()
         if not self.group.first:
             return
         merged = self.spec.lora is not None and self.spec.lora.save_merged
         saved = save_policy(self.model, self.encoder, self.ctx.out, base=self.base, save_merged=merged)
         after = self._answers(prompts)
-        samples = [
+        answers = [
             {"prompt": self.encoder.decode(tree.trunk), "before": b, "after": a} for tree, b, a in zip(prompts, before, after, strict=True)
         ]
+        self.report(trainer, saved, samples=answers)
+
+    def report(self, trainer: Trainer, outcome: Mapping[str, Any], *, samples: Sequence[Mapping[str, str]] = (), **more: Any) -> None:
+        """Write ``report.json`` and the metrics, note the headline numbers, and show them; on the first process.
+
+        ``outcome`` is what the headlines say besides how training went; ``samples`` and ``more`` are in the report only.
+        """
+        progress = trainer.progress
         files.atomic_write(self.ctx.out / "metrics.jsonl", (self.ctx.work / "metrics.jsonl").read_bytes())
         if (self.ctx.work / "trackers").exists():
             shutil.copytree(self.ctx.work / "trackers", self.ctx.out / "trackers")
@@ -106,9 +126,9 @@ class TrainingRun:
             "eval_before": progress.first_eval,
             "eval_after": progress.last_eval,
             "best_step": progress.best_step,
-            **saved,
+            **outcome,
         }
-        files.write_json(self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.report.as_json()})
+        files.write_json(self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more})
         self.ctx.note(outcome)
         _show(self.ctx, outcome, samples)
 
@@ -118,42 +138,37 @@ class TrainingRun:
         return [self.encoder.decode(ids).strip() for ids in answer(self.model, self.encoder, trunks, max_new_tokens=max_new_tokens)]
 
 
-def prepare(spec: SftStage | DpoStage, ctx: StageContext, want: Literal["conversation", "preference"]) -> TrainingRun:
-    """Read and encode the data, build the policy, plan the steps; says what was read and what was left out."""
+def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: Callable[[Any, Lora | None, int], nn.Module]) -> TrainingRun:
+    """Read and encode the data, plan the steps, and load the model; says what was read and what was left out.
+
+    Args:
+        build: makes what is trained of the loaded policy, the recipe's ``lora`` and the seed; every process has to make the same.
+    """
     group = ranks()
-    base = ctx.policy(spec.policy)
+    base = ctx.policy(spec.init if isinstance(spec, RewardStage) else spec.policy)
     encoder = load_encoder(base, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest
-    reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "max_length": spec.max_length, "too_long": spec.too_long}
-    reading |= {"cache": ctx.cache, "seed": ctx.seed, "train_on": spec.train_on if isinstance(spec, SftStage) else "last"}
-    data, report = load_trees(want, spec.data, rejects=ctx.out / "rejects.jsonl" if group.first else None, **reading)
-    held_out, held_out_report = load_trees(want, spec.eval_data, rejects=None, **reading) if spec.eval_data else (None, None)
+    rejects = ctx.out / "rejects.jsonl" if group.first else None
+    read = read_data(spec, resolve=ctx.resolve, encoder=encoder, cache=ctx.cache, seed=ctx.seed, rejects=rejects)
     if group.first:
-        for line in [*report.lines(), *(f"held out: {line}" for line in (held_out_report.lines() if held_out_report else []))]:
+        for line in read.lines():
             ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
-    train = spec.train
-    plan = plan_steps(
-        data.sizes,
-        seed=ctx.seed,
-        epochs=train.epochs,
-        batch_size=train.batch_size,
-        tokens_per_step=train.tokens_per_step,
-        max_steps=train.max_steps,
-    )
-    model = _build_policy(base, spec.lora, train, ctx, group)
-    require_own_logprobs(model, [*data[0].trunk, *data[0].branches[0].ids, *data[0].trunk][:12], train.layout)
-    return TrainingRun(spec, ctx, group, base, encoder, data, held_out, report, model, plan)
+    train, lora, first = spec.train, spec.lora, read.trees[0]
+    policy = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
+    require_own_logprobs(policy, [*first.trunk, *first.branches[0].ids, *first.trunk][:12], train.layout)
+    model = build(policy, lora, ctx.seed)
+    return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed))
 
 
-def _build_policy(base: Model, lora: Lora | None, train: Train, ctx: StageContext, group: Ranks) -> nn.Module:
-    """The model to train, on its device: all its weights, or new adapters on the frozen rest."""
-    model: nn.Module = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
+def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
+    """What is trained of a model: all its weights, or new adapters on the frozen rest."""
     if lora is not None:
-        torch.manual_seed(ctx.seed)  # every process draws the same adapters
+        torch.manual_seed(seed)  # every process draws the same adapters
         model = add_lora(model, lora)
     elif is_lora(model):
         model = merged_copy(model)  # all weights are trained, so the policy's own adapter becomes part of them
-    return model
+    whole: nn.Module = model
+    return whole
 
 
 def _remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:

@@ -35,7 +35,12 @@ from tests.saved import save_tiny
 from tests.tokenizers import llama3
 
 MARKS = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")]
-SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's attention on a CPU wants heads of at least 32
+SHAPE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+}  # vLLM's attention on a CPU wants heads of at least 32
 PROMPTS = [list(range(10, 30)), [7, 8, 9], list(range(40, 75))]
 DRAW = Sampling(max_new_tokens=12, n=3, seed=5)
 
@@ -47,7 +52,7 @@ def needs_vllm(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def settings(encoder: Encoder) -> dict[str, object]:
-    shared = {"dtype": "fp32", "max_length": 128, "cache_bytes": 10**8, "max_sequences": 16}
+    shared = {"dtype": "fp32", "max_length": 192, "cache_bytes": 10**8, "max_sequences": 16}
     return {"stop_ids": list(encoder.stop_ids), "vocabulary": encoder.vocabulary, **shared}
 
 
@@ -75,7 +80,7 @@ def worker(base: Model) -> Iterator[ProcessEngine]:
 def engine(request: pytest.FixtureRequest, base: Model) -> RolloutEngine:
     """Every engine, with the base's weights."""
     if request.param == "transformers":
-        return TransformersEngine(load_policy(base), load_encoder(base), max_length=128, shared=False)
+        return TransformersEngine(load_policy(base), load_encoder(base), max_length=192, shared=False)
     found: RolloutEngine = request.getfixturevalue(request.param)
     found.load_weights(sync.policy_weights(load_policy(base)), version=0)
     return found
@@ -110,6 +115,16 @@ def test_log_probs_are_the_trainers_under_the_sampling_temperature(engine: Rollo
     assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) < 1e-4
 
 
+def test_what_was_sampled_before_has_no_say(engine: RolloutEngine) -> None:
+    """Long prompts that begin alike, more than are read at a time: neither a warm cache nor an earlier call changes a draw."""
+    shared = list(range(3, 99)) + list(range(3, 41))
+    long = [[*shared, 100 + i] for i in range(24)]
+    draw = Sampling(max_new_tokens=4, n=2, seed=9)
+    once = engine.generate(long, draw)
+    engine.generate([shared], draw)
+    assert engine.generate(long, draw) == once
+
+
 def test_greedy_is_the_likeliest_token(engine: RolloutEngine, base: Model) -> None:
     """Temperature 0 is defined, and the same everywhere."""
     (only,) = engine.generate([PROMPTS[0]], Sampling(max_new_tokens=6, temperature=0.0))
@@ -135,7 +150,7 @@ def test_an_answer_ends_with_a_stop_id_or_at_the_limit(engine: RolloutEngine, ba
 def test_a_prompt_without_room_is_refused(engine: RolloutEngine) -> None:
     """C62: said before anything is sampled."""
     with pytest.raises(InputError, match="leaves no room"):
-        engine.generate([list(range(5, 105))], Sampling(max_new_tokens=60))
+        engine.generate([list(range(5, 155))], Sampling(max_new_tokens=60))
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -197,6 +212,15 @@ def test_the_trainers_process_is_left_as_it_was(vllm: VllmEngine, base: Model) -
 
 
 @needs_vllm
+def test_there_is_one_vllm_in_a_process(vllm: VllmEngine, base: Model) -> None:
+    """Two would share vLLM's process groups: the second one is refused, and opened in a process of its own."""
+    encoder = load_encoder(base)
+    with pytest.raises(EnvironmentFault, match="already"):
+        VllmEngine(Path(base.path), **settings(encoder))  # type: ignore[arg-type]
+    assert vllm.generate(PROMPTS, DRAW)
+
+
+@needs_vllm
 def test_a_worker_that_dies_is_an_error_with_its_reason(base: Model) -> None:
     """O23: killed between two requests."""
     engine = ProcessEngine(Path(base.path), **settings(load_encoder(base)))
@@ -229,7 +253,6 @@ def test_an_adapters_folder_is_sampled_with_its_adapter(tmp_path: Path, base: Mo
     save_policy(policy, encoder, tmp_path / "adapter", base=base)
     saved = Model(path=str(tmp_path / "adapter"))
     with open_engine(Rollout(cache_gb=0.1), saved, encoder, max_length=128, cache=tmp_path, resolve=Path) as engine:
-        assert isinstance(engine, VllmEngine)
         assert sync.prove(engine, policy, version=0, canaries=PROMPTS).max_difference < 1e-4
 
 

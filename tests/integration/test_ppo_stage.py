@@ -183,6 +183,43 @@ def test_stopped_in_the_middle_and_run_again(folder: Path, monkeypatch: pytest.M
         assert (again / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
+def test_adapters_all_the_way_share_one_base(folder: Path) -> None:
+    """SFT, reward model and PPO, each with LoRA: the reward model's adapter becomes the value model on the policy's base, begins by saying
+    what the reward model says, and loads by itself when it is saved; where nothing moves, the policy is the SFT policy."""
+    train = {"learning_rate": 3e-3, "batch_size": 2, "microbatch_tokens": 128}
+    pairs = [{"prompt": f"Say {w}.", "chosen": f"{w} it is.", "rejected": f"No {w}."} for w in ("tea", "rain", "sun", "snow")]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    still = {"learning_rate": 1e-12, "batch_size": 2, "microbatch_tokens": 128}
+    stages = {
+        "sft": {"kind": "sft", "data": "talk.jsonl", "lora": {"rank": 4}, "train": train},
+        "reward": {"kind": "reward", "init": "stage:sft", "data": "pairs.jsonl", "lora": {"rank": 3}, "train": train},
+        "ppo": {**PPO, "policy": "stage:sft", "reward": "stage:reward", "lora": {"rank": 2}, "value_learning_rate": 1e-12, "train": still},
+    }
+    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False))
+    text = io.StringIO()
+    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text, width=160))
+    assert "second model" not in text.getvalue()
+    places = {name: result.folder / "stages" / name for name in stages}
+    encoder = load_encoder(Model(path="model"))
+    trunk = encoder.encode_prompt([{"role": "user", "content": "Name tea."}])
+    batch = build([Tree("x", trunk, (Branch(trunk[:9], trunk[:9] > -1),))], [0], layout="tree")
+    with torch.no_grad():
+        reward, value = (load_scalar(Model(path=str(path))) for path in (places["reward"], places["ppo"] / "value"))
+        torch.testing.assert_close(token_values(value, batch), token_values(reward, batch), atol=1e-5, rtol=0)
+        before, after = (batch_logprobs(load_policy(Model(path=str(places[name]))), batch) for name in ("sft", "ppo"))
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+        base = batch_logprobs(load_policy(Model(path="model")), batch)
+        assert not torch.allclose(base, before, atol=1e-2)
+    assert abs(result.summaries["ppo"]["last_iteration"]["kl"]) < 1e-5
+
+
+def test_a_rule_as_reward(folder: Path) -> None:
+    """Any scorer will do; without a reward model the value model starts from the policy."""
+    out = run(reward={"rule": "length", "min": 1, "max": 2}, value_init="policy").folder / "stages" / "ppo"
+    rows = read_parquet(out / "rollouts" / "iteration-000000.parquet")
+    assert {0 <= row["score"] <= 1 for row in rows} == {True} and (out / "value").exists()
+
+
 def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
     """For trying a recipe out: no weights are pushed, nothing is compared, and the old log-probs are the trainer's all the same."""
     (folder / "script.jsonl").write_text("".join(json.dumps({"completion": text}) + "\n" for text in ("tea", "rain it is")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,17 @@ from align.batching.tree import pack
 from align.errors import EnvironmentFault
 from align.models.adapters import add_lora
 from align.models.forward import batch_logprobs
-from align.models.load import load_policy
+from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, score_trees
+from align.models.load import load_encoder, load_policy
 from align.recipe.schema import Lora, Model
+from align.stages.reward import build_reward
 from tests.invariants.test_dpo import first_step, preferences, stage, trainer
+from tests.invariants.test_reward import first_step as reward_first_step
+from tests.invariants.test_reward import stage as reward_stage
+from tests.invariants.test_reward import trainer as reward_trainer
+from tests.saved import rows
 from tests.tiny import tiny
+from tests.tokenizers import chatml
 
 LORA = Lora(rank=4, quantize="nf4")
 
@@ -61,3 +69,27 @@ def test_missing_package_is_one_clear_line(folder: Path, monkeypatch: pytest.Mon
     with pytest.raises(EnvironmentFault, match="bitsandbytes") as caught:
         quantised(folder)
     assert caught.value.exit_code == 3
+
+
+def test_a_reward_model_on_four_bits(folder: Path, tmp_path: Path) -> None:
+    """C64: adapters and head are trained, the packed base is not; saved and loaded on four bits, the scores are the same."""
+    pytest.importorskip("bitsandbytes")
+    tokenizer = chatml()
+    tiny("llama", hidden_size=64, intermediate_size=128, vocab_size=rows(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    base = Model(path=str(folder))
+    net = build_reward(quantised(folder), LORA, seed=1)
+    run = reward_trainer(tmp_path / "run", preferences(6), reward_stage(), net)
+    metrics, gradients = reward_first_step(run)
+    assert abs(metrics["loss"] - math.log(2)) < 2 and "head.weight" in gradients
+    assert all("lora_" in name or name == "head.weight" for name in run.parameters)
+    with torch.no_grad():
+        for name, parameter in run.parameters.items():
+            if "lora_B" in name:
+                parameter += 0.05 * torch.randn_like(parameter)
+    assert isinstance(net, ScalarModel)
+    save_scalar(net.eval(), load_encoder(base), tmp_path / "rm", base=base, scores=ScoreStats(0.0, 1.0, 1))
+    again = load_scalar(Model(path=str(tmp_path / "rm")), quantize="nf4")
+    settings: dict[str, Any] = {"microbatch_tokens": 1000, "layout": "tree", "pad_id": 0}
+    for one, other in zip(score_trees(net, preferences(3), **settings), score_trees(again, preferences(3), **settings), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)

@@ -46,7 +46,8 @@ def test_an_untied_head_is_no_part_of_a_value_model() -> None:
 
 def test_one_base_with_adapters() -> None:
     """GLM-4 in bf16 with LoRA: the base once; no reference of its own; the value model is an adapter and a head, fp32."""
-    stage = spec(lora={"rank": 32}, train={"dtype": "bf16"}, rollout={"cache_gb": 10.0})
+    reward = {"model": "org/reward", "dtype": "bf16"}
+    stage = spec(lora={"rank": 32}, reward=reward, train={"dtype": "bf16"}, rollout={"cache_gb": 10.0})
     found = terms(GLM_4_9B, stage, "cuda", 80e9)
     adapter = GLM_4_9B.lora_parameters(32, "all-linear")
     assert "reference" not in found and found["value model"] == 16 * (adapter + 4096)
@@ -107,3 +108,12 @@ def test_prompts_of_a_stage_that_has_not_run(tmp_path: Path, monkeypatch: pytest
     rows = {row.name: row for row in plan.rows}
     assert rows["prompts"].value == "from org/prompts" and "at most 50 tokens each" in rows["prompts"].source
     assert "unknown" not in {row.value for row in plan.rows}
+
+
+def test_glm4_fits_eight_gpus(tmp_path: Path) -> None:
+    """The shipped recipe, with everything counted, the allocator's slack included."""
+    plan = make_plan(load_recipe("glm4_ppo"), tmp_path / "runs")
+    ppo = next(stage for stage in plan.stages if stage.name == "ppo")
+    assert ppo.memory is not None and 60e9 < ppo.memory < 80e9 and not plan.problems
+    assert {"  reward model", "  rollout engine", "  value model"} <= {row.name for row in ppo.rows}
+    assert "  reference" not in {row.name for row in ppo.rows}, "it is the policy with its adapter off"

@@ -102,7 +102,7 @@ def test_the_scorer_sees_the_ids_and_the_text() -> None:
 def test_an_empty_answer_and_a_score_that_is_none_stop_the_run() -> None:
     with pytest.raises(TrainingFault, match="empty answer"):
         sampled([])
-    with pytest.raises(TrainingFault, match="score of an answer is nan"):
+    with pytest.raises(InputError, match="the scorer rule gave nan"):
         rollouts(Says([7]), lambda answer: float("nan")).sample(prompts(1), Sampling(4), 0)
 
 

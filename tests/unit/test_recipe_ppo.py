@@ -61,6 +61,7 @@ def test_biased_sampling_has_no_key(tmp_path: Path, key: str) -> None:
         ({"train": {"max_steps": 2, "tokens_per_step": 100}}, "max_steps, tokens_per_step"),
         ({"train": {"batch_size": None}}, "number of prompts in one iteration"),
         ({"clip": 1.5}, "must be less than 1"),
+        ({"reward": {"rule": "length", "max": 9}}, "write value_init: policy"),
     ],
 )
 def test_what_cannot_be_meant(tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -76,6 +77,18 @@ def test_the_baseline_follows_the_estimator() -> None:
             {"kind": "ppo", "reward": "a/b", "prompts": "p.jsonl", "estimator": estimator, "samples_per_prompt": 2}
         )
         assert spec.uses_baseline == expected
+
+
+def test_where_the_value_model_starts() -> None:
+    """The reward model, unless another one is named, or there is none, or the policy is meant."""
+
+    def start(**options: Any) -> str | None:
+        return PpoStage.model_validate({"kind": "ppo", "reward": "a/b", "prompts": "p.jsonl", **options}).value_start
+
+    rule = {"rule": "length", "max": 9}
+    assert start() == "a/b" and start(value_model="c/d") == "c/d" and start(value_init="policy") is None
+    assert start(reward=rule, value_init="policy") is None and start(reward=rule, value_model="c/d") == "c/d"
+    assert start(estimator="reinforce") is None
 
 
 def test_health_is_no_part_of_the_identity() -> None:

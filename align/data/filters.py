@@ -1,0 +1,92 @@
+"""Preferences that cannot be learned from, or must not be: found over the whole data set, and each left out with a reason.
+
+The answers to one prompt are the nodes of a graph, each preference an edge from winner to loser. An edge inside a strongly connected
+component of more than one node is part of a circle (A over B over C over A; or A over B and B over A), and every such edge goes, as
+ChatGLM-RLHF drops cyclic and tied preferences (https://arxiv.org/abs/2404.00934). Edges that lead into or out of the circle stay.
+
+Answers are the same when their text is, white space at the ends and how Unicode composes a character apart; prompts are compared as by
+:func:`~align.data.mixture.prompt_digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+
+import networkx
+
+from align.data.mixture import prompt_digest
+from align.data.records import Messages, Preference, Record
+from align.files import digest_json
+
+TIE = "a tie: its margin is 0"
+BACKWARDS = "its margin is below 0, so the rejected answer was better"
+EQUAL = "chosen and rejected say the same"
+CONTRADICTED = "contradicted: another row prefers its rejected answer to its chosen one"
+CYCLE = "part of a circle of preferences"
+LEAKED = "its prompt is in the held-out data"
+
+_Edge = tuple[bytes, bytes]
+"""Digests of the winner and of the loser."""
+
+
+class PreferenceFilter:
+    """Why a preference is left out. Shown the whole data set first (:meth:`survey`), then asked for each record.
+
+    Args:
+        held_out: prompt digests of the held-out data, which must not be trained on (C73).
+    """
+
+    def __init__(self, held_out: Collection[str] = ()) -> None:
+        self._held_out = frozenset(held_out)
+        self._conflicts: dict[tuple[str, _Edge], str] = {}
+        self.digest = digest_json(sorted(self._held_out))
+        """Stands for all that the answers depend on besides the records; part of the name of cached data."""
+
+    def survey(self, records: Iterable[Record]) -> None:
+        """Look at all records for contradictions and circles. Keeps three digests a pair."""
+        edges: dict[str, set[_Edge]] = defaultdict(set)
+        for record in records:
+            if isinstance(record, Preference) and (record.margin is None or record.margin > 0):  # others are dropped: they prove nothing
+                edges[prompt_digest(record)].update(edge for edge in _edges(record) if edge[0] != edge[1])
+        for prompt, found in edges.items():
+            if len(found) > 1:
+                self._conflicts |= {(prompt, edge): reason for edge, reason in conflicts(found).items()}
+
+    def reasons(self, record: Preference) -> list[str | None]:
+        """For each rejected answer, why its pair is left out; None for a pair that is kept."""
+        prompt = prompt_digest(record)
+        whole = LEAKED if prompt in self._held_out else None
+        if whole is None and record.margin is not None and record.margin <= 0:
+            whole = BACKWARDS if record.margin else TIE
+        return [whole or (EQUAL if edge[0] == edge[1] else self._conflicts.get((prompt, edge))) for edge in _edges(record)]
+
+    def hint(self, reasons: Collection[str]) -> str | None:
+        """What to do when nothing is left, given the reasons that were told."""
+        return "hold out other prompts, or set filters: false" if LEAKED in reasons else None
+
+
+def conflicts(edges: Collection[_Edge]) -> dict[_Edge, str]:
+    """The edges of one prompt's graph that lie on a circle, each with its reason."""
+    graph = networkx.DiGraph(list(edges))
+    component = {node: number for number, nodes in enumerate(networkx.strongly_connected_components(graph)) for node in nodes}
+    together = [edge for edge in edges if component[edge[0]] == component[edge[1]]]
+    return {(winner, loser): CONTRADICTED if (loser, winner) in edges else CYCLE for winner, loser in together}
+
+
+def prompt_digests(records: Iterable[Record]) -> set[str]:
+    """The prompts of a data set, for ``held_out``."""
+    return {prompt_digest(record) for record in records}
+
+
+def _edges(record: Preference) -> list[_Edge]:
+    winner = _answer_digest(record.chosen)
+    return [(winner, _answer_digest(loser)) for loser in record.rejected]
+
+
+def _answer_digest(messages: Messages) -> bytes:
+    said = [[m["role"], unicodedata.normalize("NFC", m["content"].strip()), m.get("tool_calls")] for m in messages]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()[:16]

@@ -1,0 +1,123 @@
+"""Other people's reward models: any sequence-classification model of transformers with one label, with its own tokenizer and template.
+
+What a policy sampled is text here, encoded anew by the reward model's own template (C33). Its answer always ends with the end token that
+the template writes: a foreign template cannot say that an answer was cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from align.data.encode import Encoder
+from align.data.records import Message
+from align.data.trees import Ids
+from align.errors import InputError, Problem
+from align.models.load import load_classifier, load_tokenizer
+from align.recipe.schema import Model
+from align.scoring.scorer import Answer, require_scores
+
+_PROBE = (
+    Answer(({"role": "user", "content": "Is the sun a star?"},), "Yes."),
+    Answer(({"role": "user", "content": "Is the sun a star?"},), "No, it is a planet, as everybody knows, and so is the moon."),
+)
+
+
+class ClassifierScorer:
+    """Scores conversations with the classifier at ``model.path`` (resolved: a folder or a hub id), on ``device``.
+
+    A decoder's score is the head's value at the last token of the conversation. It is found by place: transformers looks for the last
+    token that is not padding, and finds another one where padding and end token have one id (C06). An encoder gives its score itself.
+
+    Args:
+        dtype: of the weights; the head computes in fp32 always.
+        max_length: longest conversation, in tokens; what the model can read when None.
+        batch_tokens: of one forward pass, padding included; a single longer conversation makes a pass of its own.
+
+    Raises:
+        InputError: the model cannot be used: see :func:`~align.models.load.load_classifier`; it has no chat template; or its scores change
+            with padding.
+        EnvironmentFault: a hub model is not on this machine and cannot be fetched.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: Literal["fp32", "bf16"] = "fp32",
+        max_length: int | None = None,
+        batch_tokens: int = 2048,
+    ) -> None:
+        self.name = model.path
+        self._model: Any = load_classifier(model, dtype=dtype, device=device)
+        self._encoder = Encoder(load_tokenizer(model), template_kwargs=model.chat_template_kwargs)
+        head = getattr(self._model, "score", None)
+        self._head = head if isinstance(head, nn.Linear) else None
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self._max_length = min(length for length in (max_length, limit, 2**31) if length is not None)
+        self._batch_tokens = batch_tokens
+        self._require_padding_to_be_ignored(tolerance=1e-3 if dtype == "fp32" else 0.1)
+
+    def score(self, answers: Sequence[Answer]) -> list[float]:
+        """The model's score of each conversation, in order; of the prompt alone where there is no answer. Raises InputError for one that is
+        too long, or that the template refuses."""
+        encoded = [self._encode(answer) for answer in answers]
+        longest = max(map(len, encoded), default=0)
+        if longest > self._max_length:
+            message = f"the scorer {self.name} reads {self._max_length:,} of its tokens; an answer with its prompt has {longest:,}"
+            raise InputError(message, hint="sample shorter answers (max_new_tokens), drop long prompts, or use another reward model")
+        scores = [0.0] * len(encoded)
+        for places in self._batches([len(ids) for ids in encoded]):
+            for place, score in zip(places, self._forward([encoded[i] for i in places]).tolist(), strict=True):
+                scores[place] = score
+        return require_scores(self.name, scores, len(answers))
+
+    def _encode(self, answer: Answer) -> Ids:
+        """The conversation as the template writes it, no message of it a training target."""
+        messages: list[Message] = list(answer.prompt)
+        if not answer.prompt_only:
+            messages.append({"role": "assistant", "content": answer.text})
+        read: list[Message] = [{**m, "train": False} if m["role"] == "assistant" else m for m in messages]
+        return self._encoder.encode(read, train_on="last").ids
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Places of similar lengths, so that little is padded."""
+        batch: list[int] = []
+        for place in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+            if batch and (len(batch) + 1) * lengths[place] > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
+
+    @torch.no_grad()
+    def _forward(self, rows: Sequence[Ids]) -> Tensor:
+        """Scores of conversations, fp32 [R]. Rows are padded on the right, where no earlier token of a decoder looks."""
+        device = self._model.device
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.full((len(rows), int(lengths.max())), self._encoder.pad_id)
+        for r, row in enumerate(rows):
+            ids[r, : len(row)] = torch.from_numpy(row)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        if self._head is None:
+            scores: Tensor = self._model(**inputs).logits[:, 0].float()
+            return scores
+        hidden = self._model.base_model(**inputs, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(rows), device=device), (lengths - 1).to(device)]
+        bias = None if self._head.bias is None else self._head.bias.float()
+        return nn.functional.linear(last.float(), self._head.weight.float(), bias)[:, 0]
+
+    def _require_padding_to_be_ignored(self, tolerance: float) -> None:
+        """Two conversations of different lengths: scored together, so that one is padded, and apart."""
+        rows = [self._encode(answer) for answer in _PROBE]
+        apart = torch.cat([self._forward([row]) for row in rows])
+        together = self._forward(rows)
+        if not torch.allclose(together, apart, atol=tolerance, rtol=tolerance):
+            problem = f"{type(self._model).__name__} gives other scores to padded conversations"
+            raise InputError(Problem(problem, file=self.name, hint="use another reward model"))

@@ -1,0 +1,35 @@
+"""A user's own function as a scorer: `reward: package.module:function`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.errors import InputError
+from align.recipe.refs import import_object
+from align.scoring.scorer import Answer, require_scores
+
+
+class FunctionScorer:
+    """Calls ``function(answers: list[Answer]) -> Sequence[float]``, higher is better, and checks what comes back.
+
+    Raises InputError when the function cannot be imported.
+    """
+
+    def __init__(self, function: str) -> None:
+        self.name = function
+        self._function = import_object(function)
+
+    def score(self, answers: Sequence[Answer]) -> list[float]:
+        """What the function says of each answer. Raises InputError when it fails, or does not return a finite number for each."""
+        if not answers:
+            return []
+        try:
+            scores = self._function(list(answers))
+            scores = list(scores)
+        except Exception as error:  # whatever a third party's function raises; a user's mistake, told with its place
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            raise InputError(f"the scorer {self.name} raised {type(error).__name__}: {str(error)[:200]} ({where})") from error
+        return require_scores(self.name, scores, len(answers))

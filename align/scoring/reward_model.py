@@ -1,0 +1,82 @@
+"""A reward model of ours as a scorer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from align.data.encode import Encoder
+from align.data.records import Message
+from align.data.trees import Branch, Ids, Tree
+from align.errors import InputError, TrainingFault
+from align.models.heads import load_scalar, score_notes, score_trees
+from align.models.load import load_encoder
+from align.recipe.schema import Model
+from align.scoring.scorer import Answer
+
+
+class RewardModelScorer:
+    """Scores of the reward model in a folder that a reward stage saved.
+
+    Answers of a policy with the reward model's own tokenizer and template (``ids_from`` is that policy's ``Encoder.digest``) are scored by
+    their ids as they are; of any other policy, and without ids, their text is encoded anew, as the training data were (C33). An answer
+    that did not end by itself is scored without an end token, as it stands. Answers to one prompt that follow each other share its tokens.
+
+    Args:
+        ids_from: digest of the encoder that made the answers' ids; None when there are none, or they are another tokenizer's.
+        normalise: give (score - mean) / std, by the statistics on the training answers that the model carries.
+        microbatch_tokens: tokens of one forward pass: a matter of memory, not of scores.
+
+    Raises:
+        InputError: not a reward model of ours, damaged, or its tokenizer or template is not what it was trained with.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        ids_from: str | None = None,
+        normalise: bool = False,
+        microbatch_tokens: int = 2048,
+        dtype: Literal["fp32", "bf16"] = "fp32",
+        device: torch.device | str = "cpu",
+        cache: Path | None = None,
+    ) -> None:
+        self.name = Path(model.path).name
+        self.notes = score_notes(model)
+        self.encoder: Encoder = load_encoder(model, cache=cache)
+        if self.encoder.digest != self.notes.encoder:
+            raise InputError(f"{model.path}: its tokenizer or chat template is not the one that it was trained with")
+        self._same_ids = ids_from == self.encoder.digest
+        self._model = load_scalar(model, dtype=dtype, device=device, cache=cache)
+        self._normalise, self._microbatch_tokens = normalise, microbatch_tokens
+
+    def score(self, answers: Sequence[Answer]) -> list[float]:
+        """The score of each answer, in order."""
+        trees = []
+        for trunk, group in groupby(map(self._encoded, answers), key=lambda path: path[0].tobytes()):
+            branches = tuple(Branch(ids, np.arange(len(ids)) == len(ids) - 1) for _, ids in group)
+            trees.append(Tree("", np.frombuffer(trunk, dtype=np.int32), branches))
+        settings = {"microbatch_tokens": self._microbatch_tokens, "pad_id": self.encoder.pad_id}
+        scores = [score for tree in score_trees(self._model, trees, layout=self.notes.layout, **settings) for score in tree]
+        if not all(map(math.isfinite, scores)):
+            raise TrainingFault(f"{self.name}: a score is not finite", hint="the reward model is broken; train it with a lower rate")
+        return [self.notes.stats.normalise(score) for score in scores] if self._normalise else scores
+
+    def _encoded(self, answer: Answer) -> tuple[Ids, Ids]:
+        """Prompt and answer as the model's tokens; the last one is where the score is read."""
+        if self._same_ids and answer.prompt_ids and answer.ids:
+            return np.array(answer.prompt_ids, dtype=np.int32), np.array(answer.ids, dtype=np.int32)
+        empty = not answer.text.strip()
+        message: Message = {"role": "assistant", "content": "." if empty else answer.text}
+        trunk, (branch,) = self.encoder.encode_answers(answer.prompt, [[message]])
+        ids = branch.ids[: int(np.flatnonzero(branch.mask)[-1]) + 1]
+        if empty:  # which templates refuse: the end token alone
+            return trunk, ids[-1:]
+        return trunk, ids if answer.finished else ids[:-1]

@@ -1,0 +1,76 @@
+"""Scores of many answers, kept shard by shard: killed anywhere, the same call goes on where it stopped and ends with the same scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from align.data.kept import Kept
+from align.errors import InputError, Interrupted, Problem
+from align.files import digest_json
+from align.rollout.progress import Bar
+from align.scoring.scorer import Answer, Scorer, require_scores
+from align.signals import stop_requested
+from align.training.launch import Ranks
+
+SHARD_ANSWERS = 256
+"""Answers of a shard: what a kill loses at most."""
+
+
+def score_answers(
+    open_scorer: Callable[[], Scorer],
+    answers: Sequence[Answer],
+    *,
+    folder: Path,
+    key: Mapping[str, Any],
+    console: Console,
+    name: str,
+    group: Ranks | None = None,
+    shard_answers: int = SHARD_ANSWERS,
+) -> list[float]:
+    """A score for each answer, in order; shards that are in ``folder`` already are not scored again.
+
+    Args:
+        open_scorer: called once, and only when a shard is to be scored.
+        folder: for this piece of work alone.
+        key: JSON values; all that the scores follow from besides ``answers``.
+        name: for the progress line and for messages.
+        group: processes that share the shards; each has all scores when this returns. This one alone when None.
+
+    Raises:
+        InputError: the scorer fails, or does not give one finite number for each answer.
+        Interrupted: a signal asked to stop; the shards scored so far are kept and the same call goes on.
+        EnvironmentFault: the disk is full or cannot be written.
+    """
+    group = group or Ranks()
+    everything = {**key, "answers": digest_json([asdict(answer) for answer in answers]), "shard_answers": shard_answers}
+    kept = Kept(folder, "scores", "json", everything)
+    shards = [answers[start : start + shard_answers] for start in range(0, len(answers), shard_answers)]
+    mine = range(group.rank, len(shards), group.world)
+    scorer: Scorer | None = None
+    with Bar(console, name, "answers", sum(len(shards[number]) for number in mine)) as bar:
+        for number in mine:
+            shard = shards[number]
+            if kept.find(number) is not None:
+                bar.found(len(shard))
+                continue
+            if (signum := stop_requested()) is not None:
+                raise Interrupted(signum, f"{name}: stopped after {number} of {len(shards)} shards of scores; the same command continues")
+            scorer = scorer or open_scorer()
+            kept.keep(number, json.dumps(require_scores(scorer.name, scorer.score(shard), len(shard))).encode())
+            bar.advance(len(shard))
+    group.barrier()
+    return [score for number in range(len(shards)) for score in _read(kept, number)]
+
+
+def _read(kept: Kept, number: int) -> list[float]:
+    path = kept.find(number)
+    if path is None:
+        raise InputError(Problem("is missing or damaged", file=str(kept.path(number)), hint="run the same command again"))
+    scores: list[float] = json.loads(path.read_bytes())
+    return scores

@@ -1,0 +1,126 @@
+"""``kind: label``: preferences from a policy's own answers. Prompts in, preferences out.
+
+ChatGLM-RLHF (arXiv 2404.00934) makes DPO's pairs so: answers to the prompts of reinforcement learning, labelled by the reward model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from align.models.load import load_encoder
+from align.recipe.select import LabelStage
+from align.scoring.scorer import Answer
+from align.scoring.text_metrics import spread
+from align.stages.answers import Answered, LeftOut, answer_prompts, leave, prompt_row, read_prompts
+from align.stages.context import StageContext
+
+TIED = "all its answers score the same"
+TOO_CLOSE = "no two answers are min_margin apart"
+
+_BIASED = 0.75
+_ENOUGH = 20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Which of a prompt's used answers is chosen, and which are rejected."""
+
+    chosen: int
+    rejected: tuple[int, ...]
+    """Best first."""
+
+
+def run(spec: LabelStage, ctx: StageContext) -> None:
+    """Sample, score, and make preferences; say what was left out and why, and whether the longer answers won."""
+    policy = ctx.policy(spec.policy)
+    encoder = load_encoder(policy, cache=ctx.cache)
+    ctx.encoder_digest = encoder.digest
+    left_out = LeftOut()
+    asked = read_prompts(spec, ctx, encoder, left_out, lambda record: None)
+    given = len(asked) + len(left_out.rows)
+    answered = answer_prompts(spec, ctx, policy, encoder, asked, left_out, distinct=True)
+    rows: list[dict[str, Any]] = []
+    longer = []
+    for one in answered:
+        pairs = make_pairs(one.scores, spec.pairs, spec.min_margin)
+        if one.scores and not pairs:
+            left_out.add(one.record, TIED if len(set(one.scores)) == 1 else TOO_CLOSE, margin=max(one.scores) - min(one.scores))
+        for number, pair in enumerate(pairs, 1):
+            rows.append(preference_row(one, pair, number if len(pairs) > 1 else None))
+            longer += [len(one.used[pair.chosen].ids) - len(one.used[place].ids) for place in pair.rejected]
+    left_out.require(rows, "preferences", spec.prompts)
+    warning = _length_bias(longer)
+    outcome: dict[str, Any] = {
+        "prompts": given,
+        "preferences": len(rows),
+        "pairs": len(longer),
+        "longer_chosen": sum(difference > 0 for difference in longer),
+        "shorter_chosen": sum(difference < 0 for difference in longer),
+        "margins": spread([row["margin"] for row in rows]),
+        "warnings": [warning] if warning else [],
+    }
+    leave(ctx, rows, answered, left_out, outcome)
+    ctx.console.print(
+        f"{ctx.name}  {len(rows):,} preferences from {given:,} prompts, {len(longer):,} pairs; the longer answer is chosen in "
+        f"{outcome['longer_chosen']:,}, the shorter in {outcome['shorter_chosen']:,}; median margin {outcome['margins']['median']:.3g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def make_pairs(scores: Sequence[float], pairs: Literal["best_worst", "best_vs_rest", "margin"], min_margin: float) -> list[Pair]:
+    """The pairs that ``scores`` of answers to one prompt give, best first. Of equally good best answers the first is chosen.
+
+    Chosen and rejected differ by at least ``min_margin``, and never score the same.
+
+    >>> make_pairs([1.0, 3.0, 2.0], "best_worst", 0)
+    [Pair(chosen=1, rejected=(0,))]
+    >>> make_pairs([1.0, 3.0, 2.0], "margin", 1.5)
+    [Pair(chosen=1, rejected=(0,))]
+    """
+    order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
+
+    def below(chosen: int) -> tuple[int, ...]:
+        margins = {place: scores[chosen] - scores[place] for place in order}
+        return tuple(place for place, margin in margins.items() if margin > 0 and margin >= min_margin)
+
+    if pairs == "margin":
+        return [Pair(chosen, (rejected,)) for chosen in order for rejected in below(chosen)]
+    best = [Pair(chosen, below(chosen)) for chosen in order[:1] if below(chosen)]
+    if pairs == "best_vs_rest":
+        return best
+    worst = min(range(len(scores)), key=scores.__getitem__, default=0)
+    return [Pair(pair.chosen, (worst,)) for pair in best]
+
+
+def preference_row(one: Answered, pair: Pair, number: int | None) -> dict[str, Any]:
+    """A pair as a row of preferences. ``margin`` is the smallest difference of scores; ``number`` tells a prompt's pairs apart."""
+    row = prompt_row(one.record)
+    rejected = [one.scores[place] for place in pair.rejected]
+    return {
+        **row,
+        "id": row["id"] if number is None else f"{row['id']}#{number}",
+        "chosen": [_message(one.used[pair.chosen])],
+        "rejected": [[_message(one.used[place])] for place in pair.rejected],
+        "margin": one.scores[pair.chosen] - max(rejected),
+        "scores": {"chosen": one.scores[pair.chosen], "rejected": rejected},
+    }
+
+
+def _message(answer: Answer) -> dict[str, Any]:
+    """An answer that was cut off says so: it must not be trained to end there."""
+    return {"role": "assistant", "content": answer.text} | ({} if answer.finished else {"finished": False})
+
+
+def _length_bias(differences: Sequence[int]) -> str | None:
+    """In plain words, when one could tell chosen from rejected by their lengths (C35); else None."""
+    longer, shorter = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    if longer + shorter < _ENOUGH or max(longer, shorter) < _BIASED * (longer + shorter):
+        return None
+    which, count = ("longer", longer) if longer > shorter else ("shorter", shorter)
+    return (
+        f"the {which} answer is chosen in {count} of {longer + shorter} pairs of unequal length: a policy may learn length alone. "
+        "report.json has the correlation of score and length; `length_balance` trains a reward model against it."
+    )

@@ -1,0 +1,83 @@
+"""The data of a training stage, read as its kind wants them. The plan of a run reads them in the same way, to count steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.batching.loader import StepPlan, plan_steps
+from align.data.balance import BalancedTrees
+from align.data.datasets import load_trees
+from align.data.encode import Encoder
+from align.data.mixture import read_records
+from align.data.report import DataReport
+from align.data.store import TreeStore
+from align.recipe.schema import Data, DpoStage, RewardStage, SftStage, Train
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on."""
+
+    trees: TreeStore
+    report: DataReport
+    examples: TreeStore | BalancedTrees
+    """What steps are made of: the trees, or those of them (and of their answers) that each epoch draws."""
+    held_out: TreeStore | None
+    held_out_report: DataReport | None
+
+    def plan(self, train: Train, seed: int) -> StepPlan:
+        """The steps that a stage will take."""
+        return plan_steps(
+            self.examples.sizes,
+            seed=seed,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+            tokens_per_step=train.tokens_per_step,
+            max_steps=train.max_steps,
+            epoch_indices=self.examples.epoch if isinstance(self.examples, BalancedTrees) else None,
+        )
+
+    def lines(self) -> list[str]:
+        """For people: what was read, and what was left out and why."""
+        held_out = self.held_out_report.lines() if self.held_out_report else []
+        return [*self.report.lines(), *(f"held out: {line}" for line in held_out)]
+
+
+def read_data(
+    spec: SftStage | RewardStage | DpoStage,
+    *,
+    resolve: Callable[[str], Path | str],
+    encoder: Encoder,
+    cache: Path,
+    seed: int,
+    rejects: Path | None,
+    with_held_out: bool = True,
+) -> StageData:
+    """The stage's ``data`` as trees and, unless not wanted, its ``eval_data``. Raises as :func:`~align.data.datasets.load_trees`."""
+    common: dict[str, Any] = {"resolve": resolve, "encoder": encoder, "max_length": spec.max_length, "too_long": spec.too_long}
+    common |= {"cache": cache, "seed": seed, "train_on": spec.train_on if isinstance(spec, SftStage) else "last"}
+    want: Any = "conversation" if isinstance(spec, SftStage) else "preference"
+    filters, eval_filters = _filters(spec, resolve, seed) if isinstance(spec, RewardStage) and spec.filters else (None, None)
+    trees, report = load_trees(want, spec.data, rejects=rejects, filters=filters, **common)
+    held_out: TreeStore | None = None
+    held_out_report: DataReport | None = None
+    if spec.eval_data and with_held_out:
+        held_out, held_out_report = load_trees(want, spec.eval_data, rejects=None, filters=eval_filters, **common)
+    examples: TreeStore | BalancedTrees = trees
+    if isinstance(spec, RewardStage) and spec.length_balance:
+        examples = BalancedTrees(trees, seed=seed, epochs=spec.train.epochs)
+    return StageData(trees, report, examples, held_out, held_out_report)
+
+
+def _filters(spec: RewardStage, resolve: Callable[[str], Path | str], seed: int) -> tuple[Any, Any]:
+    """What leaves preferences out of the training data, and of the held-out data."""
+    from align.data.filters import PreferenceFilter, prompt_digests
+
+    return PreferenceFilter(prompt_digests(_records(spec.eval_data, resolve, seed)) if spec.eval_data else ()), PreferenceFilter()
+
+
+def _records(data: Data, resolve: Callable[[str], Path | str], seed: int) -> Any:
+    return read_records(data, [resolve(source.path) for source in data], "preference", seed=seed, rejects=None)

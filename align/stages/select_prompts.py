@@ -1,0 +1,102 @@
+"""``kind: select_prompts``: prompts that a policy can learn from. Prompts in, fewer prompts out.
+
+ChatGLM-RLHF (arXiv 2404.00934): rules drop prompts that say nothing or that no model can answer, a classifier those of low quality; then
+several answers to each are scored, and a prompt whose answers all score alike goes, since it says nothing about which answer is better.
+The paper gives neither the number of answers nor the threshold; here a share of the prompts goes, or all below a threshold.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from fractions import Fraction
+
+from align.data.records import Prompt
+from align.models.load import load_encoder
+from align.recipe.select import UNANSWERABLE, SelectPromptsStage
+from align.scoring.rules import matches
+from align.scoring.scorer import Answer
+from align.scoring.text_metrics import spread
+from align.stages.answers import Asked, LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
+from align.stages.context import StageContext
+
+TOO_SHORT = "too short (min_characters)"
+TOO_LONG = "too long (max_characters)"
+UNANSWERABLE_PROMPT = "cannot be answered (unanswerable)"
+LOW_QUALITY = "low quality (min_quality)"
+ALIKE = "its answers score alike"
+
+_DEFAULT_SHARE = 0.25
+
+
+def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
+    """Drop by rules, by quality, and by the spread of scores; leave the rest, and say what went and why."""
+    policy = ctx.policy(spec.policy)
+    encoder = load_encoder(policy, cache=ctx.cache)
+    ctx.encoder_digest = encoder.digest
+    left_out = LeftOut()
+    asked = read_prompts(spec, ctx, encoder, left_out, lambda record: rule_against(record, spec))
+    given = len(asked) + len(left_out.rows)
+    asked = _of_quality(spec, ctx, asked, left_out)
+    answered = answer_prompts(spec, ctx, policy, encoder, asked, left_out, distinct=False)
+    compared = [one for one in answered if one.scores]
+    stds = [statistics.pstdev(one.scores) for one in compared]
+    dropped = too_alike(stds, share=spec.drop_lowest_variance, least=spec.min_std)
+    rows = []
+    for place, (one, std) in enumerate(zip(compared, stds, strict=True)):
+        if place in dropped:
+            left_out.add(one.record, ALIKE, reward_std=std)
+        else:
+            rows.append({**prompt_row(one.record), "reward_mean": statistics.fmean(one.scores), "reward_std": std})
+    left_out.require(rows, "prompts", spec.prompts)
+    without = sum(row["reward_std"] == 0 for row in rows)
+    outcome = {"prompts": given, "kept": len(rows), "kept_without_spread": without, "reward_std": spread(stds)}
+    leave(ctx, rows, answered, left_out, outcome)
+    ctx.console.print(
+        f"{ctx.name}  kept {len(rows):,} of {given:,} prompts; standard deviation of a prompt's scores: {statistics.median(stds):.3g} "
+        f"(median), at least {min(row['reward_std'] for row in rows):.3g} where it is kept",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def rule_against(record: Prompt, spec: SelectPromptsStage) -> str | None:
+    """The rule that a prompt breaks; None when it breaks none."""
+    said = [message["content"].strip() for message in record.prompt if message["role"] == "user"]
+    length = sum(map(len, said))
+    if length < spec.min_characters:
+        return TOO_SHORT
+    if spec.max_characters is not None and length > spec.max_characters:
+        return TOO_LONG
+    patterns = UNANSWERABLE if spec.unanswerable is None else spec.unanswerable
+    return UNANSWERABLE_PROMPT if any(matches(pattern, said[-1]) for pattern in patterns) else None
+
+
+def too_alike(stds: Sequence[float], *, share: float | None = None, least: float | None = None) -> set[int]:
+    """Places of the prompts whose scores differ too little.
+
+    With ``least``: those whose standard deviation is smaller. Else the ``share`` (a quarter when None) of all with the smallest ones,
+    rounded down; of equal ones the later go first.
+
+    >>> too_alike([0.5, 0.0, 0.2, 0.3], share=0.5)
+    {1, 2}
+    """
+    if least is not None:
+        return {place for place, std in enumerate(stds) if std < least}
+    number = int(len(stds) * Fraction(str(_DEFAULT_SHARE if share is None else share)))  # the decimal as written: 0.29 of 100 are 29
+    return set(sorted(range(len(stds)), key=lambda place: (stds[place], -place))[:number])
+
+
+def _of_quality(spec: SelectPromptsStage, ctx: StageContext, asked: list[Asked], left_out: LeftOut) -> list[Asked]:
+    """The prompts that the quality scorer likes; all of them without one."""
+    if spec.quality is None or spec.min_quality is None:
+        return asked
+    kept = []
+    prompts = [Answer(one.record.prompt, "", fields=one.record.fields) for one in asked]
+    for one, quality in zip(asked, score(spec.quality, ctx, prompts, "quality"), strict=True):
+        if quality < spec.min_quality:
+            left_out.add(one.record, LOW_QUALITY, quality=quality)
+        else:
+            kept.append(one)
+    left_out.require(kept, "prompts", spec.prompts)
+    return kept
