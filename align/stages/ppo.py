@@ -28,14 +28,16 @@ from align.data.prompts import EncodedPrompt, digest, load_prompts
 from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
+from align.errors import InputError
 from align.models.canary import require_own_logprobs
 from align.models.critic import ActorCritic, actor_critic
-from align.models.heads import ScoreStats, load_scalar
+from align.models.heads import ScoreStats, load_scalar, score_notes
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe import references
 from align.recipe.ppo import PpoStage
 from align.recipe.refs import import_object
+from align.recipe.rollout import Rollout
 from align.recipe.schema import Data, Model, Train
 from align.recipe.scoring import EnsembleScorer, FunctionScorer, Scorer
 from align.rollout.engine import RolloutEngine, Sampling
@@ -61,7 +63,7 @@ def run(spec: PpoStage, ctx: StageContext) -> None:
     encoder = load_encoder(base, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest
     data = _read(spec, ctx, encoder, group)
-    models, reference = _models(spec, ctx, base, group, [*data.prompts[0].ids, *data.prompts[0].ids][:12])
+    models, reference = _models(spec, ctx, base, encoder, group, [*data.prompts[0].ids, *data.prompts[0].ids][:12])
     clock = Clock()
     places: dict[str, Any] = {"cache": ctx.cache, "resolve": ctx.resolve}
     longest = spec.max_prompt_length + max(spec.max_new_tokens, CANARY_TOKENS)
@@ -144,7 +146,9 @@ def _plan(sizes: Sequence[int] | npt.NDArray[np.int64], seed: int, batch_size: i
     return plan_steps(sizes, seed=seed, epochs=passes + 1, batch_size=batch_size, max_steps=steps)
 
 
-def _models(spec: PpoStage, ctx: StageContext, base: Model, group: Ranks, canary: Sequence[int]) -> tuple[ActorCritic, nn.Module | None]:
+def _models(
+    spec: PpoStage, ctx: StageContext, base: Model, encoder: Encoder, group: Ranks, canary: Sequence[int]
+) -> tuple[ActorCritic, nn.Module | None]:
     """Policy and value model to train, and the reference where it is not the policy with its adapter off."""
     quantize = spec.lora.quantize if spec.lora else None
     loading: dict[str, Any] = {"dtype": spec.train.dtype, "device": group.device, "cache": ctx.cache, "quantize": quantize}
@@ -154,7 +158,13 @@ def _models(spec: PpoStage, ctx: StageContext, base: Model, group: Ranks, canary
     reference = None if spec.lora is not None else copy.deepcopy(policy).requires_grad_(False).eval()
     if spec.estimator != "gae":
         return ActorCritic(policy, None), reference
-    start = None if spec.value_start is None else load_scalar(Model(path=str(ctx.resolve(spec.value_start))), **loading)
+    start = None
+    if spec.value_start is not None:
+        place = Model(path=str(ctx.resolve(spec.value_start)))
+        if score_notes(place).encoder != encoder.digest:
+            message = f"{spec.value_start} has another tokenizer or chat template than the policy, whose tokens the value model has to read"
+            raise InputError(message, hint="write value_init: policy")
+        start = load_scalar(place, **loading)
     models = actor_critic(policy, start, spec.lora)
     if group.first and spec.lora is not None and not models.shared:
         text = "the value model does not start from an adapter on the policy's base, so it is a second model in memory"
@@ -196,7 +206,7 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
         "prompts": digest(prompts),
         "reward": _content(spec.reward, ctx.resolve),
         "sampling": [sampling.max_new_tokens, sampling.n, sampling.temperature, ctx.seed, group.world],
-        "rollout": spec.rollout.model_dump(mode="json"),
+        "rollout": _content(spec.rollout, ctx.resolve),
     }
     found, rows = reference_baselines(
         rollouts,
@@ -216,19 +226,16 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
     return baselines
 
 
-def _content(scorer: Scorer, resolve: Callable[[str], Path | str]) -> list[Any]:
-    """What the scores follow from: settings, the content of models, the source of functions."""
-    parts: list[Any] = [scorer.model_dump(mode="json")]
-    for referred in references.find(scorer):
+def _content(part: Scorer | Rollout, resolve: Callable[[str], Path | str]) -> list[Any]:
+    """What scores or samples follow from: settings, the content of models and files, the source of functions."""
+    found: list[Any] = [part.model_dump(mode="json")]
+    for referred in references.find(part):
         place = resolve(referred.text)
-        parts.append(files.digest_path(place) if isinstance(place, Path) else place)
-    for member in scorer.ensemble if isinstance(scorer, EnsembleScorer) else (scorer,):
-        if isinstance(member, FunctionScorer):
-            source = inspect.getsourcefile(import_object(member.function))
-            parts.append(files.sha256_file(Path(source)) if source else None)
-        elif isinstance(member, EnsembleScorer):
-            parts.append(_content(member, resolve))
-    return parts
+        found.append(files.digest_path(place) if isinstance(place, Path) else place)
+    if isinstance(part, FunctionScorer):
+        source = inspect.getsourcefile(import_object(part.function))
+        found.append(files.sha256_file(Path(source)) if source else None)
+    return [*found, *(_content(member, resolve) for member in (part.ensemble if isinstance(part, EnsembleScorer) else ()))]
 
 
 def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:

@@ -213,6 +213,14 @@ def test_adapters_all_the_way_share_one_base(folder: Path) -> None:
     assert abs(result.summaries["ppo"]["last_iteration"]["kl"]) < 1e-5
 
 
+def test_a_value_model_reads_the_policys_tokens(folder: Path) -> None:
+    """C33's sibling: a reward model with another template may score text, but its weights cannot value the policy's tokens."""
+    notes = json.loads((folder / "reward" / "align.json").read_text())
+    (folder / "reward" / "align.json").write_text(json.dumps({**notes, "encoder": "another"}))
+    with pytest.raises(InputError, match="another tokenizer or chat template"):
+        run()
+
+
 def test_a_rule_as_reward(folder: Path) -> None:
     """Any scorer will do; without a reward model the value model starts from the policy."""
     out = run(reward={"rule": "length", "min": 1, "max": 2}, value_init="policy").folder / "stages" / "ppo"
