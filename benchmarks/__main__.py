@@ -7,11 +7,13 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import dpo, report, reward, rollout, sft
+from benchmarks import contrast, dpo, report, reward, rollout, sft
 from benchmarks.harness import OUT, RESULTS, Benchmark, faults, run, work_once
 
-BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in (*sft.BENCHMARKS, *reward.BENCHMARKS, *dpo.BENCHMARKS, *rollout.BENCHMARKS)}
-DEFAULT = [b.name for b in sft.BENCHMARKS]
+BENCHMARKS: dict[str, Benchmark] = {
+    b.name: b for b in (*sft.BENCHMARKS, *reward.BENCHMARKS, *dpo.BENCHMARKS, *contrast.BENCHMARKS, *rollout.BENCHMARKS)
+}
+DEFAULT = [b.name for b in (*sft.BENCHMARKS, *dpo.BENCHMARKS, *rollout.BENCHMARKS)]
 
 
 def main(arguments: list[str]) -> int:

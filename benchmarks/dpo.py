@@ -39,7 +39,7 @@ def _many(rejected: int, real: bool) -> Callable[[bool], Work]:
     return prepare
 
 
-def _expanded(tree: Any) -> list[dict[str, list[int]]]:
+def expanded(tree: Any) -> list[dict[str, list[int]]]:
     """A tree as pairs."""
     chosen, *rejected = tree.branches
     return [{"prompt_ids": tree.trunk.tolist(), "chosen_ids": chosen.ids.tolist(), "rejected_ids": r.ids.tolist()} for r in rejected]
@@ -53,7 +53,7 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset  # the rows are token ids already
 
-    steps = [[pair for i in step for pair in _expanded(work.trees[i])] for step in work.steps]
+    steps = [[pair for i in step for pair in expanded(work.trees[i])] for step in work.steps]
     rows = [pair for step in steps for pair in sorted(step, key=lambda pair: -sum(map(len, pair.values())))]
     settings = peer.arguments(setting["per_device_batch"], len(steps[0]))
     config = DPOConfig(**settings, beta=BETA, loss_type="sigmoid", precompute_ref_log_probs=True, num_train_epochs=1)
@@ -80,6 +80,7 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
         ranks=common["ranks"],
         autocast=autocast(spec.train, common["ranks"].device),
         own_attention=False,
+        microbatch_tokens=spec.train.microbatch_tokens,
     )
     ours.timed(DpoTrainer, recorder)(loader, (), spec, reference, None, **common).fit()
 

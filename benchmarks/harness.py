@@ -26,6 +26,7 @@ from benchmarks.measure import Recorder, cores, machine, versions
 from benchmarks.model import OUT
 
 RESULTS = Path(__file__).parent / "results"
+EXPERIMENTS = RESULTS / "experiments"
 LOSS_TOLERANCE = 1e-4
 OURS = "ours"
 

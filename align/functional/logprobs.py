@@ -115,8 +115,7 @@ class _TokenLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(hidden.dtype)
             grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-            # Accumulated in fp32 over the chunks, whatever the head is stored in.
-            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+            grad_weight: Tensor | None = None  # summed in fp32 over the chunks, whatever the head is stored in
             grad_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if needs_bias else None
             logits, ctx.last_logits = ctx.last_logits, None  # overwritten below: a second backward pass makes them again
             for start in reversed(range(0, len(targets), chunk)):
@@ -136,11 +135,14 @@ class _TokenLogprobs(torch.autograd.Function):
                 d_logits = d_logits.to(hidden.dtype)
                 if grad_hidden is not None:
                     grad_hidden[part] = d_logits @ head
-                if grad_weight is not None:
-                    if grad_weight.dtype == d_logits.dtype:
-                        grad_weight.addmm_(d_logits.t(), hidden[part])
-                    else:
-                        grad_weight += d_logits.t() @ hidden[part]
+                if needs_weight and grad_weight is None:
+                    grad_weight = (d_logits.t() @ hidden[part]).float()
+                elif grad_weight is not None and grad_weight.dtype == d_logits.dtype:
+                    grad_weight.addmm_(d_logits.t(), hidden[part])
+                elif grad_weight is not None:
+                    grad_weight += d_logits.t() @ hidden[part]
+        if needs_weight and grad_weight is None:  # no targets at all
+            grad_weight = torch.zeros_like(weight)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from align.batching.batch import Batch, Span
 from align.models.attention import KeyValues, Trees
-from align.models.forward import hidden_states, project
+from align.models.forward import batch_logprobs, hidden_states, project
 
 
 def split(batch: Batch, tokens: int) -> tuple[Batch, list[Batch]] | None:
-    """A batch of one tree as (trunk and first branch, groups of the other branches), so that no more than ``tokens`` are held at a time.
+    """A batch of one tree as (trunk and first branch, groups of the other branches), each group of at most ``tokens``.
 
-    A group has one branch at least. None when the batch is small enough, or is not one tree with several branches.
+    What is held at a time is the first part and one group. A group has one branch at least. None when the batch is small enough, or is
+    not one tree with several branches.
     """
     if batch.num_tokens <= tokens or len(batch.rows) != 1 or len(batch.rows[0]) != 1 or len(batch.rows[0][0].branches) < 2:
         return None
@@ -33,7 +34,7 @@ def split(batch: Batch, tokens: int) -> tuple[Batch, list[Batch]] | None:
     for branch, length in enumerate(span.branches[1:], start=1):
         if not groups or length > room:
             groups.append([])
-            room = tokens - first
+            room = tokens
         groups[-1].append(branch)
         room -= length
     head = _part(batch, [0], 0, first, Span(0, span.trunk, span.branches[:1]))
@@ -86,3 +87,13 @@ class Stream:
         """The backward pass of ``loss``, a function of :attr:`logprobs`, together with what the groups left at the trunk."""
         roots = [(part, leaf.grad) for part, leaf in zip(self._computed, self._leaves, strict=True) if leaf.grad is not None]
         torch.autograd.backward([loss, *(part for part, _ in roots)], [None, *(gradient for _, gradient in roots)])
+
+
+def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool = False) -> Tensor:
+    """Log-probs of a batch's targets, fp32 [N], without gradient: exactly those that training sees, large trees in groups."""
+    with torch.no_grad():
+        parts = None if own_attention else split(batch, tokens)
+        if parts is None:
+            return batch_logprobs(model, batch, own_attention=own_attention)
+        stream = Stream(model, parts[0])
+        return torch.cat([stream.logprobs, *(stream.branches(group) for group in parts[1])])

@@ -75,7 +75,7 @@ def sample_shards(
     """
     size = shard_prompts or -(-SHARD_SAMPLES // sampling.n)
     starts = range(0, len(prompts), size)
-    everything = {**key, "sampling": asdict(sampling), "prompts": _digest(prompts), "shard_prompts": size}
+    everything = {**key, "sampling": asdict(sampling), "prompts": prompts_digest(prompts), "shard_prompts": size}
     kept = Kept(folder, "samples", "parquet", everything)
     mine = range(rank, len(starts), world)
     todo = [number for number in mine if kept.find(number) is None]
@@ -93,7 +93,8 @@ def sample_shards(
     return Samples(kept, [len(prompts[start : start + size]) for start in starts])
 
 
-def _digest(prompts: Sequence[Sequence[int]]) -> str:
+def prompts_digest(prompts: Sequence[Sequence[int]]) -> str:
+    """Of the token ids, prompt by prompt."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(len(prompt).to_bytes(8, "little"))

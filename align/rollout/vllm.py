@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import os
 import random
+import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +92,7 @@ class VllmEngine:
             "use_tqdm_on_load": False,
         }
         try:
-            with self._at_work():
+            with self._at_work(), _quietly():
                 from vllm import LLM
 
                 self._llm = LLM(**settings)
@@ -207,6 +209,20 @@ class VllmEngine:
             torch.set_rng_state(generators[2])
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """vLLM's libraries write notes about this machine to stderr while they start, from C++ as well. What matters comes as an exception."""
+    with warnings.catch_warnings(), tempfile.TemporaryFile() as notes:
+        warnings.simplefilter("ignore")
+        stderr = os.dup(2)
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _reason(error: Exception) -> str:

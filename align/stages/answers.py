@@ -194,7 +194,6 @@ def _sample(spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Enco
         Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=ctx.seed),
         ctx,
         ranks(),
-        folder=ctx.work / "samples",
         max_length=spec.max_length,
         name=ctx.name,
     )

@@ -8,6 +8,7 @@ weighs as much as one with a single one. The reference is always the stage's own
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -94,7 +95,8 @@ class DpoTrainer(Trainer):
         total = torch.zeros((), device=batch.branch.device)
         with self._autocast():
             stream = Stream(self.model, head)
-            chosen = stream.logprobs.sum().detach().requires_grad_()
+            chosen_sum = segment_sum(stream.logprobs, head.branch, 1)[0]
+            chosen = chosen_sum.detach().requires_grad_()
             policy[0] = chosen.detach()
             first = 1
             for group in groups:
@@ -107,7 +109,7 @@ class DpoTrainer(Trainer):
                 policy[own], total, first = rejected.detach(), total + part.detach(), own.stop
             terms = {"dpo": total}
             assert chosen.grad is not None
-            loss = stream.logprobs.sum() * chosen.grad
+            loss = chosen_sum * chosen.grad
             if self.spec.sft_weight:
                 terms["sft"] = losses.token_nll(stream.logprobs).sum()
                 loss = loss + self.weighted({"sft": terms["sft"]}, counts)
@@ -218,4 +220,5 @@ def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None)
         ranks=stage.group,
         autocast=autocast(train, stage.group.device),
         own_attention=train.layout == "padded",
+        microbatch_tokens=train.microbatch_tokens if train.layout == "tree" else sys.maxsize,
     )

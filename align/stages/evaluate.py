@@ -105,9 +105,8 @@ def _samples(
     """Own samples of policy ``k``."""
     sampling = Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=sample_seed(ctx.seed, 0))
     prompts = [target.prompt_ids for target in targets]
-    places: dict[str, Any] = {"folder": ctx.work / f"samples-{k}", "max_length": spec.max_length}
     name = f"{ctx.name}  samples of {spec.policies[k]}"
-    made = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, **places, name=name)
+    made = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, max_length=spec.max_length, name=name)
     return as_samples([target.id for target in targets], made, encoder)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from align import files
 from align.data.encode import Encoder
 from align.data.strict_json import unreadable
 from align.data.trees import Ids
@@ -17,7 +18,7 @@ from align.models.identity import model_digest
 from align.recipe.schema import Model, Rollout
 from align.rollout.engine import Completion, Sampling
 from align.rollout.open import open_engine
-from align.rollout.samples import Samples, sample_shards
+from align.rollout.samples import Samples, prompts_digest, sample_shards
 from align.stages.context import StageContext
 from align.training.launch import Ranks
 
@@ -58,20 +59,25 @@ def sample_policy(
     ctx: StageContext,
     group: Ranks,
     *,
-    folder: Path,
     max_length: int,
     name: str,
 ) -> Samples:
-    """Samples of ``policy``, kept in ``folder``; the processes of ``group`` share the shards, and all may read them once this returns.
+    """Samples of ``policy``, kept in the runs' cache, so that a stage that only chooses differently among them samples nothing anew.
+
+    The processes of ``group`` share the shards, and all may read them once this returns.
 
     Raises as :func:`align.rollout.samples.sample_shards` and :func:`align.rollout.open.open_engine`.
     """
+    key = {"policy": model_digest(policy.path, policy.revision), "encoder": encoder.digest, "max_length": max_length, **engine_key(rollout)}
+    if rollout.script is not None:
+        key["script"] = files.digest_path(Path(ctx.resolve(rollout.script)))
+    everything = files.digest_json({**key, "sampling": asdict(sampling), "prompts": prompts_digest(prompts)})
     samples = sample_shards(
         open_engine(rollout, policy, encoder, max_length=max_length, cache=ctx.cache, resolve=ctx.resolve),
         prompts,
         sampling,
-        folder=folder,
-        key={"policy": model_digest(policy.path, policy.revision), **engine_key(rollout)},
+        folder=ctx.cache / "samples" / everything[:40],
+        key=key,
         console=ctx.console,
         name=name,
         rank=group.rank,

@@ -68,7 +68,7 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
     )
     prompts = [target.prompt_ids for target in targets]
     with clock.phase("sampling"):
-        places: dict[str, Any] = {"folder": ctx.work / "samples", "max_length": spec.max_length, "name": f"{ctx.name}  samples"}
+        places: dict[str, Any] = {"max_length": spec.max_length, "name": f"{ctx.name}  samples"}
         made = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, **places)
     if embedder is None:  # the first process does the rest
         return

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from align import files
 from align.batching.batch import Batch
 from align.functional.segments import segment_sum
-from align.models.forward import batch_logprobs
+from align.models.stream import logprobs_in_groups
 from align.training.launch import Ranks
 
 
@@ -53,6 +53,7 @@ def reference_for(
     ranks: Ranks,
     autocast: AbstractContextManager[None],
     own_attention: bool,
+    microbatch_tokens: int,
 ) -> Reference:
     """Compute the reference log-probs of this process's ``batches``, share them with all, and keep them under ``key``.
 
@@ -62,6 +63,7 @@ def reference_for(
         branches: number of branches of every tree.
         key: names everything the result follows from.
         cache: folder for cached results.
+        microbatch_tokens: of training. Trees larger than that go through in groups there, so they do here: the first loss is ln 2.
     """
     first = torch.tensor([0, *branches]).cumsum(0)
     path = cache / f"{key}.safetensors"
@@ -73,7 +75,7 @@ def reference_for(
     with torch.no_grad(), autocast:
         for cpu_batch in batches:
             batch = cpu_batch.to(ranks.device)
-            logprobs = batch_logprobs(model, batch, own_attention=own_attention)
+            logprobs = logprobs_in_groups(model, batch, microbatch_tokens, own_attention=own_attention)
             trees = torch.tensor(cpu_batch.tree_index)[cpu_batch.branch_tree]
             sums[first[trees] + cpu_batch.branch_slot] = segment_sum(logprobs, batch.branch, batch.num_branches).cpu()
     model.train(training)

@@ -29,6 +29,7 @@ from align.recipe.schema import Train
 from align.signals import stop_requested
 from align.training.checkpoint import newest_checkpoint, save_checkpoint, save_tensors
 from align.training.launch import Ranks
+from align.training.memory import keep_freed_memory
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
 from align.training.optim import (
     ParameterGroup,
@@ -102,6 +103,8 @@ class Trainer(ABC):
             raise ValueError("the groups must hold every trained parameter once, and nothing else")
         self.optimizer = build_optimizer(self.groups, train)
         self.progress = Progress()
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         if train.gradient_checkpointing:
             enable: Any = model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -67,6 +67,7 @@ def reference(net: nn.Module, data: list[Tree], spec: DpoStage, cache: Path, key
         ranks=Ranks(),
         autocast=autocast(spec.train, torch.device("cpu")),
         own_attention=spec.train.layout == "padded",
+        microbatch_tokens=spec.train.microbatch_tokens,
     )
 
 
