@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 TORCH_INDEX ?=
 export TORCH_INDEX
 
-.PHONY: help setup quickstart sft reward dpo self-contrast test check bench doctor clean
+.PHONY: help setup quickstart sft reward dpo ppo pipeline self-contrast test check bench doctor clean
 .DEFAULT_GOAL := help
 
 help: ## what you can make
@@ -30,6 +30,12 @@ reward: setup ## reward model: RECIPE=recipes/rm.yaml, or yours
 
 dpo: setup ## preference optimisation: RECIPE=recipes/dpo.yaml, or yours
 	@.venv/bin/align dpo --recipe $(or $(RECIPE),recipes/dpo.yaml)
+
+ppo: setup ## reinforcement learning from a reward model: RECIPE=recipes/ppo.yaml, or yours
+	@.venv/bin/align run --recipe $(or $(RECIPE),recipes/ppo.yaml)
+
+pipeline: setup ## ChatGLM-RLHF from end to end: RECIPE=recipes/chatglm_rlhf.yaml, or yours
+	@.venv/bin/align run --recipe $(or $(RECIPE),recipes/chatglm_rlhf.yaml)
 
 self-contrast: setup ## align from conversations alone: RECIPE=recipes/self_contrast.yaml, or yours
 	@.venv/bin/align run --recipe $(or $(RECIPE),recipes/self_contrast.yaml)

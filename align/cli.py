@@ -26,6 +26,7 @@ KINDS = {
     "sft": "supervised fine-tuning",
     "reward": "reward models from preferences",
     "dpo": "preference optimisation",
+    "ppo": "reinforcement learning",
     "select_prompts": "prompts worth learning from",
     "label": "preferences from scored samples",
     "self_contrast": "preferences from a policy's own samples",

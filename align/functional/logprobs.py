@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # fp32 logits that exist at once, in elements. Small on CPU so that a chunk stays near the cache; large on a GPU so that the matrix product
 # fills it. 2**25 elements are 128 MiB.
@@ -152,3 +153,44 @@ class _TokenLogprobs(torch.autograd.Function):
             None,
             None,
         )
+
+
+def token_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs as :func:`token_logprobs` has them, and the entropy in nats of each distribution they come from: fp32 [N] and [N].
+
+    Both have gradients. Arguments as there. Chunk by chunk as well, with every chunk made again in the backward pass; it keeps nothing of
+    the last one, so it costs a matrix product more and is for those who need the entropy.
+
+    Raises:
+        ValueError: temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if chunk_tokens is None:
+        chunk_tokens = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // weight.shape[0])
+
+    def one(part: Tensor, ids: Tensor, head: Tensor, offset: Tensor | None) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = torch.nn.functional.linear(part, head.to(part.dtype)).float()
+            logits = (logits if offset is None else logits + offset) * logit_scale
+            if logit_softcap is not None:
+                logits = torch.tanh(logits / logit_softcap) * logit_softcap
+            logs = torch.log_softmax(logits / temperature, dim=1)
+            return torch.stack([logs.gather(1, ids[:, None]).squeeze(1), -(logs.exp() * logs).sum(1)])
+
+    parts = [
+        checkpoint(one, hidden[i : i + chunk_tokens], targets[i : i + chunk_tokens], weight, bias, use_reentrant=False)
+        for i in range(0, len(targets), chunk_tokens)
+    ]
+    logprobs, entropy = torch.cat(parts, dim=1) if parts else hidden.new_zeros(2, 0, dtype=torch.float32)
+    return logprobs, entropy

@@ -9,7 +9,7 @@ two into one adapter of the original base, which is exact: the ranks add up.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,8 @@ TRAINED = "default"
 """The adapter that this stage trains; PEFT's and vLLM's name for an adapter alone."""
 START = "start"
 """The adapter that the policy came with; frozen."""
+VALUE = "value_model"
+"""The adapter of a value model that lives on the policy's base; trained, and without effect until it is activated."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -60,16 +62,7 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
     Raises:
         InputError: a name of ``lora.target_modules`` fits no linear layer, or is the LM head.
     """
-    base = causal_lm(model)
-    targets = _targets(base, lora.target_modules)
-    config = LoraConfig(
-        task_type="FEATURE_EXTRACTION" if _lm_head(base) is None else "CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
-    )
+    config = lora_config(model, lora)
     if not isinstance(model, PeftModel):
         return get_peft_model(model, config, adapter_name=TRAINED)
     if TRAINED in model.peft_config:
@@ -79,6 +72,69 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name)
     return model
+
+
+def lora_config(model: nn.Module, lora: Lora) -> LoraConfig:
+    """PEFT's configuration of an adapter for ``model``. Raises InputError as :func:`add_lora`."""
+    base = causal_lm(model)
+    return LoraConfig(
+        task_type="FEATURE_EXTRACTION" if _lm_head(base) is None else "CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_targets(base, lora.target_modules),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
+    )
+
+
+def add_value_adapter(model: PeftModel, config: LoraConfig) -> None:
+    """Give a policy that has adapters one more, ``VALUE``, to train beside its own; the policy stays what it is."""
+    active = active_adapters(model)
+    config.task_type = "FEATURE_EXTRACTION"  # as reward models have it: it is saved as one
+    model.add_adapter(VALUE, config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{TRAINED}." in name or f".{VALUE}." in name)
+    activate(model, active)
+
+
+def active_adapters(model: nn.Module) -> tuple[str, ...]:
+    """The adapters that have an effect now; all layers agree."""
+    return tuple(next(iter(_lora_layers(model).values())).active_adapters)
+
+
+def activate(model: nn.Module, names: Sequence[str]) -> None:
+    """From now on only the adapters ``names`` have an effect. What is trained stays as it is (PEFT's own switch changes that as well)."""
+    for layer in _lora_layers(model).values():
+        layer._active_adapter = list(names)
+
+
+@contextmanager
+def value_in_front(model: nn.Module, *, on_start: bool) -> Iterator[None]:
+    """Inside, the adapter ``VALUE`` stands where the policy's stood, under its name and active, so that whatever saves a policy's adapter
+    saves it. ``on_start`` says whether it builds on ``START``. Weights stay where they are."""
+    peft: Any = unwrap(model)
+    active, named = active_adapters(peft), peft.active_adapter
+    exchanged = [(VALUE, TRAINED), *([] if on_start else [(START, "aside")])]
+    for pair in exchanged:
+        _swap_names(peft, *pair)
+    activate(peft, (START, TRAINED) if on_start else (TRAINED,))
+    peft.active_adapter = TRAINED  # the wrapper looks its settings up by this name
+    try:
+        yield
+    finally:
+        peft.active_adapter = named
+        activate(peft, active)
+        for pair in exchanged:
+            _swap_names(peft, *pair)
+
+
+def _swap_names(peft: Any, one: str, other: str) -> None:
+    tables = [
+        getattr(layer, name) for layer in _lora_layers(peft).values() for name in (*layer.adapter_layer_names, *layer.other_param_names)
+    ]
+    for table in [*tables, peft.peft_config]:
+        found = {new: table.pop(old) for old, new in ((one, other), (other, one)) if old in table}
+        table.update(found)
 
 
 def _lm_head(base: PreTrainedModel) -> nn.Module | None:

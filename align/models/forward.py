@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from align.batching.batch import Batch
 from align.errors import InputError
-from align.functional.logprobs import token_logprobs
+from align.functional.logprobs import token_logprobs, token_logprobs_and_entropy
 from align.models import attention, flex
 
 
@@ -68,22 +68,27 @@ def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, 
     return project(model, hidden_states(model, batch, own_attention=own_attention), batch, temperature=temperature)
 
 
+def batch_logprobs_and_entropy(
+    model: nn.Module, batch: Batch, *, temperature: float = 1.0, own_attention: bool = False
+) -> tuple[Tensor, Tensor]:
+    """:func:`batch_logprobs`, and the entropy of each distribution that a target is drawn from, in nats: fp32 [N] and [N]."""
+    hidden = hidden_states(model, batch, own_attention=own_attention)
+    return token_logprobs_and_entropy(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model))
+
+
 def project(model: nn.Module, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     """Log-probs of the batch's targets, fp32 [N], from hidden states [M, H] in which ``batch.sources`` are places."""
+    return token_logprobs(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model))
+
+
+def _head(model: nn.Module) -> dict[str, Any]:
+    """The LM head and what the model does to its logits, as arguments of the log-prob functions."""
     lm = causal_lm(model)
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
         raise TypeError(f"{type(lm).__name__} has no linear LM head")
     scale, softcap = logit_transform(lm)
-    return token_logprobs(
-        hidden[batch.sources],
-        head.weight,
-        batch.target_ids,
-        bias=head.bias,
-        temperature=temperature,
-        logit_scale=scale,
-        logit_softcap=softcap,
-    )
+    return {"weight": head.weight, "bias": head.bias, "logit_scale": scale, "logit_softcap": softcap}
 
 
 def logit_transform(lm: nn.Module) -> tuple[float, float | None]:

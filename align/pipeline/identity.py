@@ -24,7 +24,8 @@ NEUTRAL = {
     "train.save_steps": "a run that goes on from a checkpoint is bit-equal to one that never stopped",
     "train.save_total_limit": "how many checkpoints are kept in the meantime",
 }
-"""Keys that are no part of the identity, and why: nothing must be trained again because one of them changed."""
+"""Keys that are no part of the identity, and why: nothing must be trained again because one of them changed. A stage may have more of its
+own (``Stage.neutral``)."""
 
 _SECRET = re.compile(
     r"token|(.*_)?((api|access|private|secret|auth)_?key|(api|access|auth|bearer|hf)_?token|secret|password|passwd)", re.IGNORECASE
@@ -60,9 +61,9 @@ def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity
 
 
 def normalised(spec: Stage) -> dict[str, Any]:
-    """A stage's own keys with defaults filled in, without the ``NEUTRAL`` ones; secrets are hidden."""
+    """A stage's own keys with defaults filled in, without those that change no result; secrets are hidden."""
     config: dict[str, Any] = redact(spec.model_dump(mode="json", exclude={"kind", "seed"}))
-    for key in NEUTRAL:
+    for key in (*NEUTRAL, *spec.neutral):
         *parents, last = key.split(".")
         part: Any = config
         for parent in parents:

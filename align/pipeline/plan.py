@@ -7,21 +7,23 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from align.errors import Problem
-from align.pipeline import artifacts
+from align.pipeline import artifacts, plan_ppo
 from align.pipeline.folder import RunFolder
 from align.pipeline.machine import Machine, machine_for, this_machine
 from align.pipeline.origin import Origin, origin_of
 from align.pipeline.runner import StageStatus, status
 from align.pipeline.tokens import Amount, amount, conversations
-from align.recipe import estimate
+from align.recipe import estimate, estimate_ppo
 from align.recipe.estimate import Term, count, duration, gigabytes
 from align.recipe.load import LoadedRecipe
+from align.recipe.ppo import PpoStage
 from align.recipe.schema import EvaluateStage, Lora, SelfContrastStage, Stage, Train
 from align.recipe.shapes import Shape
 
@@ -94,8 +96,13 @@ def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Ma
     if not isinstance(getattr(spec, "train", None), Train):
         return plain
     origin = origin_of(loaded, name, run)
-    found = amount(loaded, name, origin.local, run) if hasattr(spec, "data") else Amount("unknown")
-    training = _Training(spec, origin, found, machine, processes, _measured_speed(state))
+    training: _Training
+    if isinstance(spec, PpoStage):
+        prompts = plan_ppo.prompts_of(loaded, name, spec, origin.local, run)
+        training = _Rollouts(spec, origin, prompts, machine, processes, _measured_speed(state))
+    else:
+        found = amount(loaded, name, origin.local, run) if hasattr(spec, "data") else Amount("unknown")
+        training = _Training(spec, origin, found, machine, processes, _measured_speed(state))
     rows = (*plain.rows, *training.rows())
     return dataclasses.replace(plain, rows=rows, memory=training.memory, problems=tuple(training.problems(loaded, name)))
 
@@ -262,6 +269,37 @@ class _Training:
         if self.lora is None:
             return "set `lora: {}` to train adapters only, or `train.dtype: bf16`"
         return "set `train.dtype: bf16`" if self.train.dtype == "fp32" else "a smaller model, or a GPU with more memory"
+
+
+class _Rollouts(_Training):
+    """The numbers of a stage that samples what it trains on."""
+
+    def __init__(self, spec: PpoStage, *settings: Any) -> None:
+        super().__init__(spec, *settings)
+        self.spec = spec
+        shape, machine = self.origin.shape, self.machine
+        if shape is not None:
+            self.terms = estimate_ppo.memory(
+                shape, spec, device=machine.device, processes=self.processes, budget=machine.memory if machine.device == "cuda" else None
+            )
+            self.memory = sum(term.amount for term in self.terms)
+            self.disk = estimate_ppo.disk(shape, spec, tokens=None, dequantises=self.origin.gguf)
+
+    def _data_rows(self) -> list[Row]:
+        return []
+
+    def _step_rows(self) -> list[Row]:
+        micro = f"{self.train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
+        rows = [Row(*row) for row in plan_ppo.rows(self.spec, self.data)]
+        return [*rows, Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}")]
+
+    def _time_row(self, shape: Shape) -> Row:
+        row = super()._time_row(shape)
+        source = row.source.partition(";")[0] + "; loading, scoring and above all sampling come on top"
+        return dataclasses.replace(row, value=row.value.replace("about", "at most about"), source=source)
+
+    def _steps_and_tokens(self) -> tuple[int | None, int | None]:
+        return self.spec.total_steps, plan_ppo.trained_tokens(self.spec, self.data)
 
 
 def show(plan: Plan, console: Console) -> None:

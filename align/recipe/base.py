@@ -132,6 +132,8 @@ class Stage(Strict):
     produces: ClassVar[ArtifactType]
     implementation: ClassVar[str]
     """`module:function`, imported only when the stage runs: `function(spec, context) -> None`."""
+    neutral: ClassVar[tuple[str, ...]] = ()
+    """Keys that change no result, so that nothing is done again when one of them changes."""
 
     kind: str
     """Which stage this is."""

@@ -13,7 +13,21 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.fields import mark_of
-from align.recipe.schema import BUILTIN_STAGES, DataSource, DpoTrain, Hardware, Lora, Model, Recipe, RewardTrain, Rollout, Stage, Train
+from align.recipe.schema import (
+    BUILTIN_STAGES,
+    DataSource,
+    DpoTrain,
+    Hardware,
+    Health,
+    Lora,
+    Model,
+    PpoTrain,
+    Recipe,
+    RewardTrain,
+    Rollout,
+    Stage,
+    Train,
+)
 from align.recipe.scoring import RULES, SCORERS, Scorer
 
 _INTRO = """\
@@ -104,8 +118,10 @@ def render() -> str:
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
         _section("`train` of reward models", RewardTrain, without=Train, level=3),
+        _section("`train` of ppo", PpoTrain, without=Train, level=3),
         _section("`lora`", Lora),
         _section("`rollout`", Rollout),
+        _section("`health`", Health),
         _section("A scorer", Scorer),
         *(_section(f"`{key}`", kind, level=3) for key, kind in SCORERS.items()),
         *(_section(f"`rule: {name}`", rule, level=3) for name, rule in RULES.items()),
@@ -176,6 +192,7 @@ def _noun(model: type[BaseModel]) -> str:
         DataSource: "data source",
         DpoTrain: "train of preferences",
         RewardTrain: "train of reward models",
+        PpoTrain: "train of ppo",
     }
     return "scorer" if issubclass(model, Scorer) else names.get(model, model.__name__.lower())
 

@@ -30,6 +30,7 @@ from align.recipe.base import (
 )
 from align.recipe.contrast import SelfContrastStage
 from align.recipe.evaluate import EvaluateStage
+from align.recipe.ppo import Health, PpoStage, PpoTrain
 from align.recipe.refs import import_object
 from align.recipe.reward import RewardStage, RewardTrain
 from align.recipe.rollout import Rollout
@@ -47,10 +48,13 @@ __all__ = [
     "DpoTrain",
     "EvaluateStage",
     "Hardware",
+    "Health",
     "LabelStage",
     "Lora",
     "Model",
     "PolicyRef",
+    "PpoStage",
+    "PpoTrain",
     "Recipe",
     "Reference",
     "RewardStage",
@@ -71,6 +75,7 @@ BUILTIN_STAGES: dict[str, type[Stage]] = {
     "dpo": DpoStage,
     "select_prompts": SelectPromptsStage,
     "label": LabelStage,
+    "ppo": PpoStage,
     "self_contrast": SelfContrastStage,
     "evaluate": EvaluateStage,
 }

@@ -99,6 +99,18 @@ def newest_checkpoint(root: Path, required: Sequence[str]) -> Checkpoint | None:
     return None
 
 
+def verified(folder: Path, required: Sequence[str]) -> Checkpoint:
+    """One folder that :func:`save_tensors` wrote, named ``WORD-NUMBER``, after comparing it with its manifest.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    problems = _problems(folder, required)
+    if problems:
+        raise InputError(problems)
+    return Checkpoint(folder, int(folder.name.rpartition("-")[2]))
+
+
 def _problems(folder: Path, required: Sequence[str]) -> list[Problem]:
     """What is wrong with a checkpoint folder; empty when it can be trusted."""
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +27,40 @@ def learning_rate(train: Train, step: int, total_steps: int) -> float:
     return train.learning_rate * (train.min_lr_ratio + (1 - train.min_lr_ratio) * shape)
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], train: Train) -> torch.optim.AdamW:
-    """AdamW over named parameters; weight decay on matrices only (biases, norms and scalars are never decayed)."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    rest = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with a learning rate of their own, whose gradient is clipped apart from the others'."""
+
+    name: str
+    """In metrics: ``grad_norm/NAME``."""
+    parameters: Mapping[str, nn.Parameter]
+    rate: float = 1.0
+    """Factor on the learning rate."""
+
+
+def build_optimizer(groups: Sequence[ParameterGroup], train: Train) -> torch.optim.AdamW:
+    """AdamW over groups of named parameters; weight decay on matrices only (biases, norms and scalars are never decayed)."""
+    parts = []
+    for group in groups:
+        matrices = [p for p in group.parameters.values() if p.ndim >= 2]
+        rest = [p for p in group.parameters.values() if p.ndim < 2]
+        parts += [
+            {"params": matrices, "weight_decay": train.weight_decay, "rate": group.rate},
+            {"params": rest, "weight_decay": 0.0, "rate": group.rate},
+        ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [part for part in parts if part["params"]],
         lr=train.learning_rate,
         betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_epsilon,
         fused=True,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """``rate`` for every group, times the group's own factor."""
+    for part in optimizer.param_groups:
+        part["lr"] = rate * part["rate"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

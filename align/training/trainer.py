@@ -7,6 +7,7 @@ depend on how the step is cut into micro-batches, packed into rows, or spread ov
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from abc import ABC, abstractmethod
@@ -30,14 +31,23 @@ from align.training.checkpoint import newest_checkpoint, save_checkpoint, save_t
 from align.training.launch import Ranks
 from align.training.memory import keep_freed_memory
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
-from align.training.optim import build_optimizer, clip_gradients, learning_rate, load_optimizer_tensors, optimizer_tensors
+from align.training.optim import (
+    ParameterGroup,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
 
 _SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a micro-batch contributes: per loss term a differentiable SUM, and metrics with their own counts."""
+    """What a micro-batch contributes: per loss term a differentiable SUM, and metrics with their own counts. One that is only looked at
+    has no terms."""
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Mean] = field(default_factory=dict)
@@ -66,18 +76,32 @@ class Trainer(ABC):
         total_steps: optimiser steps from start to end, known beforehand.
         work: folder for checkpoints and logs; a run that finds its own checkpoint there continues from it.
         name, seed, console, ranks: of the stage run.
+        groups: parameters with learning rates of their own, clipped apart; together all that is trained. Absent: one group.
     """
 
     term_weights: Mapping[str, float] = {}
     """Weight of each loss term; 1 when absent. A term is divided by its own global count before it is weighted."""
 
     def __init__(
-        self, model: nn.Module, train: Train, *, total_steps: int, work: Path, name: str, seed: int, console: Any, ranks: Ranks
+        self,
+        model: nn.Module,
+        train: Train,
+        *,
+        total_steps: int,
+        work: Path,
+        name: str,
+        seed: int,
+        console: Any,
+        ranks: Ranks,
+        groups: Sequence[ParameterGroup] = (),
     ) -> None:
         self.model, self.train, self.total_steps, self.work = model, train, total_steps, work
         self.name, self.seed, self.console, self.ranks = name, seed, console, ranks
         self.parameters = trainable_parameters(model)
-        self.optimizer = build_optimizer(self.parameters, train)
+        self.groups = tuple(groups) or (ParameterGroup("all", self.parameters),)
+        if sorted(name for group in self.groups for name in group.parameters) != sorted(self.parameters):
+            raise ValueError("the groups must hold every trained parameter once, and nothing else")
+        self.optimizer = build_optimizer(self.groups, train)
         self.progress = Progress()
         if ranks.device.type == "cpu":
             keep_freed_memory()
@@ -142,18 +166,17 @@ class Trainer(ABC):
         """One optimiser step; returns its metrics."""
         began = time.perf_counter()
         rate = learning_rate(self.train, self.progress.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         counts = self._global_counts(micro_batches)
         outputs = []
         for batch in micro_batches:
             output = self.forward_backward(batch, counts)
             outputs.append({**_as_means(output, self.counts(batch)), "tokens": Mean(batch.num_tokens, 1)})
         self.ranks.sum_gradients(self.parameters.values())
-        norm = clip_gradients(list(self.parameters.values()), self.train.max_grad_norm)
+        norms = self._clip()
         sums = self._sum_over_ranks(outputs)
         metrics = self._values(sums)
-        metrics |= {"grad_norm": norm, "learning_rate": rate}
+        metrics |= {**norms, "learning_rate": rate}
         self._refuse_non_finite(metrics, micro_batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,12 +190,20 @@ class Trainer(ABC):
     def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
         """One micro-batch: its loss, and the gradient of its share of the step's. ``counts`` are the whole step's."""
         output = self._forward(batch)
-        self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
+        if output.terms:
+            self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
         return output
 
     def _forward(self, batch: Batch) -> LossOutput:
         with self._autocast():
             return self.loss(batch.to(self.ranks.device))
+
+    def _clip(self) -> dict[str, float]:
+        """Clip each group's gradient; the norm of the whole before that, and of each group when there are several."""
+        norms = {g.name: clip_gradients(list(g.parameters.values()), self.train.max_grad_norm) for g in self.groups}
+        if len(norms) == 1:
+            return {"grad_norm": norms.popitem()[1]}
+        return {"grad_norm": math.hypot(*norms.values()), **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.train, self.ranks.device)

@@ -46,7 +46,9 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
 
 def test_the_promised_recipes_are_there() -> None:
     names = {"quickstart", "sft", "dpo", "self_contrast", "glm4_sft", "glm4_dpo", "glm4_self_contrast", "mistral_self_contrast"}
-    assert names | {"qwen3_sft", "qwen3_dpo", "rm", "glm4_rm", "rlhf_dpo"} <= {path.stem for path in RECIPES}
+    assert names | {"qwen3_sft", "qwen3_dpo", "rm", "glm4_rm", "rlhf_dpo", "ppo", "glm4_ppo", "chatglm_rlhf"} <= {
+        path.stem for path in RECIPES
+    }
 
 
 @pytest.mark.parametrize("name", ["glm4_self_contrast", "mistral_self_contrast"])
@@ -73,7 +75,8 @@ def test_the_template_of_the_papers_mistral() -> None:
 
 
 def test_recipes_for_other_machines_say_which() -> None:
-    for name, gpus in (("glm4_sft", 8), ("glm4_dpo", 8), ("glm4_rm", 8), ("qwen3_sft", 1), ("qwen3_dpo", 1), ("glm4_self_contrast", 8)):
+    eight = ("glm4_sft", "glm4_dpo", "glm4_rm", "glm4_ppo", "glm4_self_contrast")
+    for name, gpus in (*((name, 8) for name in eight), ("qwen3_sft", 1), ("qwen3_dpo", 1)):
         hardware = load_recipe(name).recipe.hardware
         assert hardware is not None
         assert hardware.gpus == gpus

@@ -1,0 +1,71 @@
+"""Prompts to be answered: the messages, for whoever reads text, and their tokens with the generation prompt, for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from align import files
+from align.data.encode import Encoder
+from align.data.examples import Limits, Unusable, tree_of
+from align.data.mixture import read_records
+from align.data.records import Prompt
+from align.data.report import DataReport
+from align.errors import InputError, Problem
+from align.recipe.schema import DataSource
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt and its tokens."""
+
+    record: Prompt
+    ids: tuple[int, ...]
+    """Ends with the generation prompt."""
+
+
+def load_prompts(
+    sources: Sequence[DataSource],
+    *,
+    resolve: Callable[[str], Path | str],
+    encoder: Encoder,
+    max_length: int,
+    seed: int,
+    rejects: Path | None,
+) -> tuple[list[EncodedPrompt], DataReport]:
+    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out and counted.
+
+    Raises:
+        InputError: bad rows (unless their source skips them), or nothing is left.
+    """
+    report = DataReport("prompt")
+    limits = Limits(max_length, "drop", "last")
+    records = read_records(sources, [resolve(source.path) for source in sources], "prompt", seed=seed, rejects=rejects)
+    prompts = []
+    for record in records:
+        assert isinstance(record, Prompt)
+        try:
+            tree = tree_of(record, encoder, limits, partial(report.note, origin=record.origin))
+        except Unusable as reason:
+            report.drop(str(reason), record.origin)
+        except InputError as error:
+            first = error.problems[0]
+            raise InputError(Problem(first.message, file=record.origin.source, line=record.origin.line, hint=first.hint)) from error
+        else:
+            report.add(tree)
+            prompts.append(EncodedPrompt(record, tuple(tree.trunk.tolist())))
+    report.source_lines, report.sources = records.report.lines(), records.report.as_json()
+    if not prompts:
+        reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
+        where = ", ".join(source.path for source in sources)
+        raise InputError(
+            Problem(f"0 prompts left of {records.report.given:,}: {reasons}", file=where, hint=f"max_length is {max_length:,}")
+        )
+    return prompts, report
+
+
+def digest(prompts: Sequence[EncodedPrompt]) -> str:
+    """Hex sha256 of which prompts these are, in order."""
+    return files.digest_json([[prompt.record.id, list(prompt.ids)] for prompt in prompts])

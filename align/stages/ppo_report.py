@@ -1,0 +1,141 @@
+"""What a person sees of PPO: a few lines each iteration, and at the end the held-out answers before and after, and where the time went."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from align import files
+from align.data.report import DataReport
+from align.stages.context import StageContext
+from align.stages.ppo_rollouts import read_parquet
+from align.training.trainer import Trainer, peak_memory_bytes
+
+PHASES = ("sync", "generate", "score", "values", "train")
+
+
+def iteration_lines(
+    iteration: int,
+    iterations: int,
+    summary: Mapping[str, float],
+    lap: Mapping[str, float],
+    clip_fraction: float,
+    sft_losses: Sequence[float],
+) -> Iterator[str]:
+    """An iteration in numbers: what the answers were worth, and where the time went.
+
+    Args:
+        summary: of its experience.
+        lap: seconds by phase.
+        sft_losses: of all iterations so far, this one last; empty without such data.
+    """
+    parts = [f"reward {summary['reward']:.3f}"]
+    if summary["baseline"]:
+        parts[0] += f" (score {summary['score']:.3f}, baseline {summary['baseline']:.3f})"
+    parts += [f"KL {summary['kl']:.4f} nats/token", f"length {summary['length']:.0f}", f"finished {summary['finished']:.0%}"]
+    parts += [f"entropy {summary['entropy']:.2f}", f"clipped {clip_fraction:.1%}"]
+    if "explained_variance" in summary:
+        parts.append(f"values explain {summary['explained_variance']:.2f}")
+    if sft_losses:
+        parts.append(f"SFT loss {sft_losses[-1]:.3f}")
+    yield f"iteration {iteration + 1}/{iterations}  {', '.join(parts)}"
+    parts = [phase_words(lap)]
+    if "mismatch" in summary:
+        off = f"engine's log-probs off by {summary['mismatch']:.2g} nats (largest {summary['mismatch_max']:.2g})"
+        parts.append(f"{off}, importance ratio {summary['importance']:.4f}")
+    yield f"iteration {iteration + 1}/{iterations}  {'; '.join(parts)}"
+
+
+def phase_words(seconds: Mapping[str, float]) -> str:
+    """``12.1 s: sync 0.4 (3 %), generate ...``."""
+    total = sum(seconds.values())
+    shares = [f"{phase} {seconds[phase]:.1f} ({seconds[phase] / max(total, 1e-9):.0%})" for phase in PHASES if phase in seconds]
+    return f"{total:.1f} s: {', '.join(shares)}"
+
+
+def held_out(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The held-out prompts as they were answered after ``step``; empty when they were not."""
+    path = folder / f"held-out-{step:08d}.parquet"
+    return read_parquet(path) if path.exists() else []
+
+
+def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How the scores of the same prompts changed: the mean difference, and its 95 % interval from the spread over prompts."""
+    changes = [b["score"] - a["score"] for a, b in zip(before, after, strict=True)] if before and after else []
+    if not changes:
+        return None
+    mean = sum(changes) / len(changes)
+    spread = math.sqrt(sum((change - mean) ** 2 for change in changes) / max(1, len(changes) - 1))
+    half = 1.96 * spread / math.sqrt(len(changes))
+    return {"prompts": len(changes), "mean": mean, "interval": [mean - half, mean + half]}
+
+
+def samples_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Prompts with their answers before and after, for people."""
+    pairs = zip(before, after, strict=True) if before and after else ()
+    return [{"prompt": a["prompt"], "before": _scored(a), "after": _scored(b)} for a, b in pairs]
+
+
+def _scored(row: Mapping[str, Any]) -> str:
+    return f"{row['answer'].strip()}\n[score {row['score']:.3f}]"
+
+
+def report(
+    ctx: StageContext, trainer: Trainer, data: DataReport, samples: Sequence[Mapping[str, str]], outcome: Mapping[str, Any], change: Any
+) -> None:
+    """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show what changed."""
+    files.atomic_write(ctx.out / "metrics.jsonl", (ctx.work / "metrics.jsonl").read_bytes())
+    for name in ("rollouts", "trackers"):
+        if (ctx.work / name).exists():
+            shutil.copytree(ctx.work / name, ctx.out / name)
+    progress = trainer.progress
+    headlines = {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
+        "eval_before": progress.first_eval,
+        "eval_after": progress.last_eval,
+        "held_out_change": change,
+        "best_step": progress.best_step,
+        **outcome,
+    }
+    files.write_json(ctx.out / "report.json", {**headlines, "samples": samples, "data": data.as_json()})
+    ctx.note(headlines)
+    _show(ctx, headlines, samples)
+
+
+def _show(ctx: StageContext, headlines: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+    """The before/after table."""
+    before, after, change = (headlines[name] for name in ("eval_before", "eval_after", "held_out_change"))
+    if before and after:
+        table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
+        for header in ("", "before", "after"):
+            table.add_column(header, overflow="fold")
+        for name in before:
+            if name != "loss":
+                table.add_row(f"held-out {name}", f"{before[name]:.4f}", f"{after[name]:.4f}")
+        for sample in samples:
+            table.add_row(*(_plain(sample[part]) for part in ("prompt", "before", "after")))
+        ctx.console.print(table)
+    if change:
+        low, high = change["interval"]
+        words = (
+            f"the reward on {change['prompts']} held-out prompts changed by {change['mean']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+        )
+        ctx.console.print(f"{ctx.name}  {words}", highlight=False, soft_wrap=True)
+    words = f"{headlines['iterations']} iterations, {headlines['steps']} steps, {phase_words(headlines['phase_seconds'])}"
+    ctx.console.print(f"{ctx.name}  {words}, peak memory {headlines['peak_memory_bytes'] / 2**30:.1f} GiB", highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> Text:
+    """Model text for a terminal: no markup, no control characters."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text))

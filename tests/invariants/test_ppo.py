@@ -1,0 +1,469 @@
+"""PPO on the common loop: what must hold in every run, whatever the interruption, the packing or the number of processes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from align.data.trees import Branch, Tree
+from align.errors import InputError
+from align.models.heads import ScalarModel
+from align.rollout.engine import Completion, Sampling
+from align.scoring.scorer import Answer
+from align.stages.ppo_experience import Experience, PolicyBatch, ValueBatch, adapted, folder_of, minibatch_plan
+from align.stages.ppo_rollouts import read_parquet
+from align.stages.ppo_trainer import PpoTrainer
+from tests.rollouts import STOP, VOCAB, ExactEngine, ends_early, policy, prompts, stage, trainer
+from tests.tiny import tiny
+
+
+def log(work: Path) -> list[dict[str, Any]]:
+    return [row for row in map(json.loads, (work / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+
+
+def weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+def conversations(count: int = 5) -> list[Tree]:
+    rng = np.random.default_rng(0)
+    return [
+        Tree(f"c{i}", rng.integers(5, 200, 3, dtype=np.int32), (Branch(rng.integers(5, 200, 4, dtype=np.int32), np.ones(4, bool)),))
+        for i in range(count)
+    ]
+
+
+# The ratio
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["full", "lora"])
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_where_nothing_moves_the_ratio_is_one(tmp_path: Path, layout: str, lora: Any) -> None:
+    """C46-C49, C60: at a learning rate that moves nothing and temperature .7, over two passes in two minibatches: the ratio is 1 to 1e-4
+    for every token of every minibatch, nothing is held, the KL from the reference is 0, and the engine's importance ratio is 1."""
+    still = {"learning_rate": 1e-30, "layout": layout}
+    options: dict[str, Any] = {"ppo_epochs": 2, "minibatches": 2, "samples_per_prompt": 2, "temperature": 0.7, "value_learning_rate": 1e-30}
+    run = trainer(tmp_path, stage(train=still, lora=lora, **options))
+    before = weights(run.model)
+    run.fit()
+    rows = log(tmp_path)
+    assert len(rows) == 12
+    for row in rows:
+        assert row["ratio/largest_log"] < 1e-4 and abs(row["ratio"] - 1) < 1e-4
+        assert row["clip_fraction"] == 0 and row["value_clip_fraction"] == 0 and abs(row["kl_from_old"]) < 1e-6
+    for summary in run.history:
+        assert abs(summary["kl"]) < 1e-5 and abs(summary["kl_k3"]) < 1e-6
+        assert summary["mismatch_max"] < 1e-4 and summary["importance"] == pytest.approx(1, abs=0.01)
+    assert not {"first_ratio", "mismatch"} & run.unhealthy.keys()
+    after = weights(run.model)
+    assert all(float((after[name] - value).abs().max()) < 1e-20 for name, value in before.items())
+
+
+def test_another_temperature_is_noticed(tmp_path: Path) -> None:
+    """C47: an engine that samples at another temperature than the trainer's: its log-probs are off, and it is said."""
+
+    class Hot(ExactEngine):
+        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+            return super().generate(prompts, replace(sampling, temperature=1.0))
+
+    spec = stage(temperature=0.5, health={"mismatch": 0.05}, iterations=1)
+    net = policy(spec, initializer_range=0.3)
+    run = trainer(tmp_path, spec, net=net, engine=Hot(net))
+    run.fit()
+    assert run.history[0]["mismatch"] > 0.05 and "mismatch" in run.unhealthy
+    assert run.history[0]["kl"] == pytest.approx(0, abs=1e-5), "the old log-probs are the trainer's all the same"
+
+
+# What moves and what does not
+
+
+def test_only_what_is_declared_moves(tmp_path: Path) -> None:
+    """C61: after some steps the reference is byte-identical, and so is the model that scores; the optimiser has exactly what is trained;
+    policy and value model are clipped apart and have rates of their own."""
+    scoring = ScalarModel(tiny("llama", vocab_size=64).base_model)
+    spec = stage(sft_data="unused.jsonl", sft_weight=0.1, train={"max_grad_norm": 0.01}, value_learning_rate=5e-4)
+    value = ScalarModel(tiny("llama", vocab_size=VOCAB).base_model)
+    copied = copy.deepcopy(value)
+    run = trainer(tmp_path, spec, value=value, sft=conversations())
+    assert run.parts.reference is not None
+    frozen = weights(run.parts.reference) | {f"scoring.{name}": p for name, p in weights(scoring).items()}
+    start = weights(run.model)
+    declared = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert declared == {id(p) for p in run.model.parameters() if p.requires_grad} == {id(p) for p in run.parameters.values()}
+    rates = {group["rate"] for group in run.optimizer.param_groups}
+    assert rates == {1.0, 0.5}
+    run.fit()
+    after = weights(run.parts.reference) | {f"scoring.{name}": p for name, p in weights(scoring).items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
+    moved = weights(run.model)
+    assert any(not torch.equal(moved[name], start[name]) for name in start if name.startswith("policy."))
+    assert any(not torch.equal(moved[name], start[name]) for name in start if name.startswith("value."))
+    assert not torch.equal(copied.head.weight, run.models.value.head.weight)  # type: ignore[union-attr]
+    for row in log(tmp_path):
+        assert row["grad_norm"] == pytest.approx(np.hypot(row["grad_norm/policy"], row["grad_norm/value"]))
+
+
+def test_each_group_is_clipped_to_the_norm_alone(tmp_path: Path) -> None:
+    """A huge value gradient does not shrink the policy's."""
+    norms = []
+    for scale in (1.0, 1000.0):
+        spec = stage(train={"max_grad_norm": 1e-3}, iterations=1)
+        run = trainer(tmp_path / str(scale), spec, score=lambda answer, scale=scale: scale * ends_early(answer), baselines=torch.zeros(8))
+        step = run.optimizer.step
+        seen: dict[str, float] = {}
+
+        def spy(run: PpoTrainer = run, seen: dict[str, float] = seen, step: Any = step) -> None:
+            for group in run.groups:
+                seen[group.name] = float(torch.stack([p.grad.norm() for p in group.parameters.values() if p.grad is not None]).norm())
+            step()
+
+        run.optimizer.step = spy  # type: ignore[method-assign]
+        run.fit()
+        norms.append(seen)
+    for seen in norms:
+        assert seen["policy"] == pytest.approx(1e-3, rel=1e-3) and seen["value"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_what_follows_the_end_is_not_trained(tmp_path: Path) -> None:
+    """C56: an engine that goes on after the end token: experience and every weight are those of one that stops."""
+
+    class GoesOn(ExactEngine):
+        def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+            clean = super()._completion(ids, logprobs)
+            return replace(clean, ids=(*clean.ids, 99, 98), logprobs=(*(clean.logprobs or ()), -1.0, -2.0)) if clean.finished else clean
+
+    results = []
+    for kind in (ExactEngine, GoesOn):
+        spec = stage(iterations=2, samples_per_prompt=2)
+        net = policy(spec)
+        run = trainer(tmp_path / kind.__name__, spec, net=net, engine=kind(net), proved=False)
+        run.fit()
+        assert run.history[0]["finished"] > 0.1
+        results.append((weights(run.model), run.history))
+    (one, history), (other, again) = results
+    assert history == again and all(torch.equal(other[name], value) for name, value in one.items())
+
+
+def test_samples_share_their_prompt(tmp_path: Path) -> None:
+    """A prompt of L tokens with its n answers costs L once, for the policy and for the value model; the conversations come on top."""
+    spec = stage(samples_per_prompt=3, sft_data="unused.jsonl", train={"microbatch_tokens": 10_000})
+    run = trainer(tmp_path, spec, sft=conversations())
+    run.model.train()
+    batches = next(iter(run.steps()))
+    answers = Experience.load(folder_of(tmp_path, 0)).answers
+    unique = sum(len(prompt) for prompt in answers.prompts) + len(answers.ids)
+    assert [batch.num_tokens for batch in batches] == [unique, unique, 14]
+    assert isinstance(batches[0], PolicyBatch) and isinstance(batches[1], ValueBatch)
+
+
+def test_packing_changes_nothing(tmp_path: Path) -> None:
+    """C20, C58: one micro-batch or one prompt at a time, tree or padded rows: the same losses over a whole run, whitening included."""
+    curves = []
+    for budget, layout in ((10_000, "tree"), (1, "tree"), (40, "padded")):
+        work = tmp_path / f"{budget}-{layout}"
+        spec = stage(
+            whiten_advantages=True, whiten_rewards=True, samples_per_prompt=2, train={"microbatch_tokens": budget, "layout": layout}
+        )
+        trainer(work, spec, engine=None).fit()
+        curves.append([row["loss"] for row in log(work)])
+    for other in curves[1:]:
+        assert np.abs(np.array(other) - np.array(curves[0])).max() < 2e-5
+
+
+# Interrupted
+
+
+class _Stopped(Exception):
+    pass
+
+
+def stopped_after(run: PpoTrainer, step: int) -> None:
+    after = run._finish_step
+
+    def finish(metrics: Any, log: Any, bar: Any) -> None:
+        after(metrics, log, bar)
+        if run.progress.step >= step:
+            raise _Stopped
+
+    run._finish_step = finish  # type: ignore[method-assign]
+
+
+RESUMED: dict[str, Any] = {
+    "iterations": 3,
+    "ppo_epochs": 2,
+    "minibatches": 2,
+    "samples_per_prompt": 2,
+    "kl_target": 0.05,
+    "sft_data": "unused.jsonl",
+    "sft_weight": 0.2,
+    "temperature": 0.8,
+}
+
+
+def interrupted(work: Path, step: int, **options: Any) -> PpoTrainer:
+    """A run that is stopped right after step ``step`` was saved, and started again as a new program would."""
+    spec = stage(**{**RESUMED, **options}, train={"save_steps": 1, "lr_scheduler_type": "cosine"})
+    first = trainer(work, spec, sft=conversations(), held_out=prompts(2))
+    stopped_after(first, step)
+    with pytest.raises(_Stopped):
+        first.fit()
+    rest = trainer(work, spec, sft=conversations(), held_out=prompts(2))
+    rest.fit()
+    return rest
+
+
+def same_run(one: PpoTrainer, other: PpoTrainer) -> None:
+    for name, value in weights(one.model).items():
+        assert torch.equal(weights(other.model)[name], value), name
+    for mine, theirs in zip(one.parameters.values(), other.parameters.values(), strict=True):
+        for key, value in one.optimizer.state[mine].items():
+            assert torch.equal(other.optimizer.state[theirs][key], value)
+    assert other.history == one.history and other.coefficient == one.coefficient and other.sft_losses[-1] == one.sft_losses[-1]
+    ours, theirs_ = ([row["loss"] for row in log(run.work)] for run in (one, other))
+    assert ours == theirs_
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["full", "lora"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, lora: Any) -> None:
+    """C69: stopped after every single step, at the boundaries of iterations and inside them: weights, optimiser states of policy and value
+    model, KL coefficient, history, SFT rows and logged losses are bit-equal to a run that was never stopped."""
+    spec = stage(**RESUMED, lora=lora, train={"save_steps": 1, "lr_scheduler_type": "cosine"})
+    whole = trainer(tmp_path / "whole", spec, sft=conversations(), held_out=prompts(2))
+    whole.fit()
+    assert len({summary["kl_coefficient"] for summary in whole.history}) == 3, "an adaptive coefficient is part of the state"
+    for step in range(1, 12) if lora is None else (2, 4, 7):
+        same_run(whole, interrupted(tmp_path / f"at-{step}", step, lora=lora))
+
+
+def test_killed_between_checkpoints(tmp_path: Path) -> None:
+    """C69: killed in iteration 2 with a checkpoint from iteration 1: what was kept of later iterations is made again, not trusted."""
+    spec = stage(**RESUMED, train={"save_steps": 5})
+    whole = trainer(tmp_path / "whole", spec, sft=conversations())
+    whole.fit()
+    part = trainer(tmp_path / "part", spec, sft=conversations())
+    stopped_after(part, 9)
+    with pytest.raises(_Stopped):
+        part.fit()
+    assert folder_of(tmp_path / "part", 2).exists()
+    kept = load_file(folder_of(tmp_path / "part", 2) / "experience.safetensors")
+    with torch.no_grad():
+        for parameter in part.models.policy.parameters():
+            parameter += 1.0
+    rest = trainer(tmp_path / "part", spec, sft=conversations())
+    rest.fit()
+    same_run(whole, rest)
+    assert kept.keys() == load_file(folder_of(tmp_path / "part", 2) / "experience.safetensors").keys()
+
+
+def test_experience_is_kept_only_while_it_is_needed(tmp_path: Path) -> None:
+    """One folder for the iteration at work and one for each checkpoint; gone or damaged inside an iteration is an error, not a guess."""
+    work = tmp_path / "run"
+    spec = stage(**{**RESUMED, "iterations": 5}, train={"save_steps": 3, "save_total_limit": 1})
+    run = trainer(work, spec, sft=conversations())
+    stopped_after(run, 18)
+    with pytest.raises(_Stopped):
+        run.fit()
+    assert [folder.name for folder in sorted((work / "experience").iterdir())] == ["iteration-000003", "iteration-000004"]
+    shutil.copytree(work, tmp_path / "gone")
+    shutil.rmtree(folder_of(tmp_path / "gone", 4))
+    with pytest.raises(InputError, match="the run stopped inside that iteration"):
+        trainer(tmp_path / "gone", spec, sft=conversations()).fit()
+    path = folder_of(work, 4) / "experience.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="sha256"):
+        trainer(work, spec, sft=conversations()).fit()
+
+
+def test_target_kl_ends_an_iteration(tmp_path: Path) -> None:
+    """The rest of an iteration is skipped once the policy is too far from the one that sampled; the next begins where it always does, and a
+    run that was interrupted in between is bit-equal."""
+    options: dict[str, Any] = {**RESUMED, "ppo_epochs": 4, "minibatches": 1, "target_kl": 2e-3, "kl_target": None}
+    whole = trainer(tmp_path / "whole", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2))
+    whole.fit()
+    steps = [row["step"] for row in log(tmp_path / "whole")]
+    assert 3 < len(steps) < 12 and {4, 8, 12} <= set(steps), "some steps were skipped, to the iterations' ends"
+    assert whole.progress.step == 12 and whole.progress.last_eval is not None
+    assert [row["rollout/reward"] for row in log(tmp_path / "whole") if "rollout/reward" in row] == [s["reward"] for s in whole.history]
+    part = trainer(tmp_path / "part", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2))
+    stopped_after(part, 4)
+    with pytest.raises(_Stopped):
+        part.fit()
+    rest = trainer(tmp_path / "part", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2))
+    rest.fit()
+    same_run(whole, rest)
+
+
+# Parts
+
+
+def test_minibatches_cover_every_prompt_once_a_pass() -> None:
+    """Seven prompts in three minibatches, two passes: each pass has each prompt once, in another order, in parts of 3, 2 and 2."""
+    plan = minibatch_plan(7, stage(ppo_epochs=2, minibatches=3), seed=1, iteration=4)
+    assert len(plan) == 6 and [len(plan.examples(i)) for i in range(6)] == [3, 2, 2, 3, 2, 2]
+    first, second = plan.order[:7].tolist(), plan.order[7:].tolist()
+    assert sorted(first) == sorted(second) == list(range(7)) and first != second
+    assert minibatch_plan(7, stage(), seed=1, iteration=5).order.tolist() != first
+
+
+def test_the_controller_by_hand() -> None:
+    """Ziegler's: error (KL - target) / target held to +-.2, times .1: at most 2 % a time."""
+    assert adapted(0.1, 9.0, None) == 0.1
+    assert adapted(0.1, 6.6, 6.0) == pytest.approx(0.1 * 1.01)
+    assert adapted(0.1, 60.0, 6.0) == pytest.approx(0.102) and adapted(0.1, 0.0, 6.0) == pytest.approx(0.098)
+
+
+def test_the_engine_gets_the_weights_of_every_iteration(tmp_path: Path) -> None:
+    """C50: before each iteration's answers, with a version that grows; once for an evaluation and the iteration after it."""
+    spec = stage(iterations=3, train={"eval_steps": 1})
+    net = policy(spec)
+    engine = ExactEngine(net)
+    trainer(tmp_path, spec, net=net, engine=engine, held_out=prompts(2)).fit()
+    assert engine.pushed == [1, 2, 3, 4], "before the first, and after each of three steps"
+
+
+def test_held_out_prompts_are_answered_greedily(tmp_path: Path) -> None:
+    """Before the first and after the last step; the same policy gives the same answers."""
+    spec = stage(iterations=1, train={"learning_rate": 1e-30}, value_learning_rate=1e-30)
+    run = trainer(tmp_path, spec, held_out=prompts(4))
+    run.fit()
+    before, after = run.progress.first_eval, run.progress.last_eval
+    assert before is not None and before == after and before["loss"] == -before["reward"]
+    files = sorted((tmp_path / "rollouts").glob("held-out-*"))
+    assert [path.name for path in files] == ["held-out-00000000.parquet", "held-out-00000001.parquet"]
+    one, other = (read_parquet(path) for path in files)
+    assert [row["answer"] for row in one] == [row["answer"] for row in other]
+
+
+def test_conversations_are_watched_without_being_trained(tmp_path: Path) -> None:
+    """`sft_data` without a weight: its loss is reported, and no weight depends on it."""
+    results = []
+    for data in ({}, {"sft_data": "unused.jsonl"}):
+        run = trainer(tmp_path / str(len(data)), stage(**data), sft=conversations() if data else ())
+        run.fit()
+        results.append(run)
+    plain, watched = results
+    assert not plain.sft_losses and len(watched.sft_losses) == 3
+    assert all("loss/sft" not in row and row["sft_loss"] > 0 for row in log(watched.work))
+    same = weights(plain.model)
+    assert all(torch.equal(value, same[name]) for name, value in weights(watched.model).items())
+
+
+# Does it learn?
+
+
+LONGEST = 5
+
+
+def even_share(answer: Answer) -> float:
+    """Even tokens, as a share of how many there could have been: an end, though even, is worth nothing."""
+    return sum(token % 2 == 0 and token != STOP for token in answer.ids) / LONGEST
+
+
+def learn(work: Path, estimator: str, seed: int, reward: Any) -> list[float]:
+    """The mean share of even tokens in each of 14 iterations' answers, while ``reward`` is learned."""
+    spec = stage(
+        estimator=estimator,
+        iterations=14,
+        samples_per_prompt=4,
+        kl_coefficient=0.01,
+        max_new_tokens=LONGEST,
+        train={"learning_rate": 1e-2, "batch_size": 12, "microbatch_tokens": 1200},
+        **({"value_learning_rate": 1e-2} if estimator == "gae" else {}),
+    )
+    shares: list[float] = []
+
+    def scored(answer: Answer) -> float:
+        shares.append(even_share(answer))
+        return float(reward(answer))
+
+    baselines = torch.full((12,), 0.5) if spec.uses_baseline else None
+    run = trainer(work, spec, score=scored, data=prompts(12, length=4), baselines=baselines, proved=False, seed=seed)
+    run.fit()
+    return np.array(shares).reshape(14, -1).mean(1).tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("estimator", ["gae", "rloo", "group", "reinforce"])
+def test_a_known_answer_is_learned(tmp_path: Path, estimator: str) -> None:
+    """Reward: the share of even tokens. Over three seeds its mean rises by more than three times what it varies from step to step."""
+    for seed in (1, 2, 3):
+        curve = learn(tmp_path / str(seed), estimator, seed, even_share)
+        noise = statistics.stdev(b - a for a, b in itertools.pairwise(curve)) / 2**0.5
+        rise = statistics.mean(curve[-3:]) - statistics.mean(curve[:3])
+        assert rise > 3 * noise and rise > 0.1, (seed, curve)
+
+
+def test_a_constant_reward_teaches_nothing(tmp_path: Path) -> None:
+    """The same task, rewarded whatever is said: what is measured does not rise."""
+    for seed in (1, 2, 3):
+        curve = learn(tmp_path / str(seed), "gae", seed, lambda answer: 0.5)
+        noise = statistics.stdev(b - a for a, b in itertools.pairwise(curve)) / 2**0.5
+        rise = statistics.mean(curve[-3:]) - statistics.mean(curve[:3])
+        assert rise < 3 * noise, (seed, curve)
+
+
+# Several processes
+
+
+WORKER = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from align.training.launch import leave, ranks
+from tests.invariants.test_ppo import two_process_run, weights
+torch.set_num_threads(1)
+work = Path(sys.argv[1])
+run = two_process_run(work, ranks())
+run.fit()
+save_file(weights(run.model), work / f"final-{run.ranks.rank}.safetensors")
+leave()
+"""
+
+
+def two_process_run(work: Path, group: Any) -> PpoTrainer:
+    return trainer(work, stage(iterations=2, minibatches=2, samples_per_prompt=2, whiten_advantages=True), group=group, held_out=prompts(3))
+
+
+def test_two_processes_train_on_one_experience(tmp_path: Path) -> None:
+    """C58, C65: two processes that go on from the experience of one take its steps: whitening, counts and gradients are of the whole step.
+    In the next iteration each samples for half of the prompts, other answers than the other's; and both end with the same weights."""
+    single = two_process_run(tmp_path / "one", None)
+    stopped_after(single, 2)
+    with pytest.raises(_Stopped):
+        single.fit()
+    work = tmp_path / "two"
+    work.mkdir()
+    shutil.copytree(tmp_path / "one" / "experience", work / "experience")
+    _processes(work)
+    first, second = (load_file(work / f"final-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for one, two in zip(log(tmp_path / "one"), log(work)[:2], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+    rows = read_parquet(work / "rollouts" / "iteration-000001.parquet")
+    assert [row["prompt_id"] for row in rows[::2]] == [f"p{number}" for number in single.parts.plan.examples(1)]
+    assert len({row["answer"] for row in rows}) > len(rows) // 2
+
+
+def _processes(work: Path) -> None:
+    port = 20000 + (os.getpid() * 7 + len(str(work))) % 20000
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-c", WORKER, str(work)]
+    children = [subprocess.Popen(command, env={**env, "RANK": str(r)}, cwd=Path(__file__).parents[2]) for r in range(2)]
+    assert [child.wait(timeout=120) for child in children] == [0, 0]

@@ -1,0 +1,115 @@
+"""Everything unhealthy that is looked for, with the words that a person reads, and silence where all is well."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.errors import TrainingFault
+from align.stages.ppo_health import first_ratio_bound, of_first_step, of_rollouts, of_training
+from tests.rollouts import stage, trainer
+
+WELL = {
+    "answers": 8.0,
+    "score_std": 0.4,
+    "finished": 0.9,
+    "distinct": 1.0,
+    "entropy": 2.0,
+    "kl": 0.01,
+    "mismatch": 1e-5,
+    "explained_variance": 0.3,
+    "reward": 0.0,
+}
+
+
+def kinds(history: list[dict[str, float]], **options: Any) -> set[str]:
+    return {finding.kind for finding in of_rollouts(stage(**options), history)}
+
+
+def test_a_healthy_run_is_silent() -> None:
+    assert kinds([WELL] * 10) == set()
+    assert of_training(stage(), [WELL] * 3, 0.1, [2.0, 2.1, 2.2]) == []
+    assert of_first_step(stage(), {"ratio/largest_log": 1e-5}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("equal_scores", {"score_std": 0.0}, "all answers of the iteration score the same"),
+        ("unfinished", {"finished": 0.02}, "98% of the answers do not end within max_new_tokens (6)"),
+        ("distinct", {"distinct": 0.1}, "only 10% of the answers differ"),
+        ("entropy", {"entropy": 0.1}, "the policy's entropy fell from 2 to 0.1 nats per token"),
+        ("kl", {"kl": 0.7}, "the KL from the reference is 0.7 nats per token, more than 0.5"),
+        ("mismatch", {"mismatch": 0.3}, "the engine's log-probs are off by 0.3 nats per token"),
+    ],
+)
+def test_one_iteration_is_enough(kind: str, change: dict[str, float], words: str) -> None:
+    (finding,) = of_rollouts(stage(), [WELL, {**WELL, **change}])
+    assert finding.kind == kind and words in finding.message
+    assert any(key in finding.message for key in ("kl_coefficient", "max_new_tokens", "rollout", "rollouts file")), "it says what to do"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("negative_kl", {"kl": -0.02}, "negative (-0.02 nats per token) in 3 iterations in a row"),
+        ("explained_variance", {"explained_variance": -2.0}, "explains -2.00 of the returns' variance"),
+    ],
+)
+def test_three_in_a_row(kind: str, change: dict[str, float], words: str) -> None:
+    """C52: a mean KL below zero once is chance; a value model has four iterations to learn."""
+    bad = {**WELL, **change}
+    assert kinds([WELL] * 6 + [bad] * 2) == set()
+    assert kinds([WELL] * 5 + [bad, WELL, bad, bad]) == set()
+    (finding,) = of_rollouts(stage(), [WELL] * 6 + [bad] * 3)
+    assert finding.kind == kind and words in finding.message
+
+
+def test_a_young_value_model_is_given_time() -> None:
+    bad = {**WELL, "explained_variance": -5.0}
+    assert kinds([bad] * 6) == set() and kinds([bad] * 7) == {"explained_variance"}
+
+
+def test_the_first_ratio() -> None:
+    """C46: in fp32 a thousandth of a nat, in bf16 what rounding does."""
+    (finding,) = of_first_step(stage(), {"ratio/largest_log": 0.02})
+    assert finding.kind == "first_ratio" and "off by 0.02 nats, 0.001 is allowed" in finding.message
+    assert first_ratio_bound(stage(train={"autocast": "bf16"})) == 0.5
+    assert first_ratio_bound(stage(health={"first_ratio": 0.1})) == 0.1
+
+
+def test_too_large_steps_and_forgetting() -> None:
+    (clip,) = of_training(stage(), [WELL], 0.6, [])
+    assert clip.kind == "clip_fraction" and "the clip holds back 60% of the tokens" in clip.message
+    better = {**WELL, "reward": 1.5}
+    (forgets,) = of_training(stage(), [WELL, better], 0.1, [2.0, 2.6])
+    assert forgets.kind == "sft_loss" and "the reward rose by 1.5 while the loss on sft_data rose from 2 to 2.6" in forgets.message
+    assert of_training(stage(), [WELL, {**WELL, "reward": -1.0}], 0.1, [2.0, 2.6]) == [], "the reward did not rise"
+
+
+def test_warned_once_and_counted(tmp_path: Path) -> None:
+    """`warn`: the run goes on; each kind is told once, and how often it happened is kept."""
+    text = io.StringIO()
+    run = trainer(tmp_path, stage(iterations=3), score=lambda answer: 1.0, text=text)
+    run.fit()
+    assert text.getvalue().count("unhealthy: all answers of the iteration score the same") == 1
+    assert run.unhealthy["equal_scores"]["times"] == 3 and run.unhealthy["equal_scores"]["step"] == 0
+
+
+def test_stopped_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """`stop`: the run ends before the unhealthy step is saved; with another bound the same command goes on from the checkpoint."""
+    scores = iter([0.0, 1.0] * 4)
+    options: dict[str, Any] = {"iterations": 4, "on_unhealthy": "stop", "train": {"save_steps": 1}, "health": {"unfinished": 1.0}}
+
+    def then_equal(answer: Any) -> float:
+        return next(scores, 0.5)
+
+    with pytest.raises(TrainingFault, match="unhealthy at step 2: all answers of the iteration score the same") as caught:
+        trainer(tmp_path, stage(**options), score=then_equal).fit()
+    assert "goes on from it" in str(caught.value)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    again = trainer(tmp_path, stage(**{**options, "on_unhealthy": "warn"}), score=lambda answer: 0.5)
+    assert again.fit().step == 4
