@@ -52,10 +52,13 @@ def token_logprobs(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}; greedy rollouts have no log-probs to train on")
-    if chunk_tokens is None:
-        chunk_tokens = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // weight.shape[0])
+    chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
     apply: Callable[..., Tensor] = _TokenLogprobs.apply
     return apply(hidden, weight, bias, targets, logit_scale, logit_softcap, temperature, chunk_tokens)
+
+
+def _chunk_tokens(hidden: Tensor, weight: Tensor) -> int:
+    return max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // weight.shape[0])
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, temperature: float) -> Tensor:
@@ -176,8 +179,7 @@ def token_logprobs_and_entropy(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    if chunk_tokens is None:
-        chunk_tokens = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // weight.shape[0])
+    chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
 
     def one(part: Tensor, ids: Tensor, head: Tensor, offset: Tensor | None) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
-from align.pipeline.tokens import EXACT_BYTES, Amount
-from align.recipe import refs
+from align.pipeline.tokens import EXACT_BYTES, Amount, locate
 from align.recipe.load import LoadedRecipe
 from align.recipe.ppo import PpoStage
 from align.recipe.schema import Model
@@ -27,7 +26,7 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
     texts = [source.path for source in spec.prompts]
     bound = f"at most {spec.max_prompt_length:,} tokens each (max_prompt_length)"
     try:
-        locations = [_locate(loaded, run, text) for text in texts]
+        locations = [locate(loaded, run, text) for text in texts]
     except AlignError:  # a stage that has not run yet
         return Amount(f"from {', '.join(texts)}; {bound}")
     local = [location for location in locations if isinstance(location, Path)]
@@ -38,16 +37,6 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
     return Amount("encoded with the model's tokenizer", examples=len(found), tokens=sum(len(prompt.ids) for prompt in found))
 
 
-def _locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
-    ref = refs.parse(text, loaded.root)
-    if not isinstance(ref, refs.StageRef):
-        return refs.resolve(text, loaded.root)
-    folder = run.stage(ref.name)
-    if not folder.is_dir():
-        raise AlignError(f"what stage {ref.name} will make")
-    return folder
-
-
 def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run: RunFolder) -> list[EncodedPrompt]:
     """As the stage will; nothing is left behind."""
     from align.data.prompts import load_prompts
@@ -56,7 +45,7 @@ def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run:
     encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
     found, _ = load_prompts(
         spec.prompts,
-        resolve=lambda text: _locate(loaded, run, text),
+        resolve=lambda text: locate(loaded, run, text),
         encoder=encoder,
         max_length=spec.max_prompt_length,
         seed=loaded.recipe.seed if spec.seed is None else spec.seed,

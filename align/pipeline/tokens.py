@@ -47,7 +47,7 @@ def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder)
     spec: Any = loaded.recipe.stages[name]
     sources: Sequence[DataSource] = spec.data
     try:
-        locations = [_locate(loaded, run, source.path) for source in sources]
+        locations = [locate(loaded, run, source.path) for source in sources]
     except AlignError as error:  # a stage that has not run yet: what it will make is not known
         return _of_contrast(loaded, sources, run) or Amount(f"unknown: {error.problems[0].message}")
     if any(isinstance(location, str) for location in locations):
@@ -70,7 +70,7 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
 
     spec: Any = loaded.recipe.stages[name]
     try:
-        locations = [_locate(loaded, run, source.path) for source in spec.data]
+        locations = [locate(loaded, run, source.path) for source in spec.data]
     except AlignError as error:
         return Amount(f"unknown: {error.problems[0].message}")
     if any(isinstance(location, str) for location in locations):
@@ -101,7 +101,8 @@ def _of_contrast(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFo
     return Amount(words, examples=found.examples, tokens=found.tokens + found.examples * spec.negatives * spec.max_new_tokens)
 
 
-def _locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
+def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
+    """Where a reference lies, results of stages included. Raises AlignError for a stage that has not run yet."""
     ref = refs.parse(text, loaded.root)
     if not isinstance(ref, refs.StageRef):
         return refs.resolve(text, loaded.root)
@@ -132,7 +133,7 @@ def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder) -> A
     with tempfile.TemporaryDirectory(prefix="align-plan-") as scratch:
         read = read_data(
             spec,
-            resolve=lambda text: _locate(loaded, run, text),
+            resolve=lambda text: locate(loaded, run, text),
             encoder=load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None),
             cache=run.cache if run.cache.is_dir() else Path(scratch),
             seed=seed,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from align import files
 from align.data.report import DataReport
 from align.stages.context import StageContext
 from align.stages.ppo_rollouts import read_parquet
-from align.training.trainer import Trainer, peak_memory_bytes
+from align.stages.training import headlines, keep_logs, plain
+from align.training.trainer import Trainer
 
 PHASES = ("sync", "generate", "score", "values", "train")
 
@@ -90,32 +89,16 @@ def report(
     ctx: StageContext, trainer: Trainer, data: DataReport, samples: Sequence[Mapping[str, str]], outcome: Mapping[str, Any], change: Any
 ) -> None:
     """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show what changed."""
-    files.atomic_write(ctx.out / "metrics.jsonl", (ctx.work / "metrics.jsonl").read_bytes())
-    for name in ("rollouts", "trackers"):
-        if (ctx.work / name).exists():
-            shutil.copytree(ctx.work / name, ctx.out / name)
-    progress = trainer.progress
-    headlines = {
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "seconds": round(progress.seconds, 1),
-        "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
-        "eval_before": progress.first_eval,
-        "eval_after": progress.last_eval,
-        "held_out_change": change,
-        "best_step": progress.best_step,
-        **outcome,
-    }
-    files.write_json(ctx.out / "report.json", {**headlines, "samples": samples, "data": data.as_json()})
-    ctx.note(headlines)
-    _show(ctx, headlines, samples)
+    keep_logs(ctx, "rollouts", "trackers")
+    result = {**headlines(trainer), "held_out_change": change, **outcome}
+    files.write_json(ctx.out / "report.json", {**result, "samples": samples, "data": data.as_json()})
+    ctx.note(result)
+    _show(ctx, result, samples)
 
 
-def _show(ctx: StageContext, headlines: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+def _show(ctx: StageContext, result: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
     """The before/after table."""
-    before, after, change = (headlines[name] for name in ("eval_before", "eval_after", "held_out_change"))
+    before, after, change = (result[name] for name in ("eval_before", "eval_after", "held_out_change"))
     if before and after:
         table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
         for header in ("", "before", "after"):
@@ -124,7 +107,7 @@ def _show(ctx: StageContext, headlines: Mapping[str, Any], samples: Sequence[Map
             if name != "loss":
                 table.add_row(f"held-out {name}", f"{before[name]:.4f}", f"{after[name]:.4f}")
         for sample in samples:
-            table.add_row(*(_plain(sample[part]) for part in ("prompt", "before", "after")))
+            table.add_row(*(plain(sample[part]) for part in ("prompt", "before", "after")))
         ctx.console.print(table)
     if change:
         low, high = change["interval"]
@@ -132,10 +115,5 @@ def _show(ctx: StageContext, headlines: Mapping[str, Any], samples: Sequence[Map
             f"the reward on {change['prompts']} held-out prompts changed by {change['mean']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
         )
         ctx.console.print(f"{ctx.name}  {words}", highlight=False, soft_wrap=True)
-    words = f"{headlines['iterations']} iterations, {headlines['steps']} steps, {phase_words(headlines['phase_seconds'])}"
-    ctx.console.print(f"{ctx.name}  {words}, peak memory {headlines['peak_memory_bytes'] / 2**30:.1f} GiB", highlight=False, soft_wrap=True)
-
-
-def _plain(text: str) -> Text:
-    """Model text for a terminal: no markup, no control characters."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
+    words = f"{result['iterations']} iterations, {result['steps']} steps, {phase_words(result['phase_seconds'])}"
+    ctx.console.print(f"{ctx.name}  {words}, peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB", highlight=False, soft_wrap=True)

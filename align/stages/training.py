@@ -112,22 +112,8 @@ class TrainingRun:
 
         ``outcome`` is what the headlines say besides how training went; ``samples`` and ``more`` are in the report only.
         """
-        progress = trainer.progress
-        files.atomic_write(self.ctx.out / "metrics.jsonl", (self.ctx.work / "metrics.jsonl").read_bytes())
-        if (self.ctx.work / "trackers").exists():
-            shutil.copytree(self.ctx.work / "trackers", self.ctx.out / "trackers")
-        outcome = {
-            "steps": progress.step,
-            "tokens": progress.tokens,
-            "seconds": round(progress.seconds, 1),
-            "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
-            "eval_before": progress.first_eval,
-            "eval_after": progress.last_eval,
-            "best_step": progress.best_step,
-            **outcome,
-        }
+        keep_logs(self.ctx, "trackers")
+        outcome = {**headlines(trainer), **outcome}
         files.write_json(self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more})
         self.ctx.note(outcome)
         _show(self.ctx, outcome, samples)
@@ -136,6 +122,30 @@ class TrainingRun:
         """Greedy answers of the policy as it is now."""
         trunks = [tree.trunk.tolist() for tree in trees]
         return [self.encoder.decode(ids).strip() for ids in answer(self.model, self.encoder, trunks, max_new_tokens=max_new_tokens)]
+
+
+def keep_logs(ctx: StageContext, *folders: str) -> None:
+    """Metrics, and what else of the work folder belongs into the result, if it is there."""
+    files.atomic_write(ctx.out / "metrics.jsonl", (ctx.work / "metrics.jsonl").read_bytes())
+    for name in folders:
+        if (ctx.work / name).exists():
+            shutil.copytree(ctx.work / name, ctx.out / name)
+
+
+def headlines(trainer: Trainer) -> dict[str, Any]:
+    """How training went, for the manifest and the report."""
+    progress = trainer.progress
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
+        "eval_before": progress.first_eval,
+        "eval_after": progress.last_eval,
+        "best_step": progress.best_step,
+    }
 
 
 def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: Callable[[Any, Lora | None, int], nn.Module]) -> TrainingRun:
@@ -188,7 +198,7 @@ def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mappi
         for key, value in outcome["eval_before"].items():
             table.add_row(f"held-out {key}", f"{value:.4f}", f"{outcome['eval_after'][key]:.4f}")
     for sample in samples:
-        table.add_row(*(_plain(sample[part]) for part in ("prompt", "before", "after")))
+        table.add_row(*(plain(sample[part]) for part in ("prompt", "before", "after")))
     ctx.console.print(table)
     ctx.console.print(
         f"{ctx.name}  {outcome['steps']} steps, {outcome['tokens']} tokens, {outcome['seconds']} s, "
@@ -197,6 +207,6 @@ def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mappi
     )
 
 
-def _plain(text: str) -> Text:
+def plain(text: str) -> Text:
     """Model text for a terminal: no markup, no control characters."""
     return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text))

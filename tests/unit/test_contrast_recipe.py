@@ -90,7 +90,8 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
     ],
 )
 def test_what_is_allowed(options: dict[str, Any]) -> None:
-    load(c=contrast(**options))
+    found = load(c=contrast(**options)).recipe.stages["c"].model_dump()
+    assert {name: found[name] for name in options} == options
 
 
 def test_results_fit_where_they_belong() -> None:
