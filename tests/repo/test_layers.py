@@ -18,6 +18,7 @@ LAYERS = (
     {"scoring"},
     {"stages"},
     {"pipeline"},
+    {"report"},
     {"doctor"},
     {"cli"},
     {"__main__"},
