@@ -100,6 +100,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logits = None
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
+                logits = None  # before the next ones exist
                 logits = _logits(hidden[part], head, bias, scale, softcap, temperature)
                 chosen[part] = logits.gather(1, targets[part, None]).squeeze(1)
                 normaliser[part] = torch.logsumexp(logits, dim=1)
