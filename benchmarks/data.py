@@ -68,13 +68,18 @@ def conversations(encoder: Any, count: int, shorter_than: int) -> Rows:
     return _first(_file("sft_en.train.jsonl", "conversations.jsonl"), count, shorter_than, tree)
 
 
+def preferences(split: str) -> Path:
+    """The file of ``train`` or ``test`` pairs."""
+    return _file(f"prefs_helpful_en.{split}.jsonl", {"train": "preferences.jsonl", "test": "preferences.test.jsonl"}[split])
+
+
 def pairs(encoder: Any, count: int, shorter_than: int) -> Rows:
     """A prompt, the chosen and the rejected answer."""
 
     def tree(number: str, row: Any) -> Tree:
         return Tree(number, *encoder.encode_answers(row["prompt"], [row["chosen"], row["rejected"]]))
 
-    return _first(_file("prefs_helpful_en.train.jsonl", "preferences.jsonl"), count, shorter_than, tree)
+    return _first(preferences("train"), count, shorter_than, tree)
 
 
 def many_rejected(encoder: Any, count: int, rejected: int, shorter_than: int) -> Rows:

@@ -1,26 +1,18 @@
 """What more negatives buy: Self-Contrast with K = 1, 2, 4, 8, 16 rejected answers, with and without the filter, on several seeds.
 
-    python -m benchmarks.negatives [--seeds 3] [--prompts 16] [--held-out 24]
-
-One recipe, made here and run like any other: killed anywhere, the same command goes on. The result goes to
-``benchmarks/results/experiments/negatives.json``, and ``python -m benchmarks docs`` makes a table of it in ``docs/experiments.md``.
+python -m benchmarks.negatives [--seeds 3] [--prompts 16] [--held-out 24]
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from benchmarks.harness import EXPERIMENTS
-from benchmarks.measure import machine, versions
-from benchmarks.model import OUT, REFERENCE
+from benchmarks import experiment
+from benchmarks.model import REFERENCE
 
 NEGATIVES = (1, 2, 4, 8, 16)
 FILTERS = {"filter": 0.75, "no filter": 1.0}
@@ -81,20 +73,12 @@ def stage_key(seed: int, name: str, negatives: int) -> str:
 
 def run(seeds: int, prompts: int, held_out: int) -> list[dict[str, Any]]:
     """For each seed what the comparison says of every policy, and how long each was trained."""
-    from rich.console import Console
-
-    from align.pipeline.runner import run_recipe
-    from align.recipe.load import load_recipe
-
-    OUT.mkdir(parents=True, exist_ok=True)
-    file = OUT / "negatives.yaml"
-    file.write_text(yaml.safe_dump(recipe(seeds, prompts, held_out), sort_keys=False))
-    result = run_recipe(load_recipe(str(file), []), runs_dir=OUT / "runs", console=Console(width=140))
+    stages = experiment.run(recipe(seeds, prompts, held_out))
     found = []
     for seed in range(1, seeds + 1):
-        report = json.loads((result.folder / "stages" / f"compare-{seed}" / "report.json").read_text())
-        training = {name: summary["seconds"] for name, summary in result.summaries.items() if name.startswith(f"dpo-{seed}-")}
-        found.append({"seed": seed, "metrics": report["metrics"], "training_seconds": training})
+        trained = [stage_key(seed, name, k) for name in FILTERS for k in NEGATIVES]
+        seconds = {f"dpo-{key}": experiment.report(stages, f"dpo-{key}")["seconds"] for key in trained}
+        found.append({"seed": seed, "metrics": experiment.report(stages, f"compare-{seed}")["metrics"], "training_seconds": seconds})
     return found
 
 
@@ -119,15 +103,12 @@ def section(result: Mapping[str, Any]) -> str:
         cells = [_spread(result, metric, name, k) for metric in ("margin", "similarity") for name in FILTERS]
         seconds = statistics.mean(run["training_seconds"][f"dpo-{stage_key(run['seed'], 'filter', k)}"] for run in result["runs"])
         lines.append(f"| {k} | {' | '.join(cells)} | {seconds:.0f} |")
-    m = result["machine"]
-    return "\n".join([*lines, "", f"{m['cpu']}, {m['cores']} cores, {result['date']}.", ""])
+    return "\n".join([*lines, "", experiment.where(result), ""])
 
 
 def _spread(result: Mapping[str, Any], metric: str, name: str, negatives: int) -> str:
-    values = [
-        run["metrics"][metric][f"stage:dpo-{stage_key(run['seed'], name, negatives)}"]["difference"]["mean"] for run in result["runs"]
-    ]
-    return f"{statistics.mean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
+    policy = {run["seed"]: f"stage:dpo-{stage_key(run['seed'], name, negatives)}" for run in result["runs"]}
+    return experiment.spread([run["metrics"][metric][policy[run["seed"]]]["difference"]["mean"] for run in result["runs"]], "+.3f")
 
 
 def main(arguments: list[str]) -> int:
@@ -137,22 +118,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--held-out", type=int, default=24)
     chosen = parser.parse_args(arguments)
-    found: dict[str, Any] = {
-        "experiment": "negatives",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
-        "settings": {
-            "prompts": chosen.prompts,
-            "held_out": chosen.held_out,
-            "samples": SAMPLES,
-            "max_new_tokens": MAX_NEW_TOKENS,
-            "learning_rate": LEARNING_RATE,
-        },
-        "runs": run(chosen.seeds, chosen.prompts, chosen.held_out),
-    }
-    EXPERIMENTS.mkdir(parents=True, exist_ok=True)
-    (EXPERIMENTS / "negatives.json").write_text(json.dumps(found, indent=1) + "\n")
+    settings = {"prompts": chosen.prompts, "held_out": chosen.held_out, "samples": SAMPLES}
+    settings |= {"max_new_tokens": MAX_NEW_TOKENS, "learning_rate": LEARNING_RATE}
+    experiment.keep("negatives", settings, run(chosen.seeds, chosen.prompts, chosen.held_out))
     return 0
 
 
