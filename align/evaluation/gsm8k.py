@@ -31,7 +31,7 @@ def as_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worked_example(row: Prompt) -> tuple[dict[str, str], dict[str, str]]:
-    """A row as a question and its solution, for the turns before the one that is asked. The calculator's marks (``<<2+2=4>>``) are left out."""
+    """A row as a question and its solution: turns before the one that is asked. Without the calculator's marks (``<<2+2=4>>``)."""
     solution = _CALCULATION.sub("", row.fields["answer"]).strip()
     return {"role": "user", "content": row.prompt[-1]["content"]}, {"role": "assistant", "content": solution}
 

@@ -33,7 +33,13 @@ def run_tasks(folder: Path | str, adapter: Path | None, tasks: Sequence[str], *,
         arguments["peft"] = str(adapter)
     try:
         found = simple_evaluate(
-            model="hf", model_args=arguments, tasks=list(tasks), device=device, random_seed=seed, apply_chat_template=True, log_samples=False
+            model="hf",
+            model_args=arguments,
+            tasks=list(tasks),
+            device=device,
+            random_seed=seed,
+            apply_chat_template=True,
+            log_samples=False,
         )
     except Exception as error:  # of somebody else's program, most often a task that it does not know or cannot download
         raise InputError(f"lm-evaluation-harness failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error

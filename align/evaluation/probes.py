@@ -21,20 +21,24 @@ WORDS: dict[str, dict[str, str]] = {
 
 OTHERS = (
     *("ChatGPT", "GPT-?[345][\\w.]*", "OpenAI", "Claude", "Anthropic", "Gemini", "Bard", "Google", "DeepMind", "Llama", "Meta AI", "Meta"),
-    *("Copilot", "Microsoft", "Mistral", "Grok", "xAI", "DeepSeek", "深度求索", "Qwen", "Tongyi", "Alibaba", "通义千问", "通义", "阿里巴巴"),
-    *("ERNIE", "Baidu", "文心一言", "百度", "Kimi", "Moonshot", "月之暗面", "Doubao", "ByteDance", "豆包", "字节跳动", "Hunyuan", "Tencent"),
-    *("混元", "腾讯", "iFlytek", "讯飞星火", "科大讯飞", "ChatGLM", "GLM-?\\d[\\w.]*", "Zhipu", "Z\\.ai", "智谱清言", "智谱"),
-    *("MiniMax", "Baichuan", "百川", "Hugging ?Face", "SmolLM\\d?"),
+    *("Copilot", "Microsoft", "Mistral", "Grok", "xAI", "MiniMax", "Hugging ?Face", "SmolLM\\d?"),
+    *("DeepSeek", "深度求索", "Qwen", "Tongyi", "Alibaba", "通义千问", "通义", "阿里巴巴", "ERNIE", "Baidu", "文心一言", "百度"),
+    *("Kimi", "Moonshot", "月之暗面", "Doubao", "ByteDance", "豆包", "字节跳动", "Hunyuan", "Tencent", "混元", "腾讯"),
+    *("iFlytek", "讯飞星火", "科大讯飞", "ChatGLM", "GLM-?\\d[\\w.]*", "Zhipu", "Z\\.ai", "智谱清言", "智谱", "Baichuan", "百川"),
 )
 """Names of other companies' assistants and of the companies, as regular expressions."""
+
+_NAMES = regex.compile("|".join(rf"(?<![A-Za-z])(?:{name})(?![A-Za-z])" for name in OTHERS), regex.IGNORECASE)
 
 _CLAIM = regex.compile(
     r"\b(?:i am|i[’']m|this is|my name is|call(?:ed)? me|known as|(?:made|created|developed|trained|built|designed|provided) by)\b"
     r"|我是|我叫|名字(?:是|叫)|由(?!于)|作为",
     regex.IGNORECASE,
 )
-_DENIAL = regex.compile(r"\b(?:not|never|unlike|no relation|similar to|such as)\b|n[’']t\b|不是|并非|没有|不同于|类似|无关", regex.IGNORECASE)
-_SENTENCE = regex.compile(r"(?<=[.!?。！？\n])\s*")
+_DENIAL = regex.compile(
+    r"\b(?:not|never|unlike|no relation|similar to|such as)\b|n[’']t\b|不是|并非|没有|不同于|类似|无关", regex.IGNORECASE
+)
+_SENTENCE = regex.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
 _YES = regex.compile(r"\W*(?:yes|yeah|yep|correct|indeed|that[’']s right|是的|对的|没错|当然)", regex.IGNORECASE)
 _FENCE = regex.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*", regex.IGNORECASE | regex.DOTALL)
 
@@ -61,9 +65,6 @@ def claims_another(answer: str, own_names: Sequence[str] = (), *, yes_claims: bo
         if any(found.group().casefold() not in own for found in _NAMES.finditer(sentence, claim.end())):
             return True
     return False
-
-
-_NAMES = regex.compile("|".join(rf"(?<![A-Za-z])(?:{name})(?![A-Za-z])" for name in OTHERS), regex.IGNORECASE)
 
 
 def without_fence(text: str) -> str:

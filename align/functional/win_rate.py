@@ -40,12 +40,12 @@ def length_controlled(comparisons: npt.ArrayLike, axis: int = 0) -> Floats:
 
         P(y = 1) = sigmoid(theta + phi * tanh(d / std(d)))
 
-    is fitted by maximum likelihood, with a small penalty (:data:`RIDGE`), and ``sigmoid(theta)``, the prediction at ``d = 0``, is the result.
+    is fitted by maximum likelihood, with a small penalty (:data:`RIDGE`); the result is ``sigmoid(theta)``, the prediction at ``d = 0``.
 
-    This is the form of AlpacaEval 2's length-controlled win rate (Dubois et al., "Length-Controlled AlpacaEval", arXiv 2404.04475). It departs
-    from it in this: there is no term for how hard a prompt is, which that benchmark fits over many published models; ``y`` is the sign of a
-    difference of scores, not a judge's probability; and the penalty is fixed instead of being chosen by cross-validation. So numbers are
-    not comparable with that leaderboard's.
+    This is the form of AlpacaEval 2's length-controlled win rate (Dubois et al., "Length-Controlled AlpacaEval", arXiv 2404.04475).
+    It departs from it in this: there is no term for how hard a prompt is, which that benchmark fits over many published models; ``y`` is
+    the sign of a difference of scores, not a judge's probability; and the penalty is fixed instead of being chosen by cross-validation.
+    So numbers are not comparable with that leaderboard's.
 
     Args:
         comparisons: [P, m, 2], results and differences of length; or [draws, P, m, 2] with ``axis=1``, as a bootstrap calls it.

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from align.errors import InputError
+from align.evaluation.metrics import METRICS, Measured, Targets, metrics_of
 from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
@@ -23,7 +24,6 @@ from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
 from align.stages import evaluate as stage
 from align.stages import sampling
-from align.stages.metrics import METRICS, Measured
 from tests.embedder import save_embedder
 from tests.saved import save_tiny
 from tests.scripted import Dying, open_scripted, write_script

@@ -16,6 +16,7 @@ LAYERS = (
     {"models"},
     {"training", "rollout"},
     {"scoring"},
+    {"evaluation"},
     {"stages"},
     {"pipeline"},
     {"report"},
