@@ -1,4 +1,4 @@
-"""The client of a judge against a server on loopback that fails in every way: retries are bounded, nothing is asked twice, tokens are counted."""
+"""The client of a judge against a server on loopback that fails in every way."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def test_a_refusal_is_told_at_once_and_without_the_key(tmp_path: Path, monkeypat
 
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     """It would carry the key elsewhere."""
-    with serving(lambda question, before: Reply(status=307, headers={"location": "http://127.0.0.1:1/"})) as server:
-        with pytest.raises(InputError, match="status 307"):
-            ask(server, tmp_path, "a")
+    elsewhere = Reply(status=307, headers={"location": "http://127.0.0.1:1/"})
+    with serving(lambda question, before: elsewhere) as server, pytest.raises(InputError, match="status 307"):
+        ask(server, tmp_path, "a")
 
 
 def test_without_a_key_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
