@@ -58,7 +58,8 @@ def length_controlled(comparisons: npt.ArrayLike, axis: int = 0) -> Floats:
     flat = array.reshape(*array.shape[:axis], -1, 2)
     result, length = flat[..., 0], flat[..., 1]
     spread = length.std(axis=-1, keepdims=True)
-    term = np.tanh(length / np.where(spread > 0, spread, 1.0))
+    # Where all differences are equal, length explains nothing that the constant does not.
+    term = np.where(spread > 0, np.tanh(length / np.where(spread > 0, spread, 1.0)), 0.0)
     theta = np.zeros(flat.shape[:-2])
     phi = np.zeros_like(theta)
     for _ in range(_STEPS):  # Newton's method on two numbers, for all draws at once; steps are bounded, so that it cannot run away

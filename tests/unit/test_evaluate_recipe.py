@@ -56,9 +56,9 @@ JUDGE = "judge: {endpoint: 'https://host/v1', model: m, %s}"
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ("seed: 1", "r.yaml:4:3 stages.e: nothing to evaluate on: needs `data`, `tasks`, `probes` or `lm_eval_tasks`"),
+        ("seed: 1", "r.yaml:5:5 stages.e: nothing to evaluate on: needs `data`, `tasks`, `probes` or `lm_eval_tasks`"),
         ("tasks: [ifeval]", "r.yaml:8:13 stages.e.tasks.0: expected a mapping with `task` (one of ifeval, gsm8k) and `data`"),
-        ("tasks: [{task: ifevl, data: ifeval.jsonl}]", "stages.e.tasks.0.task: no task `ifevl`; known: ifeval, gsm8k; did you mean `ifeval`?"),
+        ("tasks: [{task: ifevl, data: ifeval.jsonl}]", "e.tasks.0.task: no task `ifevl`; known: ifeval, gsm8k; did you mean `ifeval`?"),
         ("tasks: [{task: ifeval}]", "stages.e.tasks.0.data: required key is missing"),
         ("tasks: [{task: ifeval, data: absent.jsonl}]", "r.yaml:8:34 stages.e.tasks.0.data: no such file or folder: absent.jsonl"),
         ("tasks: [{task: ifeval, data: ifeval.jsonl, few_shot: 2}]", "stages.e.tasks.0.few_shot: unknown key"),
@@ -69,11 +69,11 @@ JUDGE = "judge: {endpoint: 'https://host/v1', model: m, %s}"
         ("probes: [json]\nown_names: [me]", "stages.e: own_names belong to the probe identity"),
         ("probes: [json]\nscorers: [{rule: repetition}]", "stages.e: scorers need `data`"),
         ("data: prompts.jsonl\nscorers: [{rule: lenght}]", "stages.e.scorers.0.rule: no rule `lenght`"),
-        ("data: prompts.jsonl\n" + JUDGE % "key_env: sk-123", "stages.e.judge.key_env: expected the name of an environment variable, not a key"),
+        ("data: prompts.jsonl\n" + JUDGE % "key_env: sk-123", "e.judge.key_env: expected the name of an environment variable"),
         ("data: prompts.jsonl\n" + JUDGE % "price_input: 1.0", "stages.e.judge: price_input and price_output need each other"),
         ("data: prompts.jsonl\n" + JUDGE % "methods: [ranking]", "stages.e.judge.methods.0: must be one of pairwise, pointwise"),
         ("data: prompts.jsonl\n" + JUDGE % "against: target, methods: [pointwise]", "stages.e.judge: `against` is for the method pairwise"),
-        ("data: prompts.jsonl\njudge: {endpoint: 'http://host/v1', model: m}", "stages.e.judge.endpoint: prompts and answers would travel unencrypted"),
+        ("data: prompts.jsonl\njudge: {endpoint: 'http://host/v1', model: m}", "e.judge.endpoint: prompts and answers would travel"),
         ("data: prompts.jsonl\njudge: {endpoint: 'https://a:b@host/v1', model: m}", "stages.e.judge.endpoint: an address has no user"),
         ("data: prompts.jsonl\njudge: {endpoint: host, model: m}", "stages.e.judge.endpoint: expected an address such as https://HOST/v1"),
         ("data: prompts.jsonl\njudge: {endpoint: 'http://127.0.0.1.evil/v1', model: m}", "stages.e.judge.endpoint: prompts and answers"),
@@ -120,12 +120,8 @@ def test_what_changes_no_result_makes_no_other_identity() -> None:
 
 def test_benchmark_files_are_inputs() -> None:
     """So that another content of theirs makes another identity."""
-    loaded = (
-        load("tasks: [{task: gsm8k, data: gsm.jsonl, few_shot: 1, examples: shown.jsonl}]")
-        if Path("shown.jsonl").write_text("{}")
-        else None
-    )
-    assert loaded is not None
+    Path("shown.jsonl").write_text("{}")
+    loaded = load("tasks: [{task: gsm8k, data: gsm.jsonl, few_shot: 1, examples: shown.jsonl}]")
     assert {"gsm.jsonl", "shown.jsonl"} <= {referred.text for referred in loaded.references("e")}
 
 

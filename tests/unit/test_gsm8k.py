@@ -23,7 +23,7 @@ from align.evaluation import gsm8k
         ("**18**", "18"),
         ("The share is .5", ".5"),
         ("answer: 1.5.", "1.5"),
-        ("from 2019-2021", "-2021"),
+        ("from 2019-2021", "2021"),  # a dash between numbers is no sign
         ("no number at all", None),
         ("", None),
     ],

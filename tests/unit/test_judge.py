@@ -17,7 +17,7 @@ def test_the_instructions_hold_question_and_answers_as_they_are(language: Any) -
     text = judge.pairwise(language, ASK, "first $a", "second {b}")
     assert "How much is $5 and ${x}?" in text and text.index("first $a") < text.index("second {b}") and "$question" not in text
     graded = judge.pointwise(language, ASK, "the answer", "the reference")
-    assert graded.index("the reference") < graded.index("the answer")
+    assert graded.index("\nthe reference\n") < graded.index("\nthe answer\n")
     assert "reference_answer" not in judge.pointwise(language, ASK, "the answer", None)
     assert all(name in graded for name in judge.DIMENSIONS)
     assert judge.read_verdict(text) == 1.0, "the form that the instructions show is one that can be read"
