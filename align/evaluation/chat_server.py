@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,18 +69,21 @@ class ChatServer:
 
     Args:
         cache: folder of replies, by a digest of all that they follow from. A reply in it is never asked for again.
-        sleep: seconds -> None, between attempts.
+        sleep: takes seconds, between attempts; when None it ends early once another request has failed for good.
 
     Raises:
         EnvironmentFault: there is no key where one should be, or httpx is not installed.
     """
 
-    def __init__(self, judge: Judge, cache: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, judge: Judge, cache: Path, *, sleep: Callable[[float], object] | None = None) -> None:
         try:
             import httpx
         except ModuleNotFoundError as error:
             raise EnvironmentFault("a judge needs the Python package httpx", hint="pip install 'alignkit[eval]'") from error
-        self._judge, self._cache, self._sleep, self._httpx = judge, cache, sleep, httpx
+        self._judge, self._cache, self._httpx = judge, cache, httpx
+        self._failed = threading.Event()
+        self._sleep = sleep or self._failed.wait
+        self._counted: set[Path] = set()
         self._key = key_of(judge)
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         proxies = urlsplit(judge.endpoint).scheme == "https"  # what stays on this machine goes through no proxy
@@ -90,7 +94,7 @@ class ChatServer:
         self._client.close()
 
     def ask(self, questions: Sequence[str], read: Callable[[str], T | None], done: Callable[[int], None]) -> tuple[list[T | None], Usage]:
-        """What ``read`` finds in the reply to each question, in order, and what all of it took.
+        """What ``read`` finds in the reply to each question, in order, and what all of it took: every reply counts once, whenever it came.
 
         A reply that cannot be read (None) is asked for again, at most ``judge.retries`` times. ``done`` is told of finished questions.
 
@@ -99,20 +103,21 @@ class ChatServer:
             EnvironmentFault: it does not answer, or keeps failing. Replies so far are kept.
             Interrupted: a signal asked to stop.
         """
-        answers: list[T | None] = []
+        answers: dict[str, T | None] = {}
+        times = Counter(questions)
         usage = Usage()
         with ThreadPoolExecutor(self._judge.requests_at_once) as pool:
-            asked = [pool.submit(self._ask, question, read) for question in questions]
+            asked = {question: pool.submit(self._ask, question, read) for question in times}
             try:
-                for one in asked:
-                    answer, took = one.result()
-                    answers.append(answer)
+                for question, one in asked.items():
+                    answers[question], took = one.result()
                     usage = usage + took
-                    done(1)
+                    done(times[question])
             except BaseException:
+                self._failed.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        return answers, usage
+        return [answers[question] for question in questions], usage
 
     def _ask(self, question: str, read: Callable[[str], T | None]) -> tuple[T | None, Usage]:
         judge = self._judge
@@ -130,7 +135,9 @@ class ChatServer:
             if known is None:
                 files.make_folder(self._cache)
                 files.write_json(path, vars(reply))
-            usage = usage + Usage(1, int(known is not None), 0, reply.input_tokens, reply.output_tokens)
+            if path not in self._counted:
+                self._counted.add(path)
+                usage = usage + Usage(1, int(known is not None), 0, reply.input_tokens, reply.output_tokens)
             if (found := read(reply.text)) is not None:
                 return found, usage
         return None, usage + Usage(unreadable=1)
@@ -143,6 +150,8 @@ class ChatServer:
                 self._sleep(min(pause, LONGEST_PAUSE_S))
             if (signum := stop_requested()) is not None:
                 raise Interrupted(signum, "stopped while the judge was asked; its replies are kept and the same command continues")
+            if self._failed.is_set():
+                break
             pause = 2.0**attempt
             try:
                 response = self._client.post(f"{judge.endpoint}/chat/completions", json=body)

@@ -11,7 +11,8 @@ from rich.text import Text
 
 def table(title: str, report: Mapping[str, Any]) -> Table:
     """Every metric of ``report`` (an evaluation's ``report.json``) for every policy, with intervals."""
-    shown = Table(title=f"{title}: means with 95 % intervals", title_justify="left", show_lines=True)
+    prompts = f"{report['prompts']:,} held-out prompts, " if "prompts" in report else ""
+    shown = Table(title=f"{title}: {prompts}means with 95 % intervals", title_justify="left", show_lines=True)
     for header in ("", "policy", "mean", f"difference to {report['baseline']}", "items"):
         shown.add_column(header, justify="right" if header == "items" else "left", overflow="fold")
     for name, policies in report["metrics"].items():

@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import io
 import json
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from align import cli
 from align.errors import EnvironmentFault, InputError
 from align.evaluation import gsm8k
 from align.evaluation.compare import compare
@@ -383,3 +385,41 @@ def test_without_the_harness_nothing_starts(free: Path, monkeypatch: pytest.Monk
     with pytest.raises(EnvironmentFault, match=r"lm_eval_tasks need the Python package lm-eval.*alignkit\[eval\]"):
         evaluate({"policies": ["./free"], "lm_eval_tasks": ["mmlu"], "probes": ["json"]})
     assert Dying.calls == 0
+
+
+# align eval
+
+
+def test_align_eval_runs_once_and_always_ends_with_the_table(
+    free: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (free / "script.jsonl").write_text('{"completion": "#### 4"}\n')
+    Path("gsm.jsonl").write_text('{"question": "2 and 2?", "answer": "#### 4"}\n{"question": "2 and 3?", "answer": "#### 5"}\n')
+    arguments = ["align", "eval", "./free", "--tasks", "gsm8k", "--data", "gsm.jsonl", "--max-new-tokens", "16", "--out", "found.json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    shown = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        assert stopped.value.code == 0, printed.err
+        shown.append(printed.out)
+        assert json.loads(Path("found.json").read_text())["metrics"]["gsm8k/exact_match"]["./free"]["mean"] == 0.5
+    assert "eval: running" in shown[0] and "eval: up to date" in shown[1]
+    assert all(text.count("GSM8K, problems solved") == 1 and "0.500 [0.000, 1.000]" in text for text in shown)
+    (recipe,) = Path("runs").glob("eval-*.yaml")
+    assert load_recipe(str(recipe)).recipe.name == recipe.stem
+
+
+def test_the_recipe_of_the_page_is_valid(free: Path) -> None:
+    page = (shipped_root() / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- example: compare.yaml -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert found
+    for name in ("held_out.jsonl", "ifeval.jsonl", "gsm8k.jsonl"):
+        Path(name).write_text("{}\n")
+    text = found.group(1).replace("runs/mine/stages/sft", "./free").replace("runs/mine/stages/dpo", "./first")
+    judge = re.search(r"```yaml\n(    judge:.*?)```", page, re.DOTALL)
+    assert judge
+    Path("compare.yaml").write_text(text + judge.group(1))
+    assert load_recipe("compare.yaml").order == ("compare",)
+    assert f"| `{next(iter(METRICS))}`" in page and all(f"`{name}`" in page for name in METRICS)

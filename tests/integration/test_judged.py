@@ -26,8 +26,8 @@ GRADES = '{"correctness": %d, "helpfulness": 5, "completeness": 5, "clarity": 5,
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for name, answer in (("first", "Rain."), ("second", "Tea it is.")):
-        save_tiny(folder / name, max_position_embeddings=512)
+    for name, answer, spread in (("first", "Rain.", 0.25), ("second", "Tea it is.", 0.3)):  # other weights, so other samples
+        save_tiny(folder / name, max_position_embeddings=512, initializer_range=spread)
         write_script(folder / name, [answer])
     return folder
 

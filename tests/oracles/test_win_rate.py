@@ -49,7 +49,7 @@ def test_sides_are_symmetric_and_extremes_stay_finite() -> None:
     always = np.stack([np.ones(50), np.arange(50.0)], axis=-1)[:, None, :]
     assert 0.95 < length_controlled(always) < 1
     equal = np.stack([np.array([1.0, 1.0, 0.0, 0.5]), np.full(4, 3.0)], axis=-1)[:, None, :]  # no length varies: the plain rate, 2.5 / 4
-    assert length_controlled(equal) == pytest.approx(0.625, abs=1e-3)
+    assert length_controlled(equal) == pytest.approx(0.625, abs=2e-3)
 
 
 def test_draws_are_fitted_one_by_one() -> None:

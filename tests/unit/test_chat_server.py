@@ -40,6 +40,12 @@ def test_replies_come_in_order_and_are_kept_by_content(tmp_path: Path) -> None:
         assert server.requests[0] | {"messages": 0} == {"model": "m", "messages": 0, "temperature": 0.0, "max_tokens": 1024}
 
 
+def test_the_same_question_is_asked_and_counted_once(tmp_path: Path) -> None:
+    with serving(lambda question, before: Reply(f"re: {question}")) as server:
+        found, usage = ask(server, tmp_path, "a", "b", "a", "a", requests_at_once=4)
+    assert found == ["re: a", "re: b", "re: a", "re: a"] and len(server.requests) == 2 and usage == Usage(2, 0, 0, 200, 20)
+
+
 def test_a_damaged_reply_in_the_cache_is_asked_for_again(tmp_path: Path) -> None:
     with serving(lambda question, before: Reply("x")) as server:
         ask(server, tmp_path, "a")
