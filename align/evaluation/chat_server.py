@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -107,7 +108,7 @@ class ChatServer:
         times = Counter(questions)
         usage = Usage()
         with ThreadPoolExecutor(self._judge.requests_at_once) as pool:
-            asked = {question: pool.submit(self._ask, question, read) for question in times}
+            asked = {question: pool.submit(partial(self._ask, question, read)) for question in times}
             try:
                 for question, one in asked.items():
                     answers[question], took = one.result()

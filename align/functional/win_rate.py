@@ -24,7 +24,8 @@ def wins(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Floats:
         [P, n * m]; the win rate is the mean.
     """
     left, right = np.asarray(ours, dtype=np.float64)[:, :, None], np.asarray(theirs, dtype=np.float64)[:, None, :]
-    return ((left > right) + 0.5 * (left == right)).reshape(len(left), -1)
+    results: Floats = (left > right) + 0.5 * (left == right)
+    return results.reshape(len(left), -1)
 
 
 def differences(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Floats:

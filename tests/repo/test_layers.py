@@ -20,7 +20,7 @@ LAYERS = (
     {"stages"},
     {"pipeline"},
     {"report"},
-    {"doctor"},
+    {"doctor", "eval_command"},
     {"cli"},
     {"__main__"},
 )
