@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
+from align.eval_command import evaluate_models
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -273,6 +274,9 @@ def _cache(runs_dir: Path) -> Path | None:
     """The runs' cache, where dequantised models are kept, if there is one."""
     cache = runs_dir / ".cache"
     return cache if cache.is_dir() else None
+
+
+app.command("eval")(evaluate_models)
 
 
 @app.command()

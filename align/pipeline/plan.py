@@ -115,7 +115,9 @@ def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
 def _sampling_rows(
     loaded: LoadedRecipe, name: str, spec: SelfContrastStage | EvaluateStage, machine: Machine, run: RunFolder
 ) -> Iterator[Row]:
-    """Prompts, samples and time of a stage that samples."""
+    """Prompts, samples and time of a stage that samples for its data."""
+    if spec.data is None:
+        return
     data, origin = conversations(loaded, name, run), origin_of(loaded, name, run)
     policies = len(spec.policies) if isinstance(spec, EvaluateStage) else 1
     if isinstance(spec, SelfContrastStage):

@@ -6,13 +6,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
 from align.recipe import refs
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DataSource, Model, SelfContrastStage
+from align.recipe.schema import DataSource, EvaluateStage, Model, SelfContrastStage
+
+if TYPE_CHECKING:
+    from align.data.formats import Want
 
 EXACT_BYTES = 8_000_000
 """Data up to this size are encoded to count them."""
@@ -62,7 +65,8 @@ def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder)
 
 
 def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
-    """The conversations that a stage samples for: how many, and about how many tokens. Counts them where that is quick.
+    """The conversations (for an evaluation also prompts) that a stage samples for: how many, and about how many tokens. Counts them where
+    that is quick.
 
     Raises :class:`InputError` for bad rows.
     """
@@ -79,7 +83,8 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
     if size > EXACT_BYTES:
         return Amount("lines of the files", examples=_lines([Path(location) for location in locations]), tokens=size // _BYTES_PER_TOKEN)
     rows = characters = 0
-    for record in read_records(spec.data, locations, "conversation", seed=loaded.recipe.seed, rejects=None):
+    want: Want = "prompt" if isinstance(spec, EvaluateStage) else "conversation"
+    for record in read_records(spec.data, locations, want, seed=loaded.recipe.seed, rejects=None):
         rows += 1
         characters += sum(len(message["content"].encode()) for message in getattr(record, "messages", ()))
     return Amount("counted; more may be dropped for their length", examples=rows, tokens=characters // _BYTES_PER_TOKEN)

@@ -19,6 +19,7 @@ from align.recipe.schema import (
     DpoTrain,
     Hardware,
     Health,
+    Judge,
     Lora,
     Model,
     PpoTrain,
@@ -29,6 +30,7 @@ from align.recipe.schema import (
     Train,
 )
 from align.recipe.scoring import RULES, SCORERS, Scorer
+from align.recipe.tasks import TASKS, Task
 
 _INTRO = """\
 # Recipes
@@ -125,6 +127,9 @@ def render() -> str:
         _section("A scorer", Scorer),
         *(_section(f"`{key}`", kind, level=3) for key, kind in SCORERS.items()),
         *(_section(f"`rule: {name}`", rule, level=3) for name, rule in RULES.items()),
+        _section("A task", Task),
+        *(_section(f"`task: {name}`", task, without=Task, level=3) for name, task in TASKS.items()),
+        _section("`judge`", Judge),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
 
@@ -134,8 +139,8 @@ def _section(title: str, model: type[BaseModel], *, without: type[BaseModel] | N
 
 
 def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = None) -> str:
-    own = model.__annotations__.keys() - {"kind", "rule"}  # what a class says anew counts as its own; the title says the kind
-    hidden = {*(without.model_fields if without else ()), "rule"}
+    own = model.__annotations__.keys() - {"kind", "rule", "task"}  # what a class says anew counts as its own; the title says the kind
+    hidden = {*(without.model_fields if without else ()), "rule", "task"}
     rows = [_row(name, field) for name, field in model.model_fields.items() if name in own or name not in hidden]
     return "\n".join([text, "", *(["| key | type | default | |", "|---|---|---|---|", *rows, ""] if rows else [])])
 
@@ -194,12 +199,13 @@ def _noun(model: type[BaseModel]) -> str:
         RewardTrain: "train of reward models",
         PpoTrain: "train of ppo",
     }
-    return "scorer" if issubclass(model, Scorer) else names.get(model, model.__name__.lower())
+    family = next((word for word, base in (("scorer", Scorer), ("task", Task)) if issubclass(model, base)), None)
+    return family or names.get(model, model.__name__.lower())
 
 
 def _anchor(model: type[BaseModel]) -> str:
     noun = _noun(model).replace(" ", "-")
-    return f"a-{noun}" if noun in ("data-source", "scorer") else noun
+    return f"a-{noun}" if noun in ("data-source", "scorer", "task") else noun
 
 
 def _default(field: FieldInfo) -> str:

@@ -30,6 +30,7 @@ from align.recipe.base import (
 )
 from align.recipe.contrast import SelfContrastStage
 from align.recipe.evaluate import EvaluateStage
+from align.recipe.judge import Judge
 from align.recipe.ppo import Health, PpoStage, PpoTrain
 from align.recipe.refs import import_object
 from align.recipe.reward import RewardStage, RewardTrain
@@ -49,6 +50,7 @@ __all__ = [
     "EvaluateStage",
     "Hardware",
     "Health",
+    "Judge",
     "LabelStage",
     "Lora",
     "Model",

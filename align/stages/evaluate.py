@@ -1,212 +1,145 @@
-"""``kind: evaluate``: policies compared with the first of them, the baseline, on held-out conversations.
+"""``kind: evaluate``: policies compared with the first of them, the baseline, on held-out data, benchmarks and probes.
 
-The baseline's samples are drawn once, and every policy says how likely it finds them beside the data's answer, the target: the margin
-between the two is what preference training from such samples is meant to widen. Besides, every policy draws samples of its own, from the
-same seed. All numbers are means over prompts with bootstrap intervals; differences to the baseline are taken prompt by prompt.
+Every part gives metrics: for each policy one number for each item. They are compared at the end, all in the same way: means with bootstrap
+intervals, and differences to the baseline item by item.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-from rich.table import Table
-from rich.text import Text
-from torch import nn
-
 from align import files
-from align.batching.tree import Layout, pack
-from align.data.encode import Encoder
-from align.data.trees import Branch, Tree
-from align.errors import InputError, Interrupted
-from align.functional.bootstrap import bootstrap_mean
-from align.functional.segments import segment_sum
-from align.models.canary import require_own_logprobs
-from align.models.forward import batch_logprobs
-from align.models.load import load_encoder, load_policy
-from align.recipe.schema import EvaluateStage, Model
-from align.rollout.engine import Sampling, sample_seed
-from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all, find_embedder
-from align.signals import stop_requested
+from align.evaluation.chat_server import key_of
+from align.evaluation.compare import Found, compare
+from align.evaluation.harness import require_harness, run_tasks
+from align.evaluation.metrics import metrics_of, per_prompt
+from align.evaluation.table import table
+from align.models.load import is_adapter, load_encoder, locate, whole_folder
+from align.recipe.schema import EvaluateStage
+from align.scoring.embeddings import SentenceEmbedder, find_embedder
+from align.stages import graded, held_out
 from align.stages.context import StageContext
-from align.stages.metrics import METRICS, Measured, Values
-from align.stages.sampling import Sample, as_samples, sample_policy
-from align.stages.targets import Target, read_targets
+from align.stages.held_out import Policy, Question, Samples, say
+from align.stages.judged import judge_samples
+from align.stages.scored import score_samples
 from align.training.launch import Ranks, ranks
 
-_TOKENS = 2048
-"""Of a forward pass."""
+NO_TARGETS = "the data have no answers: margin, log-probs and loss of targets, similarity and win rates over targets are left out"
+
+
+class Findings:
+    """What the parts of an evaluation found so far."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Found] = {}
+        self.others: dict[str, dict[str, dict[str, Any]]] = {}
+        """Metrics of which only means are known: ``{metric: {policy: {mean, low, high, count}}}``."""
+        self.about: dict[str, Any] = {}
+        self.warnings: list[str] = []
 
 
 def run(spec: EvaluateStage, ctx: StageContext) -> None:
-    """Sample from every policy, score the baseline's samples and the targets with every policy, compare."""
+    """Each part that the recipe asks for, then the comparison."""
     group = ranks()
-    policies = [ctx.policy(reference) for reference in spec.policies]
-    encoders = [load_encoder(policy, cache=ctx.cache) for policy in policies]
-    ctx.encoder_digest = encoders[0].digest
-    embedder = find_embedder(ctx.resolve(spec.embedder)) if group.first else None
-    lengths: dict[str, Any] = {"max_length": spec.max_length, "max_new_tokens": spec.max_new_tokens}
-    targets, report = read_targets(spec.data, ctx, encoders[0], rejects=ctx.out / "rejects.jsonl" if group.first else None, **lengths)
+    if spec.judge is not None:
+        key_of(spec.judge)
+    if spec.lm_eval_tasks:
+        require_harness()
+    exams = graded.open_exams(spec, ctx)
+    embedder = find_embedder(ctx.resolve(spec.embedder)) if spec.data and spec.embedder and group.first else None
+    policies = [_policy(name, ctx) for name in spec.policies]
+    ctx.encoder_digest = policies[0].encoder.digest
+    found = Findings()
+    if spec.data is not None:
+        _on_data(spec, ctx, policies, found, group, None if embedder is None else SentenceEmbedder(embedder, device=group.device))
+    for exam in exams:
+        found.metrics |= graded.sit(exam, spec, ctx, policies, group)
+    if group.first:
+        if spec.lm_eval_tasks:
+            _with_harness(spec, ctx, policies, found, group)
+        _report(spec, ctx, found)
+
+
+def _policy(name: str, ctx: StageContext) -> Policy:
+    model = ctx.policy(name)
+    return Policy(name, model, load_encoder(model, cache=ctx.cache))
+
+
+def _on_data(
+    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: Findings, group: Ranks, embedder: SentenceEmbedder | None
+) -> None:
+    """Samples of every policy for the held-out prompts, and all that is measured of them."""
+    questions, report = held_out.read_questions(spec, ctx, policies, group)
     for line in report.lines():
         ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
-    _require_same_tokens(spec.policies, encoders, targets)
-    samples = [_samples(spec, ctx, k, policies[k], encoders[k], targets, group) for k in range(len(policies))]
-    logprobs = [_logprobs(ctx, policy, encoders[0], targets, samples[0], group) for policy in policies]
-    if embedder is None:  # the first process does the rest
+    targets = questions[0].target is not None
+    if not targets:
+        found.warnings.append(NO_TARGETS)
+    samples = held_out.sample_questions(spec, ctx, policies, questions, group)
+    logprobs = [held_out.logprobs_of(ctx, policy, questions, samples[0], group) for policy in policies] if targets else None
+    scored = score_samples(spec, ctx, policies, questions, samples, group)
+    if not group.first:
         return
-    vectors = SentenceEmbedder(embedder, device=group.device)
-    similarities, cut = _similarities(ctx, vectors, targets, samples)
-    measured = [_measured(logprobs[k], similarities[k], samples[k]) for k in range(len(policies))]
-    result = {
-        "prompts": len(targets),
-        "samples_per_prompt": spec.samples_per_prompt,
-        "baseline": spec.policies[0],
-        "texts_cut_by_embedder": cut,
-        "metrics": compare(dict(zip(spec.policies, measured, strict=True)), seed=ctx.seed),
+    measured = held_out.measure(ctx, policies, questions, samples, logprobs)
+    found.about |= {"prompts": len(questions), "samples_per_prompt": spec.samples_per_prompt, "data": report.as_json()}
+    if embedder is not None and targets:
+        cosines, cut = held_out.similarities(ctx, embedder, questions, samples)
+        found.about |= {"texts_cut_by_embedder": cut, "embedder_max_tokens": embedder.max_tokens}
+        for k, one in enumerate(measured):
+            assert one.targets is not None
+            measured[k] = replace(one, targets=replace(one.targets, similarities=cosines[k]))
+    metrics = {**metrics_of({policy.name: one for policy, one in zip(policies, measured, strict=True)}), **scored}
+    _write_prompts(ctx, policies, questions, samples, metrics)
+    found.metrics |= metrics
+    if spec.judge is not None:
+        judged, took, warnings = judge_samples(spec.judge, ctx, policies, questions, samples)
+        found.metrics |= judged
+        found.about["judge"] = took
+        found.warnings += warnings
+
+
+def _with_harness(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: Findings, group: Ranks) -> None:
+    """Each policy through lm-evaluation-harness, which gives means with standard errors and no numbers of items."""
+    for policy in policies:
+        say(ctx, f"lm-evaluation-harness: {', '.join(spec.lm_eval_tasks)} with {policy.name}")
+        adapter = locate(policy.model) if is_adapter(policy.model) else None
+        folder = whole_folder(policy.model, ctx.cache)
+        results = run_tasks(folder, adapter, spec.lm_eval_tasks, device=str(group.device), seed=ctx.seed)
+        for metric, entry in results.items():
+            mean, spread = entry["mean"], 1.96 * entry["stderr"] if "stderr" in entry else None
+            interval = {"low": None, "high": None} if spread is None else {"low": mean - spread, "high": mean + spread}
+            found.others.setdefault(f"lm-eval/{metric}", {})[policy.name] = {"mean": mean, **interval, "count": None}
+
+
+def _report(spec: EvaluateStage, ctx: StageContext, found: Findings) -> None:
+    """``report.json``, the stage's headlines, and the table."""
+    baseline = spec.policies[0]
+    result: dict[str, Any] = {
+        "baseline": baseline,
+        **found.about,
+        "metrics": {**compare(found.metrics, baseline, seed=ctx.seed), **found.others},
+        "words": {name: metric.words for name, metric in found.metrics.items()},
+        "warnings": found.warnings,
     }
-    files.write_json(ctx.out / "report.json", {**result, "embedder_max_tokens": vectors.max_tokens, "data": report.as_json()})
-    _write_prompts(spec, ctx, targets, samples, measured)
-    ctx.note(result)
-    _show(ctx, spec.policies, result)
-
-
-def compare(measured: dict[str, Measured], *, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{metric: {policy: {mean, low, high, count}}}``; all but the first policy have a ``difference`` to it as well, of the same form."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    baseline = next(iter(measured.values()))
-    for name, metric in METRICS.items():
-        found[name] = {}
-        for policy, values in measured.items():
-            found[name][policy] = asdict(bootstrap_mean(metric.of(values), seed=seed))
-            if values is not baseline:
-                found[name][policy]["difference"] = asdict(bootstrap_mean(metric.of(values) - metric.of(baseline), seed=seed))
-    return found
-
-
-def _require_same_tokens(names: Sequence[str], encoders: Sequence[Encoder], targets: Sequence[Target]) -> None:
-    """One policy's samples are scored by another one token by token, so the same text must be the same tokens to both."""
-    first = encoders[0]
-    for name, other in zip(names[1:], encoders[1:], strict=True):
-        same = other.tokenizer.get_vocab() == first.tokenizer.get_vocab() and other.stop_ids == first.stop_ids
-        for target in targets if same and other.digest != first.digest else ():
-            trunk, answers = other.encode_answers(target.prompt, [[target.answer]], target.tools)
-            answer = answers[0].ids[answers[0].mask]
-            same = same and np.array_equal(trunk, target.tree.trunk) and np.array_equal(answer, target.tree.branches[0].ids)
-        if not same:
-            raise InputError(f"{name} has another tokenizer or chat template than {names[0]}: their log-probs cannot be compared")
-
-
-def _samples(
-    spec: EvaluateStage, ctx: StageContext, k: int, policy: Model, encoder: Encoder, targets: Sequence[Target], group: Ranks
-) -> list[list[Sample]]:
-    """Own samples of policy ``k``."""
-    sampling = Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=sample_seed(ctx.seed, 0))
-    prompts = [target.prompt_ids for target in targets]
-    name = f"{ctx.name}  samples of {spec.policies[k]}"
-    made = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, max_length=spec.max_length, name=name)
-    return as_samples([target.id for target in targets], made, encoder)
-
-
-# Log-probs
-
-
-@torch.no_grad()
-def _logprobs(
-    ctx: StageContext, policy: Model, encoder: Encoder, targets: Sequence[Target], samples: Sequence[Sequence[Sample]], group: Ranks
-) -> Values:
-    """Log-probs of each target and of its prompt's ``samples`` under ``policy``, [P, 1 + n]. In fp32 on a CPU, in bf16 on a GPU."""
-    if (signum := stop_requested()) is not None:
-        raise Interrupted(signum, f"{ctx.name}: stopped before the log-probs; the samples are kept and the same command continues")
-    cuda = group.device.type == "cuda"
-    model = load_policy(policy, dtype="bf16" if cuda else "fp32", device=group.device, cache=ctx.cache)
-    trees = [_tree(target, own) for target, own in zip(targets, samples, strict=True)]
-    layout = _layout(model, trees[0], ctx, policy.path)
-    mine = range(group.rank, len(trees), group.world)
-    padded = _TOKENS if cuda and layout != "padded" else 1  # one row length on a GPU, whose attention kernel is compiled for each
-    values = np.full((len(trees), len(trees[0].branches)), np.nan)
-    for cpu_batch in pack([trees[i] for i in mine], microbatch_tokens=_TOKENS, layout=layout, pad_id=encoder.pad_id, multiple_of=padded):
-        batch = cpu_batch.to(group.device)
-        sums = segment_sum(batch_logprobs(model, batch, own_attention=layout == "padded"), batch.branch, batch.num_branches)
-        places = [mine[cpu_batch.tree_index[tree]] for tree in cpu_batch.branch_tree.tolist()]
-        values[places, cpu_batch.branch_slot.numpy()] = sums.cpu().numpy()
-    for part in group.gather(values):
-        values = np.where(np.isnan(values), part, values)
-    return values
-
-
-def _tree(target: Target, samples: Sequence[Sample]) -> Tree:
-    """The prompt with the target and with samples as they were drawn, token by token."""
-    drawn = (Branch(sample.ids, np.ones(len(sample.ids), dtype=np.bool_)) for sample in samples)
-    branches = (target.tree.branches[0], *drawn)
-    return Tree(target.id, target.tree.trunk, branches)
-
-
-def _layout(model: nn.Module, tree: Tree, ctx: StageContext, name: str) -> Layout:
-    """Trees, unless the model's layers cannot keep them apart."""
-    ids = [*tree.trunk, *tree.branches[0].ids, *tree.trunk][:12]
-    try:
-        require_own_logprobs(model, ids, "tree")
-    except InputError as error:
-        ctx.console.print(f"{ctx.name}  {name}: padded rows ({error.problems[0].message})", highlight=False, markup=False, soft_wrap=True)
-        require_own_logprobs(model, ids, "padded")
-        return "padded"
-    return "tree"
-
-
-# What is made of it
-
-
-def _similarities(
-    ctx: StageContext, embedder: SentenceEmbedder, targets: Sequence[Target], samples: Sequence[Sequence[Sequence[Sample]]]
-) -> tuple[list[Values], float]:
-    """Cosines of each policy's samples with the targets, [P, n] each, and the share of texts that the embedder cut."""
-    texts = [target.text for target in targets]
-    texts += [sample.text for policy in samples for own in policy for sample in own]
-    vectors, cut = embed_all(embedder, texts, folder=ctx.work / "embeddings", console=ctx.console, name=f"{ctx.name}  embeddings")
-    wanted: Vectors = vectors[: len(targets)]
-    drawn = vectors[len(targets) :].reshape(len(samples), len(targets), -1, vectors.shape[1])
-    return [np.einsum("pd,pnd->pn", wanted, policy).astype(np.float64) for policy in drawn], round(cut / len(texts), 4)
-
-
-def _measured(logprobs: Values, similarities: Values, samples: Sequence[Sequence[Sample]]) -> Measured:
-    lengths = np.array([[len(sample.ids) for sample in own] for own in samples], dtype=np.float64)
-    finished = np.array([[sample.finished for sample in own] for own in samples], dtype=np.float64)
-    return Measured(logprobs[:, 0], logprobs[:, 1:], similarities, lengths, finished)
+    files.write_json(ctx.out / "report.json", result)
+    ctx.note({key: value for key, value in result.items() if key not in ("words", "data", "embedder_max_tokens")})
+    ctx.console.print(table(ctx.name, result))
+    for warning in found.warnings:
+        say(ctx, f"note: {warning}")
 
 
 def _write_prompts(
-    spec: EvaluateStage,
-    ctx: StageContext,
-    targets: Sequence[Target],
-    samples: Sequence[Sequence[Sequence[Sample]]],
-    measured: list[Measured],
+    ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], samples: Samples, metrics: dict[str, Found]
 ) -> None:
     """``data.jsonl``: each prompt with every policy's numbers and samples, to look at or to compute with."""
-    columns = [{name: metric.of(m).tolist() for name, metric in METRICS.items()} for m in measured]
+    numbers = per_prompt(metrics)
     with files.atomic_lines(ctx.out / "data.jsonl") as write:
-        for p, target in enumerate(targets):
+        for p, question in enumerate(questions):
             of: dict[str, Any] = {}
-            for k, name in enumerate(spec.policies):
-                numbers = {metric: round(values[p], 6) for metric, values in columns[k].items()}
-                of[name] = {**numbers, "samples": [sample.text for sample in samples[k][p]]}
-            write({"id": target.id, "prompt": list(target.prompt), "target": target.text, "policies": of})
-
-
-def _show(ctx: StageContext, policies: Sequence[str], result: dict[str, Any]) -> None:
-    table = Table(
-        title=f"{ctx.name}: {result['prompts']} held-out prompts, means with 95 % intervals", title_justify="left", show_lines=True
-    )
-    for header in ("", "policy", "mean", f"difference to {policies[0]}"):
-        table.add_column(header)
-    for name, metric in METRICS.items():
-        for k, policy in enumerate(policies):
-            entry = result["metrics"][name][policy]
-            table.add_row(metric.words if k == 0 else "", Text(policy), _words(entry), _words(entry["difference"]) if k else Text())
-    ctx.console.print(table)
-
-
-def _words(entry: dict[str, Any]) -> Text:
-    return Text(f"{entry['mean']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]")
+            for k, policy in enumerate(policies):
+                own = {name: round(of_policy[policy.name][p], 6) for name, of_policy in numbers.items() if policy.name in of_policy}
+                of[policy.name] = {**own, "samples": [sample.text for sample in samples[k][p]]}
+            target = {} if question.target is None else {"target": question.target.text}
+            write({"id": question.id, "prompt": list(question.prompt), **target, "policies": of})

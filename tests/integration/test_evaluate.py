@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import io
 import json
+import re
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +19,20 @@ import torch
 import yaml
 from rich.console import Console
 
-from align.errors import InputError
+from align import cli
+from align.errors import EnvironmentFault, InputError
+from align.evaluation import gsm8k
+from align.evaluation.compare import compare
+from align.evaluation.metrics import METRICS, Measured, Targets, metrics_of
 from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
+from align.recipe.refs import shipped_root
 from align.recipe.schema import Model
 from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
-from align.stages import evaluate as stage
+from align.scoring.text_metrics import distinct_n
 from align.stages import sampling
-from align.stages.metrics import METRICS, Measured
 from tests.embedder import save_embedder
 from tests.saved import save_tiny
 from tests.scripted import Dying, open_scripted, write_script
@@ -104,6 +113,7 @@ def test_numbers_are_those_of_plain_forward_passes(folder: Path) -> None:
     for name in ("./first", "./second"):
         model = load_policy(Model(path=name))
         means: dict[str, list[float]] = {key: [] for key in METRICS}
+        tokens: list[int] = []
         for p, row in enumerate(rows(result)):
             trunk, (answer,) = encoder.encode_answers(row["prompt"], [[{"role": "assistant", "content": row["target"]}]])
             target = answer.ids[answer.mask].tolist()
@@ -118,12 +128,17 @@ def test_numbers_are_those_of_plain_forward_passes(folder: Path) -> None:
                 "similarity": float((vectors[1:] @ vectors[0]).mean()),
                 "length": float(np.mean([len(ids) for ids in own])),
                 "unfinished": float(np.mean([ids[-1] != encoder.stop_ids[0] for ids in own])),
+                "loss": -target_logprob / len(target),
+                **{f"distinct_{n}": distinct_n([encoder.decode(ids) for ids in own], n) for n in (1, 2)},
+                "mixed_languages": 0.0,
             }
+            tokens.append(len(target))
             for key, value in expected.items():
                 assert row["policies"][name][key] == pytest.approx(value, abs=2e-4), (name, row["id"], key)
                 means[key].append(value)
         for key, values in means.items():
-            assert metrics[key][name]["mean"] == pytest.approx(np.mean(values), abs=2e-4)
+            weights = tokens if key == "loss" else None  # of all target tokens together, not of the prompts' means
+            assert metrics[key][name]["mean"] == pytest.approx(np.average(values, weights=weights), abs=2e-4)
             assert metrics[key][name]["low"] <= metrics[key][name]["mean"] <= metrics[key][name]["high"]
     first = metrics["margin"]["./first"]["mean"]
     assert metrics["margin"]["./second"]["difference"]["mean"] == pytest.approx(metrics["margin"]["./second"]["mean"] - first, abs=1e-9)
@@ -158,9 +173,10 @@ def test_differences_are_paired(folder: Path) -> None:
     """Two policies a constant apart differ by exactly that, however far the prompts are apart."""
     spread = np.array([-50.0, 0.0, 80.0, 400.0])
     shape = np.zeros((4, 2))
-    one = Measured(spread, shape, shape, shape + 3, shape + 1)
-    two = Measured(spread + 2, shape, shape, shape + 3, shape + 1)
-    found = stage.compare({"a": one, "b": two}, seed=1)["margin"]
+    one, two = (Measured(shape + 3, shape + 1, shape, shape, Targets(s, np.full(4, 5.0), shape, None)) for s in (spread, spread + 2))
+    metrics = metrics_of({"a": one, "b": two})
+    assert "similarity" not in metrics, "no embedder, no similarity"
+    found = compare(metrics, "a", seed=1)["margin"]
     assert found["b"]["difference"] == {"mean": 2.0, "low": 2.0, "high": 2.0, "count": 4}
     assert found["a"]["high"] - found["a"]["low"] > 100
 
@@ -202,3 +218,208 @@ def test_other_tokens_are_refused(folder: Path) -> None:
 def test_a_policy_twice_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"\./first is named twice"):
         run(["./first", "./first"])
+
+
+# Scorers, prompts without targets
+
+
+def test_scorers_and_win_rates(folder: Path) -> None:
+    """By an independent count: every sample against every sample of the baseline, and against the target; ties half."""
+    result = run(["./first", "./second"], scorers=[{"rule": "length", "max": 2}, {"rule": "regex", "pattern": "it is"}])
+    metrics, table = report(result)["metrics"], rows(result)
+
+    def score(text: str) -> float:
+        return 1.0 if "it is" in text else 0.0
+
+    wins, over_target = [], []
+    for row in table:
+        ours, theirs = ([score(text) for text in row["policies"][name]["samples"]] for name in ("./second", "./first"))
+        wins.append(np.mean([(a > b) + 0.5 * (a == b) for a in ours for b in theirs]))
+        target = score(row["target"])
+        over_target.append(np.mean([(a > target) + 0.5 * (a == target) for a in ours]))
+        assert row["policies"]["./second"]["score/regex"] == pytest.approx(np.mean(ours), abs=1e-6)
+    assert metrics["win_rate/regex"]["./second"]["mean"] == pytest.approx(np.mean(wins))
+    assert metrics["win_rate_over_target/regex"]["./second"]["mean"] == pytest.approx(np.mean(over_target))
+    assert set(metrics["win_rate/regex"]) == {"./second"}, "the baseline is not compared with itself"
+    assert set(metrics["win_rate_over_target/length"]) == {"./first", "./second"}
+    for name in ("lc_win_rate/regex", "lc_win_rate_over_target/length"):
+        entry = metrics[name]["./second"]
+        assert 0 <= entry["low"] <= entry["mean"] <= entry["high"] <= 1 and "difference" not in entry
+
+
+def test_prompts_without_targets(folder: Path) -> None:
+    """What needs a target is left out, and said so; policies may then have other tokenizers."""
+    (folder / "asked.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Say tea.", "Say rain.")))
+    (folder / "script.jsonl").write_text('{"completion": "Rain it is."}\n')
+    text = io.StringIO()
+    result = run(["./first", "./other"], text, data="asked.jsonl", scorers=[{"rule": "length", "max": 3}])
+    found = report(result)
+    assert "the data have no answers" in text.getvalue() and "the data have no answers" in found["warnings"][0]
+    assert set(found["metrics"]) == {
+        *("length", "unfinished", "distinct_1", "distinct_2", "mixed_languages"),
+        *("score/length", "win_rate/length", "lc_win_rate/length"),
+    }
+    assert all("target" not in row for row in rows(result)) and len(rows(result)) == 2
+
+
+def test_another_scorer_samples_nothing_anew(folder: Path) -> None:
+    run(["./first", "./second"])
+    before = Dying.calls
+    run(["./first", "./second"], scorers=[{"rule": "repetition"}])
+    assert Dying.calls == before
+
+
+# Benchmarks and probes
+
+
+def script(folder: Path, answers: dict[str, str]) -> None:
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in answers.items()]
+    folder.joinpath("script.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@pytest.fixture
+def free(folder: Path) -> Path:
+    """A policy with no script in its folder: it answers from ./script.jsonl."""
+    save_tiny(folder / "free", max_position_embeddings=4096)
+    return folder
+
+
+def evaluate(spec: dict[str, Any], text: io.StringIO | None = None) -> tuple[dict[str, Any], Path]:
+    stages = {"compare": {"kind": "evaluate", "embedder": None, **spec}}
+    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "t", "seed": 5, "model": "./free", "stages": stages}))
+    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), runs_dir=Path("runs"))
+    out = result.folder / "stages" / "compare"
+    return json.loads((out / "report.json").read_text()), out
+
+
+def test_gsm8k_is_asked_and_graded(free: Path) -> None:
+    problems = {"Two and two?": "4", "Three and three?": "6", "Ten less one?": "9"}
+    rows = [{"id": i, "question": q, "answer": f"Because.\n#### {a}"} for i, (q, a) in enumerate(problems.items())]
+    Path("gsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = ["2 + 2 = 4\n#### 4", "It is 7.", "First 10, so 9"]
+    script(free, {f"{q}\n\n{gsm8k.INSTRUCTION}": text for q, text in zip(problems, said, strict=True)})
+    found, out = evaluate({"policies": ["./free"], "tasks": [{"task": "gsm8k", "data": "gsm.jsonl", "max_new_tokens": 40}]})
+    assert found["metrics"]["gsm8k/exact_match"]["./free"]["mean"] == pytest.approx(2 / 3)
+    lines = [json.loads(line) for line in (out / "gsm8k.jsonl").read_text().splitlines()]
+    assert [line["policies"]["./free"]["exact_match"] for line in lines] == [1.0, 0.0, 1.0]
+
+
+def test_worked_examples_come_first_and_are_not_asked(free: Path) -> None:
+    rows = [{"id": i, "question": f"What is {i} and 1?", "answer": f"<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(3)]
+    Path("gsm.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    Path("shown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    (free / "script.jsonl").write_text('{"completion": "#### 3"}\n')
+    task = {"task": "gsm8k", "data": "gsm.jsonl", "few_shot": 2, "examples": "shown.jsonl", "max_new_tokens": 20}
+    _, out = evaluate({"policies": ["./free"], "tasks": [task]})
+    (line,) = [json.loads(line) for line in (out / "gsm8k.jsonl").read_text().splitlines()]
+    assert [message["role"] for message in line["prompt"]] == ["user", "assistant"] * 2 + ["user"]
+    assert line["prompt"][1]["content"] == "1\n#### 1" and line["policies"]["./free"]["exact_match"] == 1.0
+    Path("shown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"shown\.jsonl:3: a worked example is among the problems"):
+        evaluate({"policies": ["./free"], "tasks": [{**task, "few_shot": 3}]})
+    with pytest.raises(InputError, match="has 3 rows, few_shot asks for 4"):
+        evaluate({"policies": ["./free"], "tasks": [{**task, "few_shot": 4}]})
+
+
+def test_a_bad_row_of_a_benchmark_is_told_with_its_line(free: Path) -> None:
+    Path("gsm.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "two"}\n')
+    with pytest.raises(InputError, match=r"gsm\.jsonl:2 answer: expected a solution that ends with `#### NUMBER`"):
+        evaluate({"policies": ["./free"], "tasks": [{"task": "gsm8k", "data": "gsm.jsonl"}]})
+
+
+def test_ifeval_is_asked_and_graded(free: Path) -> None:
+    pytest.importorskip("if_verifiable")
+    asked = [
+        {"key": 1, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {
+            "key": 2,
+            "prompt": "Title and no commas.",
+            "instruction_id_list": ["punctuation:no_comma", "detectable_format:title"],
+            "kwargs": [{}, {}],
+        },
+    ]
+    Path("ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    script(free, {"No commas.": "So be it.", "Title and no commas.": "No title here."})
+    found, _ = evaluate({"policies": ["./free"], "tasks": [{"task": "ifeval", "data": "ifeval.jsonl", "max_new_tokens": 30}]})
+    means = {name: entry["./free"]["mean"] for name, entry in found["metrics"].items()}
+    assert means["ifeval/prompt_strict"] == 0.5
+    assert means["ifeval/instruction_strict"] == pytest.approx(2 / 3), "over instructions, not over prompts"
+
+
+def test_probes_run_on_the_shipped_prompts(free: Path) -> None:
+    (free / "script.jsonl").write_text('{"completion": "I am ChatGPT."}\n')
+    found, out = evaluate({"policies": ["./free"], "probes": ["identity", "json"]})
+    means = {name: entry["./free"]["mean"] for name, entry in found["metrics"].items()}
+    assert means["probe-identity/claims"] == 1.0 and means["probe-json/bare"] == 0.0
+    asked = (shipped_root() / "data" / "probes" / "identity.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len((out / "probe-identity.jsonl").read_text().splitlines()) == len(asked)
+    found, _ = evaluate({"policies": ["./free"], "probes": ["identity"], "own_names": ["ChatGPT"]})
+    assert found["metrics"]["probe-identity/claims"]["./free"]["mean"] == 0.0
+
+
+# lm-evaluation-harness
+
+
+def test_the_harness_is_handed_every_policy(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def simple_evaluate(**arguments: Any) -> dict[str, Any]:
+        calls.append(arguments)
+        return {"results": {"mmlu": {"alias": "mmlu", "acc,none": 0.25 * len(calls), "acc_stderr,none": 0.1, "f1,strict": 0.5}}}
+
+    module = types.ModuleType("lm_eval")
+    module.__spec__ = importlib.machinery.ModuleSpec("lm_eval", None)
+    module.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lm_eval", module)
+    found, _ = evaluate({"policies": ["./free", "./first"], "lm_eval_tasks": ["mmlu"]})
+    assert [Path(call["model_args"]["pretrained"]).name for call in calls] == ["free", "first"]
+    assert all(call["tasks"] == ["mmlu"] and call["model_args"]["trust_remote_code"] is False for call in calls)
+    entry = found["metrics"]["lm-eval/mmlu/acc"]["./first"]
+    assert (entry["mean"], entry["low"], entry["high"]) == (0.5, pytest.approx(0.304), pytest.approx(0.696))
+    assert found["metrics"]["lm-eval/mmlu/f1 (strict)"]["./free"]["low"] is None
+
+
+def test_without_the_harness_nothing_starts(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "lm_eval" else real(name, *rest))
+    with pytest.raises(EnvironmentFault, match=r"lm_eval_tasks need the Python package lm-eval.*alignkit\[eval\]"):
+        evaluate({"policies": ["./free"], "lm_eval_tasks": ["mmlu"], "probes": ["json"]})
+    assert Dying.calls == 0
+
+
+# align eval
+
+
+def test_align_eval_runs_once_and_always_ends_with_the_table(
+    free: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (free / "script.jsonl").write_text('{"completion": "#### 4"}\n')
+    Path("gsm.jsonl").write_text('{"question": "2 and 2?", "answer": "#### 4"}\n{"question": "2 and 3?", "answer": "#### 5"}\n')
+    arguments = ["align", "eval", "./free", "--tasks", "gsm8k", "--data", "gsm.jsonl", "--max-new-tokens", "16", "--out", "found.json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    shown = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        assert stopped.value.code == 0, printed.err
+        shown.append(printed.out)
+        assert json.loads(Path("found.json").read_text())["metrics"]["gsm8k/exact_match"]["./free"]["mean"] == 0.5
+    assert "eval: running" in shown[0] and "eval: up to date" in shown[1]
+    assert all(text.count("GSM8K, problems solved") == 1 and "0.500 [0.000, 1.000]" in text for text in shown)
+    (recipe,) = Path("runs").glob("eval-*.yaml")
+    assert load_recipe(str(recipe)).recipe.name == recipe.stem
+
+
+def test_the_recipe_of_the_page_is_valid(free: Path) -> None:
+    page = (shipped_root() / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- example: compare.yaml -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert found
+    for name in ("held_out.jsonl", "ifeval.jsonl", "gsm8k.jsonl"):
+        Path(name).write_text("{}\n")
+    text = found.group(1).replace("runs/mine/stages/sft", "./free").replace("runs/mine/stages/dpo", "./first")
+    judge = re.search(r"```yaml\n(    judge:.*?)```", page, re.DOTALL)
+    assert judge
+    Path("compare.yaml").write_text(text + judge.group(1))
+    assert load_recipe("compare.yaml").order == ("compare",)
+    assert f"| `{next(iter(METRICS))}`" in page and all(f"`{name}`" in page for name in METRICS)

@@ -16,10 +16,11 @@ LAYERS = (
     {"models"},
     {"training", "rollout"},
     {"scoring"},
+    {"evaluation"},
     {"stages"},
     {"pipeline"},
     {"report"},
-    {"doctor"},
+    {"doctor", "eval_command"},
     {"cli"},
     {"__main__"},
 )

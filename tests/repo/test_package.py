@@ -17,6 +17,8 @@ def test_the_wheel_carries_recipes_and_data(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"align/_shipped/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     shipped |= {f"align/_shipped/data/quickstart/{path.name}" for path in (ROOT / "data" / "quickstart").iterdir()}
+    shipped |= {f"align/_shipped/data/probes/{path.name}" for path in (ROOT / "data" / "probes").iterdir()}
     assert shipped <= names
+    assert "align/evaluation/prompts/pairwise.en.txt" in names
     assert "align/errors.py" in names
     assert all(name.startswith(("align/", "alignkit-")) for name in names), "something outside the package would be installed"

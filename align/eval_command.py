@@ -1,0 +1,65 @@
+"""``align eval``: models evaluated from the command line, by the recipe that stands for it. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.errors import InputError
+
+
+def evaluate_models(
+    ctx: typer.Context,
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Folders, .gguf files, package:PKG/FILE or hub ids; compared with the first.")
+    ],
+    data: Annotated[
+        list[str] | None, typer.Option(help="A benchmark's file, or held-out conversations or prompts. May be repeated.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Benchmarks, with commas: ifeval, gsm8k. Each takes the --data file with its columns.")] = "",
+    probes: Annotated[str, typer.Option(help="Shipped probes, with commas: identity, json.")] = "",
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="Scorer of answers to held-out prompts: a reward model or package.module:function. May be repeated."),
+    ] = None,
+    lm_eval_tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows of each file.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each held-out prompt.")] = 4,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 17,
+    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Write the report to this file as well, as JSON.")] = None,
+) -> None:
+    """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside the run."""
+    if engine not in ("auto", "vllm", "transformers"):
+        raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
+    from rich.console import Console
+
+    from align.evaluation.quick import STAGE, quick_recipe, write_recipe
+    from align.evaluation.table import table
+    from align.files import atomic_write
+    from align.pipeline.runner import run_recipe
+    from align.recipe.load import load_recipe
+
+    options: dict[str, Any] = {"samples_per_prompt": samples, "rollout": {"engine": engine}, "scorers": scorer or []}
+    options |= {"probes": _names(probes), "lm_eval_tasks": _names(lm_eval_tasks)}
+    recipe = quick_recipe(
+        models, tasks=_names(tasks), data=data or [], limit=limit, seed=seed, max_new_tokens=max_new_tokens, options=options
+    )
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    result = run_recipe(load_recipe(str(write_recipe(recipe, ctx.obj))), runs_dir=ctx.obj, console=console)
+    report = (result.folder / "stages" / STAGE / "report.json").read_text(encoding="utf-8")
+    if STAGE in result.up_to_date:  # else the stage has shown it
+        console.print(table(STAGE, json.loads(report)))
+    if out is not None:
+        atomic_write(out, report)
+        print(f"{out}: written")
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,1 @@
+"""What an evaluation measures, and how numbers of several policies are compared. Needs no models: answers are text here."""

@@ -1,0 +1,93 @@
+"""What is measured of answers to held-out data: each metric is a small function from what is known of a policy to one number a prompt.
+
+A new metric is one more entry of :data:`METRICS`. Shapes: P prompts, n samples of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.evaluation.compare import Found, Metric, Values
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is known of a policy because the data have answers. Log-probs are in nats, at temperature 1, with the end token."""
+
+    logprobs: Values  # [P], of the data's answers, summed over their tokens
+    tokens: Values  # [P], of the data's answers
+    baseline_logprobs: Values  # [P, n], of the samples that the first policy drew: the same for every policy
+    similarities: Values | None  # [P, n], of the policy's own samples to the target; None without an embedder
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one policy's answers, and of targets where the data have them."""
+
+    lengths: Values  # [P, n], tokens of its own samples
+    finished: Values  # [P, n], 1 for a sample that ended by itself
+    distinct: Values  # [P, 2], different words and pairs of words in a prompt's samples together, as shares
+    mixed: Values  # [P, n], 1 for a sample that mixes Chinese and English
+    targets: Targets | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A number of each prompt, and its name for people."""
+
+    words: str
+    of: Callable[[Measured], Values | None]
+    """-> [P], or None where it cannot be measured."""
+    counts: Callable[[Measured], Values] | None = None
+    """-> [P]: what the numbers are sums over, when the mean is taken over that and not over prompts."""
+
+
+def _of_targets(of: Callable[[Targets], Values | None]) -> Callable[[Measured], Values | None]:
+    return lambda measured: None if measured.targets is None else of(measured.targets)
+
+
+def _tokens(measured: Measured) -> Values:
+    assert measured.targets is not None
+    return measured.targets.tokens
+
+
+METRICS: dict[str, Kind] = {
+    "margin": Kind(
+        "target's log-prob over the baseline's samples, nats", _of_targets(lambda t: t.logprobs - t.baseline_logprobs.mean(axis=1))
+    ),
+    "target_logprob": Kind("target's log-prob, nats", _of_targets(lambda t: t.logprobs)),
+    "loss": Kind("held-out loss, nats per target token", _of_targets(lambda t: -t.logprobs), _tokens),
+    "similarity": Kind(
+        "similarity of own samples to the target", _of_targets(lambda t: None if t.similarities is None else t.similarities.mean(axis=1))
+    ),
+    "length": Kind("length of own samples, tokens", lambda m: m.lengths.mean(axis=1)),
+    "unfinished": Kind("share of own samples that never end", lambda m: 1 - m.finished.mean(axis=1)),
+    "distinct_1": Kind("different words of a prompt's samples, share", lambda m: m.distinct[:, 0]),
+    "distinct_2": Kind("different word pairs of a prompt's samples, share", lambda m: m.distinct[:, 1]),
+    "mixed_languages": Kind("share of own samples that mix Chinese and English", lambda m: m.mixed.mean(axis=1)),
+}
+
+
+def metrics_of(measured: Mapping[str, Measured]) -> dict[str, Found]:
+    """The metrics of all policies; those that the data do not allow are left out."""
+    first = next(iter(measured.values()))
+    found: dict[str, Found] = {}
+    for name, kind in METRICS.items():
+        values = {policy: kind.of(one) for policy, one in measured.items()}
+        known = {policy: value for policy, value in values.items() if value is not None}
+        if known:
+            found[name] = Metric(kind.words, known, None if kind.counts is None else kind.counts(first))
+    return found
+
+
+def per_prompt(found: Mapping[str, Found]) -> dict[str, dict[str, list[float]]]:
+    """``{metric: {policy: [P]}}`` of those metrics that have one number a prompt."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for name, metric in found.items():
+        if isinstance(metric, Metric):
+            counts = np.ones(1) if metric.counts is None else np.maximum(metric.counts, 1)
+            table[name] = {policy: (values / counts).tolist() for policy, values in metric.values.items()}
+    return table
