@@ -169,6 +169,8 @@ def _words(annotation: Any) -> Iterator[str]:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _PLAIN:
         yield _PLAIN[annotation]
+    elif annotation is Any:
+        yield "anything"
     elif origin is Literal:
         yield ", ".join(f"`{value}`" for value in arguments)
     elif origin in (Union, UnionType):

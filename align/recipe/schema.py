@@ -36,6 +36,7 @@ from align.recipe.reward import RewardStage, RewardTrain
 from align.recipe.rollout import Rollout
 from align.recipe.select import LabelStage, SelectPromptsStage
 from align.recipe.train import DpoTrain, Lora, Train
+from align.recipe.trl import TrlStage
 from align.recipe.tuning import DpoStage, SftStage
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "Stage",
     "Strict",
     "Train",
+    "TrlStage",
     "stage_class",
 ]
 
@@ -77,6 +79,7 @@ BUILTIN_STAGES: dict[str, type[Stage]] = {
     "label": LabelStage,
     "ppo": PpoStage,
     "self_contrast": SelfContrastStage,
+    "trl": TrlStage,
     "evaluate": EvaluateStage,
 }
 
