@@ -38,7 +38,7 @@ OWNED: dict[str, str] = {
     **dict.fromkeys(("logging_nan_inf_filter", "generate_during_eval"), _LOGGED),
     **dict.fromkeys(("log_completions_hub_repo", "push_to_hub"), _UPLOADS),
     **dict.fromkeys(("remove_unused_columns", "dataset_num_proc", "chat_template_kwargs", "label_names", "length_column_name"), _ENCODED),
-    **dict.fromkeys(("padding_value", "is_encoder_decoder", "include_num_input_tokens_seen", "max_prompt_length"), _ENCODED),
+    **dict.fromkeys(("padding_value", "is_encoder_decoder", "include_num_input_tokens_seen"), _ENCODED),
     **dict.fromkeys(("use_cpu", "local_rank", "deepspeed", "accelerator_config", "parallelism_config"), _ONE_PROCESS),
     **dict.fromkeys(("auto_find_batch_size", "debug"), "it would start training again behind the stage's back"),
     "use_vllm": "TRL's vLLM listens on the network or needs a GPU; `kind: ppo` samples with vLLM",
@@ -85,7 +85,8 @@ class TrlStage(Stage):
     reward: Scoring | None = None
     """The scorer of sampled answers; for trainers that sample, and required there."""
     max_length: int = Field(default=2048, ge=2)
-    """Longest prompt with an answer, in tokens. Of a trainer that samples, prompts that leave no room for its longest answer are left out."""
+    """Longest prompt with an answer, in tokens. With a trainer that samples, prompts that leave no room for its longest answer are left
+    out."""
     too_long: Literal["drop", "error"] = "drop"
     """What happens to longer preferences: left out and counted, or an error. Nothing is cut."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -93,8 +94,8 @@ class TrlStage(Stage):
     lora: Lora | None = None
     """Adapters instead of full training; `{}` for the defaults."""
     args: dict[str, Any] = Field(default={})
-    """Arguments of the trainer's config class (`KTOConfig` and so on), with TRL's names, checked against that class. Those that belong to the
-    stage are refused with the reason."""
+    """Arguments of the trainer's config class (`KTOConfig` and so on), with TRL's names, checked against that class. Those that belong to
+    the stage are refused with the reason."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""
 

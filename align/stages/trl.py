@@ -25,8 +25,8 @@ from align.errors import InputError, Interrupted, Problem
 from align.models.adapters import is_lora, lora_config, trainable_parameters
 from align.models.generate import answer, embedding_rows
 from align.models.load import load_encoder, load_policy
+from align.models.quiet import no_progress_bars
 from align.models.save import save_policy, save_weights
-from align.recipe import trl_source
 from align.recipe.schema import TrlStage
 from align.recipe.trl_source import config_name
 from align.scoring.open import open_scorer
@@ -40,6 +40,7 @@ from align.stages.trl_training import TrlCheckpoint, Watch, held_out, newest_che
 from align.training.launch import ranks
 from align.training.memory import keep_freed_memory
 from align.training.trainer import peak_memory_bytes
+
 
 def run(spec: TrlStage, ctx: StageContext) -> None:
     """Train with TRL and save the policy; goes on from its checkpoint after an interruption."""
@@ -61,7 +62,7 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         keep_freed_memory()
     model: Any = trained(policy, None, ctx.seed)
     scorer = None if spec.reward is None else _open(spec, ctx)
-    with sealed(), _its_own_name(model):
+    with no_progress_bars(), sealed(), _its_own_name(model):
         trainer, watch, since = _build(spec, ctx, model, encoder, data, config, scorer)
         before = remembered(ctx, "samples-before", lambda: _answers(model, encoder, data))
         first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
@@ -85,9 +86,7 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         **saved,
     }
     after = _answers(result, encoder, data)
-    samples = [
-        {"prompt": encoder.decode(ids), "before": b, "after": a} for ids, b, a in zip(data.shown, before, after, strict=True)
-    ]
+    samples = [{"prompt": encoder.decode(ids), "before": b, "after": a} for ids, b, a in zip(data.shown, before, after, strict=True)]
     files.write_json(ctx.out / "report.json", {**outcome, "samples": samples, "data": data.report.as_json()})
     ctx.note(outcome)
     _show(ctx, outcome, samples)
@@ -99,7 +98,7 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
 def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
     """The trainer's config. Raises InputError for arguments that contradict each other."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    cls = getattr(importlib.import_module(spec.method.module.removesuffix("_trainer") + "_config"), config_name(spec.trainer))
+    cls = getattr(_import(spec.method.module.removesuffix("_trainer") + "_config"), config_name(spec.trainer))
     known = cls.__dataclass_fields__
     evaluates = spec.eval_data is not None
     defaults: dict[str, Any] = {
@@ -126,6 +125,16 @@ def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
         return cls(**defaults | spec.args | {name: value for name, value in own.items() if name in known})
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise _refused(ctx, error) from error
+
+
+def _import(module: str) -> Any:
+    """A module of TRL, which does not see an installed vLLM: it would import it, for an option that a stage does not have."""
+    utils: Any = importlib.import_module("trl.import_utils")
+    available, utils.is_vllm_available = utils.is_vllm_available, lambda min_version=None: False
+    try:
+        return importlib.import_module(module)
+    finally:
+        utils.is_vllm_available = available
 
 
 def _refused(ctx: StageContext, error: Exception) -> InputError:
@@ -157,7 +166,7 @@ def _build(
         more["reward_funcs"] = [_reward(scorer, encoder, data)]
         if unknown := list(range(encoder.vocabulary, embedding_rows(model))):  # rows of the embedding that are no token
             config.generation_kwargs = {"suppress_tokens": unknown, **(config.generation_kwargs or {})}
-    cls: Any = getattr(importlib.import_module(spec.method.module), spec.trainer)
+    cls = getattr(_import(spec.method.module), spec.trainer)
     try:
         trainer = cls(
             model=model,
@@ -252,5 +261,6 @@ def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mappi
     ctx.console.print(table)
     memory = outcome["peak_memory_bytes"] / 2**30
     ctx.console.print(
-        f"{ctx.name}  {outcome['steps']} steps of {outcome['trainer']}, {outcome['seconds']} s, peak memory {memory:.1f} GiB", highlight=False
+        f"{ctx.name}  {outcome['steps']} steps of {outcome['trainer']}, {outcome['seconds']} s, peak memory {memory:.1f} GiB",
+        highlight=False,
     )

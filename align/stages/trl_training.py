@@ -23,7 +23,6 @@ from align.training.metrics import MetricsLog
 
 _MANIFEST = "align-manifest.json"
 _TRAINING_ARGS = "training_args.bin"
-_SUMMARY = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
 
@@ -95,9 +94,9 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         """A row of ``metrics.jsonl``. Raises TrainingFault for a loss or a gradient that is not finite."""
-        numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, (int, float)) and name not in _SUMMARY}
-        if not numbers:
+        if logs is None or "train_runtime" in logs:  # a summary of what was logged before
             return
+        numbers = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float)) and not _is_speed(name)}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(name, 0.0)):
                 raise TrainingFault(f"step {state.global_step}: {name} is {numbers[name]}; nothing of this stage is kept as its result")
@@ -121,15 +120,21 @@ class Watch(TrainerCallback):
             self._ctx.console.print(f"{self._ctx.name}  step {step}/{total}  {shown}", highlight=False)
 
 
+def _is_speed(name: str) -> bool:
+    return name.startswith("eval_") and name.removeprefix("eval_") in _SPEED
+
+
 def _metric(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else name
 
 
 def held_out(evaluated: Mapping[str, Any]) -> dict[str, float]:
     """What an evaluation says of the policy, without how fast it was."""
-    values = {name.removeprefix("eval_"): value for name, value in evaluated.items()}
-    kept = {name: value for name, value in values.items() if isinstance(value, (int, float)) and name not in (*_SPEED, "num_tokens")}
-    return {name: float(value) for name, value in kept.items() if math.isfinite(value)}
+    kept = {name.removeprefix("eval_"): value for name, value in evaluated.items() if not _is_speed(name)}
+    numbers = {
+        name: float(value) for name, value in kept.items() if isinstance(value, (int, float)) and name not in (*_SPEED, "num_tokens")
+    }
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 @contextmanager
