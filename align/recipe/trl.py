@@ -117,8 +117,11 @@ class TrlStage(Stage):
 
     @model_validator(mode="after")
     def _the_trainer_can_run(self) -> TrlStage:
-        if mistakes := [*self._mistakes()]:
-            details = [InitErrorDetails(type=PydanticCustomError("value_error", "{text}", {"text": t}), loc=loc) for loc, t in mistakes]
+        details = [
+            InitErrorDetails(type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=place, input=None)
+            for place, text in self._mistakes()
+        ]
+        if details:
             raise ValidationError.from_exception_data("TrlStage", details)
         return self
 

@@ -17,7 +17,7 @@ import torch
 import trl
 from rich.table import Table
 from torch import nn
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
 from align import files
 from align.data.encode import Encoder
@@ -66,6 +66,9 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         trainer, watch, since = _build(spec, ctx, model, encoder, data, config, scorer)
         before = remembered(ctx, "samples-before", lambda: _answers(model, encoder, data))
         first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
+        if (signum := stop_requested()) is not None:
+            raise Interrupted(signum, f"{ctx.name}: stopped before training; the same command goes on")
+        set_seed(ctx.seed)  # the same samples, whether something was evaluated before or not
         trainer.train(resume_from_checkpoint=None if since is None else str(since.folder))
         _require_the_end(ctx, trainer)
         last = _evaluate(trainer, data)
@@ -97,7 +100,6 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
 
 def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
     """The trainer's config. Raises InputError for arguments that contradict each other."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     cls = getattr(_import(spec.method.module.removesuffix("_trainer") + "_config"), config_name(spec.trainer))
     known = cls.__dataclass_fields__
     evaluates = spec.eval_data is not None
@@ -129,6 +131,7 @@ def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
 
 def _import(module: str) -> Any:
     """A module of TRL, which does not see an installed vLLM: it would import it, for an option that a stage does not have."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the manual says which trainers are experimental
     utils: Any = importlib.import_module("trl.import_utils")
     available, utils.is_vllm_available = utils.is_vllm_available, lambda min_version=None: False
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import InputError
+from align.pipeline import plan_trl
 from align.recipe import trl_source
 from align.recipe.load import load_recipe
 from align.recipe.schema import TrlStage
@@ -49,28 +50,28 @@ def test_every_mistake_of_the_arguments_at_its_place() -> None:
     """A misspelt name, a wrong type, a text that is none of the choices, and what belongs to the stage."""
     found = problems("trainer: kto, args: {betta: 1, beta: much, loss_type: kta, bf16: 3, use_vllm: true, hub_token: x, eval_steps: 5}")
     assert found == [
-        "r.yaml:4:50 stages.t.args.betta: KTOConfig has no such argument; did you mean `beta`?",
-        "r.yaml:4:66 stages.t.args.beta: expected float, as in KTOConfig; got the text `much`",
-        "r.yaml:4:83 stages.t.args.loss_type: must be one of kto, apo_zero_unpaired; got `kta`; did you mean `kto`?",
-        "r.yaml:4:94 stages.t.args.bf16: expected bool | None, as in KTOConfig; got the number `3`",
-        f"r.yaml:4:97 stages.t.args.use_vllm: belongs to the stage: {OWNED['use_vllm']}",
-        "r.yaml:4:113 stages.t.args.hub_token: belongs to the stage: nothing is uploaded",
-        "r.yaml:4:127 stages.t.args.eval_steps: needs `eval_data`",
+        "r.yaml:4:54 stages.t.args.betta: KTOConfig has no such argument; did you mean `beta`?",
+        "r.yaml:4:70 stages.t.args.beta: expected float, as in KTOConfig; got the text `much`",
+        "r.yaml:4:87 stages.t.args.loss_type: must be one of kto, apo_zero_unpaired; got `kta`; did you mean `kto`?",
+        "r.yaml:4:98 stages.t.args.bf16: expected bool | None, as in KTOConfig; got the number `3`",
+        f"r.yaml:4:101 stages.t.args.use_vllm: belongs to the stage: {OWNED['use_vllm']}",
+        "r.yaml:4:117 stages.t.args.hub_token: belongs to the stage: nothing is uploaded",
+        "r.yaml:4:131 stages.t.args.eval_steps: needs `eval_data`",
     ]
 
 
 @pytest.mark.parametrize(
     ("stage", "problem"),
     [
-        ("trainer: sft", "4:39 stages.t.trainer: SFTTrainer is what `kind: sft` does"),
-        ("trainer: dpo", "4:39 stages.t.trainer: DPOTrainer is what `kind: dpo` does"),
-        ("trainer: RewardTrainer", "4:39 stages.t.trainer: RewardTrainer makes a reward model, which is what `kind: reward` does"),
-        ("trainer: GKDTrainer", "4:39 stages.t.trainer: GKDTrainer needs a second model as its teacher, which a stage has no key for"),
+        ("trainer: sft", "stages.t.trainer: SFTTrainer is what `kind: sft` does"),
+        ("trainer: dpo", "stages.t.trainer: DPOTrainer is what `kind: dpo` does"),
+        ("trainer: RewardTrainer", "stages.t.trainer: RewardTrainer makes a reward model, which is what `kind: reward` does"),
+        ("trainer: GKDTrainer", "stages.t.trainer: GKDTrainer needs a second model as its teacher, which a stage has no key for"),
         ("trainer: grop", "did you mean `grpo`?"),
-        ("trainer: grpo", "4:39 stages.t.trainer: GRPOTrainer samples answers and needs `reward`, the scorer of them"),
-        ("trainer: kto, reward: {rule: json}", "4:44 stages.t.reward: has no effect: KTOTrainer samples no answers"),
-        ("trainer: kto, lora: {quantize: nf4}", "4:61 stages.t.lora.quantize: `kind: trl` trains no adapters on 4-bit weights"),
-        ("trainer: grpo, reward: {rule: json}, max_length: 200", "stages.t.max_length: max_completion_length (256) leaves no room"),
+        ("trainer: grpo", "stages.t.trainer: GRPOTrainer samples answers and needs `reward`, the scorer of them"),
+        ("trainer: kto, reward: {rule: json}", "stages.t.reward: has no effect: KTOTrainer samples no answers"),
+        ("trainer: kto, lora: {quantize: nf4}", "stages.t.lora.quantize: `kind: trl` trains no adapters on 4-bit weights"),
+        ("trainer: grpo, reward: {rule: json}, max_length: 200", "stages.t.max_length: max_completion_length (512) leaves no room"),
         ("trainer: online_dpo, reward: {rule: json}, eval_data: d.jsonl", "stages.t.eval_data: OnlineDPOTrainer has no evaluation"),
     ],
 )
@@ -117,3 +118,14 @@ def test_owned_arguments_exist() -> None:
     """A reason for an argument that no config class has would never be read."""
     everything = {name for trainer in TRAINERS for name in trl_source.arguments(trainer)}
     assert OWNED.keys() <= everything
+
+
+def test_the_plan_says_what_the_arguments_say() -> None:
+    rows = {name: (value, source) for name, value, source in plan_trl.rows(load("trainer: kto, args: {max_steps: 5}"))}
+    assert rows["steps"] == ("5", "args.max_steps")
+    assert rows["learning rate"] == ("1e-06", "default of KTOConfig")
+    assert rows["a step takes"][0] == "8 answers, each with its label"
+    rows = {name: (value, source) for name, value, source in plan_trl.rows(load("trainer: grpo, reward: {rule: json}"))}
+    assert rows["passes over the data"] == ("3", "default of GRPOConfig")
+    assert rows["a step takes"][0] == "8 sampled answers, 8 to each prompt"
+    assert rows["longest answer"] == ("512 tokens", "default of GRPOConfig")
