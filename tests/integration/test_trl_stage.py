@@ -130,7 +130,7 @@ def test_kto_is_a_stage_like_the_others(folder: Path, monkeypatch: pytest.Monkey
     assert given == ours and len(ours) == 9
     again = run(stages)
     assert again.ran == () and again.up_to_date == ("sft", "kto")
-    with pytest.raises(InputError, match="stages.kto.lora: the policy is an adapter"):
+    with pytest.raises(InputError, match=r"stages.kto.lora: the policy is an adapter"):
         run({"sft": sft, "kto": kto(policy="stage:sft", lora={})})
 
 
