@@ -56,8 +56,9 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
     policy = load_policy(base, dtype=spec.dtype, device=group.device, cache=ctx.cache)
     if is_lora(policy) and spec.lora is not None:
-        problem = Problem("the policy is an adapter, and TRL would take its base as the reference", key=f"stages.{ctx.name}.lora")
-        raise InputError(problem, hint="leave `lora` out: the adapter is merged and all weights are trained")
+        message = "the policy is an adapter, and TRL would take its base as the reference"
+        hint = "leave `lora` out: the adapter is merged and all weights are trained"
+        raise InputError(Problem(message, key=f"stages.{ctx.name}.lora", hint=hint))
     if group.device.type == "cpu":
         keep_freed_memory()
     model: Any = trained(policy, None, ctx.seed)
