@@ -31,6 +31,7 @@ KINDS = {
     "select_prompts": "prompts worth learning from",
     "label": "preferences from scored samples",
     "self_contrast": "preferences from a policy's own samples",
+    "trl": "KTO, GRPO and other trainers of TRL",
     "evaluate": "policies compared on held-out data",
 }
 """Stage kinds that have a command of their own."""

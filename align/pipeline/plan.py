@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.errors import Problem
-from align.pipeline import artifacts, plan_ppo
+from align.pipeline import artifacts, plan_ppo, plan_trl
 from align.pipeline.folder import RunFolder
 from align.pipeline.machine import Machine, machine_for, this_machine
 from align.pipeline.origin import Origin, origin_of
@@ -24,7 +24,7 @@ from align.recipe import estimate, estimate_ppo
 from align.recipe.estimate import Term, count, duration, gigabytes
 from align.recipe.load import LoadedRecipe
 from align.recipe.ppo import PpoStage
-from align.recipe.schema import EvaluateStage, Lora, SelfContrastStage, Stage, Train
+from align.recipe.schema import EvaluateStage, Lora, SelfContrastStage, Stage, Train, TrlStage
 from align.recipe.shapes import Shape
 
 
@@ -93,6 +93,10 @@ def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Ma
         return plain
     if isinstance(spec, (SelfContrastStage, EvaluateStage)):
         return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run)))
+    if isinstance(spec, TrlStage):
+        origin = origin_of(loaded, name, run)
+        start = Row("starts from", origin.name, origin.source)
+        return dataclasses.replace(plain, rows=(*plain.rows, start, *(Row(*row) for row in plan_trl.rows(spec))))
     if not isinstance(getattr(spec, "train", None), Train):
         return plain
     origin = origin_of(loaded, name, run)

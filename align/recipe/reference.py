@@ -183,7 +183,7 @@ def _words(annotation: Any) -> Iterator[str]:
         inner = _either(list(dict.fromkeys(_words(arguments[0]))))
         yield f"{inner}, or a list of them" if arguments[0] is DataSource else f"list of {inner}"
     elif origin is dict:
-        yield f"mapping to {_either(list(_words(arguments[1])))}"
+        yield "mapping" if arguments[1] is Any else f"mapping to {_either(list(_words(arguments[1])))}"
     elif hasattr(annotation, "__metadata__"):
         yield from _words(annotation.__origin__)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):

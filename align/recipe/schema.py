@@ -37,6 +37,7 @@ from align.recipe.reward import RewardStage, RewardTrain
 from align.recipe.rollout import Rollout
 from align.recipe.select import LabelStage, SelectPromptsStage
 from align.recipe.train import DpoTrain, Lora, Train
+from align.recipe.trl import TrlStage
 from align.recipe.tuning import DpoStage, SftStage
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Stage",
     "Strict",
     "Train",
+    "TrlStage",
     "stage_class",
 ]
 
@@ -79,6 +81,7 @@ BUILTIN_STAGES: dict[str, type[Stage]] = {
     "label": LabelStage,
     "ppo": PpoStage,
     "self_contrast": SelfContrastStage,
+    "trl": TrlStage,
     "evaluate": EvaluateStage,
 }
 

@@ -95,7 +95,7 @@ class TrainingRun:
         """Train, save the policy, and report held-out metrics and the answers to some prompts, before and after."""
         shown = self.held_out if self.held_out is not None else self.data
         prompts = [shown[i] for i in range(min(samples, len(shown)))]
-        before = _remembered(self.ctx, "samples-before", lambda: self._answers(prompts)) if self.group.first else []
+        before = remembered(self.ctx, "samples-before", lambda: self._answers(prompts)) if self.group.first else []
         trainer.fit()
         if not self.group.first:
             return
@@ -181,7 +181,7 @@ def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
     return whole
 
 
-def _remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
+def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
     """A value made once in this stage run, and found again when it continues after an interruption."""
     path = ctx.work / f"{name}.json"
     if not path.exists():

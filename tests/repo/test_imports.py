@@ -27,7 +27,7 @@ def test_these_import_nothing_heavy(module: str) -> None:
 
 
 def test_checking_a_recipe_loads_nothing_heavy() -> None:
-    assert not heavy_after("from align.recipe.load import load_recipe\nload_recipe('quickstart')\nload_recipe('glm4_sft')")
+    assert not heavy_after("from align.recipe.load import load_recipe\nload_recipe('quickstart')\nload_recipe('trl_grpo')")
 
 
 @pytest.mark.parametrize("module", ["pipeline.runner", "pipeline.plan"])
