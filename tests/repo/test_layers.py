@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "align"
 LAYERS = (
     {"errors"},
-    {"files", "signals"},
+    {"files", "signals", "terminal"},
     {"recipe", "functional"},
     {"data"},
     {"batching"},
@@ -20,6 +20,7 @@ LAYERS = (
     {"pipeline"},
     {"report"},
     {"doctor"},
+    {"cli_runs", "cli_options"},
     {"cli"},
     {"__main__"},
 )
