@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from align import cli_runs
+from align.cli_eval import evaluate_models
+from align.cli_options import Arguments, Force, Fresh, From, NumProcesses, Only, RecipeOption, selection_of
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
-from align.eval_command import evaluate_models
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from align.data.formats import Want
+    from align.pipeline.selection import Selection
     from align.recipe.load import LoadedRecipe
 
 KINDS = {
@@ -48,12 +51,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data, and write them for other tools.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-
-Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A file or a shipped recipe's name, then overrides.")
-]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="The recipe, instead of the first argument.")]
-NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine (data parallel).")]
 
 
 def main() -> NoReturn:
@@ -91,7 +88,7 @@ def _report(error: Exception, *, debug: bool) -> int:
         code, problems = EnvironmentFault.exit_code, (fault,)
     else:
         where = "" if debug else "; run again with --debug for the traceback, and please report it"
-        code, problems = 1, (Problem(f"internal error: {type(error).__name__}: {error}{where}"),)
+        code, problems = 1, (Problem(f"internal error{_stage_of(error)}: {type(error).__name__}: {error}{where}"),)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return code
@@ -109,10 +106,17 @@ def _machine_fault(error: Exception) -> Problem | None:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     torch: Any = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
-        return Problem(f"out of memory: {text}", hint="lower train.microbatch_tokens, or set train.gradient_checkpointing: true")
+        return Problem(
+            f"out of memory{_stage_of(error)}: {text}", hint="lower train.microbatch_tokens, or set train.gradient_checkpointing: true"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
-        return Problem(f"{error.strerror}: {error.filename or text}")
+        return Problem(f"{error.strerror}{_stage_of(error)}: {error.filename or text}")
     return None
+
+
+def _stage_of(error: Exception) -> str:
+    """The runner's note on where it happened; empty outside a run."""
+    return "".join(f" {note}" for note in getattr(error, "__notes__", ())[:1])
 
 
 def _print_version(wanted: bool) -> None:
@@ -143,9 +147,9 @@ def _load(arguments: Sequence[str] | None, recipe: str | None) -> LoadedRecipe:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from align.terminal import console
 
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return console()
 
 
 @app.command()
@@ -157,23 +161,42 @@ def check(arguments: Arguments = None, recipe: RecipeOption = None) -> None:
 
 
 @app.command()
-def plan(ctx: typer.Context, arguments: Arguments = None, recipe: RecipeOption = None, nproc: NumProcesses = 1) -> None:
-    """Print what a run would do: steps, memory, disk, time, and what is up to date. Refuses what cannot fit."""
+def plan(
+    ctx: typer.Context,
+    arguments: Arguments = None,
+    recipe: RecipeOption = None,
+    nproc: NumProcesses = 1,
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+    fresh: Fresh = False,
+) -> None:
+    """Print what a run with these options would do: which stages and why, steps, memory, disk, time. Refuses what cannot fit."""
     from align.pipeline.plan import make_plan, show
 
-    made = make_plan(_load(arguments, recipe), ctx.obj, nproc=nproc)
+    made = make_plan(_load(arguments, recipe), ctx.obj, nproc=nproc, selection=selection_of(only, start, force, fresh))
     show(made, _console())
     if made.problems:
         raise EnvironmentFault(made.problems)
 
 
 @app.command()
-def run(ctx: typer.Context, arguments: Arguments = None, recipe: RecipeOption = None, nproc: NumProcesses = 1) -> None:
+def run(
+    ctx: typer.Context,
+    arguments: Arguments = None,
+    recipe: RecipeOption = None,
+    nproc: NumProcesses = 1,
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+    fresh: Fresh = False,
+) -> None:
     """Run a recipe. Stages that are up to date are not run again; an interrupted run goes on where it stopped."""
-    _run(_load(arguments, recipe), ctx.obj, nproc, None)
+    _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, start, force, fresh))
 
 
-def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, kinds: set[str] | None) -> None:
+def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection) -> None:
+    selection.stages(loaded)  # a wrong name is told before any process starts
     if nproc > 1:
         if "WORLD_SIZE" in os.environ:
             raise InputError("--nproc inside a launcher", hint="torchrun, accelerate or Slurm started the processes already")
@@ -183,7 +206,7 @@ def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, kinds: set[str] | Non
     from align.pipeline.runner import run_recipe
 
     try:
-        run_recipe(loaded, only_kinds=kinds, runs_dir=runs_dir, console=_console())
+        run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=_console())
     finally:
         if "WORLD_SIZE" in os.environ:
             from align.training.launch import leave
@@ -192,8 +215,16 @@ def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, kinds: set[str] | Non
 
 
 def _stage_command(kind: str) -> Callable[..., None]:
-    def command(ctx: typer.Context, arguments: Arguments = None, recipe: RecipeOption = None, nproc: NumProcesses = 1) -> None:
-        _run(_load(arguments, recipe), ctx.obj, nproc, {kind})
+    def command(
+        ctx: typer.Context,
+        arguments: Arguments = None,
+        recipe: RecipeOption = None,
+        nproc: NumProcesses = 1,
+        only: Only = None,
+        force: Force = None,
+        fresh: Fresh = False,
+    ) -> None:
+        _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, None, force, fresh, [kind]))
 
     return command
 
@@ -347,6 +378,8 @@ def export_data(
 
     print(f"{out}: {export_pairs(resolve(file, Path.cwd()), out):,} pairs")
 
+
+cli_runs.add_to(app)
 
 if __name__ == "__main__":
     main()

@@ -264,7 +264,7 @@ def clean_stale(parent: Path) -> None:
     """Delete temporary files and folders in ``parent`` whose process is gone. Safe while other processes write there."""
     for path, pid in _temporaries(parent):
         mine = pid == os.getpid() and path.name not in _live
-        if mine or not _alive(pid):
+        if mine or not alive(pid):
             _delete(path)
 
 
@@ -293,7 +293,8 @@ def _temporaries(parent: Path) -> list[tuple[Path, int]]:
     return [(path, int(match[1])) for path, match in matches if match]
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

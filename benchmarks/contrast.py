@@ -25,9 +25,11 @@ def _made() -> Path:
     from rich.console import Console
 
     from align.pipeline.runner import run_recipe
+    from align.pipeline.selection import Selection
     from align.recipe.load import load_recipe
 
-    found = run_recipe(load_recipe("self_contrast"), only_kinds={"sft", "self_contrast"}, runs_dir=OUT / "runs", console=Console())
+    made = Selection(kinds={"sft", "self_contrast"})
+    found = run_recipe(load_recipe("self_contrast"), selection=made, runs_dir=OUT / "runs", console=Console())
     return found.folder / "stages"
 
 

@@ -21,6 +21,9 @@ INDEX = "model.safetensors.index.json"
 HEAD = "reward_head.safetensors"
 """The scalar head beside a backbone or its adapter: what makes a folder a reward model of ours."""
 
+MERGED = "merged"
+"""Folder beside an adapter with the whole model, when that was asked for."""
+
 Wanted = Literal["policy", "reward_model", "classifier"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")

@@ -27,13 +27,13 @@ from align.data.encode import Encoder
 from align.data.trees import Tree
 from align.errors import InputError, Problem
 from align.models.adapters import is_lora, merged_copy
-from align.models.folder import HEAD, ModelFolder, read_folder
+from align.models.folder import HEAD, MERGED, ModelFolder, read_folder
 from align.models.forward import causal_lm, hidden_states
 from align.models.generate import embedding_rows
 from align.models.identity import is_gguf
 from align.models.load import load_backbone, locate, readable, require_rows
 from align.models.quiet import no_progress_bars
-from align.models.save import MERGED, SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
+from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
 from align.recipe.schema import Model
 
 Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])

@@ -16,7 +16,7 @@ from align import files
 from align.data.encode import Encoder
 from align.models import gguf
 from align.models.adapters import adapter_to_save, is_lora, merged_copy, unwrap
-from align.models.folder import ADAPTER_WEIGHTS, NOTES, read_folder
+from align.models.folder import ADAPTER_WEIGHTS, MERGED, NOTES, read_folder
 from align.models.forward import causal_lm
 from align.models.generate import answer, embedding_rows, generating
 from align.models.hub import cached_commit
@@ -24,9 +24,6 @@ from align.models.identity import is_gguf, is_local, model_digest
 from align.models.load import require_rows
 from align.models.quiet import no_progress_bars
 from align.recipe.schema import Model
-
-MERGED = "merged"
-"""Folder beside an adapter with the whole model, when that was asked for."""
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 SUBJECTS = (

@@ -17,19 +17,8 @@ from align.errors import InputError
 from align.pipeline.artifacts import Identity, package_versions
 from align.pipeline.identity import redact
 from align.pipeline.locks import LOCK
+from align.pipeline.readme import readme
 from align.recipe.load import LoadedRecipe
-
-_README = """\
-# {name}
-
-Made by `align run`. The same command goes on where it stopped, and does nothing when all is up to date.
-
-- `recipe.yaml`: the recipe as it was run last, overrides included.
-- `run.json`: the command, the time, and the versions of Python and the packages.
-- `history.jsonl`: one line for each stage that started, finished or failed, with the reason why it ran.
-- `stages/NAME/`: the result of stage NAME. `manifest.json` says what it was made from and holds the sha256 of every file.
-- `work/NAME/`: checkpoints of a stage that has not finished. Deleting it loses that progress and nothing else.
-"""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -98,9 +87,10 @@ class RunFolder:
     def record(self, loaded: LoadedRecipe) -> None:
         """Write down what is about to run."""
         recipe = yaml.dump(redact(loaded.tree.plain()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
-        _write_changed(self.path / "README.md", _README.format(name=loaded.recipe.name))
+        _write_changed(self.path / "README.md", readme(loaded.recipe.name))
         _write_changed(self.path / "recipe.yaml", recipe)
-        run = {"command": redact(sys.argv), "recipe": str(loaded.path), "started": _now(), "packages": package_versions()}
+        run = {"command": redact(sys.argv), "recipe": str(loaded.path), "root": str(loaded.root), "folder": str(Path.cwd())}
+        run |= {"started": _now(), "packages": package_versions()}
         files.write_json(self.path / "run.json", run)
 
     def log(self, stage: str, event: str, **details: Any) -> None:

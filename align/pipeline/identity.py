@@ -141,9 +141,9 @@ def explain(old: Identity, new: Identity) -> str:
     """In a few words, why ``new`` needs another run than ``old``."""
     if old.schema_version != new.schema_version or old.kind != new.kind:
         return f"kind changed: {old.kind} -> {new.kind}" if old.kind != new.kind else "made by another version of align"
-    before, after = _flat(old.config) | {"seed": old.seed}, _flat(new.config) | {"seed": new.seed}
+    before, after = flat(old.config) | {"seed": old.seed}, flat(new.config) | {"seed": new.seed}
     if old.model is not None and new.model is not None:  # else a policy was named, or not any more, and that is in the config
-        before, after = before | _flat(old.model, "model"), after | _flat(new.model, "model")
+        before, after = before | flat(old.model, "model"), after | flat(new.model, "model")
     keys = [key for key in before | after if before.get(key, _ABSENT) != after.get(key, _ABSENT)]
     if keys:
         shown = [f"{key} {_show(before.get(key, _ABSENT))} -> {_show(after.get(key, _ABSENT))}" for key in keys[:3]]
@@ -156,15 +156,15 @@ def explain(old: Identity, new: Identity) -> str:
 _ABSENT = object()
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings and lists of mappings by dotted key, as problems and overrides write them."""
-    if isinstance(value, Mapping):
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings and lists of mappings by dotted key, as problems and overrides write them. An empty mapping is a value."""
+    if isinstance(value, Mapping) and (value or not key):
         items = [(str(name), item) for name, item in value.items()]
     elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
         items = [(str(index), item) for index, item in enumerate(value)]
     else:
         return {key: value}
-    return {k: v for name, item in items for k, v in _flat(item, f"{key}.{name}" if key else name).items()}
+    return {k: v for name, item in items for k, v in flat(item, f"{key}.{name}" if key else name).items()}
 
 
 def _show(value: Any) -> str:

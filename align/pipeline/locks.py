@@ -28,6 +28,11 @@ class Owner:
     host: str
     start: str
 
+    @property
+    def lives(self) -> bool:
+        """Whether the process is there. Where nobody can tell, on another host or from a damaged file, it counts as there."""
+        return self.pid <= 0 or self.host != socket.gethostname() or files.alive(self.pid)
+
     def __str__(self) -> str:
         return f"pid {self.pid} on host {self.host} since {self.start}"
 

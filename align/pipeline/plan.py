@@ -18,7 +18,8 @@ from align.pipeline import artifacts, plan_ppo, plan_trl
 from align.pipeline.folder import RunFolder
 from align.pipeline.machine import Machine, machine_for, this_machine
 from align.pipeline.origin import Origin, origin_of
-from align.pipeline.runner import StageStatus, status
+from align.pipeline.runner import ALL, StageStatus, status
+from align.pipeline.selection import Selection
 from align.pipeline.tokens import Amount, amount, conversations
 from align.recipe import estimate, estimate_ppo
 from align.recipe.estimate import Term, count, duration, gigabytes
@@ -67,21 +68,22 @@ class Plan:
         return tuple(problem for stage in self.stages for problem in stage.problems)
 
 
-def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1) -> Plan:
+def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1, selection: Selection = ALL) -> Plan:
     """Plan every stage. Loads no weights; data that are small are encoded to count them.
 
     Args:
         runs_dir: where the run would write, and where results of earlier runs are.
         nproc: processes on this machine; a recipe with ``hardware`` has one for each GPU.
+        selection: the stages that the run may run.
 
     Raises:
-        InputError: the data, or a local model, cannot be read.
+        InputError: the data, or a local model, cannot be read; the run would refuse the selection.
     """
     hardware = loaded.recipe.hardware
     machine = machine_for(hardware) if hardware else this_machine(runs_dir)
     processes = machine.units if hardware and machine.device == "cuda" else nproc
     run = RunFolder.of(loaded, runs_dir)
-    states = status(loaded, runs_dir)
+    states = status(loaded, runs_dir, selection)
     stages = tuple(_plan_stage(loaded, name, states[name], machine, processes, run) for name in loaded.order)
     return Plan(loaded.recipe.name, machine, stages)
 
@@ -89,7 +91,7 @@ def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int
 def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
     spec = loaded.recipe.stages[name]
     plain = StagePlan(name, spec.kind, spec.produces, state, tuple(_inputs(loaded, name)))
-    if state.state == "up to date":
+    if not stage_runs(state):
         return plain
     if isinstance(spec, (SelfContrastStage, EvaluateStage)):
         return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run)))
@@ -313,10 +315,17 @@ def show(plan: Plan, console: Console) -> None:
     for stage in plan.stages:
         state = stage.status.state + (f": {stage.status.reason}" if stage.status.reason else "")
         console.print(Text.assemble((stage.name, "bold"), f"  {stage.kind} -> {stage.produces.replace('_', ' ')}  ", (state, "cyan")))
-        if stage.status.state != "up to date":
+        if stage_runs(stage.status):
             _print_rows(stage.rows, console)
-    todo = [stage.name for stage in plan.stages if stage.status.state != "up to date"]
-    console.print(f"would run: {', '.join(todo)}" if todo else "nothing to do: all stages are up to date", highlight=False)
+    todo = [stage.name for stage in plan.stages if stage_runs(stage.status)]
+    all_or_some = "the selected" if any(stage.status.state == "not selected" for stage in plan.stages) else "all"
+    words = f"would run: {', '.join(todo)}" if todo else f"nothing to do: {all_or_some} stages are up to date"
+    console.print(words, highlight=False)
+
+
+def stage_runs(status: StageStatus) -> bool:
+    """Would it run, or might it, once the stages before it have run?"""
+    return status.state in ("to run", "waits")
 
 
 def _print_rows(rows: Sequence[Row], console: Console) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,15 @@ from align.pipeline.folder import RunFolder
 from align.pipeline.identity import explain, identify
 from align.pipeline.locks import RunLock
 from align.pipeline.ranks import Ranks, current, on_rank_0
+from align.pipeline.selection import Selection, needed
 from align.recipe import refs
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Stage
 from align.signals import StopFlag, stop_requested
 from align.stages.context import StageContext
+
+ALL = Selection()
+"""Every stage, as far as it has to run."""
 
 _DEEP = 2 * 10**9
 """Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones by size (`verify` compares all)."""
@@ -39,13 +43,13 @@ class StageStatus:
     """Whether a stage has to run."""
 
     name: str
-    state: Literal["up to date", "to run", "waits"]
-    """``waits``: a stage that it needs has to run first, and only its result will tell."""
+    state: Literal["up to date", "to run", "waits", "not selected"]
+    """``waits``: a stage that it needs has to run first, and only its result will tell. ``not selected``: nobody looked at it."""
     reason: str
     folder: Path
     """Where its result is, or will be."""
     identity: Identity | None
-    """None while it waits."""
+    """None while it waits, or is not selected."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +63,36 @@ class RunResult:
     """Headline numbers of every stage that ran or was up to date."""
 
 
-def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs")) -> dict[str, StageStatus]:
-    """What a run would do with each stage. Reads and hashes, writes nothing, needs no torch."""
+def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), selection: Selection = ALL) -> dict[str, StageStatus]:
+    """What a run would do with each stage. Reads and hashes, writes nothing, needs no torch.
+
+    Raises :class:`InputError` where the run would: a selected stage needs one that is neither selected nor up to date.
+    """
     run = RunFolder.of(loaded, runs_dir)
+    selected = selection.stages(loaded)
+    concerned = needed(loaded, selected)
     found: dict[str, StageStatus] = {}
     for name in loaded.order:
-        waiting = [need for need in loaded.dependencies(name) if found[need].state != "up to date"]
+        waiting = ", ".join(need for need in loaded.dependencies(name) if found[need].state != "up to date")
+        if name not in concerned:
+            found[name] = StageStatus(name, "not selected", "", run.stage(name), None)
+            continue
+        if waiting and name in selected:
+            found[name] = StageStatus(name, "waits", f"{waiting} to run first", run.stage(name), None)
+            continue
         if waiting:
-            reason = f"{', '.join(waiting)} to run first"
-            found[name] = StageStatus(name, "waits", reason, run.stage(name), None)
-        else:
-            found[name] = _assess(loaded, run, name)
+            found[name] = StageStatus(name, "not selected", f"has to be up to date once {waiting} has run", run.stage(name), None)
+            continue
+        found[name] = _assess(loaded, run, name, selection)
+        if found[name].state == "to run" and name not in selected:
+            raise _not_selected(loaded, selected, found[name])
     return found
 
 
 def run_recipe(
     loaded: LoadedRecipe,
     *,
-    only_kinds: set[str] | None = None,
+    selection: Selection = ALL,
     runs_dir: Path = Path("runs"),
     console: Console,
     ranks: Ranks | None = None,
@@ -84,7 +100,7 @@ def run_recipe(
     """Bring the stages of a recipe up to date.
 
     Args:
-        only_kinds: run stages of these kinds only; what they need must be there and up to date.
+        selection: the stages that may run; what they need must be there and up to date.
         runs_dir: parent of the run folder.
         console: gets one line for each stage (and whatever the stages print), on rank 0.
         ranks: the processes of this run; found from the environment when absent.
@@ -95,34 +111,14 @@ def run_recipe(
         Interrupted: a signal asked to stop; the same command goes on.
     """
     ranks = current() if ranks is None else ranks
-    selected = _selected(loaded, only_kinds)
+    selected = selection.stages(loaded)
     run = RunFolder.of(loaded, runs_dir)
     with StopFlag(same_within=1.0 if ranks.world > 1 else 0.0), ExitStack() as stack:
         on_rank_0(ranks, lambda: _open(run, stack, console))
-        job = _Runner(loaded, run, selected, console if ranks.rank == 0 else Console(quiet=True), ranks)
-        for name in _needed(loaded, selected):
+        job = _Runner(loaded, run, selection, console if ranks.rank == 0 else Console(quiet=True), ranks)
+        for name in needed(loaded, selected):
             job.bring_up_to_date(name)
         return RunResult(run.path, tuple(job.ran), tuple(job.up_to_date), job.summaries)
-
-
-def _selected(loaded: LoadedRecipe, only_kinds: set[str] | None) -> set[str]:
-    stages = loaded.recipe.stages
-    names = {name for name in loaded.order if only_kinds is None or stages[name].kind in only_kinds}
-    if not names:
-        kinds = sorted({spec.kind for spec in stages.values()})
-        raise InputError(
-            f"{loaded.path.name} has no stage of kind {' or '.join(sorted(only_kinds or ()))}", hint=f"it has: {', '.join(kinds)}"
-        )
-    return names
-
-
-def _needed(loaded: LoadedRecipe, selected: set[str]) -> list[str]:
-    """The selected stages and all that they follow from, in order."""
-    needed: set[str] = set()
-    for name in reversed(loaded.order):
-        if name in selected or name in needed:
-            needed |= {name, *loaded.dependencies(name)}
-    return [name for name in loaded.order if name in needed]
 
 
 def _open(run: RunFolder, stack: ExitStack, console: Console) -> None:
@@ -137,16 +133,24 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _assess(loaded: LoadedRecipe, run: RunFolder, name: str) -> StageStatus:
+def _assess(loaded: LoadedRecipe, run: RunFolder, name: str, selection: Selection) -> StageStatus:
     """The status of a stage whose needs are up to date."""
     identity = identify(loaded, name, lambda text: _content(loaded, run, text))
     result = run.stage(name)
     reason = _why(result, identity)
+    if reason is None and name in selection.force:
+        reason = "forced"
     if reason is None:
         return StageStatus(name, "up to date", "", result, identity)
     if folder.has_content(run.work(name, identity)):
-        reason += "; going on from an earlier attempt"
+        reason += "; from the beginning, without what an earlier attempt left" if selection.fresh else "; going on from an earlier attempt"
     return StageStatus(name, "to run", reason, result, identity)
+
+
+def _not_selected(loaded: LoadedRecipe, selected: Collection[str], status: StageStatus) -> InputError:
+    needing = ", ".join(other for other in loaded.order if other in selected and status.name in needed(loaded, {other}))
+    message = f"stage {needing} needs the result of stage {status.name}, which is not up to date ({status.reason})"
+    return InputError(loaded.problem(f"stages.{status.name}", message, "`align run` runs all stages"))
 
 
 def _why(result: Path, identity: Identity) -> str | None:
@@ -193,8 +197,9 @@ class _Attempt:
 class _Runner:
     """One run, stage by stage."""
 
-    def __init__(self, loaded: LoadedRecipe, run: RunFolder, selected: set[str], console: Console, ranks: Ranks) -> None:
-        self._loaded, self._run, self._selected, self._console, self._ranks = loaded, run, selected, console, ranks
+    def __init__(self, loaded: LoadedRecipe, run: RunFolder, selection: Selection, console: Console, ranks: Ranks) -> None:
+        self._loaded, self._run, self._selection, self._console, self._ranks = loaded, run, selection, console, ranks
+        self._selected = selection.stages(loaded)
         self.ran: list[str] = []
         self.up_to_date: list[str] = []
         self.summaries: dict[str, Mapping[str, Any]] = {}
@@ -213,20 +218,20 @@ class _Runner:
         signum = stop_requested()
         if signum is not None:
             raise Interrupted(signum, f"stopped before stage {name}; the same command goes on")
-        status = _assess(self._loaded, self._run, name)
+        status = _assess(self._loaded, self._run, name, self._selection)
         assert status.identity is not None
         if status.state == "up to date":
             self._run.forget(name, status.identity)  # a run that was killed right after publishing had no time to
             _say(self._console, f"{name}: up to date")
             return None
         if name not in self._selected:
-            needing = [other for other in self._selected if name in _needed(self._loaded, {other})]
-            message = f"stage {', '.join(needing)} needs the result of stage {name}, which is not up to date ({status.reason})"
-            raise InputError(self._loaded.problem(f"stages.{name}", message, "`align run` runs all stages"))
+            raise _not_selected(self._loaded, self._selected, status)
         if not self.ran:
             self._run.record(self._loaded)
         _say(self._console, f"{name}: running ({status.reason})")
         self._run.log(name, "started", reason=status.reason, identity=status.identity.digest)
+        if self._selection.fresh:
+            self._run.forget(name, status.identity)
         out = files.temporary(self._run.stages)
         work = self._run.work(name, status.identity)
         files.make_folder(out)
@@ -253,6 +258,7 @@ class _Runner:
             self._ranks.barrier()
             on_rank_0(self._ranks, lambda: self._publish(context, spec, attempt, started))
         except BaseException as error:
+            error.add_note(f"in stage {name}")
             if self._ranks.rank == 0:
                 self._abandon(name, attempt, error)
             raise

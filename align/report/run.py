@@ -11,11 +11,12 @@ from typing import Any, Literal
 from align import files
 from align.errors import InputError, Problem
 from align.pipeline.artifacts import MANIFEST, Manifest, read_manifest
-from align.pipeline.locks import LOCK
+from align.pipeline.locks import LOCK, read_owner
 from align.recipe import source
+from align.recipe.wording import did_you_mean
 
-State = Literal["finished", "running", "interrupted", "failed", "not run"]
-"""``running``: it started and said nothing since, so it runs, or was killed."""
+State = Literal["finished", "running", "killed", "interrupted", "failed", "not run"]
+"""``running``: it started and said nothing since, and its process is there; ``killed``: the process is gone."""
 
 Row = Mapping[str, Any]
 
@@ -40,11 +41,18 @@ class StageRecord:
     """Rows of ``metrics.jsonl``, by step: of its result or, while it is not finished, of its latest attempt."""
     events: tuple[Row, ...]
     """Its lines of ``history.jsonl``."""
+    attempt: Path | None = None
+    """The work folder of its latest attempt that did not finish."""
+
+    @property
+    def place(self) -> Path:
+        """Where to look for what it made: its result or, while it is not finished, its latest attempt."""
+        return self.folder if self.state == "finished" or self.attempt is None else self.attempt
 
     @property
     def seconds(self) -> float | None:
         """How long the attempt took that made the result."""
-        return next((event["seconds"] for event in reversed(self.events) if event.get("event") == "finished"), None)
+        return next((event.get("seconds") for event in reversed(self.events) if event.get("event") == "finished"), None)
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -77,14 +85,25 @@ class RunRecord:
     def state(self) -> State:
         """The worst state of its stages; ``finished`` when all are."""
         states = {stage.state for stage in self.stages}
-        order: tuple[State, ...] = ("running", "failed", "interrupted", "not run", "finished")
+        order: tuple[State, ...] = ("running", "failed", "killed", "interrupted", "not run", "finished")
         return next((state for state in order if state in states), "not run")
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempts took that made the results."""
+        return sum(stage.seconds or 0.0 for stage in self.stages if stage.manifest is not None)
+
+    @property
+    def last(self) -> str:
+        """When something happened last, as an ISO time; empty when nothing did."""
+        return str(self.history[-1].get("time", "")) if self.history else str(self.about.get("started", ""))
 
     def stage(self, name: str) -> StageRecord:
         """A stage by name. Raises :class:`InputError`."""
         found = next((stage for stage in self.stages if stage.name == name), None)
         if found is None:
-            raise InputError(f"{self.folder} has no stage {name}", hint=f"it has: {', '.join(stage.name for stage in self.stages)}")
+            known = [stage.name for stage in self.stages]
+            raise InputError(f"{self.folder} has no stage {name[:80]}", hint=did_you_mean(name, known) or f"it has: {', '.join(known)}")
         return found
 
 
@@ -116,33 +135,42 @@ def read_run(folder: Path) -> RunRecord:
     path = folder / "recipe.yaml"
     if not is_run(folder):
         raise InputError(Problem("is not a run folder", file=str(folder)))
-    text, problems = path.read_text(encoding="utf-8"), list[Problem]()
+    try:
+        text, problems = path.read_text(encoding="utf-8"), list[Problem]()
+    except UnicodeDecodeError as error:
+        raise InputError(Problem("is damaged: not UTF-8", file=str(path))) from error
     node = source.parse(text, str(path), problems)
     tree = node.plain() if node is not None else None
     if problems or not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict):
         raise InputError(problems or Problem("is not a recipe", file=str(path)))
     history = tuple(_lines(folder / "history.jsonl"))
     needs = {name: _needs(spec, tree["stages"]) for name, spec in tree["stages"].items()}
-    stages = tuple(_stage(folder, name, str(tree["stages"][name].get("kind")), needs[name], history) for name in _ordered(needs))
+    owner = read_owner(folder)
+    live = str(history[-1].get("stage")) if history and owner is not None and owner.lives else None
+    kinds = {name: str(spec.get("kind")) if isinstance(spec, dict) else "" for name, spec in tree["stages"].items()}
+    stages = tuple(_stage(folder, name, kinds[name], needs[name], history, live=name == live) for name in _ordered(needs))
     return RunRecord(folder, folder.name, text, tree, _object(folder / "run.json"), stages, history)
 
 
-def _stage(folder: Path, name: str, kind: str, needs: tuple[str, ...], history: Sequence[Row]) -> StageRecord:
+def _stage(folder: Path, name: str, kind: str, needs: tuple[str, ...], history: Sequence[Row], *, live: bool) -> StageRecord:
+    """``live``: the last that happened in this run happened to this stage, and the run's process is there."""
     result = folder / "stages" / files.safe_name(name)
     events = tuple(event for event in history if event.get("stage") == name)
     try:
         manifest = read_manifest(result) if (result / MANIFEST).exists() else None
     except InputError:
         manifest = None
-    state = _state(events, manifest)
+    state = _state(events, manifest, live=live)
     attempts = sorted((folder / "work" / name).glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     rows = _lines(attempts[-1] if attempts and state != "finished" else result / "metrics.jsonl")
     metrics = tuple(sorted((row for row in rows if isinstance(row.get("step"), int)), key=lambda row: row["step"]))
-    return StageRecord(name, kind, state, needs, result, manifest, _object(result / "report.json"), metrics, events)
+    attempt = attempts[-1].parent if attempts else None
+    return StageRecord(name, kind, state, needs, result, manifest, _object(result / "report.json"), metrics, events, attempt)
 
 
-def _state(events: Sequence[Row], manifest: Manifest | None) -> State:
-    states: dict[str, State] = {"started": "running", "finished": "finished", "failed": "failed", "interrupted": "interrupted"}
+def _state(events: Sequence[Row], manifest: Manifest | None, *, live: bool) -> State:
+    started: State = "running" if live else "killed"
+    states: dict[str, State] = {"started": started, "finished": "finished", "failed": "failed", "interrupted": "interrupted"}
     state = states.get(str(events[-1].get("event")), "not run") if events else "not run"
     return "not run" if state == "finished" and manifest is None else state
 
@@ -188,7 +216,7 @@ def _object(path: Path) -> dict[str, Any]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that was cut by a crash is not one."""
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too, which JSON may hold
     except (OSError, UnicodeDecodeError):
         return []
     rows = []

@@ -13,7 +13,8 @@ from align import files
 from align.data.report import DataReport
 from align.stages.context import StageContext
 from align.stages.ppo_rollouts import read_parquet
-from align.stages.training import headlines, keep_logs, plain
+from align.stages.training import headlines, keep_logs
+from align.terminal import plain
 from align.training.trainer import Trainer
 
 PHASES = ("sync", "generate", "score", "values", "train")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from align import files
@@ -28,6 +27,7 @@ from align.models.save import save_policy
 from align.recipe.schema import DpoStage, Lora, Model, RewardStage, SftStage
 from align.stages.context import StageContext
 from align.stages.reading import StageData, read_data
+from align.terminal import plain
 from align.training.launch import Ranks, ranks
 from align.training.trainer import Trainer, peak_memory_bytes
 
@@ -205,8 +205,3 @@ def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mappi
         f"{outcome['tokens_per_second']:.0f} tokens/s, peak memory {outcome['peak_memory_bytes'] / 2**30:.1f} GiB",
         highlight=False,
     )
-
-
-def plain(text: str) -> Text:
-    """Model text for a terminal: no markup, no control characters."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text))

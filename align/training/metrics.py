@@ -44,8 +44,8 @@ class MetricsLog:
     def __init__(self, path: Path, *, resumed_at: int, report_to: list[str], run_name: str, config: Mapping[str, Any]) -> None:
         self.path = path
         if path.exists():
-            # A step that runs again after a resume must not appear twice.
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
+            # A step that runs again after a resume must not appear twice, and a crash of the machine may have cut the last line.
+            kept = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if _step_of(line) <= resumed_at]
             files.atomic_write(path, "".join(line + "\n" for line in kept))
         self._trackers = _open_trackers(report_to, run_name, path.parent / "trackers", config)
 
@@ -59,6 +59,14 @@ class MetricsLog:
         """Let the trackers finish."""
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _step_of(line: str) -> float:
+    """Infinite for what is no line of metrics."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
 
 
 def _open_trackers(names: list[str], run_name: str, folder: Path, config: Mapping[str, Any]) -> list[Any]:

@@ -26,6 +26,7 @@ from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
+from tests.readme import every_file_is_explained
 from tests.saved import save_tiny
 from tests.tokenizers import chatml
 
@@ -73,7 +74,9 @@ def fill(tmp_path: Path, **shape: Any) -> Path:
 def run(text: io.StringIO | None = None, **options: Any) -> RunResult:
     stage = {**PPO, **options}
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": {"ppo": stage}}, sort_keys=False))
-    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160))
+    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160))
+    every_file_is_explained(result.folder)
+    return result
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])

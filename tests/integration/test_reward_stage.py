@@ -25,6 +25,7 @@ from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
+from tests.readme import every_file_is_explained
 from tests.saved import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,9 @@ def recipe(stages: dict[str, Any]) -> Any:
 
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None) -> RunResult:
-    return run_recipe(recipe(stages), console=Console(file=text or io.StringIO(), width=140))
+    result = run_recipe(recipe(stages), console=Console(file=text or io.StringIO(), width=140))
+    every_file_is_explained(result.folder)
+    return result
 
 
 def reward(**options: Any) -> dict[str, Any]:

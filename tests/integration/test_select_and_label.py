@@ -36,6 +36,7 @@ from align.stages import answers as answering
 from align.stages import sampling
 from align.stages.label import Pair, make_pairs
 from align.stages.select_prompts import rule_against, too_alike
+from tests.readme import every_file_is_explained
 from tests.saved import save_tiny
 
 WORDS = {"rule": "length", "min": 8}
@@ -138,7 +139,9 @@ SCRIPT: dict[str, list[str]] = {}
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, runs: str = "runs") -> RunResult:
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False, allow_unicode=True))
-    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), runs_dir=Path(runs))
+    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), runs_dir=Path(runs))
+    every_file_is_explained(result.folder)
+    return result
 
 
 def select(**options: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from align.rollout import samples as sharding
 from align.scoring import embeddings
 from align.stages import sampling
 from tests.embedder import save_embedder
+from tests.readme import every_file_is_explained
 from tests.saved import save_tiny
 from tests.scripted import Dying, open_scripted, write_script
 from tests.tokenizers import chatml
@@ -97,7 +98,9 @@ DPO = {"kind": "dpo", "data": "stage:contrast", "train": {"learning_rate": 3e-3,
 def run(stages: dict[str, Any], text: io.StringIO | None = None, *, runs: str = "runs") -> RunResult:
     recipe = {"name": "r", "seed": 5, "model": "./model", "stages": stages}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=140), runs_dir=Path(runs))
+    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=140), runs_dir=Path(runs))
+    every_file_is_explained(result.folder)
+    return result
 
 
 def rows_of(result: RunResult) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
+from tests.readme import every_file_is_explained
 from tests.saved import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, model: str = "model") -> RunResult:
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": f"./{model}", "stages": stages}, sort_keys=False))
-    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=120))
+    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=120))
+    every_file_is_explained(result.folder)
+    return result
 
 
 def sft(**options: Any) -> dict[str, Any]:

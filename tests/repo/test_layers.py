@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "align"
 LAYERS = (
     {"errors"},
-    {"files", "signals"},
+    {"files", "signals", "terminal"},
     {"recipe", "functional"},
     {"data"},
     {"batching"},
@@ -20,7 +20,8 @@ LAYERS = (
     {"stages"},
     {"pipeline"},
     {"report"},
-    {"doctor", "eval_command"},
+    {"doctor"},
+    {"cli_eval", "cli_runs", "cli_options"},
     {"cli"},
     {"__main__"},
 )

@@ -19,6 +19,7 @@ from align import __version__, cli
 from align.errors import EnvironmentFault, InputError, Interrupted, TrainingFault
 from align.pipeline import plan as planning
 from align.pipeline import runner
+from align.pipeline.selection import Selection
 from align.recipe.load import LoadedRecipe
 from align.recipe.refs import shipped_root
 from align.recipe.schema import BUILTIN_STAGES
@@ -92,13 +93,18 @@ def test_a_recipe_is_needed(call: Any, arguments: Sequence[str]) -> None:
 def test_run_takes_the_recipe_first_or_by_option(call: Any, runs: list[dict[str, Any]]) -> None:
     assert call("run", "r.yaml", "seed=3")[0] == 0
     assert call("run", "seed=3", "--recipe", "r.yaml")[0] == 0
-    assert [(r["loaded"].recipe.seed, r["only_kinds"], r["runs_dir"]) for r in runs] == [(3, None, Path("runs"))] * 2
+    assert [(r["loaded"].recipe.seed, r["selection"], r["runs_dir"]) for r in runs] == [(3, Selection(), Path("runs"))] * 2
 
 
 def test_stage_commands_run_their_kind(call: Any, runs: list[dict[str, Any]]) -> None:
     assert call("sft", "--recipe", "r.yaml", "epochs=2")[0] == 0
-    assert call("dpo", "r.yaml")[0] == 0
-    assert [r["only_kinds"] for r in runs] == [{"sft"}, {"dpo"}]
+    assert call("sft", "r.yaml", "--only", "sft", "--fresh")[0] == 0
+    assert [r["selection"] for r in runs] == [
+        Selection(kinds=("sft",)),
+        Selection(kinds=("sft",), only=("sft",), fresh=True),
+    ]
+    code, _, err = call("dpo", "r.yaml")
+    assert (code, err) == (2, "error: r.yaml has no stage of kind dpo; it has: sft\n")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from align.errors import InputError
+
+if TYPE_CHECKING:
+    from align.pipeline.selection import Selection
+
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A file or a shipped recipe's name, then overrides.")
+]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="The recipe, instead of the first argument.")]
+NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine (data parallel).")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="STAGE", help="Run these stages only (A,B or repeated); what they need must be there.")
+]
+From = Annotated[list[str] | None, typer.Option("--from", metavar="STAGE", help="Run this stage and what follows from it only.")]
+Force = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--force",
+        metavar="STAGE",
+        help="Run this stage though it is up to date. What follows from it runs again only if its result comes out different.",
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Throw away the checkpoints of what is about to run: it starts from the beginning.")]
+
+
+def selection_of(
+    only: Sequence[str] | None, start: Sequence[str] | None, force: Sequence[str] | None, fresh: bool, kinds: Sequence[str] = ()
+) -> Selection:
+    """What ``--only``, ``--from``, ``--force`` and ``--fresh`` ask for. Raises :class:`InputError` for an empty name."""
+    from align.pipeline.selection import Selection
+
+    found = {"--only": only, "--from": start, "--force": force}
+    names = {option: tuple(name.strip() for text in texts or () for name in text.split(",")) for option, texts in found.items()}
+    for option, given in names.items():
+        if "" in given:
+            raise InputError(f"{option}: an empty name", hint="stages are written A,B")
+    return Selection(tuple(kinds), names["--only"], names["--from"], names["--force"], fresh)

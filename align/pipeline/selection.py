@@ -1,0 +1,79 @@
+"""Which stages of a recipe a run takes up, and which of them it runs although they are up to date: what the command line asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from align.errors import InputError, Problem
+from align.recipe.load import LoadedRecipe
+from align.recipe.wording import did_you_mean
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is asked for. Empty: all stages, each only if it is not up to date."""
+
+    kinds: Collection[str] = ()
+    """Only stages of these kinds."""
+    only: Sequence[str] = ()
+    """Only these stages."""
+    start: Sequence[str] = ()
+    """Only these stages and all that follow from them."""
+    force: Sequence[str] = ()
+    """These run although they are up to date. What follows from them runs again only if their result has other content."""
+    fresh: bool = False
+    """What runs begins anew, without the checkpoints of an earlier attempt."""
+
+    def stages(self, loaded: LoadedRecipe) -> frozenset[str]:
+        """The stages that may run. What they need and is not among them has to be up to date.
+
+        Raises :class:`InputError` for a name that no stage has, and for a choice that leaves nothing or contradicts itself.
+        """
+        options = {"--only": self.only, "--from": self.start, "--force": self.force}
+        problems = [p for option, names in options.items() for p in _unknown(option, names, loaded)]
+        if self.only and self.start:
+            problems.append(Problem("--only and --from exclude each other", hint="--only A,B names all that may run"))
+        if problems:
+            raise InputError(problems)
+        stages = loaded.recipe.stages
+        found = {name for name in loaded.order if not self.kinds or stages[name].kind in self.kinds}
+        if not found:
+            kinds = ", ".join(sorted({spec.kind for spec in stages.values()}))
+            raise InputError(f"{loaded.path.name} has no stage of kind {' or '.join(sorted(self.kinds))}", hint=f"it has: {kinds}")
+        if self.only:
+            found &= set(self.only)
+        elif self.start:
+            found &= _following(loaded, self.start)
+        left_out = [name for name in self.force if name not in found]
+        if left_out or not found:
+            what = f"--force {left_out[0]}: the stage is" if left_out else "the stages that --only or --from names are"
+            raise InputError(f"{what} not among those that this command may run", hint="`align run` without --only and --from may run all")
+        return frozenset(found)
+
+
+def needed(loaded: LoadedRecipe, selected: Collection[str]) -> list[str]:
+    """The selected stages and all that they follow from, in order."""
+    found: set[str] = set()
+    for name in reversed(loaded.order):
+        if name in selected or name in found:
+            found |= {name, *loaded.dependencies(name)}
+    return [name for name in loaded.order if name in found]
+
+
+def _following(loaded: LoadedRecipe, names: Sequence[str]) -> set[str]:
+    """The named stages and all that follow from them."""
+    found = set(names)
+    for name in loaded.order:
+        if found.intersection(loaded.dependencies(name)):
+            found.add(name)
+    return found
+
+
+def _unknown(option: str, names: Sequence[str], loaded: LoadedRecipe) -> list[Problem]:
+    known = f"it has: {', '.join(loaded.order)}"
+    wrong = [name for name in names if name not in loaded.order]
+    return [
+        Problem(f"{option} {name[:80]}: {loaded.path.name} has no such stage", hint=did_you_mean(name, loaded.order) or known)
+        for name in wrong
+    ]

@@ -1,0 +1,124 @@
+"""A run of the command line that is stopped, or cannot go on (O22, O24): exit codes, and what the same command does next."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from align.pipeline.runner import run_recipe
+from align.recipe.load import load_recipe
+
+STAGE = """
+import time
+from pathlib import Path
+from typing import ClassVar, Literal
+from align import files
+from align.errors import Interrupted
+from align.recipe.schema import Data, Stage
+from align.signals import stop_requested
+
+class Slow(Stage):
+    produces: ClassVar = "policy"
+    implementation: ClassVar = "{module}:run"
+    kind: Literal["{module}:Slow"]
+    data: Data
+
+def run(spec, ctx):
+    (ctx.out / "half").write_text("x")
+    if Path("memory").exists():
+        raise MemoryError("no more")
+    files.append_line(ctx.work / "metrics.jsonl", {{"step": 1}})
+    print("ready", flush=True)
+    while not Path("go").exists():
+        if stop_requested() is not None:
+            print("asked", flush=True)
+            if Path("polite").exists():
+                raise Interrupted(stop_requested(), "saved at step 1; the same command goes on")
+            time.sleep(60)
+        time.sleep(0.01)
+    (ctx.out / "half").rename(ctx.out / "config.json")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """With blanks, and letters of other alphabets (O28)."""
+    folder = tmp_path / "my wörk 甲"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    module = re.sub(r"\W", "_", request.node.name)
+    Path(f"{module}.py").write_text(STAGE.format(module=module))
+    Path("a.jsonl").write_text("{}\n")
+    Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
+    Path("recipe.yaml").write_text(f'name: r\nmodel: base\nstages:\n  slow: {{kind: "{module}:Slow", data: a.jsonl}}\n')
+    return folder
+
+
+def start() -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "align", "run", "recipe.yaml"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+
+
+def lines_until(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == word:
+            return
+    assert process.stderr is not None
+    pytest.fail(process.stderr.read())
+
+
+def again() -> list[str]:
+    """The same command, with nothing in its way."""
+    Path("go").touch()
+    text = io.StringIO()
+    run_recipe(load_recipe("recipe.yaml"), console=Console(file=text, width=200))
+    assert sorted(path.name for path in Path("runs/r/stages/slow").iterdir()) == ["config.json", "manifest.json"]
+    assert [path.name for path in Path("runs/r").rglob(".*")] == [".align.lock"]
+    return text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_saves_and_says_so(folder: Path, number: signal.Signals, code: int) -> None:
+    Path("polite").touch()
+    with start() as process:
+        lines_until(process, "ready")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (code, "error: saved at step 1; the same command goes on\n"), out
+    assert again() == ["slow: running (first run; going on from an earlier attempt)"]
+
+
+def test_the_second_ctrl_c_ends_at_once_and_the_next_start_cleans_up(folder: Path) -> None:
+    with start() as process:
+        lines_until(process, "ready")
+        process.send_signal(signal.SIGINT)
+        lines_until(process, "asked")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert [path.name for path in Path("runs/r/stages").glob("*")] == [path.name for path in Path("runs/r/stages").glob(".tmp-*")]
+    warning, line = again()
+    assert warning.startswith(f"warning: the run of pid {process.pid} on host ")
+    assert line == "slow: running (first run; going on from an earlier attempt)"
+
+
+def test_out_of_memory_names_the_stage(folder: Path) -> None:
+    """O22."""
+    Path("memory").touch()
+    with start() as process:
+        _, err = process.communicate(timeout=60)
+    expected = "error: out of memory in stage slow: no more; lower train.microbatch_tokens, or set train.gradient_checkpointing: true\n"
+    assert (process.returncode, err) == (3, expected)
+    Path("memory").unlink()
+    assert again() == ["slow: running (first run)"]
