@@ -44,7 +44,7 @@ class StageRecord:
     @property
     def seconds(self) -> float | None:
         """How long the attempt took that made the result."""
-        return next((event["seconds"] for event in reversed(self.events) if event.get("event") == "finished"), None)
+        return next((event.get("seconds") for event in reversed(self.events) if event.get("event") == "finished"), None)
 
     @property
     def summary(self) -> Mapping[str, Any]:
