@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +45,7 @@ class Page:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._reading], [], [], 60)[0], "the browser does not answer"
             more = os.read(self._reading, 1 << 16)
             assert more, "the browser ended"
             self._rest += more
@@ -84,17 +87,18 @@ def browser(program: str) -> Iterator[Page]:
     """A tab in a browser of its own, with a fresh profile."""
     to_child, from_us = os.pipe()
     to_us, from_child = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="align-browser-") as profile:
+    with tempfile.TemporaryDirectory(prefix="align-browser-", ignore_cleanup_errors=True) as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
         script = f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}'
         command = ["bash", "-c", script, program, *flags]
-        child = subprocess.Popen(command, pass_fds=(to_child, from_child), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        child = subprocess.Popen(command, pass_fds=(to_child, from_child), **quiet)
         os.close(to_child)
         os.close(from_child)
         try:
             yield Page(to_us, from_us)
         finally:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)  # with the processes that it started
             child.wait()
             os.close(to_us)
             os.close(from_us)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,9 @@ import yaml
 
 from align.pipeline.artifacts import Identity, write_manifest
 from align.pipeline.locks import LOCK
+from align.report.changes import Change, changes
+from align.report.page import render
+from align.report.run import read_run
 
 STEPS = 40
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> \x1b[31m\u202e{{ 7 * 7 }}"
@@ -182,7 +186,8 @@ def ppo() -> dict[str, Any]:
     report |= {"held_out_change": {"prompts": 60, "mean": 0.23, "interval": [0.11, 0.35]}, "data": training_data("prompts.jsonl", "prompt")}
     names = {
         "rollout/reward": (0.0, 0.4), "rollout/score": (0.1, 0.5), "rollout/baseline": (0.1, 0.1), "rollout/kl": (0.0, 0.62),
-        "rollout/entropy": (2.2, 1.3), "rollout/explained_variance": (-0.2, 0.6), "rollout/length": (40, 31), "rollout/finished": (0.9, 0.7),
+        "rollout/entropy": (2.2, 1.3), "rollout/explained_variance": (-0.2, 0.6),
+        "rollout/length": (40, 31), "rollout/finished": (0.9, 0.7),
         "kl_from_old": (0.0, 0.02), "clip_fraction": (0.01, 0.12), "value_clip_fraction": (0.0, 0.1),
         "sft_loss": (2.4, 2.6), "loss/policy": (0.0, -0.05), "loss/value": (1.4, 0.3), "reward": (0.12, 0.35), "loss": (1.4, 0.3),
     }  # fmt: skip
@@ -287,6 +292,15 @@ def write_stage(folder: Path, name: str, kind: str, made: Mapping[str, Any]) -> 
     told = {key: value for key, value in made["report"].items() if key not in ("samples", "data", "held_out_data", "length_balance")}
     write_manifest(out, type="policy", stage=name, identity=identity, encoder="e" * 64, summary=told)
     return out
+
+
+def reported(folder: Path) -> dict[str, dict[str, Change]]:
+    """What the report of a real run says: changes by title, of each stage. The page must come out, too."""
+    run = read_run(folder)
+    page = render(run)
+    found = {stage.name: {change.title: change for change in changes(stage)} for stage in run.stages}
+    assert all(html.escape(cell) in page for made in found.values() for change in made.values() for cell in change.cells)
+    return found
 
 
 def jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

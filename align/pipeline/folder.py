@@ -27,6 +27,7 @@ Made by `align run`. The same command goes on where it stopped, and does nothing
 - `recipe.yaml`: the recipe as it was run last, overrides included.
 - `run.json`: the command, the time, and the versions of Python and the packages.
 - `history.jsonl`: one line for each stage that started, finished or failed, with the reason why it ran.
+- `report.html`: what came of it; opens in a browser, from disk.
 - `stages/NAME/`: the result of stage NAME. `manifest.json` says what it was made from and holds the sha256 of every file.
 - `work/NAME/`: checkpoints of a stage that has not finished. Deleting it loses that progress and nothing else.
 """

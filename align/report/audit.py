@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,9 @@ def _sums(data: Mapping[str, Any]) -> str:
 def _own_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Of the stages that sample: answers, scores, and what the embedder cut."""
     if answers := mapping(report, "answers"):
-        shown = ", ".join(f"{key.replace('_', ' ')} {short(number(answers, key))}" for key in answers if number(answers, key) is not None)
-        yield f"answers: {shown}"
+        named = [(key.replace("_", " "), number(answers, key)) for key in answers if key != "answers"]
+        shown = ", ".join(f"{name} {short(value)}" for name, value in named if value is not None)
+        yield f"{count(answers, 'answers'):,} answers: {shown}"
     for key, words in (("scores", "scores"), ("margins", "margins"), ("reward_std", "standard deviation of a prompt's scores")):
         if "median" in (spread := mapping(report, key)):
             yield f"{words}: " + ", ".join(f"{name} {short(number(spread, name))}" for name in spread)
@@ -121,8 +122,13 @@ def _left_out(prefix: str, data: Mapping[str, Any]) -> Iterator[Row]:
 
 def _counted(prefix: str, reasons: Mapping[str, Any]) -> Iterator[Row]:
     for reason, counted in reasons.items():
-        total, first = count(counted, "total"), texts(counted, "first")[:_PLACES]
-        yield f"{prefix}{reason}", f"{total:,}", ", ".join([*first, *(["..."] if total > len(first) else [])])
+        total = count(counted, "total")
+        yield f"{prefix}{reason}", f"{total:,}", _places(texts(counted, "first"), total)
+
+
+def _places(first: Sequence[str], total: int) -> str:
+    shown = list(first[:_PLACES])
+    return ", ".join([*shown, "..."] if shown and total > len(shown) else shown)
 
 
 def _left_out_prompts(stage: StageRecord) -> Iterator[Row]:
@@ -134,8 +140,7 @@ def _left_out_prompts(stage: StageRecord) -> Iterator[Row]:
         if len(found) < _PLACES:
             found.append(text(row, "row"))
     for reason in reasons:
-        total, first = count(reasons, reason), places.get(reason, [])
-        yield reason, f"{total:,}", ", ".join([*first, *(["..."] if total > len(first) else [])])
+        yield reason, f"{count(reasons, reason):,}", _places(places.get(reason, []), count(reasons, reason))
 
 
 def jsonl(path: Path, most: int) -> Iterator[Mapping[str, Any]]:

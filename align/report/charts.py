@@ -144,6 +144,9 @@ def ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, s
 
 # Bars
 
+_VALUE = 150
+"""Room for a bar's value."""
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -185,7 +188,7 @@ def bar_chart(
     longest = max((sum(parts) for _, parts, _ in rows), default=0.0)
     if longest <= 0:
         return None
-    scale = (WIDTH - label_width - 110) / longest
+    scale = (WIDTH - label_width - _VALUE) / longest
     bars = []
     for label, parts, value in rows:
         begins, placed = float(label_width), []

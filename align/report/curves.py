@@ -108,5 +108,7 @@ def bars(stage: StageRecord) -> list[BarChart]:
             )
             for row in calibration
         ]
-        found.append(bar_chart("Calibration: how often the preferred answer wins", made, [("share that wins", 0)], label_width=80))
+        found.append(
+            bar_chart("How often the preferred answer wins, by its predicted probability", made, [("share that wins", 0)], label_width=80)
+        )
     return [chart for chart in found if chart is not None]

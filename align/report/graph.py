@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from align.report.run import RunRecord, StageRecord
 from align.report.values import duration, size
 
-_WIDTH, _HEIGHT = 184, 72
+_WIDTH, _HEIGHT = 156, 88
 """Of a stage."""
-_ACROSS, _DOWN = 56, 18
+_ACROSS, _DOWN = 40, 18
 """Between stages."""
 _PASSING = 14
 """Height that an arrow takes where it passes a column."""
 _MARGIN = 6
+_READABLE = 1400
 
 Place = str | tuple[str]
 """A stage, or (in a tuple) the stage whose result passes a column on its way to others."""
@@ -28,7 +29,8 @@ class Node:
     name: str
     kind: str
     state: str
-    facts: str
+    time: str
+    size: str
     x: float
     y: float
 
@@ -46,6 +48,11 @@ class Graph:
     node_width: int = _WIDTH
     node_height: int = _HEIGHT
 
+    @property
+    def fits(self) -> bool:
+        """Whether it may be made smaller to fit a wide window, and still be read."""
+        return self.width <= _READABLE
+
 
 def graph(run: RunRecord) -> Graph:
     """Lay out the stages."""
@@ -62,19 +69,13 @@ def graph(run: RunRecord) -> Graph:
     nodes, arrows, words = [], [], []
     for stage in run.stages:
         x, y = at[stage.name, depth[stage.name]]
-        nodes.append(Node(stage.name, stage.kind, stage.state, _facts(stage), x, y))
+        time = "" if stage.seconds is None else duration(stage.seconds)
+        nodes.append(Node(stage.name, stage.kind, stage.state, time, size(stage.manifest.bytes) if stage.manifest else "", x, y))
         for need in stage.needs:
             arrows.append((_path(need, stage.name, depth, at), f"{stage.name} reads the result of {need}"))
         words.append(f"{stage.name} ({stage.kind}, {stage.state})" + (f" reads {', '.join(stage.needs)}" if stage.needs else ""))
     width = 2 * _MARGIN + len(columns) * _WIDTH + (len(columns) - 1) * _ACROSS
     return Graph(tuple(nodes), tuple(arrows), max(width, 0), tallest + 2 * _MARGIN, "; ".join(words))
-
-
-def _facts(stage: StageRecord) -> str:
-    parts = [duration(stage.seconds)] if stage.seconds is not None else []
-    if stage.manifest is not None:
-        parts.append(size(stage.manifest.bytes))
-    return ", ".join(parts)
 
 
 def _height(place: Place) -> int:

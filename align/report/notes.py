@@ -21,6 +21,9 @@ CUT = 0.1
 FEW_PROMPTS = 30
 """Held-out prompts below which a number says little."""
 _OWN_LENGTH = 2_000
+"""Characters of a stage's own warning."""
+_LONG = 100
+"""Characters from which an answer may be called repetitive."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,23 @@ def _same_answers(stage: StageRecord) -> Iterator[str]:
         yield f"its greedy answers to {len(samples)} shown prompt{'s' if len(samples) != 1 else ''} are the same before and after"
 
 
+def _repeats(stage: StageRecord) -> Iterator[str]:
+    after = [text(sample, "after") for sample in rows(stage.report, "samples")]
+    repeating = sum(map(repeats, after))
+    if repeating:
+        yield f"{repeating} of {len(after)} shown answers after it say{'s' if repeating == 1 else ''} the same over and over"
+
+
+def repeats(answer: str) -> bool:
+    """Whether most of a longer answer was said before in it: fewer than half of its runs of eight characters are different ones.
+
+    >>> repeats("a sight to the road, " * 10), repeats("a sight to the road")
+    (True, False)
+    """
+    runs = [answer[i : i + 8] for i in range(len(answer) - 7)]
+    return len(runs) >= _LONG and len(set(runs)) < 0.5 * len(runs)
+
+
 _CHECKS: tuple[Callable[[StageRecord], Iterator[str]], ...] = (
     _state,
     _unhealthy,
@@ -175,4 +195,5 @@ _CHECKS: tuple[Callable[[StageRecord], Iterator[str]], ...] = (
     _length,
     _embedder,
     _same_answers,
+    _repeats,
 )

@@ -16,7 +16,7 @@ from align.report.values import visible
 
 def show(run: RunRecord, page: Path, console: Console) -> None:
     """Print it; ``page`` is where the whole report lies."""
-    table = Table(title=Text(f"{run.name}: before and after"), title_justify="left")
+    table = Table(title=Text(f"{run.name}: all stages"), title_justify="left")
     for header in ("stage", "measure"):
         table.add_column(header, overflow="fold")
     for header in ("before", "after", "change"):

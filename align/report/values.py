@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _NOT_PLAIN = re.compile(r"[^\x20-\x7e\n\t]")
+_LARGEST = 1e30  # what is computed from two of them is finite as well
 _JOINERS = "\u200c\u200d"  # part of words in some scripts, and of emoji
 
 
@@ -20,14 +21,10 @@ def at(value: Any, *keys: str) -> Any:
 
 
 def number(value: Any, *keys: str) -> float | None:
-    """A finite number under ``keys``; None for anything else."""
+    """A finite number under ``keys``, of a size that something measured can have; None for anything else."""
     found = at(value, *keys)
-    if not isinstance(found, (int, float)) or isinstance(found, bool):
-        return None
-    try:
-        return float(found) if math.isfinite(found) else None
-    except OverflowError:
-        return None
+    plain = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return float(found) if plain and -_LARGEST <= found <= _LARGEST else None
 
 
 def count(value: Any, *keys: str) -> int:
@@ -124,18 +121,14 @@ def visible(untrusted: str) -> str:
     Control characters, text direction marks, zero-width characters and lone surrogates; white space and joiners stay.
 
     >>> visible("a\\x1b[1m\\u202eb")
-    'a␛[1m[U+202E]b'
+    'a[U+001B][1m[U+202E]b'
     """
     return _NOT_PLAIN.sub(lambda match: _written_out(match[0]), untrusted)
 
 
 def _written_out(character: str) -> str:
-    code = ord(character)
-    if character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return character
-    if code < 0x20 or code == 0x7F:
-        return chr(0x2400 + code) if code < 0x20 else "␡"
-    return f"[U+{code:04X}]"
+    shows = character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return character if shows else f"[U+{ord(character):04X}]"
 
 
 def clipped(untrusted: str, limit: int) -> str:
