@@ -280,15 +280,15 @@ def write_run(folder: Path, names: Sequence[str] = tuple(STAGES), **changed: Map
     return folder
 
 
-def write_stage(folder: Path, name: str, kind: str, made: Mapping[str, Any]) -> Path:
-    """The result of a stage."""
+def write_stage(folder: Path, name: str, kind: str, made: Mapping[str, Any], **config: Any) -> Path:
+    """The result of a stage, with ``config`` in its manifest."""
     out = folder / "stages" / name
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(made["report"], ensure_ascii=False))
     for part in ("metrics", "data", "left_out"):
         if part in made:
             jsonl(out / f"{part}.jsonl", made[part])
-    identity = Identity(kind, {}, 17, None, {"talk.jsonl": "d" * 64})
+    identity = Identity(kind, config, 17, None, {"talk.jsonl": "d" * 64})
     told = {key: value for key, value in made["report"].items() if key not in ("samples", "data", "held_out_data", "length_balance")}
     write_manifest(out, type="policy", stage=name, identity=identity, encoder="e" * 64, summary=told)
     return out

@@ -60,7 +60,8 @@ def answers(stages: Sequence[StageRecord]) -> Answers:
     found = [one for stage in stages if stage.kind == "evaluate" for one in _evaluated(stage)]
     total = sum(count(stage.report, "prompts") for stage in stages if stage.kind == "evaluate")
     training = list(_before_and_after([stage for stage in stages if stage.kind != "evaluate"]))
-    kept, room = [], _BUDGET
+    kept: list[Asked] = []
+    room = _BUDGET
     for one in [*found, *training]:
         room -= one.length
         if room < 0 and kept:

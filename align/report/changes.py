@@ -220,7 +220,8 @@ def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
             after = Estimate.of(policies, policy, name="mean")
             difference = Estimate.of(policies, policy, "difference", name="mean")
             note = f"before: {baseline}"
-            yield after and Change(stage.name, words, before, after, difference, _BETTER.get(name), subject=policy, note=note)
+            if after is not None:
+                yield Change(stage.name, words, before, after, difference, _BETTER.get(name), subject=policy, note=note)
 
 
 def _select_prompts(stage: StageRecord) -> Iterator[Change | None]:

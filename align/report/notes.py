@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from align.report.audit import dropped
 from align.report.changes import Estimate, changes
 from align.report.run import StageRecord
-from align.report.values import clipped, count, mapping, number, percent, rows, short, text
+from align.report.values import at, clipped, count, mapping, number, percent, rows, short, text
 
 MANY_DROPPED = 0.05
 """Share of rows left out against the recipe's wish that is worth a word."""
@@ -80,15 +80,17 @@ def _held_out(stage: StageRecord) -> Iterator[str]:
         key = "eval_prompts" if stage.kind == "ppo" else "eval_data"
         yield f"no held-out data, so nothing here says whether it got better: name some as {key}"
     before, after = number(report, "eval_before", "loss"), number(report, "eval_after", "loss")
-    if before is not None and after is not None and after > before:
-        yield (
-            f"the held-out reward fell from {short(-before)} to {short(-after)}"
-            if stage.kind == "ppo"
-            else f"the held-out loss rose from {short(before)} to {short(after)}"
-        )
-    elif (best := number(report, "best_step")) is not None and (steps := number(report, "steps")) and best < steps:
+    best, steps = number(report, "best_step"), number(report, "steps")
+    if best and steps and best < steps and stage.manifest and at(stage.manifest.identity.config, "train", "load_best_model") is True:
+        yield f"the model of step {short(best)} was kept, and the held-out numbers shown are those of the last step, {short(steps)}"
+    elif before is not None and after is not None and after > before:
+        if stage.kind == "ppo":  # its loss is the reward with the other sign
+            yield f"the held-out reward fell from {short(-before)} to {short(-after)}"
+        else:
+            yield f"the held-out loss rose from {short(before)} to {short(after)}"
+    elif best is not None and steps and best < steps and stage.kind != "ppo":
         lowest = [number(row, "eval/loss") for row in stage.metrics if row["step"] == best]
-        if lowest and lowest[-1] is not None and after is not None and after > lowest[-1] and stage.kind != "ppo":
+        if lowest and lowest[-1] is not None and after is not None and after > lowest[-1]:
             yield (
                 f"the held-out loss was lowest after step {short(best)} ({short(lowest[-1])}) and {short(after)} at the end: later steps "
                 "learned the training data; see load_best_model"
@@ -122,8 +124,9 @@ def _dropped(stage: StageRecord) -> Iterator[str]:
         lost = dropped(data)
         if given and lost > MANY_DROPPED * given:
             reasons = [(count(data, "dropped", reason, "total"), reason) for reason in mapping(data, "dropped")]
-            why = f", most of them: {max(reasons)[1]}" if reasons else ""
-            yield f"{prefix}{lost:,} of {given:,} rows ({percent(lost, given)}) were left out{why}"
+            most, why = max(reasons, default=(0, ""))
+            named = f", {most:,} of them: {why}" if most else ""
+            yield f"{prefix}{lost:,} of {given:,} rows ({percent(lost, given)}) were left out{named}"
 
 
 def _unfinished(stage: StageRecord) -> Iterator[str]:

@@ -18,7 +18,7 @@ from align.report.charts import Line, line_chart, thin, ticks
 from align.report.curves import bars, curves
 from align.report.graph import graph
 from align.report.run import RunRecord, StageRecord, read_run
-from tests.report_run import STAGES, estimate, mean, write_run
+from tests.report_run import STAGES, estimate, mean, sft, write_run, write_stage
 
 
 @pytest.fixture
@@ -267,6 +267,16 @@ def test_a_warning_that_the_stage_gave_is_not_given_twice(tmp_path: Path) -> Non
     told = "held-out chosen answers became less likely too (-75.6 to -77.2 nats)"
     shown = said(tmp_path, "dpo", warnings=[told])
     assert told in shown and "both log-probs fell" not in shown
+
+
+def test_the_best_model_is_not_that_of_the_last_step(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", ["sft"])
+    made = sft()
+    made["report"]["best_step"] = 20
+    write_stage(folder, "sft", "sft", made, train={"load_best_model": True})
+    words = [note.text for note in notes.notes(read_run(folder).stage("sft"))]
+    assert "the model of step 20 was kept, and the held-out numbers shown are those of the last step, 40" in words
+    assert not any("lowest" in one for one in words)
 
 
 def test_a_stage_that_failed_says_why(tmp_path: Path) -> None:
