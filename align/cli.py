@@ -206,12 +206,27 @@ def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection)
     from align.pipeline.runner import run_recipe
 
     try:
-        run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=_console())
+        result = run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=_console())
     finally:
         if "WORLD_SIZE" in os.environ:
             from align.training.launch import leave
 
             leave()
+    if result.ran and os.environ.get("RANK", "0") == "0":
+        _summarise(result.folder)
+
+
+def _summarise(folder: Path) -> None:
+    """Write the run's report and print it in short. What the run made is there in any case, so a failure is a warning."""
+    try:
+        from align.report.page import write_report
+        from align.report.run import read_run
+        from align.report.terminal import show
+
+        record = read_run(folder)
+        show(record, write_report(record), _console())
+    except Exception as error:
+        print(f"warning: no report: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
 
 
 def _stage_command(kind: str) -> Callable[..., None]:
@@ -233,6 +248,21 @@ for _kind, _words in KINDS.items():
     app.command(_kind.replace("_", "-"), help=f"Run a recipe's {_kind} stages ({_words}) from what is there already.")(
         _stage_command(_kind)
     )
+
+
+@app.command()
+def report(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(help="The name of a run, or its folder.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write it here, instead of report.html in the run's folder.")] = None,
+) -> None:
+    """Write a run's report, one HTML file that opens from disk, and print it in short."""
+    from align.report.page import write_report
+    from align.report.run import find_run, read_run
+    from align.report.terminal import show
+
+    record = read_run(find_run(run, ctx.obj))
+    show(record, write_report(record, out), _console())
 
 
 @app.command()

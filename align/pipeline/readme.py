@@ -11,6 +11,7 @@ _RUN = {
     "recipe.yaml": "the recipe as it was run last, overrides included; `align run recipe.yaml` makes the same",
     "run.json": "command, time and folder of the last start, and the versions of Python and the packages",
     "history.jsonl": "one line for each stage that started, finished, failed or was interrupted, with the time and the reason",
+    "report.html": "what came of it; opens in a browser, from disk",
     "stages/NAME/": "the result of stage NAME, all of it or none",
     "work/NAME/": "checkpoints, metrics and answers of a stage that has not finished (`nan.json`: the examples of a step whose loss was no "
     "number); deleting it loses that progress and nothing else",

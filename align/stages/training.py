@@ -114,6 +114,8 @@ class TrainingRun:
         """
         keep_logs(self.ctx, "trackers")
         outcome = {**headlines(trainer), **outcome}
+        if self.read.held_out_report is not None:
+            more["held_out_data"] = self.read.held_out_report.as_json()
         files.write_json(self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more})
         self.ctx.note(outcome)
         _show(self.ctx, outcome, samples)

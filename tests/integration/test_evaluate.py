@@ -29,11 +29,13 @@ from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
 from align.recipe.refs import shipped_root
 from align.recipe.schema import Model
+from align.report.changes import Estimate
 from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
 from align.scoring.text_metrics import distinct_n
 from align.stages import sampling
 from tests.embedder import save_embedder
+from tests.report_run import reported
 from tests.saved import save_tiny
 from tests.scripted import Dying, open_scripted, write_script
 from tests.tokenizers import qwen3
@@ -152,7 +154,10 @@ def test_the_table_the_summary_and_a_rerun(folder: Path) -> None:
     for metric in METRICS.values():
         assert metric.words.split(",")[0][:20] in shown
     assert "difference to ./first" in shown and "4 held-out prompts" in shown
-    assert result.summaries["compare"]["metrics"]["margin"]["./second"]["difference"]["count"] == 4
+    found = reported(result.folder)["compare"][f"{METRICS['margin'].words}: ./second"].difference
+    difference = result.summaries["compare"]["metrics"]["margin"]["./second"]["difference"]
+    assert found == Estimate(difference["mean"], difference["low"], difference["high"])
+    assert difference["count"] == 4
     assert run(["./first", "./second"]).ran == ()
     again = run(["./first", "./second"], runs="again")
     assert (again.folder / "stages" / "compare" / "report.json").read_bytes() == (

@@ -24,9 +24,11 @@ from align.pipeline.artifacts import verify
 from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
+from align.report.changes import Estimate
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
 from tests.readme import every_file_is_explained
+from tests.report_run import reported
 from tests.saved import save_tiny
 from tests.tokenizers import chatml
 
@@ -106,6 +108,8 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
     assert summary["eval_before"].keys() == {"loss", "reward", "length", "finished", "sft_loss"}
     assert summary["held_out_change"]["prompts"] == 4
     assert summary["phase_seconds"].keys() == {"sync", "generate", "score", "values", "train"} and summary["phase_seconds"]["train"] > 0
+    changed = reported(result.folder)["ppo"]["reward on held-out prompts"].difference
+    assert changed == Estimate(summary["held_out_change"]["mean"], *summary["held_out_change"]["interval"])
     shown = text.getvalue()
     assert "iteration 3/3" in shown and "generate" in shown and "before and after" in shown
     assert "the reward on 4 held-out prompts changed by" in shown and "reference answers to 4 prompts score" in shown

@@ -26,6 +26,7 @@ from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from tests.readme import every_file_is_explained
+from tests.report_run import reported
 from tests.saved import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +110,8 @@ def test_from_preferences_to_a_reward_model(folder: Path) -> None:
     assert natural["score_std"]["value"] == pytest.approx(scores.std(), abs=1e-4)
     assert natural["pairs"] == 10 and summary["held_out"]["length_balanced"]["pairs"] <= 10
     assert {"accuracy_length", "accuracy_words", "calibration_error", "length_correlation"} <= natural.keys()
+    accuracy = reported(result.folder)["reward"]["held-out accuracy"].after
+    assert accuracy is not None and vars(accuracy) == natural["accuracy"]
     shown = text.getvalue()
     for words in (
         "held-out data, with 95 % intervals",

@@ -37,6 +37,7 @@ from align.stages import sampling
 from align.stages.label import Pair, make_pairs
 from align.stages.select_prompts import rule_against, too_alike
 from tests.readme import every_file_is_explained
+from tests.report_run import reported
 from tests.saved import save_tiny
 
 WORDS = {"rule": "length", "min": 8}
@@ -179,6 +180,7 @@ def test_prompts_whose_answers_score_alike_are_dropped(folder: Path, engines: li
     ]
     summary = result.summaries["select"]
     assert (summary["prompts"], summary["kept"], summary["left_out"]) == (4, 2, {"its answers score alike": 2})
+    assert reported(result.folder)["select"]["prompts, given and kept"].cells == ("4", "2", "")
     assert summary["answers"]["answers"] == 16 and summary["length_correlation"] > 0.5
     assert "kept 2 of 4 prompts" in text.getvalue() and "p1, p2" in text.getvalue()
     assert run({"select": select(drop_lowest_variance=0.5)}).up_to_date == ("select",)
@@ -299,6 +301,7 @@ def test_the_best_answer_against_the_worst(folder: Path, engines: list[Canned]) 
     """One preference a prompt, with its margin and its scores; a prompt whose answers all score the same makes none."""
     result = run({"label": label()})
     rows = lines(result, "label")
+    assert reported(result.folder)["label"]["prompts in, preferences out"].cells == ("4", str(len(rows)), "")
     assert [row["id"] for row in rows] == ["p0", "p2", "p3"]
     assert rows[0] == {
         "id": "p0",

@@ -32,6 +32,7 @@ from align.scoring import embeddings
 from align.stages import sampling
 from tests.embedder import save_embedder
 from tests.readme import every_file_is_explained
+from tests.report_run import reported
 from tests.saved import save_tiny
 from tests.scripted import Dying, open_scripted, write_script
 from tests.tokenizers import chatml
@@ -131,6 +132,7 @@ def test_from_conversations_to_a_trained_policy(folder: Path) -> None:
         assert {id.partition("#")[0] for id in row["sample_ids"]} == {row["id"]}
     assert len(rows[1]["prompt"]) == 3, "only the last turn is a target"
     assert sum(bin["samples"] for bin in report["histogram"]) == 120 and sum(bin["negatives"] for bin in report["histogram"]) == 24
+    assert reported(result.folder)["contrast"]["prompts in, preferences out"].cells == ("6", "6", "")
     shown = text.getvalue()
     for words in ("prompts in", "copies of the target", "too similar to the target", "seconds, sampling", "texts cut by the embedder"):
         assert words in shown

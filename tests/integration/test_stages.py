@@ -25,7 +25,9 @@ from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
+from align.report.changes import Estimate
 from tests.readme import every_file_is_explained
+from tests.report_run import reported
 from tests.saved import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +80,9 @@ def test_sft_then_dpo(folder: Path) -> None:
     assert "before and after" in shown and "4 preferences" in shown
     rows = [json.loads(line) for line in (first.folder / "stages" / "dpo" / "metrics.jsonl").read_text().splitlines()]
     assert rows[1]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    found = reported(first.folder)
+    assert found["sft"]["held-out loss"].after == Estimate(taught["eval_after"]["loss"])
+    assert found["dpo"]["held-out accuracy"].note == "4 prompts; guessing gives 0.5"
     again = run(stages)
     assert again.ran == () and again.up_to_date == ("sft", "dpo")
 
@@ -156,6 +161,7 @@ def test_nproc_two_equals_one(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("before and after") == 1, "one process speaks"
+    assert done.stdout.count("report.html") == 1 and (Path("two") / "r" / "report.html").is_file(), "one process writes the report"
     two = Path("two") / "r" / "stages" / "sft"
     ours = [json.loads(line) for line in (one.folder / "stages" / "sft" / "metrics.jsonl").read_text().splitlines()]
     theirs = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]

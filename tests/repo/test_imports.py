@@ -30,8 +30,8 @@ def test_checking_a_recipe_loads_nothing_heavy() -> None:
     assert not heavy_after("from align.recipe.load import load_recipe\nload_recipe('quickstart')\nload_recipe('trl_grpo')")
 
 
-@pytest.mark.parametrize("module", ["pipeline.runner", "pipeline.plan"])
-def test_runner_and_plan_import_no_torch(module: str) -> None:
+@pytest.mark.parametrize("module", ["pipeline.runner", "pipeline.plan", "report.page", "report.terminal"])
+def test_runner_plan_and_report_import_no_torch(module: str) -> None:
     """They import it when they need it: a run whose stages are all up to date starts at once."""
     assert not heavy_after(f"import align.{module}") & {"torch", "transformers", "vllm", "datasets"}
 

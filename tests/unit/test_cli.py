@@ -23,6 +23,7 @@ from align.pipeline.selection import Selection
 from align.recipe.load import LoadedRecipe
 from align.recipe.refs import shipped_root
 from align.recipe.schema import BUILTIN_STAGES
+from tests.report_run import write_run
 
 GOOD = """\
 name: good
@@ -58,7 +59,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What would have been run."""
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(runner, "run_recipe", lambda loaded, **options: calls.append({"loaded": loaded, **options}))
+
+    def note(loaded: LoadedRecipe, **options: Any) -> runner.RunResult:
+        calls.append({"loaded": loaded, **options})
+        return runner.RunResult(Path("runs") / "good", (), ("sft",), {})
+
+    monkeypatch.setattr(runner, "run_recipe", note)
     return calls
 
 
@@ -105,6 +111,49 @@ def test_stage_commands_run_their_kind(call: Any, runs: list[dict[str, Any]]) ->
     ]
     code, _, err = call("dpo", "r.yaml")
     assert (code, err) == (2, "error: r.yaml has no stage of kind dpo; it has: sft\n")
+
+
+def ran(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let `run` make, or have made, a run of one stage."""
+
+    def run(loaded: LoadedRecipe, **options: Any) -> runner.RunResult:
+        return runner.RunResult(write_run(Path("runs/good"), ["sft"]), names, (), {})
+
+    monkeypatch.setattr(runner, "run_recipe", run)
+
+
+def test_a_run_that_did_something_ends_with_a_report(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran(monkeypatch, "sft")
+    code, out, err = call("run", "r.yaml")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == f"report: {Path('runs/good/report.html')}" and "2.486" in out
+    assert "2.486" in Path("runs/good/report.html").read_text()
+
+
+def test_a_run_that_did_nothing_and_other_processes_write_none(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran(monkeypatch)
+    assert call("run", "r.yaml") == (0, "", "")
+    ran(monkeypatch, "sft")
+    monkeypatch.setenv("RANK", "1")
+    assert call("run", "r.yaml") == (0, "", "")
+    assert not Path("runs/good/report.html").exists()
+
+
+def test_a_report_that_cannot_be_written_fails_no_run(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran(monkeypatch, "sft")
+    Path("runs/good/report.html").mkdir(parents=True)
+    code, _, err = call("run", "r.yaml")
+    assert code == 0
+    assert err.startswith("warning: no report: ") and err.count("\n") == 1
+
+
+def test_report(call: Any) -> None:
+    write_run(Path("runs/good"), ["sft"])
+    code, out, _ = call("report", "good")
+    assert code == 0 and out.splitlines()[-1] == f"report: {Path('runs/good/report.html')}"
+    assert call("report", "runs/good", "--out", "elsewhere.html")[0] == 0
+    assert Path("elsewhere.html").read_bytes() == Path("runs/good/report.html").read_bytes()
+    assert call("report", "bad") == (2, "", "error: no run bad; runs has: good\n")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +311,7 @@ def test_version_and_help(call: Any) -> None:
     assert call("--version") == (0, f"align {__version__}\n", "")
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("check", "plan", "run", "sft", "recipes", "doctor", "chat", "data", "--runs-dir", "--debug", "--version"):
+    for command in ("check", "plan", "run", "sft", "report", "recipes", "doctor", "chat", "data", "--runs-dir", "--debug", "--version"):
         assert command in out
 
 

@@ -1,0 +1,103 @@
+"""What the policies say: answers to the same prompts side by side, from evaluations and from what the stages asked before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.report.audit import jsonl
+from align.report.run import StageRecord
+from align.report.values import clipped, count, mapping, number, rows, short, text, texts
+
+_BUDGET = 600_000
+"""Characters of answers that a page shows, so that it opens at once whatever the run's size."""
+_LONGEST = 6_000
+"""Of a text."""
+_SAMPLES = 3
+"""Of a policy's answers to one prompt."""
+_PROMPTS = 100
+"""Of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one policy says."""
+
+    who: str
+    text: str
+    more: tuple[str, ...] = ()
+    """Further samples."""
+    facts: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and all answers to it."""
+
+    where: str
+    """The stage that asked, and the prompt's id if it has one."""
+    prompt: tuple[tuple[str, str], ...]
+    """(role, text); one entry without a role for a prompt as the model reads it."""
+    answers: tuple[Answer, ...]
+
+    @property
+    def length(self) -> int:
+        """Characters."""
+        return sum(len(text) for _, text in self.prompt) + sum(len(text) for one in self.answers for text in (one.text, *one.more))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the page shows, and out of how many prompts."""
+
+    asked: tuple[Asked, ...]
+    total: int
+
+
+def answers(stages: Sequence[StageRecord]) -> Answers:
+    """Of all stages: evaluations first, since they ask several policies; as many as the page has room for."""
+    found = [one for stage in stages if stage.kind == "evaluate" for one in _evaluated(stage)]
+    total = sum(count(stage.report, "prompts") for stage in stages if stage.kind == "evaluate")
+    training = list(_before_and_after([stage for stage in stages if stage.kind != "evaluate"]))
+    kept: list[Asked] = []
+    room = _BUDGET
+    for one in [*found, *training]:
+        room -= one.length
+        if room < 0 and kept:
+            break
+        kept.append(one)
+    return Answers(tuple(kept), max(total, len(found)) + len(training))
+
+
+def _evaluated(stage: StageRecord) -> Iterator[Asked]:
+    for row in jsonl(stage.folder / "data.jsonl", _PROMPTS):
+        policies = mapping(row, "policies")
+        said = [Answer("target", clipped(text(row, "target"), _LONGEST))] if text(row, "target") else []
+        for name, of_policy in policies.items():
+            samples = [clipped(sample, _LONGEST) for sample in texts(of_policy, "samples")[:_SAMPLES]]
+            if samples:
+                said.append(Answer(name, samples[0], tuple(samples[1:]), _facts(of_policy)))
+        prompt = tuple((text(message, "role"), clipped(text(message, "content"), _LONGEST)) for message in rows(row, "prompt"))
+        if said:
+            yield Asked(f"{stage.name}, {text(row, 'id')}", prompt, tuple(said))
+
+
+def _facts(of_policy: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {short(value)}" for name in of_policy if (value := number(of_policy, name)) is not None)
+
+
+def _before_and_after(stages: Sequence[StageRecord]) -> Iterator[Asked]:
+    """A prompt that several stages asked is shown once; an answer that stays the same too, with all who gave it."""
+    by_prompt: dict[str, list[tuple[str, str, str]]] = {}
+    for stage in stages:
+        for sample in rows(stage.report, "samples"):
+            said = by_prompt.setdefault(text(sample, "prompt"), [])
+            said += [(stage.name, f"{when} {stage.name}", text(sample, when)) for when in ("before", "after")]
+    for prompt, said in by_prompt.items():
+        who: dict[str, list[str]] = {}
+        for _, name, answer in said:
+            who.setdefault(answer, []).append(name)
+        names = list(dict.fromkeys(stage for stage, _, _ in said))
+        shown = tuple(Answer(", ".join(names), clipped(answer, _LONGEST)) for answer, names in who.items())
+        yield Asked(", ".join(names), (("", clipped(prompt, _LONGEST)),), shown)

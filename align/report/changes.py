@@ -1,0 +1,283 @@
+"""Before and after: the numbers that say whether a stage did what it was run for, with intervals where the stage left what they need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from align.report.run import StageRecord
+from align.report.values import count, decimals, mapping, number, percent, short, text
+from align.stages.metrics import METRICS
+
+Direction = Literal["up", "down"]
+"""Which way is better."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and its 95 % interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, value: Any, *keys: str, name: str = "value") -> Estimate | None:
+        """``{name, low, high}`` under ``keys``, or a plain number."""
+        found = mapping(value, *keys)
+        if not found:
+            plain = number(value, *keys)
+            return None if plain is None else cls(plain)
+        middle = number(found, name)
+        return None if middle is None else cls(middle, number(found, "low"), number(found, "high"))
+
+    def words(self, digits: int, *, signed: bool = False) -> str:
+        """``0.712 [0.651, 0.773]``."""
+        sign = "+" if signed else ""
+        shown = f"{self.value:{sign},.{digits}f}"
+        if self.low is None or self.high is None:
+            return shown
+        return f"{shown} [{self.low:{sign},.{digits}f}, {self.high:{sign},.{digits}f}]"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measure of a stage, before and after it."""
+
+    stage: str
+    measure: str
+    before: Estimate | None
+    after: Estimate | None
+    difference: Estimate | None = None
+    """After minus before."""
+    better: Direction | None = None
+    chance: float | None = None
+    """What guessing gives: ``after`` is compared with it instead of with ``before``."""
+    subject: str = ""
+    """Whose measure it is, where a stage measures several policies."""
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        """The measure, and whose."""
+        return f"{self.measure}: {self.subject}" if self.subject else self.measure
+
+    @classmethod
+    def between(cls, stage: str, measure: str, before: float | None, after: Estimate | None, **more: Any) -> Change | None:
+        """With the difference of two numbers; None without an ``after``."""
+        if after is None:
+            return None
+        difference = None if before is None else Estimate(after.value - before)
+        return cls(stage, measure, None if before is None else Estimate(before), after, difference, **more)
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """Before, after and difference as text, with the same decimals."""
+        estimates = (self.before, self.after, self.difference)
+        values = [estimate.value for estimate in estimates if estimate is not None]
+        whole = all(value == int(value) for value in values) and all(e is None or e.low is None for e in estimates)
+        small = abs(self.difference.value) if self.difference is not None and self.difference.value else None
+        digits = 0 if whole else max(decimals(*values), min(6, 1 - math.floor(math.log10(small))) if small else 0)
+        before, after, difference = (
+            "" if estimate is None else estimate.words(digits, signed=k == 2) for k, estimate in enumerate(estimates)
+        )
+        return before, after, difference
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two; empty for what is neither good nor bad."""
+        if self.chance is not None and self.after is not None and self.after.low is not None and self.after.high is not None:
+            if self.after.low > self.chance:
+                return "above chance"
+            return "below chance" if self.after.high < self.chance else "within chance"
+        if self.better is None or self.difference is None:
+            return ""
+        sign, change = (1 if self.better == "up" else -1), self.difference
+        if change.low is not None and change.high is not None:
+            low, high = sorted((sign * change.low, sign * change.high))
+            return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+        if not change.value:
+            return "the same"
+        return "better (no interval)" if sign * change.value > 0 else "worse (no interval)"
+
+
+def changes(stage: StageRecord) -> list[Change]:
+    """The measures of a stage that has a result, the most important one first."""
+    if stage.manifest is None and not stage.report:
+        return []
+    return [change for change in _KINDS.get(stage.kind, _training)(stage) if change is not None]
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of ``n`` (Wilson, 1927).
+
+    >>> [round(bound, 3) for bound in wilson(0.5, 100)]
+    [0.404, 0.596]
+    """
+    z = 1.96
+    middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+
+
+# Kinds
+
+_EVALUATED: dict[str, tuple[str, Direction | None]] = {
+    "loss": ("held-out loss", "down"),
+    "rewards/accuracies": ("held-out accuracy", "up"),
+    "rewards/margins": ("held-out margin of implicit rewards", "up"),
+    "logps/chosen": ("log-prob of held-out chosen answers, nats", "up"),
+    "logps/rejected": ("log-prob of held-out rejected answers, nats", None),
+    "accuracy": ("held-out accuracy", "up"),
+    "margin": ("held-out margin of scores", "up"),
+    "reward": ("reward on held-out prompts", "up"),
+    "sft_loss": ("loss on held-out conversations", "down"),
+    "finished": ("share of held-out answers that end", "up"),
+    "length": ("length of held-out answers, tokens", None),
+}
+_FIRST = {
+    "dpo": ("rewards/accuracies", "rewards/margins", "loss", "logps/chosen", "logps/rejected"),
+    "reward": ("accuracy", "loss", "margin"),
+    "ppo": ("reward", "sft_loss", "finished", "length"),
+    "sft": ("loss",),
+}
+
+
+def _training(stage: StageRecord) -> Iterator[Change | None]:
+    """Held-out metrics."""
+    before, after = mapping(stage.report, "eval_before"), mapping(stage.report, "eval_after")
+    for key in _FIRST.get(stage.kind, tuple(after)):
+        words, better = _EVALUATED.get(key, (f"held-out {key}", None))
+        yield Change.between(stage.name, words, number(before, key), Estimate.of(after, key), better=better)
+
+
+def _dpo(stage: StageRecord) -> Iterator[Change | None]:
+    prompts = count(stage.report, "held_out_data", "trees")
+    for change in _training(stage):
+        if change and change.after and change.measure == "held-out accuracy" and prompts and 0 <= change.after.value <= 1:
+            after = Estimate(change.after.value, *wilson(change.after.value, prompts))
+            note = f"{prompts:,} prompts; guessing gives 0.5"
+            change = Change(stage.name, change.measure, change.before, after, change.difference, "up", 0.5, note=note)
+        yield change
+
+
+def _reward(stage: StageRecord) -> Iterator[Change | None]:
+    held_out = mapping(stage.report, "held_out")
+    for change in _training(stage):
+        found = Estimate.of(held_out, "natural", "accuracy")
+        if change and found and change.measure == "held-out accuracy":
+            before = None if change.before is None else change.before.value
+            change = Change.between(stage.name, change.measure, before, found, better="up", chance=0.5, note=_pairs(held_out, "natural"))
+        yield change
+    balanced = Estimate.of(held_out, "length_balanced", "accuracy")
+    words, note = "accuracy where length tells nothing", _pairs(held_out, "length_balanced")
+    yield Change.between(stage.name, words, None, balanced, better="up", chance=0.5, note=note)
+    for key, words in (
+        ("accuracy_longer_wins", "accuracy where the longer answer wins"),
+        ("accuracy_shorter_wins", "accuracy where the shorter answer wins"),
+        ("accuracy_length", "baseline: accuracy of length alone"),
+        ("accuracy_words", "baseline: accuracy of words alone"),
+        ("length_correlation", "correlation of score and length"),
+        ("calibration_error", "calibration error"),
+    ):
+        yield Change.between(stage.name, words, None, Estimate.of(held_out, "natural", key))
+
+
+def _pairs(held_out: Mapping[str, Any], which: str) -> str:
+    return f"{count(held_out, which, 'pairs'):,} pairs of {count(held_out, which, 'prompts'):,} prompts; guessing gives 0.5"
+
+
+def _ppo(stage: StageRecord) -> Iterator[Change | None]:
+    changed = mapping(stage.report, "held_out_change")
+    interval = changed.get("interval")
+    low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
+    for change in _training(stage):
+        if change and change.difference and change.measure == _EVALUATED["reward"][0] and (mean := number(changed, "mean")) is not None:
+            difference = Estimate(mean, number(low), number(high))
+            note = f"{count(changed, 'prompts'):,} prompts, greedy answers"
+            change = Change(stage.name, change.measure, change.before, change.after, difference, "up", note=note)
+        yield change
+    for key, words in (("reward", "reward of sampled answers"), ("kl", "KL from the reference, nats per token"), ("entropy", "entropy")):
+        values = [value for row in stage.metrics if (value := number(row, f"rollout/{key}")) is not None]
+        if values:
+            note = f"first and last of {len(values)} iterations"
+            yield Change.between(stage.name, words, values[0], Estimate(values[-1]), note=note)
+
+
+_BETTER: dict[str, Direction] = {"margin": "up", "target_logprob": "up", "similarity": "up", "unfinished": "down"}
+
+
+def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
+    metrics, baseline = mapping(stage.report, "metrics"), text(stage.report, "baseline")
+    for name, policies in metrics.items():
+        words = METRICS[name].words if name in METRICS else name
+        before = Estimate.of(policies, baseline, name="mean")
+        others = [policy for policy in mapping(policies) if policy != baseline]
+        if not others:
+            yield Change.between(stage.name, words, None, before, subject=baseline)
+        for policy in others:
+            after = Estimate.of(policies, policy, name="mean")
+            difference = Estimate.of(policies, policy, "difference", name="mean")
+            note = f"before: {baseline}"
+            if after is not None:
+                yield Change(stage.name, words, before, after, difference, _BETTER.get(name), subject=policy, note=note)
+
+
+def _select_prompts(stage: StageRecord) -> Iterator[Change | None]:
+    yield _counts(stage, "prompts, given and kept", "prompts", "kept")
+
+
+def _label(stage: StageRecord) -> Iterator[Change | None]:
+    yield _counts(stage, "prompts in, preferences out", "prompts", "preferences")
+    pairs = count(stage.report, "pairs")
+    longer = number(stage.report, "longer_chosen")
+    if pairs and longer is not None:
+        yield Change.between(
+            stage.name, "share of pairs whose longer answer is chosen", None, Estimate(longer / pairs), note=f"{pairs:,} pairs"
+        )
+
+
+def _self_contrast(stage: StageRecord) -> Iterator[Change | None]:
+    yield _counts(stage, "prompts in, preferences out", "prompts", "kept")
+    before, after = number(stage.report, "similarity"), Estimate.of(stage.report, "similarity_of_negatives")
+    note = f"{count(stage.report, 'samples'):,} samples; before: all of them, after: those taken as rejected answers"
+    yield Change.between(stage.name, "similarity of samples to the target", before, after, note=note)
+
+
+def _counts(stage: StageRecord, words: str, given: str, left: str) -> Change | None:
+    before, after = number(stage.report, given), number(stage.report, left)
+    if before is None or after is None:
+        return None
+    return Change(stage.name, words, Estimate(before), Estimate(after), note=f"{percent(after, before)} of them" if "kept" in words else "")
+
+
+_KINDS: dict[str, Callable[[StageRecord], Iterator[Change | None]]] = {
+    "dpo": _dpo,
+    "reward": _reward,
+    "ppo": _ppo,
+    "evaluate": _evaluate,
+    "select_prompts": _select_prompts,
+    "label": _label,
+    "self_contrast": _self_contrast,
+}
+
+
+def facts(stage: StageRecord) -> list[tuple[str, str]]:
+    """What a stage cost and is made of, as (word, value); of a kind that is not known here, all plain numbers of its summary."""
+    report = stage.report
+    found: list[tuple[str, str]] = []
+    for key, words in (("steps", "steps"), ("iterations", "iterations"), ("tokens", "tokens"), ("tokens_per_second", "tokens/s")):
+        if (value := number(report, key)) is not None:
+            found.append((words, short(round(value, 1))))
+    if (memory := number(report, "peak_memory_bytes")) is not None:
+        found.append(("peak memory", f"{memory / 2**30:.1f} GiB"))
+    if (trained := number(report, "trainable_parameters")) is not None:
+        whole = number(report, "parameters")
+        found.append(("trained parameters", f"all {short(trained)}" if trained == whole else f"{short(trained)} of {short(whole)}"))
+    if best := number(report, "best_step"):
+        found.append(("lowest held-out loss", f"after step {short(best)}"))
+    if stage.kind not in {*_KINDS, "sft"}:
+        known = {"steps", "iterations", "tokens", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "best_step"}
+        found += [(key, short(value)) for key in stage.summary if key not in known and (value := number(stage.summary, key)) is not None]
+    return found

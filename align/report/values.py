@@ -1,0 +1,136 @@
+"""JSON of a run's folder, which may be damaged, read without exceptions; and how numbers, sizes and untrusted text look to people."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+_NOT_PLAIN = re.compile(r"[^\x20-\x7e\n\t]")
+_LARGEST = 1e30  # what is computed from two of them is finite as well
+_JOINERS = "\u200c\u200d"  # part of words in some scripts, and of emoji
+
+
+def at(value: Any, *keys: str) -> Any:
+    """What lies under ``keys`` in nested objects; None when nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def number(value: Any, *keys: str) -> float | None:
+    """A finite number under ``keys``, of a size that something measured can have; None for anything else."""
+    found = at(value, *keys)
+    plain = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return float(found) if plain and -_LARGEST <= found <= _LARGEST else None
+
+
+def count(value: Any, *keys: str) -> int:
+    """A whole number under ``keys``; 0 for anything else."""
+    return int(number(value, *keys) or 0)
+
+
+def text(value: Any, *keys: str) -> str:
+    """A text under ``keys``; empty for anything else."""
+    found = at(value, *keys)
+    return found if isinstance(found, str) else ""
+
+
+def mapping(value: Any, *keys: str) -> Mapping[str, Any]:
+    """An object under ``keys``; empty for anything else."""
+    found = at(value, *keys)
+    return found if isinstance(found, Mapping) else {}
+
+
+def rows(value: Any, *keys: str) -> list[Mapping[str, Any]]:
+    """The objects of a list under ``keys``."""
+    found = at(value, *keys)
+    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+
+
+def texts(value: Any, *keys: str) -> list[str]:
+    """The texts of a list under ``keys``."""
+    found = at(value, *keys)
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def decimals(*values: float | None) -> int:
+    """How many decimals to write numbers with that are compared with each other: the largest gets three or four digits.
+
+    >>> decimals(2.879, 0.5), decimals(-75.2), decimals(0.0012)
+    (3, 2, 5)
+    """
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    return 3 if not largest else min(6, max(0, (3 if largest >= 1 else 2) - math.floor(math.log10(largest))))
+
+
+def short(value: float | None) -> str:
+    """A number with three or four digits; whole ones as they are.
+
+    >>> short(0.54304), short(25354), short(None)
+    ('0.543', '25,354', '-')
+    """
+    if value is None:
+        return "-"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.2e}" if abs(value) < 1e-4 or abs(value) >= 1e15 else f"{value:,.{decimals(value)}f}"
+
+
+def percent(part: float, whole: float = 1.0) -> str:
+    """A share.
+
+    >>> percent(12, 80)
+    '15 %'
+    """
+    share = 100 * part / whole if whole else 0.0
+    return f"{share:.1f} %" if 0 < share < 10 else f"{share:.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """A time for people.
+
+    >>> duration(154.2), duration(3720), duration(0.4)
+    ('2 min 34 s', '1 h 02 min', '0.4 s')
+    """
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def size(number_of_bytes: float) -> str:
+    """Bytes for people.
+
+    >>> size(541_000_000), size(812)
+    ('541.0 MB', '812 B')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number_of_bytes >= factor:
+            return f"{number_of_bytes / factor:,.1f} {unit}"
+    return f"{number_of_bytes:.0f} B"
+
+
+def visible(untrusted: str) -> str:
+    """``untrusted`` with everything that a reader would not see, or that would change what is read around it, written out.
+
+    Control characters, text direction marks, zero-width characters and lone surrogates; white space and joiners stay.
+
+    >>> visible("a\\x1b[1m\\u202eb")
+    'a[U+001B][1m[U+202E]b'
+    """
+    return _NOT_PLAIN.sub(lambda match: _written_out(match[0]), untrusted)
+
+
+def _written_out(character: str) -> str:
+    shows = character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return character if shows else f"[U+{ord(character):04X}]"
+
+
+def clipped(untrusted: str, limit: int) -> str:
+    """At most ``limit`` characters of a text, and how many there are when it is longer."""
+    return untrusted if len(untrusted) <= limit else f"{untrusted[:limit]} … [{len(untrusted):,} characters]"

@@ -1,0 +1,288 @@
+"""The parts of a report: numbers as people read them, what changed, charts, the drawing of the pipeline, and warnings."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.report import charts, notes, values
+from align.report.answers import answers
+from align.report.audit import audit
+from align.report.changes import Change, Estimate, changes, wilson
+from align.report.charts import Line, line_chart, thin, ticks
+from align.report.curves import bars, curves
+from align.report.graph import graph
+from align.report.run import RunRecord, StageRecord, read_run
+from tests.report_run import STAGES, estimate, mean, sft, write_run, write_stage
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return read_run(write_run(tmp_path / "everything"))
+
+
+def stage(tmp_path: Path, name: str, **changed: Any) -> StageRecord:
+    """One stage of the run, with changes to its report."""
+    return read_run(write_run(tmp_path / name, [name], **{name: changed})).stage(name)
+
+
+@pytest.mark.parametrize("module", [values, charts, notes])
+def test_the_examples_in_the_documentation(module: Any) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
+# Values
+
+
+@pytest.mark.parametrize("value", [None, "1", True, [], {}, float("nan"), float("inf"), 10**400])
+def test_what_is_no_number_is_none(value: Any) -> None:
+    assert values.number({"a": value}, "a") is None
+    assert values.number(value) is None and values.number([value], "a") is None
+
+
+def test_what_does_not_show_is_written_out() -> None:
+    assert values.visible("a\x00b\x1b[1m\x7f\u202e\u200b\ud83d\u2028\ufeff\U000e0041") == (
+        "a[U+0000]b[U+001B][1m[U+007F][U+202E][U+200B][U+D83D][U+2028][U+FEFF][U+E0041]"
+    )
+    for text in ("plain\n\ttext", "你好　世界", "שלום", "👩\u200d🚀 ﷽", "a\u00a0b", "e\u0301"):
+        assert values.visible(text) == text
+
+
+# What changed
+
+
+def test_wilson_against_its_formula() -> None:
+    """Bounds solve (share - p)² = z² p (1 - p) / n."""
+    for share, n in ((0.5, 35), (0.93, 107), (1.0, 12), (0.0, 4)):
+        for bound in wilson(share, n):
+            assert (share - bound) ** 2 == pytest.approx(1.96**2 * bound * (1 - bound) / n, abs=1e-12)
+
+
+def test_an_accuracy_has_the_interval_of_its_prompts(tmp_path: Path) -> None:
+    accuracy = changes(stage(tmp_path, "dpo"))[0]
+    low, high = wilson(0.9333, 107)
+    assert accuracy.after == Estimate(0.9333, low, high) and accuracy.verdict == "above chance"
+    assert accuracy.cells == ("0.500", f"0.933 [{low:.3f}, {high:.3f}]", "+0.433")
+    unknown = changes(stage(tmp_path, "dpo", held_out_data=None))[0]
+    assert unknown.after == Estimate(0.9333) and unknown.verdict == "better (no interval)"
+
+
+def test_a_reward_model_is_shown_with_its_own_intervals(tmp_path: Path) -> None:
+    found = {change.measure: change for change in changes(stage(tmp_path, "reward"))}
+    assert found["held-out accuracy"].cells == ("0.480", "0.712 [0.652, 0.772]", "+0.232")
+    assert found["accuracy where length tells nothing"].verdict == "within chance"
+    assert found["baseline: accuracy of length alone"].cells == ("", "0.690 [0.630, 0.750]", "")
+
+
+def test_policies_are_compared_with_the_first(tmp_path: Path) -> None:
+    found = changes(stage(tmp_path, "compare"))
+    assert len(found) == 5 * 2
+    assert [(c.subject, c.cells, c.verdict) for c in found[:2]] == [
+        ("stage:dpo", ("-12.50 [-14.00, -11.00]", "-8.25 [-9.75, -6.75]", "+4.25 [+2.75, +5.75]"), "better"),
+        ("stage:ppo", ("-12.50 [-14.00, -11.00]", "-4.00 [-5.50, -2.50]", "+8.50 [+7.00, +10.00]"), "better"),
+    ]
+    by_title = {change.title: change.verdict for change in found}
+    assert by_title["similarity of own samples to the target: stage:dpo"] == "cannot tell"
+    assert by_title["share of own samples that never end: stage:dpo"] == "better", "less of it is better"
+    assert by_title["length of own samples, tokens: stage:dpo"] == "", "neither is better"
+
+
+def test_one_policy_is_shown_alone(tmp_path: Path) -> None:
+    found = changes(stage(tmp_path, "compare", metrics={"margin": {"stage:sft": mean(-2.0, 0.5)}}))
+    assert [(c.subject, c.cells) for c in found] == [("stage:sft", ("", "-2.000 [-2.500, -1.500]", ""))]
+
+
+def test_ppo_has_its_interval_and_its_first_and_last_iteration(tmp_path: Path) -> None:
+    made = stage(tmp_path, "ppo")
+    found = {change.measure: change for change in changes(made)}
+    assert found["reward on held-out prompts"].cells == ("0.120", "0.350", "+0.230 [+0.110, +0.350]")
+    kl = [row["rollout/kl"] for row in made.metrics if "rollout/kl" in row]
+    assert len(kl) == 20 and found["KL from the reference, nats per token"].before == Estimate(kl[0])
+    assert found["KL from the reference, nats per token"].after == Estimate(kl[-1])
+    assert found["loss on held-out conversations"].verdict == "worse (no interval)"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "direction", "verdict"),
+    [(0.1, 0.5, "up", "better"), (0.1, 0.5, "down", "worse"), (-0.5, -0.1, "down", "better"), (-0.1, 0.5, "up", "cannot tell")],
+)
+def test_verdicts(low: float, high: float, direction: Any, verdict: str) -> None:
+    assert Change("s", "m", Estimate(1.0), Estimate(1.2), Estimate(0.2, low, high), direction).verdict == verdict
+
+
+# Charts
+
+
+def test_a_chart_is_where_its_numbers_are() -> None:
+    chart = line_chart("Loss", [Line("loss", [(1.0, 3.0), (2.0, 2.0), (4.0, 1.0)], 0), Line("none", [], 1)])
+    assert chart is not None and [line.label for line in chart.lines] == ["loss"]
+    (x1, y1), (x2, y2), (x3, y3) = [(mark.x, mark.y) for mark in chart.lines[0].marks]
+    assert chart.left == x1 < x2 < x3 == chart.right and x3 - x2 == pytest.approx(2 * (x2 - x1), abs=0.2)
+    assert chart.top < y1 < y2 < y3 < chart.bottom and y3 - y2 == pytest.approx(y2 - y1, abs=0.2)
+    assert chart.lines[0].marks[1].title == "loss, step 2: 2" and chart.description == "loss from 3 to 1"
+    assert line_chart("nothing", [Line("none", [], 0)]) is None
+
+
+@pytest.mark.parametrize("values", [[(5.0, 0.0)], [(0.0, 2.0), (1.0, 2.0)], [(0.0, -1e-9), (1e6, 1e9)], [(0.0, 1e300), (1.0, -1e300)]])
+def test_any_numbers_have_a_chart(values: Any) -> None:
+    chart = line_chart("c", [Line("x", values, 0)])
+    assert chart is not None and len(chart.y_ticks) >= 2
+    for mark in chart.lines[0].marks:
+        assert chart.left <= mark.x <= chart.right and chart.top <= mark.y <= chart.bottom
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-84.0, -75.0), (1e-7, 1e-5), (0.0, 123456789.0), (17.0, 17.3)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 8 and all(low - 1e-9 <= value <= high + 1e-9 for value, _ in found)
+    assert len({label for _, label in found}) == len(found)
+    assert all(float(label.replace(",", "")) == pytest.approx(value, rel=0.02, abs=1e-12) for value, label in found)
+
+
+def test_thinning_loses_no_peak() -> None:
+    points = [(float(step), 1.0) for step in range(10_000)]
+    points[4321] = (4321.0, 99.0)
+    points[77] = (77.0, -5.0)
+    thinned = thin(points)
+    assert len(thinned) <= 120 and {points[0], points[77], points[4321], points[-1]} <= set(thinned)
+    assert thinned == sorted(thinned) and thin(points[:50]) == points[:50]
+
+
+def test_every_stage_has_the_curves_of_its_kind(record: RunRecord) -> None:
+    titles = {s.name: [chart.title for chart in curves(s)] for s in record.stages}
+    assert titles["sft"] == ["Loss"]
+    assert titles["dpo"] == ["Loss", "Log-probs of answers", "Implicit rewards", "Accuracy"]
+    assert {"Reward", "KL", "Clip fraction", "Entropy", "Explained variance", "Loss on conversations"} <= set(titles["ppo"])
+    drawn = {chart.title: [line.label for line in chart.lines] for chart in curves(record.stage("dpo"))}
+    assert drawn["Log-probs of answers"] == ["chosen", "held-out chosen", "rejected", "held-out rejected"]
+    assert [chart.title for s in ("ppo", "contrast") for chart in bars(record.stage(s))] == [
+        "Time by phase",
+        "Similarity of samples to the target",
+    ]
+
+
+def test_a_kind_of_a_third_party_is_drawn_as_well(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", ["sft"])
+    (folder / "recipe.yaml").write_text('name: r\nmodel: m\nstages: {sft: {kind: "mine:Stage"}}\n')
+    made = read_run(folder).stage("sft")
+    assert [chart.title for chart in curves(made)] == ["loss"] and changes(made)[0].cells == ("2.879", "2.486", "-0.393")
+
+
+# Pipeline
+
+
+def test_the_pipeline_is_drawn_from_left_to_right(record: RunRecord) -> None:
+    drawn = graph(record)
+    at = {node.name: node for node in drawn.nodes}
+    assert at.keys() == STAGES.keys() and len(drawn.arrows) == sum(len(s.needs) for s in record.stages) == 16
+    for s in record.stages:
+        assert all(at[need].x < at[s.name].x for need in s.needs)
+        assert 0 <= at[s.name].x <= drawn.width - drawn.node_width and 0 <= at[s.name].y <= drawn.height - drawn.node_height
+    for a, b in itertools.combinations(drawn.nodes, 2):
+        assert a.x != b.x or abs(a.y - b.y) >= drawn.node_height, "they overlap"
+    assert "ppo (ppo, finished) reads sft, reward, select" in drawn.description
+
+
+def test_a_circle_in_an_edited_recipe_is_drawn(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", ["sft"])
+    circle = "name: r\nmodel: m\nstages: {a: {kind: sft, policy: 'stage:b'}, b: {kind: sft, policy: 'stage:a'}}\n"
+    (folder / "recipe.yaml").write_text(circle)
+    assert len(graph(read_run(folder)).arrows) == 2
+
+
+# Data and answers
+
+
+def test_the_audit_says_what_was_left_out_and_where(tmp_path: Path) -> None:
+    found = audit(stage(tmp_path, "sft"))
+    assert found is not None
+    tables = {table.title: table.rows for table in found.tables}
+    assert tables["Sources"][0] == ("talk.jsonl", "preference", "305", "229", "74", "2", "0", "229 (100 %)")
+    assert ("a tie: its margin is 0", "4", "talk.jsonl:12, talk.jsonl:40, ...") in tables["Left out"]
+    assert ("held out: bad row", "2", "held.jsonl:7 chosen: is missing; held.jsonl:31: is not JSON") in tables["Left out"]
+    assert found.lines[0] == "225 conversations, 25,354 tokens, 14,854 of them trained; mean 113, longest 153"
+    chosen = audit(stage(tmp_path, "select"))
+    assert chosen is not None
+    places = ", ".join(f"prompts.jsonl:{k}" for k in range(3, 8))
+    assert ("its answers score alike", "14", f"{places}, ...") in next(t.rows for t in chosen.tables if t.title == "Left out")
+
+
+def test_a_prompt_is_shown_once_with_all_answers(record: RunRecord) -> None:
+    found = answers(record.stages)
+    (toronto,) = [one for one in found.asked if "Toronto" in one.prompt[0][1]]
+    assert toronto.where == "sft, dpo"
+    assert [(one.who, one.text) for one in toronto.answers] == [
+        ("before sft", "The capital of Canada is Toronto."),
+        ("after sft, before dpo", "No, Ottawa is."),
+        ("after dpo", "No. It is Ottawa."),
+    ]
+    assert found.asked[3].where == "compare, held-3"
+    assert [one.who for one in found.asked[3].answers] == ["target", "stage:sft", "stage:dpo", "stage:ppo"]
+
+
+# Warnings
+
+
+def said(tmp_path: Path, name: str, **changed: Any) -> str:
+    return "\n".join(note.text for note in notes.notes(stage(tmp_path, name, **changed)))
+
+
+CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("dpo", "both log-probs fell", {}, {"eval_after": {"logps/chosen": -75.0, "logps/rejected": -90.0}}),
+    ("dpo", "held-out accuracy is within chance", {"eval_after": {"rewards/accuracies": 0.55}}, {}),
+    ("sft", "the held-out loss rose from 2.879 to 3.100", {"eval_after": {"loss": 3.1}}, {}),
+    ("sft", "no held-out data", {"eval_after": None, "eval_before": None}, {}),
+    ("sft", "6 of 56 rows (11 %) were left out", {}, {"held_out_data": None}),
+    ("sft", "its held-out numbers rest on 12 prompts only", {"held_out_data": {"trees": 12}}, {}),
+    ("sft", "the held-out loss was lowest after step 20", {"best_step": 20, "eval_after": {"loss": 2.5}}, {}),
+    ("sft", "are the same before and after", {"samples": [{"prompt": "p", "before": "a", "after": "a"}]}, {}),
+    ("sft", "1 of 1 shown answers after it says the same", {"samples": [{"prompt": "p", "before": "", "after": "na " * 50}]}, {}),
+    ("reward", "the score goes with length", {}, {"held_out": {"natural": {"length_correlation": estimate(0.35, 0.4)}}}),
+    ("reward", "is not clearly above that of length alone", {}, {"held_out": {"natural": {"accuracy": estimate(0.9)}}}),
+    ("ppo", "the KL from the reference is 0.6 nats per token, more than 0.5 (first at step 18, 2 times)", {}, {"unhealthy": {}}),
+    ("ppo", "30 % of the held-out answers do not end", {}, {"eval_after": {"finished": 0.9}}),
+    ("ppo", "the change of +0.230 [-0.100, +0.350] may be chance", {"held_out_change": {"mean": 0.23, "interval": [-0.1, 0.35]}}, {}),
+    ("label", "the shorter answer is chosen in 58 of 78 pairs", {}, {"warnings": []}),
+    ("label", "the score goes with length (correlation -0.46)", {}, {"length_correlation": 0.1}),
+    ("contrast", "the embedder cut 12 % of the texts", {}, {"texts_cut_by_embedder": 0.01}),
+    ("contrast", "23 % of the samples do not end", {}, {"samples": 64_000}),
+    ("compare", "32 % of the answers of stage:sft do not end", {}, {"metrics": {}}),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "ill", "well"), CASES, ids=[case[1][:40] for case in CASES])
+def test_warnings_come_from_numbers(tmp_path: Path, name: str, words: str, ill: dict[str, Any], well: dict[str, Any]) -> None:
+    """Said where the numbers ask for it, and not where they do not."""
+    assert words in said(tmp_path, name, **ill)
+    assert words not in said(tmp_path, name, **well) if well else words not in said(tmp_path, name)
+
+
+def test_a_warning_that_the_stage_gave_is_not_given_twice(tmp_path: Path) -> None:
+    told = "held-out chosen answers became less likely too (-75.6 to -77.2 nats)"
+    shown = said(tmp_path, "dpo", warnings=[told])
+    assert told in shown and "both log-probs fell" not in shown
+
+
+def test_the_best_model_is_not_that_of_the_last_step(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", ["sft"])
+    made = sft()
+    made["report"]["best_step"] = 20
+    write_stage(folder, "sft", "sft", made, train={"load_best_model": True})
+    words = [note.text for note in notes.notes(read_run(folder).stage("sft"))]
+    assert "the model of step 20 was kept, and the held-out numbers shown are those of the last step, 40" in words
+    assert not any("lowest" in one for one in words)
+
+
+def test_a_stage_that_failed_says_why(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", ["sft"])
+    event = {"stage": "sft", "event": "failed", "error": "TrainingFault: loss not finite"}
+    with (folder / "history.jsonl").open("a") as history:
+        history.write(json.dumps(event) + "\n")
+    words = [note.text for note in notes.notes(read_run(folder).stage("sft"))]
+    assert words[:2] == ["failed: TrainingFault: loss not finite", "the result shown here is of an earlier run, not of this recipe"]
