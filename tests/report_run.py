@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from align.evaluation.metrics import METRICS
 from align.pipeline.artifacts import Identity, write_manifest
 from align.pipeline.locks import LOCK
 from align.report.changes import Change, changes
@@ -241,7 +242,9 @@ def evaluate(policies: Sequence[str] = ("stage:sft", "stage:dpo", "stage:ppo")) 
         messages = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": f"Question {p}: what is {p} plus {p}?"}]
         rows.append({"id": f"held-{p}", "prompt": messages, "target": f"It is {2 * p}.", "policies": said})
     rows[1]["policies"][policies[0]]["samples"][0] = HOSTILE
-    return {"report": report | {"metrics": metrics, "data": training_data("held.jsonl", "conversation", 66, 60)}, "data": rows}
+    words = {name: METRICS[name].words for name in metrics}
+    report |= {"metrics": metrics, "words": words, "data": training_data("held.jsonl", "conversation", 66, 60)}
+    return {"report": report, "data": rows}
 
 
 STAGES: dict[str, tuple[dict[str, Any], Any]] = {

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from align.report.run import StageRecord
 from align.report.values import count, decimals, mapping, number, percent, short, text
-from align.stages.metrics import METRICS
 
 Direction = Literal["up", "down"]
 """Which way is better."""
@@ -205,13 +204,22 @@ def _ppo(stage: StageRecord) -> Iterator[Change | None]:
             yield Change.between(stage.name, words, values[0], Estimate(values[-1]), note=note)
 
 
-_BETTER: dict[str, Direction] = {"margin": "up", "target_logprob": "up", "similarity": "up", "unfinished": "down"}
+_LESS_IS_BETTER = ("loss", "unfinished", "mixed_languages", "probe-identity/claims")
+_NEITHER = ("length", "distinct_1", "distinct_2")
+
+
+def _better(name: str) -> Direction | None:
+    """Which way a metric of an evaluation is better; benchmarks, scorers and judges count what is good."""
+    if name in _NEITHER or "win_rate" in name:
+        return None
+    return "down" if name in _LESS_IS_BETTER else "up"
 
 
 def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
     metrics, baseline = mapping(stage.report, "metrics"), text(stage.report, "baseline")
     for name, policies in metrics.items():
-        words = METRICS[name].words if name in METRICS else name
+        words = text(stage.report, "words", name) or name
+        chance = 0.5 if "win_rate" in name else None
         before = Estimate.of(policies, baseline, name="mean")
         others = [policy for policy in mapping(policies) if policy != baseline]
         if not others:
@@ -219,9 +227,9 @@ def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
         for policy in others:
             after = Estimate.of(policies, policy, name="mean")
             difference = Estimate.of(policies, policy, "difference", name="mean")
-            note = f"before: {baseline}"
+            note = f"before: {baseline}" if before else ""
             if after is not None:
-                yield Change(stage.name, words, before, after, difference, _BETTER.get(name), subject=policy, note=note)
+                yield Change(stage.name, words, before, after, difference, _better(name), chance, subject=policy, note=note)
 
 
 def _select_prompts(stage: StageRecord) -> Iterator[Change | None]:
