@@ -284,7 +284,7 @@ def facts(stage: StageRecord) -> list[tuple[str, str]]:
         whole = number(report, "parameters")
         found.append(("trained parameters", f"all {short(trained)}" if trained == whole else f"{short(trained)} of {short(whole)}"))
     if best := number(report, "best_step"):
-        found.append(("lowest held-out loss", f"after step {short(best)}"))
+        found.append(("highest held-out reward" if stage.kind == "ppo" else "lowest held-out loss", f"after step {short(best)}"))
     if stage.kind not in {*_KINDS, "sft"}:
         known = {"steps", "iterations", "tokens", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "best_step"}
         found += [(key, short(value)) for key in stage.summary if key not in known and (value := number(stage.summary, key)) is not None]
