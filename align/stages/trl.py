@@ -34,9 +34,10 @@ from align.scoring.scorer import Answer, Scorer
 from align.signals import stop_requested
 from align.stages import trl_data
 from align.stages.context import StageContext
-from align.stages.training import keep_logs, plain, remembered, trained
+from align.stages.training import keep_logs, remembered, trained
 from align.stages.trl_data import TrlData
 from align.stages.trl_training import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
+from align.terminal import plain
 from align.training.launch import ranks
 from align.training.memory import keep_freed_memory
 from align.training.trainer import peak_memory_bytes

@@ -115,6 +115,18 @@ def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
     assert artifacts.artefact_digest(tmp_path / "a") != artifacts.artefact_digest(tmp_path / "c")
 
 
+def test_accounts_of_the_making_are_no_content(tmp_path: Path) -> None:
+    """A result that comes out as before, with other times in its report, is the same to those who read it; its files are verified still."""
+    for name in ("a", "b"):
+        (tmp_path / name / "rollouts").mkdir(parents=True)
+        for file in ("report.json", "metrics.jsonl", "rollouts/iteration-1.parquet"):
+            (tmp_path / name / file).write_text(f"made in {name}")
+        make(tmp_path / name)
+    assert artifacts.artefact_digest(tmp_path / "a") == artifacts.artefact_digest(tmp_path / "b")
+    (tmp_path / "a" / "report.json").write_text("made in c")
+    assert [problem.file for problem in artifacts.verify(tmp_path / "a")] == [str(tmp_path / "a" / "report.json")]
+
+
 @pytest.mark.parametrize("change", [{"kind": "dpo"}, {"seed": 18}, {"config": {}}, {"model": None}, {"inputs": {"data.jsonl": "ac"}}])
 def test_everything_counts_for_the_identity(change: dict[str, object]) -> None:
     """C71."""
