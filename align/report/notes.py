@@ -83,8 +83,8 @@ def _held_out(stage: StageRecord) -> Iterator[str]:
         yield f"no held-out data, so nothing here says whether it got better: name some as {key}"
     before, after = number(report, "eval_before", "loss"), number(report, "eval_after", "loss")
     best, steps = number(report, "best_step"), number(report, "steps")
-    if best and steps and best < steps and stage.manifest and at(stage.manifest.identity.config, "train", "load_best_model") is True:
-        yield f"the model of step {short(best)} was kept, and the held-out numbers shown are those of the last step, {short(steps)}"
+    if best == 0 and steps and stage.manifest and at(stage.manifest.identity.config, "train", "load_best_model") is True:
+        yield "no step lowered the held-out loss, so the model that was kept is the one that the stage started from"
     elif before is not None and after is not None and after > before:
         if stage.kind == "ppo":  # its loss is the reward with the other sign
             yield f"the held-out reward fell from {short(-before)} to {short(-after)}"

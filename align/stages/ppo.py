@@ -273,6 +273,6 @@ def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encod
         **saved,
     }
     progress = trainer.progress
-    kept = progress.best_step if spec.train.load_best_model and progress.best_step else progress.step
+    kept = progress.best_step if spec.train.load_best_model and progress.best_eval else progress.step
     before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept))
     report(ctx, trainer, data, samples_of(before[: spec.samples], after[: spec.samples]), outcome, change_of(before, after))

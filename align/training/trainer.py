@@ -62,6 +62,8 @@ class Progress:
     seconds: float = 0.0
     first_eval: dict[str, float] | None = None
     last_eval: dict[str, float] | None = None
+    """Of the model that is kept, once the run is over."""
+    best_eval: dict[str, float] | None = None
     best_loss: float | None = None
     best_step: int = 0
     evals_without_improvement: int = 0
@@ -157,8 +159,9 @@ class Trainer(ABC):
                 log.close()
             if bar is not None:
                 bar.close()
-        if self.train.load_best_model and self.progress.best_step:
+        if self.train.load_best_model and self.progress.best_eval is not None:  # the best may be what it started from
             self._load_weights(load_file(self.work / "best" / "weights.safetensors"))
+            self.progress.last_eval = self.progress.best_eval
         self.model.eval()
         return self.progress
 
@@ -279,6 +282,7 @@ class Trainer(ABC):
         progress.first_eval = progress.first_eval or values
         if progress.best_loss is None or values["loss"] < progress.best_loss:
             progress.best_loss, progress.best_step, progress.evals_without_improvement = values["loss"], progress.step, 0
+            progress.best_eval = values
             if self.train.load_best_model and self.ranks.first:
                 save_tensors(self.work / "best", {"weights": self.parameters})
         else:

@@ -294,7 +294,8 @@ def test_held_out_loss_does_not_depend_on_the_batching(tmp_path: Path) -> None:
 
 
 def test_best_and_early_stopping(tmp_path: Path) -> None:
-    """A learning rate that destroys the model: stops after two evaluations without improvement and ends with the best weights."""
+    """A learning rate that destroys the model: stops after two evaluations without improvement and ends with the best weights, which may be
+    those that it started with, and with their evaluation."""
     run = trainer(
         tmp_path,
         trees(40),
@@ -311,8 +312,8 @@ def test_best_and_early_stopping(tmp_path: Path) -> None:
     assert progress.step < run.total_steps
     assert list(evals.values())[-1] >= min(evals.values()) and evals[0] == pytest.approx(untrained)
     assert progress.best_loss == min(evals.values())
-    if progress.best_step:
-        assert run.evaluate()["loss"] == pytest.approx(progress.best_loss, abs=1e-6)
+    assert run.evaluate()["loss"] == pytest.approx(progress.best_loss, abs=1e-6)
+    assert progress.last_eval is not None and progress.last_eval["loss"] == progress.best_loss
 
 
 def test_learning_rate_shape() -> None:

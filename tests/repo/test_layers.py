@@ -21,7 +21,6 @@ LAYERS = (
     {"pipeline"},
     {"report"},
     {"doctor"},
-    {"cli_eval", "cli_runs", "cli_options"},
     {"cli"},
     {"__main__"},
 )
@@ -44,7 +43,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def part_of(path: Path) -> str:
-    """``align/data/encode.py`` is part of ``data``, ``align/cli.py`` of ``cli``."""
+    """``align/data/encode.py`` is part of ``data``, ``align/errors.py`` of ``errors``."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -269,14 +269,14 @@ def test_a_warning_that_the_stage_gave_is_not_given_twice(tmp_path: Path) -> Non
     assert told in shown and "both log-probs fell" not in shown
 
 
-def test_the_best_model_is_not_that_of_the_last_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("best", [0, 20])
+def test_a_stage_that_kept_the_model_it_started_from_says_so(tmp_path: Path, best: int) -> None:
     folder = write_run(tmp_path / "r", ["sft"])
     made = sft()
-    made["report"]["best_step"] = 20
+    made["report"]["best_step"] = best
     write_stage(folder, "sft", "sft", made, train={"load_best_model": True})
     words = [note.text for note in notes.notes(read_run(folder).stage("sft"))]
-    assert "the model of step 20 was kept, and the held-out numbers shown are those of the last step, 40" in words
-    assert not any("lowest" in one for one in words)
+    assert any("the one that the stage started from" in one for one in words) == (best == 0)
 
 
 def test_a_stage_that_failed_says_why(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from align.errors import InputError
+from align.terminal import console
 
 
 def evaluate_models(
@@ -37,8 +37,6 @@ def evaluate_models(
     """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside the run."""
     if engine not in ("auto", "vllm", "transformers"):
         raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
-    from rich.console import Console
-
     from align.evaluation.quick import STAGE, quick_recipe, write_recipe
     from align.evaluation.table import table
     from align.files import atomic_write
@@ -50,11 +48,11 @@ def evaluate_models(
     recipe = quick_recipe(
         models, tasks=_names(tasks), data=data or [], limit=limit, seed=seed, max_new_tokens=max_new_tokens, options=options
     )
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    result = run_recipe(load_recipe(str(write_recipe(recipe, ctx.obj))), runs_dir=ctx.obj, console=console)
+    terminal = console()
+    result = run_recipe(load_recipe(str(write_recipe(recipe, ctx.obj))), runs_dir=ctx.obj, console=terminal)
     report = (result.folder / "stages" / STAGE / "report.json").read_text(encoding="utf-8")
     if STAGE in result.up_to_date:  # else the stage has shown it
-        console.print(table(STAGE, json.loads(report)))
+        terminal.print(table(STAGE, json.loads(report)))
     if out is not None:
         atomic_write(out, report)
         print(f"{out}: written")
@@ -63,3 +61,8 @@ def evaluate_models(
 def _names(text: str) -> list[str]:
     """Names with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of ``app``."""
+    app.command("eval")(evaluate_models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,3 +45,9 @@ def selection_of(
         if "" in given:
             raise InputError(f"{option}: an empty name", hint="stages are written A,B")
     return Selection(tuple(kinds), names["--only"], names["--from"], names["--force"], fresh)
+
+
+def cache_in(runs_dir: Path) -> Path | None:
+    """The runs' cache, where dequantised models are kept, if there is one."""
+    cache = runs_dir / ".cache"
+    return cache if cache.is_dir() else None

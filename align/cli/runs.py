@@ -57,6 +57,20 @@ def show(
         show_run(record, console())
 
 
+def report(
+    ctx: typer.Context,
+    run: Run,
+    out: Annotated[Path | None, typer.Option("--out", help="Write it here, instead of report.html in the run's folder.")] = None,
+) -> None:
+    """Write a run's report, one HTML file that opens from disk, and print it in short."""
+    from align.report import terminal
+    from align.report.page import write_report
+    from align.terminal import console
+
+    record = _read(run, ctx.obj)
+    terminal.show(record, write_report(record, out), console())
+
+
 def diff(ctx: typer.Context, run: Run, other: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")]) -> None:
     """Compare two runs: recipes, data, packages, results."""
     from align.report.compare import show
@@ -107,6 +121,7 @@ def add_to(app: typer.Typer) -> None:
     """Make them commands of ``app``."""
     app.command("ls")(list_runs)
     app.command()(show)
+    app.command()(report)
     app.command()(diff)
     app.command()(verify)
     app.command()(push)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import sys
 import traceback
@@ -14,15 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from align import cli_runs
-from align.cli_eval import evaluate_models
-from align.cli_options import Arguments, Force, Fresh, From, NumProcesses, Only, RecipeOption, selection_of
+from align.cli import data, evaluate, models, runs
+from align.cli.options import Arguments, Force, Fresh, From, NumProcesses, Only, RecipeOption, selection_of
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
+from align.terminal import console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from align.data.formats import Want
     from align.pipeline.selection import Selection
     from align.recipe.load import LoadedRecipe
 
@@ -49,8 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at data, and write them for other tools.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data")
 
 
 def main() -> NoReturn:
@@ -146,12 +140,6 @@ def _load(arguments: Sequence[str] | None, recipe: str | None) -> LoadedRecipe:
     return load_recipe(recipe if recipe is not None else given.pop(0), given)
 
 
-def _console() -> Console:
-    from align.terminal import console
-
-    return console()
-
-
 @app.command()
 def check(arguments: Arguments = None, recipe: RecipeOption = None) -> None:
     """Check a recipe and print every problem in it. Loads no model."""
@@ -175,7 +163,7 @@ def plan(
     from align.pipeline.plan import make_plan, show
 
     made = make_plan(_load(arguments, recipe), ctx.obj, nproc=nproc, selection=selection_of(only, start, force, fresh))
-    show(made, _console())
+    show(made, console())
     if made.problems:
         raise EnvironmentFault(made.problems)
 
@@ -206,7 +194,7 @@ def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection)
     from align.pipeline.runner import run_recipe
 
     try:
-        result = run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=_console())
+        result = run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=console())
     finally:
         if "WORLD_SIZE" in os.environ:
             from align.training.launch import leave
@@ -224,7 +212,7 @@ def _summarise(folder: Path) -> None:
         from align.report.terminal import show
 
         record = read_run(folder)
-        show(record, write_report(record), _console())
+        show(record, write_report(record), console())
     except Exception as error:
         print(f"warning: no report: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
 
@@ -251,21 +239,6 @@ for _kind, _words in KINDS.items():
 
 
 @app.command()
-def report(
-    ctx: typer.Context,
-    run: Annotated[str, typer.Argument(help="The name of a run, or its folder.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write it here, instead of report.html in the run's folder.")] = None,
-) -> None:
-    """Write a run's report, one HTML file that opens from disk, and print it in short."""
-    from align.report.page import write_report
-    from align.report.run import find_run, read_run
-    from align.report.terminal import show
-
-    record = read_run(find_run(run, ctx.obj))
-    show(record, write_report(record, out), _console())
-
-
-@app.command()
 def recipes() -> None:
     """List the shipped recipes."""
     from align.recipe.load import shipped_recipes
@@ -283,133 +256,8 @@ def doctor() -> None:
     raise typer.Exit(diagnose())
 
 
-@app.command()
-def chat(
-    ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, package:PKG/FILE, or a hub id.")],
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-) -> None:
-    """Talk to a model in the terminal."""
-    from align.recipe.refs import resolve
-
-    found = str(resolve(model, Path.cwd()))
-    from align.models.chat import chat as talk
-
-    talk(found, max_new_tokens=max_new_tokens, temperature=temperature, system=system, console=_console(), cache=_cache(ctx.obj))
-
-
-@app.command()
-def generate(
-    ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, package:PKG/FILE, or a hub id.")],
-    prompts: Annotated[str, typer.Option(help="A file or folder of prompts, package:PKG/FILE, or a hub data set id.")],
-    out: Annotated[Path | None, typer.Option(help="JSONL file to write; standard output when absent, and then nothing is kept.")] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Completions of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
-    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
-) -> None:
-    """Sample completions of prompts, one JSON line for each prompt. The same command goes on where it was stopped."""
-    from align.recipe.refs import resolve
-
-    if engine not in ("auto", "vllm", "transformers"):
-        raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
-    if not top_p:
-        raise InputError("--top-p must be more than 0")
-    found, location = str(resolve(model, Path.cwd())), resolve(prompts, Path.cwd())
-    from rich.console import Console
-
-    from align.recipe.schema import Rollout
-    from align.rollout.engine import Sampling
-    from align.stages.generate import generate as sample
-
-    sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
-    rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
-    sample(found, location, sampling, rollout, out=out, cache=cache, console=Console(stderr=True), show=print)
-
-
-def _cache(runs_dir: Path) -> Path | None:
-    """The runs' cache, where dequantised models are kept, if there is one."""
-    cache = runs_dir / ".cache"
-    return cache if cache.is_dir() else None
-
-
-app.command("eval")(evaluate_models)
-
-
-@app.command()
-def score(
-    ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="The folder of a reward model.")],
-    file: Annotated[str, typer.Argument(help="Preferences, conversations, or prompts with `answers`: a file, or a hub data set id.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the scores to this file; printed when absent.")] = None,
-) -> None:
-    """Score the answers in a file, one JSON object a row."""
-    from align.recipe.refs import resolve
-
-    location, found = resolve(file, Path.cwd()), str(resolve(model, Path.cwd()))
-    from align.recipe.schema import Model
-    from align.scoring.reward_model import RewardModelScorer
-    from align.scoring.rows import score_rows
-    from align.training.launch import ranks
-
-    scorer = RewardModelScorer(Model(path=found), device=ranks().device, cache=_cache(ctx.obj))
-    lines = (json.dumps(row, ensure_ascii=False) for row in score_rows(scorer, location))
-    if out is None:
-        for line in lines:
-            print(line, flush=True)
-    else:
-        from align.files import atomic_write
-
-        atomic_write(out, "".join(f"{line}\n" for line in lines))
-        print(f"{out}: written")
-
-
-@data_app.command("inspect")
-def inspect_data(
-    ctx: typer.Context,
-    file: Annotated[str, typer.Argument(help="A data file or folder, package:PKG/FILE, or a hub data set id.")],
-    model: Annotated[str | None, typer.Option(help="Show the rows as this model's tokens, trained ones coloured.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Rows to show; all are counted.")] = 3,
-    want: Annotated[str | None, typer.Option(help="conversation, preference or prompt; found out when absent.")] = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Longer rows count as dropped, in tokens.")] = 2048,
-) -> None:
-    """Show rows as a model will see them, with token counts, and what is left out and why."""
-    from align.recipe.refs import resolve
-
-    wants: dict[str, Want] = {"conversation": "conversation", "preference": "preference", "prompt": "prompt"}
-    if want is not None and want not in wants:
-        raise InputError(f"--want {want}: must be one of {', '.join(wants)}")
-    location = resolve(file, Path.cwd())
-    encoder = None
-    if model is not None:
-        found = str(resolve(model, Path.cwd()))
-        from align.models.load import load_encoder
-        from align.recipe.schema import Model
-
-        encoder = load_encoder(Model(path=found), cache=_cache(ctx.obj))
-    from align.data.inspect import inspect
-
-    inspect(location, model=encoder, want=wants[want] if want else None, limit=limit, console=_console(), max_length=max_length)
-
-
-@data_app.command("export")
-def export_data(
-    file: Annotated[str, typer.Argument(help="Preferences: a data file or folder, a stage's folder, or a hub data set id.")],
-    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
-) -> None:
-    """Write preferences as pairs for TRL: one row for each chosen and rejected answer."""
-    from align.data.export import export_pairs
-    from align.recipe.refs import resolve
-
-    print(f"{out}: {export_pairs(resolve(file, Path.cwd()), out):,} pairs")
-
-
-cli_runs.add_to(app)
+for _part in (models, evaluate, runs, data):
+    _part.add_to(app)
 
 if __name__ == "__main__":
     main()

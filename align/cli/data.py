@@ -1,0 +1,61 @@
+"""``align data``: look at data, and write them for other tools. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from align.cli.options import cache_in
+from align.errors import InputError
+from align.terminal import console
+
+if TYPE_CHECKING:
+    from align.data.formats import Want
+
+
+def inspect_data(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(help="A data file or folder, package:PKG/FILE, or a hub data set id.")],
+    model: Annotated[str | None, typer.Option(help="Show the rows as this model's tokens, trained ones coloured.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Rows to show; all are counted.")] = 3,
+    want: Annotated[str | None, typer.Option(help="conversation, preference or prompt; found out when absent.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Longer rows count as dropped, in tokens.")] = 2048,
+) -> None:
+    """Show rows as a model will see them, with token counts, and what is left out and why."""
+    from align.recipe.refs import resolve
+
+    wants: dict[str, Want] = {"conversation": "conversation", "preference": "preference", "prompt": "prompt"}
+    if want is not None and want not in wants:
+        raise InputError(f"--want {want}: must be one of {', '.join(wants)}")
+    location = resolve(file, Path.cwd())
+    encoder = None
+    if model is not None:
+        found = str(resolve(model, Path.cwd()))
+        from align.models.load import load_encoder
+        from align.recipe.schema import Model
+
+        encoder = load_encoder(Model(path=found), cache=cache_in(ctx.obj))
+    from align.data.inspect import inspect
+
+    inspect(location, model=encoder, want=wants[want] if want else None, limit=limit, console=console(), max_length=max_length)
+
+
+def export_data(
+    file: Annotated[str, typer.Argument(help="Preferences: a data file or folder, a stage's folder, or a hub data set id.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+) -> None:
+    """Write preferences as pairs for TRL: one row for each chosen and rejected answer."""
+    from align.data.export import export_pairs
+    from align.recipe.refs import resolve
+
+    print(f"{out}: {export_pairs(resolve(file, Path.cwd()), out):,} pairs")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make them commands of ``app data``."""
+    group = typer.Typer(help="Look at data, and write them for other tools.", no_args_is_help=True, rich_markup_mode=None)
+    group.command("inspect")(inspect_data)
+    group.command("export")(export_data)
+    app.add_typer(group, name="data")

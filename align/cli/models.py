@@ -1,0 +1,93 @@
+"""The commands that use a model: talk to it, sample from it, score with it. Heavy imports wait until they run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from align.cli.options import cache_in
+from align.errors import InputError
+from align.terminal import console
+
+
+def chat(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, package:PKG/FILE, or a hub id.")],
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+) -> None:
+    """Talk to a model in the terminal."""
+    from align.recipe.refs import resolve
+
+    found = str(resolve(model, Path.cwd()))
+    from align.models.chat import chat as talk
+
+    talk(found, max_new_tokens=max_new_tokens, temperature=temperature, system=system, console=console(), cache=cache_in(ctx.obj))
+
+
+def generate(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, package:PKG/FILE, or a hub id.")],
+    prompts: Annotated[str, typer.Option(help="A file or folder of prompts, package:PKG/FILE, or a hub data set id.")],
+    out: Annotated[Path | None, typer.Option(help="JSONL file to write; standard output when absent, and then nothing is kept.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Completions of each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+) -> None:
+    """Sample completions of prompts, one JSON line for each prompt. The same command goes on where it was stopped."""
+    from align.recipe.refs import resolve
+
+    if engine not in ("auto", "vllm", "transformers"):
+        raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
+    if not top_p:
+        raise InputError("--top-p must be more than 0")
+    found, location = str(resolve(model, Path.cwd())), resolve(prompts, Path.cwd())
+    from rich.console import Console
+
+    from align.recipe.schema import Rollout
+    from align.rollout.engine import Sampling
+    from align.stages.generate import generate as sample
+
+    sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
+    rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
+    sample(found, location, sampling, rollout, out=out, cache=cache, console=Console(stderr=True), show=print)
+
+
+def score(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="The folder of a reward model.")],
+    file: Annotated[str, typer.Argument(help="Preferences, conversations, or prompts with `answers`: a file, or a hub data set id.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the scores to this file; printed when absent.")] = None,
+) -> None:
+    """Score the answers in a file, one JSON object a row."""
+    from align.recipe.refs import resolve
+
+    location, found = resolve(file, Path.cwd()), str(resolve(model, Path.cwd()))
+    from align.recipe.schema import Model
+    from align.scoring.reward_model import RewardModelScorer
+    from align.scoring.rows import score_rows
+    from align.training.launch import ranks
+
+    scorer = RewardModelScorer(Model(path=found), device=ranks().device, cache=cache_in(ctx.obj))
+    lines = (json.dumps(row, ensure_ascii=False) for row in score_rows(scorer, location))
+    if out is None:
+        for line in lines:
+            print(line, flush=True)
+    else:
+        from align.files import atomic_write
+
+        atomic_write(out, "".join(f"{line}\n" for line in lines))
+        print(f"{out}: written")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make them commands of ``app``."""
+    for command in (chat, generate, score):
+        app.command()(command)
