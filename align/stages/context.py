@@ -50,3 +50,8 @@ class StageContext:
     def note(self, values: Mapping[str, Any]) -> None:
         """Add headline numbers to the summary."""
         self.summary.update(values)
+
+    def warn(self, text: str) -> None:
+        """Tell a person something that they should know about the result, now and in the report."""
+        self.summary["warnings"] = [*self.summary.get("warnings", ()), text]
+        self.console.print(f"{self.name}  note: {text}", highlight=False, markup=False, soft_wrap=True)

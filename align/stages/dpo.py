@@ -190,8 +190,7 @@ def run(spec: DpoStage, ctx: StageContext) -> None:
     stage.train_and_save(trainer, spec.samples)
     warning = _both_fell(trainer.progress.first_eval, trainer.progress.last_eval)
     if warning:
-        ctx.note({"warnings": [warning]})
-        ctx.console.print(f"{ctx.name}  note: {warning}", highlight=False, soft_wrap=True)
+        ctx.warn(warning)
 
 
 def _both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str | None:

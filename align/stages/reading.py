@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from align.data.encode import Encoder
 from align.data.mixture import read_records
 from align.data.report import DataReport
 from align.data.store import TreeStore
+from align.data.trees import Tree
 from align.recipe.schema import Data, DpoStage, RewardStage, SftStage, Train
 
 
@@ -40,10 +42,23 @@ class StageData:
             epoch_indices=self.examples.epoch if isinstance(self.examples, BalancedTrees) else None,
         )
 
+    def leaked(self) -> list[str]:
+        """Ids of held-out trees whose prompt is trained on as well (C73): what they say of the model is too good."""
+        if self.held_out is None:
+            return []
+        held_out = {index: _digest(self.held_out[index]) for index in range(len(self.held_out))}
+        wanted = set(held_out.values())
+        trained = {digest for index in range(len(self.trees)) if (digest := _digest(self.trees[index])) in wanted}
+        return [self.held_out[index].id for index, digest in held_out.items() if digest in trained]
+
     def lines(self) -> list[str]:
         """For people: what was read, and what was left out and why."""
         held_out = self.held_out_report.lines() if self.held_out_report else []
         return [*self.report.lines(), *(f"held out: {line}" for line in held_out)]
+
+
+def _digest(tree: Tree) -> bytes:
+    return hashlib.sha256(tree.trunk.tobytes()).digest()
 
 
 def read_data(

@@ -154,10 +154,8 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     stage.report(trainer, outcome, **({"length_balance": buckets} if buckets else {}))
     if held_out:
         _show_held_out(ctx, held_out)
-    if notes:
-        ctx.note({"warnings": notes})
     for line in notes:
-        ctx.console.print(f"{ctx.name}  note: {line}", highlight=False, soft_wrap=True)
+        ctx.warn(line)
 
 
 def _statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:

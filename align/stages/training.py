@@ -165,11 +165,18 @@ def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: C
     if group.first:
         for line in read.lines():
             ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if leaked := read.leaked():
+            ctx.warn(_leak(leaked, len(read.held_out or ())))
     train, lora, first = spec.train, spec.lora, read.trees[0]
     policy = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
     require_own_logprobs(policy, [*first.trunk, *first.branches[0].ids, *first.trunk][:12], train.layout)
     model = build(policy, lora, ctx.seed)
     return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed))
+
+
+def _leak(ids: Sequence[str], held_out: int) -> str:
+    shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    return f"{len(ids):,} of {held_out:,} held-out prompts are in the training data too ({shown}): the held-out numbers are too good"
 
 
 def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:

@@ -65,6 +65,17 @@ def dpo(**options: Any) -> dict[str, Any]:
     return {"kind": "dpo", "data": "mine.jsonl", "eval_data": "mine.jsonl", "train": TRAIN, **options}
 
 
+def test_held_out_prompts_that_are_trained_on_are_told_of(folder: Path) -> None:
+    """C73: nothing is left out of the user's data behind their back, but what such numbers are worth is said."""
+    known = (folder / "talk.jsonl").read_text().splitlines()[1]
+    new = known.replace("rain", "fog")
+    (folder / "held.jsonl").write_text(f"{new}\n{known}\n")
+    (warning,) = run({"sft": sft(eval_data="held.jsonl", samples=0)}).summaries["sft"]["warnings"]
+    assert warning.startswith("1 of 2 held-out prompts are in the training data too (") and "held.jsonl:2" in warning
+    (folder / "held.jsonl").write_text(f"{new}\n")
+    assert "warnings" not in run({"sft": sft(eval_data="held.jsonl", samples=0)}).summaries["sft"]
+
+
 def test_sft_then_dpo(folder: Path) -> None:
     """One recipe, two stages: both improve on what they were given, the second starts at ln 2, a rerun does nothing."""
     text = io.StringIO()
