@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from align import files
-from align.errors import InputError
+from align.errors import InputError, Problem
 from align.pipeline.artifacts import Identity, package_versions
 from align.pipeline.identity import redact
 from align.pipeline.locks import LOCK
@@ -76,6 +76,18 @@ class RunFolder:
             raise InputError(f"{self.path} exists and is not a run folder", hint="move it away, or give the recipe another name")
         for folder in (self.path, self.stages, self.path / "work", self.cache):
             files.make_folder(folder)
+
+    def obstacle(self) -> Problem | None:
+        """Why a run could not write here, as far as that shows beforehand (O04)."""
+        for folder in (self.path.absolute(), self.cache.absolute()):
+            nearest = next(place for place in (folder, *folder.parents) if place.exists())
+            if not nearest.is_dir():
+                return Problem(
+                    "is a file, and a run needs a folder here", file=str(nearest), hint="move it away, or name another --runs-dir"
+                )
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                return Problem("cannot be written", file=str(nearest), hint="name another --runs-dir")
+        return None
 
     def recover(self) -> None:
         """Put right what a killed run left. For the holder of the lock only."""

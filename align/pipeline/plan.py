@@ -61,11 +61,14 @@ class Plan:
     name: str
     machine: Machine
     stages: tuple[StagePlan, ...]
+    obstacle: Problem | None = None
+    """Why nothing could be written."""
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What cannot fit, over all stages that would run."""
-        return tuple(problem for stage in self.stages for problem in stage.problems)
+        """What cannot fit, over all stages that would run, and what stands in the way of all of them."""
+        fits = tuple(problem for stage in self.stages for problem in stage.problems)
+        return fits if self.obstacle is None else (self.obstacle, *fits)
 
 
 def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1, selection: Selection = ALL) -> Plan:
@@ -85,7 +88,8 @@ def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int
     run = RunFolder.of(loaded, runs_dir)
     states = status(loaded, runs_dir, selection)
     stages = tuple(_plan_stage(loaded, name, states[name], machine, processes, run) for name in loaded.order)
-    return Plan(loaded.recipe.name, machine, stages)
+    elsewhere = hardware is not None or not any(stage_runs(state) for state in states.values())
+    return Plan(loaded.recipe.name, machine, stages, None if elsewhere else run.obstacle())
 
 
 def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder) -> StagePlan:

@@ -296,6 +296,17 @@ def test_too_little_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "of disk, 1.0 GB are free" in problem.message
 
 
+def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O04."""
+    (tmp_path / "taken").write_text("")
+    (told,) = make_plan(load_recipe("sft"), tmp_path / "taken" / "runs").problems
+    assert told.file == str(tmp_path / "taken") and "is a file" in told.message
+    assert not make_plan(load_recipe("sft"), tmp_path / "not" / "yet").problems
+    monkeypatch.setattr("align.pipeline.folder.os.access", lambda path, mode: False)  # whoever runs the tests may be allowed everything
+    (told,) = make_plan(load_recipe("sft"), tmp_path / "not" / "yet").problems
+    assert told.file == str(tmp_path) and "cannot be written" in told.message
+
+
 def test_a_recipe_for_other_hardware_is_planned_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "this_machine", lambda runs: pytest.fail("not this machine"))
     plan = make_plan(load_recipe("glm4_sft"), Path("runs"))
