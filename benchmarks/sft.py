@@ -71,7 +71,7 @@ BENCHMARKS = (
             Contender(
                 "TRL packed",
                 f"TRL's SFTTrainer with packing=True (bfd, max_length {SHORTER_THAN})",
-                tuple({"rows": "packed", "per_device_batch": batch} for batch in (1, 2, 4)),
+                tuple({"rows": "packed", "per_device_batch": batch} for batch in (1, 2, 4, 8)),
                 _trl,
             ),
             BARE,

@@ -45,6 +45,8 @@ from align.training.trainer import LossOutput, Trainer
 class PpoTrainer(Trainer):
     """PPO and its relatives."""
 
+    headline = "reward"
+
     def __init__(self, parts: Ingredients, **common: Any) -> None:
         spec = parts.spec
         self.parts, self.spec, self.models = parts, spec, parts.models

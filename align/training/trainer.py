@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -83,6 +83,9 @@ class Trainer(ABC):
 
     term_weights: Mapping[str, float] = {}
     """Weight of each loss term; 1 when absent. A term is divided by its own global count before it is weighted."""
+
+    headline: ClassVar[str] = "loss"
+    """The held-out metric that is told while it runs."""
 
     def __init__(
         self,
@@ -289,7 +292,8 @@ class Trainer(ABC):
             progress.evals_without_improvement += 1
         if log is not None:
             log.write(progress.step, {f"eval/{name}": value for name, value in values.items()})
-            self.console.print(f"{self.name}  step {progress.step}/{self.total_steps}  held-out loss {values['loss']:.4f}", highlight=False)
+            words = f"held-out {self.headline} {values[self.headline]:.4f}"
+            self.console.print(f"{self.name}  step {progress.step}/{self.total_steps}  {words}", highlight=False)
 
     def _patience_is_over(self) -> bool:
         patience = self.train.early_stopping_patience
