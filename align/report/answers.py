@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.audit import jsonl
 from align.report.run import StageRecord
-from align.report.values import clipped, count, mapping, number, rows, short, text, texts
+from align.report.values import clipped, count, jsonl, mapping, number, rows, short, text, texts
 
 _BUDGET = 600_000
 """Characters of answers that a page shows, so that it opens at once whatever the run's size."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from align.report.run import StageRecord
-from align.report.values import at, count, mapping, number, percent, rows, short, text, texts
+from align.report.values import at, count, jsonl, mapping, number, percent, rows, short, text, texts
 
 _PLACES = 5
 """Places that are named for a reason."""
@@ -141,21 +139,6 @@ def _left_out_prompts(stage: StageRecord) -> Iterator[Row]:
             found.append(text(row, "row"))
     for reason in reasons:
         yield reason, f"{count(reasons, reason):,}", _places(places.get(reason, []), count(reasons, reason))
-
-
-def jsonl(path: Path, most: int) -> Iterator[Mapping[str, Any]]:
-    """The objects in the first ``most`` lines of a file; nothing of a line that is damaged, nor of a file that is missing."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for _, line in zip(range(most), lines, strict=False):
-                try:
-                    value = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(value, dict):
-                    yield value
-    except OSError:
-        return
 
 
 def _lengths(report: Mapping[str, Any]) -> Iterator[Row]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from align.report.run import StageRecord
+from align.report.values import mapping, number
 
 Summary = Mapping[str, Any]
 
@@ -32,27 +32,15 @@ def headlines(stage: StageRecord) -> list[Headline]:
     return list(_KINDS.get(stage.kind, _loss)(stage.summary))
 
 
-def _number(value: Any) -> float | None:
-    """A finite number; else None."""
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
-
-
-def _at(summary: Any, *keys: str) -> Any:
-    for key in keys:
-        summary = summary.get(key) if isinstance(summary, Mapping) else None
-    return summary
-
-
 def _change(summary: Summary, key: str, words: str, form: str = ".3f") -> Iterator[Headline]:
     """A held-out metric before and after training."""
-    after = _number(_at(summary, "eval_after", key))
+    after = number(summary, "eval_after", key)
     if after is not None:
-        yield Headline(words, after, _number(_at(summary, "eval_before", key)), form)
+        yield Headline(words, after, number(summary, "eval_before", key), form)
 
 
 def _value(summary: Summary, words: str, *keys: str, form: str = ".3f") -> Iterator[Headline]:
-    value = _number(_at(summary, *keys))
+    value = number(summary, *keys)
     if value is not None:
         yield Headline(words, value, form=form)
 
@@ -88,9 +76,9 @@ def _label(summary: Summary) -> Iterator[Headline]:
 
 def _evaluate(summary: Summary) -> Iterator[Headline]:
     """The margin of the first policy, and of the others their difference to it."""
-    policies = _at(summary, "metrics", "margin")
-    for policy in policies if isinstance(policies, Mapping) else ():
-        difference = _number(_at(policies, policy, "difference", "mean"))
+    policies = mapping(summary, "metrics", "margin")
+    for policy in policies:
+        difference = number(policies, policy, "difference", "mean")
         if difference is None:
             yield from _value(policies, f"margin of {policy}", policy, "mean")
         else:

@@ -14,6 +14,7 @@ from align.pipeline.artifacts import MANIFEST, Manifest, read_manifest
 from align.pipeline.locks import LOCK, read_owner
 from align.recipe import source
 from align.recipe.wording import did_you_mean
+from align.report.values import jsonl
 
 State = Literal["finished", "running", "killed", "interrupted", "failed", "not run"]
 """``running``: it started and said nothing since, and its process is there; ``killed``: the process is gone."""
@@ -143,7 +144,7 @@ def read_run(folder: Path) -> RunRecord:
     tree = node.plain() if node is not None else None
     if problems or not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict):
         raise InputError(problems or Problem("is not a recipe", file=str(path)))
-    history = tuple(_lines(folder / "history.jsonl"))
+    history = tuple(jsonl(folder / "history.jsonl"))
     needs = {name: _needs(spec, tree["stages"]) for name, spec in tree["stages"].items()}
     owner = read_owner(folder)
     live = str(history[-1].get("stage")) if history and owner is not None and owner.lives else None
@@ -162,8 +163,8 @@ def _stage(folder: Path, name: str, kind: str, needs: tuple[str, ...], history: 
         manifest = None
     state = _state(events, manifest, live=live)
     attempts = sorted((folder / "work" / name).glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    rows = _lines(attempts[-1] if attempts and state != "finished" else result / "metrics.jsonl")
-    metrics = tuple(sorted((row for row in rows if isinstance(row.get("step"), int)), key=lambda row: row["step"]))
+    written = jsonl(attempts[-1] if attempts and state != "finished" else result / "metrics.jsonl")
+    metrics = tuple(sorted((row for row in written if isinstance(row.get("step"), int)), key=lambda row: row["step"]))
     attempt = attempts[-1].parent if attempts else None
     return StageRecord(name, kind, state, needs, result, manifest, _object(result / "report.json"), metrics, events, attempt)
 
@@ -211,20 +212,3 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that was cut by a crash is not one."""
-    try:
-        texts = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too, which JSON may hold
-    except (OSError, UnicodeDecodeError):
-        return []
-    rows = []
-    for text in texts:
-        try:
-            value = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            rows.append(value)
-    return rows

@@ -11,6 +11,7 @@ from typing import Any
 
 from align.errors import InputError
 from align.report.run import StageRecord
+from align.report.values import jsonl
 
 Parts = list[tuple[str, str]]
 """A sample: texts of models and data, each under what it is."""
@@ -37,7 +38,7 @@ def samples(stage: StageRecord, limit: int, iteration: int | None = None) -> Ite
         rows = (row for row in found if isinstance(row, Mapping))
         yield from ([(part, _text(row.get(part))) for part in ("prompt", "before", "after")] for row in islice(rows, limit))
         return
-    yield from map(_row, islice(_jsonl(stage.place / "data.jsonl"), limit))
+    yield from map(_row, jsonl(stage.place / "data.jsonl", limit))
 
 
 def rollouts(stage: StageRecord) -> dict[int, Path]:
@@ -95,17 +96,3 @@ def _text(value: Any) -> str:
         said = [(str(item.get("role")), item["content"].strip()) for item in value]
         return said[0][1] if len(said) == 1 else "\n".join(f"{role}: {text}" for role, text in said)
     return json.dumps(value, ensure_ascii=False)
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, one at a time; none when there is no file."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row

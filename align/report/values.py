@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 _NOT_PLAIN = re.compile(r"[^\x20-\x7e\n\t]")
@@ -54,6 +57,21 @@ def texts(value: Any, *keys: str) -> list[str]:
     """The texts of a list under ``keys``."""
     found = at(value, *keys)
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def jsonl(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """The objects in the lines of a file, or in its first ``most``; nothing of a damaged line, nor of a file that is missing."""
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for line in islice(lines, most):
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(value, dict):
+                    yield value
+    except OSError:
+        return
 
 
 def decimals(*values: float | None) -> int:
