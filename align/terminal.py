@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.text import Text
 
 
-def console() -> Console:
-    """Standard output; 140 columns wide where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 140)
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error where the other is for machines; 140 columns wide where it is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(width=None if stream.isatty() else 140, stderr=stderr)
 
 
 def plain(text: str) -> Text:

@@ -73,6 +73,14 @@ def preferences(split: str) -> Path:
     return _file(f"prefs_helpful_en.{split}.jsonl", {"train": "preferences.jsonl", "test": "preferences.test.jsonl"}[split])
 
 
+def misleading() -> Path:
+    """LLMBar's pairs, each with the part that it belongs to. The project has none of its own."""
+    path = _file("eval_rm_llmbar.jsonl", "")
+    if not path.is_file():
+        raise SystemExit("eval_rm_llmbar.jsonl: not found; name the folder in ALIGN_BENCH_DATA")
+    return path
+
+
 def pairs(encoder: Any, count: int, shorter_than: int) -> Rows:
     """A prompt, the chosen and the rejected answer."""
 

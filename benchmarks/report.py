@@ -49,9 +49,9 @@ def write_docs() -> None:
 
 def _write_experiments() -> None:
     """docs/experiments.md, from the experiments that are kept."""
-    from benchmarks import forgetting, length_bias, negatives
+    from benchmarks import forgetting, length_bias, negatives, people
 
-    sections = {"negatives": negatives.section, "length_bias": length_bias.section}
+    sections = {"negatives": negatives.section, "people": people.section, "length_bias": length_bias.section}
     sections |= {f"forgetting-{size}": forgetting.section for size in forgetting.SIZES}
     kept = [json.loads(path.read_text()) for path in sorted(EXPERIMENTS.glob("*.json"))]
     if kept:

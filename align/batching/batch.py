@@ -71,6 +71,16 @@ class Batch:
         return sum(span.end - span.start for row in self.rows for span in row)
 
     @property
+    def longest_path(self) -> int:
+        """Tokens of the longest trunk with one of its branches."""
+        return max((span.trunk + max(span.branches, default=0) for row in self.rows for span in row), default=0)
+
+    def __str__(self) -> str:
+        """Its size, for messages."""
+        size = f"{len(self.tree_ids)} examples, {self.num_tokens} tokens in {len(self.rows)} rows"
+        return f"{size}, the longest prompt and answer {self.longest_path}"
+
+    @property
     def target_ids(self) -> Tensor:
         """Token ids of the targets, int64 [N]."""
         return self.input_ids.flatten()[self.targets]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import sys
 import traceback
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from align.cli import data, evaluate, models, runs
-from align.cli.options import Arguments, Force, Fresh, From, NumProcesses, Only, RecipeOption, selection_of
+from align.cli.options import Arguments, AsJson, Force, Fresh, From, NumProcesses, Only, RecipeOption, selection_of
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
 from align.terminal import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from align.pipeline.selection import Selection
     from align.recipe.load import LoadedRecipe
 
@@ -82,7 +85,7 @@ def _report(error: Exception, *, debug: bool) -> int:
         code, problems = EnvironmentFault.exit_code, (fault,)
     else:
         where = "" if debug else "; run again with --debug for the traceback, and please report it"
-        code, problems = 1, (Problem(f"internal error{_stage_of(error)}: {type(error).__name__}: {error}{where}"),)
+        code, problems = 1, (Problem(f"internal error{_where(error)}: {type(error).__name__}: {error}{where}"),)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return code
@@ -101,16 +104,16 @@ def _machine_fault(error: Exception) -> Problem | None:
     torch: Any = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
         return Problem(
-            f"out of memory{_stage_of(error)}: {text}", hint="lower train.microbatch_tokens, or set train.gradient_checkpointing: true"
+            f"out of memory{_where(error)}: {text}", hint="lower train.microbatch_tokens, or set train.gradient_checkpointing: true"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
-        return Problem(f"{error.strerror}{_stage_of(error)}: {error.filename or text}")
+        return Problem(f"{error.strerror}{_where(error)}: {error.filename or text}")
     return None
 
 
-def _stage_of(error: Exception) -> str:
-    """The runner's note on where it happened; empty outside a run."""
-    return "".join(f" {note}" for note in getattr(error, "__notes__", ())[:1])
+def _where(error: Exception) -> str:
+    """The notes of trainer and runner on where it happened; empty outside a run."""
+    return "".join(f" {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _print_version(wanted: bool) -> None:
@@ -178,12 +181,13 @@ def run(
     start: From = None,
     force: Force = None,
     fresh: Fresh = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe. Stages that are up to date are not run again; an interrupted run goes on where it stopped."""
-    _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, start, force, fresh))
+    _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, start, force, fresh), as_json)
 
 
-def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection) -> None:
+def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection, as_json: bool) -> None:
     selection.stages(loaded)  # a wrong name is told before any process starts
     if nproc > 1:
         if "WORLD_SIZE" in os.environ:
@@ -194,17 +198,25 @@ def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection)
     from align.pipeline.runner import run_recipe
 
     try:
-        result = run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=console())
+        result = run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=console(stderr=as_json))
     finally:
         if "WORLD_SIZE" in os.environ:
             from align.training.launch import leave
 
             leave()
-    if result.ran and os.environ.get("RANK", "0") == "0":
-        _summarise(result.folder)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if result.ran:
+        _summarise(result.folder, console(stderr=as_json))
+    if as_json:
+        from align.report.listing import Listed
+        from align.report.run import read_run
+
+        listed = Listed(result.folder, read_run(result.folder)).as_json()
+        print(json.dumps(listed | {"ran": result.ran, "up_to_date": result.up_to_date}, ensure_ascii=False))
 
 
-def _summarise(folder: Path) -> None:
+def _summarise(folder: Path, out: Console) -> None:
     """Write the run's report and print it in short. What the run made is there in any case, so a failure is a warning."""
     try:
         from align.report.page import write_report
@@ -212,7 +224,7 @@ def _summarise(folder: Path) -> None:
         from align.report.terminal import show
 
         record = read_run(folder)
-        show(record, write_report(record), console())
+        show(record, write_report(record), out)
     except Exception as error:
         print(f"warning: no report: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
 
@@ -226,8 +238,9 @@ def _stage_command(kind: str) -> Callable[..., None]:
         only: Only = None,
         force: Force = None,
         fresh: Fresh = False,
+        as_json: AsJson = False,
     ) -> None:
-        _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, None, force, fresh, [kind]))
+        _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, None, force, fresh, [kind]), as_json)
 
     return command
 

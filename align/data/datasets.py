@@ -245,7 +245,7 @@ class _Builder:
         if origin.source in self._skipping:
             self._drop(record, problem.message, rejects)
             return
-        self._refused.append(Problem(problem.message, file=origin.source, line=origin.line, hint=problem.hint))
+        self._refused.append(origin.blamed(problem))
         if len(self._refused) == SHOWN:
             raise InputError([*self._refused, Problem(f"stopped after {SHOWN} such rows", hint="`on_bad_row: skip` leaves them out")])
 

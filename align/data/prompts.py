@@ -51,8 +51,7 @@ def load_prompts(
         except Unusable as reason:
             report.drop(str(reason), record.origin)
         except InputError as error:
-            first = error.problems[0]
-            raise InputError(Problem(first.message, file=record.origin.source, line=record.origin.line, hint=first.hint)) from error
+            raise InputError(record.origin.blamed(error.problems[0])) from error
         else:
             report.add(tree)
             prompts.append(EncodedPrompt(record, tuple(tree.trunk.tolist())))

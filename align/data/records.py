@@ -7,8 +7,10 @@ not be trained to end where it was cut) and OpenAI ``tool_calls``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
+
+from align.errors import Problem
 
 
 class Message(TypedDict, total=False):
@@ -35,6 +37,10 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}"
+
+    def blamed(self, problem: Problem) -> Problem:
+        """The problem, said of this row."""
+        return replace(problem, file=self.source, line=self.line)
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,8 @@ def _ppo(stage: StageRecord) -> Iterator[Change | None]:
 
 _LESS_IS_BETTER = ("loss", "unfinished", "mixed_languages", "probe-identity/claims")
 _NEITHER = ("length", "distinct_1", "distinct_2")
+_ORDER = ("margin", "similarity", "loss", "target_logprob", "unfinished", "mixed_languages", *_NEITHER)
+"""Of an evaluation's own measures. Before them what the recipe asked for: benchmarks, scorers, judges."""
 
 
 def _better(name: str) -> Direction | None:
@@ -217,7 +219,7 @@ def _better(name: str) -> Direction | None:
 
 def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
     metrics, baseline = mapping(stage.report, "metrics"), text(stage.report, "baseline")
-    for name, policies in metrics.items():
+    for name, policies in sorted(metrics.items(), key=lambda entry: _ORDER.index(entry[0]) + 1 if entry[0] in _ORDER else 0):
         words = text(stage.report, "words", name) or name
         chance = 0.5 if "win_rate" in name else None
         before = Estimate.of(policies, baseline, name="mean")

@@ -119,8 +119,7 @@ def _encode(record: Prompt, encoder: Encoder) -> tuple[int, ...]:
     try:
         return tuple(encoder.encode_prompt(record.prompt, record.tools).tolist())
     except InputError as error:
-        first = error.problems[0]
-        raise InputError(Problem(first.message, file=record.origin.source, line=record.origin.line, hint=first.hint)) from error
+        raise InputError(record.origin.blamed(error.problems[0])) from error
 
 
 # Answers

@@ -74,7 +74,7 @@ def read_targets(
             problem = error.problems[0] if isinstance(error, InputError) else Problem(str(error))
             origin = record.origin
             if isinstance(error, InputError) and origin.source not in skipping:
-                refused.append(Problem(problem.message, origin.source, origin.line, hint=problem.hint))
+                refused.append(origin.blamed(problem))
             report.drop(problem.message, origin)
             dropped.append({"source": origin.source, "line": origin.line, "field": None, "reason": problem.message, "content": ""})
     report.source_lines, report.sources = records.report.lines(), records.report.as_json()

@@ -12,7 +12,7 @@ import resource
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -195,9 +195,10 @@ class Trainer(ABC):
 
     def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
         """One micro-batch: its loss, and the gradient of its share of the step's. ``counts`` are the whole step's."""
-        output = self._forward(batch)
-        if output.terms:
-            self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
+        with _told_with_errors(batch):
+            output = self._forward(batch)
+            if output.terms:
+                self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
         return output
 
     def _forward(self, batch: Batch) -> LossOutput:
@@ -271,7 +272,8 @@ class Trainer(ABC):
         outputs = []
         with torch.no_grad():
             for batch in self.eval_batches():
-                outputs.append(_as_means(self._forward(batch), self.counts(batch)))
+                with _told_with_errors(batch):
+                    outputs.append(_as_means(self._forward(batch), self.counts(batch)))
         self.model.train()
         sums = self._sum_over_ranks(outputs)
         return self._values(sums) if sums else {}
@@ -360,6 +362,16 @@ def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
     """Loss terms (as ``loss/TERM``) and metrics of one micro-batch, detached."""
     terms = {f"loss/{name}": Mean(total.detach(), counts[name]) for name, total in output.terms.items()}
     return {**terms, **output.metrics}
+
+
+@contextmanager
+def _told_with_errors(batch: Batch) -> Iterator[None]:
+    """Whatever fails in here, memory above all, says on which micro-batch."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"on a micro-batch of {batch}")
+        raise
 
 
 def autocast(train: Train, device: torch.device) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -111,6 +112,25 @@ def test_the_second_ctrl_c_ends_at_once_and_the_next_start_cleans_up(folder: Pat
     warning, line = again()
     assert warning.startswith(f"warning: the run of pid {process.pid} on host ")
     assert line == "slow: running (first run; going on from an earlier attempt)"
+
+
+def test_json_is_all_that_standard_output_gets(folder: Path) -> None:
+    """O27: once where the stage runs, and once where nothing does."""
+    for state in ("ran", "up_to_date"):
+        (folder / "go").touch()
+        command = [sys.executable, "-m", "align", "run", "recipe.yaml", "--json", "--runs-dir", "kept"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        found = json.loads(done.stdout.removeprefix("ready\n"))  # which the stage itself printed
+        assert {key: found[key] for key in ("name", "state", "done", "ran", "up_to_date")} == {
+            "name": "r",
+            "state": "finished",
+            "done": 1,
+            "ran": [],
+            "up_to_date": [],
+            state: ["slow"],
+        }
+        assert [stage["name"] for stage in found["stages"]] == ["slow"]
+        assert done.stderr.startswith("slow: ")
 
 
 def test_out_of_memory_names_the_stage(folder: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from align.batching.batch import Batch
 from align.batching.loader import Loader, plan_steps
 from align.batching.tree import pack
 from align.data.trees import Branch, Tree
@@ -30,6 +31,7 @@ from align.stages.sft import SftTrainer
 from align.training.checkpoint import newest_checkpoint, save_checkpoint
 from align.training.launch import Ranks, ranks
 from align.training.optim import learning_rate
+from align.training.trainer import LossOutput
 
 VOCAB = 61
 
@@ -282,6 +284,26 @@ def test_not_finite_stops_before_the_optimiser(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "nan.json").read_text())
     assert report["step"] == 4 and len(report["examples"]) == 8
     assert newest_checkpoint(tmp_path / "checkpoints", ["weights", "optimizer"]) is not None
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_memory_that_runs_out_is_told_with_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool) -> None:
+    """O22: the size of what did not fit, in training and on held-out data."""
+    run = trainer(tmp_path, trees(8), microbatch_tokens=10_000)
+    full = run.eval_batches()[0] if held_out else run.loader.step(0)[0]
+    loss = run.loss
+
+    def out_of_memory(batch: Batch) -> LossOutput:
+        if len(batch.tree_ids) == len(full.tree_ids):
+            raise MemoryError
+        return loss(batch)
+
+    monkeypatch.setattr(run, "loss", out_of_memory)
+    with pytest.raises(MemoryError) as caught:
+        run.fit()
+    longest = max(t.trunk + max(t.branches) for row in full.rows for t in row)
+    size = f"{len(full.tree_ids)} examples, {full.num_tokens} tokens in 1 rows, the longest prompt and answer {longest}"
+    assert caught.value.__notes__ == [f"on a micro-batch of {size}"]
 
 
 def test_held_out_loss_does_not_depend_on_the_batching(tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ def test_one_policy_is_shown_alone(tmp_path: Path) -> None:
     assert [(c.subject, c.cells) for c in found] == [("stage:sft", ("", "-2.000 [-2.500, -1.500]", ""))]
 
 
+def test_what_was_asked_for_comes_before_what_is_counted_anyway(tmp_path: Path) -> None:
+    one = {"stage:sft": mean(-2.0, 0.5)}
+    found = changes(stage(tmp_path, "compare", words={}, metrics={name: one for name in ("distinct_1", "loss", "margin", "scorer")}))
+    assert [change.measure for change in found] == ["scorer", "margin", "loss", "distinct_1"]
+
+
 def test_ppo_has_its_interval_and_its_first_and_last_iteration(tmp_path: Path) -> None:
     made = stage(tmp_path, "ppo")
     found = {change.measure: change for change in changes(made)}
