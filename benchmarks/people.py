@@ -62,6 +62,7 @@ def misleading(folder: Path) -> dict[str, dict[str, float]]:
 
 def run(pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was trained on, and what came out."""
+    data.misleading()  # before an hour of training, and in the same folder as the pairs
     stages = experiment.run(recipe(pairs))
     report = experiment.report(stages, "reward")
     natural = report["held_out"]["natural"]
@@ -76,9 +77,9 @@ def section(result: Mapping[str, Any]) -> str:
     lines = [
         "## A reward model from people's preferences",
         "",
-        f"SmolLM2-135M-Instruct with a new head, one pass over {s['pairs']:,} pairs of Anthropic's hh-rlhf (helpful; {s['tokens']:,} tokens, "
-        f"{s['seconds'] / 60:.0f} minutes of training steps) in steps of {s['pairs_per_step']} at a rate of {s['learning_rate']:g}, L2 term "
-        f"{s['l2']:g}, no length balancing. Judged on {s['held_out']:,} held-out pairs of the same kind, and on LLMBar, whose adversarial "
+        f"SmolLM2-135M-Instruct with a new head, one pass over {s['pairs']:,} pairs of Anthropic's hh-rlhf (helpful; {s['tokens']:,} "
+        f"tokens, {s['seconds'] / 60:.0f} minutes of training steps) in steps of {s['pairs_per_step']} at a rate of "
+        f"{s['learning_rate']:g}, L2 term {s['l2']:g}, no length balancing. Judged on {s['held_out']:,} held-out pairs of the same kind, and on LLMBar, whose adversarial "
         "parts have a worse answer that looks better. Share of pairs ranked right, 95 % interval; guessing gives 0.5. Made by "
         "`python -m benchmarks.people`.",
         "",
