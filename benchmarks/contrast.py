@@ -47,7 +47,7 @@ def _prepare(quick: bool) -> Work:
     from align.recipe.schema import DataSource
 
     convert = converter(DataSource(path="data.jsonl", format="preference"), "preference")
-    rows = [convert(Row(row, Origin("data.jsonl", i))) for i, row in enumerate(_rows(4 if quick else PROMPTS), 1)]
+    rows = [record for i, row in enumerate(_rows(4 if quick else PROMPTS), 1) for record in convert(Row(row, Origin("data.jsonl", i)))]
     encoder = model.encoder()
     trees = [tree_of(row, encoder, Limits(2048, "drop", "last"), lambda reason: None) for row in rows]
     return Work(trees, [[0], list(range(len(trees)))], "the first prompts of the shipped recipe self_contrast")
