@@ -73,15 +73,21 @@ def _amount(result: Mapping[str, Any]) -> str:
     if result.get("sampled"):
         return f"Data: {work['source']}. Sampled in each run: the answers to {work['rows']} prompts."
     pairs = f", {work['pairs']} pairs" if work["pairs"] > 0 else ""
+    timed = f"{work['steps']} optimiser step{'s' if work['steps'] > 1 else ''}" if _by_step(result) else "everything, from file to file"
     return (
-        f"Data: {work['source']}. Timed in each run: {work['steps']} optimiser step{'s' if work['steps'] > 1 else ''}, {work['rows']} rows"
-        f"{pairs}, {work['tokens']} unique tokens, {work['trained_tokens']} of them trained."
+        f"Data: {work['source']}. Timed in each run: {timed}, {work['rows']} rows{pairs}, {work['tokens']} unique tokens, "
+        f"{work['trained_tokens']} of them trained."
     )
+
+
+def _by_step(result: Mapping[str, Any]) -> bool:
+    """Is it optimiser steps that were timed, with their losses?"""
+    return not result.get("sampled") and any(any(s["losses"]) for s in result["summary"].values())
 
 
 def _table(result: Mapping[str, Any]) -> str:
     gpu = any(s["gpu_peak_bytes"] for s in result["summary"].values())
-    sampled = result.get("sampled", False)
+    with_loss = _by_step(result)
     head = [
         "",
         "setting",
@@ -90,7 +96,7 @@ def _table(result: Mapping[str, Any]) -> str:
         "times ours",
         "peak memory",
         *(["peak on GPU"] if gpu else []),
-        *([] if sampled else ["loss"]),
+        *(["loss"] if with_loss else []),
     ]
     rows = []
     for name, s in result["summary"].items():
@@ -99,7 +105,7 @@ def _table(result: Mapping[str, Any]) -> str:
         spread = f"{_seconds(s['median_seconds'])} ({_seconds(s['min_seconds'])} to {_seconds(s['max_seconds'])})"
         memory = [_gigabytes(s["peak_bytes"]), *([_gigabytes(s["gpu_peak_bytes"])] if gpu else [])]
         cells = [f"**{name}**", describe(s["setting"]), spread, _rate(s["per_second"]), ratio, *memory]
-        rows.append(cells if sampled else [*cells, losses])
+        rows.append([*cells, losses] if with_loss else cells)
     return _markdown(head, rows)
 
 
@@ -108,6 +114,8 @@ def _losses(result: Mapping[str, Any]) -> str:
         return (
             "Seconds are for as many tokens as ours sampled: every answer ends where its sampler ends it, so nobody samples equally many."
         )
+    if not _by_step(result):
+        return ""
     found = [
         f"{name} {s['loss_difference']:.1e}" for name, s in result["summary"].items() if name != OURS and s["loss_difference"] is not None
     ]
