@@ -29,7 +29,8 @@ from align.stages.context import StageContext
 from align.stages.reading import StageData, read_data
 from align.terminal import plain
 from align.training.launch import Ranks, ranks
-from align.training.trainer import Trainer, peak_memory_bytes
+from align.training.memory import peak_memory_bytes
+from align.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

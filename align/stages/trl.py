@@ -39,8 +39,7 @@ from align.stages.trl_data import TrlData
 from align.stages.trl_training import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
 from align.terminal import plain
 from align.training.launch import ranks
-from align.training.memory import keep_freed_memory
-from align.training.trainer import peak_memory_bytes
+from align.training.memory import keep_freed_memory, peak_memory_bytes
 
 
 def run(spec: TrlStage, ctx: StageContext) -> None:

@@ -1,9 +1,12 @@
-"""Memory of a training process on a CPU."""
+"""Memory of a training process."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -18,3 +21,10 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process: of the GPU where there is one, resident memory otherwise."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

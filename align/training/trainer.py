@@ -8,7 +8,6 @@ depend on how the step is cut into micro-batches, packed into rows, or spread ov
 from __future__ import annotations
 
 import math
-import resource
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -396,10 +395,3 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def peak_memory_bytes() -> int:
-    """Peak memory of this process: of the GPU where there is one, resident memory otherwise."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
