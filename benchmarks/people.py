@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import data, experiment
 from benchmarks.model import REFERENCE
 
@@ -56,7 +58,7 @@ def misleading(folder: Path) -> dict[str, dict[str, float]]:
     right: dict[str, list[float]] = {}
     for part, scores in zip(parts, score_rows(RewardModelScorer(Model(path=str(folder))), file), strict=True):
         (rejected,) = scores["rejected"]
-        right.setdefault(part, []).append(1.0 if scores["chosen"] > rejected else 0.5 if scores["chosen"] == rejected else 0.0)
+        right.setdefault(part, []).append((np.sign(scores["chosen"] - rejected) + 1) / 2)  # a tie is half right
     return {part: vars(bootstrap_mean(values)) for part, values in sorted(right.items())}
 
 

@@ -77,8 +77,8 @@ class Batch:
 
     def __str__(self) -> str:
         """Its size, for messages."""
-        size = f"{len(self.tree_ids)} examples, {self.num_tokens} tokens in {len(self.rows)} rows"
-        return f"{size}, the longest prompt and answer {self.longest_path}"
+        size = f"{self.num_tokens} tokens (examples: {len(self.tree_ids)}, rows: {len(self.rows)}"
+        return f"{size}, tokens of the longest prompt with its answer: {self.longest_path})"
 
     @property
     def target_ids(self) -> Tensor:

@@ -30,8 +30,8 @@ Force = Annotated[
         help="Run this stage though it is up to date. What follows from it runs again only if its result comes out different.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, as `ls --json` does; the rest on stderr.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Throw away the checkpoints of what is about to run: it starts from the beginning.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, as `ls --json` does; the rest on stderr.")]
 
 
 def selection_of(

@@ -175,7 +175,8 @@ class Trainer(ABC):
         counts = self._global_counts(micro_batches)
         outputs = []
         for batch in micro_batches:
-            output = self.forward_backward(batch, counts)
+            with _told_with_errors(batch):
+                output = self.forward_backward(batch, counts)
             outputs.append({**_as_means(output, self.counts(batch)), "tokens": Mean(batch.num_tokens, 1)})
         self.ranks.sum_gradients(self.parameters.values())
         norms = self._clip()
@@ -194,10 +195,9 @@ class Trainer(ABC):
 
     def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
         """One micro-batch: its loss, and the gradient of its share of the step's. ``counts`` are the whole step's."""
-        with _told_with_errors(batch):
-            output = self._forward(batch)
-            if output.terms:
-                self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
+        output = self._forward(batch)
+        if output.terms:
+            self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
         return output
 
     def _forward(self, batch: Batch) -> LossOutput:

@@ -302,7 +302,7 @@ def test_memory_that_runs_out_is_told_with_the_micro_batch(tmp_path: Path, monke
     with pytest.raises(MemoryError) as caught:
         run.fit()
     longest = max(t.trunk + max(t.branches) for row in full.rows for t in row)
-    size = f"{len(full.tree_ids)} examples, {full.num_tokens} tokens in 1 rows, the longest prompt and answer {longest}"
+    size = f"{full.num_tokens} tokens (examples: {len(full.tree_ids)}, rows: 1, tokens of the longest prompt with its answer: {longest})"
     assert caught.value.__notes__ == [f"on a micro-batch of {size}"]
 
 
