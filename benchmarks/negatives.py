@@ -72,13 +72,13 @@ def stage_key(seed: int, name: str, negatives: int) -> str:
 
 
 def run(seeds: int, prompts: int, held_out: int) -> list[dict[str, Any]]:
-    """For each seed what the comparison says of every policy, and how long each was trained."""
+    """For each seed what the comparison says of every policy, and how many tokens each was trained on."""
     stages = experiment.run(recipe(seeds, prompts, held_out))
     found = []
     for seed in range(1, seeds + 1):
         trained = [stage_key(seed, name, k) for name in FILTERS for k in NEGATIVES]
-        seconds = {f"dpo-{key}": experiment.report(stages, f"dpo-{key}")["seconds"] for key in trained}
-        found.append({"seed": seed, "metrics": experiment.report(stages, f"compare-{seed}")["metrics"], "training_seconds": seconds})
+        tokens = {f"dpo-{key}": experiment.report(stages, f"dpo-{key}")["tokens"] for key in trained}
+        found.append({"seed": seed, "metrics": experiment.report(stages, f"compare-{seed}")["metrics"], "tokens": tokens})
     return found
 
 
@@ -93,16 +93,16 @@ def section(result: Mapping[str, Any]) -> str:
         f"epochs of 4 prompts a step, the same number of steps for every K). {s['held_out']} held-out prompts, "
         f"{len(result['runs'])} seeds. "
         "Differences to the tuned model: mean over seeds (smallest to largest seed). *Margin*: log-prob of the data's answer above that of "
-        "the tuned model's samples, in nats. *Similarity*: of the model's own new samples to the data's answer. Made by "
-        "`python -m benchmarks.negatives`.",
+        "the tuned model's samples, in nats. *Similarity*: of the model's own new samples to the data's answer. *Tokens*: "
+        "of the training with the filter. Made by `python -m benchmarks.negatives`.",
         "",
-        "| K | margin, filter | margin, no filter | similarity, filter | similarity, no filter | training, seconds |",
+        "| K | margin, filter | margin, no filter | similarity, filter | similarity, no filter | tokens |",
         "|---|---|---|---|---|---|",
     ]
     for k in NEGATIVES:
         cells = [_spread(result, metric, name, k) for metric in ("margin", "similarity") for name in FILTERS]
-        seconds = statistics.mean(run["training_seconds"][f"dpo-{stage_key(run['seed'], 'filter', k)}"] for run in result["runs"])
-        lines.append(f"| {k} | {' | '.join(cells)} | {seconds:.0f} |")
+        tokens = statistics.mean(run["tokens"][f"dpo-{stage_key(run['seed'], 'filter', k)}"] for run in result["runs"])
+        lines.append(f"| {k} | {' | '.join(cells)} | {tokens:,.0f} |")
     return "\n".join([*lines, "", experiment.where(result), ""])
 
 
