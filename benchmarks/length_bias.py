@@ -65,7 +65,7 @@ def recipe(seeds: int, training: Path, held_out: Path) -> dict[str, Any]:
 
 def stage_key(seed: int, balancing: str, l2: float) -> str:
     """What a stage is called by."""
-    return f"{balancing.replace(' ', '-')}-l2-{l2:g}-seed-{seed}"
+    return f"{balancing.replace(' ', '-')}-{'with' if l2 else 'without'}-l2-seed-{seed}"
 
 
 NUMBERS = ("accuracy", "accuracy_longer_wins", "accuracy_shorter_wins", "length_correlation", "score_mean", "score_std")

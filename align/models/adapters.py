@@ -9,13 +9,12 @@ two into one adapter of the original base, which is exact: the ranks add up.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -24,6 +23,9 @@ from transformers.pytorch_utils import Conv1D
 from align.errors import InputError, Problem
 from align.models.forward import causal_lm
 from align.recipe.schema import Lora
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 TRAINED = "default"
 """The adapter that this stage trains; PEFT's and vLLM's name for an adapter alone."""
@@ -45,8 +47,20 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def is_lora(model: nn.Module) -> bool:
-    """Has the model adapters (under whatever wrapper)?"""
-    return isinstance(unwrap(model), PeftModel)
+    """Has the model adapters (under whatever wrapper)?
+
+    PEFT is imported where adapters are made, and only there: it takes seconds and more than 150 MB. Before that no model has any.
+    """
+    return _is(unwrap(model), "peft", "PeftModel")
+
+
+def is_lora_layer(module: nn.Module) -> bool:
+    """Is this a layer with adapters?"""
+    return _is(module, "peft.tuners.lora", "LoraLayer")
+
+
+def _is(module: nn.Module, package: str, name: str) -> bool:
+    return package in sys.modules and isinstance(module, getattr(sys.modules[package], name))
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -62,6 +76,8 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
     Raises:
         InputError: a name of ``lora.target_modules`` fits no linear layer, or is the LM head.
     """
+    from peft import PeftModel, get_peft_model
+
     config = lora_config(model, lora)
     if not isinstance(model, PeftModel):
         return get_peft_model(model, config, adapter_name=TRAINED)
@@ -76,6 +92,8 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
 
 def lora_config(model: nn.Module, lora: Lora) -> LoraConfig:
     """PEFT's configuration of an adapter for ``model``. Raises InputError as :func:`add_lora`."""
+    from peft import LoraConfig
+
     base = causal_lm(model)
     return LoraConfig(
         task_type="FEATURE_EXTRACTION" if _lm_head(base) is None else "CAUSAL_LM",
@@ -148,7 +166,7 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
     head = _lm_head(base)
     names = []
     for name, module in base.named_modules():
-        inner = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        inner: Any = module.get_base_layer() if is_lora_layer(module) else module
         inside_adapter = any(part in name.split(".") for part in ("base_layer", "lora_A", "lora_B"))
         if isinstance(inner, (nn.Linear, Conv1D)) and inner is not head and not inside_adapter:
             names.append(name)
@@ -170,7 +188,7 @@ def _targets(base: PreTrainedModel, wanted: str | list[str]) -> list[str]:
 
 def _lora_layers(model: nn.Module) -> dict[str, Any]:
     """The layers with adapters, by name. Typed Any: PEFT has no types."""
-    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in unwrap(model).named_modules() if is_lora_layer(module)}
 
 
 @contextmanager
@@ -206,8 +224,8 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
     Raises:
         ValueError: the base is kept in 4 bits, which have no room for the sum.
     """
-    wrapped = unwrap(model)
-    if not isinstance(wrapped, PeftModel):
+    wrapped: Any = unwrap(model)
+    if not is_lora(wrapped):
         raise TypeError(f"expected a model with adapters, got {type(wrapped).__name__}")
     twin = copy.deepcopy(wrapped)
     for layer in _lora_layers(twin).values():
@@ -229,6 +247,8 @@ def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
     Raises:
         InputError: the policy's own adapter is of a kind (DoRA, trained biases, ...) that cannot be joined with another.
     """
+    from peft import get_peft_model_state_dict
+
     peft: Any = unwrap(model)
     names = [name for name in (START, TRAINED) if name in peft.peft_config]
     configs = [copy.deepcopy(peft.peft_config[name]) for name in names]

@@ -10,20 +10,21 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from align.batching.tree import Layout
 from align.data.encode import Encoder
 from align.models import adapters
-from align.models.adapters import START, VALUE, is_lora, trainable_parameters, unwrap
+from align.models.adapters import START, VALUE, is_lora, is_lora_layer, trainable_parameters, unwrap
 from align.models.forward import causal_lm
 from align.models.heads import ScalarModel, ScoreStats, save_scalar
 from align.recipe.schema import Lora, Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Part = Literal["policy", "value"]
 
@@ -133,8 +134,8 @@ def _silent(value: ScalarModel) -> ScalarModel:
 
 
 def _peft(model: nn.Module) -> PeftModel:
-    peft = unwrap(model)
-    assert isinstance(peft, PeftModel), "a model that is trained with adapters has some"
+    peft: Any = unwrap(model)
+    assert is_lora(peft), "a model that is trained with adapters has some"
     return peft
 
 
@@ -143,8 +144,8 @@ def _peft(model: nn.Module) -> PeftModel:
 
 def _fits(policy: nn.Module, other: nn.Module) -> bool:
     """Has ``other`` one plain adapter, and the policy's own weights beneath it?"""
-    peft = unwrap(other)
-    if not isinstance(peft, PeftModel) or list(peft.peft_config) != [START]:
+    peft: Any = unwrap(other)
+    if not is_lora(peft) or list(peft.peft_config) != [START]:
         return False
     config = peft.peft_config[START]
     if config.use_dora or config.bias != "none" or config.modules_to_save or config.trainable_token_indices:
@@ -166,7 +167,7 @@ def _base_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _layers(model: nn.Module) -> Mapping[str, Any]:
     lm: Any = causal_lm(unwrap(model))
-    return {name: module for name, module in lm.base_model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in lm.base_model.named_modules() if is_lora_layer(module)}
 
 
 @torch.no_grad()

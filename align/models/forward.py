@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,17 +15,26 @@ from align.models import attention, flex
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside PEFT's wrapper, if there is one. Adapters live inside its layers and stay active."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inside = getattr(model, "get_base_model", None)  # PEFT's wrapper has it, and nothing else
+    inner = model if inside is None else inside()
     if not isinstance(inner, PreTrainedModel):
         raise TypeError(f"expected a transformers model, got {type(inner).__name__}")
     return inner
 
 
-def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False, trees: attention.Trees | None = None) -> Tensor:
+def hidden_states(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    own_attention: bool = False,
+    trees: attention.Trees | None = None,
+    embedded: Tensor | None = None,
+) -> Tensor:
     """The last hidden states of a batch, [R * L, H].
 
     ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is per tree, by the
-    bounds in ``trees`` when they are given and by those of the batch when not.
+    bounds in ``trees`` when they are given and by those of the batch when not. ``embedded`` are the batch's input embeddings [R, L, E],
+    where they have been looked up already.
     The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation sets its own.
 
     Raises:
@@ -36,7 +44,8 @@ def hidden_states(model: nn.Module, batch: Batch, *, own_attention: bool = False
     name, extra = _attention(lm, batch, own_attention) if trees is None else (attention.NAME, {"trees": trees})
     lm.set_attn_implementation(name)
     backbone: Any = lm.base_model
-    output = backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
+    inputs = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
+    output = backbone(**inputs, position_ids=batch.position_ids, use_cache=False, **extra)
     layers = lm.config.get_text_config().num_hidden_layers
     if not own_attention and extra["trees"].layers < layers:
         message = f"{type(lm).__name__}: only {extra['trees'].layers} of {layers} layers keep the trees of a row apart"

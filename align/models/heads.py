@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -35,6 +34,9 @@ from align.models.load import load_backbone, locate, readable, require_rows
 from align.models.quiet import no_progress_bars
 from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
 from align.recipe.schema import Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])
 

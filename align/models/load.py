@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -36,7 +35,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from align.data.encode import Encoder
 from align.errors import EnvironmentFault, InputError, Problem
 from align.models import gguf
-from align.models.adapters import START
+from align.models.adapters import START, is_lora
 from align.models.folder import ADAPTER_CONFIG, NOTES, ModelFolder, read_folder, require_tokenizer
 from align.models.forward import causal_lm
 from align.models.hub import local_snapshot
@@ -112,7 +111,7 @@ def without_lm_head(model: Any) -> Any:
     lm = causal_lm(model)
     backbone: Any = lm.base_model
     backbone.name_or_path = lm.name_or_path
-    if not isinstance(model, PeftModel):
+    if not is_lora(model):
         return backbone
     wrapper: Any = model
     wrapper.base_model.model = backbone
@@ -281,6 +280,8 @@ def adapter_base(folder: ModelFolder) -> Model:
 
 
 def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
     with readable(folder.path / ADAPTER_CONFIG):
         config = LoraConfig.from_pretrained(folder.path)
         config.inference_mode = True

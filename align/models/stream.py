@@ -1,57 +1,73 @@
 """A tree that is larger than a micro-batch: computed in one pass, but never held as a whole.
 
-The trunk and its first branch are computed and kept. The other branches follow in groups: each attends to the trunk's keys and values,
-takes its own backward pass at once, and is forgotten. What the groups' gradients say about the trunk adds up, and the trunk's own backward
-pass comes last. Nothing is computed twice, gradients are those of the whole tree, and memory follows the size of a group, however many
+The trunk is computed and kept. The branches follow in groups: each attends to the trunk's keys and values, takes its own backward pass at
+once, and is forgotten. What the groups' gradients say about the trunk adds up, and the trunk's own backward pass comes last. The first
+branch, with which the others are compared, needs all of them for its gradient: it alone is computed twice, at the beginning for its
+log-probs and at the end to be taken back. Gradients are those of the whole tree, and memory follows the trunk and one group, however many
 branches there are. A loss fits when it is a sum over branches, each compared at most with the first one: preferences, rewards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from align.batching.batch import Batch, Span
 from align.models.attention import KeyValues, Trees
-from align.models.forward import batch_logprobs, hidden_states, project
+from align.models.forward import batch_logprobs, causal_lm, hidden_states, project
 
-WHOLE = 4
-"""A tree of up to this many micro-batches is computed whole: cutting it costs about 5 % of its time, and saves little memory so far."""
+WHOLE = 2
+"""A tree of up to this many micro-batches is computed whole: with few rejected answers, the chosen one's second pass would weigh."""
+HELD = 2
+"""Trunk and group together are one micro-batch divided by this: groups come with all gradients in memory, and cutting is to save some."""
 
 
-def split(batch: Batch, tokens: int) -> tuple[Batch, list[Batch]] | None:
-    """A batch of one tree as (trunk and first branch, groups of the other branches), each group of at most ``tokens``.
+@dataclass(frozen=True)
+class Parts:
+    """A batch of one tree, cut: its trunk, its first branch, and groups of the others."""
 
-    What is held at a time is the first part and one group. A group has one branch at least. None when the batch is small enough, or is
-    not one tree with several branches.
+    trunk: Batch
+    first: Batch
+    groups: Sequence[Batch]
+
+    def to(self, device: torch.device | str) -> Parts:
+        """The same parts with their tensors on ``device``."""
+        return Parts(self.trunk.to(device), self.first.to(device), [group.to(device) for group in self.groups])
+
+
+def split(batch: Batch, tokens: int) -> Parts | None:
+    """A batch of one tree, cut so that the trunk and a group have at most ``tokens / HELD`` together; ``tokens`` is a micro-batch's limit.
+
+    A group has one branch at least, and behind a long trunk room for half of that. None when the batch is small enough, or is not one tree
+    with several branches.
     """
     if batch.num_tokens <= WHOLE * tokens or len(batch.rows) != 1 or len(batch.rows[0]) != 1 or len(batch.rows[0][0].branches) < 2:
         return None
     span = batch.rows[0][0]
-    first = span.trunk + span.branches[0]
     groups: list[list[int]] = []
-    room = 0
+    room, held = 0, tokens // HELD
     for branch, length in enumerate(span.branches[1:], start=1):
         if not groups or length > room:
             groups.append([])
-            room = tokens
+            room = max(held - span.trunk, held // 2)
         groups[-1].append(branch)
         room -= length
-    head = _part(batch, [0], 0, first, Span(0, span.trunk, span.branches[:1]))
-    rest, start = [], first
-    for group in groups:
+    cut, start = [], span.trunk
+    for group in [[0], *groups]:
         lengths = tuple(span.branches[b] for b in group)
-        rest.append(_part(batch, group, start, start + sum(lengths), Span(0, 0, lengths)))
+        cut.append(_part(batch, group, start, start + sum(lengths), Span(0, 0, lengths)))
         start += sum(lengths)
-    return head, rest
+    return Parts(_part(batch, [], 0, span.trunk, Span(0, span.trunk, ())), cut[0], cut[1:])
 
 
 def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Span) -> Batch:
     """Some branches of a batch of one tree. Where a first token is predicted from the trunk, its source is the place after the last."""
-    inside = (batch.branch >= branches[0]) & (batch.branch <= branches[-1])
+    first, last = (branches[0], branches[-1] + 1) if branches else (0, 0)
+    inside = (batch.branch >= first) & (batch.branch < last)
     sources = batch.sources[inside] - start
     return replace(
         batch,
@@ -60,36 +76,53 @@ def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Spa
         rows=((span,),),
         targets=batch.targets[inside] - start,
         sources=torch.where(sources < 0, end - start, sources),
-        branch=batch.branch[inside] - branches[0],
-        branch_tree=batch.branch_tree[branches[0] : branches[-1] + 1],
-        branch_slot=batch.branch_slot[branches[0] : branches[-1] + 1],
+        branch=batch.branch[inside] - first,
+        branch_tree=batch.branch_tree[first:last],
+        branch_slot=batch.branch_slot[first:last],
     )
 
 
 class Stream:
     """One tree on its way through the model: ``logprobs`` of its first branch, then :meth:`branches`, at last :meth:`backward`."""
 
-    def __init__(self, model: nn.Module, head: Batch) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, parts: Parts) -> None:
+        self._model, self._parts = model, parts
+        in_order = (parts.trunk, parts.first, *parts.groups)
+        # Looked up for the whole tree at once: the gradient of an embedding matrix is as large as the matrix, whoever asks for it.
+        self._embedded = causal_lm(model).get_input_embeddings()(torch.cat([part.input_ids for part in in_order], dim=1))
+        inputs = self._embedded.detach().split_with_sizes([part.input_ids.shape[1] for part in in_order], dim=1)
+        self._inputs = [part.requires_grad_(self._embedded.requires_grad) for part in inputs]
         kept: KeyValues = {}
-        hidden = hidden_states(model, head, trees=Trees(head.rows, head.input_ids.device, keep=kept))
-        self.logprobs = project(model, hidden, head)
-        """Log-probs of the first branch's targets, fp32 [N]; their backward pass is :meth:`backward`'s."""
-        last = hidden[head.rows[0][0].trunk - 1]
-        self._computed = [last, *(part for pair in kept.values() for part in pair)]
+        trees = Trees(parts.trunk.rows, parts.trunk.input_ids.device, keep=kept)
+        hidden = hidden_states(model, parts.trunk, trees=trees, embedded=self._inputs[0])
+        self._computed = [hidden[-1], *(part for pair in kept.values() for part in pair)]
         self._leaves = [part.detach().requires_grad_() for part in self._computed]
         keys_values = iter(self._leaves[1:])
         self._trunk = {layer: (next(keys_values), next(keys_values)) for layer in kept}
+        self.logprobs: Tensor = checkpoint(self._logprobs, parts.first, self._inputs[1], use_reentrant=False)
+        """Log-probs of the first branch's targets, fp32 [N]; their backward pass is :meth:`backward`'s."""
 
-    def branches(self, group: Batch) -> Tensor:
+    def branches(self, group: int) -> Tensor:
         """Log-probs of a group's targets, fp32 [N]. Their backward pass ends at the trunk, where it is remembered."""
-        hidden = hidden_states(self._model, group, trees=Trees(group.rows, group.input_ids.device, trunk=self._trunk))
-        return project(self._model, torch.cat([hidden, self._leaves[0][None]]), group)
+        return self._logprobs(self._parts.groups[group], self._inputs[2 + group])
+
+    def _logprobs(self, part: Batch, embedded: Tensor) -> Tensor:
+        trees = Trees(part.rows, part.input_ids.device, trunk=self._trunk)
+        hidden = hidden_states(self._model, part, trees=trees, embedded=embedded)
+        return project(self._model, torch.cat([hidden, self._leaves[0][None]]), part)
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass of ``loss``, a function of :attr:`logprobs`, together with what the groups left at the trunk."""
-        roots = [(part, leaf.grad) for part, leaf in zip(self._computed, self._leaves, strict=True) if leaf.grad is not None]
-        torch.autograd.backward([loss, *(part for part, _ in roots)], [None, *(gradient for _, gradient in roots)])
+        """The backward pass of ``loss``, a function of :attr:`logprobs`, then that of the trunk with what all branches left there."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        _backward(self._computed, [leaf.grad for leaf in self._leaves])
+        if self._embedded.requires_grad:
+            gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in self._inputs]
+            self._embedded.backward(torch.cat(gradients, dim=1))
+
+
+def _backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    known = [(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True) if gradient is not None]
+    torch.autograd.backward([tensor for tensor, _ in known], [gradient for _, gradient in known])
 
 
 def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool = False) -> Tensor:
@@ -98,5 +131,5 @@ def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_atten
         parts = None if own_attention else split(batch, tokens)
         if parts is None:
             return batch_logprobs(model, batch, own_attention=own_attention)
-        stream = Stream(model, parts[0])
-        return torch.cat([stream.logprobs, *(stream.branches(group) for group in parts[1])])
+        stream = Stream(model, parts)
+        return torch.cat([stream.logprobs, *(stream.branches(number) for number in range(len(parts.groups)))])

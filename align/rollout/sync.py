@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from align.batching.tree import pack
 from align.data.trees import Branch, Tree
 from align.errors import TrainingFault
-from align.models.adapters import unwrap
+from align.models.adapters import is_lora_layer, unwrap
 from align.models.forward import batch_logprobs, causal_lm
 from align.rollout.engine import Completion, RolloutEngine, Sampling
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 CANARY_TOKENS = 8
 """Tokens that the proof samples for each canary."""
@@ -87,7 +88,7 @@ def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     Merged in fp32, then rounded to the base's dtype. A tied LM head comes under its own name as well: vLLM needs it.
     """
     lm = causal_lm(unwrap(model))
-    adapted = {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
+    adapted: dict[str, Any] = {name: module for name, module in lm.named_modules() if is_lora_layer(module)}
     for name, parameter in lm.named_parameters():
         *path, own = name.split(".")
         if any(part.startswith("lora_") for part in path):
@@ -106,6 +107,8 @@ def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _merged(layer: LoraLayer, dtype: torch.dtype) -> Tensor:
     """A layer's weight with its active adapters."""
+    from peft.utils.integrations import dequantize_module_weight
+
     wrapped: Any = layer.get_base_layer()
     weight: Tensor = wrapped.weight if wrapped.weight.is_floating_point() else dequantize_module_weight(wrapped)
     merged = weight.detach().float()

@@ -1,9 +1,9 @@
 """``kind: dpo``: direct preference optimisation and its relatives. Preferences in, a policy out.
 
-A prompt with its chosen and all its rejected answers is one tree, computed in one pass (in groups of answers where a micro-batch is too
-small for it). Each (chosen, rejected) pair gives a loss; a
-prompt's loss is the mean over its rejected answers, and the step's is the mean over its prompts, so a prompt with many rejected answers
-weighs as much as one with a single one. The reference is always the stage's own starting policy, scored once before training.
+A prompt with its chosen and all its rejected answers is one tree, computed in one pass (in groups of answers where it is much larger than a
+micro-batch). Each (chosen, rejected) pair gives a loss; a prompt's loss is the mean over its rejected answers, and the step's is the mean
+over its prompts, so a prompt with many rejected answers weighs as much as one with a single one. The reference is always the stage's own
+starting policy, scored once before training.
 """
 
 from __future__ import annotations
@@ -88,20 +88,19 @@ class DpoTrainer(Trainer):
         parts = split(batch, self.train.microbatch_tokens) if self.loader.layout == "tree" else None
         if parts is None:
             return super().forward_backward(batch, counts)
-        batch = batch.to(self.ranks.device)
-        head, groups = (parts[0].to(self.ranks.device), [group.to(self.ranks.device) for group in parts[1]])
+        batch, parts = batch.to(self.ranks.device), parts.to(self.ranks.device)
         pairs, reference = Pairs.of(batch), self._reference_sums(batch)
         policy = torch.zeros(batch.num_branches, device=batch.branch.device)
         total = torch.zeros((), device=batch.branch.device)
         with self._autocast():
-            stream = Stream(self.model, head)
-            chosen_sum = segment_sum(stream.logprobs, head.branch, 1)[0]
+            stream = Stream(self.model, parts)
+            chosen_sum = stream.logprobs.sum()
             chosen = chosen_sum.detach().requires_grad_()
             policy[0] = chosen.detach()
             first = 1
-            for group in groups:
+            for number, group in enumerate(parts.groups):
                 own = slice(first, first + group.num_branches)
-                rejected = segment_sum(stream.branches(group), group.branch, group.num_branches)
+                rejected = segment_sum(stream.branches(number), group.branch, group.num_branches)
                 sums = torch.cat([chosen[None], policy[1:first], rejected, policy[own.stop :]])
                 of_group = Pairs(pairs.chosen[first - 1 : own.stop - 1], pairs.rejected[first - 1 : own.stop - 1], pairs.tree)
                 part = self._pair_loss(batch, sums, sums - reference, of_group).sum() / len(pairs.rejected)

@@ -36,5 +36,11 @@ def test_runner_plan_and_report_import_no_torch(module: str) -> None:
     assert not heavy_after(f"import align.{module}") & {"torch", "transformers", "vllm", "datasets"}
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "ppo", "self_contrast"])
+def test_stages_import_peft_only_where_adapters_are(stage: str) -> None:
+    """It takes seconds and more than 150 MB with what it imports."""
+    assert "peft" not in heavy_after(f"import align.stages.{stage}")
+
+
 def test_the_check_can_fail() -> None:
     assert heavy_after("import numpy") == {"numpy"}

@@ -1,0 +1,38 @@
+"""The lists of mistakes in ``tests/mutants`` fit the code: each changes exactly one place, and names tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LISTS = sorted(path.stem for path in (ROOT / "tests" / "mutants").glob("*.yaml"))
+
+
+def runner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutants_run", ROOT / "tests" / "mutants" / "run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_each_changes_one_place_and_leaves_python(name: str) -> None:
+    for mutant in runner().mutants(name):
+        text = (ROOT / mutant.file).read_text(encoding="utf-8")
+        broken = mutant.broken(text)
+        assert broken != text
+        ast.parse(broken)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_tests_exist(name: str) -> None:
+    named = {test.split("::")[0] for mutant in runner().mutants(name) for test in mutant.tests}
+    assert not {test for test in named if not (ROOT / test).is_file()}
