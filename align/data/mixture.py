@@ -181,7 +181,8 @@ class _Mixture:
             stack.callback(lambda: self._file and self._file.close())
             yield
         if self._fatal:
-            shown = f"{self._fatal:,} bad rows in all" + (f", the first {SHOWN} are listed" if self._fatal > SHOWN else "")
+            rows = "row" if self._fatal == 1 else "rows"
+            shown = f"{self._fatal:,} bad {rows} in all" + (f", the first {SHOWN} are listed" if self._fatal > SHOWN else "")
             self._problems.append(Problem(shown, hint="mend them, or leave them out with `on_bad_row: skip`"))
         if self._problems:
             raise InputError(self._problems)

@@ -112,7 +112,7 @@ def test_each_source_has_its_own_rule(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         ids(read(skipping, strict))
     assert [p.line for p in caught.value.problems] == [1, None]
-    assert str(caught.value.problems[1]).startswith("1 bad rows in all; mend them")
+    assert str(caught.value.problems[1]).startswith("1 bad row in all; mend them")
 
 
 def test_equal_answers_are_told_with_their_line(tmp_path: Path) -> None:
