@@ -14,7 +14,7 @@ from align.errors import EnvironmentFault, InputError
 from align.models.folder import HEAD
 from align.pipeline.artifacts import Manifest
 from align.recipe import refs
-from align.report.headlines import headlines
+from align.report.changes import headlines
 from align.report.run import RunRecord, StageRecord
 
 _WORDS = {
@@ -141,12 +141,8 @@ def _results(subject: Subject) -> Iterator[str]:
     """A table of held-out numbers, if there are any."""
     lines = [(stage.name, line) for stage in subject.chain for line in headlines(stage)]
     if lines:
-        rows = [f"| {name}: {line.words} | {_cell(line.before, line.form)} | {_cell(line.after, line.form)} |" for name, line in lines]
+        rows = [f"| {name}: {' | '.join((line.title, *line.cells[:2]))} |" for name, line in lines]
         yield "\n".join(["| | before | after |", "|---|---|---|", *rows])
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
 
 
 def _loading(subject: Subject, repo: str) -> str:

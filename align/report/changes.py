@@ -84,6 +84,11 @@ class Change:
         )
         return before, after, difference
 
+    def __str__(self) -> str:
+        """``held-out loss 2.879 -> 2.486``."""
+        before, after, _ = self.cells
+        return f"{self.title} {before} -> {after}" if before else f"{self.title} {after}"
+
     @property
     def verdict(self) -> str:
         """In a word or two; empty for what is neither good nor bad."""
@@ -107,6 +112,13 @@ def changes(stage: StageRecord) -> list[Change]:
     if stage.manifest is None and not stage.report:
         return []
     return [change for change in _KINDS.get(stage.kind, _training)(stage) if change is not None]
+
+
+def headlines(stage: StageRecord) -> list[Change]:
+    """The few of them that say how the stage went, for lists, comparisons and model cards: of an evaluation one measure of every policy, of
+    other stages the first two."""
+    found = changes(stage)
+    return [change for change in found if change.measure == found[0].measure] if stage.kind == "evaluate" else found[:2]
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

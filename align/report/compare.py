@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from align.pipeline.identity import flat
-from align.report.headlines import headlines
+from align.report.changes import Change, Estimate, headlines
 from align.report.run import RunRecord, StageRecord
 from align.terminal import plain
 
@@ -86,19 +86,16 @@ def _results(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
         ours, theirs = _lines(stage), _lines(others.get(stage.name))
         for words in ours | theirs:
             a, b = ours.get(words), theirs.get(words)
-            form = (a or b or (0.0, ".3f"))[1]
-            change = f"{b[0] - a[0]:{_signed(form)}}" if a and b else ""
-            shown = [f"{side[0]:{form}}" if side else ABSENT for side in (a, b)]
-            yield Difference(f"{stage.name}: {words}", shown[0], shown[1], change)
+            if a and b:
+                yield Difference(f"{stage.name}: {words}", *Change(stage.name, words, a, b, Estimate(b.value - a.value)).cells)
+            else:
+                shown = [Change(stage.name, words, None, side).cells[1] if side else ABSENT for side in (a, b)]
+                yield Difference(f"{stage.name}: {words}", shown[0], shown[1])
 
 
-def _lines(stage: StageRecord | None) -> dict[str, tuple[float, str]]:
-    """Values after the stage, and how they are written, by their words."""
-    return {line.words: (line.after, line.form) for line in headlines(stage)} if stage is not None else {}
-
-
-def _signed(form: str) -> str:
-    return form if form.startswith("+") else f"+{form}"
+def _lines(stage: StageRecord | None) -> dict[str, Estimate]:
+    """Values after the stage, by their words."""
+    return {line.title: line.after for line in headlines(stage) if line.after} if stage is not None else {}
 
 
 def show(one: RunRecord, other: RunRecord, console: Console) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from align.errors import InputError
 from align.recipe.estimate import duration
-from align.report.headlines import headlines
+from align.report.changes import Change, headlines
 from align.report.run import RunRecord, list_runs, read_run
 from align.terminal import plain
 
@@ -45,11 +45,16 @@ class Listed:
                 "state": stage.state,
                 "seconds": stage.seconds,
                 "warnings": list(stage.warnings),
-                "headlines": [{"words": line.words, "before": line.before, "after": line.after} for line in headlines(stage)],
+                "headlines": list(map(_numbers, headlines(stage))),
             }
             for stage in self.run.stages
         ]
         return row | {"last": self.run.last, "seconds": round(self.run.seconds, 1), "done": done(self.run), "stages": stages}
+
+
+def _numbers(line: Change) -> dict[str, Any]:
+    """For machines."""
+    return {"words": line.title, "before": line.before and line.before.value, "after": line.after and line.after.value}
 
 
 def listed(runs_dir: Path) -> Iterator[Listed]:

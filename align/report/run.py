@@ -37,7 +37,7 @@ class StageRecord:
     manifest: Manifest | None
     """Of its result; None when there is none, or it is damaged."""
     report: Mapping[str, Any]
-    """``report.json`` of its result; empty when there is none."""
+    """``report.json`` of its result, and what its manifest says in short; empty when there is none."""
     metrics: tuple[Row, ...]
     """Rows of ``metrics.jsonl``, by step: of its result or, while it is not finished, of its latest attempt."""
     events: tuple[Row, ...]
@@ -166,7 +166,8 @@ def _stage(folder: Path, name: str, kind: str, needs: tuple[str, ...], history: 
     written = jsonl(attempts[-1] if attempts and state != "finished" else result / "metrics.jsonl")
     metrics = tuple(sorted((row for row in written if isinstance(row.get("step"), int)), key=lambda row: row["step"]))
     attempt = attempts[-1].parent if attempts else None
-    return StageRecord(name, kind, state, needs, result, manifest, _object(result / "report.json"), metrics, events, attempt)
+    report = {**(manifest.summary if manifest else {}), **_object(result / "report.json")}
+    return StageRecord(name, kind, state, needs, result, manifest, report, metrics, events, attempt)
 
 
 def _state(events: Sequence[Row], manifest: Manifest | None, *, live: bool) -> State:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from align.data.report import DataReport
 from align.recipe.estimate import duration
-from align.report.headlines import headlines
+from align.report.changes import headlines
 from align.report.listing import STYLES, when
 from align.report.run import RunRecord, StageRecord
 from align.report.samples import iterations, rollouts, samples
@@ -89,7 +89,7 @@ def _print_numbers(stage: StageRecord, console: Console) -> None:
         table.add_row(plain(name), "", f"{value:,.6g}")
     if not after:
         for line in headlines(stage):
-            table.add_row(plain(line.words), "", f"{line.after:{line.form}}")
+            table.add_row(plain(line.title), *line.cells[:2])
     if table.row_count:
         console.print(table)
 

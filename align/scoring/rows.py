@@ -37,8 +37,8 @@ def score_rows(scorer: Scorer, location: Path | str) -> Iterator[dict[str, Any]]
     while part := list(islice(rows, _ROWS)):
         yield from _scored(scorer, _read(part, convert, want, bad))
     if bad:
-        rows = "row" if len(bad) == 1 else "rows"
-        raise InputError([*bad[:SHOWN], Problem(f"{len(bad):,} bad {rows} in all; their scores are missing")])
+        count = "1 bad row" if len(bad) == 1 else f"{len(bad):,} bad rows"
+        raise InputError([*bad[:SHOWN], Problem(f"{count} in all; their scores are missing")])
 
 
 def _read(rows: Iterable[Row], convert: Converter, want: Want, bad: list[Problem]) -> Iterator[tuple[str, str, list[Answer]]]:

@@ -147,7 +147,7 @@ def test_the_card_says_how_it_was_made() -> None:
     assert "# mine\n" in card
     assert "made by preference optimisation, starting from `org/base-7b`" in card
     assert "The stages that led to it: `sft` (sft), `dpo` (dpo)." in card, "`judge` and `made` did not"
-    assert "| sft: held-out loss | 2.900 | 2.500 |" in card and "| dpo: held-out margin | 0.000 | 0.350 |" in card
+    assert "| sft: held-out loss | 2.900 | 2.500 |" in card and "| dpo: held-out margin of implicit rewards | 0.000 | 0.350 |" in card
     assert "| dpo | `b.jsonl` | 430 preferences | 9,000 |" in card
     assert "policy: stage:sft" in card, "the recipe"
     assert "python 3." in card

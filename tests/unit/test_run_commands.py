@@ -85,7 +85,7 @@ def make(name: str = "r", loss: float = 2.5, **stages: Any) -> FakeRun:
     margin = {"stage:sft": {"mean": 1.0}, "stage:dpo": {"mean": 2.8, "difference": {"mean": 1.8}}}
     row = {"prompt": "Who?", "target": "Me.", "policies": {"stage:sft": {"samples": ["You."]}, "stage:dpo": {"samples": []}}}
     files = {"data.jsonl": json.dumps(row) + "\n"}
-    run.result("judge", files, type="evaluation", summary={"metrics": {"margin": margin}}, needs=["sft", "dpo"])
+    run.result("judge", files, type="evaluation", summary={"metrics": {"margin": margin}, "baseline": "stage:sft"}, needs=["sft", "dpo"])
     return run
 
 
@@ -99,9 +99,9 @@ def test_ls_shows_state_time_and_headlines(call: Call) -> None:
     assert code == 0
     text = words(out)
     assert "r finished 4/4 2026-01-02 03:04 3.1 min" in text
-    for line in ("sft: held-out loss 2.875 -> 2.500", "contrast: prompts 45, kept 40", "held-out pairs ranked right 50.0% -> 93.3%"):
+    for line in ("sft: held-out loss 2.875 -> 2.500", "prompts in, preferences out 45 -> 40", "dpo: held-out accuracy 0.500 -> 0.933"):
         assert line in text
-    assert "margin of stage:dpo, difference +1.800" in text
+    assert "margin: stage:dpo 1.000 -> 2.800" in text
 
 
 def test_ls_json_is_one_object_a_run(call: Call) -> None:
@@ -171,7 +171,7 @@ def test_show_a_stage_with_untrusted_text(call: Call) -> None:
     ("stage", "parts"),
     [
         ("contrast", ['prompt: Who? chosen: Me. rejected 1: [{"x": 1}] rejected 2: No.', "kept 40"]),
-        ("judge", ["prompt: Who? target: Me. stage:sft: You. stage:dpo:", "margin of stage:dpo, difference"]),
+        ("judge", ["prompt: Who? target: Me. stage:sft: You. stage:dpo:", "margin: stage:dpo 1.000 2.800"]),
         ("dpo", ["held-out rewards/margins 0.0000 0.3500"]),
     ],
 )
@@ -242,7 +242,7 @@ def test_diff_names_every_difference_once(call: Call) -> None:
     assert "name one two" in text
     assert "sft: a.jsonl" in text
     assert "sft: held-out loss 2.500 2.250 -0.250" in text
-    assert "dpo: held-out margin 0.350 0.350 +0.000" in text
+    assert "dpo: held-out margin of implicit rewards 0.350 0.350 +0.000" in text
     assert "the same: packages" in text
     code, out, _ = call("diff", str(other.folder), "two")
     assert "the same: recipe, data, packages" in out
