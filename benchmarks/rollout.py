@@ -98,6 +98,13 @@ BENCHMARKS = (
                 "ours", "align's vllm engine, in process: token ids, log-probs, a seed for each answer", ({"engine": "vllm"},), _ours
             ),
             Contender(
+                "fallback",
+                "align's transformers engine: the same promises as the vllm engine's",
+                ({"engine": "transformers"},),
+                _ours,
+                same_loss=False,
+            ),
+            Contender(
                 "vLLM",
                 "vLLM's own LLM.generate with the same limits and log-probs",
                 ({"seeded": False}, {"seeded": True}),
