@@ -100,7 +100,7 @@ def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
         module = inspect.getsourcefile(import_object(source.format))
         settings["format_code"] = files.sha256_file(Path(module)) if module else None
     if isinstance(location, str):
-        return {**settings, "hub": location, "content": str(load_split(location, source.split)._fingerprint)}
+        return {**settings, "hub": location, "content": str(load_split(location, source)._fingerprint)}
     return {**settings, "content": [[path.name, files.sha256_file(path)] for path in data_files(location)]}
 
 

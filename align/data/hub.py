@@ -6,19 +6,20 @@ from typing import Any
 
 from align.data.strict_json import clip
 from align.errors import EnvironmentFault, InputError, Problem
+from align.recipe.schema import DataSource
 
 TIMEOUT_S = 10.0
 """How long the hub may take to say that a data set exists, before only the cache is asked."""
 
 
-def load_split(name: str, split: str) -> Any:
-    """One split of a hub data set as a ``datasets.Dataset``, downloaded or from the cache.
+def load_split(name: str, source: DataSource) -> Any:
+    """The split of a hub data set that ``source`` names, as a ``datasets.Dataset``, downloaded or from the cache.
 
     ``datasets`` has no way left to run a data set's own code, and none is opened here. Without a network it retries for 23 s before it
     looks into its cache; one short question to the hub decides that here.
 
-    Raises :class:`InputError` when there is no such data set, split or access; :class:`EnvironmentFault` when the hub cannot be reached
-    and the cache does not have it.
+    Raises :class:`InputError` when there is no such data set, subset, split or access; :class:`EnvironmentFault` when the hub cannot be
+    reached and the cache does not have it.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -36,7 +37,7 @@ def load_split(name: str, split: str) -> Any:
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or unreachable is not None
     try:
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise absent from error
     except (ConnectionError, FileNotFoundError) as error:

@@ -51,7 +51,7 @@ Bad = Callable[[BadRow], None]
 
 
 def read_rows(source: DataSource, location: Path | str, bad: Bad) -> Iterator[Row]:
-    """Rows of a file, of a folder's files in the order of their names, or (``location`` a string) of a hub data set's ``source.split``.
+    """Rows of a file, of a folder's files in the order of their names, or (``location`` a string) of a hub data set.
 
     A row that cannot be read goes to ``bad``, and reading continues with the next. Blank lines count as lines, not as rows. In an
     artefact's folder only ``data.jsonl`` is read.
@@ -67,7 +67,7 @@ def read_rows(source: DataSource, location: Path | str, bad: Bad) -> Iterator[Ro
         bad(row)
 
     if isinstance(location, str):
-        rows = _table_rows(load_split(location, source.split), location, 1, count)
+        rows = _table_rows(load_split(location, source), location, 1, count)
     else:
         rows = (row for path in data_files(location) for row in _READERS[path.suffix.lower()](path, count))
     for row in rows:

@@ -89,6 +89,10 @@ class DataSource(Strict):
     `package.module:function`. Detected from the first row when absent."""
     split: str = "train"
     """Split of a hub data set."""
+    subset: str | None = None
+    """Of a hub data set that has several (its configurations), such as `main` of `openai/gsm8k`."""
+    revision: str | None = None
+    """Commit of a hub data set. Pin it to make a run repeatable."""
     where: dict[str, str | int | bool] = {}
     """Keep rows whose field equals the value, for example `{lang: en}`. What is left out is counted."""
     limit: int | None = Field(default=None, ge=1)

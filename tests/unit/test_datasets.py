@@ -316,7 +316,7 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(load: Load, monkeypatch: pyt
         rows = hf.Dataset.from_dict({"messages": [chat("Hi", answer)["messages"]]})
         rows._fingerprint = f"fingerprint of {answer}"
         for module in (datasets, readers):
-            monkeypatch.setattr(module, "load_split", lambda name, split, rows=rows: rows)
+            monkeypatch.setattr(module, "load_split", lambda name, source, rows=rows: rows)
         store, report = load(Path("org/name"), resolve=str)
         assert report.reused is reused
         assert ENCODER.spell(store[0].branches[0].ids) == f"{answer}<|im_end|>"

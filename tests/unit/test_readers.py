@@ -467,10 +467,11 @@ def test_hub_rows_are_numbered_and_checked(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(HfApi, "dataset_info", lambda self, name, timeout: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows, bad = read("some-org/some-set", split="test")
+    rows, bad = read("some-org/some-set", split="test", subset="main", revision="abc")
     assert placed(rows) == [(1, {"n": 1, "t": "ok"}), (3, {"n": 3, "t": "ok"})]
     assert str(bad[0]) == "some-org/some-set:2 t: NUL character"
-    assert asked == [(("some-org/some-set",), {"split": "test"})]  # and nothing that could allow remote code (S05)
+    # The source's subset, split and commit, and nothing that could allow remote code (S05).
+    assert asked == [(("some-org/some-set", "main"), {"split": "test", "revision": "abc"})]
 
 
 def test_an_unknown_hub_data_set_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
