@@ -10,14 +10,19 @@ import socket
 import time
 import weakref
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 from align import files
 from align.errors import EnvironmentFault
 
 LOCK = ".align.lock"
 OWNER = ".align.owner.json"
+_CLOCKS_S = 60.0
+"""How far the times may be off that a process and the kernel give for its start."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,15 @@ class Owner:
     @property
     def lives(self) -> bool:
         """Whether the process is there. Where nobody can tell, on another host or from a damaged file, it counts as there."""
-        return self.pid <= 0 or self.host != socket.gethostname() or files.alive(self.pid)
+        if self.pid <= 0 or self.host != socket.gethostname():
+            return True
+        try:
+            began: float = psutil.Process(self.pid).create_time()
+            return began <= datetime.fromisoformat(self.start).timestamp() + _CLOCKS_S  # else another process has the number by now
+        except psutil.NoSuchProcess:
+            return False
+        except (psutil.AccessDenied, ValueError):
+            return True
 
     def __str__(self) -> str:
         return f"pid {self.pid} on host {self.host} since {self.start}"

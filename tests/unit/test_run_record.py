@@ -29,9 +29,9 @@ def fake(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path / "runs" / "r", CHAIN)
 
 
-def owned_by(folder: Path, pid: int, host: str | None = None) -> None:
+def owned_by(folder: Path, pid: int, host: str | None = None, start: str = "2026") -> None:
     """As a run that is there, or was killed, leaves its folder."""
-    (folder / OWNER).write_text(json.dumps(asdict(Owner(pid, host or socket.gethostname(), "2026"))))
+    (folder / OWNER).write_text(json.dumps(asdict(Owner(pid, host or socket.gethostname(), start))))
 
 
 def dead_pid() -> int:
@@ -73,14 +73,15 @@ def test_a_finished_stage_has_its_result(fake: FakeRun) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "report.json", "metrics.jsonl"])
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff\xfe\x00", None])
 def test_a_damaged_file_leaves_its_part_empty(fake: FakeRun, name: str, damage: bytes | None) -> None:
-    """`align verify` says what is damaged; reading never stops at it."""
+    """`align verify` says what is damaged; reading never stops at it. Of a report there is what the manifest says in short."""
     folder = fake.result("sft", {"report.json": '{"a": 1}', "metrics.jsonl": '{"step": 1}\n'}, summary={"steps": 1})
     (folder / name).unlink()
     if damage is not None:
         (folder / name).write_bytes(damage)
     stage = read_run(fake.folder).stage("sft")
     assert (stage.manifest is None) == (name == "manifest.json")
-    assert (stage.report == {}) == (name == "report.json")
+    assert ("a" not in stage.report) == (name == "report.json")
+    assert stage.report.get("steps") == (None if name == "manifest.json" else 1)
     assert (stage.metrics == ()) == (name == "metrics.jsonl")
     assert stage.state == ("not run" if name == "manifest.json" else "finished")
 
@@ -121,6 +122,8 @@ def test_a_run_runs_while_its_process_is_there(fake: FakeRun) -> None:
         assert read_run(fake.folder).state == "running"
     owned_by(fake.folder, dead_pid())
     assert read_run(fake.folder).state == "killed"
+    owned_by(fake.folder, os.getpid(), start="2001-02-03T04:05:06+0000")
+    assert read_run(fake.folder).state == "killed", "the number is another process's by now"
     owned_by(fake.folder, os.getpid(), "another-host")
     assert states()["sft"] == "running", "nobody here can tell"
     (fake.folder / OWNER).write_text("{")
