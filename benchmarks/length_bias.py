@@ -103,17 +103,16 @@ def section(result: Mapping[str, Any]) -> str:
         "Made by `python -m benchmarks.length_bias`.",
         "",
         "| pairs | l2 | accuracy | where the shorter wins | where the longer wins | correlation of score and length | spread of scores | "
-        "mean score (at the start) |",
-        "|---|---|---|---|---|---|---|---|",
+        "mean score | mean score at the start |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for balancing in BALANCING:
         for l2 in L2:
             runs = [run for run in result["runs"] if run["balancing"] == balancing and run["l2"] == l2]
-            names = ("accuracy", "accuracy_shorter_wins", "accuracy_longer_wins", "length_correlation", "score_std")
+            names = ("accuracy", "accuracy_shorter_wins", "accuracy_longer_wins", "length_correlation", "score_std", "score_mean")
             cells = [experiment.spread([run[name] for run in runs]) for name in names]
-            start = experiment.spread([run["start"]["score_mean"] for run in runs])
-            mean = f"{experiment.spread([run['score_mean'] for run in runs])} (from {start})"
-            lines.append(f"| {balancing} | {l2:g} | {' | '.join(cells)} | {mean} |")
+            cells.append(experiment.spread([run["start"]["score_mean"] for run in runs]))
+            lines.append(f"| {balancing} | {l2:g} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", experiment.where(result), ""])
 
 
