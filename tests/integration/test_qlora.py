@@ -45,6 +45,7 @@ def test_the_base_is_in_four_bits(folder: Path) -> None:
     full, packed = load_policy(Model(path=str(folder))), quantised(folder)
     weights = {n: p.dtype for n, p in packed.named_parameters() if n.endswith("_proj.weight")}
     assert set(weights.values()) == {torch.uint8}
+    assert not any(getattr(layer, "support_avx512bf16_for_cpu", False) for layer in packed.modules()), "that kernel has no gradient"
     (batch,) = pack(preferences(3), microbatch_tokens=10_000)
     with torch.no_grad():
         difference = (batch_logprobs(full, batch) - batch_logprobs(packed, batch)).abs()

@@ -257,11 +257,12 @@ from rich.console import Console
 from align.pipeline.runner import run_recipe
 from align.recipe.load import load_recipe
 from align.rollout import samples
+from align.scoring import embeddings
 from align.stages import sampling
 from align.training.launch import leave
 from tests.scripted import open_scripted
 sampling.open_engine = open_scripted
-samples.SHARD_SAMPLES = {shard}
+samples.SHARD_SAMPLES, embeddings.BLOCK_TEXTS = {shard}, {block}
 run_recipe(load_recipe("recipe.yaml"), console=Console(file=io.StringIO()), runs_dir=Path(sys.argv[1]))
 leave()
 """
@@ -272,7 +273,7 @@ def test_two_processes_with_other_hash_seeds_write_identical_bytes(folder: Path)
     """C75: this one, and one with another order of sets."""
     mine = made(run({"contrast": contrast()}))
     environment = {**os.environ, "PYTHONHASHSEED": "999"}
-    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=512), "other"]
+    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=512, block=1024), "other"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     assert mine == {name: Path("other", "r", "stages", "contrast", name).read_bytes() for name in mine}
@@ -289,7 +290,7 @@ def test_several_processes_share_the_work(folder: Path, small_parts: None) -> No
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=40), "two"]
+    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=40, block=16), "two"]
     second = subprocess.Popen(command, env={**shared, "RANK": "1", "LOCAL_RANK": "0"}, stderr=subprocess.DEVNULL)
     try:
         first = subprocess.run(command, env={**shared, "RANK": "0", "LOCAL_RANK": "0"}, capture_output=True, text=True, timeout=240)
