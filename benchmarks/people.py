@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks import data, experiment
 from benchmarks.model import REFERENCE
@@ -69,7 +70,7 @@ def run(pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     report = experiment.report(stages, "reward")
     natural = report["held_out"]["natural"]
     settings = {"pairs": report["data"]["trees"], "tokens": report["tokens"], "seconds": report["seconds"], "held_out": natural["pairs"]}
-    settings |= {"learning_rate": LEARNING_RATE, "pairs_per_step": PAIRS_PER_STEP, "l2": L2}
+    settings |= {"learning_rate": LEARNING_RATE, "pairs_per_step": PAIRS_PER_STEP, "l2": L2, "threads": torch.get_num_threads()}
     return settings, {"held_out": {name: natural[name] for name in JUDGED}, "misleading": misleading(stages / "reward")}
 
 
@@ -80,8 +81,8 @@ def section(result: Mapping[str, Any]) -> str:
         "## A reward model from people's preferences",
         "",
         f"SmolLM2-135M-Instruct with a new head, one pass over {s['pairs']:,} pairs of Anthropic's hh-rlhf (helpful; {s['tokens']:,} "
-        f"tokens, {s['seconds'] / 60:.0f} minutes of training steps) in steps of {s['pairs_per_step']} at a rate of "
-        f"{s['learning_rate']:g}, L2 term {s['l2']:g}, no length balancing. Judged on {s['held_out']:,} held-out pairs of the same "
+        f"tokens, {s['seconds'] / 60:.0f} minutes of training on {s['threads']} thread{'s' * (s['threads'] > 1)}) in steps of "
+        f"{s['pairs_per_step']} at a rate of {s['learning_rate']:g}, L2 term {s['l2']:g}, no length balancing. Judged on {s['held_out']:,} held-out pairs of the same "
         "kind, and on LLMBar, whose adversarial parts have a worse answer that looks better. Share of pairs "
         "ranked right, 95 % interval; guessing gives 0.5. Made by `python -m benchmarks.people`.",
         "",
