@@ -82,9 +82,9 @@ def section(result: Mapping[str, Any]) -> str:
         "",
         f"SmolLM2-135M-Instruct with a new head, one pass over {s['pairs']:,} pairs of Anthropic's hh-rlhf (helpful; {s['tokens']:,} "
         f"tokens, {s['seconds'] / 60:.0f} minutes of training on {s['threads']} thread{'s' * (s['threads'] > 1)}) in steps of "
-        f"{s['pairs_per_step']} at a rate of {s['learning_rate']:g}, L2 term {s['l2']:g}, no length balancing. Judged on {s['held_out']:,} held-out pairs of the same "
-        "kind, and on LLMBar, whose adversarial parts have a worse answer that looks better. Share of pairs "
-        "ranked right, 95 % interval; guessing gives 0.5. Made by `python -m benchmarks.people`.",
+        f"{s['pairs_per_step']} at a rate of {s['learning_rate']:g}, L2 term {s['l2']:g}, no length balancing. Judged on "
+        f"{s['held_out']:,} held-out pairs of the same kind, and on LLMBar, whose adversarial parts have a worse answer that looks "
+        "better. Share of pairs ranked right, 95 % interval; guessing gives 0.5. Made by `python -m benchmarks.people`.",
         "",
         "| held-out pairs | share right |",
         "|---|---|",
