@@ -123,6 +123,7 @@ def _ready(lm: PreTrainedModel, dtype: Literal["fp32", "bf16"], device: torch.de
     disable_dropout(lm)
     if quantize is None:  # 4-bit weights are on their device already, and have no other type
         nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
+    layer: Any
     for layer in lm.modules():
         # On processors with bf16 units bitsandbytes repacks a layer in its first pass in eval mode, for a kernel that has no gradient, and
         # uses that in training as well: log-probs of the reference first, then wrong gradients.

@@ -1,10 +1,10 @@
 """A tree that is larger than a micro-batch: computed in one pass, but never held as a whole.
 
-The trunk is computed and kept. The branches follow in groups: each attends to the trunk's keys and values, takes its own backward pass at
-once, and is forgotten. What the groups' gradients say about the trunk adds up, and the trunk's own backward pass comes last. The first
-branch, with which the others are compared, needs all of them for its gradient: it alone is computed twice, at the beginning for its
-log-probs and at the end to be taken back. Gradients are those of the whole tree, and memory follows the trunk and one group, however many
-branches there are. A loss fits when it is a sum over branches, each compared at most with the first one: preferences, rewards.
+The trunk and its first branch are computed and kept. The other branches follow in groups: each attends to the trunk's keys and values,
+takes its own backward pass at once, and is forgotten. What the groups' gradients say about the trunk adds up, and the backward passes of
+the first branch and of the trunk come last. Nothing is computed twice, gradients are those of the whole tree, and memory follows the size
+of a group, however many branches there are. A loss fits when it is a sum over branches, each compared at most with the first one:
+preferences, rewards.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from align.batching.batch import Batch, Span
 from align.models.attention import KeyValues, Trees
 from align.models.forward import batch_logprobs, causal_lm, hidden_states, project
 
 WHOLE = 2
-"""A tree of up to this many micro-batches is computed whole: with few rejected answers, the chosen one's second pass would weigh."""
-HELD = 2
-"""Trunk and group together are one micro-batch divided by this: groups come with all gradients in memory, and cutting is to save some."""
+"""A tree of up to this many micro-batches is computed whole."""
+GROUP = 4
+"""A group is a micro-batch divided by this: groups come while all gradients are in memory, and cutting is to save some."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,19 @@ class Parts:
 
 
 def split(batch: Batch, tokens: int) -> Parts | None:
-    """A batch of one tree, cut so that the trunk and a group have at most ``tokens / HELD`` together; ``tokens`` is a micro-batch's limit.
+    """A batch of one tree, cut; ``tokens`` is a micro-batch's limit, and a group has at most ``tokens / GROUP`` or is a single branch.
 
-    A group has one branch at least, and behind a long trunk room for half of that. None when the batch is small enough, or is not one tree
-    with several branches.
+    None when the batch is small enough, or is not one tree with several branches.
     """
     if batch.num_tokens <= WHOLE * tokens or len(batch.rows) != 1 or len(batch.rows[0]) != 1 or len(batch.rows[0][0].branches) < 2:
         return None
     span = batch.rows[0][0]
     groups: list[list[int]] = []
-    room, held = 0, tokens // HELD
+    room = 0
     for branch, length in enumerate(span.branches[1:], start=1):
         if not groups or length > room:
             groups.append([])
-            room = max(held - span.trunk, held // 2)
+            room = tokens // GROUP
         groups[-1].append(branch)
         room -= length
     cut, start = [], span.trunk
@@ -99,7 +97,7 @@ class Stream:
         self._leaves = [part.detach().requires_grad_() for part in self._computed]
         keys_values = iter(self._leaves[1:])
         self._trunk = {layer: (next(keys_values), next(keys_values)) for layer in kept}
-        self.logprobs: Tensor = checkpoint(self._logprobs, parts.first, self._inputs[1], use_reentrant=False)
+        self.logprobs = self._logprobs(parts.first, self._inputs[1])
         """Log-probs of the first branch's targets, fp32 [N]; their backward pass is :meth:`backward`'s."""
 
     def branches(self, group: int) -> Tensor:
