@@ -221,3 +221,14 @@ def test_saved_values_are_loaded_again(tmp_path: Path, kind: str) -> None:
     with torch.no_grad():
         assert_close(token_values(again, one), expected, atol=1e-5, rtol=0)
         assert branch_scores(again, one).shape == (one.num_branches,)
+
+
+def test_a_whole_value_model_shares_nothing_with_its_policy() -> None:
+    """C61: it starts as the policy's transformer, and is a copy of it: training one leaves the other alone."""
+    models = actor_critic(tiny("llama"), None, None)
+    assert models.value is not None
+    places = {parameter.data_ptr() for parameter in models.policy.parameters()}
+    assert not places & {parameter.data_ptr() for parameter in models.value.parameters()}
+    value = dict(models.value.backbone.named_parameters())
+    for name, parameter in models.policy.base_model.named_parameters():
+        assert torch.equal(value[name], parameter), name
