@@ -94,9 +94,7 @@ BENCHMARKS = (
         "tokens",
         _prepare,
         (
-            Contender(
-                "ours", "align's vllm engine, in process: token ids, log-probs, a seed for each answer", ({"engine": "vllm"},), _ours
-            ),
+            Contender("ours", "align's vllm engine, in process: token ids, log-probs, seeded", ({"engine": "vllm"},), _ours),
             Contender(
                 "fallback",
                 "align's transformers engine: the same promises as the vllm engine's",

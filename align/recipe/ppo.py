@@ -71,7 +71,8 @@ class Health(Strict):
     entropy: float = Field(default=0.1, ge=0, le=1)
     """Least entropy of the policy, as a share of that in the first iteration."""
     sft_loss: float = Field(default=0.5, gt=0)
-    """How much the loss on `sft_data` may rise above that of the first iteration while the reward rises, in nats per token."""
+    """How much the loss on `sft_data` may rise while the reward rises, in nats per token, beyond its noise: the mean of the last four
+    iterations against that of the first four."""
 
 
 class PpoStage(Stage):

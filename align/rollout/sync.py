@@ -20,8 +20,8 @@ from align.rollout.engine import Completion, RolloutEngine, Sampling
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-CANARY_TOKENS = 8
-"""Tokens that the proof samples for each canary."""
+CANARY_TOKENS = 4
+"""Tokens that the proof samples for each canary. Every one of them is a step in which the engine reads all weights."""
 
 
 @dataclass(frozen=True)

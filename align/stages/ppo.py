@@ -53,7 +53,7 @@ from align.stages.training import trained
 from align.training.launch import Ranks, ranks
 from align.training.reference import weights_digest
 
-_CANARIES = 4
+_CANARIES = 8
 
 
 def run(spec: PpoStage, ctx: StageContext) -> None:
@@ -188,7 +188,7 @@ def _rollouts(
         engine,
         open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=encoder.digest),
         push=None if spec.rollout.engine == "scripted" else partial(push, dtype=precision(spec.rollout)),
-        canaries=[prompt.ids for prompt in prompts[:_CANARIES]],
+        canaries=sorted((prompt.ids for prompt in prompts), key=len)[:_CANARIES],
         seed=ctx.seed,
         ranks=group,
         clock=clock,

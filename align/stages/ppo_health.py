@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from align.recipe.ppo import Health, PpoStage
 
 Numbers = Mapping[str, float]
@@ -15,6 +17,8 @@ Numbers = Mapping[str, float]
 _SETTLED = 4
 """Iterations that a value model has before its explained variance counts."""
 _IN_A_ROW = 3
+_COMPARED = 4
+"""Iterations at the start and at the end whose means are compared: few conversations, as a step has, differ by more than forgetting."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,13 @@ def of_training(spec: PpoStage, history: Sequence[Numbers], clip_fraction: float
     if clip_fraction > spec.health.clip_fraction:
         words = f"the clip holds back {clip_fraction:.0%} of the tokens: the steps are too large"
         found.append(Finding("clip_fraction", f"{words}; lower the learning rate, use fewer ppo_epochs, or set target_kl"))
-    if sft_losses:
-        rise, gain = sft_losses[-1] - sft_losses[0], history[-1]["reward"] - history[0]["reward"]
-        if gain > 0 and rise > spec.health.sft_loss:
-            words = f"the reward rose by {gain:.3g} while the loss on sft_data rose from {sft_losses[0]:.3g} to {sft_losses[-1]:.3g}"
-            found.append(Finding("sft_loss", f"{words} nats per token: the policy forgets; raise sft_weight or kl_coefficient"))
+    k = min(_COMPARED, len(sft_losses) // 2)
+    if k >= _IN_A_ROW:
+        first, last = np.array(sft_losses[:k]), np.array(sft_losses[-k:])
+        gain = np.mean([numbers["reward"] for numbers in history[-k:]]) - np.mean([numbers["reward"] for numbers in history[:k]])
+        rise, noise = last.mean() - first.mean(), ((first.var(ddof=1) + last.var(ddof=1)) / k) ** 0.5
+        if gain > 0 and rise - 2 * noise > spec.health.sft_loss:
+            words = f"the reward rose by {gain:.3g} while the loss on sft_data rose from {first.mean():.3g} to {last.mean():.3g} nats per"
+            what = f"token (means of the first and the last {k} iterations)"
+            found.append(Finding("sft_loss", f"{words} {what}: the policy forgets; raise sft_weight or kl_coefficient"))
     return found

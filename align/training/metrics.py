@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ class ProgressBar:
         self._console, self._name, self._total = console, name, total
         self._bar: Progress | None = None
         self._printed = done
+        self._started, self._done = time.monotonic(), done
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -114,7 +116,8 @@ class ProgressBar:
             self._bar.update(self._task, completed=step, line="  ".join(shown))
         elif step == self._total or step - self._printed >= max(1, self._total // 10):
             self._printed = step
-            left = (self._total - step) * values["step_seconds"]
+            # By the clock and not by the steps' own seconds: between them a run may sample, score and evaluate.
+            left = (self._total - step) * (time.monotonic() - self._started) / max(1, step - self._done)
             self._console.print(f"{self._name}  step {step}/{self._total}  {'  '.join(shown)}  {left:.0f} s left", highlight=False)
 
     def close(self) -> None:

@@ -84,10 +84,19 @@ def test_the_first_ratio() -> None:
 def test_too_large_steps_and_forgetting() -> None:
     (clip,) = of_training(stage(), [WELL], 0.6, [])
     assert clip.kind == "clip_fraction" and "the clip holds back 60% of the tokens" in clip.message
-    better = {**WELL, "reward": 1.5}
-    (forgets,) = of_training(stage(), [WELL, better], 0.1, [2.0, 2.6])
+    better = [WELL] * 3 + [{**WELL, "reward": 1.5}] * 3
+    (forgets,) = of_training(stage(), better, 0.1, [2.0, 2.0, 2.0, 2.6, 2.6, 2.6])
     assert forgets.kind == "sft_loss" and "the reward rose by 1.5 while the loss on sft_data rose from 2 to 2.6" in forgets.message
-    assert of_training(stage(), [WELL, {**WELL, "reward": -1.0}], 0.1, [2.0, 2.6]) == [], "the reward did not rise"
+    assert of_training(stage(), better[::-1], 0.1, [2.0, 2.0, 2.0, 2.6, 2.6, 2.6]) == [], "the reward did not rise"
+
+
+def test_small_steps_of_conversations_that_differ_are_no_forgetting() -> None:
+    """By hand: first three 1.3, 2.1, 1.9, last three 2.9, 2.3, 1.9: a rise of 0.6, and two standard errors are 0.75."""
+    better = [WELL] * 3 + [{**WELL, "reward": 1.5}] * 3
+    assert of_training(stage(), better[:2], 0.1, [1.3, 1.9]) == []
+    assert of_training(stage(), better, 0.1, [1.3, 2.1, 1.9, 2.9, 2.3, 1.9]) == []
+    (forgets,) = of_training(stage(), better, 0.1, [1.3, 2.1, 1.9, 3.9, 3.3, 2.9])
+    assert forgets.kind == "sft_loss"
 
 
 def test_warned_once_and_counted(tmp_path: Path) -> None:
