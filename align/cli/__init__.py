@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from align.cli import data, evaluate, models, runs
-from align.cli.options import Arguments, AsJson, Force, Fresh, From, NumProcesses, Only, RecipeOption, selection_of
+from align.cli.options import Arguments, AsJson, Force, Fresh, From, NumProcesses, Only, RecipeOption, Seeds, selection_of, with_seeds
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
 from align.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from align.pipeline.runner import RunResult
     from align.pipeline.selection import Selection
     from align.recipe.load import LoadedRecipe
 
@@ -134,10 +135,11 @@ def _globals(
     ctx.obj = runs_dir
 
 
-def _load(arguments: Sequence[str] | None, recipe: str | None) -> LoadedRecipe:
+def _load(arguments: Sequence[str] | None, recipe: str | None, more: Sequence[str] = ()) -> LoadedRecipe:
+    """The recipe of a command line; ``more`` are overrides that come last."""
     from align.recipe.load import load_recipe
 
-    given = list(arguments or ())
+    given = [*(arguments or ()), *more]
     if recipe is None and not given:
         raise InputError("no recipe given", hint="name a file or a shipped recipe; `align recipes` lists these")
     return load_recipe(recipe if recipe is not None else given.pop(0), given)
@@ -181,14 +183,17 @@ def run(
     start: From = None,
     force: Force = None,
     fresh: Fresh = False,
+    seeds: Seeds = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe. Stages that are up to date are not run again; an interrupted run goes on where it stopped."""
-    _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, start, force, fresh), as_json)
+    recipes = with_seeds(lambda more: _load(arguments, recipe, more), seeds)
+    _run(recipes, ctx.obj, nproc, selection_of(only, start, force, fresh), as_json)
 
 
-def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection, as_json: bool) -> None:
-    selection.stages(loaded)  # a wrong name is told before any process starts
+def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection: Selection, as_json: bool) -> None:
+    """Run them one after the other."""
+    selection.stages(recipes[0])  # a wrong name is told before any process starts
     if nproc > 1:
         if "WORLD_SIZE" in os.environ:
             raise InputError("--nproc inside a launcher", hint="torchrun, accelerate or Slurm started the processes already")
@@ -197,23 +202,39 @@ def _run(loaded: LoadedRecipe, runs_dir: Path, nproc: int, selection: Selection,
         raise typer.Exit(respawn(nproc, this_command()))
     from align.pipeline.runner import run_recipe
 
+    first, out = os.environ.get("RANK", "0") == "0", console(stderr=as_json)
+    results = []
     try:
-        result = run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=console(stderr=as_json))
+        for loaded in recipes:
+            results.append(run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=out))
+            if first and results[-1].ran:
+                _summarise(results[-1].folder, out)
     finally:
         if "WORLD_SIZE" in os.environ:
             from align.training.launch import leave
 
             leave()
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if result.ran:
-        _summarise(result.folder, console(stderr=as_json))
-    if as_json:
-        from align.report.listing import Listed
-        from align.report.run import read_run
+    if first and len(results) > 1:
+        from align.report import seeds
 
+        seeds.show(recipes[0].recipe.name.rpartition("-seed-")[0], [result.folder for result in results], out)
+    if first and as_json:
+        _print_json(results)
+
+
+def _print_json(results: Sequence[RunResult]) -> None:
+    from align.report.listing import Listed
+    from align.report.run import read_run
+    from align.report.seeds import as_json
+
+    found = []
+    for result in results:
         listed = Listed(result.folder, read_run(result.folder)).as_json()
-        print(json.dumps(listed | {"ran": result.ran, "up_to_date": result.up_to_date}, ensure_ascii=False))
+        found.append(listed | {"ran": result.ran, "up_to_date": result.up_to_date})
+    if len(results) == 1:
+        print(json.dumps(found[0], ensure_ascii=False))
+    else:
+        print(json.dumps({"runs": found, "over_seeds": as_json([result.folder for result in results])}, ensure_ascii=False))
 
 
 def _summarise(folder: Path, out: Console) -> None:
@@ -240,7 +261,7 @@ def _stage_command(kind: str) -> Callable[..., None]:
         fresh: Fresh = False,
         as_json: AsJson = False,
     ) -> None:
-        _run(_load(arguments, recipe), ctx.obj, nproc, selection_of(only, None, force, fresh, [kind]), as_json)
+        _run([_load(arguments, recipe)], ctx.obj, nproc, selection_of(only, None, force, fresh, [kind]), as_json)
 
     return command
 

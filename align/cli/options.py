@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from align.errors import InputError
 
 if TYPE_CHECKING:
     from align.pipeline.selection import Selection
+    from align.recipe.load import LoadedRecipe
 
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A file or a shipped recipe's name, then overrides.")
@@ -31,7 +32,26 @@ Force = Annotated[
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Throw away the checkpoints of what is about to run: it starts from the beginning.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="A,B,...", help="Run it once with each of these seeds, as NAME-seed-A ..., and show means over them."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, as `ls --json` does; the rest on stderr.")]
+
+
+def with_seeds(load: Callable[[Sequence[str]], LoadedRecipe], seeds: str | None) -> list[LoadedRecipe]:
+    """The recipe once, or once for each of the seeds, each with a name of its own. ``load`` takes further overrides.
+
+    Raises:
+        InputError: not a list of different whole numbers, or too few of them for an interval.
+    """
+    loaded = load(())
+    if seeds is None:
+        return [loaded]
+    wanted = [text.strip() for text in seeds.split(",")]
+    if len(wanted) < 2 or len(set(wanted)) < len(wanted) or not all(text.isascii() and text.isdecimal() for text in wanted):
+        raise InputError(f"--seeds: expected two or more different whole numbers, got `{seeds[:80]}`", hint="they are written 1,2,3")
+    return [load((f"name={loaded.recipe.name}-seed-{int(text)}", f"seed={int(text)}")) for text in wanted]
 
 
 def selection_of(

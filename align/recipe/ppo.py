@@ -174,7 +174,7 @@ class PpoStage(Stage):
     train: PpoTrain = PpoTrain()
     """Optimiser, memory."""
     samples: int = Field(default=2, ge=0)
-    """Held-out prompts whose answers before and after training are shown in the report."""
+    """Held-out prompts whose answers before and after training are printed at the end; the report has all of them."""
 
     @property
     def uses_baseline(self) -> bool:

@@ -20,8 +20,11 @@ from align.rollout.engine import Completion, RolloutEngine, Sampling
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-CANARY_TOKENS = 4
-"""Tokens that the proof samples for each canary. Every one of them is a step in which the engine reads all weights."""
+CANARY_TOKENS = 2
+"""Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In every such step the
+engine reads all weights, so more of them would cost more than they prove."""
+CANARY_SAMPLES = 8
+"""Answers to each canary. They share their prompt in the trainer's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def push(engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Seq
 
 def prove(engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Sequence[Sequence[int]], dtype: str = "fp32") -> Proof:
     """Sample from the canary prompts and compare the engine's log-probs with the model's own. Raises as :func:`push`."""
-    sampled = engine.generate(canaries, Sampling(max_new_tokens=CANARY_TOKENS, seed=version))
+    sampled = engine.generate(canaries, Sampling(max_new_tokens=CANARY_TOKENS, n=CANARY_SAMPLES, seed=version))
     stale = {completion.version for answers in sampled for completion in answers} - {version}
     if stale:
         raise TrainingFault(f"the engine sampled from version {stale.pop()} of the weights, version {version} was pushed")

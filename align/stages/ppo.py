@@ -53,8 +53,6 @@ from align.stages.training import trained
 from align.training.launch import Ranks, ranks
 from align.training.reference import weights_digest
 
-_CANARIES = 8
-
 
 def run(spec: PpoStage, ctx: StageContext) -> None:
     """Train, and save the policy, its value model, and what was said on the way."""
@@ -188,7 +186,7 @@ def _rollouts(
         engine,
         open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=encoder.digest),
         push=None if spec.rollout.engine == "scripted" else partial(push, dtype=precision(spec.rollout)),
-        canaries=sorted((prompt.ids for prompt in prompts), key=len)[:_CANARIES],
+        canaries=[min((prompt.ids for prompt in prompts), key=len)],
         seed=ctx.seed,
         ranks=group,
         clock=clock,
@@ -271,8 +269,9 @@ def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encod
         "phase_seconds": {phase: round(seconds, 2) for phase, seconds in trainer.seconds.items()},
         "unhealthy": trainer.unhealthy,
         **saved,
+        "parameters": sum(p.numel() for p in models.parameters()),
     }
     progress = trainer.progress
     kept = progress.best_step if spec.train.load_best_model and progress.best_eval else progress.step
     before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept))
-    report(ctx, trainer, data, samples_of(before[: spec.samples], after[: spec.samples]), outcome, change_of(before, after))
+    report(ctx, trainer, data, samples_of(before, after), outcome, change_of(before, after), printed=spec.samples)

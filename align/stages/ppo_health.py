@@ -103,13 +103,15 @@ def of_training(spec: PpoStage, history: Sequence[Numbers], clip_fraction: float
     if clip_fraction > spec.health.clip_fraction:
         words = f"the clip holds back {clip_fraction:.0%} of the tokens: the steps are too large"
         found.append(Finding("clip_fraction", f"{words}; lower the learning rate, use fewer ppo_epochs, or set target_kl"))
-    k = min(_COMPARED, len(sft_losses) // 2)
+    losses, k = np.array(sft_losses), min(_COMPARED, len(sft_losses) // 2)
     if k >= _IN_A_ROW:
-        first, last = np.array(sft_losses[:k]), np.array(sft_losses[-k:])
+        first, last = losses[:k].mean(), losses[-k:].mean()
         gain = np.mean([numbers["reward"] for numbers in history[-k:]]) - np.mean([numbers["reward"] for numbers in history[:k]])
-        rise, noise = last.mean() - first.mean(), ((first.var(ddof=1) + last.var(ddof=1)) / k) ** 0.5
+        # From one iteration to the next, so that a rise does not count as noise; two means of k differ by that.
+        noise = np.sqrt(np.mean(np.diff(losses) ** 2) / k)
+        rise = last - first
         if gain > 0 and rise - 2 * noise > spec.health.sft_loss:
-            words = f"the reward rose by {gain:.3g} while the loss on sft_data rose from {first.mean():.3g} to {last.mean():.3g} nats per"
+            words = f"the reward rose by {gain:.3g} while the loss on sft_data rose from {first:.3g} to {last:.3g} nats per"
             what = f"token (means of the first and the last {k} iterations)"
             found.append(Finding("sft_loss", f"{words} {what}: the policy forgets; raise sft_weight or kl_coefficient"))
     return found

@@ -87,14 +87,24 @@ def _scored(row: Mapping[str, Any]) -> str:
 
 
 def report(
-    ctx: StageContext, trainer: Trainer, data: DataReport, samples: Sequence[Mapping[str, str]], outcome: Mapping[str, Any], change: Any
+    ctx: StageContext,
+    trainer: Trainer,
+    data: DataReport,
+    samples: Sequence[Mapping[str, str]],
+    outcome: Mapping[str, Any],
+    change: Any,
+    *,
+    printed: int,
 ) -> None:
-    """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show what changed."""
+    """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show what changed.
+
+    ``printed`` of the ``samples`` are shown here; the report has all of them.
+    """
     keep_logs(ctx, "rollouts", "trackers")
     result = {**headlines(trainer), "held_out_change": change, **outcome}
     files.write_json(ctx.out / "report.json", {**result, "samples": samples, "data": data.as_json()})
     ctx.note(result)
-    _show(ctx, result, samples)
+    _show(ctx, result, samples[:printed])
 
 
 def _show(ctx: StageContext, result: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:

@@ -107,6 +107,8 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
     assert summary["iterations"] == 3 and summary["steps"] == 6
     assert summary["eval_before"].keys() == {"loss", "reward", "length", "finished", "sft_loss"}
     assert summary["held_out_change"]["prompts"] == 4
+    assert summary["trainable_parameters"] <= summary["parameters"], "the value model's are among them"
+    assert len(json.loads((out / "report.json").read_text())["samples"]) == 4, "all held-out prompts, though two are printed"
     assert summary["phase_seconds"].keys() == {"sync", "generate", "score", "values", "train"} and summary["phase_seconds"]["train"] > 0
     changed = reported(result.folder)["ppo"]["reward on held-out prompts"].difference
     assert changed == Estimate(summary["held_out_change"]["mean"], *summary["held_out_change"]["interval"])

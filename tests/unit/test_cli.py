@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -111,6 +112,28 @@ def test_stage_commands_run_their_kind(call: Any, runs: list[dict[str, Any]]) ->
     ]
     code, _, err = call("dpo", "r.yaml")
     assert (code, err) == (2, "error: r.yaml has no stage of kind dpo; it has: sft\n")
+
+
+def test_seeds_make_a_run_each_and_one_table(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def run(loaded: LoadedRecipe, **options: Any) -> runner.RunResult:
+        seen.append((loaded.recipe.name, loaded.recipe.seed, loaded.recipe.stages["sft"].train.epochs))
+        return runner.RunResult(write_run(Path("runs") / loaded.recipe.name, ["sft"]), (), ("sft",), {})
+
+    monkeypatch.setattr(runner, "run_recipe", run)
+    code, out, err = call("run", "r.yaml", "epochs=2", "--seeds", "3, 5")
+    assert (code, err) == (0, "") and "good: means over 2 seeds" in out
+    assert seen == [("good-seed-3", 3, 2), ("good-seed-5", 5, 2)]
+    code, out, _ = call("run", "r.yaml", "--seeds", "3,5", "--json")
+    printed = json.loads(out)
+    assert [one["name"] for one in printed["runs"]] == ["good-seed-3", "good-seed-5"] and printed["over_seeds"][0]["stage"] == "sft"
+
+
+@pytest.mark.parametrize("given", ["3", "3,3", "a,b", "1,,2", "-1,2", "1.5,2"])
+def test_seeds_that_are_none(call: Any, given: str) -> None:
+    code, out, err = call("run", "r.yaml", f"--seeds={given}")
+    assert (code, out) == (2, "") and err.startswith("error: --seeds: expected two or more different whole numbers")
 
 
 def ran(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

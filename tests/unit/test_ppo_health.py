@@ -84,18 +84,18 @@ def test_the_first_ratio() -> None:
 def test_too_large_steps_and_forgetting() -> None:
     (clip,) = of_training(stage(), [WELL], 0.6, [])
     assert clip.kind == "clip_fraction" and "the clip holds back 60% of the tokens" in clip.message
-    better = [WELL] * 3 + [{**WELL, "reward": 1.5}] * 3
-    (forgets,) = of_training(stage(), better, 0.1, [2.0, 2.0, 2.0, 2.6, 2.6, 2.6])
-    assert forgets.kind == "sft_loss" and "the reward rose by 1.5 while the loss on sft_data rose from 2 to 2.6" in forgets.message
-    assert of_training(stage(), better[::-1], 0.1, [2.0, 2.0, 2.0, 2.6, 2.6, 2.6]) == [], "the reward did not rise"
+    better = [WELL] * 4 + [{**WELL, "reward": 1.5}] * 4
+    (forgets,) = of_training(stage(), better, 0.1, [2.0] * 4 + [3.0] * 4)
+    assert forgets.kind == "sft_loss" and "the reward rose by 1.5 while the loss on sft_data rose from 2 to 3" in forgets.message
+    assert of_training(stage(), better[::-1], 0.1, [2.0] * 4 + [3.0] * 4) == [], "the reward did not rise"
 
 
 def test_small_steps_of_conversations_that_differ_are_no_forgetting() -> None:
-    """By hand: first three 1.3, 2.1, 1.9, last three 2.9, 2.3, 1.9: a rise of 0.6, and two standard errors are 0.75."""
-    better = [WELL] * 3 + [{**WELL, "reward": 1.5}] * 3
-    assert of_training(stage(), better[:2], 0.1, [1.3, 1.9]) == []
-    assert of_training(stage(), better, 0.1, [1.3, 2.1, 1.9, 2.9, 2.3, 1.9]) == []
-    (forgets,) = of_training(stage(), better, 0.1, [1.3, 2.1, 1.9, 3.9, 3.3, 2.9])
+    """A real run's losses, of four conversations a step: up by 0.68, of which 2 * 0.16 are noise, and its held-out loss did not move."""
+    better, seen = [WELL] * 3 + [{**WELL, "reward": 1.5}] * 3, [1.268, 1.275, 1.332, 1.901, 1.912, 2.103]
+    assert of_training(stage(), better, 0.1, seen) == []
+    assert of_training(stage(), better[:2], 0.1, seen[:2]) == []
+    (forgets,) = of_training(stage(), better, 0.1, [*seen[:3], 2.901, 2.912, 3.103])
     assert forgets.kind == "sft_loss"
 
 
