@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.report.run import StageRecord
-from align.report.values import clipped, count, jsonl, mapping, number, rows, short, text, texts
+from align.report.values import clipped, count, in_order, jsonl, mapping, number, rows, short, text, texts
 
 _BUDGET = 600_000
 """Characters of answers that a page shows, so that it opens at once whatever the run's size."""
@@ -73,7 +73,8 @@ def _evaluated(stage: StageRecord) -> Iterator[Asked]:
     for row in jsonl(stage.folder / "data.jsonl", _PROMPTS):
         policies = mapping(row, "policies")
         said = [Answer("target", clipped(text(row, "target"), _LONGEST))] if text(row, "target") else []
-        for name, of_policy in policies.items():
+        for name in in_order(policies, texts(stage.report, "policies")):
+            of_policy = mapping(policies, name)
             samples = [clipped(sample, _LONGEST) for sample in texts(of_policy, "samples")[:_SAMPLES]]
             if samples:
                 said.append(Answer(name, samples[0], tuple(samples[1:]), _facts(of_policy)))

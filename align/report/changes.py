@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from align.report.run import StageRecord
-from align.report.values import count, decimals, mapping, number, percent, short, text
+from align.report.values import count, decimals, in_order, mapping, number, percent, short, text, texts
 
 Direction = Literal["up", "down"]
 """Which way is better."""
@@ -31,6 +31,11 @@ class Estimate:
             return None if plain is None else cls(plain)
         middle = number(found, name)
         return None if middle is None else cls(middle, number(found, "low"), number(found, "high"))
+
+    @property
+    def scale(self) -> float:
+        """Its size, or that of its uncertainty where this is larger: what decimals are chosen by."""
+        return abs(self.value) if self.low is None or self.high is None else max(abs(self.value), (self.high - self.low) / 2)
 
     def words(self, digits: int, *, signed: bool = False) -> str:
         """``0.712 [0.651, 0.773]``."""
@@ -77,7 +82,7 @@ class Change:
         estimates = (self.before, self.after, self.difference)
         values = [estimate.value for estimate in estimates if estimate is not None]
         whole = all(value == int(value) for value in values) and all(e is None or e.low is None for e in estimates)
-        small = abs(self.difference.value) if self.difference is not None and self.difference.value else None
+        small = self.difference.scale if self.difference is not None else 0.0
         digits = 0 if whole else max(decimals(*values), min(6, 1 - math.floor(math.log10(small))) if small else 0)
         before, after, difference = (
             "" if estimate is None else estimate.words(digits, signed=k == 2) for k, estimate in enumerate(estimates)
@@ -101,6 +106,8 @@ class Change:
         sign, change = (1 if self.better == "up" else -1), self.difference
         if change.low is not None and change.high is not None:
             low, high = sorted((sign * change.low, sign * change.high))
+            if low == high == 0:
+                return "the same"
             return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
         if not change.value:
             return "the same"
@@ -212,8 +219,10 @@ def _ppo(stage: StageRecord) -> Iterator[Change | None]:
     for key, words in (("reward", "reward of sampled answers"), ("kl", "KL from the reference, nats per token"), ("entropy", "entropy")):
         values = [value for row in stage.metrics if (value := number(row, f"rollout/{key}")) is not None]
         if values:
-            note = f"first and last of {len(values)} iterations"
-            yield Change.between(stage.name, words, values[0], Estimate(values[-1]), note=note)
+            quarter = max(1, len(values) // 4)  # a single iteration's prompts may be easy or hard
+            first, last = (sum(part) / quarter for part in (values[:quarter], values[-quarter:]))
+            note = f"first and last {quarter} of {len(values)} iterations"
+            yield Change.between(stage.name, words, first, Estimate(last), note=note)
 
 
 _LESS_IS_BETTER = ("loss", "unfinished", "mixed_languages", "probe-identity/claims")
@@ -226,7 +235,7 @@ def _better(name: str) -> Direction | None:
     """Which way a metric of an evaluation is better; benchmarks, scorers and judges count what is good."""
     if name in _NEITHER or "win_rate" in name:
         return None
-    return "down" if name in _LESS_IS_BETTER else "up"
+    return "down" if name in _LESS_IS_BETTER or name.endswith("/unfinished") else "up"
 
 
 def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
@@ -235,7 +244,7 @@ def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
         words = text(stage.report, "words", name) or name
         chance = 0.5 if "win_rate" in name else None
         before = Estimate.of(policies, baseline, name="mean")
-        others = [policy for policy in mapping(policies) if policy != baseline]
+        others = in_order((policy for policy in mapping(policies) if policy != baseline), texts(stage.report, "policies"))
         if not others:
             yield Change.between(stage.name, words, None, before, subject=baseline)
         for policy in others:

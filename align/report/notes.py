@@ -67,7 +67,7 @@ def _both_fell(stage: StageRecord) -> Iterator[str]:
     before, after = mapping(stage.report, "eval_before"), mapping(stage.report, "eval_after")
     pairs = [(number(before, f"logps/{side}"), number(after, f"logps/{side}")) for side in ("chosen", "rejected")]
     told = any("less likely too" in warning for warning in stage.warnings)
-    if not told and all(b is not None and a is not None and a < b for b, a in pairs):
+    if not told and all(b is not None and a is not None and a < b - 0.1 for b, a in pairs):
         (chosen_before, chosen), (rejected_before, rejected) = pairs
         yield (
             f"both log-probs fell: chosen answers from {short(chosen_before)} to {short(chosen)} nats, rejected ones from "

@@ -45,6 +45,11 @@ class Part:
     bars: list[BarChart]
     origin: list[tuple[str, str]]
 
+    @property
+    def headline(self) -> list[Change]:
+        """What the stage was run for: its first measure, of every policy where it compares several."""
+        return [change for change in self.changes if change.measure == self.changes[0].measure]
+
 
 def write_report(run: RunRecord, path: Path | None = None) -> Path:
     """Write the page, by default into the run folder. Raises :class:`~align.errors.EnvironmentFault`."""

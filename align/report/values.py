@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,15 @@ def texts(value: Any, *keys: str) -> list[str]:
     """The texts of a list under ``keys``."""
     found = at(value, *keys)
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Those that are in ``order`` as they stand there, then the others.
+
+    >>> in_order(["dpo", "new", "sft"], ["sft", "ppo", "dpo"])
+    ['sft', 'dpo', 'new']
+    """
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def jsonl(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:

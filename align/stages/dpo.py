@@ -192,9 +192,13 @@ def run(spec: DpoStage, ctx: StageContext) -> None:
         ctx.warn(warning)
 
 
+_A_FALL = 0.1
+"""Nats per answer; less is not worth a word."""
+
+
 def _both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str | None:
     """In plain words, when training made the held-out chosen answers less likely together with the rejected ones; else None."""
-    if not before or not after or any(after[name] >= before[name] for name in ("logps/chosen", "logps/rejected")):
+    if not before or not after or any(after[name] > before[name] - _A_FALL for name in ("logps/chosen", "logps/rejected")):
         return None
     change = f"{before['logps/chosen']:.1f} to {after['logps/chosen']:.1f} nats"
     return (

@@ -317,4 +317,5 @@ def test_both_falling_is_said_in_words() -> None:
     fell = _both_fell(before, {"logps/chosen": -55.5, "logps/rejected": -80.0})
     assert fell is not None and "-50.0 to -55.5" in fell
     assert _both_fell(before, {"logps/chosen": -49.0, "logps/rejected": -80.0}) is None
+    assert _both_fell(before, {name: value - 0.05 for name, value in before.items()}) is None, "too little to tell of"
     assert _both_fell(None, None) is None

@@ -93,6 +93,17 @@ def test_policies_are_compared_with_the_first(tmp_path: Path) -> None:
     assert by_title["length of own samples, tokens: stage:dpo"] == "", "neither is better"
 
 
+def test_policies_stand_in_the_recipes_order_and_less_of_a_benchmarks_cut_answers_is_better(tmp_path: Path) -> None:
+    cut = {
+        "a": mean(0.5, 0.1),
+        "b": {**mean(0.2, 0.1), "difference": mean(-0.3, 0.1)},
+        "c": {**mean(0.8, 0.1), "difference": mean(0.3, 0.1)},
+    }
+    report = {"baseline": "a", "policies": ["a", "c", "b"], "words": {}, "metrics": {"ifeval/unfinished": cut}}
+    found = changes(stage(tmp_path, "compare", **report))
+    assert [(change.subject, change.verdict) for change in found] == [("c", "worse"), ("b", "better")]
+
+
 def test_one_policy_is_shown_alone(tmp_path: Path) -> None:
     found = changes(stage(tmp_path, "compare", metrics={"margin": {"stage:sft": mean(-2.0, 0.5)}}))
     assert [(c.subject, c.cells) for c in found] == [("stage:sft", ("", "-2.000 [-2.500, -1.500]", ""))]
@@ -104,19 +115,26 @@ def test_what_was_asked_for_comes_before_what_is_counted_anyway(tmp_path: Path) 
     assert [change.measure for change in found] == ["scorer", "margin", "loss", "distinct_1"]
 
 
-def test_ppo_has_its_interval_and_its_first_and_last_iteration(tmp_path: Path) -> None:
+def test_ppo_has_its_interval_and_its_first_and_last_iterations(tmp_path: Path) -> None:
     made = stage(tmp_path, "ppo")
     found = {change.measure: change for change in changes(made)}
     assert found["reward on held-out prompts"].cells == ("0.120", "0.350", "+0.230 [+0.110, +0.350]")
     kl = [row["rollout/kl"] for row in made.metrics if "rollout/kl" in row]
-    assert len(kl) == 20 and found["KL from the reference, nats per token"].before == Estimate(kl[0])
-    assert found["KL from the reference, nats per token"].after == Estimate(kl[-1])
+    shown = found["KL from the reference, nats per token"]
+    assert len(kl) == 20 and shown.note == "first and last 5 of 20 iterations" and shown.before is not None and shown.after is not None
+    assert (shown.before.value, shown.after.value) == pytest.approx((sum(kl[:5]) / 5, sum(kl[-5:]) / 5))
     assert found["loss on held-out conversations"].verdict == "worse (no interval)"
 
 
 @pytest.mark.parametrize(
     ("low", "high", "direction", "verdict"),
-    [(0.1, 0.5, "up", "better"), (0.1, 0.5, "down", "worse"), (-0.5, -0.1, "down", "better"), (-0.1, 0.5, "up", "cannot tell")],
+    [
+        (0.1, 0.5, "up", "better"),
+        (0.1, 0.5, "down", "worse"),
+        (-0.5, -0.1, "down", "better"),
+        (-0.1, 0.5, "up", "cannot tell"),
+        (0, 0, "up", "the same"),
+    ],
 )
 def test_verdicts(low: float, high: float, direction: Any, verdict: str) -> None:
     assert Change("s", "m", Estimate(1.0), Estimate(1.2), Estimate(0.2, low, high), direction).verdict == verdict
