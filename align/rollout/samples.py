@@ -22,8 +22,9 @@ from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_see
 from align.rollout.progress import Bar
 from align.signals import stop_requested
 
-SHARD_SAMPLES = 512
-"""Samples of a shard, about: enough to keep an engine busy, and what a kill loses at most."""
+SHARD_SAMPLES, LEAST_SAMPLES, SHARD_TOKENS = 512, 128, 2**16
+"""Samples of a shard, about: as many as could make so many tokens, within these bounds. Enough to keep an engine busy, and few enough that
+progress is seen and a kill loses little where answers are long."""
 
 
 class Samples:
@@ -66,14 +67,15 @@ def sample_shards(
         folder: for this piece of work alone.
         key: JSON values; all that the samples follow from besides ``prompts`` and ``sampling``: the weights, the engine and its precision.
         name: for the progress line and for messages.
-        shard_prompts: prompts of a shard; as many as make about 512 samples when None. Samples depend on it.
+        shard_prompts: prompts of a shard; about 512 samples of them when None, fewer where answers may be long. Samples depend on it.
         rank, world: this process makes every ``world``-th shard. Wait for the others before reading what is returned.
 
     Raises:
         Interrupted: a signal asked to stop; the shards made so far are kept and the same call goes on.
         EnvironmentFault: the disk is full or cannot be written. Also all that the engine raises.
     """
-    size = shard_prompts or -(-SHARD_SAMPLES // sampling.n)
+    samples = min(SHARD_SAMPLES, max(LEAST_SAMPLES, SHARD_TOKENS // sampling.max_new_tokens))
+    size = shard_prompts or -(-samples // sampling.n)
     starts = range(0, len(prompts), size)
     everything = {**key, "sampling": asdict(sampling), "prompts": prompts_digest(prompts), "shard_prompts": size}
     kept = Kept(folder, "samples", "parquet", everything)

@@ -189,5 +189,13 @@ def test_shards_have_about_512_samples(engine: Any, encoder: Encoder, tmp_path: 
     assert [size for size, _ in counting.asked] == [6, 4]
 
 
+def test_long_answers_make_smaller_shards(engine: Any, encoder: Encoder, tmp_path: Path) -> None:
+    """Of 1,280 tokens 128 make a shard, of 256 tokens 256."""
+    for tokens, sizes in ((1280, [4, 4, 2]), (256, [8, 2])):
+        counting = engine()
+        shards(opened(counting), prompts(encoder), tmp_path / str(tokens), shard_prompts=None, sampling=Sampling(tokens, n=32))
+        assert [size for size, _ in counting.asked] == sizes
+
+
 def test_no_prompts_no_shards(engine: Any, tmp_path: Path) -> None:
     assert list(shards(opened(engine()), [], tmp_path / "a")) == []
