@@ -240,7 +240,8 @@ def _better(name: str) -> Direction | None:
 
 def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
     metrics, baseline = mapping(stage.report, "metrics"), text(stage.report, "baseline")
-    for name, policies in sorted(metrics.items(), key=lambda entry: _ORDER.index(entry[0]) + 1 if entry[0] in _ORDER else 0):
+    for name in sorted(in_order(metrics, texts(stage.report, "measures")), key=lambda name: name in _ORDER and _ORDER.index(name) + 1):
+        policies = metrics[name]
         words = text(stage.report, "words", name) or name
         chance = 0.5 if "win_rate" in name else None
         before = Estimate.of(policies, baseline, name="mean")

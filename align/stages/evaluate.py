@@ -118,14 +118,16 @@ def _report(spec: EvaluateStage, ctx: StageContext, found: Findings) -> None:
     baseline = spec.policies[0]
     result: dict[str, Any] = {
         "baseline": baseline,
-        "policies": list(spec.policies),  # in the recipe's order, which sorted JSON loses elsewhere
+        # In the recipe's order, which sorted JSON loses elsewhere.
+        "policies": list(spec.policies),
+        "measures": [*found.metrics, *found.others],
         **found.about,
         "metrics": {**compare(found.metrics, baseline, seed=ctx.seed), **found.others},
         "words": {name: metric.words for name, metric in found.metrics.items()},
         "warnings": found.warnings,
     }
     files.write_json(ctx.out / "report.json", result)
-    ctx.note({key: value for key, value in result.items() if key not in ("words", "data", "policies", "embedder_max_tokens")})
+    ctx.note({key: value for key, value in result.items() if key not in ("words", "data", "policies", "measures", "embedder_max_tokens")})
     ctx.console.print(table(ctx.name, result))
     for warning in found.warnings:
         say(ctx, f"note: {warning}")

@@ -113,6 +113,9 @@ def test_what_was_asked_for_comes_before_what_is_counted_anyway(tmp_path: Path) 
     one = {"stage:sft": mean(-2.0, 0.5)}
     found = changes(stage(tmp_path, "compare", words={}, metrics={name: one for name in ("distinct_1", "loss", "margin", "scorer")}))
     assert [change.measure for change in found] == ["scorer", "margin", "loss", "distinct_1"]
+    asked = {name: one for name in ("loss", "score/a", "score/b", "win_rate/a")}
+    found = changes(stage(tmp_path, "compare", words={}, metrics=asked, measures=["loss", "score/b", "score/a", "win_rate/a"]))
+    assert [change.measure for change in found] == ["score/b", "score/a", "win_rate/a", "loss"], "among them the recipe's order"
 
 
 def test_ppo_has_its_interval_and_its_first_and_last_iterations(tmp_path: Path) -> None:
