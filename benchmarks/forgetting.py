@@ -154,20 +154,23 @@ def section(result: Mapping[str, Any]) -> str:
         f"{s['kl_coefficient']:g}, weight of the SFT loss {s['sft_weight']:g}. "
         + (f"Mean over {seeds} seeds (smallest to largest). " if seeds > 1 else "One seed. ")
         + f"*Score*: of the samples, without baseline and KL, last {LAST} iterations above the first. *Noise*: standard deviation of the "
-        f"reward that PPO sees, over those {LAST}. *KL*: from the tuned model, nats per token, last {LAST}. Held-out score: of greedy "
-        "answers to held-out prompts; held-out SFT loss: of held-out conversations, nats per token; both before → after. Made by "
+        f"reward that PPO sees, over those {LAST}. *KL*: from the tuned model, nats per token, last {LAST}. *SFT loss*: of the "
+        f"conversations that the model was tuned on, nats per token, first {LAST} → last {LAST}. Held-out score: of greedy answers to "
+        "held-out prompts; held-out SFT loss: of held-out conversations, nats per token; both before → after. Made by "
         "`python -m benchmarks.forgetting`.",
         "",
-        "| | score gained | noise of the reward | KL | held-out score | held-out SFT loss |",
-        "|---|---|---|---|---|---|",
+        "| | score gained | noise of the reward | KL | SFT loss | held-out score | held-out SFT loss |",
+        "|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
         own = [run for run in runs if run["arm"] == arm]
         gained = experiment.spread([_mean(run["curves"]["score"][-LAST:]) - run["curves"]["score"][0] for run in own], "+.3f")
         noise = experiment.spread([_deviation(run["curves"]["reward"][-LAST:]) for run in own])
         kl = experiment.spread([_mean(run["curves"]["kl"][-LAST:]) for run in own], ".4f")
+        losses = [run["curves"]["sft_loss"] for run in own]
+        sft = f"{_mean([_mean(curve[:LAST]) for curve in losses]):.3f} → {experiment.spread([_mean(curve[-LAST:]) for curve in losses])}"
         held_out = [_change(own, key) for key in ("reward", "sft_loss")]
-        lines.append(f"| {arm} | {' | '.join([gained, noise, kl, *held_out])} |")
+        lines.append(f"| {arm} | {' | '.join([gained, noise, kl, sft, *held_out])} |")
     return "\n".join([*lines, "", experiment.where(result), ""])
 
 
