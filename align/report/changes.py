@@ -165,7 +165,7 @@ _FIRST = {
 def _training(stage: StageRecord) -> Iterator[Change | None]:
     """Held-out metrics."""
     before, after = mapping(stage.report, "eval_before"), mapping(stage.report, "eval_after")
-    for key in _FIRST.get(stage.kind, tuple(after)):
+    for key in _FIRST.get(stage.kind) or in_order(after, ("reward", *_EVALUATED)):
         words, better = _EVALUATED.get(key, (f"held-out {key}", None))
         yield Change.between(stage.name, words, number(before, key), Estimate.of(after, key), better=better)
 

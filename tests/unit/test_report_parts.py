@@ -18,7 +18,7 @@ from align.report.charts import Line, line_chart, thin, ticks
 from align.report.curves import bars, curves
 from align.report.graph import graph
 from align.report.run import RunRecord, StageRecord, read_run
-from tests.report_run import STAGES, estimate, mean, sft, write_run, write_stage
+from tests.report_run import STAGES, estimate, mean, sft, trained, write_run, write_stage
 
 
 @pytest.fixture
@@ -107,6 +107,14 @@ def test_policies_stand_in_the_recipes_order_and_less_of_a_benchmarks_cut_answer
 def test_one_policy_is_shown_alone(tmp_path: Path) -> None:
     found = changes(stage(tmp_path, "compare", metrics={"margin": {"stage:sft": mean(-2.0, 0.5)}}))
     assert [(c.subject, c.cells) for c in found] == [("stage:sft", ("", "-2.000 [-2.500, -1.500]", ""))]
+
+
+def test_of_a_trainer_that_is_not_ours_the_known_measures_come_first(tmp_path: Path) -> None:
+    values = {"entropy": 2.1, "kl": 0.0, "loss": 0.46, "rewards/margins": 0.33}
+    folder = write_run(tmp_path / "r", ["sft"])
+    write_stage(folder, "sft", "trl", {"report": trained(dict.fromkeys(values, 0.5), values)})
+    measures = [change.measure for change in changes(read_run(folder).stage("sft"))]
+    assert measures == ["held-out loss", "held-out margin of implicit rewards", "held-out entropy", "held-out kl"]
 
 
 def test_what_was_asked_for_comes_before_what_is_counted_anyway(tmp_path: Path) -> None:
