@@ -112,6 +112,7 @@ def test_one_policy_is_shown_alone(tmp_path: Path) -> None:
 def test_of_a_trainer_that_is_not_ours_the_known_measures_come_first(tmp_path: Path) -> None:
     values = {"entropy": 2.1, "kl": 0.0, "loss": 0.46, "rewards/margins": 0.33}
     folder = write_run(tmp_path / "r", ["sft"])
+    (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("kind: sft", "kind: trl"))
     write_stage(folder, "sft", "trl", {"report": trained(dict.fromkeys(values, 0.5), values)})
     measures = [change.measure for change in changes(read_run(folder).stage("sft"))]
     assert measures == ["held-out loss", "held-out margin of implicit rewards", "held-out entropy", "held-out kl"]
