@@ -299,6 +299,16 @@ def test_warnings_come_from_numbers(tmp_path: Path, name: str, words: str, ill: 
     assert words not in said(tmp_path, name, **well) if well else words not in said(tmp_path, name)
 
 
+def test_a_trainer_that_learns_from_rewards_is_judged_by_them(tmp_path: Path) -> None:
+    """GRPO's loss may rise while the reward does."""
+    folder = write_run(tmp_path / "r", ["sft"])
+    (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("kind: sft", "kind: trl"))
+    for reward, told in ((0.8, False), (0.6, True)):
+        write_stage(folder, "sft", "trl", {"report": trained({"loss": 0.1, "reward": 0.7}, {"loss": 0.2, "reward": reward})})
+        words = " ".join(note.text for note in notes.notes(read_run(folder).stage("sft")))
+        assert "loss" not in words and ("the held-out reward fell from 0.700 to 0.600" in words) == told
+
+
 def test_a_warning_that_the_stage_gave_is_not_given_twice(tmp_path: Path) -> None:
     told = "held-out chosen answers became less likely too (-75.6 to -77.2 nats)"
     shown = said(tmp_path, "dpo", warnings=[told])
