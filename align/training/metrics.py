@@ -96,7 +96,7 @@ class ProgressBar:
         self._console, self._name, self._total = console, name, total
         self._bar: Progress | None = None
         self._printed = done
-        self._started, self._done = time.monotonic(), done
+        self._first: tuple[float, int] | None = None
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -116,9 +116,17 @@ class ProgressBar:
             self._bar.update(self._task, completed=step, line="  ".join(shown))
         elif step == self._total or step - self._printed >= max(1, self._total // 10):
             self._printed = step
-            # By the clock and not by the steps' own seconds: between them a run may sample, score and evaluate.
-            left = (self._total - step) * (time.monotonic() - self._started) / max(1, step - self._done)
+            left = (self._total - step) * self._seconds(step, values["step_seconds"])
             self._console.print(f"{self._name}  step {step}/{self._total}  {'  '.join(shown)}  {left:.0f} s left", highlight=False)
+
+    def _seconds(self, step: int, own: float) -> float:
+        """From one step to the next: by the clock, since between steps a run may sample, score and evaluate; the first step's own are all
+        that is known of it, since what came before was done once."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, step
+        began, first = self._first
+        return (now - began) / (step - first) if step > first else own
 
     def close(self) -> None:
         """Remove the bar's live display, leaving its last state."""

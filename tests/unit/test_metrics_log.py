@@ -1,13 +1,16 @@
-"""``metrics.jsonl`` (O27): no step twice after a resume, and no half line."""
+"""``metrics.jsonl`` (O27): no step twice after a resume, and no half line. The line of progress."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from align.training import metrics
 from align.training.metrics import MetricsLog
 
 
@@ -36,3 +39,14 @@ def test_what_a_crash_left_of_a_line_is_dropped(tmp_path: Path, end: bytes) -> N
     path.write_bytes(b'{"step": 1}\n' + end)
     log(path, 9).write(2, {})
     assert [row["step"] for row in rows(path)] == [1, 2]
+
+
+def test_time_left_is_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 4 s, and 10 s from one to the next, because between them the run samples: 10 s for each step that is left."""
+    now = iter([100.0, 110.0, 120.0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    text = io.StringIO()
+    bar = metrics.ProgressBar(Console(file=text, width=120), "ppo", total=5, done=0)
+    for step in (1, 2, 3):
+        bar.update(step, {"loss": 1.0, "tokens_per_second": 200.0, "step_seconds": 4.0})
+    assert [line.rpartition("tokens/s  ")[2] for line in text.getvalue().splitlines()] == ["16 s left", "30 s left", "20 s left"]
