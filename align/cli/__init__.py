@@ -202,23 +202,27 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
         raise typer.Exit(respawn(nproc, this_command()))
     from align.pipeline.runner import run_recipe
 
-    first, out = os.environ.get("RANK", "0") == "0", console(stderr=as_json)
+    first, several, out = os.environ.get("RANK", "0") == "0", "WORLD_SIZE" in os.environ, console(stderr=as_json)
     results = []
     try:
         for loaded in recipes:
             results.append(run_recipe(loaded, selection=selection, runs_dir=runs_dir, console=out))
-            if first and results[-1].ran:
-                _summarise(results[-1].folder, out)
+            if first and not several:
+                _summarise(results[-1], out)
     finally:
-        if "WORLD_SIZE" in os.environ:
+        if several:
             from align.training.launch import leave
 
             leave()
-    if first and len(results) > 1:
+    if not first:
+        return
+    for result in results if several else ():  # only now: all processes leave their group together
+        _summarise(result, out)
+    if len(results) > 1:
         from align.report import seeds
 
         seeds.show(recipes[0].recipe.name.rpartition("-seed-")[0], [result.folder for result in results], out)
-    if first and as_json:
+    if as_json:
         _print_json(results)
 
 
@@ -237,14 +241,16 @@ def _print_json(results: Sequence[RunResult]) -> None:
         print(json.dumps({"runs": found, "over_seeds": as_json([result.folder for result in results])}, ensure_ascii=False))
 
 
-def _summarise(folder: Path, out: Console) -> None:
-    """Write the run's report and print it in short. What the run made is there in any case, so a failure is a warning."""
+def _summarise(result: RunResult, out: Console) -> None:
+    """Write the report of a run that did something and print it in short. What it made is there in any case, so a failure is a warning."""
+    if not result.ran:
+        return
     try:
         from align.report.page import write_report
         from align.report.run import read_run
         from align.report.terminal import show
 
-        record = read_run(folder)
+        record = read_run(result.folder)
         show(record, write_report(record), out)
     except Exception as error:
         print(f"warning: no report: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -371,7 +372,9 @@ leave()
 
 
 def _processes(work: Path, loss: str, world: int) -> None:
-    port = 20000 + os.getpid() % 20000 + (loss == "token_mean")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-c", WORKER, str(work), loss]
     children = [subprocess.Popen(command, env={**env, "RANK": str(r)}, cwd=Path(__file__).parents[2]) for r in range(world)]
