@@ -125,7 +125,12 @@ def headlines(stage: StageRecord) -> list[Change]:
     """The few of them that say how the stage went, for lists, comparisons and model cards: of an evaluation one measure of every policy, of
     other stages the first two."""
     found = changes(stage)
-    return [change for change in found if change.measure == found[0].measure] if stage.kind == "evaluate" else found[:2]
+    return of_the_first_measure(found) if stage.kind == "evaluate" else found[:2]
+
+
+def of_the_first_measure(found: list[Change]) -> list[Change]:
+    """The most important measure, of every policy where a stage compares several."""
+    return [change for change in found if change.measure == found[0].measure]
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

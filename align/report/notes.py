@@ -81,19 +81,17 @@ def _held_out(stage: StageRecord) -> Iterator[str]:
     if stage.kind in ("sft", "dpo", "reward", "ppo") and report and not mapping(report, "eval_after"):
         key = "eval_prompts" if stage.kind == "ppo" else "eval_data"
         yield f"no held-out data, so nothing here says whether it got better: name some as {key}"
-    # A trainer that learns from rewards has a loss that says nothing of how good it is.
-    measure = "reward" if stage.kind == "trl" and number(report, "eval_after", "reward") is not None else "loss"
+    # The loss of what learns from rewards says nothing of how good it is.
+    measure = "loss" if number(report, "eval_after", "reward") is None else "reward"
     sign = -1 if measure == "reward" else 1
     before, after = (None if (value := number(report, when, measure)) is None else sign * value for when in ("eval_before", "eval_after"))
     best, steps = number(report, "best_step"), number(report, "steps")
     if best == 0 and steps and stage.manifest and at(stage.manifest.identity.config, "train", "load_best_model") is True:
         yield "no step lowered the held-out loss, so the model that was kept is the one that the stage started from"
     elif before is not None and after is not None and after > before:
-        if stage.kind == "ppo" or measure == "reward":  # PPO's loss is the reward with the other sign
-            yield f"the held-out reward fell from {short(-before)} to {short(-after)}"
-        else:
-            yield f"the held-out loss rose from {short(before)} to {short(after)}"
-    elif best is not None and steps and best < steps and stage.kind != "ppo":
+        verb = "fell" if measure == "reward" else "rose"
+        yield f"the held-out {measure} {verb} from {short(sign * before)} to {short(sign * after)}"
+    elif best is not None and steps and best < steps and measure == "loss":
         lowest = [number(row, "eval/loss") for row in stage.metrics if row["step"] == best]
         if lowest and lowest[-1] is not None and after is not None and after > lowest[-1]:
             yield (

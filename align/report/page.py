@@ -16,7 +16,7 @@ from markupsafe import Markup
 from align import files
 from align.report.answers import answers
 from align.report.audit import Audit, audit
-from align.report.changes import Change, changes, facts
+from align.report.changes import Change, changes, facts, of_the_first_measure
 from align.report.charts import BarChart, LineChart
 from align.report.curves import bars, curves, optimiser_curves
 from align.report.graph import graph
@@ -47,8 +47,8 @@ class Part:
 
     @property
     def headline(self) -> list[Change]:
-        """What the stage was run for: its first measure, of every policy where it compares several."""
-        return [change for change in self.changes if change.measure == self.changes[0].measure]
+        """What the stage was run for."""
+        return of_the_first_measure(self.changes)
 
 
 def write_report(run: RunRecord, path: Path | None = None) -> Path:
