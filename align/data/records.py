@@ -2,7 +2,9 @@
 
 A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant message may carry
 ``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for an answer that was cut off, which must
-not be trained to end where it was cut) and OpenAI ``tool_calls``.
+not be trained to end where it was cut), ``reasoning`` (what the model thought before it answered; never part of ``content``) and
+``tool_calls`` in OpenAI's two forms: ``{"type": "function", "function": {"name": ..., "arguments": {...}}}``, or, where the call takes a
+text as it is, ``{"type": "custom", "custom": {"name": ..., "input": "..."}}``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ class Message(TypedDict, total=False):
 
     role: str
     content: str
+    reasoning: str
     train: bool
     finished: bool
     tool_calls: list[dict[str, Any]]
