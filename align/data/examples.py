@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from align.data.encode import Encoder, Notes
-from align.data.records import Conversation, Preference, Prompt, Record
+from align.data.records import Conversation, Preference, Prompt, Record, Unpaired
 from align.data.trees import Branch, Tree
 
 TooLong = Literal["drop", "truncate", "error"]
@@ -54,6 +54,8 @@ def tree_of(record: Record, encoder: Encoder, limits: Limits, note: Callable[[st
         tree = _conversation(record, encoder, limits, note, notes)
     elif isinstance(record, Preference):
         tree = _preference(record, encoder, limits, note, notes)
+    elif isinstance(record, Unpaired):
+        tree = _unpaired(record, encoder, limits, note, notes)
     else:
         tree = _prompt(record, encoder, limits, notes)
     if notes.control:
@@ -98,6 +100,15 @@ def _preference(record: Preference, encoder: Encoder, limits: Limits, note: Call
         if happened:
             note(what)
     return Tree(record.id, trunk, tuple(answer.branch for answer in kept), record.margin or 0.0)
+
+
+def _unpaired(record: Unpaired, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes) -> Tree:
+    """The one answer is the one branch; its label is the margin's sign, see :class:`Tree`."""
+    trunk, (answer,) = encoder.encode_answers(record.prompt, (record.completion,), record.tools, notes=notes)
+    fitted = _fit(answer, len(trunk), limits)
+    if fitted.cut:
+        note(CUT)
+    return Tree(record.id, trunk, (fitted.branch,), 1.0 if record.label else -1.0)
 
 
 def _prompt(record: Prompt, encoder: Encoder, limits: Limits, notes: Notes) -> Tree:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from align.data.messages import RowError, list_of, text_of
-from align.data.strict_json import clip, type_name
+from align.data.messages import list_of, text_of, unfolded
+from align.data.strict_json import RowError, type_name
 
 Row = Mapping[str, Any]
 Form = dict[str, Any]
@@ -18,14 +17,24 @@ Form = dict[str, Any]
 def messages(row: Row) -> Form:
     """TRL's and OpenAI's ``messages``; also TRL's ``prompt`` and ``completion``, of which only the completion is trained on."""
     if row.get("messages") is not None:
-        return {"messages": row["messages"], "tools": row.get("tools")}
+        return {key: row.get(key) for key in ("messages", "tools", "system")}
     if row.get("completion") is None:
         raise RowError("missing", "messages")
-    asked, answer = row.get("prompt"), row["completion"]
+    asked, answer = unfolded(row.get("prompt"), "prompt"), unfolded(row["completion"], "completion")
+    asked, answer = ([item] if isinstance(item, Mapping) else item for item in (asked, answer))
     before = asked if isinstance(asked, list) else [{"role": "user", "content": text_of(asked, "prompt")}]
     after = answer if isinstance(answer, list) else [{"role": "assistant", "content": text_of(answer, "completion")}]
     untrained = [{**m, "train": False} if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in before]
-    return {"messages": [*untrained, *after], "tools": row.get("tools")}
+    return {"messages": [*untrained, *after], "tools": row.get("tools"), "system": row.get("system")}
+
+
+def unpaired(row: Row) -> Form:
+    """TRL's labelled answers: ``prompt``, ``completion`` and ``label``; or LLaMA-Factory's and ms-swift's, messages and ``label``."""
+    form = {key: row.get(key) for key in ("label", "tools", "system")}
+    for column in ("messages", "conversations"):
+        if row.get(column) is not None:
+            return {"messages": row[column], **form}
+    return {"prompt": row.get("prompt"), "completion": row.get("completion"), **form}
 
 
 def preference(row: Row) -> Form:
@@ -62,64 +71,13 @@ def alpaca(row: Row) -> Form:
     return {"messages": [*turns, {"role": "assistant", "content": text_of(row["output"], "output")}], "system": row.get("system")}
 
 
-_SPEAKERS = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "function_call": "call",
-    "tool_call": "call",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "tool": "tool",
-}
-
-
 def sharegpt(row: Row) -> Form:
     """``conversations`` of ``{"from": ..., "value": ...}`` turns; with ``chosen`` and ``rejected`` turns they are the prompt."""
-    turns = _turns(list_of(row.get("conversations"), "conversations", "a list of turns"), "conversations")
     common = {key: row.get(key) for key in ("tools", "system")}
+    turns = row.get("conversations")
     if row.get("chosen") is None and row.get("rejected") is None:
         return {"messages": turns, **common}
-    rejected = row.get("rejected")
-    if isinstance(rejected, list) and rejected and isinstance(rejected[0], list):
-        answers: Any = [_turns(item, f"rejected.{i}") for i, item in enumerate(rejected)]
-    else:
-        answers = _turns(rejected, "rejected")
-    return {"prompt": turns, "chosen": _turns(row.get("chosen"), "chosen"), "rejected": answers, "margin": row.get("margin"), **common}
-
-
-def _turns(value: Any, field: str) -> list[Form]:
-    found: list[Form] = []
-    for i, turn in enumerate(value if isinstance(value, list) else [value]):
-        at = f"{field}.{i}" if isinstance(value, list) else field
-        if not isinstance(turn, Mapping):
-            raise RowError("missing" if turn is None else f"expected a turn, found {type_name(turn)}", at)
-        speaker = turn.get("from", turn.get("role"))
-        if not isinstance(speaker, str) or speaker not in _SPEAKERS:
-            what = "missing" if speaker is None else f"unknown role {clip(str(speaker), 40)!r}; known: {', '.join(_SPEAKERS)}"
-            raise RowError(what, f"{at}.from")
-        said = text_of(turn.get("value", turn.get("content")), f"{at}.value")
-        role = _SPEAKERS[speaker]
-        if role != "call":
-            found.append({"role": role, "content": said, **{key: turn[key] for key in ("train", "weight") if key in turn}})
-        elif found and found[-1]["role"] == "assistant" and "tool_calls" not in found[-1]:
-            found[-1]["tool_calls"] = _calls(said, at)  # the assistant spoke, then called: one message
-        else:
-            found.append({"role": "assistant", "content": "", "tool_calls": _calls(said, at)})
-    return found
-
-
-def _calls(said: str, at: str) -> list[Any]:
-    try:
-        calls = json.loads(said)
-    except (ValueError, RecursionError):
-        raise RowError("a function call must be the JSON of its name and arguments", f"{at}.value") from None
-    return calls if isinstance(calls, list) else [calls]
+    return {"prompt": turns, "chosen": row.get("chosen"), "rejected": row.get("rejected"), "margin": row.get("margin"), **common}
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")

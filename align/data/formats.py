@@ -1,9 +1,11 @@
-"""Foreign row formats, and where they end: every row becomes a conversation, a preference or a prompt, or is refused with a reason.
+"""Foreign row formats, and where they end: every row becomes a conversation, a preference, a
+labelled answer or a prompt, or is refused with a reason.
 
-A format is a function from a row to a dictionary in one of three *forms*; :func:`record_of` checks it and makes the record:
+A format is a function from a row to a dictionary in one of four *forms*; :func:`record_of` checks it and makes the record:
 
     {"messages": [...]}                                   a conversation, or a prompt if the user speaks last
     {"prompt": ..., "chosen": ..., "rejected": ...}       a preference; "margin" may be there
+    {"prompt": ..., "completion": ..., "label": ...}      a labelled answer; or "messages" (the last is judged) and "label"
     {"prompt": ...}                                       a prompt
 
 Each may have "id", "tools" and "system". A user's own format is such a function too, named as ``package.module:function``.
@@ -11,30 +13,33 @@ Each may have "id", "tools" and "system". A user's own format is such a function
 
 from __future__ import annotations
 
-import json
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from align.data import foreign
-from align.data.forms import record_of
-from align.data.messages import RowError as RowError
+from align.data.forms import record_of, verdict
 from align.data.readers import Row
-from align.data.records import Conversation, Origin, Preference, Prompt, Record
-from align.data.strict_json import clip, type_name
+from align.data.records import Conversation, Origin, Preference, Prompt, Record, Unpaired
+from align.data.strict_json import RowError as RowError
+from align.data.strict_json import as_json, clip, type_name, unreadable
 from align.errors import InputError, Problem
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
 
-Want = Literal["conversation", "preference", "prompt"]
+Want = Literal["conversation", "preference", "unpaired", "prompt"]
+"""The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
 
 FIELDS_LIMIT = 16_384
 """Characters of JSON that a record keeps of its row's other columns, in their order. A column that does not fit is left out whole."""
 
 _IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid")
 _FORM_KEYS = frozenset({"messages", "prompt", "chosen", "rejected", "margin", "tools", "system"})
+_LABELLED = "is one answer with a label, not a comparison: `kind: trl` with `trainer: kto` trains on it"
+_UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "messages": Format(foreign.messages, frozenset({"messages", "prompt", "completion", "tools"})),
+    "messages": Format(foreign.messages, frozenset({"messages", "prompt", "completion", "tools", "system"})),
+    "unpaired": Format(foreign.unpaired, frozenset({"messages", "conversations", "prompt", "completion", "label", "tools", "system"})),
     "preference": Format(foreign.preference, _FORM_KEYS),
     "prompt": Format(foreign.prompt, frozenset({"prompt", "tools", "system"}), "prompt"),
     "alpaca": Format(foreign.alpaca, frozenset({"instruction", "input", "output", "history", "system", "chosen", "rejected", "margin"})),
@@ -76,6 +82,8 @@ def detect(value: Mapping[str, Any]) -> str:
         return "preference"
     if {"instruction", "completions"} <= has:
         return "ultrafeedback"
+    if verdict(value.get("label")) is not None and (has & {"messages", "conversations"} or {"prompt", "completion"} <= has):
+        return "unpaired"
     if "messages" in has or {"prompt", "completion"} <= has:
         return "messages"
     if "conversations" in has:
@@ -95,6 +103,9 @@ class Converter:
         self.format = source.format
         """The format's name; found at the first row when the source does not name it."""
         self._want = want
+        self._good = verdict(source.where.get("label")) is True
+        self.notes: Counter[str] = Counter()
+        """What a report should mention of the rows, and how often."""
         self._own = import_object(source.format) if source.format and ":" in source.format else None
 
     def __call__(self, row: Row) -> tuple[Record, ...]:
@@ -106,15 +117,22 @@ class Converter:
         format = FORMATS[self.format]
         id_column, id = _id_of(row.value, row.origin)
         fields = _bounded({key: item for key, item in row.value.items() if key not in format.columns and key != id_column})
-        record = record_of(format.convert(row.value), row.origin, id=id, fields=fields, column=format.messages)
-        return (narrow(record, self._want),)
+        record = record_of(format.convert(row.value), row.origin, id=id, fields=fields, column=format.messages, note=self._note)
+        return (narrow(record, self._want, good=self._good),)
+
+    def _note(self, what: str) -> None:
+        self.notes[what] += 1
 
     def _own_record(self, form: Mapping[str, Any], row: Row, number: int | None) -> Record:
         id_column, id = _id_of(form, row.origin)
         if id_column is None:
             id = _id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
         fields = _bounded({key: item for key, item in form.items() if key not in _FORM_KEYS and key != id_column})
-        return narrow(record_of(form, row.origin, id=id, fields=fields), self._want)
+        if isinstance(form.get("label"), bool):  # any other label is a column of the row
+            fields.pop("label", None)
+        else:
+            form = {key: item for key, item in form.items() if key != "label"}
+        return narrow(record_of(form, row.origin, id=id, fields=fields, note=self._note), self._want, good=self._good)
 
 
 def converter(source: DataSource, want: Want) -> Converter:
@@ -126,21 +144,36 @@ def converter(source: DataSource, want: Want) -> Converter:
     return Converter(source, want)
 
 
-def narrow(record: Record, want: Want) -> Record:
-    """The record as the type that is wanted. Raises :class:`RowError` when it does not hold one."""
-    if isinstance(record, Prompt):
-        if want == "prompt":
-            return record
-        raise RowError(f"ends with the {record.prompt[-1]['role']}: there is no answer to train on")
-    if want == "conversation" and isinstance(record, Preference):
-        messages = record.prompt + record.chosen
-        return Conversation(messages, record.id, record.origin, record.tools, record.fields)
+def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
+    """The record as the type that is wanted; ``good`` says that the source keeps answers labelled true alone.
+
+    Raises :class:`RowError` when it does not hold one.
+    """
     if want == "prompt":
-        asked = record.prompt if isinstance(record, Preference) else record.messages[:-1]
+        asked = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
         return Prompt(asked, record.id, record.origin, record.tools, record.fields)
-    if want == "preference" and isinstance(record, Conversation):
-        raise RowError("is a conversation; wanted is a preference, with chosen and rejected answers")
+    if isinstance(record, Prompt):
+        raise RowError(f"ends with the {record.prompt[-1]['role']}: there is no answer to train on")
+    if isinstance(record, Unpaired):
+        if want == "preference":
+            raise RowError(_LABELLED, "label")
+        if want == "conversation":
+            if not (good and record.label):
+                raise RowError(_UNSORTED, "label")
+            before: Any = [{**m, "train": False} if m["role"] == "assistant" else m for m in record.prompt]
+            return Conversation((*before, *record.completion), record.id, record.origin, record.tools, record.fields)
+    elif isinstance(record, Preference):
+        if want == "conversation":
+            return Conversation(record.prompt + record.chosen, record.id, record.origin, record.tools, record.fields)
+    elif want != "conversation":
+        raise RowError(f"is a conversation; wanted is {_WANTED[want]}")
     return record
+
+
+_WANTED = {
+    "preference": "a preference, with chosen and rejected answers",
+    "unpaired": "an answer with a label, or chosen and rejected ones",
+}
 
 
 def _detected(row: Row) -> str:
@@ -163,12 +196,15 @@ def _call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> lis
         raise RowError(f"{name} raised {type(error).__name__}: {clip(str(error), 80)} ({where})") from error
     forms: list[Mapping[str, Any]] = []
     for item in result if isinstance(result, (list, tuple)) else [] if result is None else [result]:
-        if isinstance(item, (Conversation, Preference, Prompt)):
+        if isinstance(item, (Conversation, Preference, Unpaired, Prompt)):
             # A form again, so that a record which a user built is checked like all others.
             item = {**item.fields, **{key: part for key, part in vars(item).items() if key not in ("origin", "fields")}}
         if not isinstance(item, Mapping):
             raise RowError(f"{name} returned {type_name(item)}; expected a dictionary, a record, a list of them, or None")
-        forms.append({key: _listed(part) for key, part in item.items()})
+        form = {key: _listed(part) for key, part in item.items()}
+        if fault := unreadable(form):
+            raise RowError(f"{name} returned a {fault.what}", fault.field)
+        forms.append(form)
     return forms
 
 
@@ -193,11 +229,8 @@ def _bounded(columns: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     room = FIELDS_LIMIT
     for key, item in columns.items():
-        try:
-            text = json.dumps(item, default=str, allow_nan=False)  # a table's dates and decimals become text
-        except (ValueError, RecursionError):
-            continue  # not a finite number, or nested too deeply
-        if item is not None and len(key) + len(text) <= room:
-            kept[key] = json.loads(text)
-            room -= len(key) + len(text)
+        found = as_json(item)
+        if found is not None and item is not None and len(key) + found[1] <= room:
+            kept[key] = found[0]
+            room -= len(key) + found[1]
     return kept

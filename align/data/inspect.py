@@ -16,7 +16,7 @@ from align.data.examples import Limits, Unusable, tree_of
 from align.data.formats import RowError, Want, converter
 from align.data.mixture import Records, read_records
 from align.data.readers import read_rows
-from align.data.records import Conversation, Messages, Preference, Record
+from align.data.records import Conversation, Messages, Preference, Record, Unpaired
 from align.data.report import DataReport
 from align.data.trees import Ids, Mask, Tree
 from align.errors import InputError, Problem
@@ -59,7 +59,7 @@ def wanted_of(source: DataSource, location: Path | str) -> Want:
     bad: list[Problem] = []
     for row in read_rows(source, location, bad.append):
         reason = Problem("no row")
-        for want in ("preference", "conversation", "prompt"):
+        for want in ("preference", "unpaired", "conversation", "prompt"):
             try:
                 converter(source, want)(row)
             except RowError as error:
@@ -114,6 +114,8 @@ def _spoken(record: Record) -> Text:
             text.append(f"-- {name} --\n", style="bold cyan")
         for message in messages:
             text.append(f"{message['role']}: ", style="bold")
+            if message.get("reasoning"):
+                text.append(_visible(f"(reasoning: {message['reasoning']}) "), style="dim")
             text.append(_visible(message.get("content", "")) + "\n")
             for call in message.get("tool_calls", []):
                 text.append(_visible(f"  call {call.get('function', call)}") + "\n")
@@ -125,6 +127,8 @@ def _parts(record: Record) -> Iterator[tuple[str, Messages]]:
         yield "", record.messages
         return
     yield "", record.prompt
+    if isinstance(record, Unpaired):
+        yield "good" if record.label else "bad", record.completion
     if isinstance(record, Preference):
         yield "chosen", record.chosen
         for number, answer in enumerate(record.rejected, 1):

@@ -1,44 +1,75 @@
-"""Chat messages as foreign data spells them, turned into ours and checked; what cannot be understood is refused, with its field."""
+"""Chat messages as foreign data spell them, turned into ours and checked; what cannot be understood is refused, with its field.
+
+One reader for all spellings: ``{"role", "content"}``, ShareGPT's ``{"from", "value"}``, lists of parts (OpenAI's, Anthropic's, Gemini's),
+calls as a turn of their own, GLM's ``metadata``. A turn may hold several messages (a user's turn with tool results), and several turns may
+be one message (an answer, and then its calls).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from align.data.calls import Tools, call_turn, custom_call, tool_calls_of, tools_of
+from align.data.parts import Parts, parts_of
 from align.data.records import Message, Messages
-from align.data.strict_json import clip, type_name
+from align.data.strict_json import RowError, clip, parse_text, type_name
 
-Tools = tuple[dict[str, Any], ...]
+Note = Callable[[str], None]
+"""Told of what a report should mention."""
 
 ROLES = {
     "system": "system",
     "developer": "system",
     "user": "user",
+    "human": "user",
     "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "function_call": "call",
+    "tool_call": "call",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "observations": "tool",
+    "ipython": "tool",
+    "results": "tool",
+    "prompter": "user",
+    "chatgpt": "assistant",
+    "chatbot": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "moss": "assistant",
 }
-"""Role as OpenAI, TRL and GLM spell it -> ours. Any other is an error."""
+"""Role as others spell it, in any case -> ours; ``call`` is an assistant's turn that holds calls alone. Any other is an error."""
 
+EMPTY_SYSTEM = "an empty system message, left out"
+PLAIN_CALL = "an answer that is the JSON of a given tool's call, read as a call"
+
+_KNOWN = ", ".join(list(ROLES)[:11])
+_PLAIN = {"system": "system", "user": "user", "assistant": "assistant"}
 _MAY_FOLLOW = {
     None: ("system", "user"),
     "system": ("user",),
     "user": ("assistant",),
     "assistant": ("user", "tool"),
-    "tool": ("tool", "assistant"),
+    "tool": ("tool", "assistant", "user"),
 }
+_TEXTS = ("content", "value", "text", "message")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_FLAGS = ("train", "weight", "loss", "loss_weight", "loss_scale")
+_LOOKS = re.compile(r"""\s*(\[\s*)*\{\s*(['"])(role|from|content|value)\2\s*:""")
+_OPENS = re.compile(r"\s*(\[\s*[\[{]|\{)")
 
 
-class RowError(ValueError):
-    """A row that cannot be used: why, and which of its fields is to blame. Converters raise it."""
-
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+def quiet(what: str) -> None:
+    """A :data:`Note` that tells nobody."""
 
 
 def text_of(value: Any, field: str) -> str:
@@ -55,7 +86,7 @@ def text_of(value: Any, field: str) -> str:
 def list_of(value: Any, field: str, what: str) -> list[Any]:
     """A list that is not empty, or its JSON text (a CSV cell can hold no list)."""
     if isinstance(value, str):
-        value = _json(value, field, f"expected {what}")
+        value = parse_text(value, field, f"expected {what}")
     if value is None:
         raise RowError("missing", field)
     if not isinstance(value, list):
@@ -65,134 +96,262 @@ def list_of(value: Any, field: str, what: str) -> list[Any]:
     return value
 
 
-def _json(text: str, field: str, expected: str) -> Any:
+def unfolded(value: Any, field: str) -> Any:
+    """A text that is the JSON of messages, as these messages; everything else as it is.
+
+    Raises :class:`RowError` for a text that looks like messages and cannot be read: nobody means to train on that.
+    """
+    if type(value) is not str or not _OPENS.match(value):
+        return value
+    looks = _LOOKS.match(value) is not None
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise RowError(f"{expected}, found a string that is not JSON", field) from None
+        parsed = parse_text(value, field, "looks like messages: expected their JSON")
+    except RowError:
+        if looks:
+            raise
+        return value
+    if _are_messages(parsed):
+        return parsed
+    if looks:
+        raise RowError("looks like messages, and has none: expected a role and a text in each", field)
+    return value
 
 
-def messages_of(value: Any, field: str) -> tuple[Messages, Tools]:
-    """Messages, each checked by itself (:func:`check_order` checks them together), and the tools that one of them carries.
+def _are_messages(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    if items and all(isinstance(item, list) for item in items):
+        return all(item and _are_messages(item) for item in items)
+    return bool(items) and all(isinstance(item, dict) and isinstance(item.get("role", item.get("from")), str) for item in items)
 
-    GLM's files describe the tools in the system message, whose content may then be empty: such a message is left out.
+
+def messages_of(value: Any, field: str, note: Note = quiet, *, ordered: bool = False, greeting: bool = False) -> tuple[Messages, Tools]:
+    """Messages, and the tools that one of them carries. With ``ordered`` their order is checked too (else :func:`check_order` does it).
+
+    GLM's files describe the tools in the system message, whose content may then be empty. An empty system message is no system message;
+    ``note`` is told. ``greeting``: a prompt may begin with what the assistant said first.
     """
     items = list_of(value, field, "a list of messages")
-    messages = tuple(message_of(item, f"{field}.{i}") for i, item in enumerate(items))
+    messages: list[Message] = []
+    places: list[int] = []
     tools: Tools = ()
     for i, item in enumerate(items):
+        if type(item) is dict and len(item) == 2:  # nearly all messages: nothing but a role and a text
+            role, content = _PLAIN.get(item.get("role")) if isinstance(item.get("role"), str) else None, item.get("content")  # type: ignore[arg-type]
+            if role is not None and type(content) is str and content.strip():
+                messages.append({"role": role, "content": content})
+                places.append(i)
+                continue
+        at = f"{field}.{i}"
+        turns = turns_of(item, at)
         if item.get("tools") and not tools:
-            tools = tools_of(item["tools"], f"{field}.{i}.tools")
-    said = tuple(message for message in messages if message["content"] or message["role"] != "system")
-    if not said:
+            tools = tools_of(item["tools"], f"{at}.tools", note)
+        for message in turns:
+            if message["role"] == "system" and not message["content"]:
+                if not item.get("tools"):
+                    note(EMPTY_SYSTEM)
+            elif not (messages and _joined(messages[-1], message, at)):
+                messages.append(message)
+                places.append(i)
+    if not messages:
         raise RowError("is empty", field)
-    return said, tools
+    if ordered:
+        check_order(messages, field, places=places, greeting=greeting)
+    return tuple(messages), tools
+
+
+def _joined(before: Message, message: Message, field: str) -> bool:
+    """Whether an assistant's calls belong to what it said just before; if so, they are put there."""
+    if before["role"] != "assistant" or message["role"] != "assistant" or not message.get("tool_calls") or message["content"]:
+        return False
+    if before.get("train", True) != message.get("train", True):
+        raise RowError("one turn of the assistant is in part trained on and in part not", field)
+    if message.get("reasoning"):
+        if before.get("reasoning"):
+            return False
+        before["reasoning"] = message["reasoning"]
+    before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
+    if not message.get("finished", True):
+        before["finished"] = False
+    return True
 
 
 def message_of(value: Any, field: str) -> Message:
-    """One message. A key whose value is null counts as absent: Arrow fills in nulls where one row has a key and another has not."""
+    """One message. Raises :class:`RowError` where the turn holds several."""
+    turns = turns_of(value, field)
+    if len(turns) != 1:
+        raise RowError("holds several messages; expected one", field)
+    return turns[0]
+
+
+def turns_of(value: Any, field: str) -> list[Message]:
+    """The messages that one turn holds: nearly always one; tool results in a user's turn are messages of their own.
+
+    A key whose value is null counts as absent: Arrow fills in nulls where one row has a key and another has not.
+    """
     if not isinstance(value, Mapping):
-        raise RowError(f"expected a message, found {type_name(value)}", field)
+        raise RowError("missing" if value is None else f"expected a message, found {type_name(value)}", field)
     given = {key: item for key, item in value.items() if item is not None}
-    role = given.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowError("missing" if role is None else f"unknown role {clip(str(role), 40)!r}; known: {', '.join(ROLES)}", f"{field}.role")
-    message: Message = {"role": ROLES[role]}
-    for key in _REASONING:
-        if given.get(key):
-            raise RowError("text beside the content is not supported; put it into the content as the template wants it", f"{field}.{key}")
-    if message["role"] == "assistant":
-        calls = given.get("tool_calls") or ([{"function": given["function_call"]}] if given.get("function_call") else [])
-        if calls:
-            message["tool_calls"] = tool_calls_of(calls, f"{field}.tool_calls")
-        if not _trained(given, field):
-            message["train"] = False
-        if not _flag(given.get("finished"), f"{field}.finished"):
-            message["finished"] = False
-    elif given.get("train"):
-        raise RowError("only assistant messages are trained on", f"{field}.train")
-    may_be_empty = "tool_calls" in message or (message["role"] == "system" and bool(given.get("tools")))
-    message["content"] = _content(given.get("content"), f"{field}.content", may_be_empty=may_be_empty)
-    for key in ("name", "tool_call_id"):
-        if isinstance(given.get(key), str):
-            message[key] = given[key]  # type: ignore[literal-required]
+    role = _role_of(given, value, field)
+    if role == "tool" and "observation" in given and "parameters" in given:
+        return call_turn(given, field)  # ChatGLM3: call and result in one turn
+    key = _text_key(given, value, field)
+    said = given.get(key)
+    parts = parts_of(said, f"{field}.{key}") if isinstance(said, list) or "parts" in given else Parts()
+    if "parts" in given:
+        parts, key = parts_of(given["parts"], f"{field}.parts"), "parts"
+    if parts.any:
+        said = parts.text
+    if role == "assistant" or role == "call":
+        return [_assistant(given, role, said, parts, f"{field}.{key}", field, absent=key in value)]
+    for flag in _FLAGS:
+        if flag in given and _flag(given[flag], f"{field}.{flag}"):
+            raise RowError("only assistant messages are trained on", f"{field}.{flag}")
+    if any(isinstance(given.get(key), str) and given[key].strip() for key in _REASONING) or parts.reasoning or parts.calls:
+        raise RowError("only an assistant has reasoning and calls", field)
+    found: list[Message] = [{"role": "tool", **result} for result in parts.results]  # type: ignore[typeddict-item]
+    if not found or parts.text.strip():
+        found.append(_other(given, role, said, f"{field}.{key}", absent=key in value))
+    return found
+
+
+def _role_of(given: Mapping[str, Any], value: Mapping[str, Any], field: str) -> str:
+    key = "role" if "role" in given or not ("from" in value or "value" in value) else "from"
+    role = given.get(key)
+    known = ROLES.get(role) or ROLES.get(role.lower()) if isinstance(role, str) else None
+    if known is None:
+        raise RowError("missing" if role is None else f"unknown role {clip(str(role), 40)!r}; known: {_KNOWN}, ...", f"{field}.{key}")
+    return known
+
+
+def _text_key(given: Mapping[str, Any], value: Mapping[str, Any], field: str) -> str:
+    """Under which key the text stands."""
+    found = [key for key in _TEXTS if key in given]
+    if len(found) > 1 and any(given[key] != given[found[0]] for key in found[1:]):
+        raise RowError(f"has a text as {' and as '.join(found)}, and they differ", field)
+    if found:
+        return found[0]
+    return "value" if "from" in value and "role" not in value and "content" not in value else "content"
+
+
+def _other(given: Mapping[str, Any], role: str, said: Any, field: str, *, absent: bool) -> Message:
+    """A message of the system, the user or a tool."""
+    message: Message = {"role": role}
+    if role == "tool" and isinstance(said, (dict, list)):
+        said = json.dumps(said, ensure_ascii=False)
+    if role == "system" and (said is None or (isinstance(said, str) and not said.strip())):
+        message["content"] = ""
+    elif role == "tool" and isinstance(said, str):
+        message["content"] = said  # an empty result is a result
+    else:
+        message["content"] = _content(said, field, absent=absent)
+    name = given.get("name") or (given.get("metadata") if role == "tool" else None)
+    if isinstance(name, str) and name.strip():
+        message["name"] = name
+    if isinstance(given.get("tool_call_id"), str):
+        message["tool_call_id"] = given["tool_call_id"]
     return message
 
 
-def _content(value: Any, field: str, *, may_be_empty: bool) -> str:
-    """OpenAI's list of text parts is joined."""
-    if isinstance(value, list):
-        texts = [part.get("text") for part in value if isinstance(part, Mapping) and part.get("type") == "text"]
-        parts = [text for text in texts if isinstance(text, str)]
-        if len(parts) != len(value):
-            raise RowError("has a part that is not text", field)
-        value = "".join(parts)
-    if may_be_empty and (value is None or (isinstance(value, str) and not value.strip())):
-        return ""
-    return text_of(value, field)
+def _content(said: Any, field: str, *, absent: bool) -> str:
+    if said is None and absent:
+        raise RowError("is null: the text was taken out of the data", field)
+    return text_of(said, field)
+
+
+def _assistant(given: Mapping[str, Any], role: str, said: Any, parts: Parts, at: str, field: str, *, absent: bool) -> Message:
+    """A message of the assistant."""
+    message: Message = {"role": "assistant"}
+    calls = list(parts.calls)
+    if role == "call":
+        calls += tool_calls_of(said, at, "a function call must be the JSON of its name and arguments")
+        said = ""
+    if given.get("tool_calls"):
+        calls += tool_calls_of(given["tool_calls"], f"{field}.tool_calls")
+    elif given.get("function_call"):
+        calls += tool_calls_of([given["function_call"]], f"{field}.function_call")
+    if isinstance(given.get("metadata"), str) and given["metadata"].strip():
+        calls.append(custom_call(given["metadata"], said, f"{field}.metadata", at))  # GLM-4: the payload of a call, as it is
+        said = ""
+    if given.get("refusal"):
+        if said:
+            raise RowError("has a refusal beside the content", f"{field}.refusal")
+        said = given["refusal"]
+    if calls:
+        message["tool_calls"] = calls
+    if not _trained(given, field):
+        message["train"] = False
+    if not _flag(given.get("finished"), f"{field}.finished"):
+        message["finished"] = False
+    if reasoning := _reasoning(given, parts, field):
+        message["reasoning"] = reasoning
+    empty = said is None or (isinstance(said, str) and not said.strip())
+    message["content"] = "" if calls and empty else _content(said, at, absent=absent)
+    if isinstance(given.get("name"), str):
+        message["name"] = given["name"]
+    return message
+
+
+def _reasoning(given: Mapping[str, Any], parts: Parts, field: str) -> str:
+    """What the model thought before it answered, whichever way it is spelled."""
+    found = {key: given[key] for key in _REASONING if key in given and given[key] != ""}
+    for key, item in found.items():
+        if not isinstance(item, str):
+            raise RowError(f"expected a string, found {type_name(item)}", f"{field}.{key}")
+    said = {text for text in (*found.values(), parts.reasoning) if text.strip()}
+    if len(said) > 1:
+        raise RowError("has reasoning in several places, and they differ", field)
+    return said.pop() if said else ""
 
 
 def _trained(given: Mapping[str, Any], field: str) -> bool:
-    """``train`` as we spell it, or ``weight`` 0 or 1 as OpenAI's fine-tuning files do. True when neither is there."""
-    return _flag(given.get("train", given.get("weight")), f"{field}.train" if "train" in given else f"{field}.weight")
+    """Is this message trained on? ``train`` as we spell it; 1, 0 or a boolean in ``weight`` (OpenAI), ``loss`` and others. Default: yes."""
+    found = {key: _flag(given[key], f"{field}.{key}") for key in _FLAGS if key in given}
+    if len(set(found.values())) > 1:
+        raise RowError(f"{' and '.join(found)} say different things", f"{field}.{next(iter(found))}")
+    return all(found.values())
 
 
 def _flag(value: Any, field: str) -> bool:
-    if value is None or value in (True, False):  # 0 and 1 are equal to them
+    """True, false, 1 or 0; null is no flag, and counts as true."""
+    if value is None or (isinstance(value, (bool, int, float)) and value in (0, 1)):
         return value is None or bool(value)
+    if isinstance(value, (int, float)):
+        raise RowError(f"expected true or false (or 1 or 0), found {value:g}: a message is trained on or it is not", field)
     raise RowError("expected true or false", field)
 
 
-def tool_calls_of(value: Any, field: str) -> list[dict[str, Any]]:
-    """OpenAI tool calls with the arguments as an object, which is what chat templates render; in data they are often its JSON text."""
-    calls = []
-    for i, call in enumerate(list_of(value, field, "a list of tool calls")):
-        at = f"{field}.{i}"
-        if not isinstance(call, Mapping):
-            raise RowError(f"expected an object, found {type_name(call)}", at)
-        function = call.get("function") or call
-        if not isinstance(function, Mapping):
-            raise RowError(f"expected an object, found {type_name(function)}", f"{at}.function")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            arguments = _json(arguments, f"{at}.arguments", "expected an object") if arguments.strip() else {}
-        if not isinstance(arguments, dict):
-            raise RowError(f"expected an object, found {type_name(arguments)}", f"{at}.arguments")
-        checked: dict[str, Any] = {
-            "type": "function",
-            "function": {"name": text_of(function.get("name"), f"{at}.name"), "arguments": arguments},
-        }
-        calls.append({"id": call["id"], **checked} if isinstance(call.get("id"), str) else checked)
-    return calls
+def plain_calls(messages: Messages, tools: Tools, note: Note = quiet) -> Messages:
+    """GLM-4's own files write a call as the plain JSON text of an answer. It is one where that tool is given and a result follows."""
+    names = {tool["function"]["name"] for tool in tools if "function" in tool}
+    found: list[Message] = []
+    for i, message in enumerate(messages):
+        follows = i + 1 < len(messages) and messages[i + 1]["role"] == "tool"
+        if message["role"] == "assistant" and follows and "tool_calls" not in message and message["content"].lstrip().startswith("{"):
+            try:
+                value = parse_text(message["content"], "", "")
+                if isinstance(value, dict) and set(value) == {"name", "arguments"} and value["name"] in names:
+                    calls = tool_calls_of([value], "")
+                    message = {**message, "content": "", "tool_calls": calls}
+                    note(PLAIN_CALL)
+            except RowError:
+                pass  # not JSON, or not a call: a text
+        found.append(message)
+    return tuple(found)
 
 
-def tools_of(value: Any, field: str) -> Tools:
-    """Tool descriptions in OpenAI's form, ``{"type": "function", "function": {...}}``; a bare function is wrapped. None are none."""
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        return ()
-    tools = []
-    for i, tool in enumerate(list_of(value, field, "a list of tools")):
-        if not isinstance(tool, Mapping):
-            raise RowError(f"expected an object, found {type_name(tool)}", f"{field}.{i}")
-        function = tool.get("function") or tool
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise RowError("missing", f"{field}.{i}.name")
-        tools.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)})
-    return tuple(tools)
-
-
-def check_order(messages: Messages, field: str, *, after: str | None = None) -> None:
+def check_order(
+    messages: Sequence[Message], field: str, *, after: str | None = None, places: Sequence[int] | None = None, greeting: bool = False
+) -> None:
     """Raises :class:`RowError` unless system comes first, users and assistants take turns, and tool results follow an assistant.
 
-    ``after`` is the role of the message before these.
+    ``after`` is the role of the message before these; ``places`` says which turn of the row each message comes from.
     """
     for i, message in enumerate(messages):
         role = message["role"]
-        if role not in _MAY_FOLLOW[after]:
+        if role not in _MAY_FOLLOW[after] and not (greeting and role == "assistant" and after in (None, "system")):
             expected = " or ".join(_MAY_FOLLOW[after])
-            raise RowError(
-                f"{role} after {after}; expected {expected}" if after else f"begins with {role}; expected {expected}", f"{field}.{i}"
-            )
+            at = f"{field}.{places[i] if places else i}"
+            raise RowError(f"{role} after {after}; expected {expected}" if after else f"begins with {role}; expected {expected}", at)
         after = role
 
 
@@ -202,7 +361,7 @@ def same(one: Messages, other: Messages) -> bool:
 
 
 def _said(message: Message) -> tuple[Any, ...]:
-    return message["role"], message["content"].strip(), message.get("tool_calls")
+    return message["role"], message["content"].strip(), message.get("tool_calls"), message.get("reasoning", "").strip()
 
 
 def shared_prefix(lists: Sequence[Messages]) -> int:

@@ -57,6 +57,8 @@ class SourceReport:
     weight: float | None = None
     """Its share of the mixture as asked for, from 0 to 1."""
     first_bad: list[BadRow] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    """What a person should know of the rows that were kept, and how often it happened."""
 
     def line(self) -> str:
         """One line for people."""
@@ -64,6 +66,7 @@ class SourceReport:
         parts += [f"{n:,} {what}" for n, what in ((self.left_out, "left out by `where`"), (self.dropped, "dropped by the format")) if n]
         if self.bad:
             parts.append(f"{self.bad:,} bad (first: {self.first_bad[0]})")
+        parts += [f"{count:,} times {what}" for what, count in self.notes.items()]
         return f"{self.path} ({self.format or 'unknown format'}): {', '.join(parts)}"
 
 
@@ -91,7 +94,7 @@ class ReadReport:
 
     def as_json(self) -> dict[str, Any]:
         """The same numbers for machines."""
-        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight")
+        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight", "notes")
         sources = [{key: getattr(source, key) for key in keys} for source in self.sources]
         for source, entry in zip(self.sources, sources, strict=True):
             entry["share"] = source.given / self.given if self.given else 0.0
@@ -204,7 +207,7 @@ class _Mixture:
                 report.left_out += 1
                 continue
             records = self._converted(convert, row, source)
-            report.format = convert.format
+            report.format, report.notes = convert.format, convert.notes
             report.kept += len(records)
             yield from records
             rows += bool(records)
@@ -217,7 +220,7 @@ class _Mixture:
         try:
             records = convert(row)
         except RowError as error:
-            content = clip(json.dumps(row.value, ensure_ascii=False, default=str), _CONTENT)
+            content = _shown(row.value)
             self._bad(source, BadRow(error.message, row.origin.source, row.origin.line, key=error.field, content=content))
             return ()
         source[2].dropped += not records
@@ -239,6 +242,14 @@ class _Mixture:
                 self._file = self._rejects.open("w", encoding="utf-8", errors="backslashreplace")
             entry = {"source": row.file, "line": row.line, "field": row.key, "reason": row.message, "content": clip(row.content, _CONTENT)}
             self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _shown(value: Mapping[str, Any]) -> str:
+    """The beginning of a row, for the rejects file."""
+    try:
+        return clip(json.dumps(value, ensure_ascii=False, default=str), _CONTENT)
+    except (RecursionError, ValueError):
+        return ", ".join(clip(key, 40) for key in value)  # nested too deeply to be written
 
 
 def share_out(total: int, shares: Sequence[float]) -> list[int]:

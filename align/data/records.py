@@ -1,4 +1,4 @@
-"""What a data row is once it is inside: a conversation, a preference, or a prompt. Foreign spellings stop at formats.py.
+"""What a data row is once it is inside: a conversation, a preference, a labelled answer, or a prompt. Foreign spellings stop at formats.py.
 
 A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant message may carry
 ``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for an answer that was cut off, which must
@@ -73,6 +73,19 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Unpaired:
+    """A prompt, one completion, and whether it is a good one: a judgement of an answer by itself, as KTO learns from."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+    id: str
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Prompt:
     """Messages that end with the user (or a tool result), to be answered by a model."""
 
@@ -83,4 +96,4 @@ class Prompt:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-Record = Conversation | Preference | Prompt
+Record = Conversation | Preference | Unpaired | Prompt

@@ -13,6 +13,9 @@ SHOWN = 10
 """Places that are named for each reason; their number is told in any case."""
 
 
+_PLURAL = {"unpaired": "prompts with labelled answers"}
+
+
 @dataclass
 class Counted:
     """How often something happened, and where first."""
@@ -79,9 +82,10 @@ class DataReport:
         """For people: the sources, the sum, the drops and the notes."""
         trained = f", {self.targets:,} of them trained" if self.targets else ""
         cached = " (encoded before)" if self.reused else ""
+        kind = _PLURAL.get(self.want, f"{self.want}s")
         return [
             *self.source_lines,
-            f"{self.trees:,} {self.want}s{cached}: {self.tokens:,} tokens{trained}, the longest has {self.longest:,}",
+            f"{self.trees:,} {kind}{cached}: {self.tokens:,} tokens{trained}, the longest has {self.longest:,}",
             *(f"dropped, {reason}: {count}" for reason, count in self.dropped.items()),
             *(f"note, {what}: {count}" for what, count in self.noted.items()),
         ]

@@ -1,15 +1,30 @@
-"""JSON as rows need it: what Python's decoder lets pass (duplicate keys, NaN, lone surrogates, NUL) is a fault here."""
+"""JSON as rows need it: what Python's decoder lets pass (duplicate keys, NaN, 1e400, lone surrogates, NUL) is a fault here.
+
+All JSON of rows is decoded here: that of files, and that of texts inside a row, such as a cell with messages or a call's arguments.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
+DEPTH = 100
+"""How many objects and lists may stand inside each other in what a model is shown. Templates and encoders recurse."""
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+
+
+class RowError(ValueError):
+    """A row that cannot be used: why, and which of its fields is to blame. Converters raise it."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -26,13 +41,20 @@ class RowDecoder:
 
     def __init__(self) -> None:
         self._found: list[str] = []
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float)
 
     def decode(self, text: str, at: int) -> tuple[Any, int, Fault | None]:
-        """``(value, end, fault)`` of the value that begins at ``text[at]``.
+        """``(value, end, fault)`` of the row, which is an object, that begins at ``text[at]``.
 
         Raises :class:`ValueError` (of which ``json.JSONDecodeError`` is one) where it is not JSON, so that its end is not known.
         """
+        value, end, fault = self.value(text, at)
+        if not fault and not isinstance(value, dict):
+            fault = Fault(f"a row must be an object, found {type_name(value)}")
+        return value, end, fault
+
+    def value(self, text: str, at: int) -> tuple[Any, int, Fault | None]:
+        """The same for a value of any type."""
         self._found.clear()
         try:
             value, end = self._decoder.raw_decode(text, at)
@@ -40,8 +62,6 @@ class RowDecoder:
             raise ValueError("nested too deeply") from None
         if self._found:
             return value, end, Fault(self._found[0])
-        if not isinstance(value, dict):
-            return value, end, Fault(f"a row must be an object, found {type_name(value)}")
         # Decoded UTF-8 has no surrogates, and JSON allows no raw NUL: only an escape can make them.
         return value, end, unreadable(value) if text.find("\\u", at, end) >= 0 else None
 
@@ -55,6 +75,68 @@ class RowDecoder:
 
     def _constant(self, name: str) -> None:
         self._found.append(f"{name} is not JSON; write null")
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            self._found.append(f"the number {clip(text, 20)} is too large")
+        return value
+
+
+_TEXTS = RowDecoder()
+
+
+def parse_text(text: str, field: str, expected: str) -> Any:
+    """The value of a text that has to be JSON, such as a CSV cell with messages.
+
+    Raises :class:`RowError` with ``field``: where it is not JSON (``expected`` says what was looked for), has a key twice, NaN, a number
+    without end, a lone surrogate or a NUL.
+    """
+    try:
+        value, end, fault = _TEXTS.value(text, skip_space(text, 0))
+    except ValueError as error:
+        raise RowError(_not_json(text, expected, str(error)), field) from None
+    if skip_space(text, end) != len(text):
+        raise RowError(_not_json(text, expected, ""), field)
+    if fault:
+        raise RowError(fault.what, f"{field}.{fault.field}" if fault.field else field)
+    return value
+
+
+def _not_json(text: str, expected: str, reason: str) -> str:
+    if reason == "nested too deeply":
+        return f"{expected}, found JSON that is nested too deeply"
+    python = re.match(r"\s*(\[\s*)*\{\s*'", text) is not None
+    return f"{expected}, found a string that is not JSON" + (" (single quotes: Python wrote it); write it as JSON" if python else "")
+
+
+def checked(value: Any, field: str, *, keep_nulls: bool = True, depth: int = 0) -> Any:
+    """``value`` as JSON has it: what a model is shown of a call or a tool.
+
+    Without ``keep_nulls`` the keys of objects whose value is null are left out: a table gives every row the keys of all rows. Raises
+    :class:`RowError` for what nests deeper than :data:`DEPTH`, NaN, infinities, and types that JSON does not have.
+    """
+    if depth > DEPTH:
+        raise RowError("nested too deeply", field)
+    if isinstance(value, dict):
+        given = {str(key): item for key, item in value.items() if keep_nulls or item is not None}
+        return {key: checked(item, f"{field}.{clip(key, 40)}", keep_nulls=keep_nulls, depth=depth + 1) for key, item in given.items()}
+    if isinstance(value, list):
+        return [checked(item, f"{field}.{i}", keep_nulls=keep_nulls, depth=depth + 1) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"{value} is not JSON", field)
+    if value is not None and not isinstance(value, (str, bool, int, float)):
+        raise RowError(f"has {type_name(value)}, which JSON does not have; write it as text", field)
+    return value
+
+
+def as_json(value: Any) -> tuple[Any, int] | None:
+    """``value`` as JSON has it, and its length as text; a table's dates and decimals become text. None for NaN, and for deep nesting."""
+    try:
+        text = json.dumps(value, default=str, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None
+    return json.loads(text), len(text)
 
 
 def unreadable(value: Any) -> Fault | None:

@@ -34,6 +34,7 @@ class Tree:
     trunk: Ids  # [p], p >= 1
     branches: tuple[Branch, ...]  # none is empty; there is none at all in a prompt that a model is still to answer
     margin: float = 0.0
+    """How much better the chosen answer is. Of an answer that was judged by itself: 1 for a good one, -1 for a bad one."""
 
     @property
     def size(self) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 import regex
 
-from align.data.messages import RowError, text_of
+from align.data.messages import text_of
 from align.data.records import Prompt
+from align.data.strict_json import RowError
 
 WORDS = {"exact_match": "GSM8K, problems solved (exact match)"}
 INSTRUCTION = "Work it out step by step. End with a line that holds `#### ` and the final number, nothing else."

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from align.data.messages import RowError
 from align.data.records import Prompt
+from align.data.strict_json import RowError
 from align.errors import EnvironmentFault
 
 WORDS = {

@@ -51,7 +51,7 @@ def name_of_stage(text: str) -> str:
     return name_of_run(text)
 
 
-FORMATS = ("messages", "preference", "prompt", "alpaca", "sharegpt", "hh_rlhf", "ultrafeedback")
+FORMATS = ("messages", "preference", "unpaired", "prompt", "alpaca", "sharegpt", "hh_rlhf", "ultrafeedback")
 """Row formats that have a name; `align.data.formats` implements them."""
 
 
@@ -85,7 +85,7 @@ class DataSource(Strict):
     path: Annotated[str, Reference(("preferences", "prompts")), Field(min_length=1)]
     """A local file (`.jsonl`, `.json`, `.csv`, `.parquet`), `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
     format: Annotated[str, AfterValidator(_format)] | None = None
-    """Row format: `messages`, `preference`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`, `ultrafeedback`, or your own converter as
+    """Row format: `messages`, `preference`, `unpaired`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`, `ultrafeedback`, or your own converter,
     `package.module:function`. Detected from the first row when absent."""
     split: str = "train"
     """Split of a hub data set."""

@@ -11,7 +11,7 @@ from align.data.formats import Converter, RowError, Want, converter
 from align.data.inspect import wanted_of
 from align.data.mixture import SHOWN
 from align.data.readers import Row, read_rows
-from align.data.records import Conversation, Messages, Preference
+from align.data.records import Conversation, Messages, Preference, Unpaired
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 from align.scoring.scorer import Answer, Scorer
@@ -23,7 +23,8 @@ _ROWS = 64
 def score_rows(scorer: Scorer, location: Path | str) -> Iterator[dict[str, Any]]:
     """For each row of a file (or, as a string, a hub data set) the scores of its answers.
 
-    A preference gives ``{"id", "chosen", "rejected": [...]}``, a conversation the ``score`` of its last message, and a prompt with a list
+    A preference gives ``{"id", "chosen", "rejected": [...]}``, a conversation or a labelled
+    answer the ``score`` of its last message, and a prompt with a list
     of texts in ``answers`` their ``scores``.
 
     Raises:
@@ -48,6 +49,8 @@ def _read(rows: Iterable[Row], convert: Converter, want: Want, bad: list[Problem
             for record in convert(row):
                 if isinstance(record, Preference):
                     answers = [_answer(record.prompt, said) for said in (record.chosen, *record.rejected)]
+                elif isinstance(record, Unpaired):
+                    answers = [_answer(record.prompt, record.completion)]
                 elif isinstance(record, Conversation):
                     answers = [_answer((), record.messages)]
                 else:
@@ -76,7 +79,7 @@ def _scored(scorer: Scorer, rows: Iterable[tuple[str, str, list[Answer]]]) -> It
         match want:
             case "preference":
                 yield {"id": id, "chosen": own[0], "rejected": own[1:]}
-            case "conversation":
+            case "conversation" | "unpaired":
                 yield {"id": id, "score": own[0]}
             case _:
                 yield {"id": id, "scores": own}

@@ -133,7 +133,7 @@ def _preferences(
 ) -> Made:
     """Rows ``prompt``, ``completion`` and ``label``, or ``prompt``, ``chosen`` and ``rejected``, in an order that follows from the seed."""
     trees, report = load_trees(
-        "preference",
+        "unpaired" if spec.method.rows == "answers" else "preference",
         sources,
         resolve=ctx.resolve,
         encoder=spellings.encoder,
@@ -160,8 +160,10 @@ def _preferences(
 
 
 def _judged(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
+    """A row for each answer. A tree of one answer was judged by itself; of a preference the first is the good one."""
     prompt, answers = _texts(tree, spellings)
-    return [{"prompt": prompt, "completion": answer, "label": place == 0} for place, answer in enumerate(answers)]
+    good = tree.margin > 0 if len(answers) == 1 else True
+    return [{"prompt": prompt, "completion": answer, "label": good and place == 0} for place, answer in enumerate(answers)]
 
 
 def _pairs(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("if_verifiable", reason="IFEval's checkers are in the extra `eval`")
 pytest.importorskip("punkt", reason="IFEval's sentences are in the extra `eval`")
 
-from align.data.messages import RowError
 from align.data.records import Origin, Prompt
+from align.data.strict_json import RowError
 from align.evaluation import ifeval
 
 ENGLISH = "The weather in this part of the country is mild in spring and the gardens are full of flowers"

@@ -166,7 +166,7 @@ def test_text_parts_are_joined() -> None:
     assert conversation({"messages": [{"role": "user", "content": parts}, says("x")]}).messages[0]["content"] == "ab"
     image = [{"type": "image_url", "image_url": {"url": "x"}}]
     bad = {"messages": [{"role": "user", "content": image}, says("x")]}
-    assert refused(bad, "conversation") == ("messages.0.content", "has a part that is not text")
+    assert refused(bad, "conversation") == ("messages.0.content", "has a part that is not text: image_url")
 
 
 def test_messages_as_json_text() -> None:
@@ -191,16 +191,18 @@ def test_prompt_and_completion_train_only_the_completion() -> None:
         ([asks("q"), {"role": "system", "content": "S"}, says("a")], "messages.1", "system after user; expected assistant"),
         ([asks("q"), {"role": "tool", "content": "1"}, says("a")], "messages.1", "tool after user; expected assistant"),
         ([asks("q"), says("a"), asks("r")], None, "ends with the user: there is no answer to train on"),
-        ([asks("q"), {"role": "bot", "content": "a"}], "messages.1.role", "unknown role 'bot'; known: system, developer, user, "),
+        ([asks("q"), {"role": "alien", "content": "a"}], "messages.1.role", "unknown role 'alien'; known: system, developer, user, "),
         ([asks("q"), {"content": "a"}], "messages.1.role", "missing"),
         ([asks("q"), {"role": "assistant"}], "messages.1.content", "missing"),
         ([asks("q"), says("")], "messages.1.content", "is empty"),
         ([asks("q"), says(" \n\t\u3000")], "messages.1.content", "is empty"),
         ([asks(" "), says("a")], "messages.0.content", "is empty"),
-        ([{"role": "system", "content": ""}, asks("q"), says("a")], "messages.0.content", "is empty"),
+        ([asks("q"), {"role": "assistant", "content": None}], "messages.1.content", "is null: the text was taken out of the data"),
         ([asks("q"), {"role": "assistant", "content": 3}], "messages.1.content", "expected a string, found a number"),
         ([asks("q"), "a"], "messages.1", "expected a message, found a string"),
-        ([asks("q"), {**says("a"), "reasoning_content": "hm"}], "messages.1.reasoning_content", "text beside the content is not supported"),
+        ([asks("q"), {**says("a"), "reasoning_content": 3}], "messages.1.reasoning_content", "expected a string, found a number"),
+        ([asks("q"), {**says("a"), "reasoning": "x", "thinking": "y"}], "messages.1", "has reasoning in several places"),
+        ([{**asks("q"), "reasoning": "x"}, says("a")], "messages.0", "only an assistant has reasoning and calls"),
         ([], "messages", "is empty"),
         (3, "messages", "expected a list of messages, found a number"),
         ("text", "messages", "expected a list of messages, found a string that is not JSON"),

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from align.data.messages import RowError
 from align.data.records import Origin, Prompt
+from align.data.strict_json import RowError
 from align.evaluation import gsm8k
 
 

@@ -69,7 +69,7 @@ def test_the_first_ten_bad_rows_and_their_number_in_one_error(tmp_path: Path) ->
 
 def test_skipped_rows_are_written_down_and_counted(tmp_path: Path) -> None:
     """O16, O17, O18: source, line, field, reason and the beginning of the content; a lone surrogate survives as an escape."""
-    long = [{"role": "bot", "content": "中" * 1000}]
+    long = [{"role": "alien", "content": "中" * 1000}]
     path = write(tmp_path / "x.jsonl", [row(1), "{broken", row(3, messages=long), r'{"messages": "\ud800"}', row(5)])
     rejects = tmp_path / "new" / "rejects.jsonl"
     records = read(DataSource(path=str(path), on_bad_row="skip"), rejects=rejects)
@@ -82,7 +82,7 @@ def test_skipped_rows_are_written_down_and_counted(tmp_path: Path) -> None:
     ]
     assert entries[0]["reason"] == "invalid JSON (col 2)"
     assert entries[0]["content"] == "{broken"
-    assert entries[1]["reason"].startswith("unknown role 'bot'")
+    assert entries[1]["reason"].startswith("unknown role 'alien'")
     assert len(entries[1]["content"]) == 200
     assert "中中" in rejects.read_text()
     report = records.report.sources[0]
