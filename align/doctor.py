@@ -126,6 +126,8 @@ def check_machine() -> Iterator[Finding]:
         yield Finding("note" if gpu else "ok", "device", f"CPU build of torch, {os.cpu_count()} cores{told}")
     else:
         yield Finding("ok" if gpu else "note", "device", f"torch for CUDA {cuda}, {'GPU found' if gpu else 'but no NVIDIA GPU here'}")
+    if cuda is None and (bf16 := check_bf16(cpu_features())):
+        yield bf16
     yield check_compiler(next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None), cuda)
     yield enough("disk", shutil.disk_usage(Path.cwd()).free / GIB, MIN_DISK_GIB, "free here; runs/ needs room for models and checkpoints")
     if (memory := available_memory()) is not None:
@@ -140,6 +142,27 @@ def torch_cuda_version() -> str | None:
         return None
     found = re.search(r"^cuda\b.*=\s*'([\d.]+)'", (Path(spec.origin).parent / "version.py").read_text(), re.MULTILINE)
     return found.group(1) if found else None
+
+
+def cpu_features() -> frozenset[str]:
+    """What the processor can do, by Linux's names (x86: ``flags``, Arm: ``Features``); empty where that cannot be read."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def check_bf16(features: frozenset[str]) -> Finding | None:
+    """Has the CPU instructions for products of bf16 numbers? None where it is not known what it has.
+
+    Without them the results are the same within bf16's rounding, but products are made from converted numbers: 5 to 6 times the time of
+    fp32 on a processor that has AVX2 only (SmolLM2-135M's layers and head).
+    """
+    if not features:
+        return None
+    units = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in features]
+    if units:
+        return Finding("ok", "bf16", f"the CPU computes it ({', '.join(units)})")
+    return Finding("note", "bf16", "emulated, this CPU has no units for it: `autocast: bf16` and `dtype: bf16` are slower than fp32")
 
 
 def check_compiler(compiler: str | None, cuda: str | None) -> Finding:

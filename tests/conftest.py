@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, no network, no telemetry, no GPU unless asked for, the same seeds.
+"""What every test runs under: one thread (or TEST_THREADS), no network, no telemetry, no GPU unless asked for, the same seeds.
 
 The environment is set before anything imports torch or a Hugging Face library: they read it at import.
 """
@@ -13,10 +13,11 @@ import tempfile
 
 import pytest
 
+THREADS = os.environ.get("TEST_THREADS", "1")  # two workers share two cores; results must not depend on how many there are
 os.environ.update(
     {
-        "OMP_NUM_THREADS": "1",  # two workers share two cores; results must not depend on how many there are
-        "MKL_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": THREADS,
+        "MKL_NUM_THREADS": THREADS,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -94,7 +94,8 @@ class DpoTrainer(Trainer):
         total = torch.zeros((), device=batch.branch.device)
         with self._autocast():
             stream = Stream(self.model, parts)
-            chosen_sum = stream.logprobs.sum()
+            # Added up as the reference's are, in the same order: another order would be a difference to it of rounding.
+            chosen_sum = segment_sum(stream.logprobs, parts.first.branch, 1)[0]
             chosen = chosen_sum.detach().requires_grad_()
             policy[0] = chosen.detach()
             first = 1

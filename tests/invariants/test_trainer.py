@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,44 @@ def test_not_finite_stops_before_the_optimiser(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "nan.json").read_text())
     assert report["step"] == 4 and len(report["examples"]) == 8
     assert newest_checkpoint(tmp_path / "checkpoints", ["weights", "optimizer"]) is not None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_before_the_optimiser(tmp_path: Path, value: float) -> None:
+    """O21: the loss is a number and the gradient is none, as behind a root of zero or an overflow in the backward pass."""
+    run = trainer(tmp_path, trees(16), epochs=4)
+
+    def poison(metrics: object) -> None:
+        if run.progress.step == 2:
+            next(iter(run.parameters.values())).register_hook(lambda gradient: gradient * value)
+
+    run.after_step = poison  # type: ignore[method-assign]
+    with pytest.raises(TrainingFault, match=r"grad_norm not finite at step 3 .*the optimiser has not moved"):
+        run.fit()
+    assert all(p.isfinite().all() for p in run.parameters.values())
+    assert all(run.optimizer.state[p]["exp_avg"].isfinite().all() for p in run.parameters.values())
+    report = json.loads((tmp_path / "nan.json").read_text())
+    assert report["step"] == 3 and math.isfinite(float(report["metrics"]["loss"])) and len(report["examples"]) == 8
+
+
+def test_every_process_draws_dropout_of_its_own(tmp_path: Path) -> None:
+    """Two processes that drew the same masks would halve the noise that a step averages over. Here both see the same examples, so that
+    nothing but their dropout can differ; a process that runs again draws the same."""
+
+    def losses_of(rank: int, name: str) -> list[float]:
+        base = model()
+        torch.manual_seed(1)
+        run = trainer(tmp_path / name, trees(24), net=add_lora(base, Lora(rank=2, dropout=0.5)), group=Ranks(rank=rank), learning_rate=0.1)
+        run.loader = replace(run.loader, rank=0)
+        seen: list[float] = []
+        run.after_step = lambda metrics: seen.append(metrics["loss"])  # type: ignore[method-assign]
+        run.fit()
+        return seen
+
+    first, second, again = losses_of(0, "first"), losses_of(1, "second"), losses_of(1, "again")
+    assert first[0] == pytest.approx(second[0], abs=1e-5), "an adapter without effect yet hides its dropout"
+    assert all(abs(one - other) > 1e-4 for one, other in zip(first[1:], second[1:], strict=True)) and len(first) == 3
+    assert second == again
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -13,10 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from align.errors import InputError
-from align.models.adapters import START, TRAINED, adapter_off, add_lora, is_lora, merged_copy, trainable_parameters, unwrap
+from align.models.adapters import START, TRAINED, activate, adapter_off, add_lora, is_lora, merged_copy, trainable_parameters, unwrap
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe.schema import Lora, Model
+from align.rollout.sync import policy_weights
 from tests.saved import LORA, save_tiny
 from tests.tiny import tiny
 
@@ -204,6 +205,18 @@ def test_merged_copy(family: str) -> None:
 
 def test_merged_copy_of_stacked_adapters(stacked: nn.Module) -> None:
     assert_close(logits(merged_copy(stacked)), logits(stacked), atol=2e-5, rtol=1e-5)
+
+
+def test_the_engine_gets_every_active_adapter(stacked: nn.Module, tmp_path: Path) -> None:
+    """What is sent to an engine: a plain model with these weights answers as the policy does. With both of its adapters, each alone, and
+    none."""
+    for active in ((START, TRAINED), (TRAINED,), (START,), ()):
+        activate(stacked, active)
+        plain = load_policy(Model(path=str(tmp_path / "base")))
+        plain.load_state_dict(dict(policy_weights(stacked)))
+        assert_close(logits(plain), logits(stacked), atol=2e-5, rtol=1e-5)
+    activate(stacked, (START, TRAINED))
+    assert (logits(plain) - logits(stacked)).abs().max() > 0.1
 
 
 def test_merging_in_bf16_adds_in_fp32() -> None:

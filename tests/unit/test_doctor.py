@@ -99,6 +99,32 @@ def test_no_compiler_is_fine_on_a_cpu_and_a_problem_on_cuda() -> None:
     assert doctor.check_compiler("gcc", "12.9").level == "ok"
 
 
+def test_emulated_bf16_is_told() -> None:
+    """By Linux's names of the processors' features, whole words: ``avx512_bf16`` is one, ``avx512f`` is none."""
+    for units in ("avx512_bf16", "amx_bf16 avx512_bf16", "asimd bf16"):
+        found = doctor.check_bf16(frozenset(f"fpu sse2 avx2 avx512f {units}".split()))
+        assert found is not None and found.level == "ok" and units.split()[0].removeprefix("asimd") in found.text
+    emulated = doctor.check_bf16(frozenset(["fpu", "sse2", "avx2", "avx512f"]))
+    assert emulated is not None and emulated.level == "note" and "emulated" in emulated.text and "autocast: bf16" in emulated.text
+    assert doctor.check_bf16(frozenset()) is None, "nothing is said where nothing is known"
+
+
+def test_the_features_are_read_from_cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Linux on x86 and on Arm; nothing elsewhere."""
+    kinds = {
+        "flags\t\t: fpu avx2 avx512_bf16\nbugs: x": {"fpu", "avx2", "avx512_bf16"},
+        "Features\t: fp bf16": {"fp", "bf16"},
+        "model: 1": set(),
+    }
+    for text, features in kinds.items():
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\n{text}\n")
+        with monkeypatch.context() as patched:
+            patched.setattr(doctor, "Path", lambda path: tmp_path / Path(path).name)
+            assert doctor.cpu_features() == features
+            patched.setattr(doctor, "Path", lambda path: tmp_path / "nowhere")
+            assert doctor.cpu_features() == frozenset()
+
+
 def test_too_little_disk_or_memory() -> None:
     assert doctor.enough("disk", 5.0, 5, "free here; more").level == "ok"
     low = doctor.enough("disk", 4.9, 5, "free here; more")
