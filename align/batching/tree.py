@@ -29,11 +29,28 @@ def pack(trees: Sequence[Tree], *, microbatch_tokens: int, layout: Layout = "tre
     A tree larger than that gets a micro-batch of its own: the limit is about memory, and nothing is ever cut here. ``multiple_of`` rounds
     the row length up with padding (compiled kernels want few distinct lengths).
     """
-    if layout == "padded":
-        groups = _pad_groups(trees, microbatch_tokens)
-    else:
-        groups = _best_fit([_cost(tree, layout) for tree in trees], microbatch_tokens)
+    groups = grouped(trees, microbatch_tokens, layout)
     return [build(trees, group, layout=layout, pad_id=pad_id, multiple_of=multiple_of) for group in groups]
+
+
+def grouped(trees: Sequence[Tree], microbatch_tokens: int, layout: Layout) -> list[list[int]]:
+    """Which trees, by number, go into which micro-batch."""
+    if layout == "padded":
+        return _pad_groups(trees, microbatch_tokens)
+    return _best_fit([_cost(tree, layout) for tree in trees], microbatch_tokens)
+
+
+def row_multiple(layout: Layout, microbatch_tokens: int, device: str) -> int:
+    """What a row's length is rounded up to: one length on a GPU ("cuda"), whose attention kernel is compiled for each; none elsewhere."""
+    return microbatch_tokens if device == "cuda" and layout != "padded" else 1
+
+
+def tokens_of(trees: Sequence[Tree], layout: Layout, multiple_of: int = 1) -> int:
+    """Tokens of one micro-batch of ``trees``, padding included."""
+    if layout == "padded":
+        longest = max(tree.longest_path for tree in trees)
+        return sum(len(tree.branches) for tree in trees) * -(-longest // multiple_of) * multiple_of
+    return -(-sum(_cost(tree, layout) for tree in trees) // multiple_of) * multiple_of
 
 
 def _cost(tree: Tree, layout: Layout) -> int:

@@ -15,7 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from align.cli import data, evaluate, models, runs
-from align.cli.options import Arguments, AsJson, Force, Fresh, From, NumProcesses, Only, RecipeOption, Seeds, selection_of, with_seeds
+from align.cli.options import (
+    Arguments,
+    AsJson,
+    Force,
+    Fresh,
+    From,
+    NumProcesses,
+    Only,
+    PlannedProcesses,
+    RecipeOption,
+    Seeds,
+    selection_of,
+    with_seeds,
+)
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
 from align.terminal import console
 
@@ -158,7 +171,7 @@ def plan(
     ctx: typer.Context,
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    nproc: NumProcesses = 1,
+    nproc: PlannedProcesses = None,
     only: Only = None,
     start: From = None,
     force: Force = None,
@@ -169,6 +182,8 @@ def plan(
 
     made = make_plan(_load(arguments, recipe), ctx.obj, nproc=nproc, selection=selection_of(only, start, force, fresh))
     show(made, console())
+    if made.faults:
+        raise InputError(made.faults)
     if made.problems:
         raise EnvironmentFault(made.problems)
 

@@ -18,6 +18,9 @@ Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A file or a shipped recipe's name, then overrides.")
 ]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="The recipe, instead of the first argument.")]
+PlannedProcesses = Annotated[
+    int | None, typer.Option("--nproc", min=1, help="Processes; without it one for each GPU of the recipe's `hardware`, or one.")
+]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine (data parallel).")]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STAGE", help="Run these stages only (A,B or repeated); what they need must be there.")

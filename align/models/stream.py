@@ -46,20 +46,34 @@ def split(batch: Batch, tokens: int) -> Parts | None:
     if batch.num_tokens <= WHOLE * tokens or len(batch.rows) != 1 or len(batch.rows[0]) != 1 or len(batch.rows[0][0].branches) < 2:
         return None
     span = batch.rows[0][0]
+    cut, start = [], span.trunk
+    for group in [[0], *_groups(span.branches, tokens)]:
+        lengths = tuple(span.branches[b] for b in group)
+        cut.append(_part(batch, group, start, start + sum(lengths), Span(0, 0, lengths)))
+        start += sum(lengths)
+    return Parts(_part(batch, [], 0, span.trunk, Span(0, span.trunk, ())), cut[0], cut[1:])
+
+
+def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
+    """The branches behind the first one, by number, in groups; given the lengths of all."""
     groups: list[list[int]] = []
     room = 0
-    for branch, length in enumerate(span.branches[1:], start=1):
+    for branch, length in enumerate(branches[1:], start=1):
         if not groups or length > room:
             groups.append([])
             room = tokens // GROUP
         groups[-1].append(branch)
         room -= length
-    cut, start = [], span.trunk
-    for group in [[0], *groups]:
-        lengths = tuple(span.branches[b] for b in group)
-        cut.append(_part(batch, group, start, start + sum(lengths), Span(0, 0, lengths)))
-        start += sum(lengths)
-    return Parts(_part(batch, [], 0, span.trunk, Span(0, span.trunk, ())), cut[0], cut[1:])
+    return groups
+
+
+def held_at_once(trunk: int, branches: Sequence[int], tokens: int) -> int:
+    """Tokens of a tree whose activations are in memory at the same time: all of them, or where it is cut, its trunk, its first branch and
+    its largest group. Arguments are lengths, and a micro-batch's limit."""
+    whole = trunk + sum(branches)
+    if whole <= WHOLE * tokens or len(branches) < 2:
+        return whole
+    return trunk + branches[0] + max(sum(branches[b] for b in group) for group in _groups(branches, tokens))
 
 
 def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Span) -> Batch:

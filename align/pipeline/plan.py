@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.errors import Problem
+from align.errors import InputError, Problem
 from align.pipeline import artifacts, plan_ppo, plan_trl
 from align.pipeline.folder import RunFolder
 from align.pipeline.machine import Machine, machine_for, this_machine
-from align.pipeline.origin import Origin, origin_of
+from align.pipeline.origin import origin_of
+from align.pipeline.plan_training import Rollouts, Row, Training
 from align.pipeline.runner import ALL, StageStatus, status
 from align.pipeline.selection import Selection
-from align.pipeline.tokens import Amount, amount, conversations
-from align.recipe import estimate, estimate_ppo
-from align.recipe.estimate import Term, count, duration, gigabytes
+from align.pipeline.tokens import Amount, UnreadableData, amount, conversations
+from align.recipe import estimate
+from align.recipe.estimate import duration
 from align.recipe.load import LoadedRecipe
 from align.recipe.ppo import PpoStage
-from align.recipe.schema import EvaluateStage, Lora, SelfContrastStage, Stage, Train, TrlStage
-from align.recipe.shapes import Shape
-
-
-@dataclass(frozen=True)
-class Row:
-    """One value of a plan."""
-
-    name: str
-    value: str
-    source: str
-    """Where it comes from."""
+from align.recipe.schema import EvaluateStage, Hardware, SelfContrastStage, Train, TrlStage
 
 
 @dataclass(frozen=True)
@@ -52,6 +40,8 @@ class StagePlan:
     """Predicted peak bytes of one process."""
     problems: tuple[Problem, ...] = ()
     """What cannot fit."""
+    faults: tuple[Problem, ...] = ()
+    """Data that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +51,81 @@ class Plan:
     name: str
     machine: Machine
     stages: tuple[StagePlan, ...]
-    obstacle: Problem | None = None
-    """Why nothing could be written."""
+    obstacles: tuple[Problem, ...] = ()
+    """Why nothing could be written, or not so many processes could be started."""
+    notes: tuple[str, ...] = ()
+    """Where it would run, if that is not this machine, and how."""
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What cannot fit, over all stages that would run, and what stands in the way of all of them."""
-        fits = tuple(problem for stage in self.stages for problem in stage.problems)
-        return fits if self.obstacle is None else (self.obstacle, *fits)
+        return (*self.obstacles, *(problem for stage in self.stages for problem in stage.problems))
+
+    @property
+    def faults(self) -> tuple[Problem, ...]:
+        """Data that cannot be read, over all stages that would run."""
+        return tuple(fault for stage in self.stages for fault in stage.faults)
 
 
-def make_plan(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1, selection: Selection = ALL) -> Plan:
+def make_plan(
+    loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int | None = None, selection: Selection = ALL, here: bool = False
+) -> Plan:
     """Plan every stage. Loads no weights; data that are small are encoded to count them.
 
     Args:
         runs_dir: where the run would write, and where results of earlier runs are.
-        nproc: processes on this machine; a recipe with ``hardware`` has one for each GPU.
+        nproc: processes; when None, one for each GPU of the recipe's ``hardware``, or one.
         selection: the stages that the run may run.
+        here: plan for this machine, whatever the recipe's ``hardware`` says.
 
     Raises:
-        InputError: the data, or a local model, cannot be read; the run would refuse the selection.
+        InputError: a local model cannot be read; the run would refuse the selection.
     """
-    hardware = loaded.recipe.hardware
+    hardware = None if here else loaded.recipe.hardware
     machine = machine_for(hardware) if hardware else this_machine(runs_dir)
-    processes = machine.units if hardware and machine.device == "cuda" else nproc
+    processes = nproc or (machine.units if hardware and machine.device == "cuda" else 1)
     run = RunFolder.of(loaded, runs_dir)
     states = status(loaded, runs_dir, selection)
-    stages = tuple(_plan_stage(loaded, name, states[name], machine, processes, run) for name in loaded.order)
-    elsewhere = hardware is not None or not any(stage_runs(state) for state in states.values())
-    return Plan(loaded.recipe.name, machine, stages, None if elsewhere else run.obstacle())
+    obstacles = [] if hardware or not any(stage_runs(state) for state in states.values()) else [run.obstacle()]
+    if machine.device == "cuda" and processes > machine.units:
+        message = f"--nproc {processes}: {machine.name} has {machine.units} GPUs, and every process takes one"
+        obstacles.append(Problem(message, hint=f"at most --nproc {machine.units}"))
+    notes = tuple(_notes(hardware, machine, this_machine(runs_dir), nproc)) if hardware else ()
+    used = dataclasses.replace(machine, units=processes) if machine.device == "cuda" else machine
+    stages = tuple(_plan_stage(loaded, name, states[name], used, processes, run) for name in loaded.order)
+    return Plan(loaded.recipe.name, machine, stages, tuple(problem for problem in obstacles if problem is not None), notes)
+
+
+def what_cannot_fit(
+    loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1, selection: Selection = ALL
+) -> tuple[Problem, ...]:
+    """What of a run's stages cannot fit into the memory or onto the disk of this machine, each with the numbers; empty when all may fit.
+
+    Only what is certain: data that are not here yet, or too many to count, are taken to be small. Small data are encoded to count them,
+    into the run's cache where its folder is there already, so that the run finds them encoded.
+
+    Raises:
+        InputError: data or a local model cannot be read; the run would refuse the selection.
+    """
+    plan = make_plan(loaded, runs_dir, nproc=nproc, selection=selection, here=True)
+    if plan.faults:
+        raise InputError(plan.faults)
+    return plan.problems
+
+
+def _notes(hardware: Hardware, machine: Machine, this: Machine, nproc: int | None) -> Iterator[str]:
+    """What must be known of a plan for the recipe's ``hardware``."""
+    if this.device != machine.device or this.units < hardware.gpus or (this.memory or 0) < 0.9 * (machine.memory or 0):
+        yield f"planned for {machine.name}; this is another machine: {this.name.partition('(')[2].rstrip(')')}"
+    if hardware.gpus and nproc is None and machine.units > 1:
+        started = f"as `align run --nproc {hardware.gpus}` starts them"
+        yield f"planned with one process for each GPU, {started}; without --nproc a run is one process"
+    if hardware.nodes > 1:
+        yield (
+            f"hardware.nodes {hardware.nodes}: --nproc starts the processes of one machine. On several, a launcher that sets RANK, "
+            "WORLD_SIZE and MASTER_ADDR (torchrun, Slurm) starts `align run` without --nproc on each, with a runs folder that all see; "
+            "that is not tested"
+        )
 
 
 def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
@@ -97,6 +133,16 @@ def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Ma
     plain = StagePlan(name, spec.kind, spec.produces, state, tuple(_inputs(loaded, name)))
     if not stage_runs(state):
         return plain
+    try:
+        return _plan_running(loaded, plain, machine, processes, run)
+    except UnreadableData as error:
+        row = Row("data", "cannot be read", error.problems[0].message)
+        return dataclasses.replace(plain, rows=(*plain.rows, row), faults=error.problems)
+
+
+def _plan_running(loaded: LoadedRecipe, plain: StagePlan, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
+    name, state = plain.name, plain.status
+    spec = loaded.recipe.stages[name]
     if isinstance(spec, (SelfContrastStage, EvaluateStage)):
         return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run)))
     if isinstance(spec, TrlStage):
@@ -106,13 +152,13 @@ def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Ma
     if not isinstance(getattr(spec, "train", None), Train):
         return plain
     origin = origin_of(loaded, name, run)
-    training: _Training
+    training: Training
     if isinstance(spec, PpoStage):
         prompts = plan_ppo.prompts_of(loaded, name, spec, origin.local, run)
-        training = _Rollouts(spec, origin, prompts, machine, processes, _measured_speed(state))
+        training = Rollouts(spec, origin, prompts, machine, processes, _measured_speed(state))
     else:
-        found = amount(loaded, name, origin.local, run) if hasattr(spec, "data") else Amount("unknown")
-        training = _Training(spec, origin, found, machine, processes, _measured_speed(state))
+        found = amount(loaded, name, origin.local, run, machine.device) if hasattr(spec, "data") else Amount("unknown")
+        training = Training(spec, origin, found, machine, processes, _measured_speed(state))
     rows = (*plain.rows, *training.rows())
     return dataclasses.replace(plain, rows=rows, memory=training.memory, problems=tuple(training.problems(loaded, name)))
 
@@ -156,166 +202,10 @@ def _measured_speed(state: StageStatus) -> float | None:
     return float(speed) if isinstance(speed, (int, float)) and speed > 0 else None
 
 
-class _Training:
-    """The numbers of a stage that trains."""
-
-    def __init__(self, spec: Stage, origin: Origin, data: Amount, machine: Machine, processes: int, measured_speed: float | None) -> None:
-        self.train: Train = getattr(spec, "train")  # noqa: B009 - a field that not every stage has
-        self.lora: Lora | None = getattr(spec, "lora", None)
-        self.origin, self.data, self.machine, self.processes, self.measured_speed = origin, data, machine, processes, measured_speed
-        self.shape = origin.shape
-        if self.shape is not None and spec.produces == "reward_model":
-            self.shape = dataclasses.replace(self.shape, lm_head=False)
-        shape = self.shape
-        self.terms: list[Term] = (
-            [] if shape is None else estimate.memory(shape, self.train, self.lora, device=machine.device, processes=processes)
-        )
-        self.memory = sum(term.amount for term in self.terms) if self.terms else None
-        self.disk: list[Term] = (
-            [] if shape is None else estimate.disk(shape, self.train, self.lora, tokens=data.tokens, dequantises=origin.gguf)
-        )
-
-    def rows(self) -> list[Row]:
-        """All of them, in reading order."""
-        shape = self.shape
-        rows = [Row("starts from", self.origin.name, self.origin.source), *self._data_rows(), *self._step_rows()]
-        if shape is None:
-            return [*rows, Row("parameters, memory, disk, time", "unknown", self.origin.source)]
-        rows.append(self._trained_row(shape))
-        rows.append(Row("peak memory", f"{gigabytes(self.memory or 0)} a process", f"estimate for {self.machine.device}, the sum of:"))
-        rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.terms]
-        rows.append(Row("disk", gigabytes(sum(term.amount for term in self.disk)), "at its fullest, the sum of:"))
-        rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.disk]
-        return [*rows, self._time_row(shape)]
-
-    def _data_rows(self) -> list[Row]:
-        data = self.data
-        if data.tokens is None:
-            return [Row("data", "unknown", data.source.removeprefix("unknown: "))]
-        parts = [f"{data.tokens:,} tokens"]
-        parts += [f"{data.targets:,} of them trained on"] if data.targets is not None else []
-        parts += [f"{data.examples:,} examples"] if data.examples is not None else []
-        return [Row("data", ", ".join(parts), data.source)]
-
-    def _step_rows(self) -> list[Row]:
-        train, steps, seen = self.train, *self._steps_and_tokens()
-        if train.batch_size is not None:
-            size, source = f"{train.batch_size} examples", "train.batch_size"
-        else:
-            size = f"{train.tokens_per_step or 4096:,} tokens at most"
-            source = "train.tokens_per_step" if train.tokens_per_step else "default of train.tokens_per_step"
-        rows = [Row("a step takes", size, source)]
-        rows.append(Row("steps", "unknown" if steps is None else f"{steps:,}", self._steps_source()))
-        if seen is not None and steps:
-            rows.append(Row("tokens in all", f"{seen:,}", f"{seen / steps:,.0f} a step on average"))
-        micro = f"{train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
-        return [*rows, Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}")]
-
-    def _steps_source(self) -> str:
-        words = f"train.epochs {self.train.epochs:g}"
-        return f"{words}, at most train.max_steps {self.train.max_steps}" if self.train.max_steps else words
-
-    def _steps_and_tokens(self) -> tuple[int | None, int | None]:
-        """Optimiser steps and the tokens in them: counted, or from averages."""
-        data, train = self.data, self.train
-        if data.steps is not None:
-            return data.steps, data.seen
-        if data.tokens is None:
-            return train.max_steps, None
-        tokens = data.tokens * train.epochs
-        if train.batch_size is None:
-            steps = math.ceil(tokens / (train.tokens_per_step or 4096))
-        elif data.examples is None:
-            return train.max_steps, None
-        else:
-            steps = math.ceil(data.examples * train.epochs / train.batch_size)
-        kept = min(steps, train.max_steps or steps)
-        return kept, int(tokens * kept / steps) if steps else 0
-
-    def _trained_row(self, shape: Shape) -> Row:
-        trained = estimate.trained_parameters(shape, self.lora)
-        if self.lora is None:
-            return Row("trains", f"{count(trained)} parameters, all of them", self.origin.shape_source)
-        targets = self.lora.target_modules if isinstance(self.lora.target_modules, str) else ", ".join(self.lora.target_modules)
-        share = f"{trained / shape.parameters:.2%} of {count(shape.parameters)}"
-        return Row(
-            "trains", f"{count(trained)} parameters, {share}", f"LoRA of rank {self.lora.rank} on {targets}; {self.origin.shape_source}"
-        )
-
-    def _time_row(self, shape: Shape) -> Row:
-        seen = self._steps_and_tokens()[1]
-        units = self.machine.units
-        assumed = estimate.tokens_per_second(shape, self.train, self.lora, device=self.machine.device, units=units)
-        speed = self.measured_speed if self.measured_speed and self.machine.here else assumed
-        what = (
-            "the last run's speed" if speed is self.measured_speed else f"assumed: {estimate.assumed_speed(self.machine.device)} x {units}"
-        )
-        source = f"estimate: {speed:,.0f} tokens/s ({what}); loading, evaluation, samples (and for dpo the reference) come on top"
-        return Row("time", "unknown" if seen is None else f"about {duration(seen / speed)}", source)
-
-    # What cannot fit
-
-    def problems(self, loaded: LoadedRecipe, name: str) -> Iterator[Problem]:
-        """Only what is certain: the terms without the allocator's slack are more than there is."""
-        budget, key = self.machine.memory, f"stages.{name}.train"
-        together = self.processes if self.machine.device == "cpu" else 1
-        needed = sum(term.amount for term in self.terms if term.name != "slack") * together
-        if budget is not None and needed > budget:
-            largest = sorted(self.terms, key=lambda term: -term.amount)[:3]
-            parts = ", ".join(f"{term.name} {gigabytes(term.amount)}" for term in largest)
-            each = f" ({together} processes)" if together > 1 else ""
-            message = f"needs at least {gigabytes(needed)} of memory{each}: {parts}; {self.machine.name} has {gigabytes(budget)}"
-            yield loaded.problem(key, message, self._memory_hint(budget / together))
-        space = sum(term.amount for term in self.disk)
-        if self.machine.disk is not None and space > self.machine.disk:
-            message = f"needs about {gigabytes(space)} of disk, {gigabytes(self.machine.disk)} are free"
-            yield loaded.problem(key, message, "lower `save_total_limit`, or give --runs-dir a larger disk")
-
-    def _memory_hint(self, budget: float) -> str:
-        per_token = next(term.amount for term in self.terms if term.name == "activations") / self.train.microbatch_tokens
-        others = sum(term.amount for term in self.terms if term.name not in ("activations", "slack"))
-        room = int((budget - others) / per_token)
-        if room >= 128:
-            smaller = f"lower `train.microbatch_tokens` to {room // 128 * 128}"
-            return smaller if self.train.gradient_checkpointing else f"{smaller}, or set `train.gradient_checkpointing: true`"
-        if self.lora is None:
-            return "set `lora: {}` to train adapters only, or `train.dtype: bf16`"
-        return "set `train.dtype: bf16`" if self.train.dtype == "fp32" else "a smaller model, or a GPU with more memory"
-
-
-class _Rollouts(_Training):
-    """The numbers of a stage that samples what it trains on."""
-
-    def __init__(self, spec: PpoStage, *settings: Any) -> None:
-        super().__init__(spec, *settings)
-        self.spec = spec
-        shape, machine = self.origin.shape, self.machine
-        if shape is not None:
-            self.terms = estimate_ppo.memory(
-                shape, spec, device=machine.device, processes=self.processes, budget=machine.memory if machine.device == "cuda" else None
-            )
-            self.memory = sum(term.amount for term in self.terms)
-            self.disk = estimate_ppo.disk(shape, spec, tokens=None, dequantises=self.origin.gguf)
-
-    def _data_rows(self) -> list[Row]:
-        return []
-
-    def _step_rows(self) -> list[Row]:
-        micro = f"{self.train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
-        rows = [Row(*row) for row in plan_ppo.rows(self.spec, self.data)]
-        return [*rows, Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}")]
-
-    def _time_row(self, shape: Shape) -> Row:
-        row = super()._time_row(shape)
-        source = row.source.partition(";")[0] + "; loading, scoring and above all sampling come on top"
-        return dataclasses.replace(row, value=row.value.replace("about", "at most about"), source=source)
-
-    def _steps_and_tokens(self) -> tuple[int | None, int | None]:
-        return self.spec.total_steps, plan_ppo.trained_tokens(self.spec, self.data)
-
-
 def show(plan: Plan, console: Console) -> None:
     """Print a plan as tables, one for each stage, in running order."""
+    for note in plan.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     for stage in plan.stages:
         state = stage.status.state + (f": {stage.status.reason}" if stage.status.reason else "")
         console.print(Text.assemble((stage.name, "bold"), f"  {stage.kind} -> {stage.produces.replace('_', ' ')}  ", (state, "cyan")))

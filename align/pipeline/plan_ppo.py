@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
-from align.pipeline.tokens import EXACT_BYTES, Amount, locate
+from align.pipeline.tokens import EXACT_BYTES, Amount, data_faults, locate
 from align.recipe.load import LoadedRecipe
 from align.recipe.ppo import PpoStage
 from align.recipe.schema import Model
@@ -34,7 +34,8 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
     if model is None or len(local) < len(locations) or size > EXACT_BYTES:
         return Amount(f"from {', '.join(texts)}; {bound}")
     found = _encoded(loaded, name, spec, model, run)
-    return Amount("encoded with the model's tokenizer", examples=len(found), tokens=sum(len(prompt.ids) for prompt in found))
+    lengths = [len(prompt.ids) for prompt in found]
+    return Amount("encoded with the model's tokenizer", len(lengths), sum(lengths), longest=max(lengths, default=0))
 
 
 def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run: RunFolder) -> list[EncodedPrompt]:
@@ -43,14 +44,15 @@ def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run:
     from align.models.load import load_encoder
 
     encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
-    found, _ = load_prompts(
-        spec.prompts,
-        resolve=lambda text: locate(loaded, run, text),
-        encoder=encoder,
-        max_length=spec.max_prompt_length,
-        seed=loaded.recipe.seed if spec.seed is None else spec.seed,
-        rejects=None,
-    )
+    with data_faults():
+        found, _ = load_prompts(
+            spec.prompts,
+            resolve=lambda text: locate(loaded, run, text),
+            encoder=encoder,
+            max_length=spec.max_prompt_length,
+            seed=loaded.recipe.seed if spec.seed is None else spec.seed,
+            rejects=None,
+        )
     return found
 
 

@@ -40,24 +40,41 @@ def trained_parameters(shape: Shape, lora: Lora | None) -> int:
     return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.target_modules)
 
 
-def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, processes: int = 1) -> list[Term]:
+@dataclass(frozen=True)
+class Pass:
+    """The largest forward pass of a stage."""
+
+    tokens: int
+    """Padding included."""
+    words: str
+    """Why it has so many."""
+
+    @classmethod
+    def full(cls, train: Train) -> Pass:
+        """A full micro-batch."""
+        return cls(train.microbatch_tokens, "train.microbatch_tokens")
+
+
+def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, processes: int = 1, largest: Pass | None = None) -> list[Term]:
     """Peak memory of one process while it trains, in terms that add up; the last one is the allocator's slack.
 
     Args:
         device: "cpu" or "cuda".
         processes: of the whole run; with more than one, gradients pass through a buffer.
+        largest: the largest forward pass; a full micro-batch when None.
     """
+    largest = largest or Pass.full(train)
     width = 4 if train.dtype == "fp32" else 2
     trained, kept = trained_parameters(shape, lora), 4 if lora is not None else width  # adapters are fp32 always
     terms = [
         *_weights(shape, lora, width, train.dtype),
         Term("gradients", trained * kept, f"{count(trained)} trained, {kept} bytes each"),
         Term("Adam moments", 2 * trained * kept, "two for each trained parameter"),
-        Term("activations", train.microbatch_tokens * activation_bytes(shape, train, lora), _activation_words(shape, train)),
+        Term("activations", largest.tokens * activation_bytes(shape, train, lora), _activation_words(shape, train, largest)),
     ]
     if shape.lm_head:
         words = f"chunks of up to {CHUNK_ELEMENTS[device] // shape.vocab:,} tokens, twice"
-        terms.append(Term("logits", _logit_bytes(shape, train, device), words))
+        terms.append(Term("logits", _logit_bytes(shape, largest, device), words))
         if lora is None:
             terms.append(Term("LM head gradient", 4 * shape.vocab * shape.hidden, "summed over the chunks in fp32"))
     if lora is not None:
@@ -113,13 +130,13 @@ def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
     return kept
 
 
-def _activation_words(shape: Shape, train: Train) -> str:
+def _activation_words(shape: Shape, train: Train, largest: Pass) -> str:
     layers = f"inputs of {shape.layers} layers, one recomputed" if train.gradient_checkpointing else f"{shape.layers} layers"
-    return f"{train.microbatch_tokens:,} tokens (train.microbatch_tokens), {layers}"
+    return f"{largest.tokens:,} tokens ({largest.words}), {layers}"
 
 
-def _logit_bytes(shape: Shape, train: Train, device: str) -> float:
-    return 2 * 4 * min(CHUNK_ELEMENTS[device], train.microbatch_tokens * shape.vocab)
+def _logit_bytes(shape: Shape, largest: Pass, device: str) -> float:
+    return 2 * 4 * min(CHUNK_ELEMENTS[device], largest.tokens * shape.vocab)
 
 
 def disk(shape: Shape, train: Train, lora: Lora | None, *, tokens: int | None, dequantises: bool) -> list[Term]:

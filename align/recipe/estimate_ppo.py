@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.recipe import estimate
-from align.recipe.estimate import Term, count, trained_parameters
+from align.recipe.estimate import Pass, Term, count, trained_parameters
 from align.recipe.ppo import PpoStage
 from align.recipe.scoring import EnsembleScorer, ModelScorer, Scorer
 from align.recipe.shapes import Shape
@@ -17,14 +17,17 @@ _CACHE_GB = 2.0
 """Of vLLM's key-value cache on a CPU, where the recipe names none; on a GPU it takes a third of the memory."""
 
 
-def memory(shape: Shape, spec: PpoStage, *, device: str, processes: int = 1, budget: float | None = None) -> list[Term]:
+def memory(
+    shape: Shape, spec: PpoStage, *, device: str, processes: int = 1, budget: float | None = None, largest: Pass | None = None
+) -> list[Term]:
     """Peak memory of one process, in terms that add up; the last one is the allocator's slack.
 
     Args:
         device: "cpu" or "cuda".
         budget: bytes of the GPU, of which vLLM's cache takes its share.
+        largest: the largest forward pass of training; a full micro-batch when None.
     """
-    *used, slack = estimate.memory(shape, spec.train, spec.lora, device=device, processes=processes)
+    *used, slack = estimate.memory(shape, spec.train, spec.lora, device=device, processes=processes, largest=largest)
     share = slack.amount / sum(term.amount for term in used)
     used += [*_value_model(shape, spec), *_frozen(shape, spec)]
     slack = Term(

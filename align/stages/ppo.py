@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from align import files
 from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan, plan_steps
+from align.batching.tree import row_multiple
 from align.data.datasets import load_trees
 from align.data.encode import Encoder
 from align.data.prompts import EncodedPrompt, digest, load_prompts
@@ -246,8 +247,7 @@ def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[in
         pad_id=encoder.pad_id,
         rank=group.rank,
         world=group.world,
-        # One row length on a GPU, whose attention kernel is compiled for each.
-        row_multiple=train.microbatch_tokens if group.device.type == "cuda" and train.layout != "padded" else 1,
+        row_multiple=row_multiple(train.layout, train.microbatch_tokens, group.device.type),
     )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from align import files
 from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan
+from align.batching.tree import row_multiple
 from align.data.balance import BalancedTrees
 from align.data.encode import Encoder
 from align.data.store import TreeStore
@@ -71,8 +72,7 @@ class TrainingRun:
             pad_id=self.encoder.pad_id,
             rank=self.group.rank,
             world=self.group.world,
-            # One row length on a GPU, whose attention kernel is compiled for each.
-            row_multiple=train.microbatch_tokens if self.group.device.type == "cuda" and train.layout != "padded" else 1,
+            row_multiple=row_multiple(train.layout, train.microbatch_tokens, self.group.device.type),
         )
 
     def all_of(self, store: TreeStore | None) -> list[Batch]:

@@ -20,7 +20,7 @@ from align.models.adapters import add_lora
 from align.pipeline import machine as machines
 from align.pipeline import plan as planning
 from align.pipeline.machine import Machine
-from align.pipeline.plan import Plan, StagePlan, make_plan, show
+from align.pipeline.plan import Plan, StagePlan, make_plan, show, what_cannot_fit
 from align.pipeline.runner import run_recipe
 from align.recipe import estimate, shapes
 from align.recipe.load import load_recipe
@@ -170,7 +170,7 @@ def write_recipe(**lines: str) -> None:
     Path("r.yaml").write_text(f"name: r\nmodel: {model}\n{top}stages:\n  sft:\n    kind: sft\n    data: {data}\n{rest}")
 
 
-def planned(*overrides: str, nproc: int = 1) -> Plan:
+def planned(*overrides: str, nproc: int | None = None) -> Plan:
     return make_plan(load_recipe("r.yaml", overrides), Path("runs"), nproc=nproc)
 
 
@@ -308,10 +308,45 @@ def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path: Path, monk
 
 
 def test_a_recipe_for_other_hardware_is_planned_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "this_machine", lambda runs: pytest.fail("not this machine"))
+    """And that it is other hardware, and how many processes it would be, is said."""
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(16 * GB))
     plan = make_plan(load_recipe("glm4_sft"), Path("runs"))
     assert not plan.problems
     assert values(plan.stages[0])["a forward pass takes"] == "8,192 tokens x 8 processes"
+    assert plan.notes[0].startswith("planned for 8 x 80 GB GPU (the recipe's `hardware`); this is another machine")
+    assert "as `align run --nproc 8` starts them" in plan.notes[1] and len(plan.notes) == 2
+    there = Machine("this machine (8 x 85 GB GPU)", "cuda", 8, 85 * GB, None, True)
+    monkeypatch.setattr(planning, "this_machine", lambda runs: there)
+    assert not any("another machine" in note for note in make_plan(load_recipe("glm4_sft"), Path("runs")).notes)
+
+
+def test_the_number_of_processes_counts_whatever_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process on one GPU is slower than four on four; more than there are GPUs cannot be started."""
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(16 * GB))
+    Path("rows.jsonl").write_text(("x" * 399 + "\n") * 10_000)
+    write_recipe(data="rows.jsonl", lora="{}", train="{dtype: bf16}", hardware="{gpus: 4, memory_gb: 80}")
+    found = {nproc: values(planned(nproc=nproc).stages[0]) for nproc in (1, 2, 4)}
+    assert [found[n]["a forward pass takes"].rpartition(" x ")[2] for n in found] == ["1 process", "2 processes", "4 processes"]
+    assert len({found[n]["time"] for n in found}) == 3
+    (problem,) = planned(nproc=16).problems
+    assert str(problem).startswith("--nproc 16: 4 x 80 GB GPU") and problem.hint == "at most --nproc 4"
+
+
+def test_several_nodes_are_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(16 * GB))
+    Path("rows.jsonl").write_text("{}\n")
+    write_recipe(data="rows.jsonl", lora="{}", train="{dtype: bf16}", hardware="{gpus: 8, memory_gb: 80, nodes: 2}")
+    assert any(note.startswith("hardware.nodes 2: --nproc starts the processes of one machine") for note in planned().notes)
+
+
+def test_this_machine_is_asked_before_a_run_whatever_the_recipe_was_meant_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight GPUs in the recipe do not make it fit a laptop."""
+    monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(16 * GB))
+    Path("rows.jsonl").write_text("{}\n")
+    write_recipe(data="rows.jsonl", lora="{}", train="{dtype: bf16}", hardware="{gpus: 8, memory_gb: 80}")
+    assert not planned().problems
+    (problem,) = what_cannot_fit(load_recipe("r.yaml"))
+    assert "needs at least" in problem.message and problem.message.endswith("a test machine has 16.0 GB")
 
 
 def test_hardware_in_words() -> None:
