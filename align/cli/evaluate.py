@@ -28,7 +28,7 @@ def evaluate_models(
     ] = None,
     lm_eval_tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows of each file.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each held-out prompt.")] = 4,
+    samples: Annotated[int | None, typer.Option(min=1, help="Answers to each held-out prompt; 4 when absent.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 17,
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
@@ -43,8 +43,8 @@ def evaluate_models(
     from align.pipeline.runner import run_recipe
     from align.recipe.load import load_recipe
 
-    options: dict[str, Any] = {"samples_per_prompt": samples, "rollout": {"engine": engine}, "scorers": scorer or []}
-    options |= {"probes": _names(probes), "lm_eval_tasks": _names(lm_eval_tasks)}
+    options: dict[str, Any] = {"samples_per_prompt": samples, "scorers": scorer, "probes": _names(probes)}
+    options |= {"lm_eval_tasks": _names(lm_eval_tasks), "rollout": None if engine == "auto" else {"engine": engine}}
     recipe = quick_recipe(
         models, tasks=_names(tasks), data=data or [], limit=limit, seed=seed, max_new_tokens=max_new_tokens, options=options
     )

@@ -35,7 +35,7 @@ def quick_recipe(
         data: each file goes to the task whose columns its first row has; the others together are held-out data.
         limit: rows of each file.
         max_new_tokens: longest answer, to held-out prompts and to tasks; their own defaults when None.
-        options: further keys of the stage.
+        options: further keys of the stage; what is None or empty is left out.
 
     Raises:
         InputError: an unknown task, a task without a file, a file that cannot be read.
@@ -45,9 +45,10 @@ def quick_recipe(
         raise InputError(f"no task {unknown[0]}", hint=f"known: {', '.join(TASKS)}; those of lm-evaluation-harness go to --lm-eval-tasks")
     of_task, held_out = _sorted(tasks, data)
     longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    stage: dict[str, Any] = {"kind": "evaluate", "policies": list(models), "embedder": None, **longest, **options}
+    stage: dict[str, Any] = {"kind": "evaluate", "policies": list(models)}
+    stage |= {key: value for key, value in options.items() if value}
     if held_out:
-        stage["data"] = [_source(path, limit) for path in held_out]
+        stage |= {"data": [_source(path, limit) for path in held_out], "embedder": None, **longest}
     if of_task:
         stage["tasks"] = [{"task": task, "data": _source(path, limit), **longest} for task, path in of_task.items()]
     body = {"seed": seed, "model": models[0], "stages": {STAGE: stage}}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from align.errors import InputError
+from align.recipe.effects import Needs, refuse_idle_keys
 from align.recipe.refs import import_object
 
 ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
@@ -35,6 +36,14 @@ class Strict(BaseModel):
     """Base of every recipe model."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    key_needs: ClassVar[tuple[Needs, ...]] = ()
+    """Keys that do something only beside certain others: refused where they would have no effect."""
+
+    @model_validator(mode="after")
+    def _every_given_key_has_an_effect(self) -> Self:
+        refuse_idle_keys(self)
+        return self
 
 
 def name_of_run(text: str) -> str:

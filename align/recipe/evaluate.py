@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Stage
 from align.recipe.contrast import QUICKSTART_EMBEDDER, EmbedderRef
+from align.recipe.effects import Needs
 from align.recipe.judge import Judge
 from align.recipe.rollout import Rollout
 from align.recipe.scoring import Scoring
@@ -21,6 +22,15 @@ class EvaluateStage(Stage):
     produces: ClassVar[ArtifactType] = "metrics"
     implementation: ClassVar[str] = "align.stages.evaluate:run"
     neutral: ClassVar[tuple[str, ...]] = ("judge.timeout_s", "judge.retries", "judge.requests_at_once")
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs(
+            "samples_per_prompt temperature max_new_tokens max_length embedder scorers judge",
+            lambda stage: stage.data,
+            "without `data`: the prompts whose answers they look at",
+        ),
+        Needs("rollout", lambda stage: stage.data or stage.tasks or stage.probes, "where only lm_eval_tasks are run"),
+        Needs("own_names", lambda stage: "identity" in stage.probes, "without the probe identity"),
+    )
 
     kind: Literal["evaluate"]
     """`evaluate`"""
@@ -67,10 +77,6 @@ class EvaluateStage(Stage):
                 raise ValueError(f"{twice[0]} is named twice")
         if not (self.data or self.tasks or self.probes or self.lm_eval_tasks):
             raise ValueError("nothing to evaluate on: needs `data`, `tasks`, `probes` or `lm_eval_tasks`")
-        if self.data is None and (self.scorers or self.judge):
-            raise ValueError(f"{'scorers' if self.scorers else 'judge'} need `data`: the prompts whose answers they look at")
         if self.judge and self.judge.methods == ["pairwise"] and self.judge.against == "baseline" and len(self.policies) == 1:
             raise ValueError("a single policy has nobody to be compared with: `judge.against: target`, or `judge.methods: [pointwise]`")
-        if self.own_names and "identity" not in self.probes:
-            raise ValueError("own_names belong to the probe identity")
         return self

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from align.recipe.base import Strict
+from align.recipe.effects import Needs
 
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
@@ -38,6 +39,8 @@ def _variable(text: str) -> str:
 class Judge(Strict):
     """A language model that judges answers, behind any server with OpenAI's chat interface. Its replies are kept in the runs' cache by
     content, so that nothing is asked twice."""
+
+    key_needs: ClassVar[tuple[Needs, ...]] = (Needs("against", lambda judge: "pairwise" in judge.methods, "without the method pairwise"),)
 
     endpoint: Annotated[str, AfterValidator(_endpoint)]
     """Base address of the server, such as `https://HOST/v1`: `/chat/completions` is added. https, or http on this machine only."""
@@ -73,8 +76,6 @@ class Judge(Strict):
     def _consistent(self) -> Judge:
         if (self.price_input is None) != (self.price_output is None):
             raise ValueError("price_input and price_output need each other")
-        if self.against == "target" and "pairwise" not in self.methods:
-            raise ValueError("`against` is for the method pairwise")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("a method is named twice")
         return self

@@ -7,9 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Reference, Stage, Strict
+from align.recipe.effects import Needs
 from align.recipe.rollout import Rollout
 from align.recipe.scoring import ModelScorer, Scoring
-from align.recipe.train import Lora, Train
+from align.recipe.train import EVALUATES, Lora, Train
+
+COMPARES = ("rloo", "group")
+"""Estimators that compare the answers to a prompt with each other."""
 
 
 class PpoTrain(Train):
@@ -82,6 +86,25 @@ class PpoStage(Stage):
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.ppo:run"
     neutral: ClassVar[tuple[str, ...]] = ("health", "on_unhealthy")  # whether a run goes on, not what it does
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs(
+            "gamma lam value_init value_model value_learning_rate value_clip whiten_rewards health.explained_variance",
+            lambda stage: stage.estimator == "gae",
+            "with estimator: {estimator}; it belongs to gae",
+        ),
+        Needs("value_init", lambda stage: stage.value_model is None, "beside value_model, which the value model starts from"),
+        Needs("reference_baseline", lambda stage: stage.estimator not in COMPARES, "with estimator: {estimator}: it cancels"),
+        Needs("baseline_samples", lambda stage: stage.uses_baseline, "without the reference baseline"),
+        Needs("kl_target", lambda stage: stage.kl_coefficient > 0, "with kl_coefficient: 0, which stays 0 however it is scaled"),
+        Needs("target_kl", lambda stage: stage.steps_per_iteration > 1, "with a single step an iteration: there is none to leave out"),
+        Needs(
+            "importance_cap",
+            lambda stage: stage.rollout.engine != "transformers",
+            "with rollout.engine: transformers, whose log-probs are the trainer's",
+        ),
+        Needs("sft_weight sft_batch_size health.sft_loss", lambda stage: stage.sft_data, "without sft_data", zero_is_none=True),
+        Needs(f"eval_sft_data samples {EVALUATES}", lambda stage: stage.eval_prompts, "without eval_prompts", zero_is_none=True),
+    )
 
     kind: Literal["ppo"]
     """`ppo`"""
@@ -200,11 +223,9 @@ class PpoStage(Stage):
 
     @model_validator(mode="after")
     def _options_belong_to_the_estimator(self) -> PpoStage:
-        compares = self.estimator in ("rloo", "group")
+        compares = self.estimator in COMPARES
         if compares and self.samples_per_prompt < 2:
             raise ValueError(f"estimator {self.estimator} compares the answers to a prompt: samples_per_prompt must be at least 2")
-        if compares and self.reference_baseline:
-            raise ValueError(f"reference_baseline has no effect with estimator {self.estimator}: it cancels; remove it")
         if self.estimator == "reinforce" and not self.uses_baseline:
             raise ValueError("estimator reinforce is nothing without its baseline: remove reference_baseline: false")
         if (
@@ -214,20 +235,12 @@ class PpoStage(Stage):
             and not isinstance(self.reward, ModelScorer)
         ):
             raise ValueError("value_init: reward needs a reward model as `reward`; with another scorer write value_init: policy")
-        only_gae = {"gamma", "lam", "value_init", "value_model", "value_learning_rate", "value_clip"} & self.model_fields_set
-        only_gae |= {"whiten_rewards"} if self.whiten_rewards else set()
-        if self.estimator != "gae" and only_gae:
-            raise ValueError(f"{', '.join(sorted(only_gae))} belongs to estimator gae and has no effect with {self.estimator}")
         return self
 
     @model_validator(mode="after")
     def _consistent(self) -> PpoStage:
         if self.minibatches > self.train.prompts:
             raise ValueError(f"minibatches: {self.train.prompts} prompts (train.batch_size) cannot be cut into {self.minibatches}")
-        if self.eval_sft_data is not None and self.eval_prompts is None:
-            raise ValueError("eval_sft_data are looked at together with eval_prompts; give those too")
-        if self.sft_data is None and (self.sft_weight or self.sft_batch_size):
-            raise ValueError("sft_weight and sft_batch_size need sft_data")
         if self.lora is not None and self.lora.dropout:
             raise ValueError("lora.dropout: with dropout the policy is never the one that sampled, and the ratio never 1; remove it")
         if self.on_unhealthy == "stop" and self.train.save_steps is None:

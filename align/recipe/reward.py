@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Stage
-from align.recipe.train import DpoTrain, Lora
+from align.recipe.effects import Needs
+from align.recipe.train import EVALUATES, DpoTrain, Lora
 
 
 class RewardTrain(DpoTrain):
@@ -25,6 +26,7 @@ class RewardStage(Stage):
 
     produces: ClassVar[ArtifactType] = "reward_model"
     implementation: ClassVar[str] = "align.stages.reward:run"
+    key_needs: ClassVar[tuple[Needs, ...]] = (Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),)
 
     kind: Literal["reward"]
     """`reward`"""

@@ -7,7 +7,7 @@ one; this is the place to import them from.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError
 from pydantic_core import InitErrorDetails
@@ -29,6 +29,7 @@ from align.recipe.base import (
     unknown_name,
 )
 from align.recipe.contrast import SelfContrastStage
+from align.recipe.effects import Needs
 from align.recipe.evaluate import EvaluateStage
 from align.recipe.judge import Judge
 from align.recipe.ppo import Health, PpoStage, PpoTrain
@@ -122,6 +123,8 @@ def _stage(value: Any) -> Any:
 
 class Hardware(Strict):
     """The machine that a recipe is meant for. `align plan` takes it as the budget; it has no effect on a run."""
+
+    key_needs: ClassVar[tuple[Needs, ...]] = (Needs("nodes", lambda hardware: hardware.gpus, "without gpus: one process trains"),)
 
     gpus: int = Field(default=0, ge=0)
     """GPUs of one node; 0 trains on the CPU. One process for each."""

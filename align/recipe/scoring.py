@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import regex
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -11,6 +11,7 @@ from pydantic_core import InitErrorDetails
 
 from align.errors import InputError
 from align.recipe.base import Reference, Strict, unknown_name
+from align.recipe.effects import Needs
 from align.recipe.refs import import_object, names_code
 
 
@@ -39,6 +40,14 @@ def pattern(text: str) -> str:
 class ModelScorer(Scorer):
     """A reward model: one that a `reward` stage made, or any sequence-classification model with one label, with its own tokenizer and chat
     template. The text alone is its short form."""
+
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs(
+            "revision chat_template chat_template_kwargs max_length",
+            lambda scorer: not scorer.model.startswith("stage:"),
+            "with {model}, which knows its own template and length",
+        ),
+    )
 
     model: Annotated[str, Reference(("reward_model",)), Field(min_length=1)]
     """`stage:NAME`, a folder, or a hub id."""

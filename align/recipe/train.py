@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
 from align.recipe.base import Strict
+from align.recipe.effects import Needs
 
 
 class Lora(Strict):
@@ -35,6 +36,10 @@ class Lora(Strict):
 class Train(Strict):
     """How a stage trains: the optimiser step, its schedule, its memory. Option names follow transformers where they exist there."""
 
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs("min_lr_ratio", lambda train: train.lr_scheduler_type != "constant", "with lr_scheduler_type: constant, which never falls"),
+    )
+
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     epochs: float = Field(default=1, gt=0)
@@ -56,7 +61,7 @@ class Train(Strict):
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of all steps over which the learning rate rises from 0."""
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the last step, as a share of the peak."""
+    """Learning rate at the last step, as a share of the peak. Not with `constant`, which keeps the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -93,6 +98,10 @@ class Train(Strict):
         if (self.load_best_model or self.early_stopping_patience) and self.eval_steps is None:
             raise ValueError("load_best_model and early_stopping_patience need eval_steps")
         return self
+
+
+EVALUATES: Final = "train.eval_steps train.load_best_model train.early_stopping_patience"
+"""What a stage does with its evaluations, which it has only with held-out data."""
 
 
 class DpoTrain(Train):

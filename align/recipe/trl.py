@@ -12,6 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from align.errors import InputError
 from align.recipe import trl_source
 from align.recipe.base import ArtifactType, Data, PolicyRef, Stage, unknown_name
+from align.recipe.effects import Needs
 from align.recipe.scoring import Scoring
 from align.recipe.train import Lora
 from align.recipe.trl_source import OTHERS, TRAINERS, Trainer, config_name, short
@@ -71,6 +72,11 @@ class TrlStage(Stage):
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.trl:run"
     neutral: ClassVar[tuple[str, ...]] = ("args.save_total_limit",)
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs("reward", lambda stage: stage.method.rows == "prompts", "with {trainer}: it samples no answers"),
+        Needs("too_long", lambda stage: stage.method.rows != "prompts", "with {trainer}: prompts that are too long are left out"),
+        Needs("eval_data", lambda stage: stage.method.evaluates, "with {trainer}: it has no evaluation"),
+    )
 
     kind: Literal["trl"]
     """`trl`"""
@@ -88,7 +94,7 @@ class TrlStage(Stage):
     """Longest prompt with an answer, in tokens. With a trainer that samples, prompts that leave no room for its longest answer are left
     out."""
     too_long: Literal["drop", "error"] = "drop"
-    """What happens to longer preferences: left out and counted, or an error. Nothing is cut."""
+    """Only for trainers on preferences, what happens to longer ones: left out and counted, or an error. Nothing is cut."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Storage of the weights. `args: {bf16: true}` computes in bf16 while they stay as they are."""
     lora: Lora | None = None
@@ -130,10 +136,6 @@ class TrlStage(Stage):
         samples = self.method.rows == "prompts"
         if samples and self.reward is None:
             yield ("trainer",), f"{self.trainer} samples answers and needs `reward`, the scorer of them"
-        if not samples and self.reward is not None:
-            yield ("reward", "[key]"), f"has no effect: {self.trainer} samples no answers"
-        if self.eval_data is not None and not self.method.evaluates:
-            yield ("eval_data", "[key]"), f"{self.trainer} has no evaluation"
         if self.lora is not None and self.lora.quantize:
             yield ("lora", "quantize"), "`kind: trl` trains no adapters on 4-bit weights; remove the key, or use `kind: sft` or `dpo`"
         try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Stage
-from align.recipe.train import DpoTrain, Lora, Train
+from align.recipe.effects import Needs
+from align.recipe.train import EVALUATES, DpoTrain, Lora, Train
 
 
 class SftStage(Stage):
@@ -15,6 +16,7 @@ class SftStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.sft:run"
+    key_needs: ClassVar[tuple[Needs, ...]] = (Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),)
 
     kind: Literal["sft"]
     """`sft`"""
@@ -46,6 +48,11 @@ class DpoStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.dpo:run"
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
+        Needs("label_smoothing", lambda stage: stage.loss == "sigmoid", "with loss: {loss}; it belongs to sigmoid"),
+        Needs("gamma", lambda stage: stage.loss == "simpo", "with loss: {loss}; it belongs to simpo"),
+    )
 
     kind: Literal["dpo"]
     """`dpo`"""
@@ -77,10 +84,3 @@ class DpoStage(Stage):
     """Optimiser, schedule, memory. A step's examples are prompts with all their answers."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""
-
-    @model_validator(mode="after")
-    def _options_belong_to_the_loss(self) -> DpoStage:
-        for option, loss in (("label_smoothing", "sigmoid"), ("gamma", "simpo")):
-            if getattr(self, option) is not None and self.loss != loss:
-                raise ValueError(f"{option} has no effect with loss: {self.loss}; it belongs to {loss}")
-        return self

@@ -268,7 +268,7 @@ def test_held_out_scores_are_of_the_final_weights(tmp_path: Path) -> None:
     data, held_out = preferences(12), preferences(5, seed=99)
     for train in ({}, {"eval_steps": 1, "load_best_model": True, "learning_rate": 0.05}):
         work = tmp_path / str(len(train))
-        run = trainer(work, data, stage(train={"save_steps": 1, **train}), scalar())
+        run = trainer(work, data, stage(train={"save_steps": 1, **train}, eval_data="held_out.jsonl"), scalar())
         run.fit()
         found = run.held_out_scores()
         assert not run.model.training

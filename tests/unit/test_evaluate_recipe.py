@@ -66,13 +66,13 @@ JUDGE = "judge: {endpoint: 'https://host/v1', model: m, %s}"
         ("tasks: [{task: gsm8k, data: {path: gsm.jsonl, format: alpaca}}]", "stages.e.tasks.0: gsm8k has a row format of its own"),
         ("tasks: [{task: gsm8k, data: gsm.jsonl}, {task: gsm8k, data: gsm.jsonl}]", "stages.e: gsm8k is named twice"),
         ("probes: [jsn]", "stages.e.probes.0: must be one of identity, json; got the text `jsn`; did you mean `json`?"),
-        ("probes: [json]\nown_names: [me]", "stages.e: own_names belong to the probe identity"),
-        ("probes: [json]\nscorers: [{rule: repetition}]", "stages.e: scorers need `data`"),
+        ("probes: [json]\nown_names: [me]", "stages.e.own_names: has no effect without the probe identity"),
+        ("probes: [json]\nscorers: [{rule: repetition}]", "stages.e.scorers: has no effect without `data`"),
         ("data: prompts.jsonl\nscorers: [{rule: lenght}]", "stages.e.scorers.0.rule: no rule `lenght`"),
         ("data: prompts.jsonl\n" + JUDGE % "key_env: sk-123", "e.judge.key_env: expected the name of an environment variable"),
         ("data: prompts.jsonl\n" + JUDGE % "price_input: 1.0", "stages.e.judge: price_input and price_output need each other"),
         ("data: prompts.jsonl\n" + JUDGE % "methods: [ranking]", "stages.e.judge.methods.0: must be one of pairwise, pointwise"),
-        ("data: prompts.jsonl\n" + JUDGE % "against: target, methods: [pointwise]", "stages.e.judge: `against` is for the method pairwise"),
+        ("data: prompts.jsonl\n" + JUDGE % "against: target, methods: [pointwise]", "e.judge.against: has no effect without"),
         ("data: prompts.jsonl\njudge: {endpoint: 'http://host/v1', model: m}", "e.judge.endpoint: prompts and answers would travel"),
         ("data: prompts.jsonl\njudge: {endpoint: 'https://a:b@host/v1', model: m}", "stages.e.judge.endpoint: an address has no user"),
         ("data: prompts.jsonl\njudge: {endpoint: host, model: m}", "stages.e.judge.endpoint: expected an address such as https://HOST/v1"),
@@ -182,13 +182,20 @@ def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         return SimpleNamespace(folder=Path("runs/x"), up_to_date=("eval",))
 
     monkeypatch.setattr(runner, "run_recipe", run)
-    arguments = ("./m", "./n", "--tasks", "gsm8k", "--data", "gsm.jsonl", "--probes", "json,identity", "--out", "o.json", "--samples", "2")
+    arguments = ("./m", "./n", "--tasks", "gsm8k", "--data", "gsm.jsonl", "--probes", "json,identity", "--out", "o.json")
     monkeypatch.setattr(sys, "argv", ["align", "eval", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     printed = capsys.readouterr()
     assert stopped.value.code == 0, printed.err
     spec = seen[0].recipe.stages["eval"].model_dump()
-    assert (spec["policies"], spec["probes"], spec["samples_per_prompt"]) == (["./m", "./n"], ["json", "identity"], 2)
+    assert (spec["policies"], spec["probes"]) == (["./m", "./n"], ["json", "identity"])
     assert seen[0].path.parent.name == "runs" and seen[0].path.is_file()
     assert "0.250 [0.200, 0.300]" in printed.out and json.loads(Path("o.json").read_text()) == report
+    for more, code in ((["--data", "prompts.jsonl"], 0), ([], 2)):  # the second command has no held-out prompts to answer
+        monkeypatch.setattr(sys, "argv", ["align", "eval", *arguments, *more, "--samples", "2"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == code
+    assert seen[-1].recipe.stages["eval"].model_dump()["samples_per_prompt"] == 2
+    assert "stages.eval.samples_per_prompt: has no effect without `data`" in capsys.readouterr().err

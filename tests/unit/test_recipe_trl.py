@@ -69,10 +69,13 @@ def test_every_mistake_of_the_arguments_at_its_place() -> None:
         ("trainer: GKDTrainer", "stages.t.trainer: GKDTrainer needs a second model as its teacher, which a stage has no key for"),
         ("trainer: grop", "did you mean `grpo`?"),
         ("trainer: grpo", "stages.t.trainer: GRPOTrainer samples answers and needs `reward`, the scorer of them"),
-        ("trainer: kto, reward: {rule: json}", "stages.t.reward: has no effect: KTOTrainer samples no answers"),
+        ("trainer: kto, reward: {rule: json}", "stages.t.reward: has no effect with KTOTrainer: it samples no answers"),
         ("trainer: kto, lora: {quantize: nf4}", "stages.t.lora.quantize: `kind: trl` trains no adapters on 4-bit weights"),
         ("trainer: grpo, reward: {rule: json}, max_length: 200", "stages.t.max_length: max_completion_length (512) leaves no room"),
-        ("trainer: online_dpo, reward: {rule: json}, eval_data: d.jsonl", "stages.t.eval_data: OnlineDPOTrainer has no evaluation"),
+        (
+            "trainer: online_dpo, reward: {rule: json}, eval_data: d.jsonl",
+            "stages.t.eval_data: has no effect with OnlineDPO",
+        ),
     ],
 )
 def test_what_a_trainer_cannot_do(stage: str, problem: str) -> None:
