@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from align.secrets import hide
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, and where. Prints as ``file:line:col key: what; hint``."""
+    """One thing that is wrong, and where. Prints as ``file:line:col key: what; hint``, with secrets hidden."""
 
     message: str
     """What is wrong, in the user's terms. Never echoes more than 80 characters of content."""
@@ -27,7 +29,7 @@ class Problem:
         where = ":".join(str(part) for part in (self.file, self.line, self.col) if part is not None)
         subject = " ".join(part for part in (where, self.key) if part)
         text = f"{subject}: {self.message}" if subject else self.message
-        return f"{text}; {self.hint}" if self.hint else text
+        return hide(f"{text}; {self.hint}" if self.hint else text)
 
 
 class AlignError(Exception):

@@ -30,6 +30,7 @@ from align.cli.options import (
     with_seeds,
 )
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
+from align.secrets import hide
 from align.terminal import console
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _globals_first(arguments: Sequence[str]) -> list[str]:
 def _report(error: Exception, *, debug: bool) -> int:
     """Print an error on stderr, a line for each problem, and return the exit code."""
     if debug:
-        traceback.print_exception(error)
+        print(hide("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     if isinstance(error, AlignError):
         code, problems = error.exit_code, _own_problems(error)
     elif (fault := _machine_fault(error)) is not None:

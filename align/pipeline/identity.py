@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from align import files
+from align import files, secrets
 from align.errors import InputError
 from align.pipeline.artifacts import Identity
 from align.recipe.fields import mark_of
@@ -30,7 +30,6 @@ own (``Stage.neutral``)."""
 _SECRET = re.compile(
     r"token|(.*_)?((api|access|private|secret|auth)_?key|(api|access|auth|bearer|hf)_?token|secret|password|passwd)", re.IGNORECASE
 )
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 ContentDigest = Callable[[str], str]
 """The content digest of what a reference names."""
@@ -74,24 +73,23 @@ def normalised(spec: Stage) -> dict[str, Any]:
 
 
 def redact(value: Any) -> Any:
-    """``value`` without passwords, tokens and keys, judged by the names they stand under, and without the user part of addresses.
+    """``value`` without passwords, tokens and keys, judged by the names they stand under and by their form.
 
     In place of each stands the start of its digest, so that a change is still seen.
     """
     if isinstance(value, Mapping):
-        return {key: _hide(item) if isinstance(item, str) and _SECRET.fullmatch(str(key)) else redact(item) for key, item in value.items()}
+        return {
+            key: secrets.redacted(item) if isinstance(item, str) and _SECRET.fullmatch(str(key)) else redact(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [redact(item) for item in value]
     if not isinstance(value, str):
         return value
     key, _, text = value.partition("=")  # an override on the command line
     if text and _SECRET.fullmatch(key.rpartition(".")[2].lstrip("-").replace("-", "_")):
-        return f"{key}={_hide(text)}"
-    return _USERINFO.sub(lambda match: _hide(match[0]), value)
-
-
-def _hide(secret: str) -> str:
-    return f"<redacted {files.digest_json(secret)[:8]}>"
+        return f"{key}={secrets.redacted(text)}"
+    return secrets.hide(value)
 
 
 def _needs_model(spec: Stage) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from rich.console import Console
 
-from align import files
+from align import files, secrets
 from align.errors import EnvironmentFault, InputError, Interrupted
 from align.pipeline import artifacts, folder
 from align.pipeline.artifacts import Identity
@@ -267,7 +267,7 @@ class _Runner:
         files.discard(attempt.out)
         event = "interrupted" if isinstance(error, Interrupted) else "failed"
         try:
-            self._run.log(name, event, error=f"{type(error).__name__}: {error}"[:1000])
+            self._run.log(name, event, error=secrets.hide(f"{type(error).__name__}: {error}")[:1000])
         except EnvironmentFault as unlogged:  # the stage's own error is the one to report
             _say(self._console, f"warning: {unlogged}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from align import secrets
 from align.errors import EnvironmentFault, InputError, Problem
-from align.recipe import override, references, source, wording
+from align.recipe import override, references, refs, source, wording
 from align.recipe.references import Referred
 from align.recipe.refs import shipped_root
 from align.recipe.schema import Recipe
@@ -24,7 +26,8 @@ class LoadedRecipe:
     path: Path
     """The recipe's file, absolute."""
     root: Path
-    """Where relative paths are looked for after the current folder: the shipped root for a shipped recipe, else the current folder."""
+    """Where relative paths are looked for besides the current folder: the recipe's own folder; for a shipped recipe the folder above it,
+    and for the copy in a run's folder that of the recipe which was run."""
     order: tuple[str, ...]
     """Stage names, each after the stages that it needs; file order otherwise."""
     text: str
@@ -64,13 +67,18 @@ def shipped_recipes() -> list[Path]:
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path as it is, a bare name among the shipped ones. Raises :class:`InputError`."""
     path = Path(name).expanduser()
+    if refs.is_data(name) and path.exists():
+        hint = f"`align data inspect {name}` shows it, and a recipe names it: `data: {name}`"
+        raise InputError(f"{name} is data, and a recipe is wanted here", hint=hint)
     if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
         if not path.is_file():
             raise InputError(f"no such recipe: {name}", hint="`align recipes` lists the shipped ones")
         return path
     shipped = {path.stem: path for path in shipped_recipes()}
     if name not in shipped:
-        known = f"shipped recipes: {', '.join(shipped)}; a file of your own is written with its ending"
+        if path.exists():
+            raise InputError(f"{name} is here, but a recipe's file ends in .yaml", hint=f"write ./{name} if it is one all the same")
+        known = f"shipped recipes: {', '.join(shipped)}; a file of your own ends in .yaml"
         raise InputError(f"no shipped recipe is named {name}", hint=wording.did_you_mean(name, shipped) or known)
     return shipped[name]
 
@@ -93,9 +101,12 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
     if tree is None:
         raise InputError(problems)
     override.apply(tree, overrides, problems)
-    recipe = _validated(tree, problems)
+    if leaks := _secrets(tree):
+        raise InputError(leaks)  # before anything is said that could quote one
     absolute = path.resolve()
-    root = shipped_root() if absolute.is_relative_to(shipped_root() / "recipes") else Path.cwd()
+    root = _root_of(absolute)
+    refs.import_beside(root)
+    recipe = _validated(tree, problems)
     wrong, packages = references.check(tree, recipe, root)
     problems += wrong
     if recipe is None or problems:
@@ -103,6 +114,29 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
     if packages:
         raise EnvironmentFault(packages)
     return LoadedRecipe(recipe, absolute, root, references.order(recipe), text, tuple(overrides), tree)
+
+
+def _root_of(path: Path) -> Path:
+    """Where the relative paths of a recipe are looked for besides the current folder."""
+    if path.is_relative_to(shipped_root() / "recipes"):
+        return shipped_root()
+    try:
+        recorded = Path(json.loads((path.parent / "run.json").read_bytes())["root"]) if path.name == "recipe.yaml" else path.parent
+        return recorded if recorded.is_dir() else path.parent
+    except (OSError, ValueError, KeyError, TypeError):  # no copy in a run's folder, or a damaged one: a recipe like any other
+        return path.parent
+
+
+def _secrets(node: Node, path: tuple[str, ...] = ()) -> list[Problem]:
+    """Addresses with a password or a token: a recipe is shown, and kept with every run."""
+    if isinstance(node.content, dict):
+        return [problem for key, child in node.content.items() for problem in _secrets(child, (*path, key))]
+    if isinstance(node.content, list):
+        return [problem for i, child in enumerate(node.content) for problem in _secrets(child, (*path, str(i)))]
+    if not isinstance(node.content, str) or not secrets.in_address(node.content):
+        return []
+    hint = "leave it out; whatever needs a key reads it from an environment variable"
+    return [node.place.problem(".".join(path), "an address with a user, a password or a token in it", hint)]
 
 
 def _in_order(problems: Sequence[Problem]) -> list[Problem]:

@@ -9,13 +9,14 @@ from align.recipe import source
 from align.recipe.fields import models_in, stage_model, stages_of
 from align.recipe.schema import Recipe
 from align.recipe.source import Node, Place
-from align.recipe.wording import did_you_mean, shown
+from align.recipe.wording import key_hint, shown
+from align.secrets import hide
 
 
 def apply(tree: Node, overrides: Sequence[str], problems: list[Problem]) -> None:
     """Change ``tree`` in place, one override after the other. What is wrong is added to ``problems``."""
     for override in overrides:
-        place = Place(f'override "{override[:200]}"')
+        place = Place(f'override "{hide(override)[:200]}"')
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             problems.append(place.problem("", "is not of the form key=value"))
@@ -40,9 +41,19 @@ def _full_path(tree: Node, parts: list[str], place: Place, problems: list[Proble
         hint = f"with several stages, say which: {'.'.join([*homes[0], *parts])}=..."
     else:
         known = [*Recipe.model_fields, *(key for stage in stages.values() for key in _short_keys(stage))]
-        hint = did_you_mean(parts[0], known) or f"known keys: {', '.join(dict.fromkeys(known))}"
+        hint = _hint(parts, stages, known) or f"known keys: {', '.join(dict.fromkeys(known))}"
     problems.append(place.problem(".".join(parts), "unknown key", hint))
     return None
+
+
+def _hint(parts: list[str], stages: dict[str, Node], known: list[str]) -> str | None:
+    """What an unknown key may have meant; one of a part of a stage (``format`` of ``data``) is written with its path."""
+    for name, stage in stages.items():
+        model = stage_model(stage)
+        for part, field in model.model_fields.items() if model is not None else ():
+            if any(parts[0] in inner.model_fields for inner in models_in(field.annotation)):
+                return f"write {'.'.join(['stages', name, part, *parts])}=..."
+    return key_hint(parts[0], Recipe, known)
 
 
 def _home(key: str, stage: Node) -> list[str] | None:

@@ -58,8 +58,13 @@ Models, data and results of other stages are named in one way everywhere:
 |---|---|
 | `stage:NAME` | the result of another stage of the recipe. Stages run in the order that these references give. |
 | `package:PKG/FILE` | a file or folder inside an installed Python package. |
-| a path | a file or folder, from the current folder; for a shipped recipe also from where its data are. `~` is your home folder. |
+| a path | a file or folder, in the current folder or beside the recipe; `~` is your home folder. |
 | `org/name` | a model or data set on the Hugging Face hub, when no such path exists. |
+
+A relative path is looked for in the current folder and beside the recipe (of a shipped recipe: in the folder above it, where its data are),
+and so are modules of your own (`my_formats:tickets`). Where both have it with different content, that is an error: write the full path of
+the one you mean. A stage stays the same wherever its files were found. Nothing is read from an address (`https://...`), and one that holds
+a password or a token is refused before anything is shown.
 
 ## Overrides
 
@@ -73,6 +78,8 @@ numbered from 0: `stages.sft.data.1.weight=2`.
 Recipes are read strictly, and every mistake is reported at once, as `file:line:column key: what is wrong; what to do`.
 
 - Unknown keys, duplicate keys and values of the wrong type are errors. Nothing is converted, except a whole number where any number fits.
+- A key that has no effect beside the other keys is an error too, such as `gamma` with `loss: sigmoid`, or `train.eval_steps` without
+  `eval_data`. `null`, `false` and what is empty ask for nothing and are always allowed.
 - Scalars are those of YAML 1.2: `1e-5` and `5E5` are numbers; `yes`, `no` and `on` are text, `true` and `false` are not. `012` is refused.
 - There are no tags, no merge keys (`<<`) and no environment variables: let the shell fill them in, in an override.
 - Names of recipes and stages are 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter or digit; a stage's has no `.`.
@@ -81,8 +88,8 @@ Recipes are read strictly, and every mistake is reported at once, as `file:line:
 _OUTRO = """\
 ## Your own stage
 
-`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded (the current folder counts), and its fields
-are checked like those of any other stage:
+`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded (from the current folder or the recipe's, too), and
+its fields are checked like those of any other stage:
 
 ```python
 from typing import Annotated, ClassVar

@@ -75,7 +75,7 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
     Args:
         tree: the recipe as written.
         recipe: the same, checked; None when something else in it is wrong.
-        root: where relative paths are looked for after the current folder.
+        root: where relative paths are looked for besides the current folder.
     """
     stages = stages_of(tree)
     produces = {name: getattr(stage_model(stage), "produces", None) for name, stage in stages.items()}

