@@ -88,8 +88,8 @@ Recipes are read strictly, and every mistake is reported at once, as `file:line:
 _OUTRO = """\
 ## Your own stage
 
-`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded (from the current folder or the recipe's, too), and
-its fields are checked like those of any other stage:
+`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded, from the current folder or the recipe's too,
+and its fields are checked like those of any other stage:
 
 ```python
 from typing import Annotated, ClassVar
