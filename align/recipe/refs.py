@@ -148,7 +148,7 @@ def _different(places: list[Path]) -> list[Path]:
     if len(places) < 2 or places[0].samefile(places[1]):
         return places[:1]
     files = all(place.is_file() for place in places)
-    return places[:1] if files and filecmp.cmp(*places, shallow=False) else places
+    return places[:1] if files and filecmp.cmp(places[0], places[1], shallow=False) else places
 
 
 def _in_package(ref: PackageRef) -> Path:
