@@ -26,8 +26,8 @@ from align.data.encode import Encoder
 from align.data.examples import ONE_REJECTED, TOO_LONG, Limits, TooLong, Unusable, tree_of
 from align.data.formats import Want
 from align.data.hub import load_split
+from align.data.locations import data_files, names_of
 from align.data.mixture import Records, read_records
-from align.data.readers import data_files
 from align.data.records import Preference, Record
 from align.data.report import SHOWN, DataReport
 from align.data.store import DamagedStore, TreeStore, write_store
@@ -101,7 +101,9 @@ def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
         settings["format_code"] = files.sha256_file(Path(module)) if module else None
     if isinstance(location, str):
         return {**settings, "hub": location, "content": str(load_split(location, source)._fingerprint)}
-    return {**settings, "content": [[path.name, files.sha256_file(path)] for path in data_files(location)]}
+    found = data_files(location, source)
+    names = names_of(found, location)
+    return {**settings, "content": [[name, files.sha256_file(path)] for name, path in zip(names, found, strict=True)]}
 
 
 @cached
@@ -114,7 +116,7 @@ def origins_to_skip(sources: Sequence[DataSource], locations: Sequence[Path | st
     """Where the rows come from that may be skipped when they are bad, spelled as in :class:`Origin`."""
     places: dict[bool, set[str]] = {True: set(), False: set()}
     for source, location in zip(sources, locations, strict=True):
-        names = {location} if isinstance(location, str) else {str(path) for path in data_files(location)}
+        names = {location} if isinstance(location, str) else {str(path) for path in data_files(location, source)}
         places[source.on_bad_row == "skip"] |= names
     return places[True] - places[False]
 

@@ -37,7 +37,7 @@ def load_split(name: str, source: DataSource) -> Any:
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or unreachable is not None
     try:
-        return datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision)
+        return datasets.load_dataset(name, source.subset, split=source.split or "train", revision=source.revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise absent from error
     except (ConnectionError, FileNotFoundError) as error:

@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from align.data.formats import Converter, RowError, Want, converter
 from align.data.readers import BadRow, Row, read_rows
 from align.data.records import Conversation, Origin, Record
+from align.data.rows import Told
 from align.data.strict_json import clip
 from align.errors import InputError, Problem
 from align.files import machine_faults
@@ -59,6 +60,8 @@ class SourceReport:
     first_bad: list[BadRow] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
     """What a person should know of the rows that were kept, and how often it happened."""
+    told: Told = field(default_factory=Told)
+    """How its files were read, as far as it was found out."""
 
     def line(self) -> str:
         """One line for people."""
@@ -89,7 +92,7 @@ class ReadReport:
             if source.weight is not None and self.given:
                 share, passes = source.given / self.given, source.given / max(source.kept, 1)
                 line += f"; {source.given:,} in the mixture, {share:.4f} of it (asked: {source.weight:.4f}), {passes:.2f} passes"
-            lines.append(line)
+            lines += [line, *source.told.notes]
         return lines
 
     def as_json(self) -> dict[str, Any]:
@@ -99,6 +102,7 @@ class ReadReport:
         for source, entry in zip(self.sources, sources, strict=True):
             entry["share"] = source.given / self.given if self.given else 0.0
             entry["first_bad"] = [str(row) for row in source.first_bad]
+            entry["read_as"] = source.told.notes
         return {"given": self.given, "sources": sources}
 
 
@@ -200,7 +204,7 @@ class _Mixture:
             report.read += 1
             self._bad(source, row)
 
-        for row in read_rows(spec, location, unreadable):
+        for row in read_rows(spec, location, unreadable, report.told):
             report.read += 1
             columns |= spec.where.keys() & row.value.keys()
             if not _matches(row.value, spec.where):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,6 +83,14 @@ def unknown_name(error: InputError, known: Iterable[str]) -> PydanticCustomError
     return PydanticCustomError("unknown_name", "{reason}", {"reason": error.problems[0].message, "known": list(known)})
 
 
+def _encoding(text: str) -> str:
+    try:
+        "a".encode(text)
+        return codecs.lookup(text).name
+    except (LookupError, UnicodeError, ValueError) as error:
+        raise ValueError(f"no encoding `{text[:80]}`; for example utf-8, utf-16, cp1252, gb18030, shift_jis") from error
+
+
 def _listed(value: Any) -> Any:
     """A path or one source stands for a list of one source."""
     items = value if isinstance(value, (list, tuple)) else [value]
@@ -92,16 +101,23 @@ class DataSource(Strict):
     """Rows of one file, folder, hub data set or stage."""
 
     path: Annotated[str, Reference(("preferences", "prompts")), Field(min_length=1)]
-    """A local file (`.jsonl`, `.json`, `.csv`, `.parquet`), `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
+    """A local file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; texts also compressed), a folder,
+    `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
     format: Annotated[str, AfterValidator(_format)] | None = None
     """Row format: `messages`, `preference`, `unpaired`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`, `ultrafeedback`, or your own converter,
     `package.module:function`. Detected from the first row when absent."""
-    split: str = "train"
-    """Split of a hub data set."""
-    subset: str | None = None
-    """Of a hub data set that has several (its configurations), such as `main` of `openai/gsm8k`."""
+    split: str | None = Field(default=None, min_length=1)
+    """Split of a hub data set, or of a folder that has its files by split. `train` when absent."""
+    subset: str | None = Field(default=None, min_length=1)
+    """Of a hub data set that has several (its configurations), such as `main` of `openai/gsm8k`, or of a downloaded one."""
     revision: str | None = None
     """Commit of a hub data set. Pin it to make a run repeatable."""
+    encoding: Annotated[str, AfterValidator(_encoding)] | None = None
+    """Of a text file that is not UTF-8, such as `cp1252`, `utf-16` or `gb18030`. Found out, and told, where the file leaves no doubt."""
+    separator: Literal[",", ";", "\t", "|"] | None = None
+    """Between the columns of a text table. Found out from the header, and told."""
+    rows: str | None = Field(default=None, min_length=1)
+    """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is the only row."""
     where: dict[str, str | int | bool] = {}
     """Keep rows whose field equals the value, for example `{lang: en}`. What is left out is counted."""
     limit: int | None = Field(default=None, ge=1)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from align import secrets
 from align.errors import EnvironmentFault, InputError, Problem
-from align.recipe import override, references, refs, source, wording
+from align.recipe import override, references, refs, source, source_keys, wording
 from align.recipe.references import Referred
 from align.recipe.refs import shipped_root
 from align.recipe.schema import Recipe
@@ -109,6 +109,8 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
     recipe = _validated(tree, problems)
     wrong, packages = references.check(tree, recipe, root)
     problems += wrong
+    if recipe is not None:
+        problems += source_keys.problems(tree, recipe, root)
     if recipe is None or problems:
         raise InputError(_in_order([*problems, *packages]))
     if packages:

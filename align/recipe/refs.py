@@ -22,7 +22,10 @@ from typing import Any
 from align.errors import EnvironmentFault, InputError
 from align.secrets import hide
 
-_DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".py")
+_DATA = (
+    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather"),
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".py"),
+)
 _MODEL = (".gguf", ".safetensors", ".bin", ".pt", ".jinja", ".jinja2", ".yaml", ".yml")
 """Endings that make a text a path. Not every ending does: hub ids have dots in them too (``Qwen/Qwen2.5-0.5B``)."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
