@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from align import files
+from align.data import kept
 from align.data.encode import Encoder
 from align.data.examples import ONE_REJECTED, TOO_LONG, Limits, TooLong, Unusable, tree_of
 from align.data.formats import Want
@@ -30,7 +31,7 @@ from align.data.locations import data_files, names_of
 from align.data.mixture import Records, read_records
 from align.data.records import Preference, Record
 from align.data.report import SHOWN, DataReport
-from align.data.store import DamagedStore, TreeStore, write_store
+from align.data.store import META, TreeStore, write_store
 from align.data.trees import Tree
 from align.errors import InputError, Problem
 from align.recipe.refs import import_object
@@ -145,13 +146,10 @@ def _intact(entry: Path) -> bool:
     """Is there a finished entry, unchanged since it was written? One that is damaged is told of, and will be built anew."""
     if not entry.exists():
         return False
-    try:
-        TreeStore(entry).verify()
-        _read_report(entry, reused=True)
-    except (DamagedStore, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        _log.warning("encoded data in %s are damaged (%s): encoding again", entry, error)
-        return False
-    return True
+    problems = kept.damage(entry, [META, _REPORT, _REJECTS])
+    if problems:
+        _log.warning("encoded data in %s are damaged (%s): encoding again", entry, problems[0])
+    return not problems
 
 
 def _read_report(entry: Path, *, reused: bool) -> DataReport:
@@ -175,6 +173,7 @@ def _build(entry: Path, builder: _Builder, sources: Sequence[DataSource], locati
                 bad.unlink()
         builder.finish(records, [source.path for source in sources])
         files.write_json(tmp / _REPORT, builder.report.as_json())
+        kept.seal(tmp)
         files.publish_folder(tmp, entry)
     finally:
         files.discard(tmp)

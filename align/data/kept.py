@@ -1,21 +1,28 @@
-"""Parts of long work, kept as they are finished: a run that was killed finds them again and goes on with the next one.
+"""What is kept on disk to be read again, with a note of what was written: nothing is taken back without comparing it with its note.
 
-A part is one file, written at once, and beside it a note with its sha256 and with the digest of all that it follows from. The note is
-written last. So a part without its note, one that was changed since, and one of other settings are all simply not there.
+A file's note lies beside it: its sha256, and the digest of all that it follows from. A folder's note is a file in it: the sha256 of every
+other. Notes are written last. So what has no note is not finished and simply not there, and so is what belongs to other settings. What is
+there and not as it was written is damaged: that is told in one line, and whoever wanted it makes it again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align import files
+from align.errors import Problem
+
+MANIFEST = "manifest.json"
+"""A folder's note."""
+_log = logging.getLogger("align")
 
 
 class Kept:
-    """The parts of one piece of work, numbered from 0, in ``folder``.
+    """The parts of one piece of work, numbered from 0, in ``folder``: a run that was killed finds them again and goes on with the next.
 
     Args:
         folder: made when the first part is kept.
@@ -34,23 +41,75 @@ class Kept:
 
     def find(self, number: int) -> Path | None:
         """The file of a part; None when there is none that belongs to this work and is as it was written."""
-        path = self.path(number)
-        try:
-            note = json.loads(_note(path).read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        if not isinstance(note, dict) or note.get("key") != self._key or not path.is_file():
-            return None
-        return path if files.sha256_file(path) == note.get("sha256") else None
+        return find(self.path(number), self._key)
 
     def keep(self, number: int, content: bytes) -> Path:
         """Write a part. Raises EnvironmentFault when the disk is full or cannot be written; an earlier part is then still whole."""
-        path = self.path(number)
-        files.make_folder(self._folder)
-        files.atomic_write(path, content)
-        files.write_json(_note(path), {"key": self._key, "sha256": files.sha256_file(path)})
-        return path
+        return keep(self.path(number), content, self._key)
+
+
+def keep(path: Path, content: bytes, key: str = "") -> Path:
+    """Write one file and its note. ``key`` stands for all that it follows from, as far as its name does not.
+
+    Raises EnvironmentFault when the disk is full or cannot be written; what was there before is then still whole.
+    """
+    files.make_folder(path.parent)
+    files.atomic_write(path, content)
+    files.write_json(_note(path), {"key": key, "sha256": files.sha256_file(path)})
+    return path
+
+
+def find(path: Path, key: str = "") -> Path | None:
+    """``path``, if it was kept under ``key`` and is as it was written; else None, with a line when it is damaged."""
+    try:
+        note = json.loads(_note(path).read_bytes())
+        damaged = not isinstance(note, dict) or not {"key", "sha256"} <= note.keys()
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        damaged = True
+    if not damaged:
+        if note["key"] != key:
+            return None
+        damaged = not path.is_file() or files.sha256_file(path) != note["sha256"]
+    if damaged:
+        _log.warning("%s is damaged: made again", path)
+        return None
+    return path
 
 
 def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.note.json")
+
+
+# Folders
+
+
+def seal(folder: Path) -> None:
+    """Write the note of a finished folder: the sha256 of every file in it."""
+    files.write_json(folder / MANIFEST, {name: files.sha256_file(folder / name) for name in _content(folder)})
+
+
+def damage(folder: Path, required: Sequence[str] = (), *, only: Callable[[str], bool] = lambda name: True) -> list[Problem]:
+    """How a folder differs from its note; empty when it is as it was sealed, and has the ``required`` files.
+
+    ``only`` says which files are looked at.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not isinstance(manifest, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError):
+        return [Problem("not readable", file=str(folder / MANIFEST))]
+    problems = [Problem("not in the manifest", file=str(folder / name)) for name in required if name not in manifest]
+    for name, digest in ((name, digest) for name, digest in manifest.items() if only(name)):
+        path = folder / name
+        if not path.is_file():
+            problems.append(Problem("missing", file=str(path)))
+        elif (actual := files.sha256_file(path)) != digest:
+            problems.append(Problem(f"sha256 is {actual[:12]}, manifest says {str(digest)[:12]}", file=str(path)))
+    return problems
+
+
+def _content(folder: Path) -> list[str]:
+    return [name for name in files.tree_files(folder) if name != MANIFEST]

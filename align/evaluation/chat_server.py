@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from align import files
+from align.data import kept
 from align.data.strict_json import clip
 from align.errors import EnvironmentFault, InputError, Interrupted
 from align.recipe.judge import Judge
@@ -131,11 +132,10 @@ class ChatServer:
         usage = Usage()
         for attempt in range(judge.retries + 1):
             path = self._cache / f"{files.digest_json([judge.endpoint, body, attempt])[:40]}.json"
-            known = _kept(path)
+            known = _known(path)
             reply = known or self._request(body)
             if known is None:
-                files.make_folder(self._cache)
-                files.write_json(path, vars(reply))
+                kept.keep(path, files.dump_json(vars(reply)).encode())
             if path not in self._counted:
                 self._counted.add(path)
                 usage = usage + Usage(1, int(known is not None), 0, reply.input_tokens, reply.output_tokens)
@@ -183,12 +183,9 @@ class ChatServer:
         return clip(words.replace(self._key, "...") if self._key else words, 80)
 
 
-def _kept(path: Path) -> _Reply | None:
-    try:
-        value = json.loads(path.read_bytes())
-        return _Reply(str(value["text"]), int(value["input_tokens"]), int(value["output_tokens"]))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return None
+def _known(path: Path) -> _Reply | None:
+    """The reply that was kept, if there is one."""
+    return None if kept.find(path) is None else _Reply(**json.loads(path.read_bytes()))
 
 
 def _parsed(content: bytes) -> _Reply | None:

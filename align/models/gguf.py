@@ -7,17 +7,17 @@ file's content and checked by sha256 whenever it is used.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from align import files
+from align.data import kept
 from align.errors import EnvironmentFault, InputError, Problem
 from align.models.folder import NOTES
 from align.models.quiet import no_progress_bars
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _log = logging.getLogger("align")
-_LAYOUT = 1
+_LAYOUT = 2
 """Of what this module writes into the cache: raise it when that changes, and old entries are left alone."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -189,10 +189,10 @@ def dequantised(path: Path, cache: Path, *, weights: bool = True) -> Path:
     final = parent / key
     with _lock(parent / f"{key}.lock"):
         if final.exists():
-            damage = _damage(final, lambda name: weights or not name.endswith(".safetensors"))
-            if damage is None:
+            damage = kept.damage(final, only=lambda name: weights or not name.endswith(".safetensors"))
+            if not damage:
                 return final
-            _log.warning("%s: %s; made anew", final, damage)
+            _log.warning("%s is damaged: made again", damage[0])
         files.clean_stale(parent)
         _build(path, final, source)
     return final
@@ -211,20 +211,11 @@ def _build(path: Path, final: Path, source: dict[str, Any]) -> None:
         with files.machine_faults(tmp), no_progress_bars():
             model.save_pretrained(tmp)
             tokenizer.save_pretrained(tmp)
-        sums = {name: files.sha256_file(entry) for name, entry in files.tree_files(tmp).items()}
-        files.write_json(tmp / NOTES, {"dequantised_from": source, "files": sums})
+        files.write_json(tmp / NOTES, {"dequantised_from": source})
+        kept.seal(tmp)
         files.publish_folder(tmp, final)
     finally:
         files.discard(tmp)
-
-
-def _damage(folder: Path, wanted: Callable[[str], bool]) -> str | None:
-    try:
-        sums = json.loads((folder / NOTES).read_bytes())["files"]
-        wrong = [name for name, expected in sums.items() if wanted(name) and files.sha256_file(folder / name) != expected]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"damaged ({type(error).__name__}: {error})"
-    return f"damaged ({wrong[0]} is not what was written)" if wrong else None
 
 
 @contextmanager

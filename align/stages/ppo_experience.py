@@ -8,6 +8,7 @@ Shapes: P prompts, B answers, T tokens of all answers, answer after answer. No p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,14 @@ from torch import Tensor
 from align.batching.batch import Batch
 from align.batching.loader import StepPlan
 from align.batching.tree import Layout
+from align.data.kept import damage
 from align.data.trees import Branch, Tree
 from align.functional.advantages import gae, group_normalised, k1, reinforce_baseline, rloo, token_rewards, whiten
 from align.functional.segments import segment_count, segment_sum
 from align.recipe.ppo import PpoStage
 from align.training.checkpoint import save_tensors, verified
+
+_log = logging.getLogger("align")
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,14 @@ class Experience:
             summary=state["summary"],
             next_coefficient=state["next_coefficient"],
         )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an experience is there, as it was saved. One that is damaged is told of."""
+    problems = damage(folder) if folder.exists() else []
+    if problems:
+        _log.warning("%s: made again", problems[0])
+    return folder.exists() and not problems
 
 
 def folder_of(work: Path, iteration: int) -> Path:

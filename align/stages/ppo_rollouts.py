@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from align import files
+from align.data import kept
 from align.data.encode import Encoder
 from align.data.prompts import EncodedPrompt
 from align.errors import TrainingFault
@@ -219,11 +219,11 @@ def reference_baselines(
         key: names everything else that the answers and scores follow from.
     """
     path = cache / f"{key}.parquet"
-    if not ranks.broadcast_object(path.exists()):
+    if not ranks.broadcast_object(ranks.first and kept.find(path, key) is not None):
         rollouts.sync(0)
         samples = rollouts.sample(prompts, sampling, -1)
         if ranks.first:
-            files.atomic_write(files.make_folder(cache) / path.name, parquet(rows_of(rollouts.encoder, prompts, samples)))
+            kept.keep(path, parquet(rows_of(rollouts.encoder, prompts, samples)), key)
         ranks.barrier()
     rows = read_parquet(path)
     worth = torch.tensor([row["score"] - penalty * (not row["finished"]) for row in rows], dtype=torch.float64)

@@ -14,6 +14,7 @@ What happens in one iteration:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from align import files
 from align.batching.batch import Batch
-from align.errors import InputError, TrainingFault
+from align.data.kept import damage
+from align.errors import Problem, TrainingFault
 from align.functional.advantages import k3
 from align.functional.losses import token_nll
 from align.functional.policy_losses import policy_clipped, ppo_policy_loss, ppo_value_loss, value_clipped
@@ -32,7 +34,7 @@ from align.models.forward import batch_logprobs, batch_logprobs_and_entropy
 from align.models.heads import token_values
 from align.rollout.engine import Sampling
 from align.stages import ppo_health
-from align.stages.ppo_experience import Experience, PolicyBatch, ValueBatch, folder_of, minibatch_plan, training_batches
+from align.stages.ppo_experience import Experience, PolicyBatch, ValueBatch, folder_of, is_whole, minibatch_plan, training_batches
 from align.stages.ppo_health import Finding
 from align.stages.ppo_making import Ingredients, make_experience
 from align.stages.ppo_report import iteration_lines
@@ -40,6 +42,8 @@ from align.stages.ppo_rollouts import parquet, rows_of
 from align.training.metrics import Mean, add_up
 from align.training.optim import ParameterGroup
 from align.training.trainer import LossOutput, Trainer
+
+_log = logging.getLogger("align")
 
 
 class PpoTrainer(Trainer):
@@ -95,11 +99,8 @@ class PpoTrainer(Trainer):
 
     def _experience(self, iteration: int, *, inside: bool) -> Experience:
         folder = folder_of(self.work, iteration)
-        kept = self.ranks.broadcast_object(folder.exists())
-        if kept:
+        if inside or self.ranks.broadcast_object(self.ranks.first and is_whole(folder)):
             experience = Experience.load(folder)
-        elif inside:
-            raise InputError(f"{folder} is gone, and the run stopped inside that iteration", hint=f"remove {self.work} to start over")
         else:
             settings: dict[str, Any] = {"step": self.progress.step, "coefficient": self.coefficient, "rollouts": self.rollouts_folder}
             experience = make_experience(self.parts, iteration, **settings)
@@ -109,7 +110,8 @@ class PpoTrainer(Trainer):
             self._forget_experience(lambda number: number not in needed)
         self.coefficient = experience.next_coefficient
         self.history[iteration:] = [experience.summary]
-        self._judge(ppo_health.of_rollouts(self.spec, self.history))
+        if not inside:  # else it was judged before the checkpoint that this run goes on from
+            self._judge(ppo_health.of_rollouts(self.spec, self.history))
         return experience
 
     def _checkpoint_steps(self) -> list[int]:
@@ -256,10 +258,22 @@ class PpoTrainer(Trainer):
     _KEPT = ("coefficient", "history", "sft_losses", "trained", "seconds", "unhealthy")
 
     def state_dict(self) -> dict[str, Any]:
-        """KL coefficient, history, and what was counted."""
-        return {name: getattr(self, name) for name in self._KEPT}
+        """KL coefficient, history, what was counted, and the digests of the answers that were written down."""
+        written = {path.name: files.sha256_file(path) for path in sorted(self.rollouts_folder.glob("*.parquet"))}
+        return {**{name: getattr(self, name) for name in self._KEPT}, "written": written}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
+        """Put back what :meth:`state_dict` returned. Answers that were damaged since are removed: they are for people to read only."""
         for name in self._KEPT:
             setattr(self, name, state[name])
+        if self.ranks.first:
+            for name, digest in state["written"].items():
+                path = self.rollouts_folder / name
+                if not path.is_file() or files.sha256_file(path) != digest:
+                    path.unlink(missing_ok=True)
+                    _log.warning("%s is damaged or missing: the report does without these answers", path)
+
+    def missing(self, state: Mapping[str, Any]) -> list[Problem]:
+        """As of every trainer; inside an iteration also its experience, which the policy of then made."""
+        iteration, begun = divmod(int(state["progress"]["step"]), self.spec.steps_per_iteration)
+        return [*super().missing(state), *(damage(folder_of(self.work, iteration)) if begun else [])]

@@ -16,6 +16,7 @@ from align import files
 from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan
 from align.batching.tree import row_multiple
+from align.data import kept
 from align.data.balance import BalancedTrees
 from align.data.encode import Encoder
 from align.data.store import TreeStore
@@ -194,9 +195,9 @@ def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
 def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
     """A value made once in this stage run, and found again when it continues after an interruption."""
     path = ctx.work / f"{name}.json"
-    if not path.exists():
-        files.write_json(path, make())
-    return json.loads(path.read_text())
+    if kept.find(path) is None:
+        kept.keep(path, files.dump_json(make()).encode())
+    return json.loads(path.read_bytes())
 
 
 def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,14 @@ from huggingface_hub import constants
 from transformers import TrainerCallback
 
 from align import files
+from align.data import kept
 from align.errors import TrainingFault
 from align.signals import stop_requested
 from align.stages.context import StageContext
 from align.training.metrics import MetricsLog
 
-_MANIFEST = "align-manifest.json"
+_NOTE = "align.json"
+_log = logging.getLogger("align")
 _TRAINING_ARGS = "training_args.bin"
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
@@ -37,27 +40,22 @@ class TrlCheckpoint:
 
 
 def newest_checkpoint(folder: Path) -> TrlCheckpoint | None:
-    """The newest of a trainer's checkpoints; those that were not finished, or changed afterwards, are removed. None when none is left.
+    """The newest of a trainer's checkpoints; those that were not finished, or changed afterwards, are removed, with a line for each that
+    was finished. None when none is left.
 
     What transformers loads of one are safetensors, JSON, and tensors by torch's loader that builds nothing else (``weights_only``). The one
     file that is a pickle of Python objects is not read by it, and not kept here.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
-        try:
-            manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-            intact = manifest["files"] == _digests(path)
-            seconds = float(manifest["seconds"])
-        except (OSError, ValueError, LookupError, TypeError):
-            intact = False
-        if intact:
+        problems = kept.damage(path, [_NOTE])
+        if not problems:
+            seconds = float(json.loads((path / _NOTE).read_bytes())["seconds"])
             return TrlCheckpoint(path, int(path.name.rpartition("-")[2]), seconds)
+        if (path / kept.MANIFEST).exists():
+            _log.warning("skipped a damaged checkpoint: %s", problems[0])
         files.remove_folder(path)
     return None
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {name: files.sha256_file(path) for name, path in files.tree_files(folder).items() if name != _MANIFEST}
 
 
 class Watch(TrainerCallback):
@@ -66,7 +64,7 @@ class Watch(TrainerCallback):
     def __init__(self, ctx: StageContext, since: TrlCheckpoint | None) -> None:
         self._ctx = ctx
         path = ctx.work / "metrics.jsonl"
-        self._log = MetricsLog(path, resumed_at=since.step if since else 0, report_to=[], run_name=ctx.name, config={})
+        self._log = MetricsLog(path, resumed_at=since.step if since else None, report_to=[], run_name=ctx.name, config={})
         path.touch()
         self._before = since.seconds if since else 0.0
         self._printed = since.step if since else 0
@@ -110,7 +108,8 @@ class Watch(TrainerCallback):
         """Seal a checkpoint that is complete."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / _TRAINING_ARGS).unlink(missing_ok=True)
-        files.write_json(folder / _MANIFEST, {"files": _digests(folder), "seconds": self.seconds})
+        files.write_json(folder / _NOTE, {"seconds": self.seconds})
+        kept.seal(folder)
 
     def _print(self, state: Any, values: Mapping[str, float]) -> None:
         step, total = state.global_step, state.max_steps

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align import files
+from align.data import kept
 from align.errors import EnvironmentFault, InputError, Problem
 
 log = logging.getLogger("align")
@@ -71,7 +73,7 @@ def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state
             for name, group in tensors.items():
                 save_file({key: value.detach().contiguous() for key, value in group.items()}, tmp / f"{name}.safetensors")
         files.write_json(tmp / "state.json", state or {})
-        files.write_json(tmp / "manifest.json", {path.name: files.sha256_file(path) for path in sorted(tmp.iterdir())})
+        kept.seal(tmp)
         files.publish_folder(tmp, final)
     except SafetensorError as error:  # safetensors hides the operating system's error in a text of its own
         raise EnvironmentFault(f"{final}: cannot be written: {error}") from error
@@ -79,20 +81,28 @@ def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state
         files.discard(tmp)
 
 
-def newest_checkpoint(root: Path, required: Sequence[str]) -> Checkpoint | None:
+def checkpoints(root: Path) -> list[Checkpoint]:
+    """All of a run, the newest first, not verified."""
+    return [Checkpoint(folder, int(folder.name.removeprefix("step-"))) for folder in sorted(root.glob("step-*"), reverse=True)]
+
+
+def newest_checkpoint(
+    root: Path, required: Sequence[str], needs: Callable[[Mapping[str, Any]], list[Problem]] = lambda state: []
+) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None when there is none at all. Says which it skipped, and why.
+
+    ``needs`` says what is wrong with what else a checkpoint of this state takes to go on from.
 
     Raises:
         InputError: there are checkpoints and none of them verifies.
     """
-    folders = sorted(root.glob("step-*"), reverse=True) if root.exists() else []
     problems: list[Problem] = []
-    for folder in folders:
-        found = _problems(folder, required)
+    for checkpoint in checkpoints(root):
+        found = _problems(checkpoint.folder, required) or needs(checkpoint.state())
         if not found:
             for problem in problems:
                 log.warning("skipped a damaged checkpoint: %s", problem)
-            return Checkpoint(folder, int(folder.name.removeprefix("step-")))
+            return checkpoint
         problems += found
     if problems:
         raise InputError([*problems, Problem("no checkpoint verifies", file=str(root), hint="remove the folder to start over")])
@@ -113,16 +123,50 @@ def verified(folder: Path, required: Sequence[str]) -> Checkpoint:
 
 def _problems(folder: Path, required: Sequence[str]) -> list[Problem]:
     """What is wrong with a checkpoint folder; empty when it can be trusted."""
-    try:
-        manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return [Problem("not readable", file=str(folder / "manifest.json"))]
-    missing = [name for name in [*(f"{r}.safetensors" for r in required), "state.json"] if name not in manifest]
-    problems = [Problem("not in the manifest", file=str(folder / name)) for name in missing]
-    for name, digest in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(Problem("missing", file=str(path)))
-        elif (actual := files.sha256_file(path)) != digest:
-            problems.append(Problem(f"sha256 is {actual[:12]}, manifest says {digest[:12]}", file=str(path)))
-    return problems
+    return kept.damage(folder, [*(f"{name}.safetensors" for name in required), "state.json"])
+
+
+class BestWeights:
+    """Weights of the best evaluation so far. A checkpoint needs those that were the best when it was saved: the newest up to its step."""
+
+    def __init__(self, work: Path) -> None:
+        self._work, self._root = work, work / "best"
+
+    def _folder(self, step: int) -> Path:
+        return self._root / f"step-{step:08d}"
+
+    def save(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights as they are after ``step``, and forget those that nothing needs any more."""
+        save_tensors(self._folder(step), {"weights": weights})
+        self.forget(step)
+
+    def load(self, step: int) -> dict[str, Tensor]:
+        """The weights after ``step``, which were the best. Raises InputError when they are damaged."""
+        return verified(self._folder(step), ["weights"]).tensors("weights")
+
+    def damage(self, step: int) -> list[Problem]:
+        """How they differ from what was saved; empty when they are whole."""
+        return _problems(self._folder(step), ["weights"])
+
+    def forget(self, now: int) -> None:
+        """Remove what neither the run, which has come to step ``now``, nor a checkpoint of it needs."""
+        kept = {int(folder.name.removeprefix("step-")): folder for folder in self._root.glob("step-*")}
+        users = [now, *(checkpoint.step for checkpoint in checkpoints(self._work / "checkpoints"))]
+        needed = {max((step for step in kept if step <= user), default=None) for user in users}
+        for step in kept.keys() - needed:
+            files.remove_folder(kept[step])
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of torch's random generators: the only ones that training draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

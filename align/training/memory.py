@@ -5,8 +5,12 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from align.batching.batch import Batch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -28,3 +32,13 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def told_with_errors(batch: Batch) -> Iterator[None]:
+    """Whatever fails in here, memory above all, says on which micro-batch."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"on a micro-batch of {batch}")
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from align import files
+
+_log = logging.getLogger("align")
+_SILENCE_S = 30.0
+"""Longest time without a line of progress, as far as steps allow."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,25 @@ def add_up(parts: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
 class MetricsLog:
     """``metrics.jsonl``: one line a step, and the trackers named in ``report_to``."""
 
-    def __init__(self, path: Path, *, resumed_at: int, report_to: list[str], run_name: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resumed_at: int | None,
+        report_to: list[str],
+        run_name: str,
+        config: Mapping[str, Any],
+        written: str | None = None,
+    ) -> None:
+        """``resumed_at`` is the step that the run goes on from, None when it begins anew; ``written`` the :meth:`digest` at that step."""
         self.path = path
         if path.exists():
             # A step that runs again after a resume must not appear twice, and a crash of the machine may have cut the last line.
-            kept = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if _step_of(line) <= resumed_at]
+            upto = -1 if resumed_at is None else resumed_at
+            kept = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if _step_of(line) <= upto]
             files.atomic_write(path, "".join(line + "\n" for line in kept))
+        if written is not None and written != self.digest():
+            _log.warning("%s is damaged: rows of it may be missing or wrong; what is trained does not follow from them", path)
         self._trackers = _open_trackers(report_to, run_name, path.parent / "trackers", config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -55,6 +73,10 @@ class MetricsLog:
         files.append_line(self.path, {"step": step, **values})
         for tracker in self._trackers:
             tracker.log(dict(values), step=step)
+
+    def digest(self) -> str:
+        """Hex sha256 of what is written so far."""
+        return files.sha256_file(self.path) if self.path.exists() else ""
 
     def close(self) -> None:
         """Let the trackers finish."""
@@ -97,6 +119,7 @@ class ProgressBar:
         self._bar: Progress | None = None
         self._printed = done
         self._first: tuple[float, int] | None = None
+        self._said = time.monotonic()
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -114,8 +137,8 @@ class ProgressBar:
         shown = [f"loss {values['loss']:.4f}", f"{values['tokens_per_second']:.0f} tokens/s"]
         if self._bar is not None:
             self._bar.update(self._task, completed=step, line="  ".join(shown))
-        elif step == self._total or step - self._printed >= max(1, self._total // 10):
-            self._printed = step
+        elif step == self._total or step - self._printed >= max(1, self._total // 10) or time.monotonic() - self._said >= _SILENCE_S:
+            self._printed, self._said = step, time.monotonic()
             left = (self._total - step) * self._seconds(step, values["step_seconds"])
             self._console.print(f"{self._name}  step {step}/{self._total}  {'  '.join(shown)}  {left:.0f} s left", highlight=False)
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from align import files
 from align.batching.batch import Batch
+from align.data import kept
 from align.functional.segments import segment_sum
 from align.models.stream import logprobs_in_groups
 from align.training.launch import Ranks
@@ -67,7 +67,7 @@ def reference_for(
     """
     first = torch.tensor([0, *branches]).cumsum(0)
     path = cache / f"{key}.safetensors"
-    if ranks.broadcast_object(path.exists()):
+    if ranks.broadcast_object(ranks.first and kept.find(path, key) is not None):
         return Reference(load_file(path)["sums"], first[:-1])
     sums = torch.full((int(first[-1]),), torch.nan)
     training = model.training
@@ -84,6 +84,6 @@ def reference_for(
     if sums.isnan().any():
         raise RuntimeError("a tree was in no batch, so it has no reference log-probs")
     if ranks.first:
-        files.atomic_write(files.make_folder(cache) / path.name, save({"sums": sums}))
+        kept.keep(path, save({"sums": sums}), key)
     ranks.barrier()
     return Reference(sums, first[:-1])

@@ -11,24 +11,23 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align import files
 from align.batching.batch import Batch
-from align.errors import InputError, Interrupted, Problem, TrainingFault
+from align.errors import EnvironmentFault, InputError, Interrupted, Problem, TrainingFault
 from align.models.adapters import trainable_parameters
 from align.recipe.schema import Train
 from align.signals import stop_requested
-from align.training.checkpoint import newest_checkpoint, save_checkpoint, save_tensors
+from align.training.checkpoint import BestWeights, newest_checkpoint, rng_state, save_checkpoint, set_rng_state
 from align.training.launch import Ranks
-from align.training.memory import keep_freed_memory
+from align.training.memory import keep_freed_memory, told_with_errors
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
 from align.training.optim import (
     ParameterGroup,
@@ -40,6 +39,8 @@ from align.training.optim import (
     set_learning_rate,
 )
 
+SAVE_SECONDS = 15 * 60.0
+"""Without a checkpoint for so long, one is saved whatever the recipe says."""
 _SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
 
@@ -106,7 +107,7 @@ class Trainer(ABC):
         if sorted(name for group in self.groups for name in group.parameters) != sorted(self.parameters):
             raise ValueError("the groups must hold every trained parameter once, and nothing else")
         self.optimizer = build_optimizer(self.groups, train)
-        self.progress = Progress()
+        self.progress, self.best = Progress(), BestWeights(work)
         if ranks.device.type == "cpu":
             keep_freed_memory()
         if train.gradient_checkpointing:
@@ -144,25 +145,25 @@ class Trainer(ABC):
             Interrupted: a signal asked to stop; a checkpoint was saved and the same command continues from it.
         """
         torch.manual_seed(self.seed * 1009 + self.ranks.rank)
-        self._resume()
-        log, bar = self._open_log()
+        written = self._resume()
+        log, bar = self._open_log(written)
         self.model.train()
         try:
             if self.progress.step == 0 and self.progress.first_eval is None:
                 self._evaluate(log)
-            for micro_batches in self.steps():
+            steps = iter(self.steps())
+            # Asked before every step, so that a run that goes on from where its patience ended takes no further one.
+            while not self._patience_is_over() and (micro_batches := next(steps, None)) is not None:
                 metrics = self._step(micro_batches)
                 self.after_step(metrics)
                 self._finish_step(metrics, log, bar)
-                if self._patience_is_over():
-                    break
         finally:
             if log is not None:
                 log.close()
             if bar is not None:
                 bar.close()
         if self.train.load_best_model and self.progress.best_eval is not None:  # the best may be what it started from
-            self._load_weights(load_file(self.work / "best" / "weights.safetensors"))
+            self._load_weights(self.best.load(self.progress.best_step))
             self.progress.last_eval = self.progress.best_eval
         self.model.eval()
         return self.progress
@@ -175,7 +176,7 @@ class Trainer(ABC):
         counts = self._global_counts(micro_batches)
         outputs = []
         for batch in micro_batches:
-            with _told_with_errors(batch):
+            with told_with_errors(batch):
                 output = self.forward_backward(batch, counts)
             outputs.append({**_as_means(output, self.counts(batch)), "tokens": Mean(batch.num_tokens, 1)})
         self.ranks.sum_gradients(self.parameters.values())
@@ -257,9 +258,12 @@ class Trainer(ABC):
             bar.update(step, metrics)
         if last or (self.train.eval_steps and step % self.train.eval_steps == 0):
             self._evaluate(log)
-        signum = next((s for s in self.ranks.gather(stop_requested()) if s), None)
+        asked = self.ranks.gather((stop_requested(), time.monotonic() - self._saved_at >= SAVE_SECONDS))
+        signum = next((s for s, _ in asked if s), None)
         if signum is not None or (self.train.save_steps and step % self.train.save_steps == 0 and not last):
-            self._save()
+            self._save(log, asked=True)
+        elif asked[0][1] and not last:  # by the first process's clock: all save after the same step
+            self._save(log, asked=False)
         if signum is not None:
             raise Interrupted(signum, f"{self.name}: stopped at step {step} of {self.total_steps}; saved; the same command continues")
 
@@ -271,7 +275,7 @@ class Trainer(ABC):
         outputs = []
         with torch.no_grad():
             for batch in self.eval_batches():
-                with _told_with_errors(batch):
+                with told_with_errors(batch):
                     outputs.append(_as_means(self._forward(batch), self.counts(batch)))
         self.model.train()
         sums = self._sum_over_ranks(outputs)
@@ -288,7 +292,7 @@ class Trainer(ABC):
             progress.best_loss, progress.best_step, progress.evals_without_improvement = values["loss"], progress.step, 0
             progress.best_eval = values
             if self.train.load_best_model and self.ranks.first:
-                save_tensors(self.work / "best", {"weights": self.parameters})
+                self.best.save(progress.step, self.parameters)
         else:
             progress.evals_without_improvement += 1
         if log is not None:
@@ -309,7 +313,13 @@ class Trainer(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most stages keep no state of their own
         """Put back what :meth:`state_dict` returned."""
 
-    def _save(self) -> None:
+    def missing(self, state: Mapping[str, Any]) -> list[Problem]:
+        """What is wrong with what else lies in the work folder and is needed to go on from a checkpoint with this state."""
+        progress = Progress(**state["progress"])
+        return self.best.damage(progress.best_step) if self.train.load_best_model and progress.best_eval is not None else []
+
+    def _save(self, log: MetricsLog | None, *, asked: bool) -> None:
+        """A checkpoint. One that nobody asked for must not end a run that the disk has room for otherwise."""
         states = self.ranks.gather(rng_state())
         if self.ranks.first:
             tensors: dict[str, Mapping[str, Tensor]] = {
@@ -318,13 +328,23 @@ class Trainer(ABC):
                 **{f"rng-{rank}": state for rank, state in enumerate(states)},
             }
             state = {"progress": asdict(self.progress), "stage": self.state_dict(), "world": self.ranks.world}
-            save_checkpoint(self.work / "checkpoints", self.progress.step, tensors, state, keep=self.train.save_total_limit)
+            state["metrics"] = log.digest() if log else ""
+            try:
+                save_checkpoint(self.work / "checkpoints", self.progress.step, tensors, state, keep=self.train.save_total_limit)
+                self.best.forget(self.progress.step)
+            except EnvironmentFault as fault:
+                if asked:
+                    raise
+                self.console.print(f"{self.name}  note: no checkpoint at step {self.progress.step}: {fault}", highlight=False)
+        self._saved_at = time.monotonic()
         self.ranks.barrier()
 
-    def _resume(self) -> None:
-        checkpoint = newest_checkpoint(self.work / "checkpoints", ["weights", "optimizer", "rng-0"])
+    def _resume(self) -> str | None:
+        """Go on from the newest checkpoint; the digest of the metrics that were written up to it, or None without one."""
+        self._saved_at = time.monotonic()
+        checkpoint = newest_checkpoint(self.work / "checkpoints", ["weights", "optimizer", "rng-0"], self.missing)
         if checkpoint is None:
-            return
+            return None
         state = checkpoint.state()
         if state["world"] != self.ranks.world:
             problem = Problem(
@@ -338,18 +358,20 @@ class Trainer(ABC):
         set_rng_state(checkpoint.tensors(f"rng-{self.ranks.rank}"))
         if self.ranks.first:
             self.console.print(f"{self.name}  continues from step {self.progress.step} of {self.total_steps}", highlight=False)
+        return str(state["metrics"])
 
     def _load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
 
-    def _open_log(self) -> tuple[MetricsLog | None, ProgressBar | None]:
+    def _open_log(self, written: str | None) -> tuple[MetricsLog | None, ProgressBar | None]:
         if not self.ranks.first:
             return None, None
         log = MetricsLog(
             self.work / "metrics.jsonl",
-            resumed_at=self.progress.step,
+            resumed_at=None if written is None else self.progress.step,
+            written=written,
             report_to=list(self.train.report_to),
             run_name=self.name,
             config=self.train.model_dump(),
@@ -363,16 +385,6 @@ def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
     return {**terms, **output.metrics}
 
 
-@contextmanager
-def _told_with_errors(batch: Batch) -> Iterator[None]:
-    """Whatever fails in here, memory above all, says on which micro-batch."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"on a micro-batch of {batch}")
-        raise
-
-
 def autocast(train: Train, device: torch.device) -> AbstractContextManager[Any]:
     """The precision that the recipe asks for in matrix products."""
     return nullcontext() if train.autocast is None else torch.autocast(device.type, dtype=torch.bfloat16)
@@ -380,18 +392,3 @@ def autocast(train: Train, device: torch.device) -> AbstractContextManager[Any]:
 
 def _finite(value: float) -> bool:
     return value - value == 0.0
-
-
-def rng_state() -> dict[str, Tensor]:
-    """The state of torch's random generators: the only ones that training draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`rng_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

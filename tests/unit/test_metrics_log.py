@@ -43,10 +43,24 @@ def test_what_a_crash_left_of_a_line_is_dropped(tmp_path: Path, end: bytes) -> N
 
 def test_time_left_is_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of 4 s, and 10 s from one to the next, because between them the run samples: 10 s for each step that is left."""
-    now = iter([100.0, 110.0, 120.0])
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    text = lines(monkeypatch, total=5, seconds=10.0, steps=3)
+    assert [line.rpartition("tokens/s  ")[2] for line in text] == ["16 s left", "30 s left", "20 s left"]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.01, [100, 200, 300]), (7.0, [5, 10, 15, 20]), (45.0, [1, 2, 3])])
+def test_without_a_terminal_nobody_waits_long_for_a_line(monkeypatch: pytest.MonkeyPatch, seconds: float, shown: list[int]) -> None:
+    """Of 1,000 steps a line comes every 100, or every half minute."""
+    text = lines(monkeypatch, total=1000, seconds=seconds, steps=shown[-1])
+    assert [int(line.split()[2].partition("/")[0]) for line in text] == shown
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, *, total: int, seconds: float, steps: int) -> list[str]:
+    """What is printed of the first ``steps``, which take ``seconds`` each by the clock and 4 s by their own account."""
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     text = io.StringIO()
-    bar = metrics.ProgressBar(Console(file=text, width=120), "ppo", total=5, done=0)
-    for step in (1, 2, 3):
+    bar = metrics.ProgressBar(Console(file=text, width=120), "ppo", total=total, done=0)
+    for step in range(1, steps + 1):
+        now[0] += seconds
         bar.update(step, {"loss": 1.0, "tokens_per_second": 200.0, "step_seconds": 4.0})
-    assert [line.rpartition("tokens/s  ")[2] for line in text.getvalue().splitlines()] == ["16 s left", "30 s left", "20 s left"]
+    return text.getvalue().splitlines()
