@@ -3,6 +3,11 @@
 import os
 import sys
 
+from align.signals import LAUNCHER, end_with
+
+if __name__ == "__main__" and (launcher := os.environ.pop(LAUNCHER, None)) is not None:
+    end_with(int(launcher))  # before anything that takes time is imported
+
 from align.cli import main
 
 if __name__ == "__main__":

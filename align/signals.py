@@ -1,7 +1,11 @@
-"""Ctrl-C and SIGTERM: the first asks the running stage to save and stop, the second ends the process at once."""
+"""Ctrl-C, SIGTERM and a terminal that is closed: the first asks the running stage to save and stop, the second ends the process at once.
+
+Also: how a process that was started by another one ends with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -9,7 +13,11 @@ import threading
 import time
 from types import FrameType, TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks to stop. The last is sent when a terminal is closed or a connection to it is lost."""
+LAUNCHER = "ALIGN_LAUNCHER"
+"""Environment variable: the process that a process of ``align run --nproc`` was started by, and ends with."""
+_PR_SET_PDEATHSIG = 1
 _requested: int | None = None
 _since = 0.0
 
@@ -19,8 +27,28 @@ def stop_requested() -> int | None:
     return _requested
 
 
+def handled() -> list[signal.Signals]:
+    """The signals that ask to stop, without SIGHUP where whoever started this process wants it ignored."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def end_with(parent: int) -> None:
+    """From now on this process is killed when its parent, process ``parent``, ends, however it does; exit when it has ended already.
+
+    The kernel does it (Linux; elsewhere only the second half holds), so it works for a parent that was killed. What a child starts in its
+    turn has to do the same.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os._exit(128 + signal.SIGKILL)
+
+
 class StopFlag:
-    """While entered, the first SIGINT or SIGTERM only sets :func:`stop_requested`; the second exits at once with 130 or 143.
+    """While entered, the first of :data:`SIGNALS` only sets :func:`stop_requested`; a second one exits at once with 128 + its number.
+
+    A closed terminal may send SIGHUP more than once, from the shell and from the kernel, so that is never the second one; and where it was
+    to be ignored from the start (``nohup``), it is.
 
     ``same_within`` seconds: further signals so soon belong to the first. A launcher passes on the Ctrl-C that the terminal sent to
     every process already, and that must not count as a second one. Outside the main thread, where Python allows no handlers, nothing
@@ -35,7 +63,7 @@ class StopFlag:
         global _requested
         _requested = None
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in handled():
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -51,7 +79,7 @@ class StopFlag:
         now = time.monotonic()
         if _requested is None:
             _requested, _since = number, now
-        elif now - _since >= self._same_within:
+        elif number != signal.SIGHUP and now - _since >= self._same_within:
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\n")  # a progress bar may have hidden the cursor
             os._exit(128 + number)

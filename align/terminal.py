@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -12,6 +17,52 @@ def console(*, stderr: bool = False) -> Console:
     """Standard output, or standard error where the other is for machines; 140 columns wide where it is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(width=None if stream.isatty() else 140, stderr=stderr)
+
+
+@contextmanager
+def whoever_reads() -> Iterator[None]:
+    """Inside, standard output and standard error are :class:`Lasting`."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class Lasting:
+    """A stream that a closed terminal or a reader that is gone cannot make fail: from then on, what is written to it is lost.
+
+    Hours of training must not end because nobody looks at their progress any more.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of any stream."""
+        with self._silently():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        with self._silently():
+            self._stream.flush()
+
+    @contextmanager
+    def _silently(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())  # for what is buffered, and for all that writes to it without this class
+            os.close(nothing)
 
 
 def plain(text: str) -> Text:

@@ -29,9 +29,9 @@ from align.cli.options import (
     selection_of,
     with_seeds,
 )
-from align.errors import AlignError, EnvironmentFault, InputError, Problem
+from align.errors import AlignError, EnvironmentFault, InputError, Interrupted, Problem
 from align.secrets import hide
-from align.terminal import console
+from align.terminal import console, whoever_reads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ KINDS = {
 app = typer.Typer(
     name="align",
     help="Post-training alignment: one YAML recipe, many stages.",
-    epilog="Exit codes: 2 input, 3 environment, 1 internal, 130 and 143 interrupted.",
+    epilog="Exit codes: 2 input, 3 environment, 1 internal, 129, 130 and 143 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -68,12 +68,13 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Run the command line and exit. The one place where errors become messages and exit codes."""
     arguments = _globals_first(sys.argv[1:])
-    try:
-        app(args=arguments, prog_name="align")
-        code = 0
-    except Exception as error:
-        code = _report(error, debug="--debug" in arguments)
-    sys.exit(code)
+    with whoever_reads():
+        try:
+            app(args=arguments, prog_name="align")
+            code = 0
+        except Exception as error:
+            code = _report(error, debug="--debug" in arguments)
+        sys.exit(code)
 
 
 def _globals_first(arguments: Sequence[str]) -> list[str]:
@@ -101,8 +102,9 @@ def _report(error: Exception, *, debug: bool) -> int:
     else:
         where = "" if debug else "; run again with --debug for the traceback, and please report it"
         code, problems = 1, (Problem(f"internal error{_where(error)}: {type(error).__name__}: {error}{where}"),)
+    asked = isinstance(error, Interrupted)  # a stop that was asked for is no error
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(problem if asked else f"error: {problem}", file=sys.stderr)
     return code
 
 

@@ -6,9 +6,7 @@ the socket is closed.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import signal
 import socket
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from align.errors import AlignError
+from align.signals import end_with
 
 SIGN_OF_LIFE_S = 5.0
 """Seconds between the lines that say that sampling goes on."""
@@ -68,10 +67,7 @@ class _Server:
 def main() -> None:
     """Serve until the client is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the process that decides
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent, even if it was killed
-    if os.getppid() != int(sys.argv[2]):
-        return
+    end_with(int(sys.argv[2]))
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("r") as requests, connection.makefile("w") as out:
         server = _Server(out)
         try:

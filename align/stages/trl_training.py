@@ -21,7 +21,8 @@ from align.data import kept
 from align.errors import TrainingFault
 from align.signals import stop_requested
 from align.stages.context import StageContext
-from align.training.metrics import MetricsLog
+from align.training.checkpoint import SAVE_SECONDS
+from align.training.metrics import SILENCE_S, MetricsLog
 
 _NOTE = "align.json"
 _log = logging.getLogger("align")
@@ -69,6 +70,7 @@ class Watch(TrainerCallback):
         self._before = since.seconds if since else 0.0
         self._printed = since.step if since else 0
         self._started: float | None = None
+        self._saved_at = self._said = time.monotonic()
         self.tokens: int | None = None
         """As far as the trainer counts them."""
 
@@ -86,9 +88,11 @@ class Watch(TrainerCallback):
         self._before, self._started = self.seconds, None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop when a signal asked for it."""
+        """Save and stop when a signal asked for it; save when nothing was saved for long."""
         if stop_requested() is not None:
             control.should_save = control.should_training_stop = True
+        elif time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         """A row of ``metrics.jsonl``. Raises TrainingFault for a loss or a gradient that is not finite."""
@@ -110,11 +114,13 @@ class Watch(TrainerCallback):
         (folder / _TRAINING_ARGS).unlink(missing_ok=True)
         files.write_json(folder / _NOTE, {"seconds": self.seconds})
         kept.seal(folder)
+        self._saved_at = time.monotonic()
 
     def _print(self, state: Any, values: Mapping[str, float]) -> None:
         step, total = state.global_step, state.max_steps
-        if "loss" in values and (step >= total or step - self._printed >= max(1, total // 10)):
-            self._printed = step
+        late = time.monotonic() - self._said >= SILENCE_S
+        if "loss" in values and (step >= total or step - self._printed >= max(1, total // 10) or late):
+            self._printed, self._said = step, time.monotonic()
             shown = "  ".join(f"{name} {values[name]:.4f}" for name in ("loss", "reward") if name in values)
             self._ctx.console.print(f"{self._ctx.name}  step {step}/{total}  {shown}", highlight=False)
 

@@ -22,6 +22,8 @@ from align import files
 from align.data import kept
 from align.errors import EnvironmentFault, InputError, Problem
 
+SAVE_SECONDS = 15 * 60.0
+"""Without a checkpoint for so long, one is saved whatever the recipe says."""
 log = logging.getLogger("align")
 
 

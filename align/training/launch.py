@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from align.signals import LAUNCHER, handled
+
 _BUCKET_BYTES = 64 * 2**20
 
 
@@ -124,7 +126,8 @@ def leave() -> None:
 def respawn(nproc: int, command: Sequence[str]) -> int:
     """Run ``command`` as ``nproc`` processes of one group on this machine, over loopback; returns the exit code of the first that failed.
 
-    A signal is passed on to all. When one process fails the others, which would wait for it in a collective, are ended.
+    A signal is passed on to all. When one process fails the others, which would wait for it in a collective, are ended; when this process
+    ends, however it does, all end (``LAUNCHER`` in their environment says whom they end with).
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -134,6 +137,7 @@ def respawn(nproc: int, command: Sequence[str]) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(nproc),
+        LAUNCHER: str(os.getpid()),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc))),
     }
@@ -144,7 +148,7 @@ def respawn(nproc: int, command: Sequence[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in handled()}
     try:
         return _wait(children)
     finally:

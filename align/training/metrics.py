@@ -17,7 +17,7 @@ from torch import Tensor
 from align import files
 
 _log = logging.getLogger("align")
-_SILENCE_S = 30.0
+SILENCE_S = 30.0
 """Longest time without a line of progress, as far as steps allow."""
 
 
@@ -137,7 +137,7 @@ class ProgressBar:
         shown = [f"loss {values['loss']:.4f}", f"{values['tokens_per_second']:.0f} tokens/s"]
         if self._bar is not None:
             self._bar.update(self._task, completed=step, line="  ".join(shown))
-        elif step == self._total or step - self._printed >= max(1, self._total // 10) or time.monotonic() - self._said >= _SILENCE_S:
+        elif step == self._total or step - self._printed >= max(1, self._total // 10) or time.monotonic() - self._said >= SILENCE_S:
             self._printed, self._said = step, time.monotonic()
             left = (self._total - step) * self._seconds(step, values["step_seconds"])
             self._console.print(f"{self._name}  step {step}/{self._total}  {'  '.join(shown)}  {left:.0f} s left", highlight=False)

@@ -25,7 +25,7 @@ from align.errors import EnvironmentFault, InputError, Interrupted, Problem, Tra
 from align.models.adapters import trainable_parameters
 from align.recipe.schema import Train
 from align.signals import stop_requested
-from align.training.checkpoint import BestWeights, newest_checkpoint, rng_state, save_checkpoint, set_rng_state
+from align.training.checkpoint import SAVE_SECONDS, BestWeights, newest_checkpoint, rng_state, save_checkpoint, set_rng_state
 from align.training.launch import Ranks
 from align.training.memory import keep_freed_memory, told_with_errors
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
@@ -39,8 +39,6 @@ from align.training.optim import (
     set_learning_rate,
 )
 
-SAVE_SECONDS = 15 * 60.0
-"""Without a checkpoint for so long, one is saved whatever the recipe says."""
 _SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -70,13 +72,16 @@ def start() -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
 
 
-def lines_until(process: subprocess.Popen[str], word: str) -> None:
+def lines_until(process: subprocess.Popen[str], *words: str) -> None:
+    """Read until the words have come, each on a line of its own."""
     assert process.stdout is not None
+    left = list(words)
     for line in process.stdout:
-        if line.strip() == word:
-            return
-    assert process.stderr is not None
-    pytest.fail(process.stderr.read())
+        if line.strip() in left:
+            left.remove(line.strip())
+            if not left:
+                return
+    pytest.fail(process.stderr.read() if process.stderr is not None else "it ended")
 
 
 def again() -> list[str]:
@@ -89,14 +94,14 @@ def again() -> list[str]:
     return text.getvalue().splitlines()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_first_signal_saves_and_says_so(folder: Path, number: signal.Signals, code: int) -> None:
     Path("polite").touch()
     with start() as process:
         lines_until(process, "ready")
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (code, "error: saved at step 1; the same command goes on\n"), out
+    assert (process.returncode, err) == (code, "saved at step 1; the same command goes on\n"), out
     assert again() == ["slow: running (first run; going on from an earlier attempt)"]
 
 
@@ -112,6 +117,47 @@ def test_the_second_ctrl_c_ends_at_once_and_the_next_start_cleans_up(folder: Pat
     warning, line = again()
     assert warning.startswith(f"warning: the run of pid {process.pid} on host ")
     assert line == "slow: running (first run; going on from an earlier attempt)"
+
+
+def test_a_terminal_that_is_closed(folder: Path) -> None:
+    """The kernel sends SIGHUP, and what is printed from then on cannot be written any more: the run saves, and goes on later."""
+    Path("polite").touch()
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "align", "run", "recipe.yaml"])
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 1024)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert [json.loads(line)["event"] for line in Path("runs/r/history.jsonl").read_text().splitlines()] == ["started", "interrupted"]
+    assert again() == ["slow: running (first run; going on from an earlier attempt)"]
+
+
+def test_output_that_nobody_reads_ends_no_run(folder: Path) -> None:
+    """A terminal or a `tee` that is gone, without a signal."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "align", "run", "recipe.yaml"]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE) as process:
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
+        Path("go").touch()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_no_process_outlives_the_launcher(folder: Path) -> None:
+    """`kill -9` of `align run --nproc 2`, and the processes that it started are gone."""
+    command = [sys.executable, "-m", "align", "run", "recipe.yaml", "--nproc", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        lines_until(launcher, "ready", "ready")
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(children) == 2
+        launcher.kill()
+        gone, alive = psutil.wait_procs(children, timeout=20)
+    assert len(gone) == 2 and not alive
 
 
 def test_json_is_all_that_standard_output_gets(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and goes on is the run that was never stopped: same weights, same progress, same metrics, no row twice."""
+"""A run that was stopped anywhere and goes on is the run that was never stopped: same weights, progress and metrics, no row twice."""
 
 from __future__ import annotations
 

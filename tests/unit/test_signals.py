@@ -25,6 +25,42 @@ with StopFlag(same_within=float(sys.argv[1])):
 """
 
 
+def waiting(*before: str) -> subprocess.Popen[str]:
+    command = [*before, sys.executable, "-c", WAITER, "0"]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_a_closed_terminal_asks_and_is_never_the_second_signal() -> None:
+    """The shell and the kernel may both tell of it."""
+    with waiting() as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == f"{int(signal.SIGHUP)}\n"
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == 143
+
+
+def test_with_nohup_a_closed_terminal_is_nothing() -> None:
+    with waiting("nohup") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"{int(signal.SIGINT)}\n"
+        process.kill()
+
+
+def test_who_is_left_alone_before_it_could_ask_the_kernel_ends_as_well() -> None:
+    code = "import os, sys; from align.signals import end_with; end_with(os.getppid() + int(sys.argv[1])); print('here')"
+    for off, expected in ((0, (0, "here\n")), (1, (137, ""))):
+        done = subprocess.run([sys.executable, "-c", code, str(off)], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == expected
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", WAITER, "0"], stdout=subprocess.PIPE, text=True) as process:
