@@ -9,11 +9,11 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 TORCH_INDEX ?=
 export TORCH_INDEX
 
-.PHONY: help setup quickstart sft reward dpo ppo pipeline self-contrast test check bench doctor clean
+.PHONY: help setup quickstart sft reward dpo ppo pipeline self-contrast test test-plain-cpu check bench doctor clean
 .DEFAULT_GOAL := help
 
 help: ## what you can make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: RECIPE=file, PYTHON=python3.11, TORCH_INDEX=url"
 
 setup: ## install the pinned packages into .venv (a second call does nothing)
@@ -42,6 +42,12 @@ self-contrast: setup ## align from conversations alone: RECIPE=recipes/self_cont
 
 test: setup ## run the tests
 	@.venv/bin/python -m pytest -n 2 --dist loadfile
+
+# Another processor's arithmetic, from the same libraries: sums in another order, products in other kernels.
+PLAIN_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
+
+test-plain-cpu: setup ## run the numeric tests once more, as on a processor without AVX
+	@$(PLAIN_CPU) .venv/bin/python -m pytest -n 2 --dist loadfile tests/oracles tests/invariants
 
 check: setup ## lint, format and types
 	@.venv/bin/python -m ruff check .

@@ -359,6 +359,31 @@ def test_parquet_strings_that_are_not_utf8_and_nul(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["text", "struct", "list", "list of structs"])
+def test_a_damaged_offset_in_an_arrow_file_is_found(tmp_path: Path, kind: str) -> None:
+    """Arrow trusts what a file says of itself: an offset outside of a text would read other memory, or crash. A text that is not UTF-8 is a
+    fault of its row alone, at every depth."""
+    texts = [pa.array([b"ok", b"hello", b"b", last]).view(pa.string()) for last in (b"fine", b"f\xffne")]
+    path, found = tmp_path / "x.arrow", []
+    for column in texts:
+        if "struct" in kind:
+            column = pa.StructArray.from_arrays([column], ["c"])
+        if "list" in kind:
+            column = pa.ListArray.from_arrays([0, 1, 2, 3, 4], column)
+        table = pa.table({"t": column})
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+        found.append(read(path))
+    (sound, none), (others, (bad,)) = found
+    assert len(sound) == 4 and not none and [row.value for row in others] == [row.value for row in sound[:3]]
+    assert bad.line == 4 and bad.message.startswith("not UTF-8")
+    before, after = (b"".join(n.to_bytes(4, "little") for n in (0, 2, end, 8, 12)) for end in (7, 1_000_000))
+    content = path.read_bytes()
+    assert content.count(before) == 1
+    path.write_bytes(content.replace(before, after))
+    assert "not readable as Arrow after row 0" in failure(path)
+
+
 def test_what_is_not_parquet_is_an_error(file: File) -> None:
     """O16"""
     path = file("x.parquet", b"PAR1 no, it is not PAR1")

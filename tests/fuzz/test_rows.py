@@ -1,0 +1,181 @@
+"""Any JSON tree in any field of a row of any named format: refused in words, or trained with its answer in the trained text."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import strategies as st
+
+from align.data.encode import Encoder
+from align.data.examples import Limits, Unusable, tree_of
+from align.data.formats import FORMATS, Want
+from align.data.mixture import read_records
+from align.data.records import Conversation, Messages, Preference, Record, Unpaired
+from align.data.trees import Branch
+from align.errors import EnvironmentFault, InputError
+from align.recipe.schema import DataSource
+from tests import tokenizers
+from tests.fuzz.fuzzing import changed, fuzz, trees
+
+ASKED, SAID, WORSE = "What is the capital?", "It is Paris, of course.", "It is Lyon, I think."
+_CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"city": "Paris", "n": 2}}}
+_TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+
+
+def _turns(
+    *said: str, role: str = "role", content: str = "content", names: tuple[str, str] = ("user", "assistant")
+) -> list[dict[str, Any]]:
+    return [{role: names[i % 2], content: text} for i, text in enumerate(said)]
+
+
+def _sharegpt(*said: str) -> list[dict[str, Any]]:
+    return _turns(*said, role="from", content="value", names=("human", "gpt"))
+
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "messages": [
+        {"messages": [{"role": "system", "content": "Be short."}, *_turns(ASKED, "Which one?", "Of France.", SAID)]},
+        {"prompt": ASKED, "completion": SAID, "system": "Be short."},
+        {"prompt": _turns(ASKED), "completion": _turns(ASKED, SAID)[1:], "id": "a"},
+        {
+            "messages": [
+                *_turns(ASKED),
+                {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+                {"role": "tool", "content": "yes"},
+                {"role": "assistant", "content": SAID},
+            ],
+            "tools": [_TOOL],
+        },
+    ],
+    "preference": [
+        {"prompt": ASKED, "chosen": SAID, "rejected": WORSE, "margin": 0.5},
+        {"prompt": _turns(ASKED), "chosen": _turns(ASKED, SAID)[1:], "rejected": _turns(ASKED, WORSE)[1:]},
+        {"chosen": _turns(ASKED, SAID), "rejected": _turns(ASKED, WORSE)},
+        {"prompt": ASKED, "chosen": SAID, "rejected": [WORSE, "No idea."]},
+    ],
+    "unpaired": [{"prompt": ASKED, "completion": SAID, "label": True}, {"messages": _turns(ASKED, SAID), "label": 1}],
+    "prompt": [{"prompt": ASKED}, {"prompt": _turns(ASKED, "Which one?", "Of France.")}],
+    "alpaca": [
+        {"instruction": ASKED, "input": "Of France.", "output": SAID, "history": [["Hello.", "Hello to you."]], "system": "Be short."},
+        {"instruction": ASKED, "chosen": SAID, "rejected": WORSE},
+    ],
+    "sharegpt": [
+        {"conversations": _sharegpt(ASKED, "Which one?", "Of France.", SAID), "system": "Be short."},
+        {"conversations": _sharegpt(ASKED), "chosen": _sharegpt("", SAID)[1], "rejected": _sharegpt("", WORSE)[1]},
+    ],
+    "hh_rlhf": [{"chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {SAID}", "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: {WORSE}"}],
+    "ultrafeedback": [
+        {"prompt": ASKED, "chosen": _turns(ASKED, SAID), "rejected": _turns(ASKED, WORSE), "score_chosen": 8.0, "score_rejected": 3.0},
+        {"instruction": ASKED, "completions": [{"response": SAID, "overall_score": 8.0}, {"response": WORSE, "overall_score": 3.0}]},
+    ],
+}
+ENCODERS: dict[str, Callable[[], Any]] = {
+    name: getattr(tokenizers, name) for name in ("chatml", "llama3", "mistral", "glm4", "qwen3") if hasattr(tokenizers, name)
+}
+WANTS: tuple[Want, ...] = get_args(Want)
+
+
+@cache
+def encoder(name: str) -> Encoder:
+    return Encoder(ENCODERS[name]())
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str | None, Want, str, dict[str, Any]]:
+    """(format or None, what is wanted, encoder, row)."""
+    format = draw(st.sampled_from(sorted(ROWS)))
+    row = draw(changed(draw(st.sampled_from(ROWS[format])), trees))
+    return draw(st.sampled_from([format, format, None])), draw(st.sampled_from(WANTS)), draw(st.sampled_from(sorted(ENCODERS))), row
+
+
+def records_of(row: Any, format: str | None, want: Want) -> list[Record]:
+    """What comes out of a file with this row; none where it is refused as it should be."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        try:
+            return list(read_records([DataSource(path=str(path), format=format)], [path], want, seed=0, rejects=None))
+        except InputError as error:
+            assert error.problems and all(problem.message.strip() and "\n" not in problem.message for problem in error.problems)
+            return []
+
+
+def check(case: tuple[str | None, Want, str, dict[str, Any]]) -> None:
+    """Read and encoded as a stage does."""
+    format, want, name, row = case
+    for record in records_of(row, format, want):
+        try:
+            tree = tree_of(record, encoder(name), Limits(4096, "drop", "all"), lambda note: None)
+        except (Unusable, InputError, EnvironmentFault):
+            continue
+        for branch, answer in zip(tree.branches, answers(record), strict=False):
+            require_answer(branch, answer, encoder(name))
+        if format is not None and tree.branches:
+            text = encoder(name).spell(tree.branches[0].ids[tree.branches[0].mask].tolist())
+            for said in plainly_said(format, row):
+                assert said in text, f"accepted without its answer {said!r}: {text!r}"
+
+
+def answers(record: Record) -> Iterator[Messages]:
+    """What each branch is trained to say, the record's own words; of rejected answers the first alone: equal ones are left out."""
+    if isinstance(record, Conversation):
+        yield record.messages
+    elif isinstance(record, Preference):
+        yield record.chosen
+    elif isinstance(record, Unpaired):
+        yield record.completion
+
+
+def require_answer(branch: Branch, messages: Messages, encoder: Encoder) -> None:
+    text = encoder.spell(branch.ids[branch.mask].tolist())
+    for message in messages:
+        if message["role"] != "assistant" or not message.get("train", True):
+            continue
+        assert message["content"].strip() in text, f"{message['content']!r} is not in {text!r}"
+        for call in message.get("tool_calls", ()):
+            (inner,) = (call[kind] for kind in ("function", "custom") if kind in call)
+            assert inner["name"] in text, f"the call of {inner['name']!r} is not in {text!r}"
+
+
+def plainly_said(format: str, row: dict[str, Any]) -> Iterator[str]:
+    """The answer as it stands in the row, where it stands there as a plain text: read here without any code of the package."""
+    last: Any = None
+    if format == "messages":
+        last = row.get("messages") if row.get("messages") is not None else row.get("completion")
+    elif format == "preference":
+        last = row.get("chosen")
+    elif format == "alpaca":
+        last = row.get("output") if row.get("chosen") is None else row.get("chosen")
+    elif format == "sharegpt":
+        last = row.get("conversations") if row.get("chosen") is None else row.get("chosen")
+    if isinstance(last, list) and last:
+        last = last[-1]
+    flags = ("train", "weight", "loss", "trainable")
+    if isinstance(last, dict) and last.get("role", last.get("from")) in ("assistant", "gpt") and not any(flag in last for flag in flags):
+        last = last.get("content") if "role" in last else last.get("value")
+    if isinstance(last, str) and not last.lstrip().startswith(("[", "{", "<think>")):
+        yield last.strip()
+
+
+def test_every_named_format_is_here() -> None:
+    assert set(ROWS) == set(FORMATS)
+
+
+@pytest.mark.parametrize("format", sorted(ROWS))
+def test_the_rows_are_good_before_they_are_changed(format: str) -> None:
+    """So that the changes start from something that is accepted."""
+    wants: dict[str, Want] = {"prompt": "prompt", "preference": "preference", "hh_rlhf": "preference", "ultrafeedback": "preference"}
+    for row in ROWS[format]:
+        want: Want = "unpaired" if format == "unpaired" else "preference" if "chosen" in row else wants.get(format, "conversation")
+        assert len(records_of(row, format, want)) == 1
+        check((format, want, "chatml", row))
+
+
+def test_a_row_is_refused_in_words_or_trained_with_its_answer() -> None:
+    fuzz(check, cases(), examples=250)
