@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from align.cli.options import cache_in
+from align.cli.source import Columns, Encoding, Format, Revision, RowsAt, Separator, Split, Subset, source_of
 from align.errors import InputError
 from align.terminal import console
-
-if TYPE_CHECKING:
-    from align.data.formats import Want
 
 
 def inspect_data(
@@ -20,15 +18,24 @@ def inspect_data(
     file: Annotated[str, typer.Argument(help="A data file or folder, package:PKG/FILE, or a hub data set id.")],
     model: Annotated[str | None, typer.Option(help="Show the rows as this model's tokens, trained ones coloured.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows to show; all are counted.")] = 3,
-    want: Annotated[str | None, typer.Option(help="conversation, preference or prompt; found out when absent.")] = None,
+    want: Annotated[str | None, typer.Option(help="conversation, preference, unpaired or prompt; found out when absent.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longer rows count as dropped, in tokens.")] = 2048,
+    format: Format = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
+    revision: Revision = None,
+    encoding: Encoding = None,
+    separator: Separator = None,
+    rows: RowsAt = None,
 ) -> None:
-    """Show rows as a model will see them, with token counts, and what is left out and why."""
+    """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad."""
+    from typing import get_args
+
     from align.recipe.refs import resolve
 
-    wants: dict[str, Want] = {"conversation": "conversation", "preference": "preference", "prompt": "prompt"}
-    if want is not None and want not in wants:
-        raise InputError(f"--want {want}: must be one of {', '.join(wants)}")
+    files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
+    source = source_of(file, format=format, columns=columns, **files)
     location = resolve(file, Path.cwd())
     encoder = None
     if model is not None:
@@ -37,20 +44,34 @@ def inspect_data(
         from align.recipe.schema import Model
 
         encoder = load_encoder(Model(path=found), cache=cache_in(ctx.obj))
+    from align.data.formats import Want
     from align.data.inspect import inspect
 
-    inspect(location, model=encoder, want=wants[want] if want else None, limit=limit, console=console(), max_length=max_length)
+    wants: dict[str, Want] = {name: name for name in get_args(Want)}
+    if want is not None and want not in wants:
+        raise InputError(f"--want {want}: must be one of {', '.join(wants)}")
+    inspect(source, location, model=encoder, want=wants[want] if want else None, limit=limit, console=console(), max_length=max_length)
 
 
 def export_data(
     file: Annotated[str, typer.Argument(help="Preferences: a data file or folder, a stage's folder, or a hub data set id.")],
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    format: Format = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
+    revision: Revision = None,
+    encoding: Encoding = None,
+    separator: Separator = None,
+    rows: RowsAt = None,
 ) -> None:
     """Write preferences as pairs for TRL: one row for each chosen and rejected answer."""
     from align.data.export import export_pairs
     from align.recipe.refs import resolve
 
-    print(f"{out}: {export_pairs(resolve(file, Path.cwd()), out):,} pairs")
+    files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
+    source = source_of(file, format=format, columns=columns, **files)
+    print(f"{out}: {export_pairs(resolve(file, Path.cwd()), out, source):,} pairs")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -16,8 +16,9 @@ _OURS = ("train", "finished")
 """Keys of a message that only this package knows."""
 
 
-def export_pairs(location: Path | str, out: Path) -> int:
+def export_pairs(location: Path | str, out: Path, source: DataSource | None = None) -> int:
     """Write the preferences of ``location`` (a file, a folder or a hub id) to the JSONL file ``out``; returns how many pairs there are.
+    ``source`` says how they are to be read.
 
     A row has ``id``, ``prompt``, ``chosen`` and ``rejected``, the last three as lists of messages. A preference with several rejected
     answers becomes as many rows, whose ids end in ``#1``, ``#2``, ... . That a sample was cut (``finished: false``) is not written: other
@@ -33,7 +34,7 @@ def export_pairs(location: Path | str, out: Path) -> int:
         raise InputError(f"{out} exists", hint="remove it, or write to another file")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent}")
-    source = DataSource(path=str(location))
+    source = source or DataSource(path=str(location))
     count = 0
     with files.atomic_lines(out) as write:
         for record in read_records([source], [location], "preference", seed=0, rejects=None):

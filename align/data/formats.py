@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from align.data import foreign
 from align.data.forms import record_of, verdict
+from align.data.personal import impersonal
 from align.data.readers import Row
 from align.data.records import Conversation, Origin, Preference, Prompt, Record, Unpaired
 from align.data.strict_json import RowError as RowError
@@ -225,10 +226,10 @@ def _id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:
 
 
 def _bounded(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns as JSON values, up to :data:`FIELDS_LIMIT`."""
+    """Columns as JSON values, up to :data:`FIELDS_LIMIT`, without those about persons."""
     kept: dict[str, Any] = {}
     room = FIELDS_LIMIT
-    for key, item in columns.items():
+    for key, item in impersonal(dict(columns)).items():
         found = as_json(item)
         if found is not None and item is not None and len(key) + found[1] <= room:
             kept[key] = found[0]

@@ -8,13 +8,14 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.text import Text
 
 from align.data.encode import Encoder
 from align.data.examples import Limits, Unusable, tree_of
 from align.data.formats import RowError, Want, converter
-from align.data.mixture import Records, read_records
+from align.data.mixture import Records, SourceReport, read_records
 from align.data.readers import read_rows
 from align.data.records import Conversation, Messages, Preference, Record, Unpaired
 from align.data.report import DataReport
@@ -27,17 +28,26 @@ _VISIBLE = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if
 
 
 def inspect(
-    path: Path | str, *, model: Encoder | None, want: Want | None, limit: int, console: Console, max_length: int = 2048
+    source: DataSource,
+    location: Path | str,
+    *,
+    model: Encoder | None,
+    want: Want | None,
+    limit: int,
+    console: Console,
+    max_length: int = 2048,
 ) -> DataReport:
-    """Print the first ``limit`` records of ``path`` (a file, a folder, or, as a string, a hub id), and the account of all of them.
+    """Print the first ``limit`` records of a source, the account of all of them, and how it was read, as a recipe would say it.
 
     With ``model`` they are printed as its tokens: control tokens bold, trained ones green, all others dim; on a console without colours
     the trained ones stand in ``⟦ ⟧``. Records longer than ``max_length`` tokens count as dropped. Without ``model``, messages are printed
-    as text. ``want`` is found out when it is None. Bad rows are listed, not raised; raises InputError when there is nothing to read.
+    as text. ``want`` is found out when it is None.
+
+    Raises :class:`InputError` when there is nothing to read, and, once all is printed, for bad rows: the first ten, and their number.
     """
-    source = DataSource(path=str(path), on_bad_row="skip")
-    want = want or wanted_of(source, path)
-    records = read_records([source], [path], want, seed=0, rejects=None)
+    source = source.model_copy(update={"on_bad_row": "skip"})
+    want = want or wanted_of(source, location)
+    records = read_records([source], [location], want, seed=0, rejects=None)
     report = DataReport(want)
     for record in records:
         if model is None:
@@ -50,7 +60,10 @@ def inspect(
             console.print(Text(f"{record.origin}  {record.id}", style="bold cyan"), soft_wrap=True)
             console.print(shown, soft_wrap=True)
             console.print()
-    _print_account(report, records, model, console)
+    _print_account(source, report, records, model, console)
+    (read,) = records.report.sources
+    if read.bad:
+        raise InputError(read.bad_rows())
     return report
 
 
@@ -139,10 +152,16 @@ def _visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-def _print_account(report: DataReport, records: Records, model: Encoder | None, console: Console) -> None:
+def _print_account(source: DataSource, report: DataReport, records: Records, model: Encoder | None, console: Console) -> None:
     report.source_lines, report.sources = records.report.lines(), records.report.as_json()
     lines = report.lines() if model else [*report.source_lines, f"{report.trees:,} {report.want}s"]
-    for source in records.report.sources:
-        lines += [f"bad row: {row}" for row in source.first_bad]
+    lines.append(f"as a source: {_as_source(source, records.report.sources[0])}")
     for line in lines:
         console.print(Text(_visible(line)), soft_wrap=True)
+
+
+def _as_source(source: DataSource, read: SourceReport) -> str:
+    """What was read and how, with all that was found out, to be copied into a recipe."""
+    given = source.model_dump(mode="json", include=source.model_fields_set - {"on_bad_row"})
+    keys = {**given, "format": given.get("format") or read.format, **read.told.keys}
+    return yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()

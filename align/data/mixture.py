@@ -18,14 +18,16 @@ import random
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from align.data.conditions import Choice, Part
 from align.data.formats import Converter, RowError, Want, converter
+from align.data.personal import impersonal
 from align.data.readers import BadRow, Row, read_rows
 from align.data.records import Conversation, Origin, Record
-from align.data.rows import Told
+from align.data.rows import LeftOut, Told
 from align.data.strict_json import clip
 from align.errors import InputError, Problem
 from align.files import machine_faults
@@ -34,6 +36,8 @@ from align.recipe.schema import DataSource
 SHOWN = 10
 """Bad rows that an error lists; their number is told in any case."""
 _CONTENT = 200
+_REASONS = 3
+"""Bad rows that are shown when nothing is left."""
 
 
 @dataclass
@@ -46,11 +50,13 @@ class SourceReport:
     read: int = 0
     """Rows seen, bad ones included. A ``limit`` ends the reading."""
     left_out: int = 0
-    """Rows that ``where`` left out."""
+    """Rows, or with ``explode`` parts of rows, that ``where`` left out."""
     bad: int = 0
     """Rows that could not be used."""
-    dropped: int = 0
-    """Rows that the user's own format dropped, by returning None."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Sound rows that gave no record, by reason."""
+    first_dropped: dict[str, Origin] = field(default_factory=dict)
+    """Where each reason came first."""
     kept: int = 0
     """Records made of the other rows."""
     given: int = 0
@@ -63,10 +69,32 @@ class SourceReport:
     told: Told = field(default_factory=Told)
     """How its files were read, as far as it was found out."""
 
+    @property
+    def dropped(self) -> int:
+        """Sound rows that gave no record."""
+        return sum(self.reasons.values())
+
+    def drop(self, reason: str, origin: Origin) -> None:
+        """A sound row gives no record."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.first_dropped.setdefault(reason, origin)
+
+    def left(self) -> list[str]:
+        """What became of the rows that were not kept, each with its number."""
+        parts = [f"{self.left_out:,} left out by `where`"] if self.left_out else []
+        return parts + [f"{count:,} {reason} (first: {self.first_dropped[reason]})" for reason, count in self.reasons.items()]
+
+    def bad_rows(self) -> list[Problem]:
+        """The first bad rows, then, if there are several, how many."""
+        listed: list[Problem] = list(self.first_bad)
+        if self.bad > 1:
+            listed.append(Problem(_count_of(self.bad)))
+        return listed
+
     def line(self) -> str:
         """One line for people."""
         parts = [f"{self.read:,} rows read", f"{self.kept:,} kept"]
-        parts += [f"{n:,} {what}" for n, what in ((self.left_out, "left out by `where`"), (self.dropped, "dropped by the format")) if n]
+        parts += self.left()
         if self.bad:
             parts.append(f"{self.bad:,} bad (first: {self.first_bad[0]})")
         parts += [f"{count:,} times {what}" for what, count in self.notes.items()]
@@ -97,7 +125,7 @@ class ReadReport:
 
     def as_json(self) -> dict[str, Any]:
         """The same numbers for machines."""
-        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight", "notes")
+        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight", "notes", "reasons")
         sources = [{key: getattr(source, key) for key in keys} for source in self.sources]
         for source, entry in zip(self.sources, sources, strict=True):
             entry["share"] = source.given / self.given if self.given else 0.0
@@ -187,18 +215,23 @@ class _Mixture:
                 self._rejects.unlink(missing_ok=True)  # of an earlier reading
             stack.callback(lambda: self._file and self._file.close())
             yield
-        if self._fatal:
-            rows = "row" if self._fatal == 1 else "rows"
-            shown = f"{self._fatal:,} bad {rows} in all" + (f", the first {SHOWN} are listed" if self._fatal > SHOWN else "")
-            self._problems.append(Problem(shown, hint="mend them, or leave them out with `on_bad_row: skip`"))
+        if self._fatal == 1:
+            self._problems = [self._advised(problem) for problem in self._problems]
+        elif self._fatal:
+            self._problems.append(Problem(_count_of(self._fatal), hint="mend them, or leave them out with `on_bad_row: skip`"))
         if self._problems:
             raise InputError(self._problems)
+
+    def _advised(self, problem: Problem) -> Problem:
+        """The only bad row, with what to do in the same line."""
+        advice = "mend it, or leave it out with `on_bad_row: skip`"
+        return replace(problem, hint=f"{problem.hint}; {advice}" if problem.hint else advice) if isinstance(problem, BadRow) else problem
 
     def _records(self, source: _Source) -> Iterator[Record]:
         spec, location, report = source
         convert = converter(spec, self._want)
+        choice = Choice(spec)
         rows = 0
-        columns: set[str] = set()
 
         def unreadable(row: BadRow) -> None:
             report.read += 1
@@ -206,11 +239,7 @@ class _Mixture:
 
         for row in read_rows(spec, location, unreadable, report.told):
             report.read += 1
-            columns |= spec.where.keys() & row.value.keys()
-            if not _matches(row.value, spec.where):
-                report.left_out += 1
-                continue
-            records = self._converted(convert, row, source)
+            records = self._converted(convert, choice, row, source)
             report.format, report.notes = convert.format, convert.notes
             report.kept += len(records)
             yield from records
@@ -218,17 +247,33 @@ class _Mixture:
             if rows == spec.limit:
                 break
         if not report.kept and not (report.bad and spec.on_bad_row == "error"):
-            self._problems.append(_nothing_left(spec, report, sorted(spec.where.keys() - columns)))
+            self._problems += _nothing_left(spec, report, choice.absent)
+        elif report.kept and choice.never_ignored and rows != spec.limit:
+            report.told.note(f"{spec.path}: `ignore` names columns that no row has: {', '.join(choice.never_ignored)}")
 
-    def _converted(self, convert: Converter, row: Row, source: _Source) -> tuple[Record, ...]:
+    def _converted(self, convert: Converter, choice: Choice, row: Row, source: _Source) -> list[Record]:
+        """The records of a row; what it does not give is counted, with the reason."""
+        report = source[2]
+        records: list[Record] = []
         try:
-            records = convert(row)
+            for part in choice.parts(row):
+                if not choice.wanted(part):
+                    report.left_out += 1
+                    continue
+                try:
+                    records += _of_part(convert, choice, part)
+                except LeftOut as reason:
+                    self._dropped(str(reason), row, report)
+        except LeftOut as reason:
+            self._dropped(str(reason), row, report)
         except RowError as error:
-            content = _shown(row.value)
-            self._bad(source, BadRow(error.message, row.origin.source, row.origin.line, key=error.field, content=content))
-            return ()
-        source[2].dropped += not records
+            records = []
+            self._bad(source, BadRow(error.message, row.origin.source, row.origin.line, key=error.field, content=_shown(row.value)))
         return records
+
+    def _dropped(self, reason: str, row: Row, report: SourceReport) -> None:
+        report.drop(reason, row.origin)
+        self._write(BadRow(reason, row.origin.source, row.origin.line))
 
     def _bad(self, source: _Source, row: BadRow) -> None:
         spec, _, report = source
@@ -239,19 +284,36 @@ class _Mixture:
             self._fatal += 1
             if self._fatal <= SHOWN:
                 self._problems.append(row)
-        elif self._rejects is not None:
-            if self._file is None:
-                self._rejects.parent.mkdir(parents=True, exist_ok=True)
-                # backslashreplace: a lone surrogate is written as JSON's own escape
-                self._file = self._rejects.open("w", encoding="utf-8", errors="backslashreplace")
-            entry = {"source": row.file, "line": row.line, "field": row.key, "reason": row.message, "content": clip(row.content, _CONTENT)}
-            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        else:
+            self._write(row)
+
+    def _write(self, row: BadRow) -> None:
+        """A line of the rejects file."""
+        if self._rejects is None:
+            return
+        if self._file is None:
+            self._rejects.parent.mkdir(parents=True, exist_ok=True)
+            # backslashreplace: a lone surrogate is written as JSON's own escape
+            self._file = self._rejects.open("w", encoding="utf-8", errors="backslashreplace")
+        entry = {"source": row.file, "line": row.line, "field": row.key, "reason": row.message, "content": clip(row.content, _CONTENT)}
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _of_part(convert: Converter, choice: Choice, part: Part) -> list[Record]:
+    """Raises :class:`LeftOut` where there is none, and :class:`RowError`."""
+    row = choice.stripped(part.row)
+    records = convert(row)
+    if not records:
+        raise LeftOut("dropped by the format")
+    digest = choice.print_of(part.row, prompt_digest(records[0]))
+    choice.used(digest)
+    return [replace(record, id=f"{record.id}#{part.number}") for record in records] if part.number else list(records)
 
 
 def _shown(value: Mapping[str, Any]) -> str:
     """The beginning of a row, for the rejects file."""
     try:
-        return clip(json.dumps(value, ensure_ascii=False, default=str), _CONTENT)
+        return clip(json.dumps(impersonal(value), ensure_ascii=False, default=str), _CONTENT)
     except (RecursionError, ValueError):
         return ", ".join(clip(key, 40) for key in value)  # nested too deeply to be written
 
@@ -267,22 +329,17 @@ def share_out(total: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def _matches(value: Mapping[str, Any], where: Mapping[str, str | int | bool]) -> bool:
-    return all(value.get(key) is not None and _equal(value[key], wanted) for key, wanted in where.items())
-
-
-def _equal(value: Any, wanted: str | int | bool) -> bool:
-    """As text, because a CSV cell is always text; numbers as numbers, because tables turn 3 into 3.0."""
-    if isinstance(value, bool) or isinstance(wanted, bool):
-        return str(value).lower() == str(wanted).lower()
-    return bool(value == wanted) or str(value) == str(wanted)
-
-
-def _nothing_left(spec: DataSource, report: SourceReport, absent: list[str]) -> Problem:
+def _nothing_left(spec: DataSource, report: SourceReport, absent: list[str]) -> list[Problem]:
+    """That nothing is left, and the first reasons."""
     text = f"0 rows left of {report.read:,} read"
-    parts = ((report.left_out, "left out by `where`"), (report.bad, "bad"), (report.dropped, "dropped by the format"))
-    text += ": " + ", ".join(f"{count:,} {what}" for count, what in parts if count)
-    return Problem(text, file=spec.path, hint=f"no row has a field {', '.join(absent)}" if absent else None)
+    parts = [*report.left(), *([f"{report.bad:,} bad"] if report.bad else [])]
+    text += ": " + ", ".join(parts) if parts else ""
+    hint = f"no row has a field {', '.join(absent)}" if absent else None
+    return [*report.first_bad[:_REASONS], Problem(text, file=spec.path, hint=hint)]
+
+
+def _count_of(bad: int) -> str:
+    return f"{bad:,} bad {'row' if bad == 1 else 'rows'} in all" + (f", the first {SHOWN} are listed" if bad > SHOWN else "")
 
 
 # Leakage between sets (C73)

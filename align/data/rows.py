@@ -30,6 +30,10 @@ class BadRow(Problem):
     """The row's beginning, for the rejects file; no message shows it."""
 
 
+class LeftOut(Exception):
+    """A row that is sound and gives no record; the message is the reason, which is counted and written to the rejects file."""
+
+
 Bad = Callable[[BadRow], None]
 
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from align.errors import InputError
 from align.recipe.effects import Needs, refuse_idle_keys
+from align.recipe.places import place
 from align.recipe.refs import import_object
 
 ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
@@ -97,6 +98,33 @@ def _listed(value: Any) -> Any:
     return tuple({"path": item} if isinstance(item, str) else item for item in items)
 
 
+def _place(text: str) -> str:
+    place(text)
+    return text
+
+
+Scalar = str | int | float | bool | None
+
+
+class Condition(Strict):
+    """What `where` of a data source may ask for at a place, besides a value."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    min: float | None = None
+    """A number at least this large. Text that reads as a number is one, since a CSV cell is always text."""
+    max: float | None = None
+    """A number at most this large."""
+    not_: Scalar | list[Scalar] = Field(default=None, alias="not")
+    """Anything but this value, or these values; `null` stands for nothing there."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("an empty condition: expected `min`, `max` or `not`")
+        return self
+
+
 class DataSource(Strict):
     """Rows of one file, folder, hub data set or stage."""
 
@@ -118,8 +146,16 @@ class DataSource(Strict):
     """Between the columns of a text table. Found out from the header, and told."""
     rows: str | None = Field(default=None, min_length=1)
     """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is the only row."""
-    where: dict[str, str | int | bool] = {}
-    """Keep rows whose field equals the value, for example `{lang: en}`. What is left out is counted."""
+    where: dict[Annotated[str, AfterValidator(_place)], Scalar | list[Scalar] | Condition] = {}
+    """Keep rows that have this at a place (`lang`, `info.lang`, `turns[*].lang`): a value, one of a list of values, or a condition, for
+    example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. What is left out is counted."""
+    unique: Annotated[str, AfterValidator(_place)] | None = None
+    """Use only the first of the rows that have the same here: `prompt`, whatever the format calls it, or a place. Others are counted."""
+    explode: Annotated[str, AfterValidator(_place)] | None = None
+    """Place of a list: a row for each of its items, which stands in the list's place. In such a row `where` looks at lists of the same
+    length item by item, so that a list of verdicts chooses among a list of answers."""
+    ignore: list[str] = []
+    """Columns that are passed over on purpose: as if they were not there."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N rows that `where` keeps."""
     weight: float | None = Field(default=None, gt=0)

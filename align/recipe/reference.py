@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from align.recipe.fields import mark_of
 from align.recipe.schema import (
     BUILTIN_STAGES,
+    Condition,
     DataSource,
     DpoTrain,
     Hardware,
@@ -124,6 +125,7 @@ def render() -> str:
         "## Stages\n\n" + _table(Stage, "Every stage has:"),
         *(_section(f"`kind: {kind}`", stage, without=Stage, level=3) for kind, stage in BUILTIN_STAGES.items()),
         _section("A data source", DataSource),
+        _section("A condition", Condition, level=3),
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
         _section("`train` of reward models", RewardTrain, without=Train, level=3),
@@ -153,7 +155,7 @@ def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = 
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    cells = (f"`{name}`", _type(field), _default(field), _flat(field.description or ""))
+    cells = (f"`{field.alias or name}`", _type(field), _default(field), _flat(field.description or ""))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -212,7 +214,7 @@ def _noun(model: type[BaseModel]) -> str:
 
 def _anchor(model: type[BaseModel]) -> str:
     noun = _noun(model).replace(" ", "-")
-    return f"a-{noun}" if noun in ("data-source", "scorer", "task") else noun
+    return f"a-{noun}" if noun in ("condition", "data-source", "scorer", "task") else noun
 
 
 def _default(field: FieldInfo) -> str:

@@ -16,6 +16,7 @@ from align.errors import InputError
 from align.recipe.base import (
     FORMATS,
     ArtifactType,
+    Condition,
     Data,
     DataSource,
     Model,
@@ -45,6 +46,7 @@ __all__ = [
     "BUILTIN_STAGES",
     "FORMATS",
     "ArtifactType",
+    "Condition",
     "Data",
     "DataSource",
     "DpoStage",

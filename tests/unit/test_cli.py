@@ -309,16 +309,45 @@ def test_chat_gets_a_resolved_model(call: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_data_inspect(call: Any) -> None:
     Path("rows.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}\n{}\n')
     code, out, err = call("data", "inspect", "rows.jsonl", "--limit", "1")
-    assert (code, err) == (0, "")
+    assert (code, err) == (2, "error: rows.jsonl:2 messages: missing\n"), "a file can be checked by the exit code; one line a bad row"
     assert "Hello." in out
     code, _, err = call("data", "inspect", "rows.jsonl", "--want", "poem")
-    assert (code, err) == (2, "error: --want poem: must be one of conversation, preference, prompt\n")
+    assert (code, err) == (2, "error: --want poem: must be one of conversation, preference, unpaired, prompt\n")
+
+
+def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
+    Path("my_rows.py").write_text("def pair(row):\n    return {'prompt': row['q'], 'chosen': row['a'], 'rejected': 'no'}\n")
+    Path("rows.json").write_text('{"data": [{"q": "Was?", "a": "Das."}]}')
+    code, out, err = call("data", "inspect", "rows.json", "--format", "my_rows:pair", "--rows", "data")
+    assert (code, err) == (0, "")
+    assert "Das." in out
+    assert "as a source: {path: rows.json, format: 'my_rows:pair', rows: data}" in out
+    Path("t.csv").write_bytes(b"prompt;answer;chosen,rejected\n" + "é;1;b,c\n".encode("cp1252"))
+    code, _, err = call("data", "inspect", "t.csv", "--separator", ";", "--encoding", "cp1252", "--want", "prompt")
+    assert (code, err) == (0, "")
+    for options, message in (
+        (("--split", "test"), "t.csv split: has no effect here: it is for a hub data set or a folder by splits"),
+        (("--encoding", "klingon"), "--encoding: no encoding `klingon`; for example utf-8, utf-16, cp1252, gb18030, shift_jis"),
+        (("--format", "nonsense"), "--format: no format `nonsense`"),
+        (("--separator", "x"), "--separator: "),
+        (("--columns", "prompt"), "--columns: expected NAME=COLUMN; for example --columns prompt=Question,completion=Reply"),
+    ):
+        code, _, err = call("data", "inspect", "t.csv", *options)
+        assert code == 2
+        assert err.startswith(f"error: {message}"), err
+
+
+def test_data_export_takes_the_keys_of_a_source(call: Any) -> None:
+    Path("rows.json").write_text('{"data": [{"prompt": "p", "chosen": "a", "rejected": "b"}]}')
+    assert call("data", "export", "rows.json", "--rows", "data", "--out", "pairs.jsonl")[:2] == (0, "pairs.jsonl: 1 pairs\n")
 
 
 def test_data_inspect_with_a_model_loads_its_tokenizer(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("align.models.load.load_encoder", lambda model, cache: seen.append((model.path, cache)) or "encoder")
-    monkeypatch.setattr("align.data.inspect.inspect", lambda path, **options: seen.append((path, options["model"], options["want"])))
+    monkeypatch.setattr(
+        "align.data.inspect.inspect", lambda source, path, **options: seen.append((path, options["model"], options["want"]))
+    )
     assert call("data", "inspect", "rows.jsonl", "--model", "org/name", "--want", "prompt")[0] == 0
     assert seen == [("org/name", None), (Path("rows.jsonl"), "encoder", "prompt")]
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from align.data.encode import Encoder
 from align.data.inspect import inspect
 from align.errors import InputError
+from align.recipe.schema import DataSource
 from tests import tokenizers
 
 ENCODER = Encoder(tokenizers.chatml())
@@ -30,16 +32,19 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def run(path: Path, *, colours: bool = False, **changes: Any) -> str:
+def run(path: Path, *, colours: bool = False, errors: list[str] | None = None, keys: dict[str, Any] | None = None, **changes: Any) -> str:
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=colours, color_system="standard" if colours else None)
     arguments: dict[str, Any] = {"model": ENCODER, "want": None, "limit": 10, "max_length": 100}
-    inspect(path, console=console, **{**arguments, **changes})
+    try:
+        inspect(DataSource(path=str(path), **(keys or {})), path, console=console, **{**arguments, **changes})
+    except InputError as error:
+        errors.extend(map(str, error.problems)) if errors is not None else pytest.fail(str(error))
     return out.getvalue()
 
 
 def test_trained_tokens_stand_out_and_control_tokens_are_visible(rows: Path) -> None:
-    shown = run(rows)
+    shown = run(rows, errors=[])
     assert f"{rows}:1  r0\n" in shown
     assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yes.<|im_end|>⟧\n" in shown
     encoded = ENCODER.encode([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}])
@@ -47,23 +52,25 @@ def test_trained_tokens_stand_out_and_control_tokens_are_visible(rows: Path) -> 
 
 
 def test_on_a_terminal_trained_tokens_are_green_and_others_dim(rows: Path) -> None:
-    shown = run(rows, colours=True, limit=1)
+    shown = run(rows, errors=[], colours=True, limit=1)
     assert "\x1b[32mYes.\x1b[0m\x1b[1;32m<|im_end|>\x1b[0m" in shown
     assert "\x1b[2mHi\x1b[0m\x1b[1;2m<|im_end|>\x1b[0m" in shown
     assert "⟦" not in shown
 
 
 def test_drops_and_bad_rows_are_told_with_lines_and_reasons(rows: Path) -> None:
-    shown = run(rows, limit=1)
+    errors: list[str] = []
+    shown = run(rows, errors=errors, limit=1)
     assert "r1" not in shown, "no more than the limit is drawn"
     assert f"dropped, longer than max_length: 1 ({rows}:3)" in shown
-    assert f"bad row: {rows}:4: invalid JSON" in shown
+    (error,) = errors  # after all that is printed, one line for the one bad row
+    assert error.startswith(f"{rows}:4: invalid JSON")
     assert "2 conversations:" in shown
-    assert "dropped: longer than max_length" in run(rows)
+    assert "dropped: longer than max_length" in run(rows, errors=[])
 
 
 def test_without_a_model_rows_are_text(rows: Path) -> None:
-    shown = run(rows, model=None, limit=2)
+    shown = run(rows, errors=[], model=None, limit=2)
     assert "user: The dog?\nassistant: It sleeps.\n" in shown
     assert "(messages): 4 rows read" in shown and "tokens" not in shown
 
@@ -91,8 +98,35 @@ def test_data_cannot_drive_the_terminal(tmp_path: Path) -> None:
         assert "\\x1b[2Jboo\\x07" in shown
 
 
-def test_a_file_with_no_usable_row_is_an_error(tmp_path: Path) -> None:
+def test_a_file_with_no_usable_row_says_why(tmp_path: Path) -> None:
+    """Whether the type of the records has to be found out or is given, and whether bad rows may be skipped or not."""
     path = tmp_path / "a.jsonl"
-    path.write_text('{"messages": []}\n')
-    with pytest.raises(InputError, match=r"a\.jsonl:1"):
-        run(path)
+    path.write_text('{"messages": []}\n' * 5)
+    for want in (None, "conversation", "prompt"):
+        errors: list[str] = []
+        run(path, errors=errors, want=want)
+        assert errors[0] == f"{path}:1 messages: is empty"
+
+
+def test_many_bad_rows_are_one_line_each_and_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    path.write_text("\n".join([good, *["{"] * 12]))
+    errors: list[str] = []
+    run(path, errors=errors)
+    assert [error.split(":")[1] for error in errors[:-1]] == [str(line) for line in range(2, 12)]
+    assert errors[-1] == "12 bad rows in all, the first 10 are listed"
+
+
+def test_what_was_used_is_printed_to_be_copied(tmp_path: Path) -> None:
+    """File kind, encoding, separator and format, as a recipe writes them: read back, it is the same source."""
+    path = tmp_path / "a.csv"
+    path.write_bytes("prompt;chosen;rejected\nWas?;Schön.;Nein.\n".encode("cp1252"))
+    shown = run(path, model=None)
+    assert f"{path}: read as cp1252, separated by `;`\n" in shown
+    line = shown.rpartition("as a source: ")[2]
+    keys = yaml.safe_load(line)
+    assert keys == {"path": str(path), "format": "preference", "encoding": "cp1252", "separator": ";"}
+    again = run(path, model=None, keys={key: value for key, value in keys.items() if key != "path"})
+    assert "read as" not in again
+    assert again.rpartition("as a source: ")[2] == line

@@ -1,0 +1,72 @@
+"""The keys of a data source as options of commands that read data: the same words as in a recipe, checked by the same schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from align.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from align.recipe.schema import DataSource
+
+Format = Annotated[str | None, typer.Option("--format", help="Row format: a name, or package.module:function; found out when absent.")]
+Columns = Annotated[list[str] | None, typer.Option("--columns", metavar="NAME=COLUMN,...", help="What columns hold: prompt=Question.")]
+Split = Annotated[str | None, typer.Option("--split", help="Of a hub data set, or of a folder by splits; train when absent.")]
+Subset = Annotated[str | None, typer.Option("--subset", help="Of a hub data set that has several.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Commit of a hub data set.")]
+Encoding = Annotated[str | None, typer.Option("--encoding", help="Of a text file that is not UTF-8, such as cp1252.")]
+Separator = Annotated[str | None, typer.Option("--separator", help="Between columns of a text table: , ; | or tab.")]
+RowsAt = Annotated[str | None, typer.Option("--rows", help="Where in a .json file that is one object the rows stand.")]
+
+
+def source_of(file: str, *, columns: Sequence[str] | None = None, separator: str | None = None, **keys: Any) -> DataSource:
+    """The data source that a command's options describe; options left out are keys left out.
+
+    Raises :class:`InputError` for what the schema refuses, naming the option.
+    """
+    from pydantic import ValidationError
+
+    from align.recipe.schema import DataSource
+
+    given = {key: value for key, value in keys.items() if value is not None}
+    if columns:
+        given["columns"] = _pairs(columns)
+    if separator is not None:
+        given["separator"] = {"tab": "\t", "\\t": "\t"}.get(separator, separator)
+    if isinstance(given.get("format"), str) and given["format"].lstrip().startswith("{"):
+        given["format"] = _yaml(given["format"])
+    try:
+        return DataSource.model_validate({"path": file, **given})
+    except ValidationError as error:
+        raise InputError([_told(one) for one in error.errors()]) from error
+
+
+def _told(error: Any) -> Problem:
+    where, what = error["loc"], error["msg"].removeprefix("Value error, ")
+    key = str(where[0]) if where else ""
+    inner = f" {'.'.join(map(str, where[1:]))}" if len(where) > 1 else ""
+    return Problem(what, key=f"--{key}{inner}" if key else None)
+
+
+def _pairs(texts: Sequence[str]) -> Any:
+    if len(texts) == 1 and texts[0].lstrip().startswith("{"):
+        return _yaml(texts[0])
+    pairs = [part.partition("=") for text in texts for part in text.split(",")]
+    for name, _, column in pairs:
+        if not name.strip() or not column.strip():
+            raise InputError("--columns: expected NAME=COLUMN", hint="for example --columns prompt=Question,completion=Reply")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+def _yaml(text: str) -> Any:
+    """A mapping as recipes write it."""
+    from align.recipe.source import Place, parse_value
+
+    problems: list[Problem] = []
+    node = parse_value(text, Place("the option"), problems)
+    if node is None or problems:
+        raise InputError(problems)
+    return node.plain()

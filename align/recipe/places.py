@@ -1,0 +1,96 @@
+"""Places in a row, as recipes write them: ``a.b``, ``a[*].b``, ``a[-1]``, ``a[:2]``, ``a[key=value]``, and texts with ``{places}``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+_STEP = re.compile(
+    r"(?P<dot>\.)?(?P<name>[^.\[\]{}]+)|\[(?P<all>\*)\]|\[(?P<index>-?\d+)\]|\[(?P<start>-?\d*):(?P<stop>-?\d*)\]"
+    r"|\[(?P<key>[^=\]\[]+)=(?P<value>[^\]\[]*)\]"
+)
+_INSIDE = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every item of a list."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """The items of a list that have this value under this key."""
+
+    key: str
+    value: str
+
+
+Step = str | int | slice | Every | Only
+"""A key of an object, an index, a slice, every item, or the items with a value."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a row something stands."""
+
+    text: str
+    steps: tuple[Step, ...]
+
+    @property
+    def many(self) -> bool:
+        """Does it stand for a list of things?"""
+        return any(isinstance(step, (Every, Only)) for step in self.steps)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it may mean: names with dots are tried whole, from the longest on."""
+        names: list[str] = []
+        for step in self.steps:
+            if not isinstance(step, str):
+                break
+            names.append(step)
+        return tuple(".".join(names[:end]) for end in range(len(names), 0, -1)) or (self.text,)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A text with places in it."""
+
+    text: str
+    parts: tuple[str | Place, ...]
+    """Literal pieces and places, in turn; it begins and ends with a piece, which may be empty."""
+
+
+@lru_cache(maxsize=4096)
+def place(text: str) -> Place:
+    """Reads a place. Raises ValueError for what is none."""
+    steps: list[Step] = []
+    at = 0
+    while at < len(text):
+        found = _STEP.match(text, at)
+        if not found or (found["name"] is not None and (found["dot"] is None) != (at == 0)):
+            raise ValueError(f"not a place in a row: {text[:60]!r}; written are a.b, a[*].b, a[-1], a[:2], a[key=value]")
+        if found["name"] is not None:
+            steps.append(found["name"])
+        elif found["all"]:
+            steps.append(Every())
+        elif found["index"]:
+            steps.append(int(found["index"]))
+        elif found["key"] is not None:
+            steps.append(Only(found["key"], found["value"]))
+        else:
+            steps.append(slice(*(int(end) if end else None for end in (found["start"], found["stop"]))))
+        at = found.end()
+    if not steps:
+        raise ValueError("an empty place")
+    return Place(text, tuple(steps))
+
+
+@lru_cache(maxsize=4096)
+def template(text: str) -> Template | Place:
+    """A text with ``{places}``, or, without any, one place. Raises ValueError."""
+    if "{" not in text:
+        return place(text)
+    pieces = _INSIDE.split(text)
+    return Template(text, tuple(place(piece) if number % 2 else piece for number, piece in enumerate(pieces)))
