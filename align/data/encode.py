@@ -8,7 +8,9 @@ Contract:
   with ``finished: false``.
 - The tokens before a trained message are those of :meth:`Encoder.encode_prompt`, so training and inference see the same context. Where the
   text of an answer would merge with the end of its prompt into one token, the two are encoded apart, and that is counted.
-- Text in the data never becomes a control token, whatever it spells.
+- Text in the data never becomes a control token, whatever it spells: one that is flagged special, or that the template itself writes. Added
+  tokens that are neither (HTML tags in Gemma's vocabulary) are words like others, in what a model reads and in what it writes.
+- An answer that a policy sampled is trained on the very ids that were sampled (``Message["sampled"]``).
 - A template that renders an earlier turn differently once more turns follow (Qwen3 drops ``<think>``) is refused for training that turn.
 """
 
@@ -16,14 +18,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from align.data.records import Message
 from align.data.rendered import Hiders, Row
-from align.data.template import ChatTemplate, Tools
+from align.data.spellings import Tools
+from align.data.strict_json import unreadable
+from align.data.template import ChatTemplate, Ending, date_of, midnight
 from align.data.tokens import Tokenized, Tokens
 from align.data.trees import Branch, Ids, Mask
 from align.errors import InputError, Problem
@@ -49,6 +53,17 @@ class Notes:
     """Answers whose first characters would have merged with the end of their prompt into one token."""
     control: int = 0
     """Control-token texts found in the data and encoded as plain text."""
+    closed: int = 0
+    """Trained answers without reasoning that begin by closing it, as the template writes them."""
+    tags: int = 0
+    """Answers with think tags in their content that are text to the template."""
+    text_only: int = 0
+    """Sampled answers that were encoded from their text: other tokens than the policy's, or not the last message."""
+
+    def add(self, other: Notes) -> None:
+        """Count what ``other`` counts too."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,12 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat_template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_date: str | None = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise InputError(
@@ -76,12 +96,21 @@ class Encoder:
                 hint="convert it to tokenizer.json (AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...))",
             )
         self.tokenizer = tokenizer
-        self.template = chat_template if chat_template is not None else _own_template(tokenizer)
+        self.chat_template: str | dict[str, str] = chat_template if chat_template is not None else _own_template(tokenizer)
+        """All templates of the model by their names, or the only one."""
+        named = self.chat_template if isinstance(self.chat_template, dict) else {_USED[0]: self.chat_template}
+        used = {name: named[name] for name in _USED if name in named}
+        self.template: str = used[_USED[0]]
+        """The template of conversations without tools, and of all where there is only one."""
         self.template_kwargs = dict(template_kwargs or {})
         self._tokens = Tokens(cast(Any, tokenizer).backend_tokenizer.to_str())
-        self._template = ChatTemplate(tokenizer, self.template, self.template_kwargs, self._tokens)
-        self._control = frozenset(marker.id for marker in self._tokens.markers.values())
-        self._hiders = Hiders.of(self._tokens, self._template)
+        now = midnight(chat_template_date)
+        self._templates = {name: ChatTemplate(tokenizer, text, self.template_kwargs, self._tokens, now) for name, text in used.items()}
+        self.chat_template_date: str | None = date_of(self._templates.values(), chat_template_date)
+        """What the template is told that the date is; None when it does not ask."""
+        self._hiders = {name: Hiders.of(self._tokens, template) for name, template in self._templates.items()}
+        control = frozenset[str]().union(*(template.control for template in self._templates.values()))
+        self._control = frozenset(marker.id for marker in self._tokens.markers.values() if marker.text in control)
         self.stop_ids: tuple[int, ...] = self._find_stops()
         """The ids that end an assistant turn, the template's own first, then the tokenizer's eos."""
         pad = tokenizer.pad_token_id
@@ -89,14 +118,15 @@ class Encoder:
         """Fills the end of rows. May equal a stop id: nothing here or elsewhere tells padding by its id."""
         self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
         """Ids from here on have no token, however many rows the model has."""
-        self.digest: str = digest_json(
-            {
-                "tokenizer": hashlib.sha256(self._tokens.canonical.encode("utf-8")).hexdigest(),
-                "special": {name: str(text) for name, text in tokenizer.special_tokens_map.items()},
-                "template": self.template,
-                "template_kwargs": self.template_kwargs,
-            }
-        )
+        identity: dict[str, Any] = {
+            "tokenizer": hashlib.sha256(self._tokens.canonical.encode("utf-8")).hexdigest(),
+            "special": {name: str(text) for name, text in tokenizer.special_tokens_map.items()},
+            "template": used if len(used) > 1 else self.template,
+            "template_kwargs": self.template_kwargs,
+        }
+        if self.chat_template_date is not None:
+            identity["date"] = self.chat_template_date
+        self.digest: str = digest_json(identity)
         """Identity of everything that decides ids and masks."""
 
     def encode(
@@ -125,9 +155,9 @@ class Encoder:
         """
         if not messages or messages[-1]["role"] == "assistant":
             raise InputError("a prompt must end with a message of the user or a tool result")
-        row = Row(self._template, self._hiders, messages, tools)
+        row = self._row(messages, tools)
         text = row.render(len(messages), prompt=True)
-        row.check_context(text)
+        row.check_context(text, prompt=True)
         cuts = [turn.begin for turn in self._turns(row, text, set())]
         return self._tokenize(row, text, cuts, [], notes).ids
 
@@ -151,12 +181,12 @@ class Encoder:
             trained = {k for k in range(len(prompt), len(messages)) if _is_target(messages[k])}
             own = Notes()
             ids, mask, starts = self._encode(messages, tools, trained, own, boundary=len(prompt))
-            counted.append(Notes(own.merged - shared.merged, own.control - shared.control))
+            counted.append(replace(own, merged=own.merged - shared.merged, control=own.control - shared.control))
             assert np.array_equal(ids[: starts[0]], trunk), "an answer must not change the tokens of its prompt (C12)"
             branches.append(Branch(ids[len(trunk) :], mask[len(trunk) :]))
         if notes is not None:
-            notes.merged += sum(note.merged for note in counted)
-            notes.control += sum(note.control for note in counted)
+            for one in counted:
+                notes.add(one)
         return trunk, tuple(branches)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -165,6 +195,17 @@ class Encoder:
         if kept and kept[-1] in self.stop_ids:
             kept.pop()
         return cast(str, self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def answer_text(self, ids: Sequence[int], *, finished: bool) -> str:
+        """What an answer of a policy says, for all who read it as text: scorers, embedders, data files, people.
+
+        White space at its beginning is left out (some templates write it themselves), and of a character that was cut in half nothing is
+        kept. Empty when it holds what no data file can (NUL).
+        """
+        text = self.decode(ids).lstrip()
+        if not finished:
+            text = text.rstrip("\ufffd")
+        return "" if unreadable(text) else text
 
     def spell(self, ids: Iterable[int]) -> str:
         """Text of ids with everything in it, for people to look at."""
@@ -176,31 +217,61 @@ class Encoder:
 
     # The work
 
+    def _row(self, messages: Sequence[Message], tools: Tools) -> Row:
+        """As transformers does, a conversation with tools takes the template ``tool_use`` where there is one."""
+        name = _USED[1] if tools and _USED[1] in self._templates else _USED[0]
+        return Row(self._templates[name], self._hiders[name], messages, tools)
+
     def _encode(
         self, messages: Sequence[Message], tools: Tools, trained: set[int], notes: Notes | None, boundary: int | None = None
     ) -> tuple[Ids, Mask, tuple[int, ...]]:
         """Ids, mask, and where the turns of ``trained`` (and the one at ``boundary``) begin, in tokens."""
-        row = Row(self._template, self._hiders, messages, tools)
-        text = row.render(len(messages), prompt=False)
-        if messages[-1]["role"] == "assistant":
-            text += self._hand_over(messages[-1])
-        row.check_context(text)
+        sampled = self._sampled(messages, notes)
+        last = len(messages) - 1
+        row = self._row(messages if sampled is None else messages[:-1], tools)
+        text = row.render(len(row.messages), prompt=sampled is not None)
+        tagged = row.check_context(text, prompt=sampled is not None)
+        if sampled is None and messages[-1]["role"] == "assistant":
+            text += self._hand_over(row, messages[-1])
         asked = trained if boundary is None else trained | {boundary}
         turns = self._turns(row, text, asked)
         spans = [turn for turn in turns if turn.index in asked]
         places = [place for turn in spans for place in (turn.begin, cast(int, turn.end))]
         tokenized = self._tokenize(row, text, [turn.begin for turn in turns], places, notes)
-        begins, ends = tokenized.places[::2], tokenized.places[1::2]
-        mask = np.zeros(len(tokenized.ids), dtype=np.bool_)
+        ids, begins, ends = tokenized.ids, tokenized.places[::2], tokenized.places[1::2]
+        mask = np.zeros(len(ids), dtype=np.bool_)
         for turn, begin, end in zip(spans, begins, ends, strict=True):
             if turn.index in trained:
                 # An answer that was cut off did not end there: its end token is the template's, not the model's (C11).
                 mask[begin : end if messages[turn.index].get("finished", True) else end - 1] = True
-        return tokenized.ids, mask, begins
+        if notes is not None:
+            notes.tags += tagged
+            notes.closed += sum(_closes_thinking(row, turn, text) for turn in spans if turn.index in trained)
+        if sampled is not None:
+            begins = (*begins, len(ids)) if last in asked else begins
+            ids, mask = np.concatenate([ids, sampled]), np.concatenate([mask, np.full(len(sampled), last in trained)])
+        return ids, mask, begins
 
-    def _hand_over(self, last: Message) -> str:
+    def _sampled(self, messages: Sequence[Message], notes: Notes | None) -> Ids | None:
+        """The ids of the last message as a policy sampled them; None where there are none, or those of another tokenizer or template."""
+        kept = [k for k, message in enumerate(messages) if "sampled" in message]
+        found = None
+        if kept and kept[-1] == len(messages) - 1 > 0 and messages[-1]["sampled"]["encoder"] == self.digest:
+            last = messages[-1]
+            finished, ids = last.get("finished", True), last["sampled"]["ids"]
+            if not ids or not 0 <= min(ids) <= max(ids) < self.vocabulary or (ids[-1] in self.stop_ids) != finished:
+                raise InputError("`sampled` holds ids that no policy can have sampled", hint="remove `sampled` from the message")
+            if self.answer_text(ids, finished=finished) != last["content"]:
+                hint = "remove `sampled` from messages whose content was changed"
+                raise InputError("the ids in `sampled` say something else than the content", hint=hint)
+            found = np.array(ids, dtype=np.int32)
+        if notes is not None:
+            notes.text_only += len(kept) - (found is not None)
+        return found
+
+    def _hand_over(self, row: Row, last: Message) -> str:
         """The marker that ends a conversation's last turn, where the template leaves that to the next one (GLM-4: ``<|user|>``)."""
-        ending = (self._template.call if last.get("tool_calls") else None) or self._template.plain
+        ending = (row.template.call if last.get("tool_calls") else None) or row.template.plain
         return "" if ending.own else ending.text
 
     def _turns(self, row: Row, text: str, asked: set[int]) -> list[_Turn]:
@@ -224,13 +295,15 @@ class Encoder:
         """One past the end token of turn ``k``. Raises InputError when the turn is not the same with and without what follows it."""
         final = k == len(row.messages) - 1
         alone = text if final else row.render(k + 1, prompt=False)
-        if self._template.plain.own:
-            endings = {self._template.plain.text} | ({self._template.call.text} if self._template.call else set())
+        if row.template.plain.own:
+            endings = {ending.text for ending in _endings(row.template)}
             end = max((at + len(e) for e in endings if (at := alone.rfind(e, begin)) >= 0), default=-1)
             if end < 0:
                 raise InputError("the chat template does not end this assistant message with its end token")
         else:
             head = None if final else self._tokens.pattern.search(text, len(alone))
+            if head and head[0] not in {ending.text for ending in _endings(row.template)}:
+                raise InputError(f"the chat template lets {head[0]} follow an answer, with which a model cannot end one")
             end = len(text) if final else head.end() if head and head.start() == len(alone) else -1
         if end < 0 or not text.startswith(alone[: min(end, len(alone))]):
             raise _rewritten(last=False)
@@ -245,14 +318,28 @@ class Encoder:
         return tokenized
 
     def _find_stops(self) -> tuple[int, ...]:
-        endings = [ending.text for ending in (self._template.plain, self._template.call) if ending]
-        if not self._template.plain.own:
+        endings = [ending.text for template in self._templates.values() for ending in _endings(template)]
+        if not self._templates[_USED[0]].plain.own:
             # A model of GLM's family also stops for tools when its template here has none.
             endings += [text for text in ("<|observation|>", "<|endoftext|>") if text in self._tokens.markers]
         ids = [self._tokens.markers[text].id for text in endings]
         if self.tokenizer.eos_token_id is not None:
             ids.append(int(cast(int, self.tokenizer.eos_token_id)))
         return tuple(dict.fromkeys(ids))
+
+
+_USED = ("default", "tool_use")
+"""Names of templates, of those that transformers takes by itself: for conversations without tools, and with."""
+
+
+def _endings(template: ChatTemplate) -> list[Ending]:
+    return [ending for ending in (template.plain, template.call) if ending]
+
+
+def _closes_thinking(row: Row, turn: _Turn, text: str) -> bool:
+    """Is the model to write, before an answer that has no reasoning, that there is none?"""
+    closing = row.template.closes_thinking
+    return bool(closing) and not row.messages[turn.index].get("reasoning") and text.startswith(closing, turn.begin)
 
 
 def _is_target(message: Message) -> bool:
@@ -271,10 +358,8 @@ def _rewritten(*, last: bool) -> InputError:
     )
 
 
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
     template = tokenizer.chat_template
-    if isinstance(template, Mapping):
-        template = template.get("default")
     if not template:
         raise InputError(
             Problem(
@@ -283,4 +368,7 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
                 hint="set it to a Jinja file, with an end token that the vocabulary has",
             )
         )
-    return cast(str, template)
+    if isinstance(template, Mapping) and _USED[0] not in template:
+        what = f"the tokenizer has the chat templates {', '.join(sorted(template))}, and none of them is called {_USED[0]}"
+        raise InputError(Problem(what, key="model.chat_template", hint="set it to the Jinja file of the one to use"))
+    return dict(template) if isinstance(template, Mapping) else cast(str, template)

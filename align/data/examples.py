@@ -25,6 +25,9 @@ ONE_REJECTED = "a rejected answer left out"
 SHORTER = f"{ONE_REJECTED}, longer than max_length"
 DOUBLE = f"{ONE_REJECTED}, equal to another answer"
 CONTROL = "control-token text in the data, encoded as plain text"
+CLOSED = "an answer without reasoning, which the template begins by closing the thinking: it teaches the model not to think"
+TAGS = "think tags in an answer, trained as text: the chat template knows no reasoning"
+TEXT_ONLY = "a sampled answer encoded from its text: its ids are another tokenizer's or template's, or more messages follow it"
 MERGED = "an answer's first characters would have merged with its prompt's last token; encoded apart"
 
 
@@ -58,10 +61,15 @@ def tree_of(record: Record, encoder: Encoder, limits: Limits, note: Callable[[st
         tree = _unpaired(record, encoder, limits, note, notes)
     else:
         tree = _prompt(record, encoder, limits, notes)
-    if notes.control:
-        note(CONTROL)
-    if notes.merged:
-        note(MERGED)
+    for count, what in (
+        (notes.control, CONTROL),
+        (notes.merged, MERGED),
+        (notes.closed, CLOSED),
+        (notes.tags, TAGS),
+        (notes.text_only, TEXT_ONLY),
+    ):
+        if count:
+            note(what)
     return tree
 
 

@@ -12,7 +12,7 @@ from align.data.records import Message, Messages, Preference
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 
-_OURS = ("train", "finished")
+_OURS = ("train", "finished", "sampled")
 """Keys of a message that only this package knows."""
 
 

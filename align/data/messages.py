@@ -14,7 +14,7 @@ from typing import Any
 
 from align.data.calls import Tools, call_turn, custom_call, tool_calls_of, tools_of
 from align.data.parts import Parts, parts_of
-from align.data.records import Message, Messages
+from align.data.records import Message, Messages, Sampled
 from align.data.strict_json import RowError, clip, parse_text, type_name
 
 Note = Callable[[str], None]
@@ -244,9 +244,10 @@ def _other(given: Mapping[str, Any], role: str, said: Any, field: str, *, absent
         message["content"] = said  # an empty result is a result
     else:
         message["content"] = _content(said, field, absent=absent)
-    name = given.get("name") or (given.get("metadata") if role == "tool" else None)
-    if isinstance(name, str) and name.strip():
-        message["name"] = name
+    if isinstance(given.get("name"), str) and given["name"].strip():
+        message["name"] = given["name"]
+    if role == "tool" and isinstance(given.get("metadata"), str) and given["metadata"].strip():
+        message["metadata"] = given["metadata"]  # GLM-4: the head of an observation
     if isinstance(given.get("tool_call_id"), str):
         message["tool_call_id"] = given["tool_call_id"]
     return message
@@ -282,6 +283,8 @@ def _assistant(given: Mapping[str, Any], role: str, said: Any, parts: Parts, at:
         message["train"] = False
     if not _flag(given.get("finished"), f"{field}.finished"):
         message["finished"] = False
+    if "sampled" in given:
+        message["sampled"] = _sampled(given["sampled"], f"{field}.sampled")
     if reasoning := _reasoning(given, parts, field):
         message["reasoning"] = reasoning
     empty = said is None or (isinstance(said, str) and not said.strip())
@@ -289,6 +292,16 @@ def _assistant(given: Mapping[str, Any], role: str, said: Any, parts: Parts, at:
     if isinstance(given.get("name"), str):
         message["name"] = given["name"]
     return message
+
+
+def _sampled(value: Any, field: str) -> Sampled:
+    """The ids that a stage kept with an answer."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("encoder"), str) or not isinstance(value.get("ids"), list):
+        raise RowError("expected {encoder: ..., ids: [...]}, as a stage of this package writes it", field)
+    ids = value["ids"]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
+        raise RowError("expected a list of token ids", f"{field}.ids")
+    return {"encoder": value["encoder"], "ids": ids}
 
 
 def _reasoning(given: Mapping[str, Any], parts: Parts, field: str) -> str:

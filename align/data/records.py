@@ -4,7 +4,10 @@ A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, 
 ``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for an answer that was cut off, which must
 not be trained to end where it was cut), ``reasoning`` (what the model thought before it answered; never part of ``content``) and
 ``tool_calls`` in OpenAI's two forms: ``{"type": "function", "function": {"name": ..., "arguments": {...}}}``, or, where the call takes a
-text as it is, ``{"type": "custom", "custom": {"name": ..., "input": "..."}}``.
+text as it is, ``{"type": "custom", "custom": {"name": ..., "input": "..."}}``. A tool message may carry ``metadata``, the head of GLM-4's
+``observation``.
+
+``sampled`` is there where a policy's answer is not what its text would be encoded as: its tokens, and which encoder they belong to.
 """
 
 from __future__ import annotations
@@ -13,6 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from align.errors import Problem
+
+
+class Sampled(TypedDict):
+    """The tokens of an answer as a policy sampled them, the one that ended it included."""
+
+    encoder: str
+    """``Encoder.digest``: to any other tokenizer or template the ids mean nothing."""
+    ids: list[int]
 
 
 class Message(TypedDict, total=False):
@@ -26,6 +37,8 @@ class Message(TypedDict, total=False):
     tool_calls: list[dict[str, Any]]
     name: str
     tool_call_id: str
+    metadata: str
+    sampled: Sampled
 
 
 Messages = tuple[Message, ...]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from align.data.call_proof import CallProof
 from align.data.records import Message, Messages
-from align.data.template import ChatTemplate, Rendered, Tools
-from align.data.tokens import Tokens
+from align.data.spellings import Rendered, Tools
+from align.data.template import ChatTemplate
+from align.data.tokens import Tokens, any_of
 from align.errors import InputError
 
 Hide = Callable[[str], tuple[str, int]]
+
+_TAG = re.compile(r"([<\[◁]\|?)(/?)((?:[a-z]+:)?think)(\|?[>\]▷])", re.IGNORECASE)
+"""What models write around their reasoning: ``<think>``, ``[THINK]``, ``<seed:think>``, ``◁think▷``."""
 
 
 @dataclass(frozen=True)
@@ -21,20 +27,20 @@ class Hiders:
 
     everything: Hide
     answer: Hide
-    """For the text of assistant messages, which may really contain such tokens as ``<think>``."""
+    """For the content of assistant messages, which may really contain such tokens as ``<think>``."""
 
     @classmethod
     def of(cls, tokens: Tokens, template: ChatTemplate) -> Hiders:
         """Those of a tokenizer and its template."""
-        markers = list(tokens.markers)
-        return cls(tokens.hider(markers), tokens.hider([text for text in markers if text not in template.assistant_may_write]))
+        control = [text for text in tokens.markers if text in template.control]
+        return cls(tokens.hider(control), tokens.hider([text for text in control if text not in template.assistant_may_write]))
 
 
 class Row:
     """A conversation with the control-token texts of its data hidden, spelled in the template's words, to be rendered up to any message."""
 
     def __init__(self, template: ChatTemplate, hiders: Hiders, messages: Sequence[Message], tools: Tools) -> None:
-        self._template, self._hiders = template, hiders
+        self.template, self._hiders, self._given = template, hiders, messages
         self.hidden = 0
         """Control-token texts found in the data."""
         self.messages: Messages = tuple(self._hide_message(message) for message in messages)
@@ -43,35 +49,78 @@ class Row:
 
     def render(self, count: int, *, prompt: bool) -> str:
         """The text of the first ``count`` messages; ``prompt`` adds the generation prompt."""
-        blocks = [block for spelled in self._spelled[:count] for block in spelled]
-        return self._template.render(blocks, self.tools, prompt=prompt)
+        return self._rendered(self._spelled[:count], prompt)
 
-    def check_context(self, text: str) -> None:
-        """Raise InputError unless all that a model is to read is in ``text``; a template may shorten earlier answers."""
+    def _rendered(self, spelled: Sequence[Rendered], prompt: bool) -> str:
+        return self.template.render([block for blocks in spelled for block in blocks], self.tools, prompt=prompt)
+
+    def check_context(self, text: str, *, prompt: bool) -> int:
+        """Raise InputError unless all that a model is to read is in ``text``, the whole row as :meth:`render` gave it.
+
+        A template may shorten earlier answers, but not their calls. Returns how many answers hold think tags that are text to the template,
+        because it knows no reasoning.
+        """
         for message in self.messages:
             if message["role"] != "assistant" and not any(_contains(text, form) for form in _forms(message)):
                 raise InputError(f"the chat template leaves out the {message['role']} message")
         for tool in self.tools:
-            if tool.get("function", tool).get("name", "") not in text:
+            if (tool.get("function") or tool.get("custom") or tool).get("name", "") not in text:
                 raise InputError("the chat template does not render tools", hint="set model.chat_template to one that does")
+        if any(message.get("tool_calls") for message in self.messages):
+            self._check_calls(text, prompt)
+        tagged = [k for k, message in enumerate(self._given) if message["role"] == "assistant" and _TAG.search(message.get("content") or "")]
+        if tagged and self.template.place is not None:
+            self._check_tags(tagged, text, prompt)
+            return 0
+        return len(tagged)
+
+    def _check_calls(self, text: str, prompt: bool) -> None:
+        proof = CallProof(self.messages)
+        masked = self._rendered([self.template.spell(message) for message in proof.messages], prompt)
+        endings = {ending.text for ending in (self.template.plain, self.template.call) if ending}
+        proof.check(text, masked, any_of(sorted(endings)))
+
+    def _check_tags(self, tagged: Sequence[int], text: str, prompt: bool) -> None:
+        """Raise InputError unless reasoning inside the content comes out as the template renders reasoning, white space aside."""
+        messages = [self._without_tags(message) if k in tagged else message for k, message in enumerate(self._given)]
+        other = Row(self.template, self._hiders, messages, self.tools)
+        if _squeezed(other.render(len(messages), prompt=prompt)) != _squeezed(text):
+            raise _tags_are_text()
+
+    @staticmethod
+    def _without_tags(message: Message) -> Message:
+        content = message["content"]
+        close = next((tag for tag in _TAG.finditer(content) if tag[2]), None)
+        if close is None or message.get("reasoning"):
+            raise _tags_are_text()
+        before, answer = content[: close.start()].strip(), content[close.end() :].strip()
+        reasoning = before.removeprefix(close[1] + close[3] + close[4]).strip()
+        if _TAG.search(reasoning) or _TAG.search(answer):
+            raise _tags_are_text()
+        return cast(Message, {**message, "content": answer, "reasoning": reasoning})
 
     def check_answer(self, k: int, text: str, begin: int, end: int) -> None:
-        """Raise InputError unless the whole of answer ``k`` lies in ``text[begin:end]`` (up to white space), and there is one (C10)."""
+        """Raise InputError unless the reasoning and the content of answer ``k`` lie in ``text[begin:end]`` (up to white space), one behind
+        the other, and the answer says something (C10). Its calls are proved with those of the whole conversation."""
         message = self.messages[k]
-        wanted = [message.get("content", ""), *(call.get("function", call)["name"] for call in message.get("tool_calls", []))]
-        if not any(part.strip() for part in wanted):
+        reasoning, content = message.get("reasoning") or "", message.get("content", "")
+        cut_in_thought = bool(reasoning.strip()) and not message.get("finished", True)
+        if not content.strip() and not message.get("tool_calls") and not cut_in_thought:
             raise InputError("an assistant message that is to be trained is empty")
-        if not all(_contains(text[begin:end], part) for part in wanted):
-            # A reasoning template may put the first word of the answer, <think>, into the generation prompt.
-            whole = text[len(self.render(k, prompt=False)) : end]
-            if not all(_contains(whole, part) for part in wanted):
-                raise InputError("the chat template does not render an assistant message as it is, so it cannot be trained")
+        if _in_order(text[begin:end], reasoning, content):
+            return
+        # A reasoning template may put the first word of the answer, <think>, into the generation prompt.
+        whole = text[len(self.render(k, prompt=False)) : end]
+        if reasoning and not _contains(whole, reasoning):
+            raise InputError("the chat template leaves out the reasoning of an answer", hint="set model.chat_template to one that does not")
+        if not _in_order(whole, reasoning, content):
+            raise InputError("the chat template does not render an assistant message as it is, so it cannot be trained")
 
     def _hide_message(self, message: Message) -> Message:
         hide = self._hiders.answer if message["role"] == "assistant" else self._hiders.everything
         text, count = hide(message.get("content") or "")
         self.hidden += count
-        rest = {key: self._hide(value) for key, value in message.items() if key not in ("content", "role")}
+        rest = {key: self._hide(value) for key, value in message.items() if key not in ("content", "role", "sampled")}
         return cast(Message, {"role": message["role"], "content": text, **rest})
 
     def _hide(self, value: Any) -> Any:
@@ -86,9 +135,30 @@ class Row:
         return value
 
 
+def _tags_are_text() -> InputError:
+    return InputError(
+        "an answer has reasoning tags in its content that the chat template does not read as reasoning",
+        hint="put the reasoning into a field of the message, `reasoning_content`, and only the answer into `content`",
+    )
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _in_order(text: str, reasoning: str, content: str) -> bool:
+    """Are both in ``text``, the reasoning first, white space aside?"""
+    if not reasoning.strip():
+        return _contains(text, content)
+    if not _contains(text, content) or not _contains(text, reasoning):
+        return False
+    squeezed, first = _squeezed(text), _squeezed(reasoning)
+    return _squeezed(content) in squeezed[squeezed.index(first) + len(first) :]
+
+
 def _contains(text: str, part: str) -> bool:
     """Is ``part`` in ``text``, white space aside?"""
-    return part.strip() in text or "".join(part.split()) in "".join(text.split())
+    return part.strip() in text or _squeezed(part) in _squeezed(text)
 
 
 def _forms(message: Message) -> Iterator[str]:

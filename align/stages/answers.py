@@ -28,7 +28,7 @@ from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
 from align.scoring.text_metrics import correlation, describe, normalised, spread
 from align.stages.context import StageContext
-from align.stages.sampling import Sample, as_samples, sample_policy
+from align.stages.sampling import as_samples, sample_policy
 from align.training.launch import ranks
 
 REPEATED = "asked before"
@@ -197,20 +197,7 @@ def _sample(spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Enco
         name=ctx.name,
     )
     said = as_samples([one.record.id for one in asked], samples, encoder)
-    return [[_answer(one, sample) for sample in group] for one, group in zip(asked, said, strict=True)]
-
-
-def _answer(asked: Asked, sample: Sample) -> Answer:
-    target = asked.record.fields.get("target")
-    return Answer(
-        prompt=asked.record.prompt,
-        text=sample.text,
-        prompt_ids=asked.ids,
-        ids=tuple(sample.ids.tolist()),
-        finished=sample.finished,
-        target=target if isinstance(target, str) else None,
-        fields=asked.record.fields,
-    )
+    return [[sample.answer(one.record.prompt, one.ids, one.record.fields) for sample in group] for one, group in zip(asked, said, strict=True)]
 
 
 def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part: str) -> list[float]:

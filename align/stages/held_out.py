@@ -69,7 +69,7 @@ class Question:
     def answer(self, sample: Sample, policy: int) -> Answer:
         """A sample of a policy as scorers take it."""
         target = None if self.target is None else self.target.text
-        return Answer(self.prompt, sample.text, self.ids[policy], tuple(sample.ids.tolist()), sample.finished, target, self.fields)
+        return sample.answer(self.prompt, self.ids[policy], self.fields, target)
 
     def own_answer(self) -> Answer:
         """The data's answer as scorers take it."""

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from align.data.records import Message
 from align.models.load import load_encoder
 from align.recipe.select import LabelStage
-from align.scoring.scorer import Answer
 from align.scoring.text_metrics import spread
 from align.stages.answers import Answered, LeftOut, answer_prompts, leave, prompt_row, read_prompts
 from align.stages.context import StageContext
+from align.stages.sampling import AsSampled
 
 TIED = "all its answers score the same"
 TOO_CLOSE = "no two answers are min_margin apart"
@@ -43,12 +44,13 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
     answered = answer_prompts(spec, ctx, policy, encoder, asked, left_out, distinct=True)
     rows: list[dict[str, Any]] = []
     longer = []
+    as_sampled = AsSampled(encoder)
     for one in answered:
         pairs = make_pairs(one.scores, spec.pairs, spec.min_margin)
         if one.scores and not pairs:
             left_out.add(one.record, TIED if len(set(one.scores)) == 1 else TOO_CLOSE, margin=max(one.scores) - min(one.scores))
         for number, pair in enumerate(pairs, 1):
-            rows.append(preference_row(one, pair, number if len(pairs) > 1 else None))
+            rows.append(preference_row(one, pair, number if len(pairs) > 1 else None, as_sampled))
             longer += [len(one.used[pair.chosen].ids) - len(one.used[place].ids) for place in pair.rejected]
     left_out.require(rows, "preferences", spec.prompts)
     warning = _length_bias(longer)
@@ -58,6 +60,7 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
         "pairs": len(longer),
         "longer_chosen": sum(difference > 0 for difference in longer),
         "shorter_chosen": sum(difference < 0 for difference in longer),
+        "answers_with_ids": as_sampled.with_ids,
         "margins": spread([row["margin"] for row in rows]),
         "warnings": [warning] if warning else [],
     }
@@ -68,6 +71,8 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if line := as_sampled.line(ctx.name):
+        ctx.console.print(line, highlight=False, soft_wrap=True)
 
 
 def make_pairs(scores: Sequence[float], pairs: Literal["best_worst", "best_vs_rest", "margin"], min_margin: float) -> list[Pair]:
@@ -95,23 +100,23 @@ def make_pairs(scores: Sequence[float], pairs: Literal["best_worst", "best_vs_re
     return [Pair(pair.chosen, (worst,)) for pair in best]
 
 
-def preference_row(one: Answered, pair: Pair, number: int | None) -> dict[str, Any]:
+def preference_row(one: Answered, pair: Pair, number: int | None, as_sampled: AsSampled) -> dict[str, Any]:
     """A pair as a row of preferences. ``margin`` is the smallest difference of scores; ``number`` tells a prompt's pairs apart."""
     row = prompt_row(one.record)
     rejected = [one.scores[place] for place in pair.rejected]
+
+    def said(place: int) -> list[Message]:
+        answer = one.used[place]
+        return [as_sampled.message(one.record.prompt, one.record.tools, answer.text, answer.ids, finished=answer.finished)]
+
     return {
         **row,
         "id": row["id"] if number is None else f"{row['id']}#{number}",
-        "chosen": [_message(one.used[pair.chosen])],
-        "rejected": [[_message(one.used[place])] for place in pair.rejected],
+        "chosen": said(pair.chosen),
+        "rejected": [said(place) for place in pair.rejected],
         "margin": one.scores[pair.chosen] - max(rejected),
         "scores": {"chosen": one.scores[pair.chosen], "rejected": rejected},
     }
-
-
-def _message(answer: Answer) -> dict[str, Any]:
-    """An answer that was cut off says so: it must not be trained to end there."""
-    return {"role": "assistant", "content": answer.text} | ({} if answer.finished else {"finished": False})
 
 
 def _length_bias(differences: Sequence[int]) -> str | None:

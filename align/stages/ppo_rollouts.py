@@ -20,7 +20,8 @@ from align.data.prompts import EncodedPrompt
 from align.errors import TrainingFault
 from align.models.critic import ActorCritic
 from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_seed
-from align.scoring.scorer import Answer, Scorer, require_scores
+from align.scoring.scorer import Scorer, require_scores
+from align.stages.sampling import Sample as PolicySample
 from align.training.launch import Ranks
 
 
@@ -133,7 +134,11 @@ class Rollouts:
     def _scored(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Completion]]) -> list[list[Sample]]:
         stops = self.encoder.stop_ids
         cut = [[_cut(completion, stops) for completion in of_prompt] for of_prompt in completions]
-        answers = [self._answer(prompt, ids) for prompt, of_prompt in zip(prompts, cut, strict=True) for ids, _ in of_prompt]
+        answers = [
+            PolicySample.of_ids(ids, self.encoder).answer(prompt.record.prompt, prompt.ids, prompt.record.fields)
+            for prompt, of_prompt in zip(prompts, cut, strict=True)
+            for ids, _ in of_prompt
+        ]
         scores = iter(require_scores(self.scorer.name, self.scorer.score(answers), len(answers)))
         made = iter(answers)
         samples = []
@@ -144,18 +149,6 @@ class Rollouts:
                 row.append(Sample(ids, answer.finished, logprobs, answer.text, next(scores)))
             samples.append(row)
         return samples
-
-    def _answer(self, prompt: EncodedPrompt, ids: tuple[int, ...]) -> Answer:
-        target = prompt.record.fields.get("target")
-        return Answer(
-            prompt=prompt.record.prompt,
-            text=self.encoder.decode(ids),
-            prompt_ids=prompt.ids,
-            ids=ids,
-            finished=ids[-1] in self.encoder.stop_ids,
-            target=target if isinstance(target, str) else None,
-            fields=prompt.record.fields,
-        )
 
 
 def _cut(completion: Completion, stops: Sequence[int]) -> tuple[tuple[int, ...], tuple[float, ...] | None]:

@@ -12,13 +12,15 @@ import numpy as np
 
 from align import files
 from align.data.encode import Encoder
-from align.data.strict_json import unreadable
+from align.data.records import Message, Messages
 from align.data.trees import Ids
+from align.errors import InputError
 from align.models.identity import model_digest
 from align.recipe.schema import Model, Rollout
 from align.rollout.engine import Completion, Sampling
 from align.rollout.open import open_engine
 from align.rollout.samples import Samples, prompts_digest, sample_shards
+from align.scoring.scorer import Answer
 from align.stages.context import StageContext
 from align.training.launch import Ranks
 
@@ -30,24 +32,67 @@ class Sample:
     id: str
     """Its prompt's id and its number: ``conv-7#3``."""
     text: str
-    """Without leading white space: some templates write it themselves. Empty when it holds what no data file can (NUL)."""
+    """As :meth:`Encoder.answer_text` has it."""
     ids: Ids
     """As sampled, the stop id included."""
     finished: bool
 
     @classmethod
     def of(cls, id: str, completion: Completion, encoder: Encoder) -> Sample:
-        """From what an engine gave. Of a character that was cut in half nothing is kept."""
-        text = encoder.decode(completion.ids).lstrip()
-        if not completion.finished:
-            text = text.rstrip("\ufffd")
-        return cls(id, "" if unreadable(text) else text, np.array(completion.ids, dtype=np.int32), completion.finished)
+        """From what an engine gave."""
+        return cls._of(id, completion.ids, completion.finished, encoder)
 
-    @property
-    def message(self) -> Mapping[str, Any]:
-        """As an assistant's message; one that was cut is marked, so that training adds no end to it."""
-        message = {"role": "assistant", "content": self.text}
-        return message if self.finished else {**message, "finished": False}
+    @classmethod
+    def of_ids(cls, ids: Sequence[int], encoder: Encoder) -> Sample:
+        """From ids that end with the stop id, if there was one."""
+        return cls._of("", ids, bool(ids) and ids[-1] in encoder.stop_ids, encoder)
+
+    @classmethod
+    def _of(cls, id: str, ids: Sequence[int], finished: bool, encoder: Encoder) -> Sample:
+        return cls(id, encoder.answer_text(ids, finished=finished), np.array(ids, dtype=np.int32), finished)
+
+    def answer(self, prompt: Messages, prompt_ids: Sequence[int], fields: Mapping[str, Any], target: str | None = None) -> Answer:
+        """As it is scored: in every stage the same ids give the same text. The row's column ``target`` is the target where none is given."""
+        if target is None and isinstance(fields.get("target"), str):
+            target = fields["target"]
+        return Answer(prompt, self.text, tuple(prompt_ids), tuple(self.ids.tolist()), self.finished, target, fields)
+
+
+class AsSampled:
+    """Answers as messages of a data file, so that training sees the ids that were sampled.
+
+    Most often the text of an answer is encoded as just these ids, and is enough. Where it is not, the message carries the ids too: a policy
+    may write a word in other pieces than the tokenizer, a template may trim the text, and decoding leaves special tokens out.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.answers = self.with_ids = 0
+
+    def message(self, prompt: Messages, tools: Sequence[dict[str, Any]], text: str, ids: Sequence[int], *, finished: bool) -> Message:
+        """An assistant's message; one that was cut says so, so that training adds no end to it."""
+        plain: Message = {"role": "assistant", "content": text}
+        if not finished:
+            plain["finished"] = False
+        self.answers += 1
+        if self._encoded(prompt, tools, plain) == list(ids):
+            return plain
+        self.with_ids += 1
+        return {**plain, "sampled": {"encoder": self._encoder.digest, "ids": [int(i) for i in ids]}}
+
+    def _encoded(self, prompt: Messages, tools: Sequence[dict[str, Any]], message: Message) -> list[int] | None:
+        try:
+            _, (branch,) = self._encoder.encode_answers(prompt, [[message]], tools)
+        except InputError:
+            return None  # the template would not write this text as an answer
+        found: list[int] = branch.ids[branch.mask].tolist()
+        return found
+
+    def line(self, name: str) -> str | None:
+        """For people; None when texts say all."""
+        if not self.with_ids:
+            return None
+        return f"{name}  {self.with_ids:,} of {self.answers:,} sampled answers are kept with their tokens: their text alone is encoded as others"
 
 
 def sample_policy(

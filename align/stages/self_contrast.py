@@ -28,7 +28,7 @@ from align.rollout.engine import Sampling, sample_seed
 from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all, find_embedder
 from align.stages.context import StageContext
 from align.stages.contrast_report import Account, show
-from align.stages.sampling import Sample, as_samples, sample_policy
+from align.stages.sampling import AsSampled, Sample, as_samples, sample_policy
 from align.stages.targets import Target, read_targets
 from align.training.launch import Ranks, ranks
 
@@ -79,9 +79,12 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
         similarities, cut = _similarities(spec, ctx, embedder, targets, samples, group)
     with clock.phase("selection"):
         account = Account(spec.samples_per_prompt, spec.negatives, report.as_json(), cut)
-        _write(spec, ctx, targets, samples, similarities, account)
-    ctx.note({**account.headline(), "seconds": clock.seconds})
+        as_sampled = AsSampled(encoder)
+        _write(spec, ctx, targets, samples, similarities, account, as_sampled)
+    ctx.note({**account.headline(), "answers_with_ids": as_sampled.with_ids, "seconds": clock.seconds})
     show(ctx.console, ctx.name, account, clock.seconds)
+    if (kept := as_sampled.line(ctx.name)) is not None:
+        ctx.console.print(kept, highlight=False, soft_wrap=True)
 
 
 def _of_others(samples: Sequence[Sequence[Sample]], seed: int) -> list[list[Sample]]:
@@ -117,6 +120,7 @@ def _write(
     samples: Sequence[Sequence[Sample]],
     similarities: Sequence[Sequence[float]],
     account: Account,
+    as_sampled: AsSampled,
 ) -> None:
     """Choose the negatives of every prompt and write the preferences and the report; raises InputError when there is none."""
     enough = spec.negatives if spec.too_few == "drop" else 1
@@ -126,7 +130,7 @@ def _write(
             kept = len(chosen.indices) >= enough
             account.add(chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept)
             if kept:
-                write(_row(target, own, scores, chosen))
+                write(_row(target, own, scores, chosen, as_sampled))
     if not account.kept:
         what = f"none of {account.prompts:,} prompts has {enough} negatives: {account.words()}"
         raise InputError(what, hint="sample more answers, or ask for fewer negatives")
@@ -147,14 +151,16 @@ def _select(spec: SelfContrastStage, seed: int, target: Target, own: Sequence[Sa
     )
 
 
-def _row(target: Target, own: Sequence[Sample], scores: Sequence[float], chosen: Selection) -> dict[str, Any]:
+def _row(target: Target, own: Sequence[Sample], scores: Sequence[float], chosen: Selection, as_sampled: AsSampled) -> dict[str, Any]:
     """A preference as data are read: one chosen answer, the negatives as rejected ones, and where these come from."""
     row: dict[str, Any] = {key: value for key, value in target.fields.items() if key not in _NOT_FIELDS}
     row |= {"id": target.id, "prompt": list(target.prompt)}
     if target.tools:
         row["tools"] = list(target.tools)
     row["chosen"] = [target.answer]
-    row["rejected"] = [[own[i].message] for i in chosen.indices]
+    row["rejected"] = [
+        [as_sampled.message(target.prompt, target.tools, own[i].text, own[i].ids.tolist(), finished=own[i].finished)] for i in chosen.indices
+    ]
     row["similarities"] = [scores[i] for i in chosen.indices]
     row["sample_ids"] = [own[i].id for i in chosen.indices]
     return row

@@ -30,10 +30,11 @@ from align.models.save import save_policy, save_weights
 from align.recipe.schema import TrlStage
 from align.recipe.trl_source import config_name
 from align.scoring.open import open_scorer
-from align.scoring.scorer import Answer, Scorer
+from align.scoring.scorer import Scorer
 from align.signals import stop_requested
 from align.stages import trl_data
 from align.stages.context import StageContext
+from align.stages.sampling import Sample
 from align.stages.training import keep_logs, remembered, trained
 from align.stages.trl_data import TrlData
 from align.stages.trl_training import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
@@ -195,19 +196,9 @@ def _reward(scorer: Scorer, encoder: Encoder, data: TrlData) -> Callable[..., li
     def reward(*, row: Sequence[int], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
         answers = []
         for place, sampled in zip(row, completion_ids, strict=True):
-            asked, ids = data.asked[int(place)], _up_to_stop(sampled, encoder.stop_ids)
-            target = asked.record.fields.get("target")
-            answers.append(
-                Answer(
-                    prompt=asked.record.prompt,
-                    text=encoder.decode(ids),
-                    prompt_ids=asked.ids,
-                    ids=ids,
-                    finished=bool(ids) and ids[-1] in encoder.stop_ids,
-                    target=target if isinstance(target, str) else None,
-                    fields=asked.record.fields,
-                )
-            )
+            asked = data.asked[int(place)]
+            sample = Sample.of_ids(_up_to_stop(sampled, encoder.stop_ids), encoder)
+            answers.append(sample.answer(asked.record.prompt, asked.ids, asked.record.fields))
         return scorer.score(answers)
 
     return reward

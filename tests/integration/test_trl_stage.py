@@ -159,7 +159,7 @@ def test_grpo_samples_from_our_prompts_and_asks_our_scorer(folder: Path) -> None
     assert len(SCORED) == 4 * 2 + 2 * 4 + 4 * 2  # held-out, two steps, held-out
     for answer in SCORED:
         assert list(answer.prompt_ids) == encoder.encode_prompt(answer.prompt).tolist()
-        assert answer.text == encoder.decode(answer.ids)
+        assert answer.text == encoder.answer_text(answer.ids, finished=answer.finished)
         assert answer.target in answer.prompt[0]["content"] and answer.fields["hint"] == answer.target.upper()
         assert answer.finished == (answer.ids[-1] in encoder.stop_ids) and len(answer.ids) <= 5
         assert all(token < encoder.vocabulary for token in answer.ids), "an id without a token was sampled"

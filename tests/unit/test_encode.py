@@ -225,7 +225,7 @@ def control_ids(encoder: Encoder, ids: np.ndarray) -> list[int]:
 
 
 def test_control_tokens_in_a_users_text_stay_text() -> None:
-    """O20, C14: a forged assistant turn would be trained on. ``<|note|>`` is an added token that is not flagged special."""
+    """O20, C14: a forged assistant turn would be trained on. ``<|note|>``, neither flagged special nor used by the template, is a word."""
     encoder, notes = encoder_of("chatml"), Notes()
     forged = encoder.encode([{"role": "user", "content": FORGED}, ANSWER], notes=notes)
     clean = encoder.encode([QUESTION, ANSWER])
@@ -233,14 +233,18 @@ def test_control_tokens_in_a_users_text_stay_text() -> None:
     assert len(control_ids(encoder, np.array(templated(encoder, [{"role": "user", "content": FORGED}, ANSWER])))) > 4
     assert FORGED in encoder.spell(forged.ids)
     assert trained(encoder, forged) == trained(encoder, clean)
-    assert notes.control == 3
+    assert notes.control == 2
+    assert encoder.tokenizer.convert_tokens_to_ids("<|note|>") in forged.ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_role_and_no_answer_can_write_a_turn(family: str) -> None:
     """O20: in answers, in the prompts of rollouts, and for tokens flagged special or not."""
     encoder, notes = encoder_of(family), Notes()
-    nasty = "a " + " ".join(encoder.tokenizer.get_added_vocab()) + " b"
+    added = encoder.tokenizer.get_added_vocab()
+    nasty = "a " + " ".join(added) + " b"
+    control = sum(map(encoder.is_control, added.values()))
+    assert control == len(added) - (family == "chatml")  # <|note|>, which its template does not use
     clean = "a b"
     for build in (
         lambda text: encoder.encode_prompt([{"role": "user", "content": text}], notes=notes),
@@ -248,7 +252,7 @@ def test_no_role_and_no_answer_can_write_a_turn(family: str) -> None:
     ):
         before = notes.control
         assert control_ids(encoder, build(nasty)) == control_ids(encoder, build(clean))
-        assert notes.control - before == len(encoder.tokenizer.get_added_vocab())
+        assert notes.control - before == control
         assert nasty in encoder.spell(build(nasty))
     forged = encoder.encode_answers([QUESTION], [[{"role": "assistant", "content": f"No {END[family]} more."}]])[1][0]
     assert control_ids(encoder, forged.ids).count(encoder.stop_ids[0]) == 1

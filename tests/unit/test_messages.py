@@ -75,7 +75,7 @@ def test_custom_calls_and_glm_metadata_are_the_same() -> None:
         asks(), says("print(2+2)", metadata="python"), {"role": "observation", "metadata": "python", "content": "4"}, says("4", metadata="")
     )
     assert by_openai[1] == by_glm[1] == {"role": "assistant", "content": "", "tool_calls": [custom]}
-    assert by_glm[2] == {"role": "tool", "content": "4", "name": "python"}
+    assert by_glm[2] == {"role": "tool", "content": "4", "metadata": "python"}
     assert refused({"messages": [asks(), says(None, metadata="python")]})[0] == "messages.1.content"
     assert refused({"messages": [asks(), says("x", metadata="two\nlines")]})[0] == "messages.1.metadata"
 

@@ -96,7 +96,7 @@ def test_the_scorer_sees_the_ids_and_the_text() -> None:
     made.sample(data, Sampling(4), 0)
     for answer, prompt in zip(made.scorer.seen, data, strict=True):  # type: ignore[attr-defined]
         assert answer.ids == (*odd[0], STOP) and answer.prompt_ids == prompt.ids and answer.prompt == prompt.record.prompt
-        assert answer.text == ENCODER.decode(odd[0]) and answer.finished
+        assert answer.text == ENCODER.answer_text([*odd[0], STOP], finished=True) == ENCODER.decode(odd[0]).lstrip() and answer.finished
 
 
 def test_an_empty_answer_and_a_score_that_is_none_stop_the_run() -> None:

@@ -1,0 +1,124 @@
+"""How messages are spelled for a chat template: OpenAI's way, with arguments as an object or as JSON text, or GLM-4's way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.data.records import Message
+
+Rendered = list[dict[str, Any]]
+Tools = Sequence[dict[str, Any]]
+Spell = Callable[[Message], Rendered]
+
+_OURS = frozenset({"train", "finished", "sampled", "reasoning"})
+"""Keys of a message that a template must not see, or sees under another name."""
+
+
+def name_of(call: Mapping[str, Any]) -> str:
+    """The name of the function, or of the custom tool, that is called."""
+    name: str = (call["custom"] if "custom" in call else call.get("function", call))["name"]
+    return name
+
+
+def as_openai(message: Message) -> Rendered:
+    """The message as it is, with call arguments as objects (OpenAI writes them as JSON text; most templates print objects)."""
+    return _openai(message, _with_object)
+
+
+def as_openai_text(message: Message) -> Rendered:
+    """The message as it is, with call arguments as JSON text, which some templates put into the text as it is (DeepSeek-V3)."""
+    return _openai(message, _with_text)
+
+
+def _openai(message: Message, arguments: Callable[[dict[str, Any]], dict[str, Any]]) -> Rendered:
+    plain: dict[str, Any] = {key: value for key, value in message.items() if key not in _OURS}
+    plain.setdefault("content", "")
+    if calls := message.get("tool_calls"):
+        plain["tool_calls"] = [arguments(call) for call in calls]
+    return [plain]
+
+
+def as_metadata(message: Message) -> Rendered:
+    """GLM-4's spelling: a call is a block of its own, its head the tool's name and its content the payload; results are ``observation``.
+
+    Several calls, or text and then a call, are several blocks of one turn. Of a function the payload is its arguments as JSON, of a custom
+    tool its input as it is.
+    """
+    content = message.get("content", "")
+    if message["role"] == "tool":
+        head = {"metadata": message["metadata"]} if message.get("metadata") else {}
+        return [{"role": "observation", **head, "content": content}]
+    calls = message.get("tool_calls") or []
+    blocks: Rendered = [] if calls and not content else [{"role": message["role"], "content": content}]
+    return blocks + [{"role": "assistant", "metadata": name_of(call), "content": _payload(call)} for call in calls]
+
+
+def _payload(call: Mapping[str, Any]) -> str:
+    if "custom" in call:
+        text: str = call["custom"]["input"]
+        return text
+    arguments = call.get("function", call).get("arguments", {})
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _with_object(call["function"])}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:  # some templates take the text as it is, and some data sets hold calls that are not JSON
+            return call
+        return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
+    return call
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _with_text(call["function"])}
+    arguments = call.get("arguments", {})
+    return call if isinstance(arguments, str) else {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+
+
+# Reasoning
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a template reads what the model thought before it answered."""
+
+    name: str
+    put: Callable[[dict[str, Any], str], None]
+    """Writes the reasoning into a message that is already spelled."""
+
+
+def _field(key: str) -> Place:
+    def put(block: dict[str, Any], text: str) -> None:
+        block[key] = text
+
+    return Place(f"the field `{key}`", put)
+
+
+def _put_part(block: dict[str, Any], text: str) -> None:
+    content = [{"type": "text", "text": block["content"]}] if block["content"] else []
+    block["content"] = [{"type": "thinking", "thinking": text}, *content]
+
+
+def _put_tags(block: dict[str, Any], text: str) -> None:
+    block["content"] = f"<think>\n{text}\n</think>\n\n{block['content']}"
+
+
+TAGS = Place("`<think>` and `</think>` in the content", _put_tags)
+"""For templates that cut the reasoning out of the content themselves, and know no field for it."""
+
+PLACES = (
+    *map(_field, ("reasoning_content", "reasoning", "thinking", "thinking_content", "reasoning_text", "thought", "thoughts")),
+    Place("a part of type `thinking` in the content", _put_part),
+    TAGS,
+)
+"""In the order in which they are tried: the fields of Qwen3, DeepSeek, GLM-4.5 and Nemotron, of OpenRouter and vLLM, of gpt-oss, Granite and
+LFM2, and of others; then Mistral's way; then tags."""
