@@ -2,8 +2,8 @@
 
 Templates write calls as JSON, as XML, as Python, or in ways of their own, so nothing is read back from the text. Instead the template
 renders the conversation once more with a stand-in, a word that occurs nowhere else, for every name and every text and number in the
-arguments. Every stand-in must come out, call after call. The pieces of text between them and the values that belong in their places then say
-exactly what the text of the conversation must be.
+arguments. Every stand-in must come out, call after call. The pieces of text between them, and the values that belong in their places, then
+say exactly what the text of the conversation must be.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from align.data.records import Message
-from align.data.spellings import name_of
+from align.data.spellings import name_of, object_of
 from align.errors import InputError
 
 _NONCE = secrets.token_hex(4)
@@ -128,7 +128,7 @@ class CallProof:
         inner = dict(call.get("function", call))
         arguments = inner.get("arguments", {})
         if isinstance(arguments, str):
-            arguments = _object(arguments)
+            arguments = object_of(arguments)
         inner |= {"name": stand_in, "arguments": self._value(made, arguments, "")}
         return {**call, "function": inner} if "function" in call else inner
 
@@ -190,15 +190,10 @@ def _html(text: str) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("'", "\\u0027")
 
 
-def _object(text: str) -> Any:
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        return text
-    return parsed if isinstance(parsed, dict) else text
-
-
 def _hint(calls: Sequence[_Call], number: int) -> str | None:
     several = number > 0 and calls[number - 1].message == calls[number].message
-    return "it renders one call in a message only: leave such rows out, or set model.chat_template to one that renders all" if several else None
-
+    return (
+        "it renders one call in a message only: leave such rows out, or set model.chat_template to one that renders all"
+        if several
+        else None
+    )

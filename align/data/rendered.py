@@ -68,7 +68,9 @@ class Row:
                 raise InputError("the chat template does not render tools", hint="set model.chat_template to one that does")
         if any(message.get("tool_calls") for message in self.messages):
             self._check_calls(text, prompt)
-        tagged = [k for k, message in enumerate(self._given) if message["role"] == "assistant" and _TAG.search(message.get("content") or "")]
+        tagged = [
+            k for k, message in enumerate(self._given) if message["role"] == "assistant" and _TAG.search(message.get("content") or "")
+        ]
         if tagged and self.template.place is not None:
             self._check_tags(tagged, text, prompt)
             return 0

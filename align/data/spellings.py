@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data.records import Message
+from align.data.strict_json import parse_text
 
 Rendered = list[dict[str, Any]]
 Tools = Sequence[dict[str, Any]]
@@ -69,12 +70,17 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
         return {**call, "function": _with_object(call["function"])}
     arguments = call.get("arguments")
     if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except ValueError:  # some templates take the text as it is, and some data sets hold calls that are not JSON
-            return call
-        return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
+        return {**call, "arguments": object_of(arguments)}  # a text that is no object stays one: some templates take it as it is
     return call
+
+
+def object_of(arguments: str) -> Any:
+    """The object that ``arguments`` is the JSON text of; the text itself where it is not."""
+    try:
+        parsed = parse_text(arguments, "arguments", "expected an object")
+    except ValueError:
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
 
 
 def _with_text(call: dict[str, Any]) -> dict[str, Any]:
@@ -120,5 +126,5 @@ PLACES = (
     Place("a part of type `thinking` in the content", _put_part),
     TAGS,
 )
-"""In the order in which they are tried: the fields of Qwen3, DeepSeek, GLM-4.5 and Nemotron, of OpenRouter and vLLM, of gpt-oss, Granite and
-LFM2, and of others; then Mistral's way; then tags."""
+"""In the order in which they are tried: the fields of Qwen3, DeepSeek, GLM-4.5 and Nemotron, of OpenRouter and vLLM, of gpt-oss and LFM2,
+and of others; then Mistral's way; then tags."""

@@ -122,8 +122,8 @@ class ChatTemplate:
         if reasoning := message.get("reasoning"):
             if self.place is None:
                 hint = (
-                    "set model.chat_template_kwargs (often enable_thinking: true) or model.chat_template to get one, or write the reasoning "
-                    "into the content, between the tags that the model is to learn"
+                    "set model.chat_template_kwargs (often enable_thinking: true) or model.chat_template to get one, or write the "
+                    "reasoning into the content, between the tags that the model is to learn"
                 )
                 raise InputError("the chat template has no place for an answer's reasoning", hint=hint)
             self.place.put(blocks[0], reasoning)

@@ -197,7 +197,9 @@ def _sample(spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Enco
         name=ctx.name,
     )
     said = as_samples([one.record.id for one in asked], samples, encoder)
-    return [[sample.answer(one.record.prompt, one.ids, one.record.fields) for sample in group] for one, group in zip(asked, said, strict=True)]
+    return [
+        [sample.answer(one.record.prompt, one.ids, one.record.fields) for sample in group] for one, group in zip(asked, said, strict=True)
+    ]
 
 
 def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part: str) -> list[float]:

@@ -52,7 +52,7 @@ class Sample:
         return cls(id, encoder.answer_text(ids, finished=finished), np.array(ids, dtype=np.int32), finished)
 
     def answer(self, prompt: Messages, prompt_ids: Sequence[int], fields: Mapping[str, Any], target: str | None = None) -> Answer:
-        """As it is scored: in every stage the same ids give the same text. The row's column ``target`` is the target where none is given."""
+        """As it is scored: in every stage the same ids give the same text. The row's column ``target`` counts where no target is given."""
         if target is None and isinstance(fields.get("target"), str):
             target = fields["target"]
         return Answer(prompt, self.text, tuple(prompt_ids), tuple(self.ids.tolist()), self.finished, target, fields)
@@ -92,7 +92,8 @@ class AsSampled:
         """For people; None when texts say all."""
         if not self.with_ids:
             return None
-        return f"{name}  {self.with_ids:,} of {self.answers:,} sampled answers are kept with their tokens: their text alone is encoded as others"
+        kept = f"{self.with_ids:,} of {self.answers:,} sampled answers are kept with their tokens"
+        return f"{name}  {kept}: their text alone would be encoded as other ones"
 
 
 def sample_policy(

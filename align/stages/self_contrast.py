@@ -159,7 +159,8 @@ def _row(target: Target, own: Sequence[Sample], scores: Sequence[float], chosen:
         row["tools"] = list(target.tools)
     row["chosen"] = [target.answer]
     row["rejected"] = [
-        [as_sampled.message(target.prompt, target.tools, own[i].text, own[i].ids.tolist(), finished=own[i].finished)] for i in chosen.indices
+        [as_sampled.message(target.prompt, target.tools, own[i].text, own[i].ids.tolist(), finished=own[i].finished)]
+        for i in chosen.indices
     ]
     row["similarities"] = [scores[i] for i in chosen.indices]
     row["sample_ids"] = [own[i].id for i in chosen.indices]

@@ -13,7 +13,6 @@ OWN_FILES = {
     "store.py": "reads back what it wrote",
     "kept.py": "reads back what it wrote",
     "tokens.py": "reads a tokenizer's own description",
-    "template.py": "arguments of calls that a model wrote, in a chat",
 }
 
 
