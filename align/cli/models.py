@@ -87,7 +87,25 @@ def score(
         print(f"{out}: written")
 
 
+def merge(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_FOLDER", help="An adapter's folder, a stage's result, or a run.")],
+    out: Annotated[Path, typer.Option("--out", help="The new folder for the merged model.")],
+    stage: Annotated[str | None, typer.Option(help="Of the run; the last one that left a model when absent.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; the base's own when absent.")] = None,
+) -> None:
+    """Merge an adapter into its base: one plain model, proved to be the same."""
+    if dtype not in (None, "fp32", "bf16"):
+        raise InputError(f"--dtype {dtype}: must be one of fp32, bf16")
+    from align.report.merge import merge as write
+
+    made = write(source, ctx.obj, out, stage=stage, dtype=dtype, cache=cache_in(ctx.obj))  # type: ignore[arg-type]
+    print(f"{out}: {made.source} merged into {made.base}, {made.dtype}; {made.difference}")
+    if not made.template:
+        print("note: its tokenizer has no chat template; give one with model.chat_template when you use it")
+
+
 def add_to(app: typer.Typer) -> None:
     """Make them commands of ``app``."""
-    for command in (chat, generate, score):
+    for command in (chat, generate, score, merge):
         app.command()(command)

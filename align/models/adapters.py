@@ -1,4 +1,4 @@
-"""LoRA adapters (https://arxiv.org/abs/2106.09685): adding, switching off, merging, and joining them for saving.
+"""LoRA adapters (https://arxiv.org/abs/2106.09685): adding, switching off, and joining them for saving.
 
 A stage that trains an adapter on top of a policy that is itself an adapter keeps the first one, ``start``: frozen and active. The stage
 trains a second one, ``default``. So "without what this stage trains" is bit for bit the policy that the stage began with, in any dtype;
@@ -79,11 +79,15 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
     from peft import PeftModel, get_peft_model
 
     config = lora_config(model, lora)
-    if not isinstance(model, PeftModel):
-        return get_peft_model(model, config, adapter_name=TRAINED)
-    if TRAINED in model.peft_config:
+    if isinstance(model, PeftModel) and TRAINED in model.peft_config:
         raise ValueError("the model has an adapter that is being trained already")
-    model.add_adapter(TRAINED, config)
+    try:
+        if not isinstance(model, PeftModel):
+            return get_peft_model(model, config, adapter_name=TRAINED)
+        model.add_adapter(TRAINED, config)
+    except ValueError as error:  # a kind of layer that PEFT does not adapt
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(Problem(f"PEFT refuses: {reason}", key="lora.target_modules", hint="name other layers there")) from error
     model.base_model.set_adapter([START, TRAINED])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name)
@@ -117,12 +121,12 @@ def add_value_adapter(model: PeftModel, config: LoraConfig) -> None:
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:
     """The adapters that have an effect now; all layers agree."""
-    return tuple(next(iter(_lora_layers(model).values())).active_adapters)
+    return tuple(next(iter(lora_layers(model).values())).active_adapters)
 
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:
     """From now on only the adapters ``names`` have an effect. What is trained stays as it is (PEFT's own switch changes that as well)."""
-    for layer in _lora_layers(model).values():
+    for layer in lora_layers(model).values():
         layer._active_adapter = list(names)
 
 
@@ -148,7 +152,7 @@ def value_in_front(model: nn.Module, *, on_start: bool) -> Iterator[None]:
 
 def _swap_names(peft: Any, one: str, other: str) -> None:
     tables = [
-        getattr(layer, name) for layer in _lora_layers(peft).values() for name in (*layer.adapter_layer_names, *layer.other_param_names)
+        getattr(layer, name) for layer in lora_layers(peft).values() for name in (*layer.adapter_layer_names, *layer.other_param_names)
     ]
     for table in [*tables, peft.peft_config]:
         found = {new: table.pop(old) for old, new in ((one, other), (other, one)) if old in table}
@@ -162,31 +166,85 @@ def _lm_head(base: PreTrainedModel) -> nn.Module | None:
 
 
 def _linear_layers(base: PreTrainedModel) -> list[str]:
-    """Full names of the linear layers inside the transformer: the LM head is no part of it."""
-    head = _lm_head(base)
+    """Full names of the linear layers inside the transformer that reads text: neither the LM head nor a vision tower is part of it."""
+    head, text = _lm_head(base), _text_part(base)
     names = []
     for name, module in base.named_modules():
         inner: Any = module.get_base_layer() if is_lora_layer(module) else module
         inside_adapter = any(part in name.split(".") for part in ("base_layer", "lora_A", "lora_B"))
-        if isinstance(inner, (nn.Linear, Conv1D)) and inner is not head and not inside_adapter:
+        inside_text = not text or name.startswith(f"{text}.")
+        own_kind = type(inner).__module__.startswith("transformers.models.")  # a router, say, that returns more than a product
+        linear = isinstance(inner, (nn.Linear, Conv1D)) and not own_kind
+        if linear and inner is not head and inside_text and not inside_adapter:
             names.append(name)
     return names
 
 
+def _text_part(base: PreTrainedModel) -> str:
+    """Where the transformer that reads text is inside a model with more parts, such as a vision tower; empty where it is all there is."""
+    if base.config.get_text_config() is base.config:
+        return ""
+    decoder = base.get_decoder()  # type: ignore[no-untyped-call]
+    return next((name for name, module in base.named_modules() if module is decoder), "")
+
+
 def _targets(base: PreTrainedModel, wanted: str | list[str]) -> list[str]:
     layers = _linear_layers(base)
-    if isinstance(wanted, str):
-        return sorted({name.rsplit(".", 1)[-1] for name in layers})
-    missing = [name for name in wanted if not any(layer == name or layer.endswith(f".{name}") for layer in layers)]
-    if missing:
-        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
-        # Log-probs are computed from the head's weight itself: an adapter there would be trained by nobody.
-        problems = [Problem(f"no linear layer inside the model is called {name!r}", key="lora.target_modules") for name in missing]
-        raise InputError([*problems[:-1], Problem(problems[-1].message, key=problems[-1].key, hint=f"choose from {known}")])
-    return list(wanted)
+    renamed = _taken_for_experts(base, sorted({name.rsplit(".", 1)[-1] for name in layers}))
+    if not isinstance(wanted, str):
+        problems = []
+        for name in wanted:
+            if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+                # Log-probs are computed from the head's weight itself: an adapter there would be trained by nobody.
+                problems.append(Problem(f"no linear layer inside the model is called {name!r}", key="lora.target_modules"))
+            elif name.rsplit(".", 1)[-1] in renamed:
+                problems.append(Problem(f"{name!r}: PEFT would adapt the experts instead, which are no layers", key="lora.target_modules"))
+        if problems:
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers} - renamed))
+            raise InputError([*problems[:-1], Problem(problems[-1].message, key=problems[-1].key, hint=f"choose from {known}")])
+        layers = [layer for layer in layers if any(layer == name or layer.endswith(f".{name}") for name in wanted)]
+    chosen = [layer for layer in layers if layer.rsplit(".", 1)[-1] not in renamed]
+    if not chosen:
+        raise InputError(f"{type(base).__name__} has no linear layer that could get an adapter", hint="train all weights: remove lora")
+    if _text_part(base):
+        return sorted(chosen)  # a tower's layers have the same last names
+    return list(wanted) if not isinstance(wanted, str) else sorted({name.rsplit(".", 1)[-1] for name in chosen})
 
 
-def _lora_layers(model: nn.Module) -> dict[str, Any]:
+def _taken_for_experts(base: PreTrainedModel, names: list[str]) -> set[str]:
+    """Names of layers that PEFT takes for the experts of an older checkpoint, and would adapt those instead."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    found = set()
+    for name in names:
+        probe = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(probe, base, None)
+        except ValueError:  # it wants the other half of a fused matrix as well
+            found.add(name)
+        if probe.target_parameters:
+            found.add(name)
+    return found
+
+
+def adapted(model: nn.Module) -> str:
+    """In one line, which layers the adapters are on, and which large parts of the model get none."""
+    base = causal_lm(unwrap(model))
+    paths = list(lora_layers(base))
+    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
+    line = f"adapters on {len(paths)} linear layers: {names}"
+    experts = sum(p.numel() for name, p in base.named_parameters() if ".experts." in f".{name}" and ".lora_" not in name)
+    without = [f"the experts ({experts:,} parameters)"] if experts and not any(".experts." in f".{path}." for path in paths) else []
+    if text := _text_part(base):
+        head = _lm_head(base)
+        outside = sum(p.numel() for name, p in base.named_parameters() if not name.startswith(f"{text}."))
+        outside -= sum(p.numel() for p in head.parameters()) if head is not None else 0
+        without += [f"what is outside {text}, such as a vision tower ({outside:,} parameters)"]
+    return line + (f"; none on {' and '.join(without)}" if without else "")
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
     """The layers with adapters, by name. Typed Any: PEFT has no types."""
     return {name: module for name, module in unwrap(model).named_modules() if is_lora_layer(module)}
 
@@ -201,7 +259,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: the stage trains no adapter, so the policy it began with is gone.
     """
-    layers = list(_lora_layers(model).values())
+    layers = list(lora_layers(model).values())
     before = [layer._active_adapter for layer in layers]
     if not any(TRAINED in layer.active_adapters for layer in layers):
         raise ValueError("the model has no adapter in training")
@@ -214,38 +272,10 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer._active_adapter = names
 
 
-@torch.no_grad()
-def merged_copy(model: nn.Module) -> PreTrainedModel:
-    """A plain model that computes what ``model`` with its active adapters does; ``model`` itself stays as it is.
-
-    Merged in fp32, then stored in the dtype of the base: exact to about 1e-5 in the logits of an fp32 model, to rounding in bf16.
-    All parameters of the copy require gradients.
-
-    Raises:
-        ValueError: the base is kept in 4 bits, which have no room for the sum.
-    """
-    wrapped: Any = unwrap(model)
-    if not is_lora(wrapped):
-        raise TypeError(f"expected a model with adapters, got {type(wrapped).__name__}")
-    twin = copy.deepcopy(wrapped)
-    for layer in _lora_layers(twin).values():
-        weight = layer.get_base_layer().weight
-        if not weight.is_floating_point():
-            raise ValueError("the base is quantised: load the saved adapter on the full model and merge it there")
-        merged = weight.float()
-        for name in layer.active_adapters:
-            if name in layer.lora_A:
-                merged = merged + layer.get_delta_weight(name).float()
-        weight.copy_(merged)
-    plain: PreTrainedModel = twin.unload()
-    return plain.requires_grad_(True)
-
-
 def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
     """Weights (PEFT's names) and configuration of one adapter that does what the active ones do together.
 
-    Raises:
-        InputError: the policy's own adapter is of a kind (DoRA, trained biases, ...) that cannot be joined with another.
+    What an adapter may be so that this is all of it, :mod:`align.models.adapter_features` has seen to when it was loaded.
     """
     from peft import get_peft_model_state_dict
 
@@ -255,15 +285,12 @@ def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
     if len(names) == 1:
         state = get_peft_model_state_dict(peft, adapter_name=names[0], save_embedding_layers=False)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, configs[0]
-    first = configs[0]
-    if first.use_dora or first.bias != "none" or first.modules_to_save or first.trainable_token_indices:
-        raise InputError("the policy's adapter trains more than low-rank updates, so no second one can be joined to it")
     return _joined(peft, names, configs)
 
 
 def _joined(model: nn.Module, names: list[str], configs: list[LoraConfig]) -> tuple[dict[str, Tensor], LoraConfig]:
     """B1 A1 s1 + B2 A2 s2 = [B1 s1, B2 s2] [A1; A2]. A layer without one of the adapters gets zeros in its place."""
-    layers = _lora_layers(model)
+    layers = lora_layers(model)
     ranks = {name: max(layer.r[name] for layer in layers.values() if name in layer.lora_A) for name in names}
     state = {}
     for path, layer in layers.items():

@@ -14,11 +14,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from align import files
 from align.data.encode import Encoder
 from align.errors import InputError, Problem
-from align.models.adapters import is_lora, merged_copy
+from align.models.adapters import is_lora
+from align.models.dropout import input_config
 from align.models.forward import causal_lm
 from align.models.generate import embedding_rows
 from align.models.heads import load_scalar
 from align.models.load import load_encoder
+from align.models.merging import merged_copy
 from align.models.quiet import no_progress_bars
 from align.models.save import save_tokenizer, save_weights
 from align.recipe.schema import Model
@@ -50,7 +52,7 @@ def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> 
     padded = _with_distinct_pad(encoder)
     if len(padded) > embedding_rows(backbone):
         backbone.resize_token_embeddings(len(padded), mean_resizing=False)
-    config = copy.deepcopy(backbone.config)
+    config = input_config(backbone)
     config.num_labels = 1
     config.pad_token_id = config.get_text_config().pad_token_id = padded.pad_token_id
     auto: Any = AutoModelForSequenceClassification

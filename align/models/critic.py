@@ -19,8 +19,9 @@ from align.batching.tree import Layout
 from align.data.encode import Encoder
 from align.models import adapters
 from align.models.adapters import START, VALUE, is_lora, is_lora_layer, trainable_parameters, unwrap
-from align.models.forward import causal_lm
+from align.models.forward import causal_lm, transformer_of
 from align.models.heads import ScalarModel, ScoreStats, save_scalar
+from align.models.merging import merged_copy
 from align.recipe.schema import Lora, Model
 
 if TYPE_CHECKING:
@@ -83,8 +84,9 @@ def _transformer_alone(policy: nn.Module) -> Iterator[None]:
     """Inside, the adapters' wrapper is around the transformer without its LM head, as a reward model's is."""
     wrapper: Any = unwrap(policy)
     lm = wrapper.base_model.model
-    lm.base_model.name_or_path = lm.name_or_path
-    wrapper.base_model.model = lm.base_model
+    transformer = transformer_of(lm)
+    transformer.name_or_path = lm.name_or_path
+    wrapper.base_model.model = transformer
     try:
         yield
     finally:
@@ -107,7 +109,7 @@ def actor_critic(policy: nn.Module, start: ScalarModel | None, lora: Lora | None
     start.requires_grad_(False)
     start.head.requires_grad_(True)
     if lora is None:
-        start.backbone = adapters.merged_copy(backbone) if is_lora(backbone) else backbone.requires_grad_(True)
+        start.backbone = merged_copy(backbone) if is_lora(backbone) else backbone.requires_grad_(True)
     elif _fits(policy, backbone):
         _move_adapter(backbone, policy)
         start.backbone = policy
@@ -119,7 +121,7 @@ def actor_critic(policy: nn.Module, start: ScalarModel | None, lora: Lora | None
 def _from_policy(policy: nn.Module, lora: Lora | None) -> ActorCritic:
     if lora is None:
         lm: Any = causal_lm(policy)
-        backbone = copy.deepcopy(lm.base_model)
+        backbone = copy.deepcopy(transformer_of(lm))
         backbone.name_or_path = lm.name_or_path
         return ActorCritic(policy, _silent(ScalarModel(backbone)))
     peft = _peft(policy)
@@ -147,9 +149,6 @@ def _fits(policy: nn.Module, other: nn.Module) -> bool:
     peft: Any = unwrap(other)
     if not is_lora(peft) or list(peft.peft_config) != [START]:
         return False
-    config = peft.peft_config[START]
-    if config.use_dora or config.bias != "none" or config.modules_to_save or config.trainable_token_indices:
-        return False
     ours, theirs = _base_weights(policy), _base_weights(other)
     return ours.keys() == theirs.keys() and all(_equal(ours[name], theirs[name]) for name in ours)
 
@@ -161,13 +160,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _base_weights(model: nn.Module) -> dict[str, Tensor]:
     """The transformer's weights without adapters and without whatever head is on it."""
     lm: Any = causal_lm(unwrap(model))
-    weights = lm.base_model.named_parameters()
+    weights = transformer_of(lm).named_parameters()
     return {name.replace(".base_layer.", "."): p for name, p in weights if not any(part.startswith("lora_") for part in name.split("."))}
 
 
 def _layers(model: nn.Module) -> Mapping[str, Any]:
     lm: Any = causal_lm(unwrap(model))
-    return {name: module for name, module in lm.base_model.named_modules() if is_lora_layer(module)}
+    return {name: module for name, module in transformer_of(lm).named_modules() if is_lora_layer(module)}
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.errors import InputError, Problem
+from align.models.adapter_features import refusals
 
 NOTES = "align.json"
 """What this package knows about a folder it saved: the base of an adapter, template settings, where the weights come from."""
@@ -24,7 +25,7 @@ HEAD = "reward_head.safetensors"
 MERGED = "merged"
 """Folder beside an adapter with the whole model, when that was asked for."""
 
-Wanted = Literal["policy", "reward_model", "classifier"]
+Wanted = Literal["policy", "reward_model", "classifier", "mergeable"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -64,7 +65,8 @@ class ModelFolder:
 def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
     """Read the configuration of a model's folder, or of a LoRA adapter's, and check that the weights are there.
 
-    ``wanted`` says what the folder must be: a language model, a reward model of ours, a sequence classifier, or (None) any model.
+    ``wanted`` says what the folder must be: a language model, a reward model of ours, a sequence classifier, an adapter that PEFT can
+    merge, or (None) any model.
 
     Raises:
         InputError: not a folder, or a file is missing, damaged, pickled, or of another kind of model. Names every such file.
@@ -164,17 +166,49 @@ def _no_weights(path: Path, wanted: str) -> Problem:
     return Problem(f"no weights: expected {wanted}", file=str(path))
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a safetensors file, from its header alone.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(Problem(f"cannot be loaded: {reason[:160]}", file=str(path))) from error
+
+
 def _adapter_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
     adapter, problems = folder.adapter or {}, _head_problems(folder, wanted)
     where = str(folder.path / ADAPTER_CONFIG)
     if wanted == "classifier":
         problems.append(Problem("an adapter; a whole classifier is wanted here", file=where, hint="merge it into its base first"))
     if adapter.get("peft_type") != "LORA":
-        problems.append(Problem(f"a {adapter.get('peft_type')} adapter; only LORA is supported", file=where))
-    if adapter.get("task_type") not in (("FEATURE_EXTRACTION",) if folder.is_reward_model else ("CAUSAL_LM", None)):
+        hint = "merge it into its base with the tool that made it, and name the merged model"
+        problems.append(Problem(f"a {adapter.get('peft_type')} adapter; only LORA is supported", file=where, hint=hint))
+    elif adapter.get("task_type") not in (("FEATURE_EXTRACTION",) if folder.is_reward_model else ("CAUSAL_LM", None)):
         problems.append(Problem(f"an adapter for {adapter['task_type']}, a language model's is wanted here", file=where))
     if not (folder.path / ADAPTER_WEIGHTS).is_file():
         problems.append(_no_weights(folder.path, ADAPTER_WEIGHTS))
     if not adapter.get("base_model_name_or_path") and not folder.notes.get("base"):
         problems.append(Problem("an adapter without a base: base_model_name_or_path is empty", file=where))
+    return problems or _feature_problems(folder, wanted)
+
+
+def _feature_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
+    """What the adapter does beyond adding low-rank updates to linear layers."""
+    if wanted not in ("policy", "reward_model", "mergeable"):
+        return []
+    tensors = tensor_shapes(folder.path / ADAPTER_WEIGHTS)
+    problems = []
+    for key, why, helps in refusals(folder.adapter or {}, tensors, merging=wanted == "mergeable"):
+        hint = "merge it into its base with the tool that made it, and name the merged model"
+        if helps:
+            hint = f"`align merge {folder.path} --out DIR` makes a plain model of it where that is possible; then name DIR"
+        file = folder.path / (ADAPTER_WEIGHTS if key in tensors else ADAPTER_CONFIG)
+        problems.append(Problem(f"not supported: {why}", file=str(file), key=key, hint=hint))
     return problems

@@ -22,6 +22,22 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+def transformer_of(lm: PreTrainedModel) -> Any:
+    """The transformer inside a language model, whose output are hidden states; a model without LM head is one itself.
+
+    Raises:
+        InputError: the class says of no module that it is that (some name one that they do not have).
+    """
+    if lm.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+        return lm
+    inside: Any = lm.base_model
+    if inside is lm:  # the class names a module that it does not have
+        inside = getattr(lm, "model", None) or getattr(lm, "transformer", lm)
+    if inside is lm or inside is None:
+        raise InputError(f"{type(lm).__name__} does not say which of its modules the transformer is", hint="use another model")
+    return inside
+
+
 def hidden_states(
     model: nn.Module,
     batch: Batch,
@@ -43,7 +59,7 @@ def hidden_states(
     lm = causal_lm(model)
     name, extra = _attention(lm, batch, own_attention) if trees is None else (attention.NAME, {"trees": trees})
     lm.set_attn_implementation(name)
-    backbone: Any = lm.base_model
+    backbone = transformer_of(lm)
     inputs = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
     output = backbone(**inputs, position_ids=batch.position_ids, use_cache=False, **extra)
     layers = lm.config.get_text_config().num_hidden_layers
@@ -65,8 +81,16 @@ def _attention(lm: PreTrainedModel, batch: Batch, own_attention: bool) -> tuple[
 
 def own_attention_name(lm: PreTrainedModel) -> str:
     """The fastest of the model's own attentions that leaves nothing out: sdpa drops a cap on the scores, and knows no attention sinks."""
-    exact = lm._supports_sdpa and getattr(lm.config, "attn_logit_softcapping", None) is None
-    return "sdpa" if exact else "eager"
+    return "sdpa" if lm._supports_sdpa and not _caps_scores(lm.config) else "eager"
+
+
+def attention_for(cls: type[PreTrainedModel], config: Any) -> str:
+    """:func:`own_attention_name` of a model that is still to be loaded."""
+    return "sdpa" if cls._supports_sdpa and not _caps_scores(config) else "eager"
+
+
+def _caps_scores(config: Any) -> bool:
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, own_attention: bool = False) -> Tensor:
@@ -95,7 +119,7 @@ def _head(model: nn.Module) -> dict[str, Any]:
     lm = causal_lm(model)
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
-        raise TypeError(f"{type(lm).__name__} has no linear LM head")
+        raise InputError(f"{type(lm).__name__} has no LM head of one linear layer ({type(head).__name__})", hint="use another model")
     scale, softcap = logit_transform(lm)
     return {"weight": head.weight, "bias": head.bias, "logit_scale": scale, "logit_softcap": softcap}
 

@@ -25,12 +25,13 @@ from align.batching.tree import Layout, pack
 from align.data.encode import Encoder
 from align.data.trees import Tree
 from align.errors import InputError, Problem
-from align.models.adapters import is_lora, merged_copy
+from align.models.adapters import is_lora
 from align.models.folder import HEAD, MERGED, ModelFolder, read_folder
 from align.models.forward import causal_lm, hidden_states
 from align.models.generate import embedding_rows
 from align.models.identity import is_gguf
 from align.models.load import load_backbone, locate, readable, require_rows
+from align.models.merging import merged_copy
 from align.models.quiet import no_progress_bars
 from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
 from align.recipe.schema import Model
@@ -218,14 +219,30 @@ def save_scalar(
         if adapter:
             report["adapter_parameters"] = save_adapter(model.backbone, out, origin)
             if save_merged:
-                plain = with_head(ScalarModel(merged_copy(model.backbone)), model.head.weight)
-                report["merged"] = {"max_abs_score_diff": _drift(model, plain, encoder, layout)}
-                save_backbone(causal_lm(plain.backbone), encoder, out / MERGED)
-                _save_rest(plain, encoder, out / MERGED, origin, notes)
+                report["merged"] = {
+                    "max_abs_score_diff": write_merged_scalar(model, encoder, out / MERGED, origin, scores=scores, layout=layout)
+                }
         else:
             save_backbone(inner, encoder, out)
         _save_rest(model, encoder, out, origin, notes)
     return report
+
+
+def write_merged_scalar(
+    model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], *, scores: ScoreStats, layout: Layout
+) -> float:
+    """Write a reward model into the folder ``out`` with its adapter merged in; returns the largest difference of a score.
+
+    Raises:
+        InputError: the merged model is not the one with the adapter.
+        EnvironmentFault: the disk is full or cannot be written.
+    """
+    plain = with_head(ScalarModel(merged_copy(model.backbone)), model.head.weight)
+    difference = _drift(model, plain, encoder, layout)
+    with files.machine_faults(out), no_progress_bars():
+        save_backbone(causal_lm(plain.backbone), encoder, out)
+        _save_rest(plain, encoder, out, origin, {"scores": vars(scores), "layout": layout})
+    return difference
 
 
 def _save_rest(model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], notes: dict[str, Any]) -> None:

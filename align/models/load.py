@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,15 +30,19 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.pytorch_utils import Conv1D
 
 from align.data.encode import Encoder
 from align.errors import EnvironmentFault, InputError, Problem
 from align.models import gguf
-from align.models.adapters import START, is_lora
-from align.models.folder import ADAPTER_CONFIG, NOTES, ModelFolder, read_folder, require_tokenizer
-from align.models.forward import causal_lm
+from align.models.adapters import START, is_lora, lora_layers
+from align.models.bases import adapter_base
+from align.models.dropout import disable_dropout
+from align.models.folder import ADAPTER_CONFIG, ModelFolder, Wanted, read_folder, require_tokenizer
+from align.models.forward import causal_lm, own_attention_name, transformer_of
 from align.models.hub import local_snapshot
-from align.models.identity import is_gguf, is_local, model_digest
+from align.models.identity import is_gguf, is_local
+from align.models.intake import attention_of, require_finite, take_in
 from align.models.quiet import no_progress_bars
 from align.recipe.schema import Model
 
@@ -51,15 +54,18 @@ def load_policy(
     *,
     dtype: Literal["fp32", "bf16"] = "fp32",
     device: torch.device | str = "cpu",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     cache: Path | None = None,
     quantize: Literal["nf4"] | None = None,
+    merging: bool = False,
 ) -> PreTrainedModel:
     """The language model at ``model.path``, already resolved: a folder, a .gguf file, or a hub id. Dropout is off.
 
     An adapter's folder gives its base with the adapter attached, frozen and active (a ``PeftModel``, which forwards everything); the base
     must be, byte for byte, the one the adapter was trained on. ``cache`` is where dequantised GGUF files are kept; without it they are
     dequantised every time. ``quantize`` keeps the weights of linear layers in 4 bits (QLoRA) and computes in ``dtype``.
+    ``attn_implementation`` is sdpa, or eager for a class that has no other, when None. ``merging``: an adapter may be one that PEFT can
+    only merge.
 
     Raises:
         InputError: a part is missing, damaged or of the wrong kind, or wants code of its own to be run.
@@ -68,13 +74,15 @@ def load_policy(
     location = locate(model)
     if is_gguf(location) and cache is None and quantize is None:
         lm = gguf.read_model(location)
-        lm.set_attn_implementation(attn_implementation)
+        lm.set_attn_implementation(attn_implementation or own_attention_name(lm))
+        require_finite(lm, str(location))
     else:
-        folder = read_folder(gguf.dequantised(location, cache) if is_gguf(location) and cache else location)
+        wanted: Wanted = "mergeable" if merging else "policy"
+        folder = read_folder(gguf.dequantised(location, cache) if is_gguf(location) and cache else location, wanted)
         if folder.adapter is not None:
             same: dict[str, Any] = {"attn_implementation": attn_implementation, "cache": cache, "quantize": quantize}
             base = load_policy(adapter_base(folder), dtype=dtype, device=device, **same)
-            return _attach(base, folder)
+            return _attach(base, folder, merging=merging)
         lm = _load_folder(folder, AutoModelForCausalLM, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
         if not is_gguf(location):
             lm.name_or_path = lm.config.name_or_path = model.path  # a hub model's id, not the cache's folder
@@ -97,8 +105,9 @@ def load_backbone(
         bare: PreTrainedModel = without_lm_head(load_policy(model, **same))
         return bare
     if folder.adapter is not None:
+        read_folder(location, "reward_model")
         return _attach(load_backbone(adapter_base(folder), **same), folder)
-    backbone = _load_folder(folder, AutoModel, DTYPES[dtype], "sdpa", _four_bits(quantize, DTYPES[dtype], device))
+    backbone = _load_folder(folder, AutoModel, DTYPES[dtype], None, _four_bits(quantize, DTYPES[dtype], device))
     backbone.name_or_path = backbone.config.name_or_path = model.path
     return _ready(backbone, dtype, device, quantize)
 
@@ -109,7 +118,7 @@ def without_lm_head(model: Any) -> Any:
     ``model`` must not be used afterwards: it is the wrapper of adapters that is kept, around what is left.
     """
     lm = causal_lm(model)
-    backbone: Any = lm.base_model
+    backbone: Any = transformer_of(lm)
     backbone.name_or_path = lm.name_or_path
     if not is_lora(model):
         return backbone
@@ -203,29 +212,6 @@ def whole_folder(model: Model, cache: Path) -> Path:
     return location if folder.adapter is None else whole_folder(adapter_base(folder), cache)
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, in the modules and in the configuration.
-
-    Otherwise two passes over the same tokens differ: a reference differs from the policy it is a copy of, and gradients depend on how a
-    step is split. Adapters have a rate of their own, set where they are added.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if _is_dropout(name, value):
-                setattr(module, name, 0.0)
-    config = causal_lm(model).config
-    for part in (config, config.get_text_config()):
-        for name, value in list(vars(part).items()):
-            if _is_dropout(name, value):
-                setattr(part, name, 0.0)
-
-
-def _is_dropout(name: str, value: Any) -> bool:
-    return isinstance(value, float) and re.search(r"dropout|_pdrop|drop_rate|layerdrop", name) is not None
-
-
 def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path | str) -> None:
     """Raises :class:`InputError` when the tokenizer has ids beyond the model's ``rows`` embeddings. More rows than ids are fine."""
     highest = max(tokenizer.get_vocab().values())
@@ -264,42 +250,39 @@ def load_classifier(model: Model, *, dtype: Literal["fp32", "bf16"] = "fp32", de
 # Adapters
 
 
-def adapter_base(folder: ModelFolder) -> Model:
-    """The model that an adapter was trained on, after checking that it is still the same.
-
-    Raises:
-        InputError: it is gone, or its content is another one's.
-    """
-    base = folder.notes.get("base")
-    if base is None:  # an adapter of another tool, which keeps no digest
-        adapter = folder.adapter or {}
-        return Model(path=adapter["base_model_name_or_path"], revision=adapter.get("revision"))
-    model = Model(path=base["path"], revision=base.get("revision"))
-    where = str(folder.path / NOTES)
-    if is_local(model.path) and not Path(model.path).exists():
-        raise InputError(Problem(f"the adapter's base is gone: {model.path}", file=where))
-    actual = model_digest(model.path, model.revision)
-    if actual != base["digest"]:
-        problem = f"{model.path} is not the model that the adapter was trained on (digest {actual[:12]}, expected {base['digest'][:12]})"
-        raise InputError(Problem(problem, file=where))
-    return model
-
-
-def _attach(base: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
+def _attach(base: PreTrainedModel, folder: ModelFolder, *, merging: bool = False) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     with readable(folder.path / ADAPTER_CONFIG):
         config = LoraConfig.from_pretrained(folder.path)
         config.inference_mode = True
         config.base_model_name_or_path = base.name_or_path or None  # paths may differ; the base was compared by content
+        config.lora_dropout = 0.0  # it is frozen: what it computes must be the same in training
+        config.init_lora_weights = True  # the weights come from the file; a costly initialisation would be for nothing
+        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())  # a fact of the base, whatever the file says
+        tensors = load_file(folder.weights[0])
         model: Any = get_peft_model(base, config, adapter_name=START)
-        loaded = set_peft_model_state_dict(model, load_file(folder.weights[0]), adapter_name=START)
-    missing = [name for name in loaded.missing_keys if f".{START}" in name]
+        loaded = set_peft_model_state_dict(model, tensors, adapter_name=START)
+    own = dict(model.named_parameters())  # a tensor that two modules share has one name here
+    missing = [name for name in loaded.missing_keys if f".{START}" in name and name in own]
     wrong = [f"no weights for {missing[0]}"] if missing else [f"{name} fits nothing in the base" for name in loaded.unexpected_keys[:1]]
+    wrong += [f"{name} is not finite" for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    wrong += [] if merging else _beyond_layers(model)
     if wrong:
         raise InputError(Problem(wrong[0], file=str(folder.weights[0])))
     model.requires_grad_(False)
     return model  # type: ignore[no-any-return]
+
+
+def _beyond_layers(model: Any) -> list[str]:
+    """Adapters of what is no linear layer inside the transformer; PEFT finds some (experts) by names that meant layers before."""
+    head: Any = causal_lm(model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    layers = lora_layers(model)
+    for name, layer in layers.items():
+        if layer is head or not isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)):
+            place = name.removeprefix("base_model.model.")
+            return [f"not supported: it adapts {place}, which is no linear layer inside the transformer"]
+    return []
 
 
 # Folders
@@ -317,6 +300,8 @@ def _load_folder(
             raise InputError(Problem(f"transformers has no sequence classifier for {config.model_type} models", file=path))
         if auto is not AutoModelForSequenceClassification and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(Problem(f"a {config.model_type} model is no causal language model", file=path))
+        if attn_implementation is None and auto is not AutoModelForSequenceClassification:
+            attn_implementation = attention_of(config, backbone=auto is AutoModel)
         loaded: Any = auto.from_pretrained(
             path,
             config=config,
@@ -332,6 +317,7 @@ def _load_folder(
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise InputError(Problem(f"the weights lack {len(missing)} tensors, such as {missing[0]}", file=path))
+    take_in(lm, folder, loaded[1]["unexpected_keys"])
     return lm
 
 
@@ -370,6 +356,6 @@ def readable(path: Path) -> Iterator[None]:
     """What the libraries raise about a folder's content, as one line that names it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise InputError(Problem(f"cannot be loaded: {reason[:200] or type(error).__name__}", file=str(path))) from error

@@ -15,13 +15,17 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from align import files
 from align.data.encode import Encoder
 from align.models import gguf
-from align.models.adapters import adapter_to_save, is_lora, merged_copy, unwrap
+from align.models.adapters import adapter_to_save, is_lora, unwrap
+from align.models.bases import adapter_base, relative_to
+from align.models.dropout import input_config
 from align.models.folder import ADAPTER_WEIGHTS, MERGED, NOTES, read_folder
 from align.models.forward import causal_lm
 from align.models.generate import answer, embedding_rows, generating
 from align.models.hub import cached_commit
 from align.models.identity import is_gguf, is_local, model_digest
+from align.models.intake import LEFT_OUT
 from align.models.load import require_rows
+from align.models.merging import merged_copy, require_same
 from align.models.quiet import no_progress_bars
 from align.recipe.schema import Model
 
@@ -57,22 +61,48 @@ def save_policy(model: nn.Module, encoder: Encoder, out: Path, *, base: Model, s
         "stop_ids": list(encoder.stop_ids),
         "base": origin,
     }
+    if line := getattr(lm, LEFT_OUT, None):
+        report["left_out"] = line
     with files.machine_faults(out), no_progress_bars():
         out.mkdir(parents=True, exist_ok=True)
         if is_lora(model):
             report["adapter_parameters"] = save_adapter(model, out, origin)
             report["generation_flags_left_out"] = _generation(lm, encoder)[1]
             if save_merged:
-                plain = merged_copy(model)
-                report["merged"] = drift(model, plain, encoder)
-                _save_whole(plain, encoder, out / MERGED)
-                save_tokenizer(encoder, out / MERGED)
-                save_notes(encoder, out / MERGED, origin)
+                report["merged"] = write_merged(model, encoder, out / MERGED, origin)
         else:
             report["generation_flags_left_out"] = _save_whole(lm, encoder, out)
         save_tokenizer(encoder, out)
     save_notes(encoder, out, origin)
     return report
+
+
+def write_merged(model: nn.Module, encoder: Encoder, out: Path, origin: dict[str, Any]) -> dict[str, float | int]:
+    """Write a policy into the folder ``out`` with its adapters merged in; returns what merging cost, see :func:`drift`.
+
+    Raises:
+        InputError: the merged model is not the one with the adapters.
+        EnvironmentFault: the disk is full or cannot be written.
+    """
+    plain = merged_copy(model)
+    cost = drift(model, plain, encoder)
+    with files.machine_faults(out), no_progress_bars():
+        _save_whole(plain, encoder, out)
+        save_tokenizer(encoder, out)
+        save_notes(encoder, out, origin)
+    return cost
+
+
+def save_untemplated(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path) -> float:
+    """Write a policy without chat template into the folder ``out`` with its adapters merged in; returns how many roundings it differs by.
+
+    Raises as :func:`write_merged`.
+    """
+    plain = merged_copy(model)
+    with files.machine_faults(out), no_progress_bars():
+        save_weights(plain, out, config=input_config(plain))
+        tokenizer.save_pretrained(out)
+    return require_same(model, plain)
 
 
 # The parts
@@ -104,7 +134,7 @@ def save_weights(model: PreTrainedModel, out: Path, **lent: Any) -> None:
 
 
 def _config(lm: PreTrainedModel, encoder: Encoder) -> PreTrainedConfig:
-    config = copy.deepcopy(lm.config)
+    config = input_config(lm)
     config.eos_token_id = list(encoder.stop_ids) if len(encoder.stop_ids) > 1 else encoder.stop_ids[0]
     config.pad_token_id = encoder.pad_id
     config.use_cache = True  # off while training; a saved "off" makes generation crawl
@@ -166,7 +196,13 @@ def save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
 
 def save_notes(encoder: Encoder, out: Path, origin: dict[str, Any], **more: Any) -> None:
     """What this package wants to know when it loads the folder again."""
-    notes = {"base": origin, "chat_template_kwargs": encoder.template_kwargs, "encoder": encoder.digest, "stop_ids": list(encoder.stop_ids)}
+    notes = {
+        "base": origin,
+        "base_from_here": relative_to(out, origin["path"]),
+        "chat_template_kwargs": encoder.template_kwargs,
+        "encoder": encoder.digest,
+        "stop_ids": list(encoder.stop_ids),
+    }
     files.write_json(out / NOTES, notes | more)
 
 
@@ -188,6 +224,8 @@ def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
         notes = folder.notes.get("base") or {}
         if adapter and folder.adapter is not None:
             under = Model(path=folder.adapter["base_model_name_or_path"], revision=folder.adapter.get("revision"))
+            if notes and is_local(notes["path"]) and not Path(notes["path"]).exists():  # it has moved, and was found all the same
+                return notes | {"path": str(Path(adapter_base(folder).path).expanduser().absolute())}
             return notes or origin_of(under, adapter=True)
     format = gguf.quantisation(path) if is_gguf(path) else notes.get("dequantised_from")
     return {"path": str(path), "revision": None, "digest": model_digest(path), "dequantised_from": format}

@@ -63,7 +63,7 @@ def prepare(source: str, runs_dir: Path, *, to: str, stage: str | None = None) -
         InputError: no model, or a damaged one, or an adapter whose base is nowhere but here.
     """
     _require_name(to)
-    folder, run = _locate(source, runs_dir, stage)
+    folder, run = locate(source, runs_dir, stage)
     problems = verify(folder, deep=True)
     if problems:
         raise InputError(problems)
@@ -79,7 +79,7 @@ def prepare(source: str, runs_dir: Path, *, to: str, stage: str | None = None) -
     origin = notes.get("base") or {}
     adapter = ADAPTER_CONFIG in chosen
     if adapter and Path(str(origin.get("path", "/"))).is_absolute():
-        hint = "set lora.save_merged: true: then the merged model is pushed"
+        hint = f"`align merge {folder} --out DIR` makes a whole model of it; then push DIR"
         raise InputError(
             Problem("an adapter on a model that is on this machine only: nobody else could load it", file=str(folder), hint=hint)
         )
@@ -152,8 +152,16 @@ def _require_visibility(to: str, is_private: bool, private: bool) -> None:
         raise InputError(f"{to} exists and is {there}; nothing was sent", hint=f"write {option}, or name another repository")
 
 
-def _locate(source: str, runs_dir: Path, stage: str | None) -> tuple[Path, RunRecord | None]:
-    """The folder of the artefact, and the run that it belongs to."""
+def locate(source: str, runs_dir: Path, stage: str | None) -> tuple[Path, RunRecord | None]:
+    """The folder of the artefact that a command names, and the run that it belongs to.
+
+    Args:
+        source: a run's name or folder, or the folder of a stage's result.
+        stage: of the run; the last one that left a model when absent.
+
+    Raises:
+        InputError: there is no such run, stage or result.
+    """
     path = Path(source).expanduser()
     if (path / MANIFEST).is_file():
         if stage is not None:
@@ -195,7 +203,7 @@ def _published(path: Path, origin: Mapping[str, Any]) -> Path | bytes:
 
 def _without_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _without_paths(item, name) for name, item in value.items()}
+        return {name: _without_paths(item, name) for name, item in value.items() if name != "base_from_here"}
     if isinstance(value, str) and key in _PATH_KEYS and Path(value).is_absolute():
         return Path(value).name
     return value

@@ -22,7 +22,7 @@ from align.recipe.schema import Model
 from align.rollout.engine import RolloutEngine
 from align.rollout.process import ProcessEngine
 from align.rollout.scripted import ScriptedEngine
-from align.rollout.sync import policy_weights
+from align.rollout.sync import CANARY_TOKENS, push
 from align.rollout.transformers import TransformersEngine
 from align.rollout.vllm import VllmEngine
 
@@ -66,7 +66,9 @@ def open_engine(
         engine = _vllm(rollout, model, encoder, max_length, cache, several="WORLD_SIZE" in os.environ)
     try:
         if kind == "vllm" and live is None and is_adapter(model):
-            engine.load_weights(policy_weights(load_policy(model, cache=cache)), version=0)
+            canary = encoder.encode_prompt([{"role": "user", "content": "Write one sentence about rain."}]).tolist()
+            canaries = [canary[: max(1, max_length - CANARY_TOKENS)]]
+            push(engine, load_policy(model, cache=cache), version=0, canaries=canaries, dtype=precision(rollout))
         yield engine
     finally:
         engine.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from align.data.trees import Branch, Tree
 from align.errors import TrainingFault
 from align.models.adapters import is_lora_layer, unwrap
 from align.models.forward import batch_logprobs, causal_lm
+from align.models.merging import merged_weight
 from align.rollout.engine import Completion, RolloutEngine, Sampling
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
 
 CANARY_TOKENS = 2
 """Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In every such step the
@@ -98,27 +96,14 @@ def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             continue
         if path and path[-1] == "base_layer":
             layer = adapted[".".join(path[:-1])]
-            yield ".".join((*path[:-1], own)), _merged(layer, lm.dtype) if own == "weight" else parameter.detach()
+            dtype = parameter.dtype if parameter.is_floating_point() else lm.dtype
+            yield ".".join((*path[:-1], own)), merged_weight(layer).to(dtype) if own == "weight" else parameter.detach()
         else:
             yield name, parameter.detach()
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if getattr(lm.config.get_text_config(), "tie_word_embeddings", False) and head is not None:
         name = next(name for name, module in lm.named_modules() if module is head)
         yield f"{name}.weight", head.weight.detach()
-
-
-@torch.no_grad()
-def _merged(layer: LoraLayer, dtype: torch.dtype) -> Tensor:
-    """A layer's weight with its active adapters."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    wrapped: Any = layer.get_base_layer()
-    weight: Tensor = wrapped.weight if wrapped.weight.is_floating_point() else dequantize_module_weight(wrapped)
-    merged = weight.detach().float()
-    for name in layer.active_adapters:
-        if name in layer.lora_A:
-            merged = merged + layer.get_delta_weight(name).float()
-    return merged.to(weight.dtype if weight.is_floating_point() else dtype)
 
 
 @torch.no_grad()

@@ -21,10 +21,11 @@ from align.data.balance import BalancedTrees
 from align.data.encode import Encoder
 from align.data.store import TreeStore
 from align.data.trees import Tree
-from align.models.adapters import add_lora, is_lora, merged_copy
+from align.models.adapters import add_lora, is_lora
 from align.models.canary import require_own_logprobs
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
+from align.models.merging import merged_copy
 from align.models.save import save_policy
 from align.recipe.schema import DpoStage, Lora, Model, RewardStage, SftStage
 from align.stages.context import StageContext

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from align.errors import InputError
-from align.models.adapters import START, TRAINED, activate, adapter_off, add_lora, is_lora, merged_copy, trainable_parameters, unwrap
+from align.models.adapters import START, TRAINED, activate, adapter_off, add_lora, is_lora, trainable_parameters, unwrap
 from align.models.load import load_encoder, load_policy
+from align.models.merging import merged_copy
 from align.models.save import save_policy
 from align.recipe.schema import Lora, Model
 from align.rollout.sync import policy_weights

@@ -189,7 +189,7 @@ def test_an_adapter_names_its_base_by_its_hub_id() -> None:
     assert json.loads(content) == {"base_model_name_or_path": "org/base-7b", "revision": "abc", "r": 4}
     assert header(upload.card)["library_name"] == "peft"
     run.result("dpo", {**ADAPTER, "align.json": json.dumps(NOTES)}, needs=["sft"])
-    with pytest.raises(InputError, match=r"on this machine only.*set lora.save_merged"):
+    with pytest.raises(InputError, match=r"on this machine only.*align merge"):
         prepare("r", RUNS, to="me/mine", stage="dpo")
 
 

@@ -237,6 +237,7 @@ def test_an_adapter_keeps_the_identity_of_its_base(adapter: dict[str, Any]) -> N
     notes = read(adapter["out"] / "align.json")
     path = adapter["base"].path
     assert notes["base"] == {"path": path, "revision": None, "digest": model_digest(path), "dequantised_from": None}
+    assert notes["base_from_here"] == "../base"
     assert adapter["report"]["base"] == notes["base"]
     assert read(adapter["out"] / "adapter_config.json")["base_model_name_or_path"] == path
 

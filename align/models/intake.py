@@ -1,0 +1,117 @@
+"""What a checkpoint holds beside what its model takes of it: nothing is lost, made up or damaged in silence."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+from align.errors import InputError, Problem
+from align.models.folder import ModelFolder, tensor_shapes
+from align.models.forward import attention_for
+
+_log = logging.getLogger("align")
+_told: set[str] = set()
+
+LEFT_OUT = "left_out_of_checkpoint"
+"""Attribute of a model: one line about the tensors of its checkpoint that it has no place for, where there are some."""
+
+_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|embed_positions)$")
+"""Buffers that older versions of transformers saved, and newer ones compute."""
+
+
+def attention_of(config: Any, *, backbone: bool = False) -> str:
+    """The attention that transformers' class for ``config`` has: ``sdpa``, or ``eager`` where it knows no other."""
+    mapping: Any = MODEL_MAPPING if backbone else MODEL_FOR_CAUSAL_LM_MAPPING
+    found = mapping[type(config)]
+    classes = found if isinstance(found, (tuple, list)) else (found,)
+    return attention_for(classes[0], config)
+
+
+def take_in(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str]) -> None:
+    """Look at a model that was just loaded.
+
+    Notes on it (``LEFT_OUT``), and says once, what of the checkpoint it has no place for; sets its configuration right where that says that
+    the LM head is the embedding and the checkpoint has another one.
+
+    Raises:
+        InputError: a weight is not a finite number; it is named.
+    """
+    require_finite(lm, str(folder.path))
+    if keep_heads_apart(lm):
+        _say(
+            f"{folder.path}: config.json says that the LM head is the embedding, and the weights hold another head; they are right, and "
+            "what is saved says tie_word_embeddings: false"
+        )
+    if line := _left_out(lm, folder, unexpected):
+        setattr(lm, LEFT_OUT, line)
+        _say(f"{folder.path}: {line}")
+
+
+def require_finite(lm: torch.nn.Module, file: str) -> None:
+    """Raises :class:`InputError` for the first weight that is not a finite number."""
+    for name, parameter in lm.named_parameters():
+        # The sum is not finite when a part is not, and costs one reading; only then is it looked at closely.
+        if parameter.is_floating_point() and parameter.numel() and not math.isfinite(float(parameter.detach().sum(dtype=torch.float32))):
+            wrong = int((~torch.isfinite(parameter)).sum())
+            if wrong:
+                problem = f"{wrong:,} of {parameter.numel():,} numbers of {name} are NaN or infinite"
+                raise InputError(Problem(problem, file=file, hint="the file is damaged, or its training diverged; use another checkpoint"))
+
+
+def keep_heads_apart(lm: PreTrainedModel) -> bool:
+    """Set the configuration of a model right that says that the LM head is the embedding, where it is not; returns whether it was wrong."""
+    head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = lm.get_input_embeddings()
+    says = [part for part in (lm.config, lm.config.get_text_config()) if getattr(part, "tie_word_embeddings", False)]
+    weights = [getattr(module, "weight", None) for module in (head, embedding)]
+    if not says or weights[0] is None or weights[1] is None or weights[0] is weights[1]:
+        return False
+    if weights[0].shape == weights[1].shape and weights[0].data_ptr() == weights[1].data_ptr():
+        return False
+    for part in says:
+        part.tie_word_embeddings = False
+    return True
+
+
+def _left_out(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str]) -> str | None:
+    shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
+    ignored = [re.compile(pattern) for pattern in getattr(lm, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    here = lm.state_dict().keys()
+    names = {name for name in shapes if name not in here and any(pattern.search(name) for pattern in ignored)} | set(unexpected)
+    names = {name for name in names if not _COMPUTED.search(name)}
+    if not names:
+        return None
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(_part(name), []).append(name)
+    parts = []
+    for part, members in groups.items():
+        numbers = sum(math.prod(shapes.get(name, ())) for name in members if name in shapes)
+        parts.append(f"{part} ({len(members)} tensor{'s' * (len(members) > 1)}, {numbers:,} parameters)")
+    shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more parts" if len(parts) > 4 else "")
+    return f"{type(lm).__name__} has no place for {shown}: not trained, and not in what is saved"
+
+
+def _part(name: str) -> str:
+    """The part of a model that a tensor belongs to: its path down to the first number, at most two names."""
+    path: list[str] = []
+    for piece in name.split(".")[:-1]:
+        if piece.isdigit():
+            path += [piece] if path and path[-1] == "layers" else []  # a whole layer that is left out has no other name
+            break
+        path.append(piece)
+    return ".".join(path[:2]) or name
+
+
+def _say(line: str) -> None:
+    """Once in a process, however often the model is loaded."""
+    if line not in _told:
+        _told.add(line)
+        _log.warning("note: %s", line)
