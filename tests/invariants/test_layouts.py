@@ -326,6 +326,8 @@ def test_tree_mask_is_the_dense_mask(window: int | None) -> None:
             outside = dense[r, span.start : span.end].clone()
             outside[:, span.start : span.end] = False
             assert not outside.any()
+            on_device = tree_mask(span, window, "meta")
+            assert (made is None) == (on_device is None) and (on_device is None or on_device.device.type == "meta")
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

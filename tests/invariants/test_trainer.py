@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -9,13 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from rich.live import Live
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -204,6 +208,42 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int, adapters: bool)
     assert losses(tmp_path / "whole") == losses(tmp_path / "part")
     assert [r["step"] for r in log(tmp_path / "part") if "loss" in r] == list(range(1, 11))
     assert [r for r in log(tmp_path / "part") if "eval/loss" in r] == [r for r in log(tmp_path / "whole") if "eval/loss" in r]
+
+
+@dataclass(frozen=True)
+class _OneOfTwo(Ranks):
+    """A process that speaks for the other as well, to test what each does without starting both."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_says_that_the_run_continues(tmp_path: Path, rank: int) -> None:
+    """And from where; the others are silent, and take the random state that was theirs."""
+    part = trainer(tmp_path, trees(40), group=_OneOfTwo(), save_steps=1)
+    part.after_step = lambda metrics: _stop_after(part, 2)  # type: ignore[method-assign]
+    with pytest.raises(_Stopped):
+        part.fit()
+    rest = trainer(tmp_path, trees(40), group=_OneOfTwo(rank=rank), save_steps=1)
+    rest.console = Console(file=io.StringIO(), width=200)
+    rest._resume()
+    assert rest.progress.step == 2
+    said = rest.console.file.getvalue()
+    assert said == ("sft  continues from step 2 of 5\n" if rank == 0 else "")
+
+
+def test_the_bar_is_closed_whatever_happens(tmp_path: Path) -> None:
+    """On a terminal its live display would otherwise go on over what is printed next."""
+    for fails in (False, True):
+        run = trainer(tmp_path / str(fails), trees(16))
+        run.console = Console(file=io.StringIO(), force_terminal=True)
+        if fails:
+            run.after_step = lambda metrics, run=run: _stop_after(run, 0)  # type: ignore[misc]
+        with pytest.raises(_Stopped) if fails else nullcontext():
+            run.fit()
+        with Live("next", console=run.console):  # rich refuses a second display on one console
+            pass
 
 
 class _Stopped(Exception):

@@ -4,8 +4,8 @@ python -m tests.mutants.drawn map --work FOLDER                # a copy of the r
 python -m tests.mutants.drawn run --work FOLDER [--seconds S]  # 200 mistakes, one after the other; again: goes on where it stopped
 python -m tests.mutants.drawn show --work FOLDER               # the score and what survived
 
-FOLDER is outside of the repository. A mistake is tried on the tests that execute its line, fastest first, S seconds of them (all when S is
-0); a test that takes ten times as long as it did has noticed it too. ``show`` leaves out what ``equivalent.yaml`` explains.
+FOLDER is outside of the repository. A mistake is tried on the tests that execute its line, fastest first, for S seconds of them (all when
+S is 0); a test that takes ten times as long as it did has noticed it too. ``show`` leaves out what ``equivalent.yaml`` explains.
 
 A mistake costs seconds, because its tests run in a fork of a process that has imported torch, transformers and the rest already.
 """
@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +99,22 @@ class Map:
                     self._by_line.setdefault((file, line), set()).add(one["test"])
 
     def tests(self, file: str, mutation: Mutation) -> list[Test]:
-        """Those that execute the mistake, or its statement when none does; those of the file where it runs at import. Fastest first."""
+        """Those that execute the mistake, or its statement when none does; those of the file where it runs at import.
+
+        Fastest first, but a test before the second case of another that is as fast: cases of one test notice the same mistakes.
+        """
         statement = mutation.statement
         spans = [mutation.lines, (statement.lineno, statement.end_lineno or statement.lineno)]
         found: set[str] = set()
         for first, last in spans:
             found = found or set().union(*(self._by_line.get((file, line), set()) for line in range(first, last + 1)))
-        return sorted((self._tests[test] for test in found or self._by_file.get(file, set())), key=lambda test: (test.seconds, test.id))
+        tests = sorted((self._tests[test] for test in found or self._by_file.get(file, set())), key=lambda test: (test.seconds, test.id))
+        cases: Counter[str] = Counter()
+        weighed = []
+        for test in tests:
+            cases[test.id.split("[")[0]] += 1
+            weighed.append(((test.seconds + 0.05) * cases[test.id.split("[")[0]], test.id, test))
+        return [test for *_, test in sorted(weighed)]
 
 
 # Running tests in a fork
@@ -138,6 +148,7 @@ class _Chosen:
 
 
 def _child(tests: Sequence[Test], to: int, work: Path) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setsid()
     log = os.open(work / "child.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
@@ -248,6 +259,7 @@ def make_map(work: Path, tests: Sequence[str]) -> int:
 
 def serve(work: Path, number: int, seed: int, seconds: float, again: bool) -> int:
     """Try the mistakes that have no result yet; with ``again`` also those that survived a shorter time."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the file with the mistake is put right on the way out
     results, unsound_file = work / "results.jsonl", work / "unsound.txt"
     _preload()
     # This process's own part of the repository is the tool; ``tests`` itself is a folder, no module with code.

@@ -123,6 +123,14 @@ def test_no_two_micro_batches_could_be_one(trees: list[Tree], capacity: int, lay
     assert all(a + b > capacity for a, b in itertools.combinations(sizes, 2))
 
 
+@given(forests, capacities, st.sampled_from(["tree", "packed"]))
+@small
+def test_trees_of_a_micro_batch_keep_their_order(trees: list[Tree], capacity: int, layout: Layout) -> None:
+    """As they were given: what a step reads first does not depend on how long it is."""
+    for batch in pack(trees, microbatch_tokens=capacity, layout=layout):
+        assert list(batch.tree_index) == sorted(batch.tree_index)
+
+
 @given(forests, capacities, layouts)
 @small
 def test_branches_and_trees_are_numbered_consistently(trees: list[Tree], capacity: int, layout: Layout) -> None:
