@@ -162,11 +162,29 @@ def _load(arguments: Sequence[str] | None, recipe: str | None, more: Sequence[st
 
 
 @app.command()
-def check(arguments: Arguments = None, recipe: RecipeOption = None) -> None:
+def check(
+    ctx: typer.Context,
+    arguments: Arguments = None,
+    recipe: RecipeOption = None,
+    data: Annotated[bool, typer.Option("--data", help="Look at the first rows of all data, and at all else that `run` looks at.")] = False,
+) -> None:
     """Check a recipe and print every problem in it. Loads no model."""
     loaded = _load(arguments, recipe)
+    from align.pipeline.models_here import refused
+
+    if problems := refused(loaded):
+        raise InputError(problems)
+    looked = ""
+    if data:
+        from align.pipeline.preflight import look
+
+        found = look(loaded, ctx.obj)
+        for line in found.skipped:
+            print(f"not looked at: {line}")
+        found.raise_them()
+        looked = f"; looked at what {found.looked} stages start from"
     stages = ", ".join(f"{name} ({loaded.recipe.stages[name].kind})" for name in loaded.order)
-    print(f"{loaded.recipe.name}: ok; stages in order: {stages}")
+    print(f"{loaded.recipe.name}: ok; stages in order: {stages}{looked}")
 
 
 @app.command()
@@ -215,8 +233,11 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
     if nproc > 1:
         if "WORLD_SIZE" in os.environ:
             raise InputError("--nproc inside a launcher", hint="torchrun, accelerate or Slurm started the processes already")
+        from align.pipeline.preflight import require
         from align.training.launch import respawn, this_command
 
+        for loaded in recipes:  # one error instead of one from each process
+            require(loaded, runs_dir, nproc=nproc, selection=selection, thorough=False)
         raise typer.Exit(respawn(nproc, this_command()))
     from align.pipeline.runner import run_recipe
 

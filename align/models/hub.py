@@ -6,7 +6,8 @@ names another commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from align.errors import EnvironmentFault, InputError, Problem
@@ -73,8 +74,26 @@ def local_snapshot(
     return _download(name, commit or revision, list(unwanted))
 
 
+def ask(name: str, revision: str | None, *, data: bool = False) -> None:
+    """One short question: has the hub this model, or this data set? Nothing is downloaded. Raises as :func:`local_snapshot`."""
+    from huggingface_hub import HfApi
+
+    with _answers(name, revision, "data set" if data else "model"):
+        (HfApi().dataset_info if data else HfApi().model_info)(name, revision=revision, timeout=PATIENCE)
+
+
 def _download(name: str, revision: str | None, unwanted: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
+
+    with _answers(name, revision, "model"):
+        # One short question first: snapshot_download has no limit on the time it waits for an answer.
+        commit = HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
+        return Path(snapshot_download(name, revision=commit, allow_patterns=_WANTED, ignore_patterns=unwanted))
+
+
+@contextmanager
+def _answers(name: str, revision: str | None, kind: str) -> Iterator[None]:
+    """What the hub, or the way to it, may answer to a question about ``name``, as errors of ours."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -84,9 +103,7 @@ def _download(name: str, revision: str | None, unwanted: list[str]) -> Path:
     )
 
     try:
-        # One short question first: snapshot_download has no limit on the time it waits for an answer.
-        commit = HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
-        return Path(snapshot_download(name, revision=commit, allow_patterns=_WANTED, ignore_patterns=unwanted))
+        yield
     except HFValidationError as error:
         raise InputError(f"{name[:80]!r} is neither a path that exists nor a hub id") from error
     except GatedRepoError as error:
@@ -94,7 +111,7 @@ def _download(name: str, revision: str | None, unwanted: list[str]) -> Path:
     except RevisionNotFoundError as error:
         raise InputError(f"{name}: the hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"{name}: no such path, and no such model on the hub (or HF_TOKEN is not set for it)") from error
+        raise InputError(f"{name}: no such path, and no such {kind} on the hub (or HF_TOKEN is not set for it)") from error
     except OfflineModeIsEnabled as error:
         problem = "not on this machine, and the network is switched off"
         raise EnvironmentFault(Problem(f"{name}: {problem}", hint="unset HF_HUB_OFFLINE once to download it, or name a folder")) from error

@@ -7,7 +7,6 @@ only; :mod:`align.models.hub` puts hub models there.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.pytorch_utils import Conv1D
 
 from align.data.encode import Encoder
@@ -43,6 +40,7 @@ from align.models.forward import causal_lm, own_attention_name, transformer_of
 from align.models.hub import local_snapshot
 from align.models.identity import is_gguf, is_local
 from align.models.intake import attention_of, require_finite, take_in
+from align.models.own_code import refuse_own_code
 from align.models.quiet import no_progress_bars
 from align.recipe.schema import Model
 
@@ -167,7 +165,7 @@ def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedToke
         if folder.adapter is not None and not (location / "tokenizer_config.json").is_file():
             return load_tokenizer(adapter_base(folder).model_copy(update={"chat_template": model.chat_template}), cache=cache)
         require_tokenizer(location)
-        _refuse_remote_code(folder)
+        refuse_own_code(folder)
         tokenizer = _load_tokenizer(location)
         if folder.vocabulary is not None:
             require_rows(tokenizer, folder.vocabulary, location)
@@ -292,7 +290,7 @@ def _load_folder(
     folder: ModelFolder, auto: Any, dtype: torch.dtype, attn_implementation: str | None, quantization: Mapping[str, Any]
 ) -> PreTrainedModel:
     """Through transformers' class ``auto``: with an LM head, without one, or with a classifier's."""
-    _refuse_remote_code(folder)
+    refuse_own_code(folder)
     path = str(folder.path)
     with readable(folder.path), no_progress_bars():
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -333,22 +331,6 @@ def _template(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InputError(Problem(f"cannot read the chat template: {reason}", file=str(path), key="model.chat_template")) from error
-
-
-def _refuse_remote_code(folder: ModelFolder) -> None:
-    """A folder may name Python classes of its own (``auto_map``). That is fine when transformers has the same classes built in."""
-    problem, hint = "wants its own Python code to be run, which align never does", "use a model that transformers knows"
-    if folder.config.get("auto_map") and folder.config.get("model_type") not in CONFIG_MAPPING:
-        raise InputError(Problem(f"{problem} (auto_map)", file=str(folder.path / "config.json"), hint=hint))
-    path = folder.path / "tokenizer_config.json"
-    if not path.is_file():
-        return
-    with readable(path):
-        settings = json.loads(path.read_bytes())
-        name = settings.get("tokenizer_class") or ""
-        native = any(tokenizer_class_from_name(known) is not None for known in (name, f"{name}Fast"))
-    if settings.get("auto_map") and not native:
-        raise InputError(Problem(f"{problem} (auto_map)", file=str(path), hint=hint))
 
 
 @contextmanager

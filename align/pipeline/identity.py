@@ -44,7 +44,7 @@ def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity
     spec = loaded.recipe.stages[name]
     inputs = {referred.text: digest(referred.text) for referred in loaded.references(name)}
     inputs |= {f"code:{module}": _source_digest(module) for module in sorted(set(_foreign_modules(spec)))}
-    model = loaded.recipe.model if _needs_model(spec) else None
+    model = loaded.recipe.model if needs_model(spec) else None
     if model is not None:
         location = digest(model.path)
         inputs[model.path] = f"{location}@{model.revision or 'newest'}" if location.startswith("hub:") else location
@@ -92,7 +92,8 @@ def redact(value: Any) -> Any:
     return secrets.hide(value)
 
 
-def _needs_model(spec: Stage) -> bool:
+def needs_model(spec: Stage) -> bool:
+    """Does a stage start from the recipe's model?"""
     marks = {name: mark_of(field) for name, field in type(spec).model_fields.items()}
     policies = [name for name, mark in marks.items() if mark is not None and "policy" in mark.accepts]
     return not policies or any(not getattr(spec, name) for name in policies)

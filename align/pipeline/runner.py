@@ -114,11 +114,19 @@ def run_recipe(
     selected = selection.stages(loaded)
     run = RunFolder.of(loaded, runs_dir)
     with StopFlag(same_within=1.0 if ranks.world > 1 else 0.0), ExitStack() as stack:
+        on_rank_0(ranks, lambda: _look_first(loaded, runs_dir, ranks.world, selection))
         on_rank_0(ranks, lambda: _open(run, stack, console))
         job = _Runner(loaded, run, selection, console if ranks.rank == 0 else Console(quiet=True), ranks)
         for name in needed(loaded, selected):
             job.bring_up_to_date(name)
         return RunResult(run.path, tuple(job.ran), tuple(job.up_to_date), job.summaries)
+
+
+def _look_first(loaded: LoadedRecipe, runs_dir: Path, world: int, selection: Selection) -> None:
+    """All that would stop a later stage is told before the first one begins, and before anything is written."""
+    from align.pipeline.preflight import require  # it plans, with the functions of this module
+
+    require(loaded, runs_dir, nproc=world, selection=selection)
 
 
 def _open(run: RunFolder, stack: ExitStack, console: Console) -> None:

@@ -39,7 +39,8 @@ _INTRO = """\
 <!-- Made by `python -m align.recipe.reference docs/recipes.md`; change the schema in align/recipe/ instead. -->
 
 A recipe is one YAML file: a model, and the stages it goes through. `align recipes` lists those that come with the package,
-`align check RECIPE` says everything that is wrong with one, `align plan RECIPE` what a run would do, `align run RECIPE` does it.
+`align check RECIPE` says everything that is wrong with one (with `--data` also with the first rows of its data), `align plan RECIPE` what a
+run would do, `align run RECIPE` does it.
 
 ```yaml
 name: my-run

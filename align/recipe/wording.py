@@ -25,7 +25,7 @@ _EXPECTED = {
     "model": "a mapping",
 }
 _NEAR = 0.72
-"""How alike two words are that may be one misspelt: `sed` and `seed`, not `format` and `lora`."""
+"""How alike two keys are that may be one misspelt: `sed` and `seed`, not `format` and `lora`. Of few names less will do."""
 _RANGES = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than", "less_than_equal": "at most"}
 
 
@@ -127,10 +127,10 @@ def _choices(expected: str) -> list[str]:
     return [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+def did_you_mean(word: str, known: Iterable[str], near: float = 0.6) -> str | None:
     """A hint with the nearest known word, if one is near; upper and lower case count as the same."""
     lower = {name.lower(): name for name in known}
-    nearest = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=_NEAR)
+    nearest = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=near)
     return f"did you mean `{lower[nearest[0]]}`?" if nearest else None
 
 
@@ -149,4 +149,4 @@ def key_hint(key: str, model: type[BaseModel], known: Iterable[str]) -> str | No
         return f"it belongs under `{homes[0]}`"
     if model is TrlStage and elsewhere.key_here(key):
         return "an argument of TRL's belongs under `args`"
-    return did_you_mean(key, known) or elsewhere.key_here(key)
+    return did_you_mean(key, known, _NEAR) or elsewhere.key_here(key)

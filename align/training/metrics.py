@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from align import files
+from align.training.trackers import require_tracker
 
 _log = logging.getLogger("align")
 SILENCE_S = 30.0
@@ -96,6 +97,8 @@ def _open_trackers(names: list[str], run_name: str, folder: Path, config: Mappin
     """Accelerate's trackers by name; they are opened on the first process only."""
     if not names:
         return []
+    for name in names:
+        require_tracker(name)  # accelerate leaves out in silence what is not installed
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 

@@ -38,7 +38,7 @@ stages:
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    Path("rows.jsonl").write_text("{}\n")
+    Path("rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
     Path("r.yaml").write_text(GOOD)
 
 

@@ -1,0 +1,100 @@
+"""The first rows of every source of a stage, read and made into what the stage works on, without a tokenizer. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.errors import Problem
+from align.recipe.schema import (
+    DataSource,
+    DpoStage,
+    EvaluateStage,
+    LabelStage,
+    PpoStage,
+    RewardStage,
+    SelectPromptsStage,
+    SelfContrastStage,
+    SftStage,
+    Stage,
+    TrlStage,
+)
+
+if TYPE_CHECKING:
+    from align.data.formats import Want
+
+ROWS = 50
+"""Rows of a source that are looked at."""
+_SEEN = 5_000
+"""Rows that are read to find them, where `where` leaves many out."""
+_SHOWN = 3
+"""Bad rows of a source that are listed."""
+_WHOLE = 100_000_000
+"""Bytes of a `.json` file, which is read whole, up to which it is looked at."""
+
+_WANTED: dict[type[Stage], dict[str, Want]] = {
+    SftStage: {"data": "conversation", "eval_data": "conversation"},
+    DpoStage: {"data": "preference", "eval_data": "preference"},
+    RewardStage: {"data": "preference", "eval_data": "preference"},
+    PpoStage: {"prompts": "prompt", "eval_prompts": "prompt", "sft_data": "conversation", "eval_sft_data": "conversation"},
+    SelectPromptsStage: {"prompts": "prompt"},
+    LabelStage: {"prompts": "prompt"},
+    SelfContrastStage: {"data": "conversation"},
+    EvaluateStage: {"data": "prompt"},
+}
+_TRL: dict[str, Want] = {"prompts": "prompt", "pairs": "preference", "answers": "unpaired"}
+
+
+def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
+    """Key inside the stage, source, and what its rows have to be. Of a third party's stage nobody knows that, so it has none here."""
+    wanted = _WANTED.get(type(spec), {})
+    if isinstance(spec, TrlStage):
+        wanted = dict.fromkeys(("data", "eval_data"), _TRL[spec.method.rows])
+    for name, want in wanted.items():
+        sources: tuple[DataSource, ...] = getattr(spec, name) or ()
+        for i, source in enumerate(sources):
+            yield f"{name}.{i}", source, want
+    for i, task in enumerate(spec.tasks if isinstance(spec, EvaluateStage) else ()):
+        form = {"format": f"align.evaluation.{task.task}:as_prompt"}
+        yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
+        if (examples := getattr(task, "examples", None)) is not None:
+            yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"
+
+
+def faults(source: DataSource, location: Path, want: Want) -> list[Problem]:
+    """What is wrong with the first rows of ``source``: at most three bad rows, or that nothing of them is left.
+
+    Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the readers do.
+    """
+    from align.data.conditions import Choice
+    from align.data.formats import converter
+    from align.data.readers import read_rows
+    from align.data.rows import LeftOut, Told
+    from align.data.strict_json import RowError
+
+    if location.suffix == ".json" and location.is_file() and location.stat().st_size > _WHOLE:
+        return []
+    bad: list[Problem] = []
+    convert, choice = converter(source, want), Choice(source)
+    looked = kept = 0
+    enough = min(ROWS, source.limit or ROWS)
+    for row in islice(read_rows(source, location, bad.append, Told()), _SEEN):
+        before = looked
+        try:
+            for part in choice.parts(row):
+                if choice.wanted(part):
+                    looked = before + 1
+                    kept += len(convert(choice.stripped(part.row)))
+        except LeftOut:
+            continue
+        except RowError as error:
+            bad.append(Problem(error.message, row.origin.source, row.origin.line, key=error.field))
+        if looked >= enough or len(bad) >= ROWS:
+            break
+    if not bad or (source.on_bad_row == "skip" and kept):
+        return []
+    shown = [Problem(row.message, row.file, row.line, row.col, row.key, row.hint) for row in bad[:_SHOWN]]
+    more = [Problem(f"{len(bad)} of the first {max(looked, len(bad))} rows are bad", file=str(location))] if len(bad) > _SHOWN else []
+    return [*shown, *more]

@@ -1,0 +1,65 @@
+"""The models that a recipe names, looked at without torch: whether a run could load them from this machine's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from align.errors import AlignError, Problem
+from align.models.folder import read_folder
+from align.models.own_code import refuse_own_code
+from align.pipeline.identity import needs_model
+from align.recipe import refs
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import BUILTIN_STAGES, Model, RewardStage
+
+Kind = Literal["policy", "scorer", "embedder"]
+
+
+def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Model, Kind]]:
+    """Key, model and what it is for, of the recipe's model and of every model that ``stages`` name.
+
+    Results of stages are left out, and so are stages of third parties, which load models in whatever way they like.
+    """
+    recipe = loaded.recipe
+    stages = [name for name in stages if recipe.stages[name].kind in BUILTIN_STAGES]
+    if starting := [recipe.stages[name] for name in stages if needs_model(recipe.stages[name])]:
+        # A reward model may start from another one.
+        yield "model", recipe.model, "scorer" if all(isinstance(spec, RewardStage) for spec in starting) else "policy"
+    for name in stages:
+        for referred in loaded.references(name):
+            accepts = set(referred.wanted.accepts)
+            if not referred.wanted.hub or accepts & {"preferences", "prompts"} or referred.text.startswith("stage:"):
+                continue
+            parent: Any = recipe.stages[name]
+            for part in referred.path[2:-1]:
+                parent = parent[part] if isinstance(part, int) else getattr(parent, part)
+            kind: Kind = "policy" if "policy" in accepts and referred.path[-1] != "init" else "scorer" if accepts else "embedder"
+            if kind == "embedder" and getattr(parent, "data", None) is None:
+                continue  # an evaluation without held-out data measures no similarity
+            yield loaded.written(referred.path), Model(path=referred.text, revision=getattr(parent, "revision", None)), kind
+
+
+def look_at(location: Path, kind: Kind) -> None:
+    """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, code of its own, another kind."""
+    if kind == "embedder" or location.suffix == ".gguf":
+        return
+    folder = read_folder(location, "policy" if kind == "policy" else None)
+    refuse_own_code(folder)
+
+
+def refused(loaded: LoadedRecipe) -> list[Problem]:
+    """What a run would refuse of the models on this machine, over all stages, each at its key."""
+    problems = []
+    for key, model, kind in needed_models(loaded, loaded.order):
+        try:
+            location = refs.resolve(model.path, loaded.root)
+            if isinstance(location, Path):
+                look_at(location, kind)
+        except AlignError as error:
+            place = loaded.problem(key, "")
+            for one in error.problems:
+                where = f"{one.file}: " if one.file else ""
+                problems.append(Problem(f"{where}{one.message}", place.file, place.line, place.col, key, one.hint))
+    return list(dict.fromkeys(problems))
