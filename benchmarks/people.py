@@ -49,7 +49,7 @@ def recipe(pairs: int) -> dict[str, Any]:
 
 def misleading(folder: Path) -> dict[str, dict[str, float]]:
     """How often the reward model in ``folder`` is right on each part of LLMBar, with its interval."""
-    from align.functional.bootstrap import bootstrap_mean
+    from align.functional.intervals import SHARE, mean_of
     from align.recipe.schema import Model
     from align.scoring.reward_model import RewardModelScorer
     from align.scoring.rows import score_rows
@@ -60,7 +60,7 @@ def misleading(folder: Path) -> dict[str, dict[str, float]]:
     for part, scores in zip(parts, score_rows(RewardModelScorer(Model(path=str(folder))), file), strict=True):
         (rejected,) = scores["rejected"]
         right.setdefault(part, []).append((np.sign(scores["chosen"] - rejected) + 1) / 2)  # a tie is half right
-    return {part: vars(bootstrap_mean(values)) for part, values in sorted(right.items())}
+    return {part: vars(mean_of(values, SHARE)) for part, values in sorted(right.items())}
 
 
 def run(pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -142,7 +142,7 @@ def _tried(result: Mapping[str, Any]) -> str:
 
 def _where(result: Mapping[str, Any]) -> str:
     m = result["machine"]
-    place = f"{m['cpu']}, {m['cores']} cores, {m['memory_bytes'] / 2**30:.0f} GiB, {m['system']}{', ' + m['gpu'] if m['gpu'] else ''}"
+    place = f"{m['cpu']}, {m['cores']} cores, {m['memory_bytes'] / 1e9:.0f} GB, {m['system']}{', ' + m['gpu'] if m['gpu'] else ''}"
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     turns = max((s["turns"] for s in result["summary"].values()), default=0)
     hasty = " **Quick run: no finding.**" if result["quick"] else ""

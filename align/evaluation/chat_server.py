@@ -86,6 +86,8 @@ class ChatServer:
         self._failed = threading.Event()
         self._sleep = sleep or self._failed.wait
         self._counted: set[Path] = set()
+        self.unread: dict[str, str] = {}
+        """Questions to which no reply could be read, each with the last reply: a server's text, not to be trusted."""
         self._key = key_of(judge)
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         proxies = urlsplit(judge.endpoint).scheme == "https"  # what stays on this machine goes through no proxy
@@ -129,7 +131,7 @@ class ChatServer:
             "temperature": judge.temperature,
             "max_tokens": judge.max_tokens,
         }
-        usage = Usage()
+        usage, last = Usage(), ""
         for attempt in range(judge.retries + 1):
             path = self._cache / f"{files.digest_json([judge.endpoint, body, attempt])[:40]}.json"
             known = _known(path)
@@ -141,6 +143,8 @@ class ChatServer:
                 usage = usage + Usage(1, int(known is not None), 0, reply.input_tokens, reply.output_tokens)
             if (found := read(reply.text)) is not None:
                 return found, usage
+            last = reply.text
+        self.unread[question] = last
         return None, usage + Usage(unreadable=1)
 
     def _request(self, body: dict[str, Any]) -> _Reply:

@@ -1,4 +1,4 @@
-"""Numbers of several policies on the same items, as means with bootstrap intervals and differences to the first policy, item by item."""
+"""Numbers of several policies on the same items, as means with intervals and differences to the first policy, item by item."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from align.functional.bootstrap import Estimate, bootstrap_mean, interval
+from align.functional.intervals import ANY, SHARE, Estimate, Range, mean_of, ratio_of, statistic_of, wilson
 from align.functional.win_rate import length_controlled
 
 Values = npt.NDArray[np.float64]
@@ -30,14 +30,17 @@ class Metric:
     """[P]: what the values are sums over; the mean is then ``sum(values) / sum(counts)``. The same for every policy."""
     paired: bool = True
     """Do differences to the first policy mean something? Not where the values compare with it already."""
+    within: Range = ANY
+    """The least and the largest value that the mean can have."""
 
     def estimates(self, baseline: str, seed: int) -> dict[str, dict[str, Any]]:
         """Policy -> mean, interval and count, with the ``difference`` to ``baseline`` where that makes sense."""
         found: dict[str, dict[str, Any]] = {}
         for policy, values in self.values.items():
-            found[policy] = asdict(_mean(values, self.counts, seed))
+            found[policy] = asdict(_mean(values, self.counts, self.within, seed))
             if self.paired and policy != baseline and baseline in self.values:
-                found[policy]["difference"] = asdict(_mean(values - self.values[baseline], self.counts, seed))
+                difference, apart = values - self.values[baseline], self.within[1] - self.within[0]
+                found[policy]["difference"] = asdict(_mean(difference, self.counts, (-apart, apart), seed))
         return found
 
 
@@ -53,8 +56,13 @@ class LengthControlled:
         """Policy -> win rate at equal length, its interval and count."""
         found = {}
         for policy, items in self.comparisons.items():
-            low, high = interval(items, length_controlled, samples=_DRAWS, seed=seed)
-            found[policy] = asdict(Estimate(float(length_controlled(items)), low, high, len(items)))
+            rate, results = float(length_controlled(items)), items[..., 0]
+            if (results == results.flat[0]).all():  # every draw is the same
+                bounds = wilson(rate, len(items)) if len(items) > 1 else None
+            else:
+                bounds = statistic_of(items, length_controlled, SHARE, draws=_DRAWS, seed=seed)
+            low, high = bounds or (None, None)
+            found[policy] = asdict(Estimate(rate, low, high, len(items)))
         return found
 
 
@@ -62,20 +70,14 @@ Found = Metric | LengthControlled
 
 
 def compare(found: Mapping[str, Found], baseline: str, *, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{metric: {policy: {mean, low, high, count}}}``; most policies but the baseline have a ``difference`` of the same form as well."""
+    """``{metric: {policy: {mean, low, high, count}}}``; most policies but the baseline have a ``difference`` of the same form as well.
+
+    ``low`` and ``high`` are None where the items are too few for an interval.
+    """
     return {name: metric.estimates(baseline, seed) for name, metric in found.items()}
 
 
-def _mean(values: Values, counts: Values | None, seed: int) -> Estimate:
+def _mean(values: Values, counts: Values | None, within: Range, seed: int) -> Estimate:
     if counts is None:
-        return bootstrap_mean(values, seed=seed)
-    items = np.stack([values, counts], axis=1)
-    return Estimate(float(_ratio(items)), *interval(items, _ratio, seed=seed), len(items))
-
-
-def _ratio(items: Values, axis: int = 0) -> Values:
-    """Of the sums of [P, 2], or of each draw of [draws, P, 2]; NaN where nothing was counted."""
-    sums = items.sum(axis=axis)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio: Values = sums[..., 0] / sums[..., 1]
-    return ratio
+        return mean_of(values, within, seed=seed)
+    return ratio_of(values, counts, within, seed=seed) or Estimate(float("nan"), None, None, 0)

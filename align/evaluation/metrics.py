@@ -5,12 +5,14 @@ A new metric is one more entry of :data:`METRICS`. Shapes: P prompts, n samples 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from align.evaluation.compare import Found, Metric, Values
+from align.functional.intervals import ANY, SHARE, Range
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Kind:
     """-> [P], or None where it cannot be measured."""
     counts: Callable[[Measured], Values] | None = None
     """-> [P]: what the numbers are sums over, when the mean is taken over that and not over prompts."""
+    within: Range = ANY
+    """The least and the largest value that its mean can have."""
 
 
 def _of_targets(of: Callable[[Targets], Values | None]) -> Callable[[Measured], Values | None]:
@@ -59,15 +63,17 @@ METRICS: dict[str, Kind] = {
         "target's log-prob over the baseline's samples, nats", _of_targets(lambda t: t.logprobs - t.baseline_logprobs.mean(axis=1))
     ),
     "target_logprob": Kind("target's log-prob, nats", _of_targets(lambda t: t.logprobs)),
-    "loss": Kind("held-out loss, nats per target token", _of_targets(lambda t: -t.logprobs), _tokens),
+    "loss": Kind("held-out loss, nats per target token", _of_targets(lambda t: -t.logprobs), _tokens, (0.0, math.inf)),
     "similarity": Kind(
-        "similarity of own samples to the target", _of_targets(lambda t: None if t.similarities is None else t.similarities.mean(axis=1))
+        "similarity of own samples to the target",
+        _of_targets(lambda t: None if t.similarities is None else t.similarities.mean(axis=1)),
+        within=(-1.0, 1.0),
     ),
-    "length": Kind("length of own samples, tokens", lambda m: m.lengths.mean(axis=1)),
-    "unfinished": Kind("share of own samples that never end", lambda m: 1 - m.finished.mean(axis=1)),
-    "distinct_1": Kind("different words of a prompt's samples, share", lambda m: m.distinct[:, 0]),
-    "distinct_2": Kind("different word pairs of a prompt's samples, share", lambda m: m.distinct[:, 1]),
-    "mixed_languages": Kind("share of own samples that mix Chinese and English", lambda m: m.mixed.mean(axis=1)),
+    "length": Kind("length of own samples, tokens", lambda m: m.lengths.mean(axis=1), within=(0.0, math.inf)),
+    "unfinished": Kind("share of own samples that never end", lambda m: 1 - m.finished.mean(axis=1), within=SHARE),
+    "distinct_1": Kind("different words of a prompt's samples, share", lambda m: m.distinct[:, 0], within=SHARE),
+    "distinct_2": Kind("different word pairs of a prompt's samples, share", lambda m: m.distinct[:, 1], within=SHARE),
+    "mixed_languages": Kind("share of own samples that mix Chinese and English", lambda m: m.mixed.mean(axis=1), within=SHARE),
 }
 
 
@@ -79,7 +85,7 @@ def metrics_of(measured: Mapping[str, Measured]) -> dict[str, Found]:
         values = {policy: kind.of(one) for policy, one in measured.items()}
         known = {policy: value for policy, value in values.items() if value is not None}
         if known:
-            found[name] = Metric(kind.words, known, None if kind.counts is None else kind.counts(first))
+            found[name] = Metric(kind.words, known, None if kind.counts is None else kind.counts(first), within=kind.within)
     return found
 
 

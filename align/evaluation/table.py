@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from align.terminal import fixed
+
 
 def table(title: str, report: Mapping[str, Any]) -> Table:
     """Every metric of ``report`` (an evaluation's ``report.json``) for every policy, with intervals."""
@@ -25,6 +27,7 @@ def table(title: str, report: Mapping[str, Any]) -> Table:
 
 
 def _interval(entry: Mapping[str, Any]) -> Text:
-    if entry.get("low") is None:  # a number of somebody else's program, which gives no interval
-        return Text(f"{entry['mean']:.3f}")
-    return Text(f"{entry['mean']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]")
+    mean, low, high = entry["mean"], entry.get("low"), entry.get("high")
+    if low is None or high is None:  # too few items, or a number of somebody else's program
+        return Text(fixed(mean, 3))
+    return Text(f"{fixed(mean, 3)} [{fixed(low, 3)}, {fixed(high, 3)}]")

@@ -1,11 +1,13 @@
-"""How good a reward model is on pairs: accuracy, what length has to do with it, calibration, each with a bootstrap interval.
+"""How good a reward model is on pairs: accuracy, what length has to do with it, calibration, each with an interval.
 
-A prompt counts once, however many rejected answers it has: its K pairs weigh 1 / K each. Intervals draw prompts, not pairs, because the
-pairs of a prompt share its chosen answer. Every number is a function of sums over prompts, so that a draw is only another sum.
+A prompt counts once, however many rejected answers it has: its K pairs weigh 1 / K each. Intervals are over prompts, not pairs, because the
+pairs of a prompt share its chosen answer. They follow the rule of :mod:`align.functional.intervals`; an estimate from too few prompts has
+none (``low`` and ``high`` are None).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from align.functional.bootstrap import interval
+from align.functional.intervals import ANY, SHARE, Range, correlation, ratio_of, statistic_of
+from align.functional.ties import won
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Numbers = dict[str, float | None]
+"""An estimate: ``value``, ``low`` and ``high``."""
 
 BINS = 5
 """Of the predicted probability that the preferred answer wins, from 0.5 to 1."""
@@ -32,13 +37,14 @@ class ScoredPairs:
     rejected: Floats  # [P]
     chosen_length: Ints  # [P], tokens
     rejected_length: Ints  # [P]
+    noise: Floats | float = 0.0  # [P], what rounding makes of a difference of scores; :mod:`align.functional.ties`
 
     def __len__(self) -> int:
         return len(self.prompt)
 
     def only(self, which: Bools) -> ScoredPairs:
         """Some of the pairs."""
-        return ScoredPairs(**{name: values[which] for name, values in vars(self).items()})
+        return ScoredPairs(**{name: values[which] if isinstance(values, np.ndarray) else values for name, values in vars(self).items()})
 
     @property
     def length_difference(self) -> Ints:
@@ -47,17 +53,13 @@ class ScoredPairs:
 
     @property
     def right(self) -> Floats:
-        """1 where the chosen answer has the higher score, 1/2 where both have the same, [P]."""
-        return won(self.chosen - self.rejected)
-
-
-def won(margin: Floats) -> Floats:
-    """1 for a positive margin, 0 for a negative one, 1/2 for none."""
-    return (np.sign(margin) + 1) / 2
+        """1 where the chosen answer has the higher score, 1/2 where both have the same but for rounding, [P]."""
+        return won(self.chosen - self.rejected, self.noise)
 
 
 def evaluate(pairs: ScoredPairs, margins: Mapping[str, Floats] | None = None, seed: int = 0) -> dict[str, Any]:
-    """The numbers of one set of pairs. An estimate is ``{"value", "low", "high"}``; None where there is nothing to estimate it from.
+    """The numbers of one set of pairs. An estimate is ``{"value", "low", "high"}``, the bounds None where the prompts
+    are too few for an interval; the whole is None where there is nothing to estimate it from.
 
     - accuracy, accuracy_longer_wins, accuracy_shorter_wins: share of the pairs that are ranked right; of those whose chosen answer is the
       longer (shorter) one.
@@ -75,6 +77,7 @@ def evaluate(pairs: ScoredPairs, margins: Mapping[str, Floats] | None = None, se
     moments = [part.mean(0) for part in (scores - middle, (scores - middle) ** 2, lengths, lengths**2, (scores - middle) * lengths)]
     confidence = 1 / (1 + np.exp(-np.abs(pairs.chosen - pairs.rejected)))
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    errors = [(confidence - pairs.right) * (bins == b) for b in range(BINS)]
     return {
         "prompts": sums.prompts,
         "pairs": len(pairs),
@@ -82,10 +85,10 @@ def evaluate(pairs: ScoredPairs, margins: Mapping[str, Floats] | None = None, se
         "accuracy_longer_wins": sums.share(pairs.right, pairs.length_difference > 0),
         "accuracy_shorter_wins": sums.share(pairs.right, pairs.length_difference < 0),
         **{f"accuracy_{name}": sums.share(won(margin)) for name, margin in (margins or {}).items()},
-        "length_correlation": sums.estimate(_correlation, *moments),
-        "score_mean": sums.share(scores.mean(0)),
-        "score_std": sums.estimate(_std, *moments[:2]),
-        "calibration_error": sums.estimate(_calibration_error, *((confidence - pairs.right) * (bins == b) for b in range(BINS))),
+        "length_correlation": sums.correlation(*moments),
+        "score_mean": sums.mean(scores.mean(0)),
+        "score_std": sums.estimate(_std, *moments[:2], within=(0.0, math.inf)),
+        "calibration_error": sums.estimate(_calibration_error, *errors, within=SHARE),
         "calibration": [_bin(b, bins == b, confidence, pairs.right) for b in range(BINS) if (bins == b).any()],
     }
 
@@ -98,12 +101,17 @@ class _Sums:
         self._weight = 1 / count[self._prompt]
         self.prompts, self._seed = len(count), seed
 
-    def estimate(self, formula: Callable[[Floats], Floats], *columns: Floats, only: Bools | None = None) -> dict[str, float] | None:
-        """``formula`` of the sums [..., 1 + k] of the weights and of ``columns`` [P], with its interval."""
+    def _table(self, *columns: Floats, only: Bools | None = None) -> Floats:
+        """Sums over each prompt's pairs: of the weights, and of each of ``columns`` [P] by weight; [prompts, 1 + k]."""
         weight = self._weight if only is None else self._weight * only
         values = [weight, *(weight * column for column in columns)]
         sums = [np.bincount(self._prompt, weights=value, minlength=self.prompts) for value in values]
-        table: Floats = np.stack(sums, axis=1).astype(np.float64)  # [prompts, 1 + k]
+        table: Floats = np.stack(sums, axis=1).astype(np.float64)
+        return table
+
+    def estimate(self, formula: Callable[[Floats], Floats], *columns: Floats, within: Range = ANY) -> Numbers | None:
+        """``formula`` of the sums over all prompts of what :meth:`_table` gives, with its interval."""
+        table = self._table(*columns)
 
         def statistic(draws: Floats, axis: int) -> Floats:
             return formula(draws.sum(axis=axis))
@@ -111,12 +119,27 @@ class _Sums:
         value = float(statistic(table, 0)) if len(table) else float("nan")
         if np.isnan(value):
             return None
-        low, high = interval(table, statistic, seed=self._seed)
-        return {"value": value, "low": low, "high": high}
+        return _numbers(value, statistic_of(table, statistic, within, seed=self._seed))
 
-    def share(self, values: Floats, only: Bools | None = None) -> dict[str, float] | None:
+    def correlation(self, *moments: Floats) -> Numbers | None:
+        """Pearson's, of what has these ``moments`` [P]; the interval is that of as many pairs as there are prompts."""
+        value = float(_correlation(self._table(*moments).sum(0))) if self.prompts else float("nan")
+        return None if np.isnan(value) else _numbers(value, correlation(value, self.prompts))
+
+    def share(self, values: Floats, only: Bools | None = None) -> Numbers | None:
+        """The weighted mean of what is right or wrong."""
+        return self.mean(values, only, SHARE)
+
+    def mean(self, values: Floats, only: Bools | None = None, within: Range = ANY) -> Numbers | None:
         """The weighted mean."""
-        return self.estimate(lambda sums: _divide(sums[..., 1], sums[..., 0]), values, only=only)
+        table = self._table(values, only=only)
+        found = ratio_of(table[:, 1], table[:, 0], within, seed=self._seed)
+        return None if found is None else _numbers(found.mean, None if found.low is None or found.high is None else (found.low, found.high))
+
+
+def _numbers(value: float, bounds: tuple[float, float] | None) -> Numbers:
+    low, high = bounds or (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def _divide(above: Floats, below: Floats) -> Floats:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
+from align.functional.intervals import ANY, DIFFERENCE, SHARE, Range, wilson
 from align.report.run import StageRecord
-from align.report.values import count, decimals, in_order, mapping, number, percent, short, text, texts
-
-Direction = Literal["up", "down"]
-"""Which way is better."""
+from align.report.values import count, decimals, in_order, mapping, number, percent, short, size, text, texts
+from align.report.verdicts import Direction, rounding_of, verdict
+from align.terminal import fixed
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,10 @@ class Estimate:
 
     def words(self, digits: int, *, signed: bool = False) -> str:
         """``0.712 [0.651, 0.773]``."""
-        sign = "+" if signed else ""
-        shown = f"{self.value:{sign},.{digits}f}"
+        shown = fixed(self.value, digits, signed=signed)
         if self.low is None or self.high is None:
             return shown
-        return f"{shown} [{self.low:{sign},.{digits}f}, {self.high:{sign},.{digits}f}]"
+        return f"{shown} [{fixed(self.low, digits, signed=signed)}, {fixed(self.high, digits, signed=signed)}]"
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,14 @@ class Change:
     subject: str = ""
     """Whose measure it is, where a stage measures several policies."""
     note: str = ""
+    items: int | None = None
+    """Prompts that were measured, where that is known."""
+    trained: bool = False
+    """The stage was trained on some of them."""
+    dtype: str = "fp32"
+    """What it was computed in."""
+    within: Range = ANY
+    """The least and the largest value that the measure can have."""
 
     @property
     def title(self) -> str:
@@ -96,22 +103,17 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """In a word or two; empty for what is neither good nor bad."""
-        if self.chance is not None and self.after is not None and self.after.low is not None and self.after.high is not None:
-            if self.after.low > self.chance:
-                return "above chance"
-            return "below chance" if self.after.high < self.chance else "within chance"
-        if self.better is None or self.difference is None:
-            return ""
-        sign, change = (1 if self.better == "up" else -1), self.difference
-        if change.low is not None and change.high is not None:
-            low, high = sorted((sign * change.low, sign * change.high))
-            if low == high == 0:
-                return "the same"
-            return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
-        if not change.value:
-            return "the same"
-        return "better (no interval)" if sign * change.value > 0 else "worse (no interval)"
+        """By the one rule for them; empty for what is neither good nor bad."""
+        scale = max((abs(part.value) for part in (self.before, self.after) if part is not None), default=0.0)
+        return verdict(
+            self.after,
+            self.difference,
+            better=self.better,
+            chance=self.chance,
+            rounding=rounding_of(scale, self.dtype, self.items),
+            items=self.items,
+            trained=self.trained,
+        )
 
 
 def changes(stage: StageRecord) -> list[Change]:
@@ -131,17 +133,6 @@ def headlines(stage: StageRecord) -> list[Change]:
 def of_the_first_measure(found: list[Change]) -> list[Change]:
     """The most important measure, of every policy where a stage compares several."""
     return [change for change in found if change.measure == found[0].measure]
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of ``n`` (Wilson, 1927).
-
-    >>> [round(bound, 3) for bound in wilson(0.5, 100)]
-    [0.404, 0.596]
-    """
-    z = 1.96
-    middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
 
 # Kinds
@@ -172,16 +163,31 @@ def _training(stage: StageRecord) -> Iterator[Change | None]:
     before, after = mapping(stage.report, "eval_before"), mapping(stage.report, "eval_after")
     for key in _FIRST.get(stage.kind) or in_order(after, ("reward", *_EVALUATED)):
         words, better = _EVALUATED.get(key, (f"held-out {key}", None))
-        yield Change.between(stage.name, words, number(before, key), Estimate.of(after, key), better=better)
+        within = SHARE if key in _SHARES else ANY
+        yield Change.between(
+            stage.name, words, number(before, key), Estimate.of(after, key), better=better, within=within, **_circumstances(stage)
+        )
+
+
+_SHARES = ("rewards/accuracies", "accuracy", "finished")
+
+
+def _circumstances(stage: StageRecord) -> dict[str, Any]:
+    """Of a stage's held-out numbers: how many prompts, whether they were trained on, and the precision."""
+    train = mapping(stage.manifest.identity.config, "train") if stage.manifest is not None else {}
+    return {
+        "items": count(stage.report, "held_out_data", "trees") or None,
+        "trained": count(stage.report, "held_out_leaked") > 0,
+        "dtype": "bf16" if "bf16" in (text(train, "dtype"), text(train, "autocast")) else "fp32",
+    }
 
 
 def _dpo(stage: StageRecord) -> Iterator[Change | None]:
-    prompts = count(stage.report, "held_out_data", "trees")
     for change in _training(stage):
-        if change and change.after and change.measure == "held-out accuracy" and prompts and 0 <= change.after.value <= 1:
-            after = Estimate(change.after.value, *wilson(change.after.value, prompts))
-            note = f"{prompts:,} prompts; guessing gives 0.5"
-            change = Change(stage.name, change.measure, change.before, after, change.difference, "up", 0.5, note=note)
+        if change and change.after and change.measure == "held-out accuracy" and change.items and 0 <= change.after.value <= 1:
+            bounds = wilson(change.after.value, change.items) if change.items > 1 else (None, None)
+            note = f"{change.items:,} prompts; guessing gives 0.5"
+            change = replace(change, after=Estimate(change.after.value, *bounds), chance=0.5, note=note)
         yield change
 
 
@@ -190,12 +196,13 @@ def _reward(stage: StageRecord) -> Iterator[Change | None]:
     for change in _training(stage):
         found = Estimate.of(held_out, "natural", "accuracy")
         if change and found and change.measure == "held-out accuracy":
-            before = None if change.before is None else change.before.value
-            change = Change.between(stage.name, change.measure, before, found, better="up", chance=0.5, note=_pairs(held_out, "natural"))
+            difference = None if change.before is None else Estimate(found.value - change.before.value)
+            change = replace(change, after=found, difference=difference, chance=0.5, note=_pairs(held_out, "natural"))
         yield change
     balanced = Estimate.of(held_out, "length_balanced", "accuracy")
     words, note = "accuracy where length tells nothing", _pairs(held_out, "length_balanced")
-    yield Change.between(stage.name, words, None, balanced, better="up", chance=0.5, note=note)
+    about = _circumstances(stage) | {"items": count(held_out, "length_balanced", "prompts") or None, "within": SHARE}
+    yield Change.between(stage.name, words, None, balanced, better="up", chance=0.5, note=note, **about)
     for key, words in (
         ("accuracy_longer_wins", "accuracy where the longer answer wins"),
         ("accuracy_shorter_wins", "accuracy where the shorter answer wins"),
@@ -204,7 +211,8 @@ def _reward(stage: StageRecord) -> Iterator[Change | None]:
         ("length_correlation", "correlation of score and length"),
         ("calibration_error", "calibration error"),
     ):
-        yield Change.between(stage.name, words, None, Estimate.of(held_out, "natural", key))
+        within = DIFFERENCE if key == "length_correlation" else SHARE
+        yield Change.between(stage.name, words, None, Estimate.of(held_out, "natural", key), within=within)
 
 
 def _pairs(held_out: Mapping[str, Any], which: str) -> str:
@@ -217,9 +225,8 @@ def _ppo(stage: StageRecord) -> Iterator[Change | None]:
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
     for change in _training(stage):
         if change and change.difference and change.measure == _EVALUATED["reward"][0] and (mean := number(changed, "mean")) is not None:
-            difference = Estimate(mean, number(low), number(high))
-            note = f"{count(changed, 'prompts'):,} prompts, greedy answers"
-            change = Change(stage.name, change.measure, change.before, change.after, difference, "up", note=note)
+            difference, prompts = Estimate(mean, number(low), number(high)), count(changed, "prompts")
+            change = replace(change, difference=difference, items=prompts or None, note=f"{prompts:,} prompts, greedy answers")
         yield change
     for key, words in (("reward", "reward of sampled answers"), ("kl", "KL from the reference, nats per token"), ("entropy", "entropy")):
         values = [value for row in stage.metrics if (value := number(row, f"rollout/{key}")) is not None]
@@ -245,6 +252,7 @@ def _better(name: str) -> Direction | None:
 
 def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
     metrics, baseline = mapping(stage.report, "metrics"), text(stage.report, "baseline")
+    trained = count(stage.report, "trained_on") > 0
     for name in sorted(in_order(metrics, texts(stage.report, "measures")), key=lambda name: name in _ORDER and _ORDER.index(name) + 1):
         policies = metrics[name]
         words = text(stage.report, "words", name) or name
@@ -258,7 +266,11 @@ def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
             difference = Estimate.of(policies, policy, "difference", name="mean")
             note = f"before: {baseline}" if before else ""
             if after is not None:
-                yield Change(stage.name, words, before, after, difference, _better(name), chance, subject=policy, note=note)
+                items = None if number(policies, policy, "count") is None else count(policies, policy, "count")
+                within = SHARE if chance is not None else ANY
+                yield Change(
+                    stage.name, words, before, after, difference, _better(name), chance, policy, note, items, trained, within=within
+                )
 
 
 def _select_prompts(stage: StageRecord) -> Iterator[Change | None]:
@@ -308,7 +320,7 @@ def facts(stage: StageRecord) -> list[tuple[str, str]]:
         if (value := number(report, key)) is not None:
             found.append((words, short(round(value, 1))))
     if (memory := number(report, "peak_memory_bytes")) is not None:
-        found.append(("peak memory", f"{memory / 2**30:.1f} GiB"))
+        found.append(("peak memory", size(memory)))
     if (trained := number(report, "trainable_parameters")) is not None:
         whole = number(report, "parameters")
         found.append(("trained parameters", f"all {short(trained)}" if trained == whole else f"{short(trained)} of {short(whole)}"))

@@ -139,7 +139,14 @@ def ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, s
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     values = [k * step for k in range(first, last + 1)]
     plain = max(map(abs, values), default=0.0) < 1e5 and digits <= 4
-    return [(value, f"{value + 0.0:,.{digits}f}" if plain else f"{value:.3g}") for value in values]
+    labels = [f"{value + 0.0:,.{digits}f}" for value in values] if plain else []
+    precision = 3
+    while len(set(labels)) < len(values):  # as many digits as tell them apart
+        labels = [f"{value + 0.0:.{precision}g}" for value in values]
+        precision += 1
+        if precision > 17:
+            break
+    return list(zip(values, labels, strict=True))
 
 
 # Bars

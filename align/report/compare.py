@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from align.errors import InputError
 from align.pipeline.identity import flat
+from align.recipe.schema import Recipe
 from align.report.changes import Change, Estimate, headlines
 from align.report.run import RunRecord, StageRecord
 from align.terminal import plain
@@ -45,7 +47,7 @@ class Comparison:
 def compare(one: RunRecord, other: RunRecord) -> Comparison:
     """Compare two runs by what their folders say."""
     return Comparison(
-        recipe=tuple(_differences(flat(one.tree), flat(other.tree))),
+        recipe=tuple(_recipe_differences(one, other)),
         data=tuple(_differences(dict(_data(one)), dict(_data(other)))),
         packages=tuple(_differences(_packages(one), _packages(other))),
         results=tuple(_results(one, other)),
@@ -57,6 +59,25 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[D
         if key not in one or key not in other or one[key] != other[key]:
             shown = [str(side[key]) if key in side else ABSENT for side in (one, other)]
             yield Difference(key, shown[0], shown[1])
+
+
+def _recipe_differences(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
+    """What is written in one recipe only has its default in the other, which is compared and shown."""
+    written = [flat(run.tree) for run in (one, other)]
+    whole = [_with_defaults(run) for run in (one, other)]
+    for key in {**written[0], **written[1]}:
+        sides = [of.get(key, defaults.get(key, ABSENT)) for of, defaults in zip(written, whole, strict=True)]
+        if sides[0] != sides[1]:
+            marks = [" (default)" if key not in of and key in defaults else "" for of, defaults in zip(written, whole, strict=True)]
+            yield Difference(key, *(f"{side}{mark}" for side, mark in zip(sides, marks, strict=True)))
+
+
+def _with_defaults(run: RunRecord) -> dict[str, Any]:
+    """A recipe's values by dotted key, defaults included; empty when it is of another version, or of a plugin that is not here."""
+    try:
+        return flat(Recipe.model_validate(run.tree).model_dump(mode="json"))
+    except (ValueError, InputError):
+        return {}
 
 
 def _data(run: RunRecord) -> Iterator[tuple[str, str]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from align.functional.intervals import ENOUGH
 from align.report.audit import dropped
 from align.report.changes import Estimate, changes
 from align.report.run import StageRecord
 from align.report.values import at, clipped, count, mapping, number, percent, rows, short, text
+from align.report.verdicts import BELOW, UNSHOWN, WITHIN
 
 MANY_DROPPED = 0.05
 """Share of rows left out against the recipe's wish that is worth a word."""
@@ -18,8 +20,6 @@ CORRELATED = 0.3
 """Correlation of score and length."""
 CUT = 0.1
 """Share of texts that the embedder cut."""
-FEW_PROMPTS = 30
-"""Held-out prompts below which a number says little."""
 _OWN_LENGTH = 2_000
 """Characters of a stage's own warning."""
 _LONG = 100
@@ -106,9 +106,9 @@ def _certainty(stage: StageRecord) -> Iterator[str]:
     for change in measured:
         if stage.kind == "evaluate" and change.measure != measured[0].measure:
             continue  # one warning for each policy, not for each metric
-        if change.verdict in ("within chance", "below chance") and change.after is not None:
+        if change.verdict in (WITHIN, BELOW) and change.after is not None:
             yield f"{change.title} is {change.verdict}: {change.cells[1]}, and guessing gives {change.chance:g}"
-        if change.verdict == "cannot tell":
+        if change.verdict == UNSHOWN:
             yield f"{change.title}: the change of {change.cells[2]} may be chance"
     prompts = [
         count(stage.report, "held_out", "natural", "prompts"),
@@ -117,7 +117,7 @@ def _certainty(stage: StageRecord) -> Iterator[str]:
         count(stage.report, "prompts") if stage.kind == "evaluate" else 0,
     ]
     known = next((n for n in prompts if n), 0)
-    if 0 < known < FEW_PROMPTS:
+    if 0 < known < ENOUGH:
         yield f"its held-out numbers rest on {known} prompts only"
 
 

@@ -93,7 +93,7 @@ def summary(run: RunRecord) -> list[tuple[str, str]]:
         ("state", run.state),
         ("model", model if isinstance(model, str) else text(model, "path") or "-"),
         ("time of all stages", duration(sum(seconds)) if seconds else "-"),
-        ("peak memory", f"{max(memory) / 2**30:.1f} GiB" if memory else "-"),
+        ("peak memory", size(max(memory)) if memory else "-"),
         ("results", size(bytes_)),
         ("last started", text(run.about, "started") or "-"),
     ]

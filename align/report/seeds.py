@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from align.functional.intervals import Range, mean_of
 from align.report.changes import Change, Estimate, changes
 from align.report.run import read_run
 from align.report.terminal import all_stages
@@ -17,8 +18,9 @@ from align.report.terminal import all_stages
 def over_seeds(folders: Sequence[Path]) -> dict[str, list[Change]]:
     """By stage, the measures that every run has: means over the runs.
 
-    Intervals are Student's at 95 %, of the mean over seeds; those of the single runs, over prompts, are not in them. A number that is
-    the same in all runs, such as that of a base model, has none. A difference is the mean of each run's own.
+    Intervals are those of the mean over seeds, by the rule of :mod:`align.functional.intervals`; those of the single runs, over prompts,
+    are not in them. A number that is the same in all runs, such as that of a base model, has none. A difference is the mean of each
+    run's own.
     """
     runs = [[(stage.name, changes(stage)) for stage in read_run(folder).stages] for folder in folders]
     of_each = [{(name, made.title): made for name, found in run for made in found} for run in runs]
@@ -30,23 +32,29 @@ def over_seeds(folders: Sequence[Path]) -> dict[str, list[Change]]:
 
 
 def _combined(made: Sequence[Change]) -> Change:
-    first = made[0]
-    before, after, difference = (_mean([getattr(change, part) for change in made]) for part in ("before", "after", "difference"))
-    return Change(first.stage, first.measure, before, after, difference, first.better, first.chance, first.subject)
+    first, (least, largest) = made[0], made[0].within
+    apart = largest - least
+    before, after = (_mean([getattr(change, part) for change in made], first.within) for part in ("before", "after"))
+    difference = _mean([change.difference for change in made], (-apart, apart))
+    items = [change.items for change in made if change.items is not None]
+    return replace(
+        first,
+        before=before,
+        after=after,
+        difference=difference,
+        note="",
+        items=min(items, default=None),
+        trained=any(change.trained for change in made),
+    )
 
 
-def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
+def _mean(estimates: Sequence[Estimate | None], within: Range) -> Estimate | None:
     """The mean over runs, if all of them have the number."""
     values = [estimate.value for estimate in estimates if estimate is not None]
     if not values or len(values) < len(estimates):
         return None
-    mean = statistics.fmean(values)
-    if len(values) < 2 or len(set(values)) == 1:
-        return Estimate(mean)
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return Estimate(mean, mean - half, mean + half)
+    found = mean_of(values, within)
+    return Estimate(found.mean, found.low, found.high) if len(set(values)) > 1 else Estimate(values[0])
 
 
 def show(name: str, folders: Sequence[Path], console: Console) -> None:

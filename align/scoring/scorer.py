@@ -50,8 +50,12 @@ class Scorer(Protocol):
         ...
 
 
+LARGEST = 1e18
+"""A score's largest size: the square of it still is a number of 32 bits, in which means and advantages are computed."""
+
+
 def require_scores(name: str, scores: Sequence[Any], count: int) -> list[float]:
-    """``scores`` as numbers, if there are ``count`` of them and all are finite.
+    """``scores`` as numbers, if there are ``count`` of them and all are finite, of a size that can be computed with (:data:`LARGEST`).
 
     Raises:
         InputError: they are not; names the scorer and the first wrong score.
@@ -66,4 +70,7 @@ def require_scores(name: str, scores: Sequence[Any], count: int) -> list[float]:
             raise InputError(f"the scorer {name} gave {type(score).__name__} as score {place} of {count}; expected a number") from error
         if not math.isfinite(numbers[-1]):
             raise InputError(f"the scorer {name} gave {numbers[-1]} as score {place} of {count}; expected a finite number")
+        if abs(numbers[-1]) > LARGEST:
+            message = f"the scorer {name} gave {numbers[-1]:.3g} as score {place} of {count}; expected at most {LARGEST:.0e} in size"
+            raise InputError(message, hint="what is too large to compute with teaches nothing: bound the score, or scale it")
     return numbers

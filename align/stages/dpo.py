@@ -22,14 +22,15 @@ from align.batching.loader import Loader
 from align.data.store import TreeStore
 from align.functional import losses
 from align.functional.segments import segment_count, segment_mean, segment_sum
-from align.models.forward import batch_logprobs
+from align.functional.ties import logprob_noise, won
+from align.models.forward import batch_logprobs, rounding_error
 from align.models.stream import Stream, split
 from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
 from align.stages.training import TrainingRun, prepare, trained
 from align.training.metrics import Mean, add_up
 from align.training.reference import Reference, reference_for, weights_digest
-from align.training.trainer import LossOutput, Trainer, autocast
+from align.training.trainer import LossOutput, Trainer, autocast, computes_in
 
 
 class DpoTrainer(Trainer):
@@ -52,6 +53,8 @@ class DpoTrainer(Trainer):
         self.references = (reference, held_out_reference)
         self.term_weights = {"sft": spec.sft_weight}
         self.kl = (0.0, 0.0)
+        self.error = rounding_error(self.model, computes_in(self.train))
+        """Of a hidden state: what a tie is measured by."""
 
     def steps(self) -> Iterator[Sequence[Batch]]:
         """The loader's steps from where the run is; for ``kto_pair`` the step's reference points are estimated first."""
@@ -168,11 +171,14 @@ class DpoTrainer(Trainer):
         rewards = self.spec.beta * (policy / lengths if self.spec.loss == "simpo" else ratios)
         per_prompt = partial(segment_mean, segment=pairs.tree, num_segments=len(batch.tree_ids))
         margin = rewards[pairs.chosen] - rewards[pairs.rejected]
+        noise = self.spec.beta * logprob_noise(policy, lengths, self.error) / (lengths if self.spec.loss == "simpo" else 1)
         values = {
             "rewards/chosen": rewards[pairs.chosen],
             "rewards/rejected": rewards[pairs.rejected],
             "rewards/margins": margin,
-            "rewards/accuracies": (margin.sign() + 1) / 2,  # a tie, as before the first step, is half right
+            "rewards/accuracies": won(
+                margin, noise[pairs.chosen] + noise[pairs.rejected]
+            ),  # a tie, as before the first step, is half right
             "logps/chosen": policy[pairs.chosen],
             "logps/rejected": policy[pairs.rejected],
             "length/chosen": lengths[pairs.chosen].float(),

@@ -14,6 +14,7 @@ from align.data.records import Message, Prompt
 from align.errors import InputError, Problem
 from align.evaluation import gsm8k, ifeval, probes
 from align.evaluation.compare import Found, Metric
+from align.functional.intervals import SHARE
 from align.recipe.schema import DataSource, EvaluateStage
 from align.recipe.tasks import Gsm8kTask, Task
 from align.rollout.engine import Sampling, sample_seed
@@ -115,9 +116,9 @@ def sit(exam: Exam, spec: EvaluateStage, ctx: StageContext, policies: Sequence[P
     for metric, words in exam.words.items():
         counts = np.array([one[metric][1] for one in grades[0]])
         values = {policy.name: np.array([one[metric][0] for one in own]) for policy, own in zip(policies, grades, strict=True)}
-        found[f"{exam.name}/{metric}"] = Metric(words, values, counts if (counts != 1).any() else None)
+        found[f"{exam.name}/{metric}"] = Metric(words, values, counts if (counts != 1).any() else None, within=SHARE)
     cut = {policy.name: 1 - one for policy, one in zip(policies, finished, strict=True)}
-    return {**found, f"{exam.name}/unfinished": Metric(f"{exam.name}, answers that never end", cut)}
+    return {**found, f"{exam.name}/unfinished": Metric(f"{exam.name}, answers that never end", cut, within=SHARE)}
 
 
 def _write(

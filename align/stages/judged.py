@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from align.data.strict_json import clip
 from align.evaluation import judge as judging
 from align.evaluation.chat_server import ChatServer, Usage
 from align.evaluation.compare import Found, LengthControlled, Metric
+from align.functional.intervals import SHARE, wilson
 from align.recipe.judge import Judge
 from align.rollout.progress import Bar
 from align.stages.context import StageContext
-from align.stages.held_out import Policy, Question, Samples
+from align.stages.held_out import Policy, Question, Samples, say
+from align.terminal import plain
 
 _NO_TARGET = "the judge has nothing to compare with: the data have no answers"
+_CONTRADICTS = 1 / 3
+"""Share of pairs on which the two orders disagree from which the judge's verdicts are called into question; a coin comes to one half."""
+_SHOWN = 3
+"""Replies that could not be read of which the beginning is shown."""
 
 
 def judge_samples(
@@ -35,6 +43,7 @@ def judge_samples(
             else:
                 metrics, verdicts, took = _pairwise(judge, server, ctx, questions, texts)
                 found, about["verdicts"], usage = {**found, **metrics}, verdicts, usage + took
+                warnings += [words for policy, counts in verdicts.items() for words in _doubts(policy, counts)]
         if "pointwise" in judge.methods:
             metrics, took = _pointwise(judge, server, ctx, questions, texts)
             found, usage = {**found, **metrics}, usage + took
@@ -44,8 +53,31 @@ def judge_samples(
     if (cost := usage.cost(judge)) is not None:
         about["cost"] = round(cost, 6)
     if usage.unreadable:
-        warnings.append(f"{usage.unreadable} of the judge's replies could not be read; their prompts are left out")
+        shown = [_clipped(reply) for reply in sorted(server.unread.values())[:_SHOWN]]
+        about["unreadable_replies"] = shown
+        began = "; ".join(f'"{reply}"' for reply in shown)
+        warnings.append(f"{usage.unreadable} of the judge's replies could not be read; their prompts are left out. They begin: {began}")
     return found, about, warnings
+
+
+def _clipped(reply: str) -> str:
+    """The beginning of a server's text, in a line."""
+    return clip(plain(" ".join(reply.split())).plain, 80)
+
+
+def _doubts(policy: str, counts: Mapping[str, Any]) -> Iterator[str]:
+    """Reasons not to believe the verdicts on a policy, with numbers: the orders disagree, or a place wins whatever stands in it."""
+    pairs, contradictions = counts["asked"], counts["inconsistent"]
+    if pairs and contradictions >= _CONTRADICTS * pairs:
+        share = f"in {contradictions:,} of {pairs:,} pairs ({contradictions / pairs:.0%}) the verdict changed with the order of the answers"
+        yield f"the judge contradicts itself on {policy}: {share}; these count as ties"
+    first, decided = counts["first"], counts["first"] + counts["second"]
+    if decided > 1:
+        low, high = wilson(first / decided, decided)
+        if low > 0.5 or high < 0.5:
+            place = "first" if low > 0.5 else "second"
+            share = f"the first one won in {first:,} of {decided:,} verdicts ({first / decided:.0%} [{low:.0%}, {high:.0%}])"
+            yield f"the judge prefers the {place} answer on {policy}, whichever it is: {share}, and every answer stood first once"
 
 
 def _pairwise(
@@ -59,30 +91,62 @@ def _pairwise(
     for policy, ours in texts.items():
         if judge.against == "baseline" and policy == baseline:
             continue
-        asked = []
-        for question, own, other in zip(questions, ours, theirs, strict=True):
-            asked += [judging.pairwise(judge.language, question.prompt, a, b) for a, b in ((own, other), (other, own))]
-        with Bar(ctx.console, f"{ctx.name}  judge, {policy}", "replies", len(asked)) as bar:
-            verdicts, took = server.ask(asked, judging.read_verdict, bar.advance)
+        verdicts, took = _ask_both_orders(judge, server, ctx, policy, questions, list(zip(ours, theirs, strict=True)))
         usage = usage + took
-        first, second = verdicts[::2], verdicts[1::2]
-        read = [p for p, (one, two) in enumerate(zip(first, second, strict=True)) if one is not None and two is not None]
-        settled = [judging.settle(float(first[p] or 0.0), float(second[p] or 0.0)) for p in read]
         counts[policy] = {
-            "win": sum(result == 1 for result, _ in settled),
-            "tie": sum(result == 0.5 for result, _ in settled),
-            "lose": sum(result == 0 for result, _ in settled),
-            "inconsistent": sum(not consistent for _, consistent in settled),
+            "win": sum(result == 1 for result, _ in verdicts.settled.values()),
+            "tie": sum(result == 0.5 for result, _ in verdicts.settled.values()),
+            "lose": sum(result == 0 for result, _ in verdicts.settled.values()),
+            "inconsistent": sum(not consistent for _, consistent in verdicts.settled.values()),
+            "identical": verdicts.identical,
+            "asked": len(verdicts.settled) - verdicts.identical,
+            "first": verdicts.first,
+            "second": verdicts.second,
         }
-        if read:
-            results[policy] = np.array([result for result, _ in settled])
-            longer = np.array([float(len(ours[p]) - len(theirs[p])) for p in read])
+        if verdicts.settled:
+            results[policy] = np.array([result for result, _ in verdicts.settled.values()])
+            longer = np.array([float(len(ours[p]) - len(theirs[p])) for p in verdicts.settled])
             pairs[policy] = np.stack([results[policy], longer], axis=-1)[:, None, :]
     found: dict[str, Found] = {}
     if results:
-        found["judge/win_rate"] = Metric(f"win rate over {opponent} by {judge.model}, both orders", results, paired=False)
+        found["judge/win_rate"] = Metric(f"win rate over {opponent} by {judge.model}, both orders", results, paired=False, within=SHARE)
         found["judge/lc_win_rate"] = LengthControlled(f"win rate over {opponent} by {judge.model}, length-controlled", pairs)
     return found, counts, usage
+
+
+@dataclass(frozen=True)
+class _Verdicts:
+    """What a judge said of pairs of answers."""
+
+    settled: dict[int, tuple[float, bool]]
+    """Place of the prompt -> result for us, and whether both orders agree. Prompts whose replies cannot be read are left out."""
+    identical: int
+    """Pairs that say the same: ties, which nobody was asked about."""
+    first: int
+    """Verdicts for the answer that stood first, of all that could be read."""
+    second: int
+
+
+def _ask_both_orders(
+    judge: Judge, server: ChatServer, ctx: StageContext, policy: str, questions: Sequence[Question], pairs: Sequence[tuple[str, str]]
+) -> tuple[_Verdicts, Usage]:
+    """The verdicts on (our answer, theirs) to each question."""
+    asking = [p for p, (own, other) in enumerate(pairs) if own.strip() != other.strip()]
+    asked = []
+    for p in asking:
+        own, other = pairs[p]
+        asked += [judging.pairwise(judge.language, questions[p].prompt, a, b) for a, b in ((own, other), (other, own))]
+    if identical := len(pairs) - len(asking):
+        say(ctx, f"judge, {policy}: {identical:,} of {len(pairs):,} pairs of answers are identical; they are ties, and not sent")
+    with Bar(ctx.console, f"{ctx.name}  judge, {policy}", "replies", len(asked)) as bar:
+        verdicts, usage = server.ask(asked, judging.read_verdict, bar.advance)
+    settled = {p: (0.5, True) for p in range(len(pairs))}
+    for p, one, two in zip(asking, verdicts[::2], verdicts[1::2], strict=True):
+        if one is None or two is None:
+            del settled[p]
+        else:
+            settled[p] = judging.settle(one, two)
+    return _Verdicts(settled, identical, verdicts.count(1.0), verdicts.count(0.0)), usage
 
 
 def _pointwise(
@@ -103,5 +167,5 @@ def _pointwise(
     found: dict[str, Found] = {}
     for name in judging.DIMENSIONS if read else ():
         values = {policy: np.array([(grades[p] or {})[name] for p in read]) for policy, grades in graded.items()}
-        found[f"judge/{name}"] = Metric(f"{name} by {judge.model}, 1 to 10", values)
+        found[f"judge/{name}"] = Metric(f"{name} by {judge.model}, 1 to 10", values, within=(1.0, 10.0))
     return found, usage

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from align import files
 from align.data.report import DataReport
+from align.functional.intervals import mean_of
+from align.recipe.estimate import gigabytes
 from align.stages.context import StageContext
 from align.stages.ppo_rollouts import read_parquet
-from align.stages.training import headlines, keep_logs
-from align.terminal import plain
+from align.stages.training import before_and_after, headlines, keep_logs
+from align.terminal import fixed
 from align.training.trainer import Trainer
 
 PHASES = ("sync", "generate", "score", "values", "train")
@@ -66,14 +65,13 @@ def held_out(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How the scores of the same prompts changed: the mean difference, and its 95 % interval from the spread over prompts."""
+    """How the scores of the same prompts changed: the mean difference, and its 95 % interval over prompts, [None, None] when they are too
+    few for one."""
     changes = [b["score"] - a["score"] for a, b in zip(before, after, strict=True)] if before and after else []
     if not changes:
         return None
-    mean = sum(changes) / len(changes)
-    spread = math.sqrt(sum((change - mean) ** 2 for change in changes) / max(1, len(changes) - 1))
-    half = 1.96 * spread / math.sqrt(len(changes))
-    return {"prompts": len(changes), "mean": mean, "interval": [mean - half, mean + half]}
+    found = mean_of(changes)
+    return {"prompts": found.count, "mean": found.mean, "interval": [found.low, found.high]}
 
 
 def samples_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -110,21 +108,12 @@ def report(
 def _show(ctx: StageContext, result: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
     """The before/after table."""
     before, after, change = (result[name] for name in ("eval_before", "eval_after", "held_out_change"))
-    if before and after:
-        table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
-        for header in ("", "before", "after"):
-            table.add_column(header, overflow="fold")
-        for name in before:
-            if name != "loss":
-                table.add_row(f"held-out {name}", f"{before[name]:.4f}", f"{after[name]:.4f}")
-        for sample in samples:
-            table.add_row(*(plain(sample[part]) for part in ("prompt", "before", "after")))
-        ctx.console.print(table)
+    without_loss = {name: value for name, value in (before or {}).items() if name != "loss"}
+    before_and_after(ctx, without_loss, after, samples if before and after else ())
     if change:
-        low, high = change["interval"]
-        words = (
-            f"the reward on {change['prompts']} held-out prompts changed by {change['mean']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
-        )
+        low, high = (bound if bound is None else fixed(bound, 4, signed=True) for bound in change["interval"])
+        sure = "too few for an interval" if low is None else f"95 % interval {low} to {high}"
+        words = f"the reward on {change['prompts']} held-out prompts changed by {fixed(change['mean'], 4, signed=True)} ({sure})"
         ctx.console.print(f"{ctx.name}  {words}", highlight=False, soft_wrap=True)
     words = f"{result['iterations']} iterations, {result['steps']} steps, {phase_words(result['phase_seconds'])}"
-    ctx.console.print(f"{ctx.name}  {words}, peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB", highlight=False, soft_wrap=True)
+    ctx.console.print(f"{ctx.name}  {words}, peak memory {gigabytes(result['peak_memory_bytes'])}", highlight=False, soft_wrap=True)

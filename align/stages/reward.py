@@ -8,7 +8,7 @@ answers and the step's is the mean over its prompts. The paper gives neither the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,14 +26,17 @@ from align.errors import InputError
 from align.functional import losses
 from align.functional.preference_metrics import ScoredPairs, evaluate
 from align.functional.segments import segment_mean
+from align.functional.ties import won
+from align.models.forward import rounding_error
 from align.models.heads import ScalarModel, ScoreStats, branch_scores, save_scalar
 from align.models.load import without_lm_head
 from align.recipe.schema import Lora, RewardStage
 from align.scoring.baselines import LengthBaseline, WordsBaseline, pair_weights
 from align.stages.context import StageContext
 from align.stages.training import TrainingRun, prepare, trained
+from align.terminal import fixed
 from align.training.metrics import Mean
-from align.training.trainer import LossOutput, Trainer
+from align.training.trainer import LossOutput, Trainer, computes_in
 
 CALIBRATION_PROMPTS = 1000
 """Training prompts whose answers the statistics of the scores are taken from: all, or a random sample of this many."""
@@ -49,6 +52,8 @@ class RewardTrainer(Trainer):
         self.loader, self.held_out, self.spec = loader, held_out, spec
         self.term_weights = {"l2": spec.l2}
         self._scored: list[tuple[int, int, float]] = []
+        self.error = rounding_error(self.scalar.backbone, computes_in(self.train))
+        """Of a hidden state: what a tie is measured by."""
 
     def steps(self) -> Iterator[Sequence[Batch]]:
         """The loader's steps from where the run is."""
@@ -76,13 +81,19 @@ class RewardTrainer(Trainer):
             terms["l2"] = per_prompt(losses.score_l2(chosen, rejected)).sum()
         margin = (chosen - rejected).detach()
         values = {
-            "accuracy": (margin.sign() + 1) / 2,  # a tie is half right
+            "accuracy": won(margin, self.noise(chosen.detach(), rejected.detach())),  # a tie is half right
             "margin": margin,
             "scores/chosen": chosen.detach(),
             "scores/rejected": rejected.detach(),
             "scores/square": (chosen**2 + rejected**2).detach() / 2,
         }
         return LossOutput(terms, {name: Mean(per_prompt(value).sum(), len(batch.tree_ids)) for name, value in values.items()})
+
+    def noise(self, *scores: Any) -> Any:
+        """How far apart two computations of a difference of ``scores`` [P] each may be: of a hidden state's error, the part that lies
+        along the head, and as much of the scores themselves."""
+        size = sum(score**2 for score in scores) + len(scores) * float(self.scalar.head.weight.detach().square().sum())
+        return self.error * (2 * size) ** 0.5
 
     @property
     def scalar(self) -> ScalarModel:
@@ -149,7 +160,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     merged = spec.lora is not None and spec.lora.save_merged
     base, layout = stage.base, spec.train.layout
     saved = save_scalar(trainer.scalar, stage.encoder, ctx.out, base=base, scores=stats, layout=layout, save_merged=merged)
-    held_out, notes = _judge(stage, held_out_scores)
+    held_out, notes = _judge(stage, held_out_scores, trainer.noise)
     outcome = {**saved, "scores": vars(stats), "held_out": held_out}
     stage.report(trainer, outcome, **({"length_balance": buckets} if buckets else {}))
     if held_out:
@@ -168,7 +179,9 @@ def _statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:
 # Held-out data
 
 
-def _judge(stage: TrainingRun, scores: Mapping[tuple[int, int], float]) -> tuple[dict[str, Any] | None, list[str]]:
+def _judge(
+    stage: TrainingRun, scores: Mapping[tuple[int, int], float], noise: Callable[..., Any]
+) -> tuple[dict[str, Any] | None, list[str]]:
     """The numbers on the natural and on the length-balanced held-out data, and what a reader must be told in words."""
     trees = _trees(stage.data)
     table = PairTable.of(trees)
@@ -180,7 +193,7 @@ def _judge(stage: TrainingRun, scores: Mapping[tuple[int, int], float]) -> tuple
     if stage.held_out is None:
         return None, notes
     held_out = _trees(stage.held_out)
-    pairs = _scored_pairs(held_out, scores)
+    pairs = _scored_pairs(held_out, scores, noise)
     margins = {"length": by_length.margins(pairs.length_difference), "words": WordsBaseline(trees).margins(held_out)}
     kept = LengthBalance(pairs.length_difference, stage.ctx.seed).kept(0)
     seed = stage.ctx.seed
@@ -195,13 +208,13 @@ def _trees(store: TreeStore) -> list[Tree]:
     return [store[i] for i in range(len(store))]
 
 
-def _scored_pairs(trees: Sequence[Tree], scores: Mapping[tuple[int, int], float]) -> ScoredPairs:
+def _scored_pairs(trees: Sequence[Tree], scores: Mapping[tuple[int, int], float], noise: Callable[..., Any]) -> ScoredPairs:
     table = PairTable.of(trees)
     chosen = np.array([scores[t, 0] for t in table.tree.tolist()], dtype=np.float64)
     rejected = np.array([scores[t, slot] for t, slot in zip(table.tree.tolist(), table.slot.tolist(), strict=True)], dtype=np.float64)
     if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
         raise InputError("a held-out answer has a score that is not finite", hint="lower learning_rate")
-    return ScoredPairs(table.tree, chosen, rejected, table.chosen, table.rejected)
+    return ScoredPairs(table.tree, chosen, rejected, table.chosen, table.rejected, noise(chosen, rejected))
 
 
 # Tables
@@ -229,8 +242,12 @@ def _show_held_out(ctx: StageContext, held_out: Mapping[str, Mapping[str, Any]])
     ctx.console.print(table)
 
 
-def _shown(estimate: Mapping[str, float] | None) -> str:
-    return "-" if estimate is None else f"{estimate['value']:.3f}  ({estimate['low']:.3f} to {estimate['high']:.3f})"
+def _shown(estimate: Mapping[str, float | None] | None) -> str:
+    if estimate is None:
+        return "-"
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    assert value is not None
+    return fixed(value, 3) + ("" if low is None or high is None else f"  ({fixed(low, 3)} to {fixed(high, 3)})")
 
 
 def _show_buckets(ctx: StageContext, buckets: Sequence[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from align.evaluation.compare import Found, LengthControlled, Metric, Values
+from align.functional.intervals import SHARE
 from align.functional.win_rate import differences, wins
 from align.recipe.schema import EvaluateStage
 from align.recipe.scoring import EnsembleScorer, FunctionScorer, ModelScorer, Rule, Scorer
@@ -74,7 +75,9 @@ def win_rates(
         return {}
     pairs = {policy: np.stack([result, differences(lengths[policy], their_lengths)], axis=-1) for policy, result in results.items()}
     return {
-        f"win_rate{suffix}/{name}": Metric(f"win rate {words}", {p: r.mean(axis=1) for p, r in results.items()}, paired=False),
+        f"win_rate{suffix}/{name}": Metric(
+            f"win rate {words}", {p: r.mean(axis=1) for p, r in results.items()}, paired=False, within=SHARE
+        ),
         f"lc_win_rate{suffix}/{name}": LengthControlled(f"win rate {words}, length-controlled", pairs),
     }
 

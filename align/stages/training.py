@@ -27,10 +27,11 @@ from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
 from align.models.merging import merged_copy
 from align.models.save import save_policy
+from align.recipe.estimate import gigabytes
 from align.recipe.schema import DpoStage, Lora, Model, RewardStage, SftStage
 from align.stages.context import StageContext
 from align.stages.reading import StageData, read_data
-from align.terminal import plain
+from align.terminal import fixed, plain
 from align.training.launch import Ranks, ranks
 from align.training.memory import peak_memory_bytes
 from align.training.trainer import Trainer
@@ -48,6 +49,8 @@ class TrainingRun:
     read: StageData
     model: nn.Module
     plan: StepPlan
+    leaked: int = 0
+    """Held-out prompts that are trained on as well."""
 
     @property
     def data(self) -> TreeStore:
@@ -118,7 +121,7 @@ class TrainingRun:
         keep_logs(self.ctx, "trackers")
         outcome = {**headlines(trainer), **outcome}
         if self.read.held_out_report is not None:
-            more["held_out_data"] = self.read.held_out_report.as_json()
+            more |= {"held_out_data": self.read.held_out_report.as_json(), "held_out_leaked": self.leaked}
         files.write_json(self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more})
         self.ctx.note(outcome)
         _show(self.ctx, outcome, samples)
@@ -165,16 +168,18 @@ def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: C
     ctx.encoder_digest = encoder.digest
     rejects = ctx.out / "rejects.jsonl" if group.first else None
     read = read_data(spec, resolve=ctx.resolve, encoder=encoder, cache=ctx.cache, seed=ctx.seed, rejects=rejects)
+    leaked: list[str] = []
     if group.first:
         for line in read.lines():
             ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        if leaked := read.leaked():
+        leaked = read.leaked()
+        if leaked:
             ctx.warn(_leak(leaked, len(read.held_out or ())))
     train, lora, first = spec.train, spec.lora, read.trees[0]
     policy = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
     require_own_logprobs(policy, [*first.trunk, *first.branches[0].ids, *first.trunk][:12], train.layout)
     model = build(policy, lora, ctx.seed)
-    return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed))
+    return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed), len(leaked))
 
 
 def _leak(ids: Sequence[str], held_out: int) -> str:
@@ -201,19 +206,27 @@ def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_bytes())
 
 
-def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
-    """The before/after table."""
+def before_and_after(
+    ctx: StageContext, before: Mapping[str, float] | None, after: Mapping[str, float] | None, samples: Sequence[Mapping[str, str]]
+) -> None:
+    """A table of held-out numbers and answers before and after a stage; nothing when there are neither."""
     table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
     for header in ("", "before", "after"):
         table.add_column(header, overflow="fold")
-    if outcome["eval_before"] and outcome["eval_after"]:
-        for key, value in outcome["eval_before"].items():
-            table.add_row(f"held-out {key}", f"{value:.4f}", f"{outcome['eval_after'][key]:.4f}")
+    for key in before or ():
+        if before and after and key in after:
+            table.add_row(f"held-out {key}", fixed(before[key], 4), fixed(after[key], 4))
     for sample in samples:
         table.add_row(*(plain(sample[part]) for part in ("prompt", "before", "after")))
-    ctx.console.print(table)
+    if table.row_count:
+        ctx.console.print(table)
+
+
+def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+    """What changed, and what it took."""
+    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], samples)
     ctx.console.print(
         f"{ctx.name}  {outcome['steps']} steps, {outcome['tokens']} tokens, {outcome['seconds']} s, "
-        f"{outcome['tokens_per_second']:.0f} tokens/s, peak memory {outcome['peak_memory_bytes'] / 2**30:.1f} GiB",
+        f"{outcome['tokens_per_second']:.0f} tokens/s, peak memory {gigabytes(outcome['peak_memory_bytes'])}",
         highlight=False,
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import trl
-from rich.table import Table
 from torch import nn
 from transformers import PrinterCallback, set_seed
 
@@ -27,6 +26,7 @@ from align.models.generate import answer, embedding_rows
 from align.models.load import load_encoder, load_policy
 from align.models.quiet import no_progress_bars
 from align.models.save import save_policy, save_weights
+from align.recipe.estimate import gigabytes
 from align.recipe.schema import TrlStage
 from align.recipe.trl_source import config_name
 from align.scoring.open import open_scorer
@@ -35,10 +35,9 @@ from align.signals import stop_requested
 from align.stages import trl_data
 from align.stages.context import StageContext
 from align.stages.sampling import Sample
-from align.stages.training import keep_logs, remembered, trained
+from align.stages.training import before_and_after, keep_logs, remembered, trained
 from align.stages.trl_data import TrlData
 from align.stages.trl_training import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
-from align.terminal import plain
 from align.training.launch import ranks
 from align.training.memory import keep_freed_memory, peak_memory_bytes
 
@@ -245,17 +244,9 @@ def _answers(model: nn.Module, encoder: Encoder, data: TrlData) -> list[str]:
 
 
 def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
-    table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
-    for header in ("", "before", "after"):
-        table.add_column(header, overflow="fold")
-    for name, value in (outcome["eval_before"] or {}).items():
-        if name in (outcome["eval_after"] or {}):
-            table.add_row(f"held-out {name}", f"{value:.4f}", f"{outcome['eval_after'][name]:.4f}")
-    for sample in samples:
-        table.add_row(*(plain(sample[part]) for part in ("prompt", "before", "after")))
-    ctx.console.print(table)
-    memory = outcome["peak_memory_bytes"] / 2**30
+    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], samples)
+    memory = gigabytes(outcome["peak_memory_bytes"])
     ctx.console.print(
-        f"{ctx.name}  {outcome['steps']} steps of {outcome['trainer']}, {outcome['seconds']} s, peak memory {memory:.1f} GiB",
+        f"{ctx.name}  {outcome['steps']} steps of {outcome['trainer']}, {outcome['seconds']} s, peak memory {memory}",
         highlight=False,
     )

@@ -388,5 +388,10 @@ def autocast(train: Train, device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if train.autocast is None else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def computes_in(train: Train) -> str:
+    """The coarsest precision of a forward pass: "fp32" or "bf16"."""
+    return "bf16" if "bf16" in (train.dtype, train.autocast) else "fp32"
+
+
 def _finite(value: float) -> bool:
     return value - value == 0.0

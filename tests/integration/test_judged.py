@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from align.functional.intervals import wilson
 from align.pipeline.runner import run_recipe
 from align.recipe.load import load_recipe
 from align.stages import sampling
@@ -43,8 +45,8 @@ def _folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> It
     yield
 
 
-def run(endpoint: str, runs: str = "runs", **judge: Any) -> tuple[dict[str, Any], str]:
-    stage = {"kind": "evaluate", "policies": ["./first", "./second"], "data": "held.jsonl", "samples_per_prompt": 1, "embedder": None}
+def run(endpoint: str, runs: str = "runs", policies: Sequence[str] = ("./first", "./second"), **judge: Any) -> tuple[dict[str, Any], str]:
+    stage = {"kind": "evaluate", "policies": list(policies), "data": "held.jsonl", "samples_per_prompt": 1, "embedder": None}
     stage |= {"max_new_tokens": 12, "judge": {"endpoint": endpoint, "model": "j", "retries": 0, **judge}}
     Path("r.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./first", "stages": {"e": stage}}))
     text = io.StringIO()
@@ -67,8 +69,10 @@ def test_pairwise_in_both_orders() -> None:
         report, _ = run(server.endpoint, price_input=1.0, price_output=2.0)
         assert len(server.requests) == 8, "four prompts, two orders"
         entry = report["metrics"]["judge/win_rate"]
-        assert entry["./second"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "count": 4} and set(entry) == {"./second"}
-        assert report["judge"]["verdicts"]["./second"] == {"win": 4, "tie": 0, "lose": 0, "inconsistent": 0}
+        low, high = wilson(1.0, 4)
+        assert entry["./second"] == {"mean": 1.0, "low": low, "high": high, "count": 4} and set(entry) == {"./second"}
+        said = {"win": 4, "tie": 0, "lose": 0, "inconsistent": 0, "identical": 0, "asked": 4, "first": 4, "second": 4}
+        assert report["judge"]["verdicts"]["./second"] == said and not [w for w in report["warnings"] if "judge" in w]
         assert report["judge"] | {"verdicts": 0} == {
             "model": "j",
             "verdicts": 0,
@@ -82,11 +86,44 @@ def test_pairwise_in_both_orders() -> None:
         assert len(server.requests) == 8, "another price asks nothing anew"
 
 
-def test_a_judge_that_likes_the_first_answer_says_nothing() -> None:
-    with serving(lambda question, before: Reply("Verdict: A")) as server:
-        report, _ = run(server.endpoint)
+@pytest.mark.parametrize(("always", "place", "share"), [("A", "first", "100%"), ("B", "second", "0%")])
+def test_a_judge_that_likes_a_place_is_doubted(always: str, place: str, share: str) -> None:
+    """With the numbers: on a coin's side in half of the verdicts, whichever answer it is."""
+    with serving(lambda question, before: Reply(f"Verdict: {always}")) as server:
+        report, text = run(server.endpoint)
     assert report["metrics"]["judge/win_rate"]["./second"]["mean"] == 0.5
-    assert report["judge"]["verdicts"]["./second"] == {"win": 0, "tie": 4, "lose": 0, "inconsistent": 4}
+    verdicts = report["judge"]["verdicts"]["./second"]
+    assert (verdicts["tie"], verdicts["inconsistent"], verdicts["first"] + verdicts["second"]) == (4, 4, 8)
+    contradicts, prefers = (warning for warning in report["warnings"] if warning.startswith("the judge"))
+    assert "in 4 of 4 pairs (100%) the verdict changed with the order" in contradicts
+    assert prefers.startswith(f"the judge prefers the {place} answer on ./second") and f"of 8 verdicts ({share} [" in prefers
+    assert contradicts in text and prefers in text
+
+
+def test_a_judge_that_says_a_tie_to_all_is_not_doubted() -> None:
+    with serving(lambda question, before: Reply("Verdict: tie")) as server:
+        report, _ = run(server.endpoint)
+    assert not [warning for warning in report["warnings"] if "judge" in warning]
+
+
+def test_identical_answers_are_ties_that_nobody_is_asked_about() -> None:
+    """Both policies write the same to two of four prompts, but for white space."""
+
+    def answer(question: str, before: int) -> Reply:
+        a, b = answers_in(question)
+        assert a.strip() != b.strip()
+        return Reply("Verdict: A" if a == "Tea it is." else "Verdict: B")
+
+    for name in ("first", "second"):
+        shutil.copytree(Path(name).resolve(), f"own-{name}")
+        write_script(Path(f"own-{name}"), ["Same.", "Same. ", "Rain." if name == "first" else "Tea it is."])
+    with serving(answer) as server:
+        report, text = run(server.endpoint, policies=["./own-first", "./own-second"])
+        sent = len(server.requests)
+    verdicts = report["judge"]["verdicts"]["./own-second"]
+    assert verdicts["identical"] > 0 and verdicts["asked"] + verdicts["identical"] == 4 and sent == 2 * verdicts["asked"]
+    assert report["metrics"]["judge/win_rate"]["./own-second"]["count"] == 4 and verdicts["tie"] >= verdicts["identical"]
+    assert f"{verdicts['identical']} of 4 pairs of answers are identical; they are ties, and not sent" in text
 
 
 def test_against_the_datas_answer_and_grades_beside_it() -> None:
@@ -110,6 +147,11 @@ def test_replies_that_make_no_sense_are_left_out_and_said() -> None:
         report, text = run(server.endpoint)
     assert report["metrics"]["judge/win_rate"]["./second"]["count"] == 3 and report["judge"]["unreadable"] == 2
     assert "2 of the judge's replies could not be read" in text
+    assert report["judge"]["unreadable_replies"] == ["Who knows?", "Who knows?"] and 'They begin: "Who knows?"; "Who knows?"' in text
+    with serving(lambda question, before: Reply("\x1b[31mNo\n\x07" + "way " * 100)) as server:
+        report, text = run(server.endpoint, runs="steering")
+    (warning,) = (warning for warning in report["warnings"] if "could not be read" in warning)
+    assert "\x1b" not in warning + text and "\x07" not in warning and "?[31mNo" in warning and len(warning) < 400
     with serving(lambda question, before: Reply("Who knows?")) as server:
         report, _ = run(server.endpoint, runs="others")
     assert "judge/win_rate" not in report["metrics"]

@@ -128,7 +128,7 @@ def test_the_features_are_read_from_cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp
 def test_too_little_disk_or_memory() -> None:
     assert doctor.enough("disk", 5.0, 5, "free here; more").level == "ok"
     low = doctor.enough("disk", 4.9, 5, "free here; more")
-    assert low.level == "problem" and "4.9 GiB" in low.text and "at least 5" in low.text
+    assert low.level == "problem" and "4.9 GB" in low.text and "at least 5" in low.text
 
 
 def test_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

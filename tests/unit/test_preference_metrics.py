@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from align.data.trees import Branch, Tree
-from align.functional.preference_metrics import ScoredPairs, evaluate, won
+from align.functional.preference_metrics import ScoredPairs, evaluate
+from align.functional.ties import won
 from align.scoring.baselines import LengthBaseline, WordsBaseline, pair_weights
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import doctest
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from align import terminal
+from align.functional.intervals import wilson
 from align.report import charts, notes, values
 from align.report.answers import answers
 from align.report.audit import audit
-from align.report.changes import Change, Estimate, changes, wilson
+from align.report.changes import Change, Estimate, changes
 from align.report.charts import Line, line_chart, thin, ticks
 from align.report.curves import bars, curves
 from align.report.graph import graph
@@ -57,20 +60,13 @@ def test_what_does_not_show_is_written_out() -> None:
 # What changed
 
 
-def test_wilson_against_its_formula() -> None:
-    """Bounds solve (share - p)² = z² p (1 - p) / n."""
-    for share, n in ((0.5, 35), (0.93, 107), (1.0, 12), (0.0, 4)):
-        for bound in wilson(share, n):
-            assert (share - bound) ** 2 == pytest.approx(1.96**2 * bound * (1 - bound) / n, abs=1e-12)
-
-
 def test_an_accuracy_has_the_interval_of_its_prompts(tmp_path: Path) -> None:
     accuracy = changes(stage(tmp_path, "dpo"))[0]
     low, high = wilson(0.9333, 107)
     assert accuracy.after == Estimate(0.9333, low, high) and accuracy.verdict == "above chance"
     assert accuracy.cells == ("0.500", f"0.933 [{low:.3f}, {high:.3f}]", "+0.433")
     unknown = changes(stage(tmp_path, "dpo", held_out_data=None))[0]
-    assert unknown.after == Estimate(0.9333) and unknown.verdict == "better (no interval)"
+    assert unknown.after == Estimate(0.9333) and unknown.verdict == "no interval"
 
 
 def test_a_reward_model_is_shown_with_its_own_intervals(tmp_path: Path) -> None:
@@ -88,7 +84,7 @@ def test_policies_are_compared_with_the_first(tmp_path: Path) -> None:
         ("stage:ppo", ("-12.50 [-14.00, -11.00]", "-4.00 [-5.50, -2.50]", "+8.50 [+7.00, +10.00]"), "better"),
     ]
     by_title = {change.title: change.verdict for change in found}
-    assert by_title["similarity of own samples to the target: stage:dpo"] == "cannot tell"
+    assert by_title["similarity of own samples to the target: stage:dpo"] == "no difference shown"
     assert by_title["share of own samples that never end: stage:dpo"] == "better", "less of it is better"
     assert by_title["length of own samples, tokens: stage:dpo"] == "", "neither is better"
 
@@ -135,7 +131,7 @@ def test_ppo_has_its_interval_and_its_first_and_last_iterations(tmp_path: Path) 
     shown = found["KL from the reference, nats per token"]
     assert len(kl) == 20 and shown.note == "first and last 5 of 20 iterations" and shown.before is not None and shown.after is not None
     assert (shown.before.value, shown.after.value) == pytest.approx((sum(kl[:5]) / 5, sum(kl[-5:]) / 5))
-    assert found["loss on held-out conversations"].verdict == "worse (no interval)"
+    assert found["loss on held-out conversations"].verdict == "no interval"
 
 
 @pytest.mark.parametrize(
@@ -144,12 +140,55 @@ def test_ppo_has_its_interval_and_its_first_and_last_iterations(tmp_path: Path) 
         (0.1, 0.5, "up", "better"),
         (0.1, 0.5, "down", "worse"),
         (-0.5, -0.1, "down", "better"),
-        (-0.1, 0.5, "up", "cannot tell"),
-        (0, 0, "up", "the same"),
+        (-0.1, 0.5, "up", "no difference shown"),
+        (None, None, "up", "no interval"),
+        (0.1, 0.5, None, ""),
     ],
 )
-def test_verdicts(low: float, high: float, direction: Any, verdict: str) -> None:
-    assert Change("s", "m", Estimate(1.0), Estimate(1.2), Estimate(0.2, low, high), direction).verdict == verdict
+def test_verdicts(low: float | None, high: float | None, direction: Any, verdict: str) -> None:
+    shown = Change("s", "m", Estimate(1.0), Estimate(1.2), Estimate(0.2, low, high), direction, items=30)
+    assert shown.verdict == verdict
+    if direction is not None:
+        assert replace(shown, items=29).verdict == "too few"
+        assert replace(shown, trained=True).verdict == "not held out"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.51, 0.9, "above chance"), (0.1, 0.49, "below chance"), (0.5, 0.9, "within chance"), (None, None, "no interval")],
+)
+def test_verdicts_beside_chance(low: float | None, high: float | None, verdict: str) -> None:
+    shown = Change("s", "m", Estimate(0.5), Estimate(0.6, low, high), Estimate(0.1), "up", 0.5, items=30)
+    assert shown.verdict == verdict
+    assert replace(shown, items=1).verdict == "too few" and replace(shown, trained=True).verdict == "not held out"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 2.5, 1e4])
+def test_a_change_within_rounding_is_none(size: float, dtype: str) -> None:
+    """However narrow its interval: a part of the number itself, larger in bf16; and it is printed without a sign."""
+    step = {"fp32": 1e-8, "bf16": 1e-4}[dtype] * size
+    for sign in (1, -1):
+        moved = Estimate(sign * step, sign * step, sign * step)
+        shown = Change("s", "m", Estimate(size), Estimate(size + sign * step), moved, "down", items=100, dtype=dtype)
+        assert shown.verdict == "the same"
+        large = Estimate(sign * 0.1 * size, sign * 0.1 * size, sign * 0.1 * size)
+        assert replace(shown, difference=large).verdict == ("worse" if sign > 0 else "better")
+
+
+@pytest.mark.parametrize("value", [-1e-9, -4.9e-7, 0.0, -0.0, 1e-9])
+def test_nothing_has_no_sign(value: float) -> None:
+    """-0.000000 is not a number that anyone measured."""
+    shown = Change("s", "m", Estimate(2.5), Estimate(2.5 + value), Estimate(value, value, value), "down", items=100)
+    assert "-" not in "".join(shown.cells) and shown.verdict == "the same"
+    assert doctest.testmod(terminal).failed == 0
+
+
+def test_a_stage_whose_held_out_prompts_are_trained_on_has_no_verdict(tmp_path: Path) -> None:
+    for kind in ("dpo", "reward", "sft"):
+        seen = changes(stage(tmp_path / kind, kind, held_out_leaked=3))
+        assert {change.verdict for change in seen} <= {"", "not held out", "the same"}
+        assert seen[0].verdict == "not held out"
 
 
 # Charts
@@ -179,6 +218,15 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert 2 <= len(found) <= 8 and all(low - 1e-9 <= value <= high + 1e-9 for value, _ in found)
     assert len({label for _, label in found}) == len(found)
     assert all(float(label.replace(",", "")) == pytest.approx(value, rel=0.02, abs=1e-12) for value, label in found)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-0.000101, -0.0001), (1e-9, 1.001e-9), (123456.0, 123456.001), (1e7, 1e7 + 3), (-1e-12, 1e-12), (0.0, 0.001), (2.4999999, 2.5)],
+)
+def test_no_two_ticks_have_the_same_label(low: float, high: float) -> None:
+    labels = [label for _, label in ticks(low, high)]
+    assert len(labels) >= 2 and len(set(labels)) == len(labels) and "-0" not in labels
 
 
 def test_thinning_loses_no_peak() -> None:

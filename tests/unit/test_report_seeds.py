@@ -32,7 +32,7 @@ def test_three_seeds_by_hand(tmp_path: Path) -> None:
     assert loss.after is not None and loss.difference is not None
     assert vars(loss.after) == pytest.approx({"value": 2.3, "low": 2.3 - 0.8957, "high": 2.3 + 0.8957}, abs=1e-4)
     assert vars(loss.difference) == pytest.approx({"value": -0.7, "low": -0.7 - 0.8957, "high": -0.7 + 0.8957}, abs=1e-4)
-    assert loss.verdict == "cannot tell"
+    assert loss.verdict == "no difference shown"
 
 
 def test_differences_are_those_of_each_run(tmp_path: Path) -> None:
@@ -57,3 +57,22 @@ def test_the_table_and_its_json(tmp_path: Path) -> None:
     assert "mine: means over 3 seeds" in text.getvalue() and "2.300 [1.404, 3.196]" in text.getvalue()
     entry = next(entry for entry in as_json(folders) if entry["measure"] == "held-out loss")
     assert entry["stage"] == "sft" and entry["before"] == {"value": 3.0} and entry["after"]["low"] == pytest.approx(1.4043, abs=1e-4)
+
+
+def test_a_share_over_seeds_stays_a_share(tmp_path: Path) -> None:
+    """0.02, 0.5 and 0.02 over three seeds: Student's interval alone would begin below 0."""
+    folders = []
+    for i, accuracy in enumerate((0.02, 0.49, 0.03)):
+        folder = tmp_path / str(i)
+        folders.append(write_run(folder, ["dpo"], dpo={"eval_after": {"rewards/accuracies": accuracy}}))
+    (found,) = (change for change in over_seeds(folders)["dpo"] if change.measure == "held-out accuracy")
+    assert found.after is not None and found.after.low == 0.0 and found.after.high is not None and 0.5 < found.after.high <= 1.0
+    assert found.verdict == "within chance"
+
+
+def test_few_prompts_are_few_with_any_number_of_seeds(tmp_path: Path) -> None:
+    folders = []
+    for i, after in enumerate((2.0, 2.001, 2.002, 2.0)):
+        changed = {"eval_before": {"loss": 3.0}, "eval_after": {"loss": after}, "held_out_data": {"trees": 4}}
+        folders.append(write_run(tmp_path / str(i), ["sft"], sft=changed))
+    assert held_out(folders).verdict == "too few"

@@ -237,15 +237,22 @@ def test_diff_names_every_difference_once(call: Call) -> None:
     code, out, _ = call("diff", "one", "two")
     text = words(out)
     assert code == 0
-    assert "stages.sft.train.learning_rate - 2e-05" in text
+    assert "stages.sft.train.learning_rate 1e-05 (default) 2e-05" in text
     assert "stages.dpo.lora {} None" in text
     assert "name one two" in text
     assert "sft: a.jsonl" in text
     assert "sft: held-out loss 2.500 2.250 -0.250" in text
-    assert "dpo: held-out margin of implicit rewards 0.350 0.350 +0.000" in text
+    assert "dpo: held-out margin of implicit rewards 0.350 0.350 0.000" in text
     assert "the same: packages" in text
     code, out, _ = call("diff", str(other.folder), "two")
     assert "the same: recipe, data, packages" in out
+
+
+def test_a_default_that_is_written_out_is_no_difference(call: Call) -> None:
+    make("one")
+    make("two", sft={"kind": "sft", "data": "a.jsonl", "train": {"learning_rate": 1e-5, "epochs": 1}, "max_length": 2048, "seed": None})
+    code, out, _ = call("diff", "one", "two")
+    assert code == 0 and "epochs" not in out and "max_length" not in out and "learning_rate" not in out and "seed" not in out
 
 
 # verify

@@ -1,0 +1,75 @@
+"""The one rule for verdicts: what a number with its interval allows to say of a stage. Terminal, page, lists and seeds all ask here.
+
+A stage is called better or worse only where the interval of the change excludes none, the change is larger than what rounding makes, and
+both were measured on at least :data:`~align.functional.intervals.ENOUGH` prompts that the stage was not trained on. An accuracy is called
+above or below chance under the same conditions. In all other cases the verdict says which of these is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+from align.functional.intervals import ENOUGH
+from align.functional.ties import relative_error
+
+Direction = Literal["up", "down"]
+"""Which way is better."""
+
+THE_SAME, NOT_HELD_OUT, TOO_FEW, NO_INTERVAL = "the same", "not held out", "too few", "no interval"
+UNSHOWN, WITHIN, BELOW = "no difference shown", "within chance", "below chance"
+_LAYERS, _WIDTH = 100, 4096
+"""Of a large model: rounding in a smaller one is less."""
+
+
+class Measured(Protocol):
+    """A number with its interval."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def low(self) -> float | None: ...
+
+    @property
+    def high(self) -> float | None: ...
+
+
+def verdict(
+    after: Measured | None,
+    difference: Measured | None,
+    *,
+    better: Direction | None,
+    chance: float | None,
+    rounding: float,
+    items: int | None,
+    trained: bool,
+) -> str:
+    """In a word or two; empty for what is neither good nor bad.
+
+    Args:
+        chance: what guessing gives; ``after`` is then compared with it.
+        rounding: a difference up to this is none.
+        items: prompts that were measured; None where that is not known.
+        trained: they were trained on.
+    """
+    subject = after if chance is not None else difference
+    if subject is None or (chance is None and better is None):
+        return ""
+    if difference is not None and abs(difference.value) <= rounding and chance is None:
+        return THE_SAME
+    if trained:
+        return NOT_HELD_OUT
+    if items is not None and items < ENOUGH:
+        return TOO_FEW
+    if subject.low is None or subject.high is None:
+        return NO_INTERVAL
+    if chance is not None:
+        return "above chance" if subject.low > chance else BELOW if subject.high < chance else WITHIN
+    low, high = sorted((subject.low, subject.high) if better == "up" else (-subject.high, -subject.low))
+    return "better" if low > 0 else "worse" if high < 0 else UNSHOWN
+
+
+def rounding_of(scale: float, dtype: str, items: int | None) -> float:
+    """What rounding makes of a mean over ``items`` numbers of about size ``scale``, computed in ``dtype`` ("fp32", "bf16")."""
+    return scale * relative_error(_LAYERS, _WIDTH, dtype) / math.sqrt(items or 1)
