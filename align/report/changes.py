@@ -9,6 +9,7 @@ from typing import Any
 
 from align.functional.intervals import ANY, DIFFERENCE, SHARE, Range, wilson
 from align.report.run import StageRecord
+from align.report.trained import trained_on
 from align.report.values import count, decimals, in_order, mapping, number, percent, short, size, text, texts
 from align.report.verdicts import Direction, rounding_of, verdict
 from align.terminal import fixed
@@ -252,7 +253,7 @@ def _better(name: str) -> Direction | None:
 
 def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
     metrics, baseline = mapping(stage.report, "metrics"), text(stage.report, "baseline")
-    trained = count(stage.report, "trained_on") > 0
+    trained = trained_on(stage)
     for name in sorted(in_order(metrics, texts(stage.report, "measures")), key=lambda name: name in _ORDER and _ORDER.index(name) + 1):
         policies = metrics[name]
         words = text(stage.report, "words", name) or name

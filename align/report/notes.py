@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from align.functional.intervals import ENOUGH
+from align.functional.intervals import correlation as interval_of
 from align.report.audit import dropped
 from align.report.changes import Estimate, changes
 from align.report.run import StageRecord
@@ -150,7 +151,10 @@ def _length(stage: StageRecord) -> Iterator[str]:
     """Is it length that was learned?"""
     correlation = Estimate.of(stage.report, "held_out", "natural", "length_correlation") or Estimate.of(stage.report, "length_correlation")
     if correlation is not None and abs(correlation.value) > CORRELATED:
-        sure = correlation.low is None or correlation.high is None or (correlation.low > 0) == (correlation.high > 0)
+        low, high = correlation.low, correlation.high
+        if low is None or high is None:  # of a stage that counts it without one
+            low, high = interval_of(correlation.value, count(stage.report, "prompts")) or (-1.0, 1.0)
+        sure = (low > 0) == (high > 0)
         more = "longer" if correlation.value > 0 else "shorter"
         if sure:
             yield f"the score goes with length (correlation {correlation.words(2)}): {more} answers score higher"

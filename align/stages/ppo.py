@@ -87,7 +87,7 @@ def run(spec: PpoStage, ctx: StageContext) -> None:
         clock.take()  # the reference's answers are no part of an iteration
         trainer.fit()
     if group.first:
-        _save(spec, ctx, trainer, encoder, base, data.report)
+        _save(spec, ctx, trainer, encoder, base, data)
 
 
 # What it starts from
@@ -103,6 +103,12 @@ class _Data:
     sft: Loader | None
     eval_sft: list[Batch]
     report: DataReport
+
+    @property
+    def leaked(self) -> int:
+        """Held-out prompts that are trained on as well."""
+        trained = {tuple(prompt.ids) for prompt in self.prompts}
+        return sum(tuple(prompt.ids) in trained for prompt in self.eval_prompts)
 
 
 def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> _Data:
@@ -133,10 +139,13 @@ def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> 
     if spec.eval_sft_data is not None:
         store = conversations_of(spec.eval_sft_data, "held out: ")
         eval_sft = make_loader(spec.train, encoder, group, store.__getitem__, plan).batches(range(len(store)))
+    found = _Data(prompts, plan, held_out, sft, eval_sft, report)
     if group.first:
         for line in lines:
             ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return _Data(prompts, plan, held_out, sft, eval_sft, report)
+        if found.leaked:
+            ctx.warn(f"{found.leaked:,} of {len(held_out):,} held-out prompts are trained on too: the held-out numbers are too good")
+    return found
 
 
 def _plan(sizes: Sequence[int] | npt.NDArray[np.int64], seed: int, batch_size: int, steps: int) -> StepPlan:
@@ -254,7 +263,7 @@ def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[in
 # What it leaves
 
 
-def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encoder, base: Model, data: DataReport) -> None:
+def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encoder, base: Model, data: _Data) -> None:
     """Policy, value model, answers of every iteration, and the report."""
     models, last = trainer.models, trainer.history[-1]
     models.use("policy")
@@ -268,10 +277,11 @@ def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encod
         "last_iteration": dict(last),
         "phase_seconds": {phase: round(seconds, 2) for phase, seconds in trainer.seconds.items()},
         "unhealthy": trainer.unhealthy,
+        "held_out_leaked": data.leaked,
         **saved,
         "parameters": sum(p.numel() for p in models.parameters()),
     }
     progress = trainer.progress
     kept = progress.best_step if spec.train.load_best_model and progress.best_eval else progress.step
     before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept))
-    report(ctx, trainer, data, samples_of(before, after), outcome, change_of(before, after), printed=spec.samples)
+    report(ctx, trainer, data.report, samples_of(before, after), outcome, change_of(before, after), printed=spec.samples)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
+from align import files
 from align.evaluation.compare import Found, LengthControlled, Metric, Values
 from align.functional.intervals import SHARE
 from align.functional.win_rate import differences, wins
@@ -97,11 +99,20 @@ def _scores(
     for digest in dict.fromkeys(policy.encoder.digest for policy in policies):
         mine = [k for k, policy in enumerate(policies) if policy.encoder.digest == digest]
         answers = [q.answer(sample, k) for k in mine for q, own in zip(questions, samples[k], strict=True) for sample in own]
-        found = _score(scorer, f"{part}/{digest[:16]}", ctx, [*answers, *targets], digest, group)
+        found = _score_once(scorer, f"{part}/{digest[:16]}", ctx, [*answers, *targets], digest, group)
         drawn = np.array(found[: len(answers)]).reshape(len(mine), len(questions), -1)
         scores |= {policies[k].name: drawn[place] for place, k in enumerate(mine)}
     theirs = np.array(found[len(answers) :]).reshape(-1, 1) if targets else None
     return {policy.name: scores[policy.name] for policy in policies}, theirs
+
+
+def _score_once(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str, group: Ranks) -> list[float]:
+    """Equal answers to a prompt are scored once: computed twice, rounding would say that one of them is better."""
+    places: dict[str, int] = {}
+    of = [places.setdefault(files.digest_json(asdict(answer)), len(places)) for answer in answers]
+    first = {place: answer for place, answer in zip(reversed(of), reversed(answers), strict=True)}
+    scores = _score(scorer, part, ctx, [first[place] for place in range(len(places))], digest, group)
+    return [scores[place] for place in of]
 
 
 def _score(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str, group: Ranks) -> list[float]:

@@ -74,8 +74,8 @@ def folder(tmp_path: Path) -> Path:
 def test_the_numbers_are_those_of_the_run(folder: Path) -> None:
     parsed = page_of(folder)
     rows = [[" ".join(cell.split()) for cell in row] for row in parsed.rows]
-    assert ["sft", "held-out loss", "2.879", "2.486", "-0.393", "better (no interval)"] in rows
-    assert ["log-prob of held-out chosen answers, nats", "-75.58", "-77.20", "-1.62", "worse (no interval)"] in rows
+    assert ["sft", "held-out loss", "2.879", "2.486", "-0.393", "no interval"] in rows
+    assert ["log-prob of held-out chosen answers, nats", "-75.58", "-77.20", "-1.62", "no interval"] in rows
     reward = "reward on held-out prompts 60 prompts, greedy answers"
     assert ["ppo", reward, "0.120", "0.350", "+0.230 [+0.110, +0.350]", "better"] in rows
     assert ["talk.jsonl", "preference", "305", "229", "74", "2", "0", "229 (100 %)"] in rows
@@ -228,7 +228,7 @@ def test_damage_leaves_the_rest(tmp_path: Path, damage: str) -> None:
             DAMAGES[damage](path)
     DAMAGES[damage](folder / "run.json")
     parsed = page_of(folder)
-    assert ["sft", "held-out loss", "2.879", "2.486", "-0.393", "better (no interval)"] in parsed.rows
+    assert ["sft", "held-out loss", "2.879", "2.486", "-0.393", "no interval"] in parsed.rows
     assert "The capital of Canada is Toronto." in parsed.text and "kind: self_contrast" in parsed.text
     show(read_run(folder), folder / "report.html", Console(file=io.StringIO(), width=100))
 

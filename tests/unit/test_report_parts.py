@@ -380,3 +380,24 @@ def test_a_stage_that_failed_says_why(tmp_path: Path) -> None:
         history.write(json.dumps(event) + "\n")
     words = [note.text for note in notes.notes(read_run(folder).stage("sft"))]
     assert words[:2] == ["failed: TrainingFault: loss not finite", "the result shown here is of an earlier run, not of this recipe"]
+
+
+@pytest.mark.parametrize(
+    ("own", "trained"),
+    [
+        ({"path": "talk.jsonl"}, True),
+        ({"path": "talk.jsonl", "where": {"split": "test"}}, False),
+        ({"path": "other.jsonl"}, False),
+    ],
+)
+def test_an_evaluation_on_training_data_has_no_verdict(own: dict[str, Any], trained: bool, tmp_path: Path) -> None:
+    """The policy's own data, or those of a stage before it; not another choice of rows from the same file."""
+    folder = write_run(tmp_path / "r", ["sft", "dpo", "compare"])
+    write_stage(folder, "sft", "sft", sft(), data=[{"path": "talk.jsonl", "where": None}])
+    write_stage(folder, "dpo", "dpo", sft(), data=[{"path": "pairs.jsonl"}], policy="stage:sft")
+    for policy in ("stage:sft", "stage:dpo"):
+        better = {"base": mean(1.0, 0.1), policy: {**mean(2.0, 0.1), "difference": mean(1.0, 0.1)}}
+        report = {"baseline": "base", "policies": ["base", policy], "words": {}, "metrics": {"margin": better}}
+        write_stage(folder, "compare", "evaluate", {"report": report}, data=[own])
+        (found,) = changes(read_run(folder).stage("compare"))
+        assert found.verdict == ("not held out" if trained else "better")
