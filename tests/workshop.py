@@ -109,11 +109,12 @@ class Workshop:
     def run(self, *overrides: str, **options: Any) -> tuple[RunResult, list[str]]:
         printed = io.StringIO()
         self.printed = printed
+        options.setdefault("selection", Selection(replace=True))
         result = run_recipe(self.load(*overrides), runs_dir=self.runs, console=Console(file=printed, width=40), **options)
         return result, printed.getvalue().splitlines()
 
     def status(self, *overrides: str, **selection: Any) -> dict[str, str]:
-        found = status(self.load(*overrides), self.runs, Selection(**selection))
+        found = status(self.load(*overrides), self.runs, Selection(**{"replace": True, **selection}))
         return {name: f"{s.state}: {s.reason}" for name, s in found.items()}
 
     @property

@@ -25,6 +25,7 @@ from align.cli.options import (
     Only,
     PlannedProcesses,
     RecipeOption,
+    Replace,
     Seeds,
     selection_of,
     with_seeds,
@@ -197,11 +198,14 @@ def plan(
     start: From = None,
     force: Force = None,
     fresh: Fresh = False,
+    replace: Replace = False,
 ) -> None:
     """Print what a run with these options would do: which stages and why, steps, memory, disk, time. Refuses what cannot fit."""
     from align.pipeline.plan import make_plan, show
 
-    made = make_plan(_load(arguments, recipe), ctx.obj, nproc=nproc, selection=selection_of(only, start, force, fresh))
+    made = make_plan(
+        _load(arguments, recipe), ctx.obj, nproc=nproc, selection=selection_of(only, start, force, fresh=fresh, replace=replace)
+    )
     show(made, console())
     if made.faults:
         raise InputError(made.faults)
@@ -219,12 +223,13 @@ def run(
     start: From = None,
     force: Force = None,
     fresh: Fresh = False,
+    replace: Replace = False,
     seeds: Seeds = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe. Stages that are up to date are not run again; an interrupted run goes on where it stopped."""
     recipes = with_seeds(lambda more: _load(arguments, recipe, more), seeds)
-    _run(recipes, ctx.obj, nproc, selection_of(only, start, force, fresh), as_json)
+    _run(recipes, ctx.obj, nproc, selection_of(only, start, force, fresh=fresh, replace=replace), as_json)
 
 
 def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection: Selection, as_json: bool) -> None:
@@ -304,9 +309,12 @@ def _stage_command(kind: str) -> Callable[..., None]:
         only: Only = None,
         force: Force = None,
         fresh: Fresh = False,
+        replace: Replace = False,
         as_json: AsJson = False,
     ) -> None:
-        _run([_load(arguments, recipe)], ctx.obj, nproc, selection_of(only, None, force, fresh, [kind]), as_json)
+        _run(
+            [_load(arguments, recipe)], ctx.obj, nproc, selection_of(only, None, force, fresh=fresh, replace=replace, kinds=[kind]), as_json
+        )
 
     return command
 

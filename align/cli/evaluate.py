@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align.cli.options import Replace
 from align.errors import InputError
 from align.terminal import console
 
@@ -32,6 +33,7 @@ def evaluate_models(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 17,
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    replace: Replace = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this file as well, as JSON.")] = None,
 ) -> None:
     """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside the run."""
@@ -41,6 +43,7 @@ def evaluate_models(
     from align.evaluation.table import table
     from align.files import atomic_write
     from align.pipeline.runner import run_recipe
+    from align.pipeline.selection import Selection
     from align.recipe.load import load_recipe
 
     options: dict[str, Any] = {"samples_per_prompt": samples, "scorers": scorer, "probes": _names(probes)}
@@ -49,7 +52,9 @@ def evaluate_models(
         models, tasks=_names(tasks), data=data or [], limit=limit, seed=seed, max_new_tokens=max_new_tokens, options=options
     )
     terminal = console()
-    result = run_recipe(load_recipe(str(write_recipe(recipe, ctx.obj))), runs_dir=ctx.obj, console=terminal)
+    result = run_recipe(
+        load_recipe(str(write_recipe(recipe, ctx.obj))), runs_dir=ctx.obj, console=terminal, selection=Selection(replace=replace)
+    )
     report = (result.folder / "stages" / STAGE / "report.json").read_text(encoding="utf-8")
     if STAGE in result.up_to_date:  # else the stage has shown it
         terminal.print(table(STAGE, json.loads(report)))

@@ -35,6 +35,10 @@ Force = Annotated[
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Throw away the checkpoints of what is about to run: it starts from the beginning.")]
+Replace = Annotated[
+    bool,
+    typer.Option("--replace", help="Let finished results be replaced by those of other settings or inputs; also of what follows."),
+]
 Seeds = Annotated[
     str | None,
     typer.Option("--seeds", metavar="A,B,...", help="Run it once with each of these seeds, as NAME-seed-A ..., and show means over them."),
@@ -58,9 +62,15 @@ def with_seeds(load: Callable[[Sequence[str]], LoadedRecipe], seeds: str | None)
 
 
 def selection_of(
-    only: Sequence[str] | None, start: Sequence[str] | None, force: Sequence[str] | None, fresh: bool, kinds: Sequence[str] = ()
+    only: Sequence[str] | None,
+    start: Sequence[str] | None,
+    force: Sequence[str] | None,
+    *,
+    fresh: bool,
+    replace: bool,
+    kinds: Sequence[str] = (),
 ) -> Selection:
-    """What ``--only``, ``--from``, ``--force`` and ``--fresh`` ask for. Raises :class:`InputError` for an empty name."""
+    """What ``--only``, ``--from``, ``--force``, ``--fresh`` and ``--replace`` ask for. Raises :class:`InputError` for an empty name."""
     from align.pipeline.selection import Selection
 
     found = {"--only": only, "--from": start, "--force": force}
@@ -68,7 +78,7 @@ def selection_of(
     for option, given in names.items():
         if "" in given:
             raise InputError(f"{option}: an empty name", hint="stages are written A,B")
-    return Selection(tuple(kinds), names["--only"], names["--from"], names["--force"], fresh)
+    return Selection(tuple(kinds), names["--only"], names["--from"], names["--force"], fresh, replace)
 
 
 def cache_in(runs_dir: Path) -> Path | None:

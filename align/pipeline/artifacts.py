@@ -60,6 +60,8 @@ class Manifest:
     summary: Mapping[str, Any] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that it does not follow from, by dotted key: how it was saved, and what its report shows."""
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``{"sha256": hex, "bytes": size}`` by relative path."""
 
@@ -95,7 +97,16 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def write_manifest(folder: Path, *, type: str, stage: str, identity: Identity, encoder: str | None, summary: Mapping[str, Any]) -> Manifest:
+def write_manifest(
+    folder: Path,
+    *,
+    type: str,
+    stage: str,
+    identity: Identity,
+    encoder: str | None,
+    summary: Mapping[str, Any],
+    neutral: Mapping[str, Any] | None = None,
+) -> Manifest:
     """Hash every file in ``folder`` and write its manifest, the last file to be written.
 
     Raises :class:`AlignError` when the folder is empty, or holds a link, whose target would not be part of the artefact.
@@ -117,6 +128,7 @@ def write_manifest(folder: Path, *, type: str, stage: str, identity: Identity, e
         summary=_plain(summary),
         packages=package_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        neutral=dict(neutral or {}),
         files=entries,
     )
     files.write_json(folder / MANIFEST, manifest.as_json())

@@ -14,7 +14,7 @@ import yaml
 
 from align import files
 from align.errors import InputError, Problem
-from align.pipeline.artifacts import Identity, package_versions
+from align.pipeline.artifacts import MANIFEST, Identity, package_versions
 from align.pipeline.identity import redact
 from align.pipeline.locks import LOCK
 from align.pipeline.readme import readme
@@ -45,7 +45,7 @@ class RunFolder:
     def of(cls, loaded: LoadedRecipe, runs_dir: Path) -> RunFolder:
         """The run folder of a recipe. Nothing is created. Raises :class:`InputError` when it would lie outside ``runs_dir``."""
         path = files.inside(runs_dir, runs_dir / files.safe_name(loaded.recipe.name))
-        return cls(path, runs_dir / ".cache")
+        return cls(path, files.inside(runs_dir, runs_dir / ".cache"))
 
     @property
     def stages(self) -> Path:
@@ -64,18 +64,60 @@ class RunFolder:
         """Where a stage keeps what survives an interruption; another config or another input gets another folder."""
         return self.scratch(name) / identity.digest[:16]
 
+    def left(self, name: str, identity: Identity, *, checkpoints: bool) -> str:
+        """In words, what is there of an earlier attempt at a stage; empty when nothing is.
+
+        ``checkpoints``: it goes on from nothing else.
+        """
+        work = self.work(name, identity)
+        step = newest_step(work)
+        if step is not None:
+            return f"going on from step {step}"
+        if not has_content(work):
+            return ""
+        return "starting again (no checkpoint was left)" if checkpoints else "going on from an earlier attempt"
+
+    def others(self, name: str, identity: Identity) -> list[str]:
+        """Unfinished attempts at a stage with other settings or inputs: how far each has come, in words."""
+        own = self.work(name, identity)
+        folders = sorted(self.scratch(name).glob("[!.]*"))
+        steps = [newest_step(folder) for folder in folders if folder != own and has_content(folder)]
+        return ["no checkpoint" if step is None else f"step {step}" for step in steps]
+
+    def foreign(self, loaded: LoadedRecipe) -> list[str]:
+        """The stages whose finished results are here, if none of them is one of this recipe: it is another recipe's folder."""
+        found = sorted(place.name for place in self.stages.glob("[!.]*") if (place / MANIFEST).is_file())
+        return [] if set(found) & loaded.recipe.stages.keys() else found
+
+    def is_bare(self) -> bool:
+        """Whether nothing is here that a run has made or could go on from."""
+        work = [entry for _, _, names in os.walk(self.path / "work") for entry in names]
+        return not work and not has_content(self.stages)
+
     def forget(self, name: str, identity: Identity) -> None:
         """Remove the work folder of a finished identity; those of others, to which the user may return, stay."""
         files.remove_folder(self.work(name, identity))
         if self.scratch(name).is_dir() and not any(self.scratch(name).iterdir()):
             files.remove_folder(self.scratch(name))
 
-    def create(self) -> None:
-        """Make the folder. Raises :class:`InputError` when there is one that was not made here: files in it may be deleted later."""
+    def create(self) -> list[Path]:
+        """Make the folder and say which folders are new.
+
+        Raises :class:`InputError` when there is one that was not made here (files in it may be deleted later), and for links in it or in
+        the cache that lead out of the folder of all runs: nothing is written through them.
+        """
         if self.path.is_dir() and has_content(self.path) and not (self.path / LOCK).is_file():
             raise InputError(f"{self.path} exists and is not a run folder", hint="move it away, or give the recipe another name")
-        for folder in (self.path, self.stages, self.path / "work", self.cache):
+        for folder in (self.path, self.cache):
+            for parent, folders, names in os.walk(folder):
+                for name in (*folders, *names):
+                    if (place := Path(parent, name)).is_symlink():
+                        files.inside(self.path.parent, place)
+        wanted = (self.path.parent, self.path, self.stages, self.path / "work", self.cache)
+        new = [folder for folder in wanted if not folder.is_dir()]
+        for folder in wanted:
             files.make_folder(folder)
+        return new
 
     def obstacle(self) -> Problem | None:
         """Why a run could not write here, as far as that shows beforehand (O04)."""
@@ -108,6 +150,12 @@ class RunFolder:
     def log(self, stage: str, event: str, **details: Any) -> None:
         """Add a line to ``history.jsonl``."""
         files.append_line(self.path / "history.jsonl", {"time": _now(), "stage": stage, "event": event, **details})
+
+
+def newest_step(work: Path) -> int | None:
+    """The step of the newest checkpoint in a work folder, unverified; None without one."""
+    found = [*work.glob("checkpoints/step-*"), *(path.parent for path in work.glob(f"trl/checkpoint-*/{MANIFEST}"))]
+    return max((int(path.name.rpartition("-")[2]) for path in found), default=None)
 
 
 def has_content(folder: Path) -> bool:

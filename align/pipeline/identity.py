@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,17 @@ from align.recipe.scoring import FunctionScorer
 
 NEUTRAL = {
     "train.report_to": "only shows the metrics elsewhere as well",
-    "train.save_steps": "a run that goes on from a checkpoint is bit-equal to one that never stopped",
+    "train.save_steps": "a run that goes on from a checkpoint is the one that never stopped",
     "train.save_total_limit": "how many checkpoints are kept in the meantime",
 }
 """Keys that are no part of the identity, and why: nothing must be trained again because one of them changed. A stage may have more of its
-own (``Stage.neutral``)."""
+own (``Stage.neutral_keys``)."""
+_SHOWN_IN = {
+    "samples": "its report keeps the answers that it has",
+    "train.eval_steps": "its curves keep the points that they have",
+    "lora.save_merged": "`align merge` makes the merged copy",
+}
+"""Neutral keys that somebody may wait to see something of, and what to tell them when the stage does not run again."""
 
 _SECRET = re.compile(
     r"token|(.*_)?((api|access|private|secret|auth)_?key|(api|access|auth|bearer|hf)_?token|secret|password|passwd)", re.IGNORECASE
@@ -61,15 +69,37 @@ def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity
 
 def normalised(spec: Stage) -> dict[str, Any]:
     """A stage's own keys with defaults filled in, without those that change no result; secrets are hidden."""
+    return _split(spec)[0]
+
+
+def neutral_values(spec: Stage) -> dict[str, Any]:
+    """The keys that change no result, dotted, with their values: kept with a result, which they are no part of."""
+    return _split(spec)[1]
+
+
+def _split(spec: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
     config: dict[str, Any] = redact(spec.model_dump(mode="json", exclude={"kind", "seed"}))
-    for key in (*NEUTRAL, *spec.neutral):
+    return config, _take_out(config, spec)
+
+
+def _take_out(config: dict[str, Any], spec: Stage) -> dict[str, Any]:
+    """Remove the keys that are neutral for ``spec`` from ``config``; returns them, dotted, with their values."""
+    neutral: dict[str, Any] = {}
+    for key in (*NEUTRAL, *spec.neutral_keys()):
         *parents, last = key.split(".")
         part: Any = config
         for parent in parents:
             part = part.get(parent) if isinstance(part, dict) else None
-        if isinstance(part, dict):
-            part.pop(last, None)
-    return config
+        if isinstance(part, dict) and last in part:
+            neutral[key] = part.pop(last)
+    return neutral
+
+
+def as_of_now(old: Identity, spec: Stage) -> Identity:
+    """The identity of an earlier result without keys that count no more since: nothing is made anew only because they were counted."""
+    config = copy.deepcopy(dict(old.config))
+    _take_out(config, spec)
+    return replace(old, config=config)
 
 
 def redact(value: Any) -> Any:
@@ -150,6 +180,12 @@ def explain(old: Identity, new: Identity) -> str:
         return f"config changed: {', '.join(shown)}{more}"
     texts = [text for text in new.inputs if old.inputs.get(text) != new.inputs[text]]
     return f"input {', '.join(texts)} changed"
+
+
+def left_as_it_was(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What a result that is up to date does not show of neutral keys that have changed; empty where nobody waits for anything."""
+    changed = [key for key in _SHOWN_IN if key in old and key in new and old[key] != new[key]]
+    return "; ".join(f"{key} {_show(old[key])} -> {_show(new[key])} trains nothing: {_SHOWN_IN[key]}" for key in changed)
 
 
 _ABSENT = object()

@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from rich.console import Console
 
 from align import files, secrets
-from align.errors import EnvironmentFault, InputError, Interrupted
+from align.errors import EnvironmentFault, InputError, Interrupted, Problem
 from align.pipeline import artifacts, folder
 from align.pipeline.artifacts import Identity
 from align.pipeline.folder import RunFolder
-from align.pipeline.identity import explain, identify
+from align.pipeline.identity import as_of_now, explain, identify, left_as_it_was, neutral_values
 from align.pipeline.locks import RunLock
 from align.pipeline.ranks import Ranks, current, on_rank_0
 from align.pipeline.selection import Selection, needed
 from align.recipe import refs
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import Stage
+from align.recipe.schema import DpoStage, PpoStage, RewardStage, SftStage, Stage, TrlStage
 from align.signals import StopFlag, stop_requested
 from align.stages.context import StageContext
 
 ALL = Selection()
 """Every stage, as far as it has to run."""
 
+_TRAIN = (SftStage, DpoStage, RewardStage, PpoStage, TrlStage)
+"""Stages that go on from checkpoints, and from nothing else."""
 _DEEP = 2 * 10**9
-"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones by size (`verify` compares all)."""
+"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones only when a stage reads them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class StageStatus:
     """Where its result is, or will be."""
     identity: Identity | None
     """None while it waits, or is not selected."""
+    replaces: bool = False
+    """To run, and in the place of a finished result of other settings or inputs."""
+    note: str = ""
+    """Of one that is up to date: settings that have changed and change nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ def run_recipe(
         ranks: the processes of this run; found from the environment when absent.
 
     Raises:
-        InputError: something that the user can set right; a needed stage is missing or out of date.
+        InputError: something that the user can set right; a needed stage is missing or out of date; a finished result would be replaced,
+            and ``selection`` does not allow that.
         EnvironmentFault: the machine cannot, or another process runs in this folder.
         Interrupted: a signal asked to stop; the same command goes on.
     """
@@ -116,6 +123,7 @@ def run_recipe(
     with StopFlag(same_within=1.0 if ranks.world > 1 else 0.0), ExitStack() as stack:
         on_rank_0(ranks, lambda: _look_first(loaded, runs_dir, ranks.world, selection))
         on_rank_0(ranks, lambda: _open(run, stack, console))
+        on_rank_0(ranks, lambda: _refuse_to_replace(loaded, run, selection))
         job = _Runner(loaded, run, selection, console if ranks.rank == 0 else Console(quiet=True), ranks)
         for name in needed(loaded, selected):
             job.bring_up_to_date(name)
@@ -130,11 +138,52 @@ def _look_first(loaded: LoadedRecipe, runs_dir: Path, world: int, selection: Sel
 
 
 def _open(run: RunFolder, stack: ExitStack, console: Console) -> None:
-    run.create()
+    new = run.create()
     lock = stack.enter_context(RunLock(run.path))
+    if run.path in new:
+        stack.push(lambda kind, error, trace: _clear_up(run, new, error))
     if lock.taken_over is not None:
-        _say(console, f"warning: the run of {lock.taken_over} was killed; going on from what it left")
+        _say(console, f"warning: the run of {lock.taken_over} was killed")
     run.recover()
+
+
+def _clear_up(run: RunFolder, new: Sequence[Path], error: BaseException | None) -> None:
+    """Leave no empty folders behind when a mistake of the user was all that there was."""
+    if isinstance(error, InputError) and run.is_bare():
+        files.remove_folder(run.path)
+        for folder in (run.cache, run.path.parent):
+            if folder in new and not any(folder.iterdir()):
+                files.remove_folder(folder)
+
+
+def _refuse_to_replace(loaded: LoadedRecipe, run: RunFolder, selection: Selection) -> None:
+    """As far as it shows without reading models and data: before the first stage runs, not when the last one's turn has come.
+
+    Raises :class:`InputError`.
+    """
+    if selection.replace:
+        return
+    foreign = run.foreign(loaded)
+    if foreign:
+        message = f"{run.path} holds the results of another recipe (stages: {', '.join(foreign)})"
+        raise InputError(loaded.problem("name", message, "give this recipe another `name`; with --replace it goes on in that folder"))
+    problems = []
+    for name in sorted(selection.stages(loaded), key=loaded.order.index):
+        try:
+            old = artifacts.read_manifest(run.stage(name)).identity
+        except InputError:
+            continue
+        new = identify(loaded, name, lambda text: "")
+        old = replace(as_of_now(old, loaded.recipe.stages[name]), inputs={})
+        if old.digest != replace(new, inputs={}).digest:
+            problems.append(_would_replace(loaded, name, explain(old, replace(new, inputs={}))))
+    if problems:
+        raise InputError(problems)
+
+
+def _would_replace(loaded: LoadedRecipe, name: str, reason: str) -> Problem:
+    message = f"a finished result is there that was made otherwise ({reason})"
+    return loaded.problem(f"stages.{name}", message, "--replace makes it anew in its place; another `name` keeps both")
 
 
 def _say(console: Console, line: str) -> None:
@@ -144,15 +193,19 @@ def _say(console: Console, line: str) -> None:
 def _assess(loaded: LoadedRecipe, run: RunFolder, name: str, selection: Selection) -> StageStatus:
     """The status of a stage whose needs are up to date."""
     identity = identify(loaded, name, lambda text: _content(loaded, run, text))
+    spec = loaded.recipe.stages[name]
     result = run.stage(name)
-    reason = _why(result, identity)
+    reason, note, replaces = _why(result, identity, spec)
     if reason is None and name in selection.force:
         reason = "forced"
     if reason is None:
-        return StageStatus(name, "up to date", "", result, identity)
-    if folder.has_content(run.work(name, identity)):
-        reason += "; from the beginning, without what an earlier attempt left" if selection.fresh else "; going on from an earlier attempt"
-    return StageStatus(name, "to run", reason, result, identity)
+        return StageStatus(name, "up to date", "", result, identity, note=note)
+    left = run.left(name, identity, checkpoints=isinstance(spec, _TRAIN))
+    if left:
+        reason += "; from the beginning, without what an earlier attempt left" if selection.fresh else f"; {left}"
+    if replaces and not selection.replace:
+        reason += "; refused without --replace"
+    return StageStatus(name, "to run", reason, result, identity, replaces)
 
 
 def _not_selected(loaded: LoadedRecipe, selected: Collection[str], status: StageStatus) -> InputError:
@@ -161,21 +214,22 @@ def _not_selected(loaded: LoadedRecipe, selected: Collection[str], status: Stage
     return InputError(loaded.problem(f"stages.{status.name}", message, "`align run` runs all stages"))
 
 
-def _why(result: Path, identity: Identity) -> str | None:
-    """Why a result is not what ``identity`` asks for; None when it is."""
+def _why(result: Path, identity: Identity, spec: Stage) -> tuple[str | None, str, bool]:
+    """Why a result is not what ``identity`` asks for; what it does not show if it is; whether it is a finished one of another identity."""
     if not result.exists():
-        return "first run"
+        return "first run", "", False
     try:
         manifest = artifacts.read_manifest(result)
     except InputError:
-        return f"output damaged: {artifacts.MANIFEST}"
-    if manifest.identity.digest != identity.digest:
-        return explain(manifest.identity, identity)
+        return f"output damaged: {artifacts.MANIFEST}", "", False
+    old = as_of_now(manifest.identity, spec)
+    if old.digest != identity.digest:
+        return explain(old, identity), "", True
     problems = artifacts.verify(result, deep=manifest.bytes <= _DEEP)
     if problems:
         names = [Path(problem.file or "").relative_to(result).as_posix() for problem in problems]
-        return f"output damaged: {', '.join(names)}"
-    return None
+        return f"output damaged: {', '.join(names)}", "", False
+    return None, left_as_it_was(manifest.neutral, neutral_values(spec)), False
 
 
 def _content(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
@@ -230,13 +284,18 @@ class _Runner:
         assert status.identity is not None
         if status.state == "up to date":
             self._run.forget(name, status.identity)  # a run that was killed right after publishing had no time to
-            _say(self._console, f"{name}: up to date")
+            _say(self._console, f"{name}: up to date{f'; {status.note}' if status.note else ''}")
             return None
         if name not in self._selected:
             raise _not_selected(self._loaded, self._selected, status)
+        if status.replaces and not self._selection.replace:
+            raise InputError(_would_replace(self._loaded, name, status.reason.removesuffix("; refused without --replace")))
+        self._require_whole(name)
         if not self.ran:
             self._run.record(self._loaded)
         _say(self._console, f"{name}: running ({status.reason})")
+        for step in self._run.others(name, status.identity):
+            _say(self._console, f"{name}: an unfinished attempt with other settings or inputs ({step}) goes once this one is finished")
         self._run.log(name, "started", reason=status.reason, identity=status.identity.digest)
         if self._selection.fresh:
             self._run.forget(name, status.identity)
@@ -245,6 +304,16 @@ class _Runner:
         files.make_folder(out)
         files.make_folder(work)
         return _Attempt(status.identity, out, work)
+
+    def _require_whole(self, name: str) -> None:
+        """Large results were compared by size until now; a stage that reads one wants every byte of it.
+
+        Raises :class:`InputError` when one is damaged.
+        """
+        for need in self._loaded.dependencies(name):
+            result = self._run.stage(need)
+            if need not in self.ran and artifacts.read_manifest(result).bytes > _DEEP and (found := artifacts.verify(result)):
+                raise InputError([*found, Problem(f"the result of stage {need} is damaged", hint=f"--force {need} makes it again")])
 
     def _attempt(self, name: str, attempt: _Attempt) -> None:
         spec = self._loaded.recipe.stages[name]
@@ -273,6 +342,8 @@ class _Runner:
 
     def _abandon(self, name: str, attempt: _Attempt, error: BaseException) -> None:
         files.discard(attempt.out)
+        if not folder.has_content(attempt.work):
+            self._run.forget(name, attempt.identity)
         event = "interrupted" if isinstance(error, Interrupted) else "failed"
         try:
             self._run.log(name, event, error=secrets.hide(f"{type(error).__name__}: {error}")[:1000])
@@ -287,6 +358,7 @@ class _Runner:
             identity=attempt.identity,
             encoder=context.encoder_digest,
             summary=context.summary,
+            neutral=neutral_values(spec),
         )
         files.publish_folder(context.out, self._run.stage(context.name))
         files.remove_folder(self._run.scratch(context.name))

@@ -24,6 +24,8 @@ class Selection:
     """These run although they are up to date. What follows from them runs again only if their result has other content."""
     fresh: bool = False
     """What runs begins anew, without the checkpoints of an earlier attempt."""
+    replace: bool = False
+    """A finished result of other settings or inputs may be replaced; else the run refuses, whatever the other options say."""
 
     def stages(self, loaded: LoadedRecipe) -> frozenset[str]:
         """The stages that may run. What they need and is not among them has to be up to date.

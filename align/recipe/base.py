@@ -204,3 +204,7 @@ class Stage(Strict):
     """Which stage this is."""
     seed: int | None = Field(default=None, ge=0)
     """Replaces the recipe's seed for this stage."""
+
+    def neutral_keys(self) -> tuple[str, ...]:
+        """:attr:`neutral`, with the keys that change no result only beside the values of others."""
+        return self.neutral

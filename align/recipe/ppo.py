@@ -10,7 +10,7 @@ from align.recipe.base import ArtifactType, Data, PolicyRef, Reference, Stage, S
 from align.recipe.effects import Needs
 from align.recipe.rollout import Rollout
 from align.recipe.scoring import ModelScorer, Scoring
-from align.recipe.train import EVALUATES, Lora, Train
+from align.recipe.train import EVALUATES, NEUTRAL, Lora, Train, neutral_of
 
 COMPARES = ("rloo", "group")
 """Estimators that compare the answers to a prompt with each other."""
@@ -85,7 +85,11 @@ class PpoStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.ppo:run"
-    neutral: ClassVar[tuple[str, ...]] = ("health", "on_unhealthy")  # whether a run goes on, not what it does
+    neutral: ClassVar[tuple[str, ...]] = (
+        *("health", "on_unhealthy"),  # whether a run goes on, not what it does
+        *("rollout.cache_gb", "rollout.own_process"),  # memory of the engine
+        *NEUTRAL,
+    )
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
             "gamma lam value_init value_model value_learning_rate value_clip whiten_rewards health.explained_variance",
@@ -198,6 +202,10 @@ class PpoStage(Stage):
     """Optimiser, memory."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts whose answers before and after training are printed at the end; the report has all of them."""
+
+    def neutral_keys(self) -> tuple[str, ...]:
+        """See :meth:`Stage.neutral_keys`."""
+        return (*self.neutral, *neutral_of(self.train))
 
     @property
     def uses_baseline(self) -> bool:

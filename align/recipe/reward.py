@@ -8,7 +8,7 @@ from pydantic import Field
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Stage
 from align.recipe.effects import Needs
-from align.recipe.train import EVALUATES, DpoTrain, Lora
+from align.recipe.train import EVALUATES, NEUTRAL, DpoTrain, Lora, neutral_of
 
 
 class RewardTrain(DpoTrain):
@@ -26,6 +26,7 @@ class RewardStage(Stage):
 
     produces: ClassVar[ArtifactType] = "reward_model"
     implementation: ClassVar[str] = "align.stages.reward:run"
+    neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),)
 
     kind: Literal["reward"]
@@ -53,3 +54,7 @@ class RewardStage(Stage):
     """Adapters instead of full fine-tuning; `{}` for the defaults. The head is trained in any case."""
     train: RewardTrain = RewardTrain()
     """Optimiser, schedule, memory. A step's examples are prompts with all their answers."""
+
+    def neutral_keys(self) -> tuple[str, ...]:
+        """See :meth:`Stage.neutral_keys`."""
+        return (*self.neutral, *neutral_of(self.train))

@@ -100,6 +100,18 @@ class Train(Strict):
         return self
 
 
+NEUTRAL: Final = (
+    *("train.microbatch_tokens", "train.layout", "train.gradient_checkpointing"),  # memory: the same gradient up to rounding
+    *("lora.save_merged", "samples"),  # what is made of the trained model; `align merge` makes the copy at any time
+)
+"""Keys of a stage that trains which change nothing of what is trained."""
+
+
+def neutral_of(train: Train) -> tuple[str, ...]:
+    """Of the keys of ``train``, one that is neutral only beside the others: how often is evaluated, unless that chooses the weights."""
+    return () if train.load_best_model or train.early_stopping_patience else ("train.eval_steps",)
+
+
 EVALUATES: Final = "train.eval_steps train.load_best_model train.early_stopping_patience"
 """What a stage does with its evaluations, which it has only with held-out data."""
 

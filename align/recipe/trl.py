@@ -71,7 +71,10 @@ class TrlStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.trl:run"
-    neutral: ClassVar[tuple[str, ...]] = ("args.save_total_limit",)
+    neutral: ClassVar[tuple[str, ...]] = (
+        *("args.save_total_limit", "args.gradient_checkpointing", "args.torch_empty_cache_steps", "args.dataloader_num_workers"),
+        *("args.dataloader_pin_memory", "args.logging_steps", "args.logging_first_step", "lora.save_merged", "samples"),
+    )
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs("reward", lambda stage: stage.method.rows == "prompts", "with {trainer}: it samples no answers"),
         Needs("too_long", lambda stage: stage.method.rows != "prompts", "with {trainer}: prompts that are too long are left out"),
@@ -104,6 +107,10 @@ class TrlStage(Stage):
     the stage are refused with the reason."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""
+
+    def neutral_keys(self) -> tuple[str, ...]:
+        """See :meth:`Stage.neutral_keys`. Where the best checkpoint is what is kept, it matters when one is saved or evaluated."""
+        return self.neutral if self.args.get("load_best_model_at_end") else (*self.neutral, "args.save_steps", "args.eval_steps")
 
     @property
     def method(self) -> Trainer:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Stage
 from align.recipe.effects import Needs
-from align.recipe.train import EVALUATES, DpoTrain, Lora, Train
+from align.recipe.train import EVALUATES, NEUTRAL, DpoTrain, Lora, Train, neutral_of
 
 
 class SftStage(Stage):
@@ -16,6 +16,7 @@ class SftStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.sft:run"
+    neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),)
 
     kind: Literal["sft"]
@@ -42,12 +43,17 @@ class SftStage(Stage):
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""
 
+    def neutral_keys(self) -> tuple[str, ...]:
+        """See :meth:`Stage.neutral_keys`."""
+        return (*self.neutral, *neutral_of(self.train))
+
 
 class DpoStage(Stage):
     """Direct preference optimisation, and its relatives, on preferences with one or many rejected answers."""
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.dpo:run"
+    neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
         Needs("label_smoothing", lambda stage: stage.loss == "sigmoid", "with loss: {loss}; it belongs to sigmoid"),
@@ -84,3 +90,7 @@ class DpoStage(Stage):
     """Optimiser, schedule, memory. A step's examples are prompts with all their answers."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""
+
+    def neutral_keys(self) -> tuple[str, ...]:
+        """See :meth:`Stage.neutral_keys`."""
+        return (*self.neutral, *neutral_of(self.train))

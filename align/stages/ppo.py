@@ -214,7 +214,7 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
         "prompts": digest(prompts),
         "reward": _content(spec.reward, ctx.resolve),
         "sampling": [sampling.max_new_tokens, sampling.n, sampling.temperature, ctx.seed, group.world],
-        "rollout": _content(spec.rollout, ctx.resolve),
+        "rollout": _content(spec.rollout.model_copy(update={"cache_gb": None, "own_process": None}), ctx.resolve),
     }
     found, rows = reference_baselines(
         rollouts,

@@ -66,6 +66,7 @@ from align import files
 from align.errors import AlignError
 from align.pipeline import artifacts
 from align.pipeline.runner import run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 
 sys.path.insert(0, os.getcwd())
@@ -87,7 +88,7 @@ def attempt(loaded, runs, n=None):
                 raise OSError(getattr(errno, mode), os.strerror(getattr(errno, mode)))
         files.fault = fault
         try:
-            run_recipe(loaded, runs_dir=runs, console=Console(file=io.StringIO()))
+            run_recipe(loaded, runs_dir=runs, console=Console(file=io.StringIO()), selection=Selection(replace=True))
         except AlignError as error:
             report |= {"code": error.exit_code, "error": str(error)}
         except BaseException as error:

@@ -258,8 +258,9 @@ def test_every_key_is_part_of_the_identity_or_neutral_for_a_reason(kind: str) ->
         given = {"kind": kind, "reward": "./model", "prompts": "rows.jsonl"}
     elif kind in ("self_contrast", "evaluate"):
         given = {"kind": kind, **DATA, **({"policies": ["./model"]} if kind == "evaluate" else {})}
-    config = normalised(stage.model_validate(given))
-    neutral = {key for key in (*NEUTRAL, *stage.neutral)}
+    spec = stage.model_validate(given)
+    config = normalised(spec)
+    neutral = {*NEUTRAL, *spec.neutral_keys()}
     for name in stage.model_fields.keys() - {"kind", "seed"}:
         assert name in config or name in neutral, name
         inner = [model for model in models_in(stage.model_fields[name].annotation) if isinstance(config.get(name), dict)]

@@ -48,7 +48,7 @@ def test_from_takes_a_stage_and_all_that_follows_from_it(shop: Workshop) -> None
     shop.recipe(text=DIAMOND)
     shop.run()
     (shop.root / "b.jsonl").write_text("changed\n")
-    assert shop.run(selection=Selection(start=["dpo"]))[1] == [
+    assert shop.run(selection=Selection(start=["dpo"], replace=True))[1] == [
         "sft: up to date",
         "dpo: running (input b.jsonl changed)",
         "last: running (input stage:dpo, b.jsonl changed)",
@@ -67,7 +67,7 @@ def test_a_forced_stage_runs_and_what_follows_only_if_its_result_is_another(shop
     (result / "config.json").write_text("chance made another result")
     artifacts.write_manifest(result, type=manifest.type, stage="sft", identity=manifest.identity, encoder=None, summary={})
     shop.run()
-    assert shop.run(selection=Selection(force=["sft"]))[1] == [
+    assert shop.run(selection=Selection(force=["sft"], replace=True))[1] == [
         "sft: running (forced)",
         "dpo: running (input stage:sft changed)",
         "last: running (input stage:dpo changed)",
@@ -78,7 +78,7 @@ def test_a_forced_stage_that_failed_keeps_its_result(shop: Workshop) -> None:
     shop.run()
     before = snapshot(shop.folder / "stages")
     with pytest.raises(RuntimeError):
-        shop.run("stages.sft.fail=always", selection=Selection(force=["sft"]))
+        shop.run("stages.sft.fail=always", selection=Selection(force=["sft"], replace=True))
     assert snapshot(shop.folder / "stages") == before
 
 

@@ -222,11 +222,11 @@ def test_one_kind_runs_from_what_is_there(shop: Workshop) -> None:
         shop.run(selection=Selection(kinds=kind))
     shop.run(selection=Selection(kinds={f"{shop.module}:Toy", f"{shop.module}:Other"}))
     shop.run()
-    result, lines = shop.run("stages.dpo.seed=1", selection=Selection(kinds=kind))
+    result, lines = shop.run("stages.dpo.seed=1", selection=Selection(kinds=kind, replace=True))
     assert lines == ["sft: up to date", "dpo: running (config changed: seed 17 -> 1)"]
     assert result.ran == ("dpo",)
     with pytest.raises(InputError, match=r"not up to date \(config changed"):
-        shop.run("stages.sft.seed=1", selection=Selection(kinds=kind))
+        shop.run("stages.sft.seed=1", selection=Selection(kinds=kind, replace=True))
     with pytest.raises(InputError, match="has no stage of kind ppo"):
         shop.run(selection=Selection(kinds={"ppo"}))
 
