@@ -205,5 +205,7 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 def _show(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
-    text = re.sub(r"e([+-])0+", r"e\1", repr(value)) if isinstance(value, float) else "null" if value is None else str(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = re.sub(r"e([+-])0+", r"e\1", repr(value)) if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -24,6 +24,8 @@ from align.errors import EnvironmentFault, InputError, Problem
 
 SAVE_SECONDS = 15 * 60.0
 """Without a checkpoint for so long, one is saved whatever the recipe says."""
+SAVE_SHARE = 0.03
+"""Of a run's time, the most that such checkpoints may take."""
 log = logging.getLogger("align")
 
 

@@ -25,7 +25,7 @@ from align.errors import EnvironmentFault, InputError, Interrupted, Problem, Tra
 from align.models.adapters import trainable_parameters
 from align.recipe.schema import Train
 from align.signals import stop_requested
-from align.training.checkpoint import SAVE_SECONDS, BestWeights, newest_checkpoint, rng_state, save_checkpoint, set_rng_state
+from align.training.checkpoint import SAVE_SECONDS, SAVE_SHARE, BestWeights, newest_checkpoint, rng_state, save_checkpoint, set_rng_state
 from align.training.launch import Ranks
 from align.training.memory import keep_freed_memory, told_with_errors
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
@@ -256,7 +256,8 @@ class Trainer(ABC):
             bar.update(step, metrics)
         if last or (self.train.eval_steps and step % self.train.eval_steps == 0):
             self._evaluate(log)
-        asked = self.ranks.gather((stop_requested(), time.monotonic() - self._saved_at >= SAVE_SECONDS))
+        due = time.monotonic() - self._saved_at >= max(SAVE_SECONDS, self._saving / SAVE_SHARE)
+        asked = self.ranks.gather((stop_requested(), due))
         signum = next((s for s, _ in asked if s), None)
         if signum is not None or (self.train.save_steps and step % self.train.save_steps == 0 and not last):
             self._save(log, asked=True)
@@ -318,6 +319,7 @@ class Trainer(ABC):
 
     def _save(self, log: MetricsLog | None, *, asked: bool) -> None:
         """A checkpoint. One that nobody asked for must not end a run that the disk has room for otherwise."""
+        began = time.monotonic()
         states = self.ranks.gather(rng_state())
         if self.ranks.first:
             tensors: dict[str, Mapping[str, Tensor]] = {
@@ -335,11 +337,12 @@ class Trainer(ABC):
                     raise
                 self.console.print(f"{self.name}  note: no checkpoint at step {self.progress.step}: {fault}", highlight=False)
         self._saved_at = time.monotonic()
+        self._saving = self._saved_at - began
         self.ranks.barrier()
 
     def _resume(self) -> str | None:
         """Go on from the newest checkpoint; the digest of the metrics that were written up to it, or None without one."""
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saving = time.monotonic(), 0.0
         checkpoint = newest_checkpoint(self.work / "checkpoints", ["weights", "optimizer", "rng-0"], self.missing)
         if checkpoint is None:
             return None

@@ -47,9 +47,8 @@ def test_other_settings_replace_nothing(shop: Workshop, overrides: list[str], st
     (shop.root / "other" / "config.json").write_text("{ }")
     shop.run()
     before, recipe = results(shop), (shop.folder / "recipe.yaml").read_text()
-    with pytest.raises(
-        InputError, match=re.escape(f"stages.{stage}: a finished result is there that was made otherwise ({reason}")
-    ) as caught:
+    expected = re.escape(f"stages.{stage}: a finished result is there that was made otherwise ({reason}")
+    with pytest.raises(InputError, match=expected) as caught:
         shop.run(*overrides, selection=NO)
     assert "--replace makes it anew" in str(caught.value) and len(caught.value.problems) == 1
     assert (results(shop), (shop.folder / "recipe.yaml").read_text()) == (before, recipe)
@@ -109,9 +108,7 @@ def test_two_recipes_with_one_name(shop: Workshop, stages: str) -> None:
     before = snapshot(shop.folder)
     name = "sft" if stages == "the same stage" else "kto"
     shop.recipe(text=f'name: toy\nmodel: base\nstages:\n  {name}: {{{{kind: "{{module}}:Other", data: b.jsonl}}}}\n')
-    expected = (
-        "kind changed" if name == "sft" else r"recipe.yaml:2:1 name: .*toy holds the results of another recipe \(stages: dpo, last, sft\)"
-    )
+    expected = "kind changed" if name == "sft" else r"recipe.yaml:1:1 name: .*toy holds the results of another recipe \(stages: dpo, last"
     with pytest.raises(InputError, match=expected):
         shop.run(selection=NO)
     assert snapshot(shop.folder) == before
@@ -255,7 +252,7 @@ def test_a_result_of_the_time_when_they_counted_is_up_to_date(shop: Workshop) ->
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("lora.save_merged", True, "lora.save_merged False -> True trains nothing: `align merge` makes the merged copy"),
+        ("lora.save_merged", True, "lora.save_merged false -> true trains nothing: `align merge` makes the merged copy"),
         ("samples", 0, "samples 2 -> 0 trains nothing: its report keeps the answers that it has"),
         ("train.eval_steps", 5, "train.eval_steps null -> 5 trains nothing: its curves keep the points that they have"),
         ("train.microbatch_tokens", 64, ""),
