@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.errors import EnvironmentFault, InputError
+from align.errors import AlignError, EnvironmentFault, InputError
 
 fault: Callable[[str, Path], None] | None = None
 """For fault-injection tests: called with the operation (``write fsync rename remove``) and its path before every one of them."""
@@ -29,6 +29,10 @@ _log = logging.getLogger("align")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]{32}")
 _OLD = ".old-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_TEXT = re.compile(
+    r"No space left|os error (28|122)\b|disk (is )?full|[Dd]isk quota|requested and \d+ written|file write failed|unexpected pos \d+ vs"
+)
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENODEV, errno.EMFILE, errno.ENFILE}
 _live: set[str] = set()
 """Temporary names that this process is writing now; all others that carry its pid are left over from an earlier process."""
@@ -57,24 +61,33 @@ def free_space_or_raise(path: Path, needed: int) -> None:
 def fault_of(error: OSError, path: Path, needed: int | None = None) -> EnvironmentFault:
     """``error`` as the one line that a user can act on: where, what, and how much space there is."""
     text = f"{path}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         text += f"; {f'needs {needed:,} bytes' if needed is not None else 'disk full'}, {free_space(path):,} available"
     return EnvironmentFault(text)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full. Some libraries (safetensors, torch, NumPy, SQLite) say it only in their own words."""
+    return getattr(error, "errno", None) in _FULL or bool(_FULL_TEXT.search(str(error)))
+
+
 @contextmanager
-def machine_faults(path: Path) -> Iterator[None]:
+def machine_faults(path: Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
     """Turn errors of the machine (disk full, read-only, no permission, I/O) into :class:`EnvironmentFault`; all others pass.
 
-    ``path`` is named when the error names no file.
+    ``path`` is named when the error names no file; ``needed`` gives the bytes that are written inside, as far as that is known then.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in _MACHINE:
-            named = error.filename if isinstance(error.filename, str) else path
-            raise fault_of(error, Path(named)) from error
+    except AlignError:
         raise
+    except Exception as error:
+        known = getattr(error, "errno", None) in _MACHINE
+        if not known and not is_full(error):
+            raise
+        named = getattr(error, "filename", None)
+        fault = error if isinstance(error, OSError) and known else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise fault_of(fault, Path(named) if isinstance(named, str) else path, None if needed is None else needed()) from error
 
 
 @contextmanager

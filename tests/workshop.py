@@ -131,3 +131,8 @@ class Workshop:
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def run_quietly(loaded: LoadedRecipe, runs: Path, **selection: Any) -> RunResult:
+    """Run a recipe without a word."""
+    return run_recipe(loaded, runs_dir=runs, console=Console(quiet=True), selection=Selection(**selection))

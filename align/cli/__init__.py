@@ -31,6 +31,7 @@ from align.cli.options import (
     with_seeds,
 )
 from align.errors import AlignError, EnvironmentFault, InputError, Interrupted, Problem
+from align.files import is_full
 from align.secrets import hide
 from align.terminal import console, whoever_reads
 
@@ -124,7 +125,9 @@ def _machine_fault(error: Exception) -> Problem | None:
         return Problem(
             f"out of memory{_where(error)}: {text}", hint="lower train.microbatch_tokens, or set train.gradient_checkpointing: true"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+    if is_full(error):
+        return Problem(f"{os.strerror(errno.ENOSPC)}{_where(error)}: {getattr(error, 'filename', None) or text}")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
         return Problem(f"{error.strerror}{_where(error)}: {error.filename or text}")
     return None
 

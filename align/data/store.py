@@ -75,8 +75,9 @@ def write_store(folder: Path, trees: Iterable[Tree]) -> None:
 
     Raises :class:`EnvironmentFault` when the disk is full or not writable, and whatever ``trees`` raises.
     """
-    with machine_faults(folder), ExitStack() as stack:
-        files = {
+    files: dict[str, _File] = {}
+    with machine_faults(folder, lambda: sum(file.bytes for file in files.values())), ExitStack() as stack:
+        files |= {
             name: _File(stack.enter_context((folder / f"{name}.bin").open("wb", buffering=_BUFFER)), dtype)
             for name, dtype in _TYPES.items()
         }

@@ -121,6 +121,7 @@ def save_backbone(backbone: PreTrainedModel, encoder: Encoder, out: Path) -> Non
 
 def save_weights(model: PreTrainedModel, out: Path, **lent: Any) -> None:
     """Write weights and configuration with attributes lent to the model for the while (``config=...``)."""
+    files.free_space_or_raise(out, sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()))
     before = {name: getattr(model, name) for name in lent}
     try:
         for name, value in lent.items():
@@ -188,6 +189,7 @@ def save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
     config.inference_mode = True
     if not isinstance(config.target_modules, str):
         config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process
+    files.free_space_or_raise(out, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
     save_file(state, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(out)
     (out / ADAPTER_WEIGHTS).chmod((out / "adapter_config.json").stat().st_mode)

@@ -85,7 +85,7 @@ class Train(Strict):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without improvement."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Checkpoint every N steps, to resume from. An interrupt saves one in any case."""
+    """Checkpoint every N steps, to resume from. An interrupt saves one in any case, and so does every quarter of an hour without one."""
     save_total_limit: int = Field(default=2, ge=1)
     """Checkpoints to keep."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])

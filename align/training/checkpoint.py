@@ -69,10 +69,11 @@ def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Mapping[str, Te
 def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None = None) -> None:
     """Write the folder ``final``, whole or not at all: ``NAME.safetensors`` for each group, ``state.json``, and the manifest."""
     root = files.make_folder(final.parent)
-    files.free_space_or_raise(root, sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()))
+    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    files.free_space_or_raise(root, needed)
     tmp = files.temporary(root)
     try:
-        with files.machine_faults(final):
+        with files.machine_faults(final, lambda: needed):
             tmp.mkdir()
             for name, group in tensors.items():
                 save_file({key: value.detach().contiguous() for key, value in group.items()}, tmp / f"{name}.safetensors")
