@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+from align.data.leakage import prompt_digest
 from align.data.places import Place, find, place
+from align.data.records import Record
 from align.data.rows import LeftOut, Row
 from align.data.strict_json import RowError, type_name
 from align.recipe.schema import Condition, DataSource
@@ -18,8 +20,7 @@ EMPTY_LIST = "has nothing to explode"
 REPEATED = "repeated: its {place} came before"
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A row, or one of those that ``explode`` makes of it."""
 
     row: Row
@@ -75,23 +76,18 @@ class Choice:
         self._columns |= row.value.keys() & set(ignored)
         return replace(row, value={key: item for key, item in row.value.items() if key not in ignored})
 
-    def print_of(self, row: Row, prompt: str | None) -> bytes | None:
-        """What must not come twice, as a digest; ``prompt`` is the record's. Raises :class:`LeftOut` when it has come already."""
+    def once(self, row: Row, record: Record) -> None:
+        """Raises :class:`LeftOut` when the record of a row repeats an earlier one where ``unique`` looks. Keeps 16 bytes of each."""
         at = self._source.unique
         if at is None:
-            return None
-        value = prompt if at == "prompt" else find(row.value, at)
+            return
+        value = prompt_digest(record) if at == "prompt" else find(row.value, at)
         if value is None:
             raise RowError("missing: `unique` looks at it", at)
         digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "backslashreplace")).digest()[:16]
         if digest in self._prints:
             raise LeftOut(REPEATED.format(place=at))
-        return digest
-
-    def used(self, digest: bytes | None) -> None:
-        """A record was made of what has this digest."""
-        if digest is not None:
-            self._prints.add(digest)
+        self._prints.add(digest)
 
     @property
     def absent(self) -> list[str]:

@@ -5,7 +5,7 @@ component of more than one node is part of a circle (A over B over C over A; or 
 ChatGLM-RLHF drops cyclic and tied preferences (https://arxiv.org/abs/2404.00934). Edges that lead into or out of the circle stay.
 
 Answers are the same when their text is, white space at the ends and how Unicode composes a character apart; prompts are compared as by
-:func:`~align.data.mixture.prompt_digest`.
+:func:`~align.data.leakage.prompt_digest`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 
 import networkx
 
-from align.data.mixture import prompt_digest
+from align.data.leakage import prompt_digest
 from align.data.records import Messages, Preference, Record
 from align.files import digest_json
 

@@ -12,11 +12,9 @@ blowing the epoch up. Records come source by source, repetitions side by side: t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +22,11 @@ from typing import Any, TextIO
 
 from align.data.conditions import Choice, Part
 from align.data.formats import Converter, RowError, Want, converter
+from align.data.leakage import prompt_digest as prompt_digest
+from align.data.leakage import shared_prompts as shared_prompts
 from align.data.personal import impersonal
 from align.data.readers import BadRow, Row, read_rows
-from align.data.records import Conversation, Origin, Record
+from align.data.records import Origin, Record
 from align.data.rows import LeftOut, Told
 from align.data.strict_json import clip
 from align.errors import InputError, Problem
@@ -305,8 +305,7 @@ def _of_part(convert: Converter, choice: Choice, part: Part) -> list[Record]:
     records = convert(row)
     if not records:
         raise LeftOut("dropped by the format")
-    digest = choice.print_of(part.row, prompt_digest(records[0]))
-    choice.used(digest)
+    choice.once(part.row, records[0])
     return [replace(record, id=f"{record.id}#{part.number}") for record in records] if part.number else list(records)
 
 
@@ -340,24 +339,3 @@ def _nothing_left(spec: DataSource, report: SourceReport, absent: list[str]) -> 
 
 def _count_of(bad: int) -> str:
     return f"{bad:,} bad {'row' if bad == 1 else 'rows'} in all" + (f", the first {SHOWN} are listed" if bad > SHOWN else "")
-
-
-# Leakage between sets (C73)
-
-
-def prompt_digest(record: Record) -> str:
-    """Hex sha256 of what is asked: a prompt's or preference's prompt, a conversation without its last message.
-
-    Roles and text count; runs of white space, and how Unicode composes a character, do not.
-    """
-    messages = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
-    said = [[message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split())] for message in messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
-
-
-def shared_prompts(one: Iterable[Record], other: Iterable[Record]) -> list[tuple[Origin, Origin]]:
-    """For each record of ``other`` whose prompt is in ``one`` as well: where it first stands in ``one``, and where in ``other``."""
-    first: dict[str, Origin] = {}
-    for record in one:
-        first.setdefault(prompt_digest(record), record.origin)
-    return [(first[digest], record.origin) for record in other if (digest := prompt_digest(record)) in first]
