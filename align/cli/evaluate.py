@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from align.cli.options import Replace
+from align.cli.source import Columns, Format, Split, Subset, source_of
 from align.errors import InputError
 from align.terminal import console
 
@@ -16,7 +17,8 @@ from align.terminal import console
 def evaluate_models(
     ctx: typer.Context,
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Folders, .gguf files, package:PKG/FILE or hub ids; compared with the first.")
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Runs, RUN/STAGE, folders, .gguf files or hub ids; compared with the first."),
     ],
     data: Annotated[
         list[str] | None, typer.Option(help="A benchmark's file, or held-out conversations or prompts. May be repeated.")
@@ -35,6 +37,10 @@ def evaluate_models(
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
     replace: Replace = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this file as well, as JSON.")] = None,
+    format: Format = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
 ) -> None:
     """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside the run."""
     if engine not in ("auto", "vllm", "transformers"):
@@ -45,11 +51,20 @@ def evaluate_models(
     from align.pipeline.runner import run_recipe
     from align.pipeline.selection import Selection
     from align.recipe.load import load_recipe
+    from align.report.named import model_of_run
 
     options: dict[str, Any] = {"samples_per_prompt": samples, "scorers": scorer, "probes": _names(probes)}
     options |= {"lm_eval_tasks": _names(lm_eval_tasks), "rollout": None if engine == "auto" else {"engine": engine}}
+    source = source_of("given", format=format, columns=columns, split=split, subset=subset)
     recipe = quick_recipe(
-        models, tasks=_names(tasks), data=data or [], limit=limit, seed=seed, max_new_tokens=max_new_tokens, options=options
+        [str(model_of_run(model, ctx.obj) or model) for model in models],
+        tasks=_names(tasks),
+        data=data or [],
+        limit=limit,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        options=options,
+        reading=source.model_dump(mode="json", exclude_unset=True, exclude={"path"}),
     )
     terminal = console()
     result = run_recipe(

@@ -9,21 +9,22 @@ from typing import Annotated
 import typer
 
 from align.cli.options import cache_in
+from align.cli.source import Columns, Format, Split, Subset, source_of
 from align.errors import InputError
 from align.terminal import console
 
 
 def chat(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, package:PKG/FILE, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, a folder, a .gguf file, package:PKG/FILE, or a hub id.")],
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
 ) -> None:
     """Talk to a model in the terminal."""
-    from align.recipe.refs import resolve
+    from align.report.named import model_named
 
-    found = str(resolve(model, Path.cwd()))
+    found = model_named(model, ctx.obj)
     from align.models.chat import chat as talk
 
     talk(found, max_new_tokens=max_new_tokens, temperature=temperature, system=system, console=console(), cache=cache_in(ctx.obj))
@@ -31,7 +32,7 @@ def chat(
 
 def generate(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, package:PKG/FILE, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, a folder, a .gguf file, package:PKG/FILE, or a hub id.")],
     prompts: Annotated[str, typer.Option(help="A file or folder of prompts, package:PKG/FILE, or a hub data set id.")],
     out: Annotated[Path | None, typer.Option(help="JSONL file to write; standard output when absent, and then nothing is kept.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Completions of each prompt.")] = 1,
@@ -40,15 +41,21 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    format: Format = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
 ) -> None:
     """Sample completions of prompts, one JSON line for each prompt. The same command goes on where it was stopped."""
     from align.recipe.refs import resolve
+    from align.report.named import model_named
 
     if engine not in ("auto", "vllm", "transformers"):
         raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
     if not top_p:
         raise InputError("--top-p must be more than 0")
-    found, location = str(resolve(model, Path.cwd())), resolve(prompts, Path.cwd())
+    source = source_of(prompts, format=format, columns=columns, split=split, subset=subset)
+    found, location = model_named(model, ctx.obj), resolve(prompts, Path.cwd())
     from rich.console import Console
 
     from align.recipe.schema import Rollout
@@ -57,26 +64,32 @@ def generate(
 
     sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
     rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
-    sample(found, location, sampling, rollout, out=out, cache=cache, console=Console(stderr=True), show=print)
+    sample(found, location, sampling, rollout, source=source, out=out, cache=cache, console=Console(stderr=True), show=print)
 
 
 def score(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="The folder of a reward model.")],
+    model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, or the folder of a reward model.")],
     file: Annotated[str, typer.Argument(help="Preferences, conversations, or prompts with `answers`: a file, or a hub data set id.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write the scores to this file; printed when absent.")] = None,
+    format: Format = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
 ) -> None:
     """Score the answers in a file, one JSON object a row."""
     from align.recipe.refs import resolve
+    from align.report.named import model_named
 
-    location, found = resolve(file, Path.cwd()), str(resolve(model, Path.cwd()))
+    source = source_of(file, format=format, columns=columns, split=split, subset=subset)
+    location, found = resolve(file, Path.cwd()), model_named(model, ctx.obj, ["reward_model"])
     from align.recipe.schema import Model
     from align.scoring.reward_model import RewardModelScorer
     from align.scoring.rows import score_rows
     from align.training.launch import ranks
 
     scorer = RewardModelScorer(Model(path=found), device=ranks().device, cache=cache_in(ctx.obj))
-    lines = (json.dumps(row, ensure_ascii=False) for row in score_rows(scorer, location))
+    lines = (json.dumps(row, ensure_ascii=False) for row in score_rows(scorer, location, source))
     if out is None:
         for line in lines:
             print(line, flush=True)

@@ -27,6 +27,7 @@ def quick_recipe(
     seed: int,
     max_new_tokens: int | None,
     options: Mapping[str, Any],
+    reading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A recipe of one ``evaluate`` stage.
 
@@ -36,6 +37,7 @@ def quick_recipe(
         limit: rows of each file.
         max_new_tokens: longest answer, to held-out prompts and to tasks; their own defaults when None.
         options: further keys of the stage; what is None or empty is left out.
+        reading: further keys of the data sources; a task, which has columns of its own, gets only those about splits.
 
     Raises:
         InputError: an unknown task, a task without a file, a file that cannot be read.
@@ -43,14 +45,16 @@ def quick_recipe(
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise InputError(f"no task {unknown[0]}", hint=f"known: {', '.join(TASKS)}; those of lm-evaluation-harness go to --lm-eval-tasks")
-    of_task, held_out = _sorted(tasks, data)
+    reading = dict(reading or {})
+    of_split: dict[str, Any] = {key: reading[key] for key in ("split", "subset") if key in reading}
+    of_task, held_out = _sorted(tasks, data, of_split)
     longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     stage: dict[str, Any] = {"kind": "evaluate", "policies": list(models)}
     stage |= {key: value for key, value in options.items() if value}
     if held_out:
-        stage |= {"data": [_source(path, limit) for path in held_out], "embedder": None, **longest}
+        stage |= {"data": [_source(path, limit) | reading for path in held_out], "embedder": None, **longest}
     if of_task:
-        stage["tasks"] = [{"task": task, "data": _source(path, limit), **longest} for task, path in of_task.items()]
+        stage["tasks"] = [{"task": task, "data": _source(path, limit) | of_split, **longest} for task, path in of_task.items()]
     body = {"seed": seed, "model": models[0], "stages": {STAGE: stage}}
     return {"name": f"eval-{files.digest_json(body)[:8]}", **body}
 
@@ -62,12 +66,12 @@ def write_recipe(recipe: Mapping[str, Any], runs_dir: Path) -> Path:
     return path
 
 
-def _sorted(tasks: Sequence[str], data: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _sorted(tasks: Sequence[str], data: Sequence[str], of_split: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """(task -> its file, in the order of ``tasks``; the files of no task)."""
     found: dict[str, str] = {}
     held_out = []
     for path in data:
-        columns = _columns(path)
+        columns = _columns(path, of_split)
         task = next((name for name in tasks if TASKS[name].columns <= columns), None)
         if task is None:
             held_out.append(path)
@@ -82,10 +86,10 @@ def _sorted(tasks: Sequence[str], data: Sequence[str]) -> tuple[dict[str, str], 
     return {task: found[task] for task in tasks}, held_out
 
 
-def _columns(path: str) -> set[str]:
+def _columns(path: str, of_split: Mapping[str, Any]) -> set[str]:
     """Of the first row that can be read."""
     bad: list[BadRow] = []
-    row = next(read_rows(DataSource(path=path), resolve(path, Path.cwd()), bad.append), None)
+    row = next(read_rows(DataSource(path=path, **of_split), resolve(path, Path.cwd()), bad.append), None)
     if row is None:
         raise InputError(bad[:1])
     return set(row.value)

@@ -20,8 +20,8 @@ _ROWS = 64
 """Rows that are scored together."""
 
 
-def score_rows(scorer: Scorer, location: Path | str) -> Iterator[dict[str, Any]]:
-    """For each row of a file (or, as a string, a hub data set) the scores of its answers.
+def score_rows(scorer: Scorer, location: Path | str, source: DataSource | None = None) -> Iterator[dict[str, Any]]:
+    """For each row of a file (or, as a string, a hub data set), read as ``source`` says, the scores of its answers.
 
     A preference gives ``{"id", "chosen", "rejected": [...]}``, a conversation or a labelled
     answer the ``score`` of its last message, and a prompt with a list
@@ -30,7 +30,7 @@ def score_rows(scorer: Scorer, location: Path | str) -> Iterator[dict[str, Any]]
     Raises:
         InputError: bad rows, of which the first are listed, once all others have been scored; or there is no row.
     """
-    source = DataSource(path=str(location))
+    source = source or DataSource(path=str(location))
     want = wanted_of(source, location)
     bad: list[Problem] = []
     convert = converter(source, want)

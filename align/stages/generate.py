@@ -41,6 +41,7 @@ def generate(
     sampling: Sampling,
     rollout: Rollout,
     *,
+    source: DataSource | None = None,
     out: Path | None,
     cache: Path,
     console: Console,
@@ -63,7 +64,7 @@ def generate(
     """
     policy = Model(path=model)
     encoder = load_encoder(policy, cache=cache)
-    records = _read(prompts)
+    records = _read(source or DataSource(path=str(prompts)), prompts)
     ids = [encoder.encode_prompt(record.prompt, record.tools).tolist() for record in records]
     settings = {
         "model": model_digest(policy.path),
@@ -89,8 +90,7 @@ def generate(
                     write(line)
 
 
-def _read(location: Path | str) -> list[Prompt]:
-    source = DataSource(path=str(location))
+def _read(source: DataSource, location: Path | str) -> list[Prompt]:
     found = []
     for record in read_records([source], [location], "prompt", seed=0, rejects=None):
         assert isinstance(record, Prompt)

@@ -74,7 +74,7 @@ JUDGE = "judge: {endpoint: 'https://host/v1', model: m, %s}"
         ("data: prompts.jsonl\n" + JUDGE % "methods: [ranking]", "stages.e.judge.methods.0: must be one of pairwise, pointwise"),
         ("data: prompts.jsonl\n" + JUDGE % "against: target, methods: [pointwise]", "e.judge.against: has no effect without"),
         ("data: prompts.jsonl\njudge: {endpoint: 'http://host/v1', model: m}", "e.judge.endpoint: prompts and answers would travel"),
-        ("data: prompts.jsonl\njudge: {endpoint: 'https://a:b@host/v1', model: m}", "stages.e.judge.endpoint: an address has no user"),
+        ("data: prompts.jsonl\njudge: {endpoint: 'https://a:b@host/v1', model: m}", "stages.e.judge.endpoint: an address with a user"),
         ("data: prompts.jsonl\njudge: {endpoint: host, model: m}", "stages.e.judge.endpoint: expected an address such as https://HOST/v1"),
         ("data: prompts.jsonl\njudge: {endpoint: 'http://127.0.0.1.evil/v1', model: m}", "stages.e.judge.endpoint: prompts and answers"),
     ],
