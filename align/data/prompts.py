@@ -9,7 +9,7 @@ from pathlib import Path
 
 from align import files
 from align.data.encode import Encoder
-from align.data.examples import Limits, Unusable, tree_of
+from align.data.examples import TOO_LONG, Limits, Unusable, tree_of
 from align.data.mixture import read_records
 from align.data.records import Prompt
 from align.data.report import DataReport
@@ -34,22 +34,24 @@ def load_prompts(
     max_length: int,
     seed: int,
     rejects: Path | None,
+    limit: str = "max_length",
 ) -> tuple[list[EncodedPrompt], DataReport]:
-    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out and counted.
+    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out and counted; ``limit`` is
+    the recipe's name for that length.
 
     Raises:
         InputError: bad rows (unless their source skips them), or nothing is left.
     """
     report = DataReport("prompt")
-    limits = Limits(max_length, "drop", "last")
+    bounds = Limits(max_length, "drop", "last")
     records = read_records(sources, [resolve(source.path) for source in sources], "prompt", seed=seed, rejects=rejects)
     prompts = []
     for record in records:
         assert isinstance(record, Prompt)
         try:
-            tree = tree_of(record, encoder, limits, partial(report.note, origin=record.origin))
+            tree = tree_of(record, encoder, bounds, partial(report.note, origin=record.origin))
         except Unusable as reason:
-            report.drop(str(reason), record.origin)
+            report.drop(f"longer than {limit}" if str(reason) == TOO_LONG else str(reason), record.origin)
         except InputError as error:
             raise InputError(record.origin.blamed(error.problems[0])) from error
         else:
@@ -60,7 +62,7 @@ def load_prompts(
         reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
         where = ", ".join(source.path for source in sources)
         raise InputError(
-            Problem(f"0 prompts left of {records.report.given:,}: {reasons}", file=where, hint=f"max_length is {max_length:,}")
+            Problem(f"0 prompts left of {records.report.given:,}: {reasons}", file=where, hint=f"{limit} is {max_length:,}")
         )
     return prompts, report
 

@@ -56,6 +56,13 @@ class ModelFolder:
         return (self.path / HEAD).is_file()
 
     @property
+    def positions(self) -> int | None:
+        """Tokens that the model can hold, or None when the configuration does not say."""
+        names = ("max_position_embeddings", "n_positions")
+        found = [part.get(name) for part in (self.config, self.config.get("text_config") or {}) for name in names]
+        return next((size for size in found if isinstance(size, int)), None)
+
+    @property
     def vocabulary(self) -> int | None:
         """Rows of the embedding, or None when the configuration does not say."""
         size = self.config.get("vocab_size", self.config.get("text_config", {}).get("vocab_size"))

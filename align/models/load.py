@@ -177,13 +177,15 @@ def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedToke
 def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
     """The one way from chat to tokens for this model: its tokenizer, template and template settings.
 
-    A policy that a stage saved brings its settings along; ``model.chat_template_kwargs`` replaces them. Raises as :func:`load_tokenizer`.
+    A policy that a stage saved brings its settings along; those of ``model`` replace them. Raises as :func:`load_tokenizer`, and InputError
+    as :class:`Encoder` does.
     """
     tokenizer = load_tokenizer(model, cache=cache)
     location = locate(model)
     notes = read_folder(location, None).notes if location.is_dir() else {}
     settings = model.chat_template_kwargs or notes.get("chat_template_kwargs", {})
-    return Encoder(tokenizer, template_kwargs=settings)
+    date = model.chat_template_date or (None if model.chat_template else notes.get("chat_template_date"))
+    return Encoder(tokenizer, template_kwargs=settings, chat_template_date=date)
 
 
 def locate(model: Model) -> Path:

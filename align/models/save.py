@@ -167,9 +167,10 @@ def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig
 
 
 def save_tokenizer(encoder: Encoder, out: Path, changed: PreTrainedTokenizerBase | None = None) -> None:
-    """Write the tokenizer (or a ``changed`` one) with the template of training, by a class name that transformers 4 knows as well."""
+    """Write the tokenizer (or a ``changed`` one) with the template of training, or all that it has by their names, by a class name that
+    transformers 4 knows as well."""
     tokenizer = copy.copy(changed or encoder.tokenizer)
-    tokenizer.chat_template = encoder.template
+    tokenizer.chat_template = encoder.chat_template
     tokenizer.save_pretrained(out)
     path = out / "tokenizer_config.json"
     settings = json.loads(path.read_bytes())
@@ -202,6 +203,7 @@ def save_notes(encoder: Encoder, out: Path, origin: dict[str, Any], **more: Any)
         "base": origin,
         "base_from_here": relative_to(out, origin["path"]),
         "chat_template_kwargs": encoder.template_kwargs,
+        "chat_template_date": encoder.chat_template_date,
         "encoder": encoder.digest,
         "stop_ids": list(encoder.stop_ids),
     }

@@ -38,6 +38,7 @@ _RESULT = {
         "vocab.*": "the tokenizer's vocabulary, in its older form",
         "merges.txt": "the tokenizer's merges, in their older form",
         "chat_template.jinja": "the chat template of training",
+        "additional_chat_templates/": "the model's other chat templates, by name (`tool_use`: for conversations with tools)",
         "merged/": "the whole model with its adapter merged in, where `save_merged` asks for it",
     },
     "Besides that, ppo": {

@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -173,6 +174,13 @@ def _all_or_none_weighted(sources: tuple[DataSource, ...]) -> tuple[DataSource, 
 Data = Annotated[tuple[DataSource, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_all_or_none_weighted)]
 
 
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"`{text[:40]}` is no date; write it as year, month and day: 2026-11-30") from None
+
+
 class Model(Strict):
     """The model that the recipe starts from."""
 
@@ -184,6 +192,9 @@ class Model(Strict):
     """A Jinja file that replaces the model's own chat template."""
     chat_template_kwargs: dict[str, str | int | bool] = {}
     """Passed to the chat template everywhere: training, rollouts, scoring, chat."""
+    chat_template_date: Annotated[str, AfterValidator(_day)] | None = None
+    """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no result depends on the
+    day it was made on. Refused for a template that prints no date."""
 
 
 def as_model(value: Any) -> Any:

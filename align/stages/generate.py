@@ -21,9 +21,11 @@ from align import files
 from align.data.encode import Encoder
 from align.data.mixture import read_records
 from align.data.records import Prompt
+from align.data.report import SHOWN
 from align.errors import InputError, Problem
 from align.models.identity import model_digest
-from align.models.load import load_encoder
+from align.models.folder import read_folder
+from align.models.load import load_encoder, whole_folder
 from align.recipe.refs import resolve
 from align.recipe.schema import DataSource, Model, Rollout
 from align.rollout.engine import Completion, Sampling
@@ -65,7 +67,8 @@ def generate(
     policy = Model(path=model)
     encoder = load_encoder(policy, cache=cache)
     records = _read(source or DataSource(path=str(prompts)), prompts)
-    ids = [encoder.encode_prompt(record.prompt, record.tools).tolist() for record in records]
+    ids = [_encode(record, encoder) for record in records]
+    _require_room(records, ids, sampling, read_folder(whole_folder(policy, cache)).positions)
     settings = {
         "model": model_digest(policy.path),
         "encoder": encoder.digest,
@@ -96,6 +99,28 @@ def _read(source: DataSource, location: Path | str) -> list[Prompt]:
         assert isinstance(record, Prompt)
         found.append(record)
     return found
+
+
+def _encode(record: Prompt, encoder: Encoder) -> list[int]:
+    try:
+        ids: list[int] = encoder.encode_prompt(record.prompt, record.tools).tolist()
+    except InputError as error:
+        raise InputError(record.origin.blamed(error.problems[0])) from error
+    return ids
+
+
+def _require_room(records: list[Prompt], ids: list[list[int]], sampling: Sampling, positions: int | None) -> None:
+    """Raises InputError that names the prompts which leave no room for an answer in the model, before any is sampled."""
+    room = None if positions is None else positions - sampling.max_new_tokens
+    long = [(record, len(own)) for record, own in zip(records, ids, strict=True) if room is not None and len(own) > room]
+    if not long:
+        return
+    origins = [(record.origin, length) for record, length in long[:SHOWN]]
+    problems = [
+        Problem(f"{length:,} tokens leave no room for {sampling.max_new_tokens:,} more: the model holds {positions:,}", one.source, one.line)
+        for one, length in origins
+    ]
+    raise InputError([*problems, Problem(f"{len(long):,} such prompts in all", hint="shorten or remove them, or lower --max-new-tokens")])
 
 
 def _lines(records: list[Prompt], samples: Samples, encoder: Encoder) -> Iterator[dict[str, Any]]:

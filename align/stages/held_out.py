@@ -102,7 +102,8 @@ def read_questions(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Po
         _require_same_tokens(policies, targets)
         return [Question(t.id, t.prompt, t.tools, t.fields, (tuple(t.prompt_ids),) * len(policies), t) for t in targets], report
     room = spec.max_length - spec.max_new_tokens
-    prompts, report = load_prompts(spec.data, resolve=ctx.resolve, encoder=encoder, max_length=room, seed=ctx.seed, rejects=rejects)
+    reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "seed": ctx.seed, "rejects": rejects}
+    prompts, report = load_prompts(spec.data, max_length=room, limit="max_length - max_new_tokens", **reading)
     questions = []
     for one in prompts:
         record = one.record

@@ -116,7 +116,7 @@ def _prompts(
     """Rows ``prompt`` and ``row``, its place in ``asked``."""
     room = spec.max_length - (spec.longest_answer or 0)
     settings: dict[str, Any] = {"resolve": ctx.resolve, "encoder": spellings.encoder, "seed": ctx.seed, "rejects": rejects}
-    prompts, report = load_prompts(sources, max_length=room, **settings)
+    prompts, report = load_prompts(sources, max_length=room, limit="max_length, less the longest answer", **settings)
     rows = []
     for prompt in prompts:
         text = spellings.encoder.spell(prompt.ids)
