@@ -36,8 +36,9 @@ def load_prompts(
     rejects: Path | None,
     limit: str = "max_length",
 ) -> tuple[list[EncodedPrompt], DataReport]:
-    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out and counted; ``limit`` is
-    the recipe's name for that length.
+    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out and counted.
+
+    ``limit`` is the recipe's name for that length.
 
     Raises:
         InputError: bad rows (unless their source skips them), or nothing is left.
@@ -61,9 +62,7 @@ def load_prompts(
     if not prompts:
         reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
         where = ", ".join(source.path for source in sources)
-        raise InputError(
-            Problem(f"0 prompts left of {records.report.given:,}: {reasons}", file=where, hint=f"{limit} is {max_length:,}")
-        )
+        raise InputError(Problem(f"0 prompts left of {records.report.given:,}: {reasons}", file=where, hint=f"{limit} is {max_length:,}"))
     return prompts, report
 
 

@@ -50,7 +50,7 @@ def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run:
             resolve=lambda text: locate(loaded, run, text),
             encoder=encoder,
             max_length=spec.max_prompt_length,
-        limit="max_prompt_length",
+            limit="max_prompt_length",
             seed=loaded.recipe.seed if spec.seed is None else spec.seed,
             rejects=None,
         )

@@ -193,8 +193,8 @@ class Model(Strict):
     chat_template_kwargs: dict[str, str | int | bool] = {}
     """Passed to the chat template everywhere: training, rollouts, scoring, chat."""
     chat_template_date: Annotated[str, AfterValidator(_day)] | None = None
-    """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no result depends on the
-    day it was made on. Refused for a template that prints no date."""
+    """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no result depends on
+    the day it was made on. Refused for a template that prints no date."""
 
 
 def as_model(value: Any) -> Any:

@@ -23,8 +23,8 @@ from align.data.mixture import read_records
 from align.data.records import Prompt
 from align.data.report import SHOWN
 from align.errors import InputError, Problem
-from align.models.identity import model_digest
 from align.models.folder import read_folder
+from align.models.identity import model_digest
 from align.models.load import load_encoder, whole_folder
 from align.recipe.refs import resolve
 from align.recipe.schema import DataSource, Model, Rollout
@@ -117,7 +117,9 @@ def _require_room(records: list[Prompt], ids: list[list[int]], sampling: Samplin
         return
     origins = [(record.origin, length) for record, length in long[:SHOWN]]
     problems = [
-        Problem(f"{length:,} tokens leave no room for {sampling.max_new_tokens:,} more: the model holds {positions:,}", one.source, one.line)
+        Problem(
+            f"{length:,} tokens leave no room for {sampling.max_new_tokens:,} more: the model holds {positions:,}", one.source, one.line
+        )
         for one, length in origins
     ]
     raise InputError([*problems, Problem(f"{len(long):,} such prompts in all", hint="shorten or remove them, or lower --max-new-tokens")])

@@ -117,9 +117,7 @@ def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> 
     lines: list[str] = []
 
     def prompts_of(sources: Data, name: str, rejects: Path | None) -> tuple[list[EncodedPrompt], DataReport]:
-        found, report = load_prompts(
-            sources, max_length=spec.max_prompt_length, limit="max_prompt_length", rejects=rejects, **reading
-        )
+        found, report = load_prompts(sources, max_length=spec.max_prompt_length, limit="max_prompt_length", rejects=rejects, **reading)
         lines.extend(f"{name}{line}" for line in report.lines())
         return found, report
 

@@ -129,3 +129,23 @@ def test_shards_of_other_settings_are_not_used(model: str) -> None:
         run(model, sampling=Sampling(12, n=3, seed=5))
     run(model)
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+def test_prompts_that_leave_no_room_in_the_model_are_named_before_anything_is_sampled(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once, whichever engine would sample."""
+    positions = json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]
+    long = [{"prompt": "again " * positions}, {"prompt": "Short."}, {"prompt": "and " * positions}]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    monkeypatch.setattr(command, "open_engine", lambda *args, **kwargs: pytest.fail("an engine was opened"))
+    with pytest.raises(InputError) as caught:
+        run(model)
+    first, second, total = caught.value.problems
+    assert (first.line, second.line) == (1, 3) and str(first.file).endswith("prompts.jsonl")
+    assert f"leave no room for 12 more: the model holds {positions}" in first.message.replace(",", "")
+    assert "2 such prompts" in total.message and "--max-new-tokens" in str(total.hint)
+    assert not Path("out.jsonl").exists()
+    with pytest.raises(InputError, match="1 such prompts"):  # without an answer the second one would fit
+        (folder / "prompts.jsonl").write_text(json.dumps(long[1]) + "\n")
+        run(model, sampling=Sampling(positions, n=1))

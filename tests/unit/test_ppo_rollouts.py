@@ -240,6 +240,10 @@ def test_long_prompts_are_left_out_before_anything_is_sampled(tmp_path: Path) ->
     assert digest(found) != digest(found[::-1])
     with pytest.raises(InputError, match="0 prompts left of 3"):
         load_prompts([source], resolve=Path, encoder=ENCODER, max_length=2, seed=0, rejects=None)
+    for limit in ("max_prompt_length", "max_length - max_new_tokens"):
+        with pytest.raises(InputError, match=rf"3 longer than {limit}; {limit} is 2") as caught:
+            load_prompts([source], resolve=Path, encoder=ENCODER, max_length=2, seed=0, rejects=None, limit=limit)
+        assert "max_length is" not in str(caught.value)
 
 
 def test_answers_to_the_same_prompts_are_others_each_time() -> None:

@@ -21,7 +21,7 @@ from align.models.identity import model_digest
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe.schema import Model
-from tests.saved import LORA, QUESTION, rows, save_tiny
+from tests.saved import LORA, QUESTION, edit, rows, save_tiny
 from tests.tiny import tiny
 from tests.tokenizers import build, chatml, glm4, llama3, template
 
@@ -118,6 +118,45 @@ def test_the_template_of_training_is_saved(tmp_path: Path) -> None:
     save_policy(load_policy(model), encoder, tmp_path / "out", base=model)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == own.read_text()
     assert load_encoder(Model(path=str(tmp_path / "out"))).digest == encoder.digest
+
+
+@pytest.mark.parametrize("spelling", ["files", "list", "override"])
+def test_all_templates_of_a_model_stay_with_it(tmp_path: Path, spelling: str) -> None:
+    """A folder keeps what it had: ``tool_use`` beside the default, from files or in tokenizer_config.json as older folders have them."""
+    base = save_tiny(tmp_path / "base")
+    both = {"default": template("chatml"), "tool_use": template("qwen3"), "rag": "{{ bos_token }}"}
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    if spelling == "files":
+        plain = AutoTokenizer.from_pretrained(tmp_path / "base")
+        plain.chat_template = both
+        plain.save_pretrained(tmp_path / "base")
+        assert (tmp_path / "base" / "additional_chat_templates" / "tool_use.jinja").is_file()
+    else:
+        edit(tmp_path / "base" / "tokenizer_config.json", chat_template=[{"name": k, "template": v} for k, v in both.items()])
+    model = base
+    if spelling == "override":  # one template for all, as the recipe says
+        (tmp_path / "own.jinja").write_text(both["default"])
+        model = base.model_copy(update={"chat_template": str(tmp_path / "own.jinja")})
+    encoder = load_encoder(model)
+    save_policy(load_policy(model), encoder, tmp_path / "out", base=model)
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    assert saved == (both["default"] if spelling == "override" else both)
+    assert load_encoder(Model(path=str(tmp_path / "out"))).digest == encoder.digest
+
+
+@pytest.mark.parametrize("asked", [None, "2026-11-30"])
+def test_the_date_that_a_template_was_told_comes_along(tmp_path: Path, asked: str | None) -> None:
+    """The template stays the model's own: whoever serves it has a clock. Here the date stays that of training."""
+    base = save_tiny(tmp_path / "base")
+    dated = "{{ strftime_now('%Y-%m-%d') }}" + template("chatml")
+    (tmp_path / "base" / "chat_template.jinja").write_text(dated)
+    model = base.model_copy(update={"chat_template_date": asked})
+    encoder = load_encoder(model)
+    save_policy(load_policy(model), encoder, tmp_path / "out", base=model)
+    assert read(tmp_path / "out" / "align.json")["chat_template_date"] == encoder.chat_template_date == (asked or "2024-07-26")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == dated
+    again = load_encoder(Model(path=str(tmp_path / "out")))
+    assert again.digest == encoder.digest and again.spell(again.encode_prompt(QUESTION)).startswith(asked or "2024-07-26")
 
 
 def test_sampling_flags_that_contradict_are_left_out(tmp_path: Path) -> None:
