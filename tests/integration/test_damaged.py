@@ -105,7 +105,13 @@ def test_every_file_of_a_run_and_its_cache(tmp_path: Path, monkeypatch: pytest.M
         if not name.name.endswith(".lock") and (kept / name).read_bytes():
             # An older checkpoint, and weights that only it needs, are looked at by nobody.
             older = "step-00000001" in str(name) or ("best" in name.parts and not _is_best(kept, name))
-            assert older or caplog.text or "damaged" in said, name
+            assert older or _is_of_the_finished_stage(kept, name) or caplog.text or "damaged" in said, name
+
+
+def _is_of_the_finished_stage(kept: Path, name: Path) -> bool:
+    """Encoded data of a stage that does not run again are not looked at."""
+    report = kept / name.parent / "report.json"
+    return ".cache" in name.parts and report.is_file() and json.loads(report.read_bytes())["want"] == "conversation"
 
 
 def _is_best(kept: Path, name: Path) -> bool:

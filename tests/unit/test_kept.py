@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from align import files
+from align.data import kept as notes
 from align.data.kept import Kept
 from align.errors import EnvironmentFault
 
@@ -71,3 +72,46 @@ def test_a_kill_at_any_point_leaves_a_whole_part_or_none(tmp_path: Path, monkeyp
             assert found is not None
             return
     raise AssertionError("never finished")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "note cut", "note empty"])
+def test_damage_is_told_and_nothing_else_is(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What was never finished, or belongs to other settings, is no damage."""
+    path = tmp_path / "a.bin"
+    assert notes.find(path) is None
+    path.write_bytes(b"killed before the note")
+    assert notes.find(path) is None
+    assert notes.keep(path, b"content", "key") == path == notes.find(path, "key")
+    assert notes.find(path, "other") is None
+    assert caplog.text == ""
+    changed = path.with_name("a.bin.note.json") if damage.startswith("note") else path
+    if damage == "gone":
+        path.unlink()
+    else:
+        content = changed.read_bytes()
+        half = len(content) // 2
+        changed.write_bytes(
+            {"flip": bytes([content[0] ^ 1]) + content[1:], "cut": content[:half], "note cut": content[:half]}.get(damage, b"")
+        )
+    assert notes.find(path, "key") is None
+    assert f"{path} is damaged: made again" in caplog.text
+
+
+def test_a_sealed_folder_notices_every_change(tmp_path: Path) -> None:
+    """Of any file in it, of the note itself, and of a file that the reader needs and nobody wrote."""
+    for name in ("a", "b/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert "manifest.json: not readable" in str(notes.damage(tmp_path)[0])
+    notes.seal(tmp_path)
+    assert notes.damage(tmp_path, ["a"]) == []
+    assert [problem.message for problem in notes.damage(tmp_path, ["d"])] == ["not in the manifest"]
+    for name in ("a", "b/c", "manifest.json"):
+        content = (tmp_path / name).read_bytes()
+        for number in range(len(content)):
+            (tmp_path / name).write_bytes(content[:number] + bytes([content[number] ^ 1]) + content[number + 1 :])
+            assert notes.damage(tmp_path, ["a", "b/c"]), (name, number)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "b" / "c").unlink()
+    assert [problem.message for problem in notes.damage(tmp_path)] == ["missing"]
+    assert notes.damage(tmp_path, only=lambda name: name == "a") == []
