@@ -40,6 +40,12 @@ class Choice:
         self._columns: set[str] = set()
         self._prints: set[bytes] = set()
 
+    @property
+    def chooses(self) -> bool:
+        """Is anything asked for? Nearly always not, and then a row is passed on as it is."""
+        source = self._source
+        return bool(source.where or source.unique or source.explode or source.ignore)
+
     def parts(self, row: Row) -> Iterator[Part]:
         """The rows that ``explode`` makes of a row; without it the row itself.
 

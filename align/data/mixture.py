@@ -36,6 +36,7 @@ from align.recipe.schema import DataSource
 SHOWN = 10
 """Bad rows that an error lists; their number is told in any case."""
 _CONTENT = 200
+NO_RECORD = "dropped by the format"
 _REASONS = 3
 """Bad rows that are shown when nothing is left."""
 
@@ -231,6 +232,7 @@ class _Mixture:
         spec, location, report = source
         convert = converter(spec, self._want)
         choice = Choice(spec)
+        chooses = choice.chooses
         rows = 0
 
         def unreadable(row: BadRow) -> None:
@@ -239,7 +241,7 @@ class _Mixture:
 
         for row in read_rows(spec, location, unreadable, report.told):
             report.read += 1
-            records = self._converted(convert, choice, row, source)
+            records = self._converted(convert, choice if chooses else None, row, source)
             report.format, report.notes = convert.format, convert.notes
             report.kept += len(records)
             yield from records
@@ -251,11 +253,15 @@ class _Mixture:
         elif report.kept and choice.never_ignored and rows != spec.limit:
             report.told.note(f"{spec.path}: `ignore` names columns that no row has: {', '.join(choice.never_ignored)}")
 
-    def _converted(self, convert: Converter, choice: Choice, row: Row, source: _Source) -> list[Record]:
+    def _converted(self, convert: Converter, choice: Choice | None, row: Row, source: _Source) -> list[Record]:
         """The records of a row; what it does not give is counted, with the reason."""
         report = source[2]
         records: list[Record] = []
         try:
+            if choice is None:
+                if found := convert(row):
+                    return list(found)
+                raise LeftOut(NO_RECORD)
             for part in choice.parts(row):
                 if not choice.wanted(part):
                     report.left_out += 1
@@ -304,7 +310,7 @@ def _of_part(convert: Converter, choice: Choice, part: Part) -> list[Record]:
     row = choice.stripped(part.row)
     records = convert(row)
     if not records:
-        raise LeftOut("dropped by the format")
+        raise LeftOut(NO_RECORD)
     choice.once(part.row, records[0])
     return [replace(record, id=f"{record.id}#{part.number}") for record in records] if part.number else list(records)
 

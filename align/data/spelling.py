@@ -59,14 +59,14 @@ def spelling_of(path: Path, reading: Reading) -> Spelling:
     found: dict[str, str] = {}
     words = []
     if not reading.source.encoding and encoding != UTF8:
-        words, found["encoding"] = [encoding], encoding
+        words, found["encoding"] = [f"read as {encoding}"], encoding
     if not reading.source.separator and separator != usual:
         words.append(f"separated by {SEPARATORS.get(separator, f'`{separator}`')}")
         found["separator"] = separator
     if mac:
-        words.append("lines ending in a carriage return")
+        words.append("lines end in a carriage return")
     if words:
-        reading.told.note(f"{path}: read as {', '.join(words)}", **found)
+        reading.told.note(f"{path}: {', '.join(words)}", **found)
     return Spelling(encoding, separator, 1 if said else 0, mac)
 
 

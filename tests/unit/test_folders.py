@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
+from align.data.datasets import _identity
 from align.data.readers import BadRow, read_rows
 from align.data.rows import Told
 from align.errors import InputError
@@ -130,6 +131,15 @@ def test_what_datasets_saved(tmp_path: Path) -> None:
 
 
 # Keys without effect
+
+
+def test_what_is_cached_depends_on_every_key(make: Make) -> None:
+    """Encoded data are found again by these settings, so a key that were not among them would be ignored the second time."""
+    location = make("a.jsonl") / "a.jsonl"
+    known = _identity(DataSource(path=str(location)), location)
+    assert DataSource.model_fields.keys() - {"path"} <= known.keys()
+    for key, value in (("where", {"a": {"min": 1}}), ("unique", "prompt"), ("explode", "a"), ("ignore", ["b"]), ("encoding", "cp1252")):
+        assert _identity(DataSource(path=str(location), **{key: value}), location) != known
 
 
 def test_every_key_has_taken_a_stand() -> None:
