@@ -178,6 +178,9 @@ def check(
 
     if problems := refused(loaded):
         raise InputError(problems)
+    from align.pipeline.models import require_models
+
+    notes = require_models(loaded, loaded.order)
     looked = ""
     if data:
         from align.pipeline.preflight import look
@@ -189,6 +192,8 @@ def check(
         looked = f"; looked at what {found.looked} stages start from"
     stages = ", ".join(f"{name} ({loaded.recipe.stages[name].kind})" for name in loaded.order)
     print(f"{loaded.recipe.name}: ok; stages in order: {stages}{looked}")
+    for note in notes:
+        print(f"note: {note}")
 
 
 @app.command()

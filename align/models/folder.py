@@ -130,7 +130,8 @@ def _config_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem
     what = "a reward model of this package" if wanted == "reward_model" else "a language model"
     architectures = [str(name) for name in folder.config.get("architectures") or ()]
     classifiers = [name for name in architectures if name.endswith("Classification")]
-    if wanted == "classifier" and architectures and not classifiers:
+    own_class = any("RewardModel" in name for name in architectures)  # OpenRLHF's, say: a transformer and one linear layer all the same
+    if wanted == "classifier" and architectures and not classifiers and not own_class:
         problems.append(Problem(f"{architectures[0]} is no reward model: it gives no score", file=str(folder.path)))
     if classifiers and wanted not in ("classifier", None):
         problem = f"{classifiers[0]} is a classifier or reward model, {what} is wanted here"

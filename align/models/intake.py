@@ -100,14 +100,12 @@ def _left_out(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[s
 
 
 def _part(name: str) -> str:
-    """The part of a model that a tensor belongs to: its path down to the first number, at most two names."""
-    path: list[str] = []
-    for piece in name.split(".")[:-1]:
-        if piece.isdigit():
-            path += [piece] if path and path[-1] == "layers" else []  # a whole layer that is left out has no other name
-            break
-        path.append(piece)
-    return ".".join(path[:2]) or name
+    """The part of a model that a tensor belongs to: the first two names of its path, and the number of a layer."""
+    path = name.split(".")[:-1]
+    number = next((place for place, piece in enumerate(path) if piece.isdigit()), len(path))
+    if number < len(path) and path[:number][-1:] == ["layers"] and number <= 2:
+        return ".".join(path[: number + 1])  # a whole layer that is left out has no other name
+    return ".".join(path[: min(number, 2)]) or name
 
 
 def _say(line: str) -> None:

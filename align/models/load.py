@@ -35,13 +35,13 @@ from align.models import gguf
 from align.models.adapters import START, is_lora, lora_layers
 from align.models.bases import adapter_base
 from align.models.dropout import disable_dropout
-from align.models.folder import ADAPTER_CONFIG, ModelFolder, Wanted, read_folder, require_tokenizer
+from align.models.folder import ADAPTER_CONFIG, ModelFolder, Wanted, read_folder, require_tokenizer, tensor_shapes
 from align.models.forward import causal_lm, own_attention_name, transformer_of
 from align.models.hub import local_snapshot
 from align.models.identity import is_gguf, is_local
 from align.models.intake import attention_of, require_finite, take_in
 from align.models.own_code import refuse_own_code
-from align.models.quiet import no_progress_bars
+from align.models.quiet import no_progress_bars, no_reports
 from align.recipe.schema import Model
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -294,12 +294,14 @@ def _load_folder(
     """Through transformers' class ``auto``: with an LM head, without one, or with a classifier's."""
     refuse_own_code(folder)
     path = str(folder.path)
-    with readable(folder.path), no_progress_bars():
+    with readable(folder.path), no_progress_bars(), no_reports():
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         if auto is AutoModelForSequenceClassification and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise InputError(Problem(f"transformers has no sequence classifier for {config.model_type} models", file=path))
         if auto is not AutoModelForSequenceClassification and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(Problem(f"a {config.model_type} model is no causal language model", file=path))
+        if auto is AutoModelForSequenceClassification and not {"num_labels", "id2label"} & folder.config.keys():
+            config.num_labels = _head_rows(folder)
         if attn_implementation is None and auto is not AutoModelForSequenceClassification:
             attn_implementation = attention_of(config, backbone=auto is AutoModel)
         loaded: Any = auto.from_pretrained(
@@ -319,6 +321,17 @@ def _load_folder(
         raise InputError(Problem(f"the weights lack {len(missing)} tensors, such as {missing[0]}", file=path))
     take_in(lm, folder, loaded[1]["unexpected_keys"])
     return lm
+
+
+def _head_rows(folder: ModelFolder) -> int:
+    """How many numbers a classifier gives whose configuration does not say: transformers would take it for two."""
+    shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
+    if "score.weight" not in shapes:
+        outside = [name for name in shapes if "." in name and not any(part.isdigit() for part in name.split("."))]
+        problem = f"config.json has no num_labels, and the weights no score.weight ({', '.join(sorted(outside)[:5])} are there)"
+        hint = "save it as transformers' classifier with num_labels: 1, whose head is called score"
+        raise InputError(Problem(problem, file=str(folder.path), hint=hint))
+    return shapes["score.weight"][0]
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

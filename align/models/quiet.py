@@ -25,3 +25,16 @@ def no_progress_bars() -> Iterator[None]:
         gguf.tqdm = bar
         if enabled:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def no_reports() -> Iterator[None]:
+    """Inside, transformers does not print its tables of tensors: what they say is looked at, and told in one line or refused."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

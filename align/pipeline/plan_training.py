@@ -152,7 +152,8 @@ class Training:
         trained = estimate.trained_parameters(shape, self.lora)
         if self.lora is None:
             return Row("trains", f"{count(trained)} parameters, all of them", self.origin.shape_source)
-        targets = self.lora.target_modules if isinstance(self.lora.target_modules, str) else ", ".join(self.lora.target_modules)
+        named = shape.linears if isinstance(self.lora.target_modules, str) else self.lora.target_modules
+        targets = ", ".join(sorted(named)) + f" in {shape.layers} layers"
         share = f"{trained / shape.parameters:.2%} of {count(shape.parameters)}"
         return Row(
             "trains", f"{count(trained)} parameters, {share}", f"LoRA of rank {self.lora.rank} on {targets}; {self.origin.shape_source}"

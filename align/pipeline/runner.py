@@ -18,11 +18,13 @@ from rich.console import Console
 
 from align import files, secrets
 from align.errors import EnvironmentFault, InputError, Interrupted, Problem
+from align.models.bases import known_models
 from align.pipeline import artifacts, folder
 from align.pipeline.artifacts import Identity
 from align.pipeline.folder import RunFolder
 from align.pipeline.identity import as_of_now, explain, identify, left_as_it_was, neutral_values
 from align.pipeline.locks import RunLock
+from align.pipeline.models import local_models, require_engines, require_models
 from align.pipeline.ranks import Ranks, current, on_rank_0
 from align.pipeline.selection import Selection, needed
 from align.recipe import refs
@@ -122,6 +124,8 @@ def run_recipe(
     run = RunFolder.of(loaded, runs_dir)
     with StopFlag(same_within=1.0 if ranks.world > 1 else 0.0), ExitStack() as stack:
         on_rank_0(ranks, lambda: _look_first(loaded, runs_dir, ranks.world, selection))
+        on_rank_0(ranks, lambda: require_models(loaded, selected))
+        on_rank_0(ranks, lambda: require_engines(loaded, selected))
         on_rank_0(ranks, lambda: _open(run, stack, console))
         on_rank_0(ranks, lambda: _refuse_to_replace(loaded, run, selection))
         job = _Runner(loaded, run, selection, console if ranks.rank == 0 else Console(quiet=True), ranks)
@@ -330,7 +334,7 @@ class _Runner:
                 resolve=lambda text: _locate(self._loaded, self._run, text),
                 console=self._console,
             )
-            with files.machine_faults(attempt.out):
+            with files.machine_faults(attempt.out), known_models(local_models(self._loaded)):
                 function(spec, context)
             self._ranks.barrier()
             on_rank_0(self._ranks, lambda: self._publish(context, spec, attempt, started))

@@ -16,10 +16,12 @@ from torch import nn
 
 from align.data.encode import Encoder
 from align.errors import EnvironmentFault
-from align.models.load import is_adapter, load_policy, whole_folder
+from align.models.load import is_adapter, load_policy, locate, whole_folder
+from align.models.positions import positions_at, require_positions
 from align.recipe.rollout import Rollout
 from align.recipe.schema import Model
 from align.rollout.engine import RolloutEngine
+from align.rollout.limits import require_head_size
 from align.rollout.process import ProcessEngine
 from align.rollout.scripted import ScriptedEngine
 from align.rollout.sync import CANARY_TOKENS, push
@@ -53,9 +55,14 @@ def open_engine(
             gets them by :func:`align.rollout.sync.push`).
 
     Raises:
-        EnvironmentFault: vllm is asked for and not installed, or does not start.
+        InputError: the model has no positions for ``max_length``.
+        EnvironmentFault: vllm is asked for and not installed, cannot serve the model on this machine, or does not start.
     """
     kind = _kind(rollout)
+    if kind != "scripted":
+        hint = "lower max_new_tokens or max_prompt_length, or use a model that reads longer texts"
+        if note := require_positions(positions_at(locate(model)), max_length, "prompt and answer", hint):
+            _log.warning("note: %s", note)
     if kind == "scripted":
         assert rollout.script is not None
         engine: RolloutEngine = ScriptedEngine(Path(resolve(rollout.script)), encoder, max_length=max_length)
@@ -95,6 +102,8 @@ def _kind(rollout: Rollout) -> str:
 def _vllm(rollout: Rollout, model: Model, encoder: Encoder, max_length: int, cache: Path, *, several: bool) -> RolloutEngine:
     folder = whole_folder(model, cache)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not torch.cuda.is_available():
+        require_head_size(config)
     settings: dict[str, Any] = {
         "stop_ids": list(encoder.stop_ids),
         "vocabulary": encoder.vocabulary,

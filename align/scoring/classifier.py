@@ -54,7 +54,7 @@ class ClassifierScorer:
     ) -> None:
         self.name = model.path
         self._model: Any = load_classifier(model, dtype=dtype, device=device)
-        self._encoder = Encoder(load_tokenizer(model), template_kwargs=model.chat_template_kwargs)
+        self._encoder = _encoder(model)
         head = getattr(self._model, "score", None)
         self._head = head if isinstance(head, nn.Linear) else None
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
@@ -121,3 +121,13 @@ class ClassifierScorer:
         if not torch.allclose(together, apart, atol=tolerance, rtol=tolerance):
             problem = f"{type(self._model).__name__} gives other scores to padded conversations"
             raise InputError(Problem(problem, file=self.name, hint="use another reward model"))
+
+
+def _encoder(model: Model) -> Encoder:
+    """Raises InputError when the reward model has no chat template: it is the scorer's key that gives it one, not the policy's."""
+    tokenizer = load_tokenizer(model)
+    if tokenizer.chat_template is None:
+        problem = "the reward model's tokenizer has no chat template"
+        hint = "set `chat_template` beside `model` in `reward` to a Jinja file with the template that it was trained with"
+        raise InputError(Problem(problem, file=model.path, hint=hint))
+    return Encoder(tokenizer, template_kwargs=model.chat_template_kwargs)

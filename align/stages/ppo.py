@@ -30,6 +30,7 @@ from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
 from align.errors import InputError
+from align.models.adapters import adapted
 from align.models.canary import require_own_logprobs
 from align.models.critic import ActorCritic, actor_critic
 from align.models.heads import ScoreStats, load_scalar, score_notes
@@ -163,6 +164,8 @@ def _models(
     loaded = load_policy(base, **loading)
     require_own_logprobs(loaded, canary, spec.train.layout)
     policy = trained(loaded, spec.lora, ctx.seed)
+    if group.first and spec.lora is not None:
+        ctx.console.print(f"{ctx.name}  {adapted(policy)}", highlight=False, markup=False, soft_wrap=True)
     reference = None if spec.lora is not None else copy.deepcopy(policy).requires_grad_(False).eval()
     if spec.estimator != "gae":
         return ActorCritic(policy, None), reference

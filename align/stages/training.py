@@ -21,11 +21,13 @@ from align.data.balance import BalancedTrees
 from align.data.encode import Encoder
 from align.data.store import TreeStore
 from align.data.trees import Tree
-from align.models.adapters import add_lora, is_lora
+from align.models.adapters import adapted, add_lora, is_lora
 from align.models.canary import require_own_logprobs
+from align.models.forward import causal_lm
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
 from align.models.merging import merged_copy
+from align.models.positions import positions, require_positions
 from align.models.save import save_policy
 from align.recipe.estimate import gigabytes
 from align.recipe.schema import DpoStage, Lora, Model, RewardStage, SftStage
@@ -178,8 +180,22 @@ def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: C
     train, lora, first = spec.train, spec.lora, read.trees[0]
     policy = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
     require_own_logprobs(policy, [*first.trunk, *first.branches[0].ids, *first.trunk][:12], train.layout)
+    if group.first and (note := _beyond(policy, read.trees)):
+        ctx.warn(note)
     model = build(policy, lora, ctx.seed)
+    if group.first and lora is not None:
+        ctx.console.print(f"{ctx.name}  {adapted(getattr(model, 'backbone', model))}", highlight=False, markup=False, soft_wrap=True)
     return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed), len(leaked))
+
+
+def _beyond(policy: Any, trees: TreeStore) -> str | None:
+    """A note on rows that are longer than the model's positions. Raises InputError where it has none for them."""
+    found, longest = positions(causal_lm(policy).config.to_dict()), int(trees.path_lengths.max())
+    hint = "lower max_length, or use a model that reads longer texts"
+    if (note := require_positions(found, longest, "the longest row", hint)) is None or found is None:
+        return None
+    rows = int((trees.path_lengths > found.limit).sum())
+    return f"{note}; {rows:,} of {len(trees):,} rows are trained at positions that it has never seen"
 
 
 def _leak(ids: Sequence[str], held_out: int) -> str:

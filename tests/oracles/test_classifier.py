@@ -149,7 +149,7 @@ def test_a_template_for_a_model_without_one(tmp_path: Path) -> None:
     model = save_classifier(tmp_path, tokenizer)
     edit(tmp_path / "tokenizer_config.json", chat_template=None)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    with pytest.raises(InputError, match="the tokenizer has no chat template"):
+    with pytest.raises(InputError, match="the reward model's tokenizer has no chat template; set `chat_template` beside `model`"):
         ClassifierScorer(model)
     (tmp_path / "mine.jinja").write_text(template("llama3"))
     own = open_scorer(_spec(tmp_path, chat_template=str(tmp_path / "mine.jinja")), resolve=Path)
