@@ -10,7 +10,7 @@ import typer
 
 from align.cli.options import Replace
 from align.cli.source import Columns, Format, Split, Subset, source_of
-from align.errors import InputError
+from align.errors import AlignError, InputError
 from align.terminal import console
 
 
@@ -67,9 +67,13 @@ def evaluate_models(
         reading=source.model_dump(mode="json", exclude_unset=True, exclude={"path"}),
     )
     terminal = console()
-    result = run_recipe(
-        load_recipe(str(write_recipe(recipe, ctx.obj))), runs_dir=ctx.obj, console=terminal, selection=Selection(replace=replace)
-    )
+    written = write_recipe(recipe, ctx.obj)
+    try:
+        loaded = load_recipe(str(written))
+    except AlignError:
+        written.unlink()
+        raise
+    result = run_recipe(loaded, runs_dir=ctx.obj, console=terminal, selection=Selection(replace=replace))
     report = (result.folder / "stages" / STAGE / "report.json").read_text(encoding="utf-8")
     if STAGE in result.up_to_date:  # else the stage has shown it
         terminal.print(table(STAGE, json.loads(report)))

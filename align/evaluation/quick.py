@@ -11,7 +11,7 @@ import yaml
 from align import files
 from align.data.readers import BadRow, read_rows
 from align.errors import InputError
-from align.recipe.refs import resolve
+from align.recipe.refs import parse, resolve
 from align.recipe.schema import DataSource
 from align.recipe.tasks import TASKS
 
@@ -42,6 +42,8 @@ def quick_recipe(
     Raises:
         InputError: an unknown task, a task without a file, a file that cannot be read.
     """
+    for text in (*models, *data):
+        parse(text)  # what is no reference is written into no recipe
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise InputError(f"no task {unknown[0]}", hint=f"known: {', '.join(TASKS)}; those of lm-evaluation-harness go to --lm-eval-tasks")

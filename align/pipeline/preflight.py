@@ -269,7 +269,15 @@ class _Hub:
 
 def require(loaded: LoadedRecipe, runs_dir: Path, *, nproc: int, selection: Selection, thorough: bool = True) -> None:
     """For a run that is about to begin. Raises what :meth:`Findings.raise_them` says."""
-    run = RunFolder.of(loaded, runs_dir)
+    cache = RunFolder.of(loaded, runs_dir).cache
+    new = [folder for folder in (cache, runs_dir) if not folder.exists()]
     if thorough and os.access(runs_dir if runs_dir.is_dir() else runs_dir.absolute().parent, os.W_OK):
-        files.make_folder(run.cache)  # what is encoded to count it is found again
-    look(loaded, runs_dir, nproc=nproc, selection=selection, thorough=thorough).raise_them()
+        files.make_folder(cache)  # what is encoded to count it is found again
+    try:
+        look(loaded, runs_dir, nproc=nproc, selection=selection, thorough=thorough).raise_them()
+    except AlignError:
+        if cache in new:
+            files.remove_folder(cache)
+        if runs_dir in new and runs_dir.is_dir() and not any(runs_dir.iterdir()):
+            files.remove_folder(runs_dir)
+        raise

@@ -92,10 +92,20 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
                 raise InputError(f"no such file: {referred.text}")
             elif not isinstance(ref, refs.HubRef):
                 _check_fit(Path(refs.resolve(referred.text, root)), referred.wanted)
+                problems.extend(_idle_revision(tree, referred))
         except (InputError, EnvironmentFault) as error:
             found = packages if isinstance(error, EnvironmentFault) else problems
             found.extend(node.place.problem(key, p.message, p.hint) for p in error.problems)
     return problems + _cycles(tree, recipe), packages
+
+
+def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:
+    """A commit of a model that is no hub id. Of data, `align.recipe.source_keys` says it."""
+    mapping = follow(tree, referred.path[:-1])[1].content
+    revision = mapping.get("revision") if isinstance(mapping, dict) else None
+    if revision is not None and revision.content is not None and not set(referred.wanted.accepts) & {"preferences", "prompts"}:
+        key = ".".join(map(str, (*referred.path[:-1], "revision")))
+        yield revision.key_place.problem(key, f"has no effect with {referred.text[:80]}, which is on this machine", "remove it")
 
 
 def order(recipe: Recipe) -> tuple[str, ...]:

@@ -208,7 +208,11 @@ def test_all_faults_of_all_stages_are_told_at_once_and_nothing_is_written(monkey
         run_recipe(loaded, runs_dir=Path("runs"), console=Console(file=io.StringIO()))
     text = str(caught.value)
     assert "talk.jsonl:1: is a conversation" in text and "broken.jsonl:1" in text and "wandb is asked for" in text
-    assert not (Path("runs") / "r").exists()
+    assert not Path("runs").exists()
+    Path("runs").mkdir()
+    with pytest.raises(InputError):
+        run_recipe(loaded, runs_dir=Path("runs"), console=Console(file=io.StringIO()))
+    assert not any(Path("runs").iterdir())
 
 
 def test_looking_is_quick() -> None:

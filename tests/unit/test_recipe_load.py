@@ -407,7 +407,7 @@ def test_a_missing_package_is_the_environments_fault() -> None:
         ("lora.rank=8", lambda r: r.stages["sft"].lora.rank == 8),
         ("data.limit=5", lambda r: r.stages["sft"].data[0].limit == 5 and r.stages["sft"].data[0].path == "rows.jsonl"),
         ("data=[rows.jsonl, rows.jsonl]", lambda r: len(r.stages["sft"].data) == 2),
-        ("model.revision=abc", lambda r: r.model.revision == "abc" and r.model.path == MODEL),
+        ("model.chat_template_kwargs={a: 1}", lambda r: r.model.chat_template_kwargs == {"a": 1} and r.model.path == MODEL),
         ("max_grad_norm=null", lambda r: r.stages["sft"].train.max_grad_norm is None),
         ("data.where={lang: no}", lambda r: r.stages["sft"].data[0].where == {"lang": "no"}),
     ],
@@ -750,3 +750,17 @@ def test_data_in_place_of_a_recipe(name: str) -> None:
     Path("mine").write_text(GOOD)
     with pytest.raises(InputError, match=r"mine is here, but a recipe's file ends in \.yaml; write \./mine"):
         find_recipe("mine")
+
+
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [("model={path: ./here, revision: abc}", "model"), ("stages.p.reward={model: ./here, revision: abc}", "stages.p.reward")],
+)
+def test_a_revision_of_what_is_here_is_refused(override: str, place: str) -> None:
+    """Only a hub id has commits; of anything else it would be passed over."""
+    Path("here").mkdir()
+    Path("here/config.json").write_text("{}")
+    ppo = GOOD + "  p: {kind: ppo, reward: org/name, prompts: rows.jsonl}\n"
+    (problem,) = problems(ppo, override)
+    assert f"{place}.revision: has no effect with ./here, which is on this machine; remove it" in problem
+    load(ppo, override.replace("./here", "org/name"))
