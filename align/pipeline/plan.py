@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.errors import InputError, Problem
+from align.errors import Problem
 from align.pipeline import artifacts, plan_ppo, plan_trl
 from align.pipeline.folder import RunFolder
 from align.pipeline.machine import Machine, machine_for, this_machine
@@ -76,7 +76,8 @@ def make_plan(
         runs_dir: where the run would write, and where results of earlier runs are.
         nproc: processes; when None, one for each GPU of the recipe's ``hardware``, or one.
         selection: the stages that the run may run.
-        here: plan for this machine, whatever the recipe's ``hardware`` says.
+        here: plan for this machine, whatever the recipe's ``hardware`` says: before a run, ``problems`` are then what cannot fit. Small
+            data are encoded into the run's cache where its folder is there already, so that the run finds them encoded.
 
     Raises:
         InputError: a local model cannot be read; the run would refuse the selection.
@@ -87,30 +88,13 @@ def make_plan(
     run = RunFolder.of(loaded, runs_dir)
     states = status(loaded, runs_dir, selection)
     obstacles = [] if hardware or not any(stage_runs(state) for state in states.values()) else [run.obstacle()]
-    if machine.device == "cuda" and processes > machine.units:
+    if machine.device == "cuda" and processes > machine.units and not here:
         message = f"--nproc {processes}: {machine.name} has {machine.units} GPUs, and every process takes one"
         obstacles.append(Problem(message, hint=f"at most --nproc {machine.units}"))
     notes = tuple(_notes(hardware, machine, this_machine(runs_dir), nproc)) if hardware else ()
     used = dataclasses.replace(machine, units=processes) if machine.device == "cuda" else machine
     stages = tuple(_plan_stage(loaded, name, states[name], used, processes, run) for name in loaded.order)
     return Plan(loaded.recipe.name, machine, stages, tuple(problem for problem in obstacles if problem is not None), notes)
-
-
-def what_cannot_fit(
-    loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1, selection: Selection = ALL
-) -> tuple[Problem, ...]:
-    """What of a run's stages cannot fit into the memory or onto the disk of this machine, each with the numbers; empty when all may fit.
-
-    Only what is certain: data that are not here yet, or too many to count, are taken to be small. Small data are encoded to count them,
-    into the run's cache where its folder is there already, so that the run finds them encoded.
-
-    Raises:
-        InputError: data or a local model cannot be read; the run would refuse the selection.
-    """
-    plan = make_plan(loaded, runs_dir, nproc=nproc, selection=selection, here=True)
-    if plan.faults:
-        raise InputError(plan.faults)
-    return plan.problems
 
 
 def _notes(hardware: Hardware, machine: Machine, this: Machine, nproc: int | None) -> Iterator[str]:

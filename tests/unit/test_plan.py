@@ -20,7 +20,7 @@ from align.models.adapters import add_lora
 from align.pipeline import machine as machines
 from align.pipeline import plan as planning
 from align.pipeline.machine import Machine
-from align.pipeline.plan import Plan, StagePlan, make_plan, show, what_cannot_fit
+from align.pipeline.plan import Plan, StagePlan, make_plan, show
 from align.pipeline.runner import run_recipe
 from align.recipe import estimate, shapes
 from align.recipe.load import load_recipe
@@ -345,7 +345,7 @@ def test_this_machine_is_asked_before_a_run_whatever_the_recipe_was_meant_for(mo
     Path("rows.jsonl").write_text("{}\n")
     write_recipe(data="rows.jsonl", lora="{}", train="{dtype: bf16}", hardware="{gpus: 8, memory_gb: 80}")
     assert not planned().problems
-    (problem,) = what_cannot_fit(load_recipe("r.yaml"))
+    (problem,) = make_plan(load_recipe("r.yaml"), here=True).problems
     assert "needs at least" in problem.message and problem.message.endswith("a test machine has 16.0 GB")
 
 

@@ -15,7 +15,7 @@ from align.batching.tree import Layout, grouped, pack, tokens_of
 from align.models.stream import held_at_once, split
 from align.pipeline import plan as planning
 from align.pipeline.machine import Machine
-from align.pipeline.plan import Plan, make_plan, what_cannot_fit
+from align.pipeline.plan import Plan, make_plan
 from align.recipe.load import load_recipe
 from tests.saved import save_tiny
 from tests.tiny import random_tree, random_trees
@@ -128,7 +128,7 @@ def test_the_parts_of_a_refusal_add_up_and_it_says_what_helps(monkeypatch: pytes
     write("sft", [5] * 20 + [3_000], microbatch_tokens=512, batch_size=4)
     needed = (planned().stages[0].memory or 0) / 1.15  # without the allocator's slack
     monkeypatch.setattr(planning, "this_machine", lambda runs: Machine("a test machine", "cpu", 2, needed - 5e6, 1e12, True))
-    (problem,) = what_cannot_fit(load_recipe("r.yaml"))
+    (problem,) = make_plan(load_recipe("r.yaml"), here=True).problems
     total, parts = problem.message.partition(" of memory: ")[::2]
     listed = [_bytes(" ".join(part.split()[-2:])) for part in parts.partition(";")[0].split(", ")]
     assert sum(listed) == pytest.approx(_bytes(total.removeprefix("needs at least ")), rel=0.1)
