@@ -132,9 +132,11 @@ def changed(draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any] = trees, 
         owner = tree
         for key in path:
             owner = owner[key]
-        match draw(st.sampled_from(["value", "value", "value", "text", "list", "gone", "more", "twice"])):
+        match draw(st.sampled_from(["value", "value", "words", "words", "text", "list", "gone", "more", "twice"])):
             case "value":
                 owner[last] = draw(values)
+            case "words":
+                owner[last] = draw(texts)
             case "text":
                 owner[last] = json.dumps(owner[last])
             case "list":

@@ -291,6 +291,30 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
         assert np.abs(difference).max() < 1e-5 and abs(difference.mean()) < 3e-6
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_the_reference_leaves_the_mode(tmp_path: Path, training: bool) -> None:
+    """It is scored without dropout, and training goes on with it."""
+    net = add_lora(tiny("llama"), Lora(rank=4, dropout=0.5)).train(training)
+    moved(net)
+    scored = [reference(net, preferences(4), stage(), tmp_path / str(k))._sums for k in range(2)]
+    assert torch.equal(*scored)
+    assert all(module.training == training for module in net.modules())
+
+
+def test_the_digest_is_of_names_and_content() -> None:
+    """Not of the order in which parameters were registered; every name, type and value counts."""
+
+    def net(*names: str, value: float = 1.0, dtype: torch.dtype = torch.float32) -> nn.Module:
+        made = nn.Module()
+        for name in names:
+            made.register_parameter(name, nn.Parameter(torch.full((2, 3), value, dtype=dtype)))
+        return made
+
+    assert weights_digest(net("a", "b")) == weights_digest(net("b", "a"))
+    others = [net("a", "c"), net("a"), net("a", "b", value=2.0), net("a", "b", dtype=torch.bfloat16)]
+    assert len({weights_digest(other) for other in [net("a", "b"), *others]}) == 5
+
+
 def test_the_reference_cache(tmp_path: Path) -> None:
     """C40: a cached reference equals a live one; weights, adapters and dtype are part of what names it."""
     data, spec = preferences(6), stage()

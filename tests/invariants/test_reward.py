@@ -275,7 +275,7 @@ def test_held_out_scores_are_of_the_final_weights(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = {(t, b): float(path_score(run.model, tree, b)) for t, tree in enumerate(held_out) for b in range(len(tree.branches))}
         assert found == pytest.approx(expected, abs=1e-5)
-    run._save()
+    run._save(None, asked=True)
     late = trainer(work, data, stage(train={"save_steps": 1}), scalar())
     late.fit()
     assert late.held_out_scores().keys() == expected.keys()

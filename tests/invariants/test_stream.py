@@ -37,8 +37,8 @@ def step(
 
 def require_equal(one: tuple[dict[str, float], dict[str, Tensor]], other: tuple[dict[str, float], dict[str, Tensor]]) -> None:
     for name, value in one[0].items():
-        if "second" not in name:
-            assert other[0][name] == pytest.approx(value, abs=2e-5), name
+        if "second" not in name:  # of values above 1 (IPO's gradient has a norm of 128), as of the gradients below, rounding is a share
+            assert other[0][name] == pytest.approx(value, abs=2e-5 * max(1.0, abs(value))), name
     for name, gradient in one[1].items():
         scale = max(1.0, float(gradient.abs().max()))
         torch.testing.assert_close(other[1][name] / scale, gradient / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -105,6 +105,8 @@ class Map:
         """
         statement = mutation.statement
         spans = [mutation.lines, (statement.lineno, statement.end_lineno or statement.lineno)]
+        if isinstance(statement, ast.FunctionDef):  # a default or a decorator: what counts is who runs the function
+            spans = [(statement.body[0].lineno, statement.end_lineno or statement.lineno)]
         found: set[str] = set()
         for first, last in spans:
             found = found or set().union(*(self._by_line.get((file, line), set()) for line in range(first, last + 1)))

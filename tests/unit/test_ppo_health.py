@@ -52,6 +52,25 @@ def test_one_iteration_is_enough(kind: str, change: dict[str, float], words: str
     assert any(key in finding.message for key in ("kl_coefficient", "max_new_tokens", "rollout", "rollouts file")), "it says what to do"
 
 
+def test_a_bound_itself_is_allowed() -> None:
+    """What a recipe names is still healthy; the next number is not."""
+    health = stage().health
+    at = {"finished": 1 - health.unfinished, "distinct": health.distinct, "kl": health.kl, "mismatch": health.mismatch}
+    assert kinds([WELL, {**WELL, **at, "entropy": health.entropy * WELL["entropy"]}]) == set()
+    past = {
+        "finished": 0.9 - health.unfinished,
+        "distinct": health.distinct - 0.01,
+        "kl": health.kl + 0.01,
+        "mismatch": health.mismatch + 0.01,
+    }
+    assert kinds([WELL, {**WELL, **past, "entropy": 0.0}]) == {"unfinished", "distinct", "kl", "mismatch", "entropy"}
+    low = {"kl": -health.negative_kl, "explained_variance": health.explained_variance}
+    assert kinds([WELL, WELL, WELL, *[{**WELL, **low}] * 3]) == set()
+    assert of_first_step(stage(), {"ratio/largest_log": first_ratio_bound(stage())}) == []
+    assert of_training(stage(), [WELL] * 3, health.clip_fraction, []) == []
+    assert [found.kind for found in of_training(stage(), [WELL] * 3, health.clip_fraction + 0.01, [])] == ["clip_fraction"]
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [

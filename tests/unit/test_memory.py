@@ -1,0 +1,43 @@
+"""Memory that is freed is kept for the next step, where the C library would give it back to the kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from align.training.memory import keep_freed_memory, peak_memory_bytes
+
+FAULTS = """
+import resource, sys, torch
+from align.training.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+before = 0
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's way")
+def test_a_block_that_was_freed_is_used_again() -> None:
+    """Pages that the sixth of equal blocks of 128 MiB fetches anew from the kernel."""
+
+    def pages(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert pages("keep") < 64 < 1000 < pages("leave")
+
+
+def test_where_there_is_no_glibc_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    """A Python process with torch takes more than 50 MiB and less than 100 GiB."""
+    assert 50 * 2**20 < peak_memory_bytes() < 100 * 2**30
