@@ -34,6 +34,7 @@ from align.data.report import SHOWN, DataReport
 from align.data.store import META, TreeStore, write_store
 from align.data.trees import Tree
 from align.errors import InputError, Problem
+from align.recipe.presets import FILE as PRESETS_FILE
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
 
@@ -96,9 +97,9 @@ def load_trees(
 def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
     """What the rows of a source depend on."""
     settings = source.model_dump(mode="json", exclude={"path"})
-    if source.format and ":" in source.format:
+    if source.own_format:
         # The user's own function; what its module imports is not followed.
-        module = inspect.getsourcefile(import_object(source.format))
+        module = inspect.getsourcefile(import_object(source.own_format))
         settings["format_code"] = files.sha256_file(Path(module)) if module else None
     if isinstance(location, str):
         return {**settings, "hub": location, "content": str(load_split(location, source)._fingerprint)}
@@ -110,7 +111,7 @@ def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
 @cached
 def _code_digest() -> str:
     """Digest of this package's own modules, so that an entry never outlives the code that made it."""
-    return files.digest_json({path.name: files.sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))})
+    return files.digest_json({path.name: files.sha256_file(path) for path in [*sorted(Path(__file__).parent.glob("*.py")), PRESETS_FILE]})
 
 
 def origins_to_skip(sources: Sequence[DataSource], locations: Sequence[Path | str]) -> set[str]:

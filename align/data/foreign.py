@@ -55,7 +55,7 @@ def alpaca(row: Row) -> Form:
     The input follows the instruction after a blank line.
     """
     asked = text_of(row.get("instruction"), "instruction")
-    if row.get("input"):
+    if row.get("input") and not (isinstance(row["input"], str) and not row["input"].strip()):
         asked += "\n\n" + text_of(row["input"], "input")
     turns: list[Form] = []
     for i, pair in enumerate(list_of(row["history"], "history", "a list of pairs") if row.get("history") else []):

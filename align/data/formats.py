@@ -15,19 +15,31 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from align.data import foreign
+from align.data.better import spelled
+from align.data.detect import Found, detect_rows, unread_texts
+from align.data.detect import detect as detect
+from align.data.dialogue import speaker
 from align.data.forms import record_of, verdict
+from align.data.grouped import by_key, by_parent
+from align.data.mapped import MappedRows
 from align.data.personal import impersonal
+from align.data.places import find, text_at
 from align.data.readers import Row
 from align.data.records import Conversation, Origin, Preference, Prompt, Record, Unpaired
+from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
 from align.data.strict_json import as_json, clip, type_name, unreadable
+from align.data.words import line_to_write, nearest_presets, yaml_line
 from align.errors import InputError, Problem
+from align.recipe.mapping import RowMapping
+from align.recipe.presets import PRESETS
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
 
@@ -37,7 +49,7 @@ Want = Literal["conversation", "preference", "unpaired", "prompt"]
 FIELDS_LIMIT = 16_384
 """Characters of JSON that a record keeps of its row's other columns, in their order. A column that does not fit is left out whole."""
 
-_IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid")
+_IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid", "conversation_hash")
 _FORM_KEYS = frozenset({"messages", "prompt", "chosen", "rejected", "margin", "tools", "system"})
 _LABELLED = "is one answer with a label, not a comparison: `kind: trl` with `trainer: kto` trains on it"
 _UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
@@ -67,59 +79,168 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def detect(value: Mapping[str, Any]) -> str:
-    """The name of a row's format, from its columns. Raises :class:`RowError` when it is none that we know."""
-    has = {key for key, item in value.items() if item is not None}
-    if {"chosen", "rejected"} <= has:
-        if "conversations" in has:
-            return "sharegpt"
-        if "instruction" in has and "prompt" not in has:
-            return "alpaca"
-        chosen = value["chosen"]
-        if isinstance(chosen, str) and "prompt" not in has and chosen.lstrip().startswith("Human:"):
-            return "hh_rlhf"
-        if isinstance(chosen, list) and isinstance(value.get("prompt"), str):
-            return "ultrafeedback"
-        return "preference"
-    if {"instruction", "completions"} <= has:
-        return "ultrafeedback"
-    if verdict(value.get("label")) is not None and (has & {"messages", "conversations"} or {"prompt", "completion"} <= has):
-        return "unpaired"
-    if "messages" in has or {"prompt", "completion"} <= has:
-        return "messages"
-    if "conversations" in has:
-        return "sharegpt"
-    if "prompt" in has:
-        return "prompt"
-    if "instruction" in has and not has & {"context", "response"}:
-        return "alpaca"
-    columns = ", ".join(clip(key, 40) for key in list(value)[:12])
-    raise RowError(f"no known format has these columns: {columns}")
+@dataclass(frozen=True)
+class Group:
+    """Rows that belong together."""
+
+    rows: list[Row]
+    path: list[Row] | None = None
+    """Of answers in a tree of rows: the messages that lead to them."""
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The first row."""
+        return self.rows[0].value
+
+    @property
+    def origin(self) -> Origin:
+        """Where the first row stands."""
+        return self.rows[0].origin
 
 
 class Converter:
-    """A row -> its records: one, or, with a user's own format, any number. Raises :class:`RowError` for a row that cannot be used."""
+    """A row, or rows that belong together -> records: one; or, with groups, trees or a user's own format, any number.
+
+    Raises :class:`RowError` for a row that cannot be used, and :class:`~align.data.better.LeftOut`, which is one, for a sound row that
+    gives no record.
+    """
 
     def __init__(self, source: DataSource, want: Want) -> None:
-        self.format = source.format
-        """The format's name; found at the first row when the source does not name it."""
+        self.format: str | None = None
+        """The format's name, or the mapping as a recipe says it; found at the first rows when the source does not name it."""
         self._want = want
-        self._good = verdict(source.where.get("label")) is True
+        self._ignored = frozenset(getattr(source, "ignore", ()))
+        reading = source.reading
+        label = reading.better.label if isinstance(reading, RowMapping) and reading.better is not None else None
+        self._good = verdict(source.where.get(label or "label")) is True
         self.notes: Counter[str] = Counter()
         """What a report should mention of the rows, and how often."""
-        self._own = import_object(source.format) if source.format and ":" in source.format else None
+        self.remarks: list[str] = []
+        """What a report should mention of the source."""
+        self._core: Format | None = None
+        self._parts: list[tuple[dict[str, Any], MappedRows]] = []
+        self._own = import_object(source.own_format) if source.own_format else None
+        if self._own:
+            self.format = source.own_format
+        elif isinstance(source.reading, RowMapping):
+            self._use(Found(yaml_line(source.reading.model_dump(mode="json", by_alias=True, exclude_unset=True)), source.reading))
+        elif source.reading is not None:
+            self._use(Found(source.reading))
 
-    def __call__(self, row: Row) -> tuple[Record, ...]:
+    @property
+    def undecided(self) -> bool:
+        """Is the format still to be found? :meth:`decide` does it, from the first rows; or the first row that comes."""
+        return self.format is None
+
+    def decide(self, rows: Sequence[Row]) -> None:
+        """Find the format. Raises :class:`InputError` where no format fits, or one would leave unread what carries meaning."""
+        values = [{key: item for key, item in row.value.items() if key not in self._ignored} for row in rows]
+        try:
+            found = detect_rows(values, self._want)
+        except RowError as error:
+            raise _unknown(error, rows) from error
+        self._use(found)
+        if unread := unread_texts(values, columns_read(found, values)):
+            self.remarks.append(f"columns with texts that nothing reads: {', '.join(unread[:8])}")
+
+    def _use(self, found: Found) -> None:
+        self.format = found.name
+        if found.mapping is None and found.name in FORMATS:
+            self._core = FORMATS[found.name]
+            return
+        wants = {"prompts": self._want == "prompt", "labelled": self._want == "unpaired"}
+        options = {**wants, "compared": self._want in ("preference", "unpaired")}
+        self._parts = [(where, MappedRows(mapping, **options)) for where, mapping in parts_of(found)]
+        if found.name in PRESETS and PRESETS[found.name].test_set:
+            self.remarks.append("a test set of the field: not to be trained on")
+
+    def units(self, rows: Iterator[Row], chosen: Callable[[Iterator[Row]], Iterator[Row]]) -> Iterator[Row | Group]:
+        """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those that are ``chosen``."""
+        first = next(rows, None)  # the format is found before the first row is given
+        grouped = [mapped for _, mapped in self._parts if mapped.grouped]
+        if first is None:
+            return iter(())
+        rows = chain([first], rows)
+        if not grouped:
+            return rows
+        rows = chosen(rows)
+        tree = grouped[0].mapping.tree
+        if tree is None:
+            return map(Group, by_key((self._key(row), row) for row in rows))
+        own, above = tree.id or "id", tree.parent or "parent_id"
+        nodes = ((text_at(find(row.value, own), own), text_at(find(row.value, above), above) or None, row) for row in rows)
+        return self._siblings(nodes)
+
+    def _siblings(self, nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[Group]:
+        for path, siblings in by_parent(nodes):
+            answers = [row for row in siblings if speaker(row.value) == "assistant"]
+            if answers:
+                yield Group(answers, [] if path is None else path)
+
+    def _key(self, row: Row) -> str:
+        try:
+            number, mapped = self._part(row)
+        except LeftOut:
+            return f"- {row.origin}"  # by itself, to be counted
+        return f"{number} {mapped.key(row.value)}" if mapped.grouped else f"{number} {row.origin}"
+
+    def _part(self, row: Row) -> tuple[int, MappedRows]:
+        """The mapping that this row is for."""
+        for number, (where, mapped) in enumerate(self._parts):
+            if all(_holds(find(row.value, place), value) for place, value in where.items()):
+                return number, mapped
+        raise LeftOut("none of the preset's parts is for it")
+
+    def __call__(self, unit: Row | Group) -> tuple[Record, ...]:
+        row = unit.rows[0] if isinstance(unit, Group) else unit
+        if self.format is None:
+            self.decide([row])
         if self._own:
             forms = _call(self._own, str(self.format), row)
             return tuple(self._own_record(form, row, i if len(forms) > 1 else None) for i, form in enumerate(forms, 1))
-        if self.format is None:
-            self.format = _detected(row)
-        format = FORMATS[self.format]
+        if self._core is None:
+            return self._mapped(unit, row)
+        core = self._core
         id_column, id = _id_of(row.value, row.origin)
-        fields = _bounded({key: item for key, item in row.value.items() if key not in format.columns and key != id_column})
-        record = record_of(format.convert(row.value), row.origin, id=id, fields=fields, column=format.messages, note=self._note)
+        fields = _bounded({key: item for key, item in row.value.items() if key not in core.columns and key != id_column})
+        record = record_of(core.convert(row.value), row.origin, id=id, fields=fields, column=core.messages, note=self._note)
         return (narrow(record, self._want, good=self._good),)
+
+    def _mapped(self, unit: Row | Group, row: Row) -> tuple[Record, ...]:
+        _, mapped = self._part(row)
+        forms: list[dict[str, Any]] = []
+        try:
+            forms = self._forms(mapped, unit, row)
+            return self._records(mapped, forms, row)
+        except RowError as error:
+            if forms:
+                error.field = mapped.as_the_row_calls_it(error.field, forms[0])
+            raise
+
+    def _forms(self, mapped: MappedRows, unit: Row | Group, row: Row) -> list[dict[str, Any]]:
+        if not mapped.grouped:
+            return mapped.forms(row.value, self._note)
+        if not isinstance(unit, Group):
+            raise LeftOut("belongs to a group, and was read by itself")
+        if mapped.mapping.tree is None:
+            return mapped.of_group([one.value for one in unit.rows], self._note)
+        if not unit.path:
+            raise LeftOut("its parent is missing")
+        return mapped.of_siblings([one.value for one in unit.path], [one.value for one in unit.rows], self._note)
+
+    def _records(self, mapped: MappedRows, forms: list[dict[str, Any]], row: Row) -> tuple[Record, ...]:
+        id_column, id = _id_of(row.value, row.origin)
+        used = mapped.columns(row.value)
+        fields = _bounded({key: item for key, item in row.value.items() if key not in used and key != id_column})
+        column = "messages" if mapped.mapping.messages is not None or mapped.mapping.completion is not None else "prompt"
+        records = []
+        for number, form in enumerate(forms, 1):
+            own = str(form.get("id") or id) if len(forms) == 1 else f"{form.get('id') or id}#{number}"
+            if form.get("answer") is not None:
+                fields = {**fields, "answer": form["answer"]}
+            record = record_of(form, row.origin, id=own, fields=fields, column=column, note=self._note)
+            records.append(narrow(record, self._want, good=self._good))
+        return tuple(records)
 
     def _note(self, what: str) -> None:
         self.notes[what] += 1
@@ -177,12 +298,42 @@ _WANTED = {
 }
 
 
-def _detected(row: Row) -> str:
-    try:
-        return detect(row.value)
-    except RowError as error:
-        hint = f"name the `format` ({', '.join(FORMATS)}), or give your own as package.module:function"
-        raise InputError(Problem(error.message, file=row.origin.source, line=row.origin.line, hint=hint)) from error
+def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:
+    """The mappings that a format stands for, each with the rows that it is for."""
+    mapping = found.mapping
+    name = mapping.preset if mapping is not None else found.name
+    if name is None:
+        assert mapping is not None
+        return [({}, mapping)]
+    changed = mapping.given() if mapping is not None else {}
+    return [(part.where, RowMapping.model_validate({**part.mapping, **changed})) for part in PRESETS[name].parts]
+
+
+def columns_read(found: Found, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The columns of ``rows`` that a format reads."""
+    if found.mapping is None and found.name in FORMATS:
+        return set(FORMATS[found.name].columns)
+    read: set[str] = set()
+    for where, mapping in parts_of(found):
+        mapped = MappedRows(mapping)
+        for row in rows:
+            read |= mapped.columns(row) | {key.split(".")[0] for key in where}
+    return read
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    return value in (None, "") if wanted is None else value is not None and spelled(value) == spelled(wanted)
+
+
+def _unknown(error: RowError, rows: Sequence[Row]) -> InputError:
+    """No format for these rows: what was seen, and the line to write."""
+    row = rows[0]
+    hint = None
+    if error.message.startswith("no known format"):
+        nearest = nearest_presets(row.value)
+        near = f"nearest: {nearest}; " if nearest else ""
+        hint = f"{near}say what the columns are, such as `{line_to_write(row.value)}` (or an own function, package.module:function)"
+    return InputError(Problem(error.message, file=row.origin.source, line=row.origin.line, key=error.field, hint=hint))
 
 
 def _call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list[Mapping[str, Any]]:

@@ -77,6 +77,8 @@ def wanted_of(source: DataSource, location: Path | str) -> Want:
                 converter(source, want)(row)
             except RowError as error:
                 reason = Problem(error.message, row.origin.source, row.origin.line, key=error.field)
+            except InputError as error:
+                reason = error.problems[0]
             else:
                 return want
         bad.append(reason)

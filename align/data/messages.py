@@ -196,8 +196,8 @@ def turns_of(value: Any, field: str) -> list[Message]:
         return call_turn(given, field)  # ChatGLM3: call and result in one turn
     key = _text_key(given, value, field)
     said = given.get(key)
-    parts = parts_of(said, f"{field}.{key}") if isinstance(said, list) or "parts" in given else Parts()
-    if "parts" in given:
+    parts = parts_of(said, f"{field}.{key}") if isinstance(said, list) else Parts()
+    if "parts" in given and said is None:
         parts, key = parts_of(given["parts"], f"{field}.parts"), "parts"
     if parts.any:
         said = parts.text

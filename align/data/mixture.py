@@ -16,123 +16,33 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from align.data.conditions import Choice, Part
-from align.data.formats import Converter, RowError, Want, converter
+from align.data.detect import LOOK_AT
+from align.data.formats import Converter, Group, RowError, Want, converter
 from align.data.leakage import prompt_digest as prompt_digest
 from align.data.leakage import shared_prompts as shared_prompts
 from align.data.personal import impersonal
 from align.data.readers import BadRow, Row, read_rows
 from align.data.records import Origin, Record
-from align.data.rows import LeftOut, Told
+from align.data.rows import LeftOut
+from align.data.source_report import SHOWN as SHOWN
+from align.data.source_report import ReadReport as ReadReport
+from align.data.source_report import SourceReport as SourceReport
+from align.data.source_report import count_of
 from align.data.strict_json import clip
 from align.errors import InputError, Problem
 from align.files import machine_faults
 from align.recipe.schema import DataSource
 
-SHOWN = 10
-"""Bad rows that an error lists; their number is told in any case."""
 _CONTENT = 200
 NO_RECORD = "dropped by the format"
 _REASONS = 3
 """Bad rows that are shown when nothing is left."""
-
-
-@dataclass
-class SourceReport:
-    """What became of the rows of one source."""
-
-    path: str
-    """As the recipe writes it."""
-    format: str | None = None
-    read: int = 0
-    """Rows seen, bad ones included. A ``limit`` ends the reading."""
-    left_out: int = 0
-    """Rows, or with ``explode`` parts of rows, that ``where`` left out."""
-    bad: int = 0
-    """Rows that could not be used."""
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Sound rows that gave no record, by reason."""
-    first_dropped: dict[str, Origin] = field(default_factory=dict)
-    """Where each reason came first."""
-    kept: int = 0
-    """Records made of the other rows."""
-    given: int = 0
-    """Records given out: those kept, or the source's part of a mixture."""
-    weight: float | None = None
-    """Its share of the mixture as asked for, from 0 to 1."""
-    first_bad: list[BadRow] = field(default_factory=list)
-    notes: dict[str, int] = field(default_factory=dict)
-    """What a person should know of the rows that were kept, and how often it happened."""
-    told: Told = field(default_factory=Told)
-    """How its files were read, as far as it was found out."""
-
-    @property
-    def dropped(self) -> int:
-        """Sound rows that gave no record."""
-        return sum(self.reasons.values())
-
-    def drop(self, reason: str, origin: Origin) -> None:
-        """A sound row gives no record."""
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
-        self.first_dropped.setdefault(reason, origin)
-
-    def left(self) -> list[str]:
-        """What became of the rows that were not kept, each with its number."""
-        parts = [f"{self.left_out:,} left out by `where`"] if self.left_out else []
-        return parts + [f"{count:,} {reason} (first: {self.first_dropped[reason]})" for reason, count in self.reasons.items()]
-
-    def bad_rows(self) -> list[Problem]:
-        """The first bad rows, then, if there are several, how many."""
-        listed: list[Problem] = list(self.first_bad)
-        if self.bad > 1:
-            listed.append(Problem(_count_of(self.bad)))
-        return listed
-
-    def line(self) -> str:
-        """One line for people."""
-        parts = [f"{self.read:,} rows read", f"{self.kept:,} kept"]
-        parts += self.left()
-        if self.bad:
-            parts.append(f"{self.bad:,} bad (first: {self.first_bad[0]})")
-        parts += [f"{count:,} times {what}" for what, count in self.notes.items()]
-        return f"{self.path} ({self.format or 'unknown format'}): {', '.join(parts)}"
-
-
-@dataclass
-class ReadReport:
-    """What became of all rows; complete once the records have been read to their end."""
-
-    sources: list[SourceReport] = field(default_factory=list)
-
-    @property
-    def given(self) -> int:
-        """Records given out."""
-        return sum(source.given for source in self.sources)
-
-    def lines(self) -> list[str]:
-        """For people: one line a source, with the realised ratio of a mixture."""
-        lines = []
-        for source in self.sources:
-            line = source.line()
-            if source.weight is not None and self.given:
-                share, passes = source.given / self.given, source.given / max(source.kept, 1)
-                line += f"; {source.given:,} in the mixture, {share:.4f} of it (asked: {source.weight:.4f}), {passes:.2f} passes"
-            lines += [line, *source.told.notes]
-        return lines
-
-    def as_json(self) -> dict[str, Any]:
-        """The same numbers for machines."""
-        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight", "notes", "reasons")
-        sources = [{key: getattr(source, key) for key in keys} for source in self.sources]
-        for source, entry in zip(self.sources, sources, strict=True):
-            entry["share"] = source.given / self.given if self.given else 0.0
-            entry["first_bad"] = [str(row) for row in source.first_bad]
-            entry["read_as"] = source.told.notes
-        return {"given": self.given, "sources": sources}
 
 
 class Records(Iterator[Record]):
@@ -158,7 +68,7 @@ def read_records(sources: Sequence[DataSource], locations: Sequence[Path | str],
     """
     total = sum(source.weight or 0 for source in sources)
     shares = [source.weight / total if source.weight else None for source in sources]
-    report = ReadReport([SourceReport(source.path, source.format, weight=share) for source, share in zip(sources, shares, strict=True)])
+    report = ReadReport([SourceReport(source.path, weight=share) for source, share in zip(sources, shares, strict=True)])
     mixture = _Mixture(list(zip(sources, locations, report.sources, strict=True)), want, rejects)
     return Records(mixture.weighted(seed) if total else mixture.plain(), report)
 
@@ -219,7 +129,7 @@ class _Mixture:
         if self._fatal == 1:
             self._problems = [self._advised(problem) for problem in self._problems]
         elif self._fatal:
-            self._problems.append(Problem(_count_of(self._fatal), hint="mend them, or leave them out with `on_bad_row: skip`"))
+            self._problems.append(Problem(count_of(self._fatal), hint="mend them, or leave them out with `on_bad_row: skip`"))
         if self._problems:
             raise InputError(self._problems)
 
@@ -229,57 +139,105 @@ class _Mixture:
         return replace(problem, hint=f"{problem.hint}; {advice}" if problem.hint else advice) if isinstance(problem, BadRow) else problem
 
     def _records(self, source: _Source) -> Iterator[Record]:
-        spec, location, report = source
+        spec, _, report = source
         convert = converter(spec, self._want)
+        report.notes, report.remarks = convert.notes, convert.remarks
         choice = Choice(spec)
-        chooses = choice.chooses
-        rows = 0
-
-        def unreadable(row: BadRow) -> None:
-            report.read += 1
-            self._bad(source, row)
-
-        for row in read_rows(spec, location, unreadable, report.told):
-            report.read += 1
-            records = self._converted(convert, choice if chooses else None, row, source)
-            report.format, report.notes = convert.format, convert.notes
+        units = 0
+        for unit in convert.units(self._rows(source, convert, choice), lambda rows: self._chosen(choice, rows, source)):
+            records = self._converted(convert, choice, unit, source)
+            report.format = convert.format
             report.kept += len(records)
             yield from records
-            rows += bool(records)
-            if rows == spec.limit:
+            units += bool(records)
+            if units == spec.limit:
                 break
         if not report.kept and not (report.bad and spec.on_bad_row == "error"):
             self._problems += _nothing_left(spec, report, choice.absent)
-        elif report.kept and choice.never_ignored and rows != spec.limit:
+        elif report.kept and choice.never_ignored and units != spec.limit:
             report.told.note(f"{spec.path}: `ignore` names columns that no row has: {', '.join(choice.never_ignored)}")
 
-    def _converted(self, convert: Converter, choice: Choice | None, row: Row, source: _Source) -> list[Record]:
-        """The records of a row; what it does not give is counted, with the reason."""
+    def _rows(self, source: _Source, convert: Converter, choice: Choice) -> Iterator[Row]:
+        """The rows, counted. Where the format is still to be found, the first that are used are looked at before one is given."""
+        spec, location, report = source
+        pending: list[Row | BadRow] = []
+        looking = convert.undecided
+
+        def unreadable(row: BadRow) -> None:
+            if looking:
+                pending.append(row)
+                return
+            report.read += 1
+            self._bad(source, row)
+
+        rows = read_rows(spec, location, unreadable, report.told)
+        if looking:
+            first: list[Row] = []
+            for row in rows:
+                pending.append(row)
+                first += _looked_at(choice, row)
+                if len(first) == LOOK_AT:
+                    break
+            if first:
+                convert.decide(first)
+            looking = False
+            for one in pending:
+                if isinstance(one, BadRow):
+                    unreadable(one)
+                else:
+                    report.read += 1
+                    yield one
+        for row in rows:
+            report.read += 1
+            yield row
+
+    def _chosen(self, choice: Choice, rows: Iterator[Row], source: _Source) -> Iterator[Row]:
+        """The rows, or parts of rows, that may belong to a group."""
+        report = source[2]
+        for row in rows:
+            try:
+                for part in choice.parts(row):
+                    if choice.wanted(part):
+                        yield choice.stripped(part.row)
+                    else:
+                        report.left_out += 1
+            except LeftOut as reason:
+                self._dropped(str(reason), row.origin, report)
+            except RowError as error:
+                self._refused(error, row, source)
+
+    def _converted(self, convert: Converter, choice: Choice, unit: Row | Group, source: _Source) -> list[Record]:
+        """The records of a row, or of rows that belong together; what they do not give is counted, with the reason."""
         report = source[2]
         records: list[Record] = []
         try:
-            if choice is None:
-                if found := convert(row):
+            if isinstance(unit, Group):
+                return _of_part(convert, choice, Part(unit.rows[0]), unit)
+            if not choice.chooses:
+                if found := convert(unit):
                     return list(found)
                 raise LeftOut(NO_RECORD)
-            for part in choice.parts(row):
+            for part in choice.parts(unit):
                 if not choice.wanted(part):
                     report.left_out += 1
                     continue
                 try:
-                    records += _of_part(convert, choice, part)
+                    records += _of_part(convert, choice, part, choice.stripped(part.row))
                 except LeftOut as reason:
-                    self._dropped(str(reason), row, report)
+                    self._dropped(str(reason), unit.origin, report)
         except LeftOut as reason:
-            self._dropped(str(reason), row, report)
+            self._dropped(str(reason), unit.origin, report)
         except RowError as error:
             records = []
-            self._bad(source, BadRow(error.message, row.origin.source, row.origin.line, key=error.field, content=_shown(row.value)))
+            self._refused(error, unit, source)
         return records
 
-    def _dropped(self, reason: str, row: Row, report: SourceReport) -> None:
-        report.drop(reason, row.origin)
-        self._write(BadRow(reason, row.origin.source, row.origin.line))
+    def _refused(self, error: RowError, unit: Row | Group, source: _Source) -> None:
+        self._bad(source, BadRow(error.message, unit.origin.source, unit.origin.line, key=error.field, content=_shown(unit.value)))
+
+    def _dropped(self, reason: str, origin: Origin, report: SourceReport) -> None:
+        report.drop(reason, origin)
+        self._write(BadRow(reason, origin.source, origin.line))
 
     def _bad(self, source: _Source, row: BadRow) -> None:
         spec, _, report = source
@@ -305,10 +263,17 @@ class _Mixture:
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _of_part(convert: Converter, choice: Choice, part: Part) -> list[Record]:
+def _looked_at(choice: Choice, row: Row) -> list[Row]:
+    """The row as a converter sees it, where it is used: to find out the format."""
+    try:
+        return [choice.stripped(part.row) for part in islice(choice.parts(row), 1) if choice.wanted(part)]
+    except RowError:
+        return []
+
+
+def _of_part(convert: Converter, choice: Choice, part: Part, unit: Row | Group) -> list[Record]:
     """Raises :class:`LeftOut` where there is none, and :class:`RowError`."""
-    row = choice.stripped(part.row)
-    records = convert(row)
+    records = convert(unit)
     if not records:
         raise LeftOut(NO_RECORD)
     choice.once(part.row, records[0])
@@ -341,7 +306,3 @@ def _nothing_left(spec: DataSource, report: SourceReport, absent: list[str]) -> 
     text += ": " + ", ".join(parts) if parts else ""
     hint = f"no row has a field {', '.join(absent)}" if absent else None
     return [*report.first_bad[:_REASONS], Problem(text, file=spec.path, hint=hint)]
-
-
-def _count_of(bad: int) -> str:
-    return f"{bad:,} bad {'row' if bad == 1 else 'rows'} in all" + (f", the first {SHOWN} are listed" if bad > SHOWN else "")

@@ -18,6 +18,8 @@ def find(row: Mapping[str, Any], where: Place | str) -> Any:
     JSON is gone into. Raises :class:`RowError` where such a text is JSON with a fault.
     """
     if isinstance(where, str):
+        if where in row:
+            return row[where]
         where = place(where)
     if where.text in row:
         return row[where.text]
@@ -100,12 +102,14 @@ def text_at(value: Any, field: str) -> str:
     """A value as text: numbers in their shortest exact form (72.0 is 72), a list of texts joined, null as ""."""
     if isinstance(value, str):
         return value
-    if value is None:
+    if value is None or value != value:  # pandas writes NaN where nothing stands
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
-        return str(int(value)) if value == value and abs(value) != float("inf") and value == int(value) else repr(value)
+        if abs(value) == float("inf"):
+            raise RowError("expected a text, found an infinite number", field)
+        return str(int(value)) if value == int(value) else repr(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "".join(value)
     raise RowError(f"expected a text, found {type_name(value)}", field)

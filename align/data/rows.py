@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.data.records import Origin
+from align.data.strict_json import RowError
 from align.errors import Problem
 from align.recipe.schema import DataSource
 
@@ -30,8 +31,8 @@ class BadRow(Problem):
     """The row's beginning, for the rejects file; no message shows it."""
 
 
-class LeftOut(Exception):
-    """A row that is sound and gives no record; the message is the reason, which is counted and written to the rejects file."""
+class LeftOut(RowError):
+    """A row that is sound and gives no record, such as a tie; the message is the reason, counted and written to the rejects file."""
 
 
 Bad = Callable[[BadRow], None]

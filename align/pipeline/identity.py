@@ -135,8 +135,8 @@ def _foreign_modules(spec: Stage) -> Iterator[str]:
         yield spec.kind.partition(":")[0]
         yield spec.implementation.partition(":")[0]
     for part in _models(spec):
-        if isinstance(part, DataSource) and part.format is not None and ":" in part.format:
-            yield part.format.partition(":")[0]
+        if isinstance(part, DataSource) and part.own_format is not None:
+            yield part.own_format.partition(":")[0]
         elif isinstance(part, FunctionScorer):
             yield part.function.partition(":")[0]
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from align.errors import InputError
-from align.recipe.effects import Needs, refuse_idle_keys
+from align.recipe.mapping import RowMapping
 from align.recipe.places import place
+from align.recipe.presets import PRESETS
 from align.recipe.refs import import_object
+from align.recipe.strict import Strict as Strict
+from align.recipe.strict import unknown_name_of
 
 ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
 """What a stage produces, and what a reference may ask for."""
@@ -33,20 +36,6 @@ class Reference:
 
 
 PolicyRef = Annotated[str, Reference(("policy",)), Field(min_length=1)]
-
-
-class Strict(BaseModel):
-    """Base of every recipe model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    key_needs: ClassVar[tuple[Needs, ...]] = ()
-    """Keys that do something only beside certain others: refused where they would have no effect."""
-
-    @model_validator(mode="after")
-    def _every_given_key_has_an_effect(self) -> Self:
-        refuse_idle_keys(self)
-        return self
 
 
 def name_of_run(text: str) -> str:
@@ -70,19 +59,24 @@ FORMATS = ("messages", "preference", "unpaired", "prompt", "alpaca", "sharegpt",
 def _format(text: str) -> str:
     if text in FORMATS:
         return text
+    if text in PRESETS:
+        if asks := PRESETS[text].asks:
+            raise ValueError(f"{text} has to be told more: {asks}")
+        return text
     try:
         if ":" not in text:
-            raise InputError(f"no format `{text[:80]}`; known: {', '.join(FORMATS)}, or your own as package.module:function")
+            known = f"known: {', '.join(FORMATS)}, the presets that `align data formats` lists, or your own as package.module:function"
+            raise InputError(f"no format `{text[:80]}`; {known}")
         if not callable(import_object(text)):
             raise InputError(f"`{text[:80]}` is not a function")
     except InputError as error:
-        raise unknown_name(error, FORMATS) from error
+        raise unknown_name(error, (*FORMATS, *PRESETS)) from error
     return text
 
 
 def unknown_name(error: InputError, known: Iterable[str]) -> PydanticCustomError:
     """``known`` is what a misspelt name may have meant."""
-    return PydanticCustomError("unknown_name", "{reason}", {"reason": error.problems[0].message, "known": list(known)})
+    return unknown_name_of(error.problems[0].message, known)
 
 
 def _encoding(text: str) -> str:
@@ -126,15 +120,25 @@ class Condition(Strict):
         return self
 
 
+Reading = Annotated[
+    Annotated[str, AfterValidator(_format), Tag("name")] | Annotated[RowMapping, Tag("mapping")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "mapping"),
+]
+"""The name of a row format, or a mapping."""
+
+
 class DataSource(Strict):
     """Rows of one file, folder, hub data set or stage."""
 
     path: Annotated[str, Reference(("preferences", "prompts")), Field(min_length=1)]
     """A local file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; texts also compressed), a folder,
     `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
-    format: Annotated[str, AfterValidator(_format)] | None = None
-    """Row format: `messages`, `preference`, `unpaired`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`, `ultrafeedback`, or your own converter,
-    `package.module:function`. Detected from the first row when absent."""
+    format: Reading | None = None
+    """How rows are spelled: a name (`messages`, `preference`, `unpaired`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`, `ultrafeedback`, or a
+    preset that `align data formats` lists), your own converter (`package.module:function`), or a mapping. Found from the first rows when
+    absent."""
+    columns: RowMapping | None = None
+    """The same mapping, under the name that other tools have for it: `columns: {prompt: Question, completion: Reply}`."""
     split: str | None = Field(default=None, min_length=1)
     """Split of a hub data set, or of a folder that has its files by split. `train` when absent."""
     subset: str | None = Field(default=None, min_length=1)
@@ -147,7 +151,7 @@ class DataSource(Strict):
     """Between the columns of a text table. Found out from the header, and told."""
     rows: str | None = Field(default=None, min_length=1)
     """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is the only row."""
-    where: dict[Annotated[str, AfterValidator(_place)], Scalar | list[Scalar] | Condition] = {}
+    where: dict[Annotated[str, AfterValidator(_place)], Scalar | list[Scalar] | Condition] = Field(default={})
     """Keep rows that have this at a place (`lang`, `info.lang`, `turns[*].lang`): a value, one of a list of values, or a condition, for
     example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. What is left out is counted."""
     unique: Annotated[str, AfterValidator(_place)] | None = None
@@ -155,7 +159,7 @@ class DataSource(Strict):
     explode: Annotated[str, AfterValidator(_place)] | None = None
     """Place of a list: a row for each of its items, which stands in the list's place. In such a row `where` looks at lists of the same
     length item by item, so that a list of verdicts chooses among a list of answers."""
-    ignore: list[str] = []
+    ignore: list[str] = Field(default=[])
     """Columns that are passed over on purpose: as if they were not there."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N rows that `where` keeps."""
@@ -163,6 +167,22 @@ class DataSource(Strict):
     """Share in a mixture, relative to the other sources. All sources have a weight, or none has (then: every row once)."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error` stops at bad rows and lists them; `skip` writes them to a rejects file with line and reason, and counts them."""
+
+    @property
+    def reading(self) -> str | RowMapping | None:
+        """How rows are spelled, whichever key says it."""
+        return self.columns if self.columns is not None else self.format
+
+    @property
+    def own_format(self) -> str | None:
+        """The user's own converter, as ``module:function``."""
+        return self.format if isinstance(self.format, str) and ":" in self.format else None
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> Self:
+        if self.columns is not None and self.format is not None:
+            raise ValueError("`format` and `columns` both say how rows are read; give one")
+        return self
 
 
 def _all_or_none_weighted(sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
@@ -190,7 +210,7 @@ class Model(Strict):
     """Commit of a hub model. Pin it to make a run repeatable."""
     chat_template: Annotated[str, Reference(hub=False), Field(min_length=1)] | None = None
     """A Jinja file that replaces the model's own chat template."""
-    chat_template_kwargs: dict[str, str | int | bool] = {}
+    chat_template_kwargs: dict[str, str | int | bool] = Field(default={})
     """Passed to the chat template everywhere: training, rollouts, scoring, chat."""
     chat_template_date: Annotated[str, AfterValidator(_day)] | None = None
     """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no result depends on

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.fields import mark_of
+from align.recipe.mapping import Better, Constant, Dialogue, RowMapping, SystemAt, Tags, TreeAt, Turns
 from align.recipe.schema import (
     BUILTIN_STAGES,
     Condition,
@@ -127,6 +128,12 @@ def render() -> str:
         *(_section(f"`kind: {kind}`", stage, without=Stage, level=3) for kind, stage in BUILTIN_STAGES.items()),
         _section("A data source", DataSource),
         _section("A condition", Condition, level=3),
+        _section("A row mapping", RowMapping, level=3),
+        _section("`better`", Better, level=3),
+        _section("`dialogue`", Dialogue, level=3),
+        _section("`turns`", Turns, level=3),
+        _section("`tags`", Tags, level=3),
+        _section("`tree`", TreeAt, level=3),
         _section("`train`", Train),
         _section("`train` of preferences", DpoTrain, without=Train, level=3),
         _section("`train` of reward models", RewardTrain, without=Train, level=3),
@@ -196,6 +203,10 @@ def _words(annotation: Any) -> Iterator[str]:
         yield "mapping" if arguments[1] is Any else f"mapping to {_either(list(_words(arguments[1])))}"
     elif hasattr(annotation, "__metadata__"):
         yield from _words(annotation.__origin__)
+    elif annotation is Constant:
+        yield "`{value: TEXT}`"
+    elif annotation is SystemAt:
+        yield "`{system: PLACE}`"
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "a stage" if annotation is Stage else f"[{_noun(annotation)}](#{_anchor(annotation)})"
     else:
@@ -208,6 +219,8 @@ def _noun(model: type[BaseModel]) -> str:
         DpoTrain: "train of preferences",
         RewardTrain: "train of reward models",
         PpoTrain: "train of ppo",
+        RowMapping: "row mapping",
+        TreeAt: "tree",
     }
     family = next((word for word, base in (("scorer", Scorer), ("task", Task)) if issubclass(model, base)), None)
     return family or names.get(model, model.__name__.lower())
@@ -215,7 +228,7 @@ def _noun(model: type[BaseModel]) -> str:
 
 def _anchor(model: type[BaseModel]) -> str:
     noun = _noun(model).replace(" ", "-")
-    return f"a-{noun}" if noun in ("condition", "data-source", "scorer", "task") else noun
+    return f"a-{noun}" if noun in ("condition", "data-source", "row-mapping", "scorer", "task") else noun
 
 
 def _default(field: FieldInfo) -> str:

@@ -38,7 +38,7 @@ class Task(Strict):
 
     @model_validator(mode="after")
     def _own_format(self) -> Task:
-        if self.data.format is not None or self.data.weight is not None:
+        if self.data.reading is not None or self.data.weight is not None:
             raise ValueError(f"{self.task} has a row format of its own: `format` and `weight` do not belong here")
         return self
 

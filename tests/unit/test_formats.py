@@ -512,15 +512,16 @@ def test_ultrafeedback_raw() -> None:
     ],
 )
 def test_detection(row: dict[str, Any], name: str) -> None:
-    assert detect(row) == name
+    assert detect(row).name == name
 
 
 def test_an_unknown_format_is_an_error_at_the_first_row() -> None:
-    """O18: not one message for each row. Dolly's columns, which look like alpaca's, are not taken for them."""
+    """O18: not one message for each row; it prints what was seen and the line to write."""
     with pytest.raises(InputError) as caught:
-        convert({"instruction": "q", "context": "", "response": "a"}, "conversation")
-    assert str(caught.value).startswith(
-        "rows.jsonl:7: no known format has these columns: instruction, context, response; name the `format`"
+        convert({"ask": "q", "Our reply": "a", "n": 1}, "conversation")
+    assert str(caught.value) == (
+        "rows.jsonl:7: no known format has these columns: ask (string), Our reply (string), n (number); say what the columns are, such as "
+        '`format: {prompt: ask, completion: "Our reply"}` (or an own function, package.module:function)'
     )
 
 

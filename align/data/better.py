@@ -1,0 +1,219 @@
+"""Which answer is better: scores of answers from what a row says, and the comparisons that follow from scores."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.data.forms import verdict
+from align.data.places import find, place
+from align.data.rows import LeftOut
+from align.data.strict_json import RowError, clip, type_name
+from align.recipe.mapping import At, Better
+
+TIE = "a tie"
+BOTH_BAD = "a tie: both answers are bad"
+NOT_JUDGED = "nobody judged it"
+NO_SCORE = "no score"
+SMALL_GAP = "a tie: the gap is smaller than min_gap"
+ONE_ANSWER = "only one answer"
+EQUAL = "answers are equal"
+
+Scores = list[float | None]
+"""One for each answer, higher is better; None: not judged."""
+
+
+@dataclass
+class Judged:
+    """What a row says about its answers."""
+
+    scores: Scores
+    votes: bool
+    """Are the scores votes, which add up over rows? Others are averaged."""
+    why: str | None = None
+    """Why no answer is the best one, where that is so."""
+
+
+def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
+    """The scores of a row's ``count`` answers. Raises :class:`RowError` for a judgement that cannot be read; nothing is guessed."""
+    if better.winner is not None:
+        return _votes(row, better, better.winner, count)
+    if better.signed is not None:
+        value = number(find(row, better.signed), better.signed)
+        if count != 2:
+            raise RowError(f"a signed number compares two answers; there are {count}", better.signed)
+        if value is None:
+            return Judged([None] * count, False, NOT_JUDGED)
+        favoured = better.negative if value < 0 else 1 - (better.negative or 0)
+        return Judged([abs(value) if i == favoured else 0.0 for i in range(2)], False, None if value else TIE)
+    if better.ranking is not None:
+        return _ranked(find(row, better.ranking), better, better.ranking, count)
+    if better.position:
+        return Judged([-float(i) for i in range(count)], False)
+    return _scored(row, better, count)
+
+
+def _scored(row: Mapping[str, Any], better: Better, count: int) -> Judged:
+    where: At | list[At] = better.label if better.label is not None else better.score or []
+    if isinstance(where, list):
+        values, fields = [find(row, one) for one in where], list(where)
+    else:
+        value = find(row, where)
+        values = value if isinstance(value, list) else [value]
+        fields = [f"{where}" if count == 1 else f"{where} ({i})" for i in range(len(values))]
+    if len(values) != count:
+        raise RowError(f"{len(values)} scores for {count} answers", where if isinstance(where, str) else fields[0])
+    scores: Scores = []
+    for value, field in zip(values, fields, strict=True):
+        if better.label is not None:
+            label = verdict(value)
+            if label is None and value is not None and value != "":
+                raise RowError(f"{clip(str(value), 40)!r} is neither true nor false", field)
+            scores.append(None if label is None else float(label))
+        else:
+            score = number(value, field)
+            scores.append(-score if score is not None and better.order == "low" else score)
+    return Judged(scores, better.label is not None, NO_SCORE if all(score is None for score in scores) else None)
+
+
+def number(value: Any, field: str) -> float | None:
+    """A finite number, also one that a cell spells; None for null, an empty cell, and N/A. Raises :class:`RowError` for anything else."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "na", "nan", "null", "none")):
+        return None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    try:
+        found = math.nan if not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise RowError(f"expected a number, found {clip(repr(value), 40) if isinstance(value, str) else type_name(value)}", field)
+    return found
+
+
+def spelled(value: Any) -> str:
+    """A value as people write it: case and outer blanks do not count; 1.0 is 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip().lower()
+
+
+def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Judged:
+    value = find(row, where)
+    values = value if isinstance(value, list) else [value]
+    for other, wanted in better.only.items():
+        beside = find(row, other)
+        if not isinstance(beside, list) or len(beside) != len(values):
+            raise RowError(f"expected a list of {len(values)}, as {where} has", other)
+        values = [one for one, said in zip(values, beside, strict=True) if spelled(said) == spelled(wanted)]
+    names = [spelled(name) for name in better.values] or [str(i) for i in range(count)]
+    if len(names) != count:
+        raise RowError(f"`values` names {len(names)} answers; there are {count}", where)
+    ties = {spelled(tie) for tie in better.ties}
+    scores = [0.0] * count
+    judged, bad = 0, 0
+    for one in values:
+        said = "" if one is None or (isinstance(one, float) and math.isnan(one)) else spelled(one)
+        if not said:
+            continue
+        judged += 1
+        if said in names:
+            scores[names.index(said)] += 1
+        elif said in ties:
+            bad += "bad" in said
+        else:
+            known = ", ".join(str(name) for name in (*(better.values or names), *better.ties))
+            raise RowError(f"{clip(str(one), 40)!r} is none of {clip(known, 120)}", where)
+    if not judged:
+        return Judged([None] * count, True, NOT_JUDGED)
+    top = max(scores)
+    why = None if top > 0 and scores.count(top) == 1 else BOTH_BAD if bad and bad == judged else TIE
+    return Judged(list(scores), True, why)
+
+
+def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
+    """The mean place over all rankings. A ranking is a list of names or numbers, or a text such as ``A>B=C``."""
+    if isinstance(value, str):
+        rankings: list[Any] = [value] if value.strip() else []
+    elif isinstance(value, list) and value and all(isinstance(one, str) and re.search("[>=]", one) for one in value):
+        rankings = value
+    else:
+        rankings = [value] if value else []
+    names = [spelled(name) for name in better.names] or [str(i) for i in range(count)]
+    names = names[:count] if better.names else names
+    if len(names) != count:
+        raise RowError(f"`names` has {len(names)} names; there are {count} answers", where)
+    places: list[list[float]] = [[] for _ in names]
+    for ranking in rankings:
+        steps = [step.split("=") for step in ranking.split(">")] if isinstance(ranking, str) else [[step] for step in ranking]
+        at = 0
+        for step in steps:
+            for one in step:
+                if spelled(one) not in names:
+                    raise RowError(f"{clip(str(one), 40)!r} is none of {', '.join(names)}", where)
+                places[names.index(spelled(one))].append(at + (len(step) - 1) / 2)
+            at += len(step)
+    scores: Scores = [-sum(found) / len(found) if found else None for found in places]
+    return Judged(scores, False, NOT_JUDGED if all(score is None for score in scores) else None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One answer that is better than others, by their numbers."""
+
+    best: int
+    worse: tuple[int, ...]
+    gap: float
+    """How much better it is than the nearest of them."""
+
+
+def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[Comparison]:
+    """The comparisons that follow from scores, the best answer first. An answer that is as good as the best one is neither.
+
+    Raises :class:`LeftOut` where no answer is better than another.
+
+    >>> compare([1.0, 3.0, 2.0], "best", None)
+    [Comparison(best=1, worse=(0, 2), gap=1.0)]
+    """
+    top = max(scores)
+    least = min_gap or 0.0
+
+    def below(score: float) -> tuple[int, ...]:
+        return tuple(i for i, other in enumerate(scores) if score - other > 0 and score - other >= least)
+
+    if pairs == "all":
+        bests = sorted((i for i, score in enumerate(scores) if below(score)), key=lambda i: (-scores[i], i))
+    elif pairs == "each":
+        bests = [i for i, score in enumerate(scores) if score == top]
+    else:
+        bests = [list(scores).index(top)]
+    found = []
+    for best in bests:
+        worse = below(scores[best])
+        if pairs == "ends" and worse:
+            worse = (min(worse, key=lambda i: scores[i]),)
+        if worse:
+            found.append(Comparison(best, worse, scores[best] - max(scores[i] for i in worse)))
+    if not found:
+        raise LeftOut(TIE if all(score == top for score in scores) else SMALL_GAP)
+    return found
+
+
+def agrees(row: Mapping[str, Any], better: Better) -> float | None:
+    """For answers that are chosen and rejected by name: by how much their own scores differ; None where they are not given.
+
+    Raises :class:`LeftOut` for equal scores, and :class:`RowError` for scores that say the opposite of the names.
+    """
+    assert isinstance(better.score, list)
+    first, second = (number(find(row, place(where)), where) for where in better.score)
+    if first is None or second is None:
+        return None
+    gap = second - first if better.order == "low" else first - second
+    if gap == 0:
+        raise LeftOut(TIE)
+    if gap < 0:
+        raise RowError(f"says that the rejected answer is better ({first:g} and {second:g})", better.score[0])
+    return gap

@@ -1,0 +1,318 @@
+"""Finds out how the rows of a source are spelled: the most specific shape first, over the first rows, and never as less than they are.
+
+A shape is a named format, or a mapping made for the columns that were found. Where nothing fits, or a column that carries meaning would
+stay unread, the error says what was seen and the line to write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.data import words
+from align.data.forms import verdict
+from align.data.places import find
+from align.data.strict_json import RowError, clip, parse_text
+from align.recipe.mapping import RowMapping
+from align.recipe.presets import PRESETS
+
+LOOK_AT = 20
+"""Rows that are looked at."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """How rows are read."""
+
+    name: str
+    """A format's or preset's name, or the mapping as a recipe would say it."""
+    mapping: RowMapping | None = None
+    """None for a format or preset that has a name."""
+
+
+def made(**keys: Any) -> Found:
+    """A mapping for the columns that were found."""
+    given = {key: value for key, value in keys.items() if value is not None}
+    return Found(words.yaml_line(given), RowMapping.model_validate(given))
+
+
+def detect_rows(rows: Sequence[Row], want: str) -> Found:
+    """The shape of most of the first rows; those of another shape are bad rows. Raises :class:`RowError` when no row has one."""
+    found: Counter[str] = Counter()
+    kept: dict[str, Found] = {}
+    first: RowError | None = None
+    for row in rows:
+        try:
+            one = detect(row, want)
+        except RowError as error:
+            first = first or error
+        else:
+            kept.setdefault(one.name, one)
+            found[one.name] += 1
+    if not found:
+        raise first or RowError("no rows")
+    best = kept[found.most_common(1)[0][0]]
+    if first is not None and getattr(first, "refusal", False):
+        raise first
+    best = _with_the_rest(best, rows)
+    extract = words.extraction(rows, best.mapping) if want == "prompt" and best.mapping is not None else None
+    if extract is not None and best.mapping is not None:
+        best = made(**{**best.mapping.given(), "extract": extract})
+    _complain(rows, best, want)
+    return best
+
+
+def _with_the_rest(found: Found, rows: Sequence[Row]) -> Found:
+    """The same with the system, tools and history that only some of the rows have."""
+    from align.data.formats import columns_read
+
+    read = columns_read(found, rows)
+    more: dict[str, Any] = {}
+    for key, names in (("system", words.SYSTEMS), ("tools", words.TOOLS)):
+        column = next((name for row in rows if (name := words.column(row, names, read))), None)
+        if column is not None:
+            more[key] = column
+    base: dict[str, Any] | None = None
+    if found.mapping is not None:
+        base = found.mapping.given()
+        if isinstance(base.get("prompt"), str) and "completion" in base and any(isinstance(row.get("history"), list) for row in rows):
+            more["prompt"] = ["history", base["prompt"]]
+        more = {key: value for key, value in more.items() if key == "prompt" or key not in base}
+    elif found.name in ("messages", "sharegpt") and not any("completion" in row and "messages" not in row for row in rows):
+        base = {"messages": "messages" if found.name == "messages" else "conversations"}
+        base |= {key: key for key in ("system", "tools") if key not in more and any(row.get(key) for row in rows)}
+    return made(**{**base, **more}) if base is not None and more else found
+
+
+class Refusal(RowError):
+    """A shape that is known, and cannot be used: no other row may outvote it."""
+
+    refusal = True
+
+
+def detect(row: Row, want: str = "conversation") -> Found:
+    """The shape of one row. Raises :class:`RowError` when it is none that we know."""
+    has = {key for key, item in row.items() if item is not None}
+    _refused(row, has)
+    for name, preset in PRESETS.items():
+        if preset.marks and all(_marked(row, mark) for mark in preset.marks):
+            if preset.asks and want != "prompt":
+                raise Refusal(f"looks like {name}, which has to be told more: format: {preset.asks}")
+            return Found(name)
+    found = _pairs(row, has) or _labelled(row, has) or _turns(row, has, want) or _flat(row, has, want)
+    if found is None:
+        _only_text(row, has)
+        raise RowError(f"no known format has these columns: {words.seen(row)}")
+    return found
+
+
+def _marked(row: Row, mark: str) -> bool:
+    for one in mark.split("|"):
+        if one in row:
+            return True
+        try:
+            value = find(row, one) if re.search(r"[.\[]", one) else None
+        except RowError:
+            continue
+        if value is not None and value != [] and not (isinstance(value, list) and all(item is None for item in value)):
+            return True
+    return False
+
+
+def _refused(row: Row, has: set[str]) -> None:
+    """Shapes with a reason of their own."""
+    if "input_ids" in has:
+        raise Refusal("is tokenised already (input_ids): give the texts", "input_ids")
+    if "segments" in has and not has & {"messages", "prompt", "conversations"}:
+        raise Refusal("holds segments that were rendered for another model: give the messages", "segments")
+    if "transcript" in has and "rating" in has:
+        raise Refusal("is one dialogue with a rating: there is nothing to compare", "rating")
+    labels = row.get("labels")
+    if {"completions", "labels"} <= has and isinstance(labels, list):
+        raise Refusal("has labels of the steps of one answer, not answers to compare", "labels")
+    label = row.get("label")
+    if isinstance(label, dict) and "steps" in label:
+        raise Refusal("has labels of the steps of one answer, not answers to compare", "label")
+    if isinstance(label, str) and isinstance(row.get("input"), str) and re.search(r"Step 1:.*[+-]\s*(\n|$)", label):
+        raise Refusal("has labels of the steps of one answer, not answers to compare", "label")
+    if {"custom_id", "response"} <= has and not has & {"body", "request"}:
+        raise Refusal("holds answers without their questions: `join` them with the file of requests by custom_id", "response")
+
+
+def _only_text(row: Row, has: set[str]) -> None:
+    if "text" in has and isinstance(row["text"], str) and not has & words.CONTENT:
+        kind = words.rendered_kind(row["text"])
+        if kind:
+            raise Refusal(f"is text that was rendered with another template ({kind}): give the messages, or cut it with `dialogue`", "text")
+        raise Refusal("is plain text, without a question and an answer: pre-training data", "text")
+
+
+def _pairs(row: Row, has: set[str]) -> Found | None:
+    """``chosen`` and ``rejected``."""
+    if not {"chosen", "rejected"} <= has:
+        return None
+    chosen = row["chosen"]
+    scores = next((list(pair) for pair in words.SCORES if set(pair) <= has), None)
+    better = {"score": scores} if scores else None
+    if isinstance(chosen, str) and not row.get("prompt") and re.match(r"\s*Human:", chosen):
+        return Found("hh_rlhf")
+    whole = isinstance(chosen, list) and len(chosen) > 1 and all(isinstance(item, Mapping) for item in chosen)
+    if isinstance(chosen, list) and chosen and all(isinstance(item, str) for item in chosen) and "prompt" in has:
+        return Found("answer_lists")
+    if better is not None and (whole or "prompt" in has):
+        return made(prompt=None if whole else "prompt", chosen="chosen", rejected="rejected", better=better)
+    if "conversations" in has:
+        return Found("sharegpt")
+    if "instruction" in has and "prompt" not in has and not whole:
+        return Found("alpaca")
+    if isinstance(row.get("prompt"), str) and words.is_transcript(row["prompt"]):
+        return made(prompt="prompt", chosen="chosen", rejected="rejected", dialogue=words.HUMAN)
+    if isinstance(chosen, list) and isinstance(row.get("prompt"), str):
+        return Found("ultrafeedback")
+    if "prompt" not in has and not whole:
+        column = next((name for name in ("messages", "context", "trajectory") if isinstance(row.get(name), list)), None)
+        column = column or words.column(row, words.PROMPTS)
+        if column is not None:
+            return made(prompt=column, chosen="chosen", rejected="rejected", system=words.column(row, words.SYSTEMS))
+    return Found("preference")
+
+
+def _labelled(row: Row, has: set[str]) -> Found | None:
+    label = row.get("label")
+    if verdict(label) is None:
+        return None
+    if has & {"messages", "conversations"} or {"prompt", "completion"} <= has:
+        return Found("unpaired")
+    prompt, completion = words.column(row, words.PROMPTS), words.column(row, words.COMPLETIONS)
+    if prompt and completion and isinstance(label, bool):
+        return made(prompt=prompt, completion=completion, better={"label": "label"})
+    return None
+
+
+def _turns(row: Row, has: set[str], want: str) -> Found | None:
+    """A column that is, or parses as, a list of turns."""
+    if {"instruction", "completions"} <= has:
+        return Found("ultrafeedback")
+    names = [name for name in words.TURNS if name in has]
+    shapes = {name: shape for name in names if (shape := _shape(row[name])) is not None}
+    for name in names:
+        shape = shapes.get(name)
+        if shape is None and name not in ("messages", "conversations"):
+            continue
+        besides = _besides(row, {name})
+        if want == "prompt" and (answer := words.reference(row)):
+            besides["answer"] = answer
+        if shape in (None, "turns") and name in ("messages", "conversations") and _usual(besides):
+            return Found("messages" if name == "messages" else "sharegpt")
+        if shape == "texts":
+            return made(messages=name, weave=True, **besides)
+        if isinstance(shape, tuple):
+            return made(messages=name, turns={"pairs": list(shape)}, **besides)
+        return made(messages=f"{name}.messages" if shape == "wrapped" else name, **besides)
+    return None
+
+
+def _shape(value: Any) -> Any:
+    """``"turns"``, ``"texts"``, ``"wrapped"``, or the two keys of pairs; None for anything else."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = parse_text(value, "", "")
+        except RowError:
+            return None
+    if isinstance(value, Mapping) and _shape(value.get("messages")) == "turns":
+        return "wrapped"
+    if not isinstance(value, list) or not value:
+        return None
+    if all(isinstance(item, str) for item in value):
+        return "texts"
+    if not all(isinstance(item, Mapping) for item in value):
+        return None
+    if any("role" in item or "from" in item for item in value):
+        return "turns"
+    return next((pair for pair in words.PAIRS if all(set(pair) <= set(item) for item in value)), None)
+
+
+def _besides(row: Row, used: set[str]) -> dict[str, Any]:
+    """System, tools and reasoning that stand beside."""
+    found: dict[str, Any] = {}
+    for key, names in (("system", words.SYSTEMS), ("tools", words.TOOLS)):
+        column = words.column(row, names, used, empty=True)
+        if column is not None and (row[column] not in (None, "", [], {}) or column == key):
+            found[key] = column
+    return found
+
+
+def _usual(besides: Mapping[str, Any]) -> bool:
+    """Have these columns the names that formats with a name read?"""
+    return all(key == column and key in ("system", "tools") for key, column in besides.items())
+
+
+def _flat(row: Row, has: set[str], want: str) -> Found | None:
+    """One column with a question, and perhaps one with an answer."""
+    if {"prompt", "completion"} <= has and _usual(_besides(row, set())):
+        return Found("messages")
+    if "instruction" in has and has & {"input", "output"} and not has & {"response", "answer", "prompt"}:
+        return Found("alpaca")
+    if "instruction" in has and len(has) == 1:
+        return Found("alpaca")
+    prompt = words.column(row, words.PROMPTS)
+    if prompt is None:
+        return None
+    lower = prompt.lower()
+    answer = words.reference(row, {prompt})
+    completions = [name for name in words.columns(row, words.COMPLETIONS) if name != prompt]
+    if lower in words.PROBLEMS:  # `answer` is what a checker compares with, not what the model shall say
+        completions = [name for name in words.columns(row, (*words.COMPLETIONS, "solution")) if name.lower() != "answer"]
+    if want == "prompt":
+        transcript = isinstance(row[prompt], str) and words.is_transcript(row[prompt])
+        if prompt == "prompt" and answer in (None, "answer") and not transcript:
+            return Found("prompt")
+        besides = _besides(row, {prompt})
+        return made(prompt=prompt, answer=answer, dialogue=words.HUMAN if transcript else None, **besides)
+    if not completions:
+        if answer is not None and lower in words.PROBLEMS:
+            raise Refusal(
+                f"{answer} is a reference; map it to completion if it is what the model shall say: "
+                f"format: {{prompt: {prompt}, completion: {answer}}}",
+                answer,
+            )
+        return Found("prompt") if prompt == "prompt" else None
+    if len(completions) > 1:
+        choices = " or ".join(f"{{prompt: {prompt}, completion: {name}}}" for name in completions[:3])
+        raise RowError(f"has several columns that may be the answer ({', '.join(completions[:4])}); say which: format: {choices}")
+    besides = _besides(row, {prompt, *completions})
+    asked: Any = ["history", prompt] if "history" in row and isinstance(row.get("history"), (list, type(None))) else prompt
+    thought = words.column(row, words.REASONING)
+    return made(prompt=asked, completion=completions[0], reasoning=thought, answer=answer if answer not in completions else None, **besides)
+
+
+def _complain(rows: Sequence[Row], found: Found, want: str) -> None:
+    """Raises :class:`Refusal` where a column that carries meaning would stay unread."""
+    from align.data.formats import columns_read
+
+    read = columns_read(found, rows)
+    for row in rows:
+        unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
+        for name in unread:
+            if name.lower() in words.MEDIA:
+                raise Refusal(f"has {name}, and a text model cannot take them", name)
+        bare = found.name == "prompt" or (found.name == "alpaca" and not row.get("output") and not row.get("chosen"))
+        if bare or (found.mapping is not None and words.only_prompt(found.mapping)):
+            words.complain_of_comparison(unread, row, want)
+        else:
+            words.complain_of_meaning(unread, row)
+
+
+def unread_texts(rows: Iterable[Row], read: set[str]) -> list[str]:
+    """Columns with long texts that nothing reads: named once, since they may be meant."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in read and isinstance(value, str) and len(value) >= words.LONG:
+                found.setdefault(clip(name, 40), None)
+    return list(found)

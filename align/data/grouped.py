@@ -1,0 +1,106 @@
+"""Rows that belong together, brought together: by what they have in common, or as the trees that they form.
+
+They are kept in a temporary SQLite file, so that a source may be larger than memory; what is held here is one group at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from align.data.readers import Row
+from align.data.records import Origin
+from align.errors import EnvironmentFault, Problem
+
+DEEPEST = 10_000
+"""Messages from a tree's root to a leaf; a longer path is a circle."""
+
+
+def by_key(keyed: Iterable[tuple[str, Row]]) -> Iterator[list[Row]]:
+    """Rows with the same key, in the order in which the keys first come. Raises EnvironmentFault when the disk is full."""
+    with _table() as table:
+        _fill(table, ((key, None, row) for key, row in keyed))
+        query = (
+            "SELECT rows.key, source, line, value FROM rows JOIN (SELECT key, MIN(number) AS first FROM rows GROUP BY key) AS groups "
+            "ON rows.key = groups.key ORDER BY first, number"
+        )
+        group: list[Row] = []
+        before: str | None = None
+        for key, source, line, value in table.connection.execute(query):
+            if key != before and group:
+                yield group
+                group = []
+            before = key
+            group.append(Row(json.loads(value), Origin(source, line)))
+        if group:
+            yield group
+
+
+def by_parent(nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[tuple[list[Row] | None, list[Row]]]:
+    """``(path, siblings)`` for rows ``(id, parent, row)``: those that answer the same message, and the path from the root to it; None for
+    the path where a message on it is missing. Roots are nobody's answer."""
+    with _table() as table:
+        _fill(table, nodes)
+        table.connection.execute("CREATE INDEX by_id ON rows (key)")
+        table.connection.execute("CREATE INDEX by_parent ON rows (parent)")
+        parents = table.connection.execute(
+            "SELECT parent, MIN(number) AS first FROM rows WHERE parent IS NOT NULL GROUP BY parent ORDER BY first"
+        )
+        for parent, _ in parents.fetchall():
+            siblings = [
+                Row(json.loads(value), Origin(source, line))
+                for source, line, value in table.connection.execute(
+                    "SELECT source, line, value FROM rows WHERE parent = ? ORDER BY number", (parent,)
+                )
+            ]
+            yield _path(table.connection, parent), siblings
+
+
+def _path(connection: sqlite3.Connection, id: str) -> list[Row] | None:
+    path: list[Row] = []
+    wanted: str | None = id
+    while wanted is not None:
+        found = connection.execute("SELECT source, line, value, parent FROM rows WHERE key = ?", (wanted,)).fetchone()
+        if found is None or len(path) > DEEPEST:
+            return None
+        path.append(Row(json.loads(found[2]), Origin(found[0], found[1])))
+        wanted = found[3]
+    return path[::-1]
+
+
+class _table:
+    """A temporary table of rows, gone with the block."""
+
+    def __enter__(self) -> _table:
+        self._folder = tempfile.TemporaryDirectory(prefix="align-rows-")
+        self.connection = sqlite3.connect(Path(self._folder.name) / "rows.db", isolation_level=None)
+        self.connection.execute("PRAGMA journal_mode = OFF")
+        self.connection.execute("PRAGMA synchronous = OFF")
+        self.connection.execute(
+            "CREATE TABLE rows (number INTEGER PRIMARY KEY, key TEXT, parent TEXT, source TEXT, line INTEGER, value TEXT)"
+        )
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.connection.close()
+        self._folder.cleanup()
+
+
+def _fill(table: _table, rows: Iterable[tuple[str, str | None, Row]]) -> None:
+    insert = "INSERT INTO rows (key, parent, source, line, value) VALUES (?, ?, ?, ?, ?)"
+    lines = (
+        (key, parent, row.origin.source, row.origin.line, json.dumps(row.value, ensure_ascii=False, default=str))
+        for key, parent, row in rows
+    )
+    try:
+        with closing(table.connection.cursor()) as cursor:
+            cursor.execute("BEGIN")
+            cursor.executemany(insert, lines)
+            cursor.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise EnvironmentFault(Problem(f"cannot keep rows for grouping: {error}", file=tempfile.gettempdir())) from error

@@ -1,0 +1,223 @@
+"""What the field calls its columns, and what such names say about a row that would not be read whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from align.data.dialogue import extracted
+from align.data.places import find
+from align.data.strict_json import RowError, clip, type_name
+from align.recipe.mapping import RowMapping
+from align.recipe.presets import PRESETS
+
+Row = Mapping[str, Any]
+
+PROMPTS = ("prompt", "question", "query", "instruction", "input", "inputs", "problem", "input_text", "user")
+PROBLEMS = ("problem",)
+COMPLETIONS = (
+    "completion",
+    "response",
+    "output",
+    "answer",
+    "target",
+    "targets",
+    "output_text",
+    "generated_solution",
+    "llm_response",
+    "reply",
+    "assistant",
+)
+TURNS = ("messages", "conversations", "conversation", "trajectory", "dialogue", "dialog", "chat", "turns", "data")
+PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"), ("query", "response"))
+SYSTEMS = ("system", "system_prompt", "system_message", "preamble", "meta_instruction")
+TOOLS = ("tools", "functions", "available_tools", "tool_defs", "function_description")
+REASONING = ("reasoning_content", "reasoning", "thinking", "think", "complex_cot")
+REFERENCES = (
+    "reward_model.ground_truth",
+    "ground_truth",
+    "expected_answer",
+    "gold_standard_solution",
+    "answer",
+    "solutions",
+    "label",
+    "solution",
+)
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
+CONTENT = frozenset({"messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "chosen", "input"})
+HUMAN = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
+LONG = 60
+"""Characters from which on a text looks like something to be read."""
+
+_RENDERED = (
+    ("<|im_start|>", "chatml"),
+    ("### Human", "### Human"),
+    ("[INST]", "[INST]"),
+    ("<|start_header_id|>", "llama3"),
+    ("### Instruction", "### Instruction"),
+    ("<|user|>", "<|user|>"),
+    ("<start_of_turn>", "gemma"),
+    ("\nHuman:", "Human:"),
+)
+_JUDGES = re.compile(r"winner|prefer|better|chosen|rejected|(^|_)rank(s|ing)?($|_)|safer", re.IGNORECASE)
+_ANSWERS = re.compile(r"answer|response|reply|repl(ies)|output|completion|chosen|rejected|generation", re.IGNORECASE)
+_MEANS = re.compile(
+    r"^(system|system_prompt|tools|functions|available_tools|rejected|chosen|(rejected|chosen)_(response|messages|answer|completion|output)|winner|preferred?|preference|label"
+    r"|train_turns|loss_mask|train|weight|loss|finish_reason|input_ids)$",
+    re.IGNORECASE,
+)
+
+
+def columns(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> list[str]:
+    """The row's columns with one of these names, in any case, in the order of the names; without those that are null or empty."""
+    by_lower = {name.lower(): name for name in row}
+    found = [by_lower[name] for name in names if name in by_lower and by_lower[name] not in without]
+    return [name for name in found if empty or row[name] not in (None, "", [], {})]
+
+
+def column(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> str | None:
+    """The first of them."""
+    return next(iter(columns(row, names, without, empty=empty)), None)
+
+
+def reference(row: Row, without: Collection[str] = ()) -> str | None:
+    """The place of the right answer for rewards that check it: the first known name. A boolean label is a verdict, not an answer."""
+    for name in REFERENCES:
+        if name in without or (name not in row and "." not in name):
+            continue
+        value = find(row, name)
+        if name == "label" and not isinstance(value, str):
+            continue
+        if value is not None or (name in row and name == "answer"):
+            return name
+    return None
+
+
+def extraction(rows: Sequence[Row], mapping: RowMapping) -> str | None:
+    """How the answer is taken out of its text, where 19 of 20 rows say so; a solution needs a box."""
+    if mapping.answer is None or mapping.extract is not None:
+        return None
+    texts = [text for row in rows if isinstance(text := find(row, mapping.answer), str) and text.strip()]
+    for spec in ("####", "boxed"):
+        share = sum(extracted(text, spec) is not None for text in texts) / len(texts) if texts else 0.0
+        if share >= 0.95 if spec == "####" else share >= 0.5 and mapping.answer == "solution":
+            return spec
+    return None
+
+
+def is_transcript(text: str) -> bool:
+    """Is this a dialogue of Human and Assistant that waits for its answer?"""
+    return re.match(r"\s*Human:", text) is not None and re.search(r"\n\nAssistant:\s*$", text) is not None
+
+
+def rendered_kind(text: str) -> str | None:
+    """For which template a text was rendered."""
+    return next((kind for mark, kind in _RENDERED if mark in text), None)
+
+
+def seen(row: Row) -> str:
+    """The columns of a row with the types of what stands in them."""
+    parts = [f"{clip(key, 40)} ({type_name(value).removeprefix('a ').removeprefix('an ')})" for key, value in list(row.items())[:12]]
+    return ", ".join(parts) + (", ..." if len(row) > 12 else "")
+
+
+def line_to_write(row: Row) -> str:
+    """The line of a recipe that would read the row, as far as its columns tell."""
+    answers = [key for key, value in row.items() if _ANSWERS.search(key) and isinstance(value, str) and len(value.strip()) > 1]
+    judges = [key for key in row if _JUDGES.search(key) or re.search(r"label|choice|vote|preference", key, re.IGNORECASE)]
+    if len(answers) > 1 and judges:
+        asked = column(row, PROMPTS) or "PLACE"
+        listed = ", ".join(map(quoted, answers[:4]))
+        values = ", ".join(chr(ord("A") + i) for i in range(len(answers[:4])))
+        judge = f"{{winner: {quoted(judges[0])}, values: [{values}], ties: [same]}}"
+        return f"format: {{prompt: {quoted(asked)}, answers: [{listed}], better: {judge}}}"
+    texts = [key for key, value in row.items() if isinstance(value, str) and value.strip() and key.lower() not in ("id", "uuid", "source")]
+    lists = [key for key, value in row.items() if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)]
+    if lists:
+        return f"format: {{messages: {lists[0]}}}"
+    asked, answered = [*texts, "PLACE", "PLACE"][:2]
+    return f"format: {{prompt: {quoted(asked)}, completion: {quoted(answered)}}}"
+
+
+def quoted(text: str) -> str:
+    """A column's name as YAML needs it inside braces."""
+    return text if re.fullmatch(r"[A-Za-z_][\w.\[\]*-]*", text) and not text.endswith("]") else json.dumps(text, ensure_ascii=False)
+
+
+def yaml_line(value: Any) -> str:
+    """A mapping in one line, as a recipe says it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {yaml_line(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(yaml_line, value)) + "]"
+    if isinstance(value, str):
+        return quoted(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def only_prompt(mapping: RowMapping) -> bool:
+    """Does the mapping read nothing but what is asked?"""
+    return mapping.prompt is not None and not any((mapping.completion, mapping.chosen, mapping.answers, mapping.messages))
+
+
+def complain_of_comparison(unread: Row, row: Row, want: str) -> None:
+    """Raises :class:`RowError` for a row that would be read as a prompt only, and looks like a comparison or like an answer."""
+    answers = [name for name, value in unread.items() if _ANSWERS.search(name) and isinstance(value, (str, list)) and name != "answer"]
+    judges = [name for name in unread if _JUDGES.search(name)]
+    if judges or len(answers) > 1:
+        listed = ", ".join(clip(name, 40) for name in [*answers, *(name for name in judges if name not in answers)][:6])
+        raise _refusal(f"looks like a comparison ({listed}), read as a prompt only; name the format, or say format: prompt")
+    if want != "prompt" and answers:
+        asked = column(row, PROMPTS) or "prompt"
+        raise _refusal(f"{answers[0]} would stay unread; is it the answer? format: {{prompt: {asked}, completion: {quoted(answers[0])}}}")
+
+
+def complain_of_meaning(unread: Row, row: Row) -> None:
+    """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was read."""
+    for name, value in unread.items():
+        if not _MEANS.search(name) or isinstance(value, (dict, float)) or (name.lower() == "label" and not isinstance(value, bool)):
+            continue
+        if isinstance(value, str) and value.strip() and any(value in text for text in _texts(row, name)):
+            continue
+        raise _refusal(
+            f"column {clip(name, 40)} would stay unread; name the format that reads it, or say that it is meant: ignore: [{name}]"
+        )
+
+
+def _texts(row: Row, without: str) -> Iterable[str]:
+    stack = [value for key, value in row.items() if key != without]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping):
+            stack += item.values()
+        elif isinstance(item, list):
+            stack += item
+
+
+def _refusal(message: str) -> RowError:
+    from align.data.detect import Refusal
+
+    return Refusal(message)
+
+
+def nearest_presets(row: Row) -> str:
+    """Up to two presets that share columns with the row, and what each lacks."""
+    found = []
+    for name, preset in PRESETS.items():
+        wanted = {re.split(r"[.\[|]", mark)[0] for mark in preset.marks}
+        lacks = sorted(wanted - set(row))
+        if wanted and 0 < len(lacks) < len(wanted):
+            found.append((len(lacks) / len(wanted), f"{name} (lacks {', '.join(lacks)})"))
+    return ", ".join(text for _, text in sorted(found)[:2])

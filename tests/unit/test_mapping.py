@@ -1,0 +1,486 @@
+"""The mapping of a data source: places, every way in which a row tells what is better, and errors with their places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from align.data.better import compare
+from align.data.formats import RowError, Want, converter
+from align.data.mixture import Records, read_records
+from align.data.places import find, find_text, template
+from align.data.readers import Row
+from align.data.records import Conversation, Messages, Origin, Preference, Prompt, Record, Unpaired
+from align.data.rows import LeftOut
+from align.errors import InputError
+from align.recipe.places import place
+from align.recipe.schema import DataSource
+
+ORIGIN = Origin("rows.jsonl", 7)
+
+
+def source(format: Any = None, **keys: Any) -> DataSource:
+    return DataSource.model_validate({"path": "rows.jsonl", **({"format": format} if format is not None else {}), **keys})
+
+
+def convert(row: dict[str, Any], format: Any, want: Want = "preference") -> tuple[Record, ...]:
+    return converter(source(format), want)(Row(row, ORIGIN))
+
+
+def pair(row: dict[str, Any], format: Any) -> tuple[str, list[str]]:
+    (record,) = convert(row, format)
+    assert isinstance(record, Preference)
+    return text(record.chosen), [text(one) for one in record.rejected]
+
+
+def text(messages: Messages) -> str:
+    return messages[-1]["content"]
+
+
+def refused(row: dict[str, Any], format: Any, want: Want = "preference") -> tuple[str | None, str]:
+    with pytest.raises(RowError) as caught:
+        convert(row, format, want)
+    return caught.value.field, caught.value.message
+
+
+def read(folder: Path, rows: list[Any], want: Want, rejects: Path | None = None, **keys: Any) -> Records:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_records([DataSource.model_validate({"path": str(path), **keys})], [path], want, seed=0, rejects=rejects)
+
+
+# Places
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("a", 1),
+        ("b.c", 2),
+        ("b.d[0]", 3),
+        ("b.d[-1]", 5),
+        ("b.d[:2]", [3, 4]),
+        ("b.d[*]", [3, 4, 5]),
+        ("e[*].f", ["x", None, "z"]),
+        ("e[1].g[*].h", [7, 8]),
+        ("e[*].g[*].h", [None, 7, 8, None]),
+        ("e[k=two].g[0].h", [7]),
+        ("e[k=two][0].k", "two"),
+        ("name.with.dots", "whole"),
+        ("o.p.q", "joined"),
+        ("hy-phen", "yes"),
+        ("what? [x]", "column"),
+        ("json.k[0]", "in"),
+        ("nothing", None),
+        ("a.b", None),
+        ("b.d[9]", None),
+        ("e.0.f", "x"),
+    ],
+)
+def test_places(where: str, value: Any) -> None:
+    row = {
+        "a": 1,
+        "b": {"c": 2, "d": [3, 4, 5]},
+        "e": [{"f": "x"}, {"k": "two", "g": [{"h": 7}, {"h": 8}]}, {"f": "z"}],
+        "name.with.dots": "whole",
+        "o": {"p.q": "joined"},
+        "hy-phen": "yes",
+        "what? [x]": "column",
+        "json": '{"k": ["in"]}',
+    }
+    assert find(row, where if where == "what? [x]" else place(where)) == value
+
+
+@pytest.mark.parametrize("wrong", ["", "a..b", ".a", "a[", "a[x", "a]", "a[*"])
+def test_what_is_no_place(wrong: str) -> None:
+    with pytest.raises(ValueError, match="place"):
+        place(wrong)
+
+
+@pytest.mark.parametrize(
+    ("row", "result"),
+    [
+        ({"t": "T", "p": "P"}, "T\n\nP\n\nTL;DR:"),
+        ({"t": "", "p": "P"}, "P\n\nTL;DR:"),
+        ({"t": "T", "p": None}, "T\n\nTL;DR:"),
+        ({"t": 72.0, "p": True}, "72\n\ntrue\n\nTL;DR:"),
+    ],
+)
+def test_texts_with_places(row: dict[str, Any], result: str) -> None:
+    assert find_text(row, template("{t}\n\n{p}\n\nTL;DR:")) == result
+
+
+# Better
+
+
+ASKED = {"prompt": "q", "answers": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("better", "cell", "chosen"),
+    [
+        ({"winner": "w"}, 0, "x"),
+        ({"winner": "w"}, 1.0, "y"),
+        ({"winner": "w"}, " 1 ", "y"),
+        ({"winner": "w", "values": ["A", "B"]}, " b", "y"),
+        ({"winner": "w", "values": [1, 0]}, 1, "x"),
+        ({"winner": "w", "values": [True, False]}, False, "y"),
+        ({"winner": "w"}, [1, 1, 0], "y"),
+        ({"signed": "w", "negative": 0}, -2, "x"),
+        ({"signed": "w", "negative": 0}, 2, "y"),
+        ({"signed": "w", "negative": 1}, -2, "y"),
+        ({"score": "w"}, [1, 2], "y"),
+        ({"score": "w", "order": "low"}, [1, 2], "x"),
+        ({"score": "w"}, ["3.5", "2"], "x"),
+        ({"ranking": "w", "names": ["A", "B"]}, "B>A", "y"),
+        ({"ranking": "w", "names": ["A", "B"]}, ["A>B", "A=B"], "x"),
+        ({"ranking": "w"}, [1, 0], "y"),
+        ({"position": True}, None, "x"),
+        ({"label": "w"}, [False, True], "y"),
+    ],
+)
+def test_every_way_to_tell_what_is_better(better: dict[str, Any], cell: Any, chosen: str) -> None:
+    other = {"x": "y", "y": "x"}[chosen]
+    assert pair({"q": "?", "a": "x", "b": "y", "w": cell}, {"prompt": "q", "answers": ["a", "b"], "better": better}) == (chosen, [other])
+
+
+@pytest.mark.parametrize(
+    ("better", "cell", "reason"),
+    [
+        ({"winner": "w", "values": ["A", "B"], "ties": ["same"]}, "Same ", "a tie"),
+        ({"winner": "w", "values": ["A", "B"], "ties": ["both bad"]}, "both bad", "a tie: both answers are bad"),
+        ({"winner": "w", "values": ["A", "B"]}, "", "nobody judged it"),
+        ({"winner": "w"}, None, "nobody judged it"),
+        ({"winner": "w"}, [0, 1], "a tie"),
+        ({"signed": "w", "negative": 0}, 0, "a tie"),
+        ({"signed": "w", "negative": 0}, None, "nobody judged it"),
+        ({"score": "w"}, [2, 2.0], "a tie"),
+        ({"score": "w"}, [None, "N/A"], "no score"),
+        ({"score": "w"}, [1, None], "only one answer"),
+        ({"ranking": "w", "names": ["A", "B"]}, "A=B", "a tie"),
+        ({"label": "w"}, [True, True], "a tie"),
+    ],
+)
+def test_rows_that_compare_nothing_are_dropped_with_their_reason(better: dict[str, Any], cell: Any, reason: str) -> None:
+    with pytest.raises(LeftOut) as caught:
+        convert({"q": "?", "a": "x", "b": "y", "w": cell}, {"prompt": "q", "answers": ["a", "b"], "better": better})
+    assert caught.value.message == reason
+
+
+@pytest.mark.parametrize(
+    ("better", "cell", "field", "message"),
+    [
+        ({"winner": "w", "values": ["A", "B"], "ties": ["same"]}, "C", "w", "'C' is none of A, B, same"),
+        ({"winner": "w"}, 2, "w", "'2' is none of 0, 1"),
+        ({"signed": "w", "negative": 0}, "much", "w", "expected a number, found 'much'"),
+        ({"score": "w"}, [1], "w", "1 scores for 2 answers"),
+        ({"score": "w"}, [1, "two"], "w (1)", "expected a number, found 'two'"),
+        ({"ranking": "w", "names": ["A", "B"]}, "A>C", "w", "'C' is none of a, b"),
+        ({"label": "w"}, [True, "maybe"], "w (1)", "'maybe' is neither true nor false"),
+    ],
+)
+def test_judgements_that_cannot_be_read_are_bad_rows(better: dict[str, Any], cell: Any, field: str | None, message: str) -> None:
+    row = {"q": "?", "a": "x", "b": "y", "w": cell}
+    assert refused(row, {"prompt": "q", "answers": ["a", "b"], "better": better}) == (field, message)
+
+
+def test_the_place_of_a_bad_judgement(tmp_path: Path) -> None:
+    rows = [{"q": "?", "a": "x", "b": "y", "which_better": value} for value in ("A", "C", "b ")]
+    better = {"winner": "which_better", "values": ["A", "B"], "ties": ["same"]}
+    with pytest.raises(InputError) as caught:
+        list(read(tmp_path, rows, "preference", format={"prompt": "q", "answers": ["a", "b"], "better": better}))
+    assert str(caught.value.problems[0]).startswith(f"{tmp_path / 'rows.jsonl'}:2 which_better: 'C' is none of A, B, same; mend it")
+
+
+def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
+    rows = [{"q": "?", "a": "x", "b": "y", "w": value} for value in ("A", "same", "same", "", "B")]
+    rejects = tmp_path / "rejects.jsonl"
+    better = {"winner": "w", "values": ["A", "B"], "ties": ["same"]}
+    records = read(tmp_path, rows, "preference", rejects, format={"prompt": "q", "answers": ["a", "b"], "better": better})
+    assert len(list(records)) == 2
+    assert "2 a tie (first: " in records.report.lines()[0]
+    assert records.report.as_json()["sources"][0]["reasons"] == {"a tie": 2, "nobody judged it": 1}
+    assert [(entry["line"], entry["reason"]) for entry in map(json.loads, rejects.read_text().splitlines())] == [
+        (2, "a tie"),
+        (3, "a tie"),
+        (4, "nobody judged it"),
+    ]
+
+
+def test_scores_beside_named_answers_must_agree_with_them() -> None:
+    format = {"prompt": "q", "chosen": "a", "rejected": "b", "better": {"score": ["s", "t"]}, "margin": "gap"}
+    row = {"q": "?", "a": "x", "b": "y"}
+    (record,) = convert({**row, "s": 3, "t": 1}, format)
+    assert isinstance(record, Preference)
+    assert record.margin == 2.0
+    assert refused({**row, "s": 1, "t": 3}, format) == ("s", "says that the rejected answer is better (1 and 3)")
+    assert refused({**row, "s": 2, "t": 2}, format)[1] == "a tie"
+    (record,) = convert({**row, "s": None, "t": 2}, format)
+    assert isinstance(record, Preference)
+    assert record.margin is None
+
+
+def test_pairs_and_gaps() -> None:
+    scores = [1.0, 3.0, 3.0, 2.5, 0.0]
+
+    def made(pairs: str, gap: float | None = None) -> list[tuple[int, tuple[int, ...]]]:
+        return [(one.best, one.worse) for one in compare(scores, pairs, gap)]
+
+    assert made("best") == [(1, (0, 3, 4))]
+    assert made("best", 1.0) == [(1, (0, 4))]
+    assert made("each") == [(1, (0, 3, 4)), (2, (0, 3, 4))]
+    assert made("all") == [(1, (0, 3, 4)), (2, (0, 3, 4)), (3, (0, 4)), (0, (4,))]
+    assert made("ends") == [(1, (4,))]
+    with pytest.raises(LeftOut, match="smaller than min_gap"):
+        compare([1.0, 1.5], "best", 1.0)
+
+
+def test_votes_of_several_rows_add_up_and_scores_are_averaged(tmp_path: Path) -> None:
+    rows = [{"q": "?", "a": "x", "b": "y", "w": who, "n": n} for n, who in enumerate((1, 0, 0, None))]
+    (record,) = read(
+        tmp_path, rows, "preference", format={**ASKED, "prompt": "q", "group": "q", "better": {"winner": "w"}, "margin": "gap"}
+    )
+    assert isinstance(record, Preference)
+    assert (text(record.chosen), record.margin) == ("x", 1.0)
+    rows = [{"q": "?", "a": said, "s": score} for said, score in (("x", 1), ("y", 3), ("x", 4), ("x", 2.5))]
+    (record,) = read(tmp_path, rows, "preference", format={"prompt": "q", "answers": "a", "group": "q", "better": {"score": "s"}})
+    assert isinstance(record, Preference)
+    assert (text(record.chosen), [text(one) for one in record.rejected]) == ("y", ["x"])
+
+
+def test_labels_are_unpaired_or_compared(tmp_path: Path) -> None:
+    rows = [{"q": "?", "a": said, "ok": ok} for said, ok in (("x", True), ("y", False))]
+    format = {"prompt": "q", "answers": "a", "group": "q", "better": {"label": "ok"}}
+    (compared,) = read(tmp_path, rows, "preference", format=format)
+    assert isinstance(compared, Preference)
+    assert (text(compared.chosen), text(compared.rejected[0])) == ("x", "y")
+    single = list(read(tmp_path, rows, "unpaired", format=format))
+    assert [(text(one.completion), one.label) for one in single if isinstance(one, Unpaired)] == [("x", True), ("y", False)]
+    by_completion = {"prompt": "q", "completion": "a", "better": {"label": "ok"}}
+    assert list(read(tmp_path, rows, "unpaired", format=by_completion)) == single
+
+
+# Conversations
+
+
+def conversation(row: dict[str, Any], format: Any) -> Messages:
+    (record,) = convert(row, format, "conversation")
+    assert isinstance(record, Conversation)
+    return record.messages
+
+
+def spoken(messages: Messages) -> list[tuple[str, str]]:
+    return [(m["role"], m["content"]) for m in messages]
+
+
+QA = [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"Q": "q", "A": "a"}, {"prompt": "Q", "completion": "A"}),
+        ({"x": {"Q": "q"}, "A": ["", "a"]}, {"prompt": "x.Q", "completion": "A[-1]"}),
+        ({"m": ["q", "a"]}, {"messages": "m", "weave": True}),
+        ({"m": '["q", "a"]'}, {"messages": "m", "weave": True}),
+        ({"m": [{"ask": "q", "say": "a"}]}, {"messages": "m", "turns": {"pairs": ["ask", "say"]}}),
+        (
+            {"m": [{"who": "me", "t": "q"}, {"who": "it", "t": "a"}]},
+            {"messages": "m", "turns": {"role": "who", "content": "t", "roles": {"user": "me", "assistant": ["it"]}}},
+        ),
+        ({"t": "U: q A: a"}, {"messages": "t", "dialogue": {"user": "U:", "assistant": "A:"}}),
+        ({"t": "q A:", "A": "a"}, {"prompt": "t", "completion": "A", "dialogue": {"user": "U:", "assistant": "A:"}}),
+        ({"m": json.dumps([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])}, {"messages": "m"}),
+        (
+            {"m": [{"role": "assistant", "content": "hi"}, {"from": "user", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            {"messages": "m", "repair": ["leading_assistant"]},
+        ),
+    ],
+)
+def test_conversations_in_many_shapes(row: dict[str, Any], format: dict[str, Any]) -> None:
+    assert spoken(conversation(row, format)) == QA
+
+
+def test_what_stands_beside() -> None:
+    row = {"Q": "q", "A": "a", "S": "s", "T": '[{"name": "f"}]', "R": "hm", "why": "cut", "n": 7, "id2": "z"}
+    format = {"prompt": "Q", "completion": "A", "system": "S", "tools": "T", "reasoning": "R", "id": "id2", "finished": {"why": ["stop"]}}
+    (record,) = convert(row, format, "conversation")
+    assert isinstance(record, Conversation)
+    assert record.messages[0] == {"role": "system", "content": "s"}
+    assert record.messages[2] == {"role": "assistant", "content": "a", "reasoning": "hm", "finished": False}
+    assert (record.tools[0]["function"]["name"], record.id, record.fields) == ("f", "z", {"n": 7})
+    assert conversation(row, {**format, "system": {"value": "always"}})[0]["content"] == "always"
+
+
+def test_columns_is_the_same_mapping() -> None:
+    given = source(columns={"prompt": "Q", "completion": "A"})
+    (record,) = converter(given, "conversation")(Row({"Q": "q", "A": "a"}, ORIGIN))
+    assert isinstance(record, Conversation)
+    assert spoken(record.messages) == QA
+    with pytest.raises(ValidationError, match="`format` and `columns` both say how rows are read"):
+        source({"prompt": "Q"}, columns={"prompt": "Q"})
+
+
+def test_an_error_names_the_place_as_the_row_calls_it() -> None:
+    assert refused({"Q": "q", "A": ""}, {"prompt": "Q", "completion": "A"}, "conversation") == ("A", "is empty")
+    assert refused({"Q": "q", "A": "x", "B": " x"}, {"prompt": "Q", "chosen": "A", "rejected": "B"}) == (
+        "B",
+        "chosen and rejected are equal",
+    )
+    assert refused({"Q": "", "A": "x", "B": "y"}, {"prompt": "Q", "chosen": "A", "rejected": "B"}) == ("Q", "is empty")
+
+
+def test_flags_of_loss_beside_the_messages() -> None:
+    turns = [{"role": role, "content": str(i)} for i, role in enumerate(("user", "assistant", "user", "assistant"))]
+    flags = [
+        m.get("train", True) for m in conversation({"m": turns, "f": {"t": [False, False, False, True]}}, {"messages": "m", "train": "f.t"})
+    ]
+    assert flags == [True, False, True, True]
+    assert [m.get("train", True) for m in conversation({"m": turns}, {"messages": "m", "train": "last"})] == [True, False, True, True]
+    assert refused({"m": turns, "f": [True]}, {"messages": "m", "train": "f"}, "conversation") == (
+        "f",
+        "expected a flag for each of the 4 turns",
+    )
+
+
+def test_marks_inside_an_answer() -> None:
+    tags = {"reasoning": ["<t>", "</t>"], "calls": ["<c>", "</c>"], "drop": ["<s>"]}
+    row = {
+        "m": [{"role": "user", "content": "q"}, {"role": "assistant", "content": '<t>hm</t><s>Wait.<c>{"name": "f", "arguments": {}}</c>'}]
+    }
+    message = conversation(row, {"messages": "m", "tags": tags})[1]
+    assert (message["reasoning"], message["content"], message["tool_calls"][0]["function"]["name"]) == ("hm", "Wait.", "f")
+    row["m"][1]["content"] = "<t>hm"
+    assert refused(row, {"messages": "m", "tags": tags}, "conversation") == ("m.1.content", "<t> begins and does not end")
+
+
+@pytest.mark.parametrize(
+    ("value", "extract", "answer"),
+    [
+        ("1 + 1\n#### 1,002", "####", "1002"),
+        (r"so \boxed{1} or \boxed{\frac{1}{2}}", "boxed", r"\frac{1}{2}"),
+        ("<a>1</a> <a>2</a>", {"tag": "a"}, "2"),
+        ("The answer is: 7", {"after": "The answer is:"}, "7"),
+        ("x=12;", {"regex": r"x=(\d+)"}, "12"),
+        (72.0, None, "72"),
+        (["1", "2"], None, ["1", "2"]),
+        ('{"tests": [1]}', None, {"tests": [1]}),
+        ("[1, 2]", None, "[1, 2]"),
+    ],
+)
+def test_right_answers(value: Any, extract: Any, answer: Any) -> None:
+    format = {"prompt": "q", "answer": "r", **({"extract": extract} if extract else {})}
+    (record,) = convert({"q": "?", "r": value}, format, "prompt")
+    assert isinstance(record, Prompt)
+    assert record.fields["answer"] == answer
+
+
+# The schema
+
+
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [
+        ({"prompt": "q", "answers": ["a", "b"]}, "answers need `better`"),
+        ({"prompt": "q", "answers": ["a"], "better": {"signed": "s"}}, "`signed` needs `negative: 0` or `negative: 1`"),
+        ({"prompt": "q", "answers": ["a"], "better": {"winner": "w", "score": "s"}}, "has winner and score"),
+        ({"prompt": "q", "answers": ["a"], "better": {"score": "s", "ties": ["x"]}}, "`ties` belongs to `winner`"),
+        ({"prompt": "q", "chosen": "a"}, "chosen and rejected belong together"),
+        ({"prompt": "q", "completion": "a", "chosen": "b", "rejected": "c"}, "different kinds of rows"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "better": {"winner": "w"}}, "decided by name"),
+        ({"system": "s"}, "needs messages"),
+        ({"prompt": "a..b"}, "not a place in a row"),
+        ({"preset": "nectarine"}, "no preset `nectarine`"),
+        ("nectarine", "no format `nectarine`"),
+        ("pku_saferlhf", "has to be told more"),
+        ({"preset": "helpsteer3", "better": {"signed": "overall_preference"}}, "`signed` needs `negative"),
+    ],
+)
+def test_mappings_that_cannot_be(format: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message.replace("`", "`").replace("(", r"\(")):
+        source(format)
+
+
+# Tables from known truths
+
+
+WORDS = st.text(alphabet="abcdefgh ÄÖ中", min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
+SPELL = {"plain": lambda text: text, "messages": lambda text: [{"role": "assistant", "content": text}]}
+SPELL["cell"] = lambda text: json.dumps([{"role": "assistant", "content": text}])
+
+
+COLUMNS = ["a", "chosen", "rejected", "answer 1", "re-ply", "x.y", "B", "output", "0"]
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[dict[str, Any], Any, str, set[str]]:
+    """A row, the mapping for it, the answer that it calls the better one, and all others."""
+    count = draw(st.integers(2, 4))
+    answers = draw(st.lists(WORDS.map(str.strip), min_size=count, max_size=count, unique=True))
+    best = draw(st.integers(0, count - 1))
+    names = draw(st.lists(st.sampled_from(COLUMNS), min_size=count, max_size=count, unique=True))
+    spell = SPELL[draw(st.sampled_from(sorted(SPELL)))]
+    row: dict[str, Any] = {name: spell(answer) for name, answer in zip(names, answers, strict=True)}
+    kind = draw(st.sampled_from(["winner", "named", "score", "low", "cells", "ranking", "signed" if count == 2 else "winner"]))
+    odd = draw(st.sampled_from([None, None, None, "", "odd", [], {}, float("nan"), True, 17]))
+    order = draw(st.permutations(range(count)))
+    if kind == "winner":
+        better, cell = {"winner": "j"}, draw(st.sampled_from([best, float(best), str(best), f" {best}"]))
+    elif kind == "named":
+        better, cell = {"winner": "j", "values": [f"N{i}" for i in range(count)]}, draw(st.sampled_from([f"n{best}", f"N{best} "]))
+    elif kind in ("score", "low", "cells"):
+        scores = [float(10 - abs(i - best) * 2) if kind != "low" else float(abs(i - best)) for i in range(count)]
+        better = {"score": "j", **({"order": "low"} if kind == "low" else {})}
+        cell = [str(score) for score in scores] if kind == "cells" else scores
+    elif kind == "ranking":
+        rest = [i for i in order if i != best]
+        better, cell = {"ranking": "j", "names": [chr(65 + i) for i in range(count)]}, ">".join(chr(65 + i) for i in [best, *rest])
+    else:
+        negative = draw(st.integers(0, 1))
+        better, cell = {"signed": "j", "negative": negative}, -2 if best == negative else 3
+    row["j"] = cell
+    row["Q"] = draw(WORDS)
+    if odd is not None and draw(st.booleans()):
+        row[draw(st.sampled_from([*names, "j", "Q"]))] = odd
+    row = {key: row[key] for key in draw(st.permutations(sorted(row)))}
+    return (
+        row,
+        {"prompt": "Q", "answers": names, "better": better},
+        answers[best],
+        {answer for i, answer in enumerate(answers) if i != best},
+    )
+
+
+@given(tables())
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_chosen_and_rejected_are_never_swapped(table: tuple[dict[str, Any], Any, str, set[str]]) -> None:
+    """A clean error, a counted drop, or a record whose chosen answer is the one that the row calls better. With a judgement or an answer
+    replaced by something odd, the better answer is never among the rejected ones."""
+    row, format, best, others = table
+    try:
+        records = convert(row, format)
+    except RowError:
+        return
+    untouched = row["j"] not in ("", "odd", None) and not isinstance(row["j"], (bool, dict)) and row["j"] != 17
+    for record in records:
+        assert isinstance(record, Preference)
+        rejected = {text(answer).strip() for answer in record.rejected}
+        if untouched and best in {_plain(row[name]) for name in format["answers"]}:
+            assert text(record.chosen).strip() == best
+            assert best not in rejected
+        assert text(record.chosen).strip() not in rejected
+        assert rejected <= others | {"odd", "17", "true", best}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return str(value[0]["content"])
+    if isinstance(value, str) and value.startswith("[{"):
+        return str(json.loads(value)[0]["content"])
+    return str(value)

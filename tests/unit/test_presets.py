@@ -1,0 +1,117 @@
+"""Every preset reads its own example as it says, is found by its columns where it has marks, and is printed to copy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from align.data.formats import Converter, Want, detect
+from align.data.mixture import read_records
+from align.data.readers import Row
+from align.data.records import Conversation, Messages, Origin, Preference, Prompt, Record
+from align.errors import InputError
+from align.recipe.presets import FILE, PRESETS
+from align.recipe.schema import FORMATS, DataSource
+
+COMPARED = [name for name, preset in PRESETS.items() if preset.kind == "preference"]
+FOUND = [name for name, preset in PRESETS.items() if preset.marks and not preset.asks]
+
+
+def read(folder: Path, rows: list[Any], want: Want, **source: Any) -> list[Record]:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return list(read_records([DataSource.model_validate({"path": str(path), **source})], [path], want, seed=0, rejects=None))
+
+
+def last(messages: Messages) -> str:
+    return messages[-1]["content"]
+
+
+def test_names_are_not_given_twice() -> None:
+    assert not set(FORMATS) & set(PRESETS)
+    names = [line.removesuffix(":") for line in FILE.read_text().splitlines() if line and not line.startswith((" ", "#"))]
+    assert len(names) == len(set(names))
+    assert yaml.safe_load(FILE.read_text()).keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARED if name not in ("helpsteer", "prism", "oasst", "pku_saferlhf")])
+def test_the_better_answer_is_chosen(name: str, tmp_path: Path) -> None:
+    """In every example the answer to prefer is 4 (or the first of a row's letters)."""
+    (record, *_) = read(tmp_path, [PRESETS[name].example], "preference", format=name)
+    assert isinstance(record, Preference)
+    wanted = {"summarize_from_feedback": "Lost.", "community_alignment": "a"}.get(name, "4")
+    assert last(record.chosen) == wanted
+    assert record.rejected
+    assert all(last(answer) != wanted for answer in record.rejected)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].kind == "conversation"])
+def test_conversations(name: str, tmp_path: Path) -> None:
+    (record,) = read(tmp_path, [PRESETS[name].example], "conversation", format=name)
+    assert isinstance(record, Conversation)
+    assert [m["content"] for m in record.messages if m["role"] in ("user", "assistant")] == ["2+2?", "4"]
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].kind == "prompt"])
+def test_prompts_with_a_right_answer(name: str, tmp_path: Path) -> None:
+    (record,) = read(tmp_path, [PRESETS[name].example], "prompt", format=name)
+    assert isinstance(record, Prompt)
+    assert record.fields["answer"] in ("4", ["4"])
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_preset_is_found_only_with_all_its_columns(name: str) -> None:
+    row = dict(PRESETS[name].example)
+    assert detect(row).name == name
+    for mark in PRESETS[name].marks:
+        column = mark.partition("|")[0].partition("[")[0].partition(".")[0]
+        less = {key: value for key, value in row.items() if key != column}
+        if len(less) < len(row):
+            with contextlib.suppress(InputError, ValueError):
+                assert detect(less).name != name
+
+
+def test_grouped_rows(tmp_path: Path) -> None:
+    """Rows of one prompt, in any order among others; a group of one has nothing to compare."""
+    rows = [
+        {"prompt": "a", "response": "bad", "helpfulness": 1, "verbosity": 0},
+        {"prompt": "b", "response": "alone", "helpfulness": 1, "verbosity": 0},
+        {"prompt": "a", "response": "good", "helpfulness": 3, "verbosity": 0},
+    ]
+    (record,) = read(tmp_path, rows, "preference")
+    assert isinstance(record, Preference)
+    assert (last(record.chosen), [last(one) for one in record.rejected], record.margin) == ("good", ["bad"], 2.0)
+
+
+def test_a_tree_of_rows(tmp_path: Path) -> None:
+    def node(id: str, parent: str | None, role: str, text: str, rank: int | None = None) -> dict[str, Any]:
+        return {"message_id": id, "parent_id": parent, "role": role, "text": text, "rank": rank}
+
+    rows = [
+        node("3", "2", "prompter", "And cold?"),
+        node("1", None, "prompter", "A soup?"),
+        node("5", "3", "assistant", "Ice.", 1),
+        node("2", "1", "assistant", "Minestrone.", 0),
+        node("6", "3", "assistant", "Gazpacho.", 0),
+        node("9", "8", "assistant", "lost", 0),
+    ]
+    (record,) = read(tmp_path, rows, "preference", on_bad_row="skip")
+    assert isinstance(record, Preference)
+    assert [m["content"] for m in record.prompt] == ["A soup?", "Minestrone.", "And cold?"]
+    assert (last(record.chosen), last(record.rejected[0])) == ("Gazpacho.", "Ice.")
+
+
+def test_two_axes_have_to_be_told_apart() -> None:
+    row = PRESETS["pku_saferlhf"].example
+    with pytest.raises(InputError, match=r"format: \{preset: pku_saferlhf, better: \{winner: better_response_id\}\}"):
+        Converter(DataSource(path="x.jsonl"), "preference")(Row(dict(row), Origin("x.jsonl", 1)))
+    source = DataSource.model_validate({"path": "x", "format": {"preset": "pku_saferlhf", "better": {"winner": "safer_response_id"}}})
+    other = {**row, "safer_response_id": 1}
+    (record,) = Converter(source, "preference")(Row(other, Origin("x.jsonl", 1)))
+    assert isinstance(record, Preference)
+    assert last(record.chosen) == other["response_1"]
