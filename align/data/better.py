@@ -140,8 +140,10 @@ def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
         rankings: list[Any] = [value] if value.strip() else []
     elif isinstance(value, list) and value and all(isinstance(one, str) and re.search("[>=]", one) for one in value):
         rankings = value
+    elif value is None or isinstance(value, list) or value != value:  # pandas writes NaN for an empty cell
+        rankings = [value] if isinstance(value, list) and value else []
     else:
-        rankings = [value] if value else []
+        raise RowError(f"expected a list or a text such as A>B, found {type_name(value)}", where)
     names = [spelled(name) for name in better.names] or [str(i) for i in range(count)]
     names = names[:count] if better.names else names
     if len(names) != count:

@@ -43,7 +43,7 @@ class _Presets(Mapping[str, Preset]):
     @cache
     def _all() -> dict[str, Preset]:
         with FILE.open(encoding="utf-8") as file:
-            entries = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            entries = yaml.safe_load(file)
         return {name: _preset(entry) for name, entry in entries.items()}
 
     def __getitem__(self, name: str) -> Preset:
