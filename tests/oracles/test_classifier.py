@@ -230,3 +230,24 @@ def test_a_classifier_in_the_hub_cache_counts_as_complete(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == chatml().eos_token_id
     with pytest.raises(InputError, match="a language model is wanted here"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForSequenceClassification", "RewardModel", "LlamaForRewardModel"])
+def test_a_configuration_that_does_not_say_how_many_numbers(tmp_path: Path, architecture: str) -> None:
+    """OpenRLHF's way: one output, and no num_labels, which transformers takes for two. The head's own shape says it."""
+    model = save_classifier(tmp_path, chatml())
+    expected = ClassifierScorer(model).score(ANSWERS[:3])
+    edit(tmp_path / "config.json", id2label=None, label2id=None, num_labels=None, architectures=[architecture])
+    assert ClassifierScorer(model).score(ANSWERS[:3]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_head_of_another_name_is_told(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = save_classifier(tmp_path, chatml())
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["value_head.weight"] = tensors.pop("score.weight")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    edit(tmp_path / "config.json", id2label=None, label2id=None, num_labels=None)
+    with pytest.raises(InputError, match=r"no num_labels, and the weights no score.weight \(.*value_head.weight.* are there\)"):
+        ClassifierScorer(model)
