@@ -13,6 +13,33 @@ from align.errors import InputError
 from align.terminal import console
 
 
+def list_formats(
+    name: Annotated[str | None, typer.Argument(help="A preset; all are listed when absent.")] = None,
+) -> None:
+    """Print the known row formats, or one preset as the mapping that it stands for, with an example row."""
+    from align.data.words import yaml_line
+    from align.recipe.base import FORMATS
+    from align.recipe.presets import PRESETS
+
+    if name is None:
+        lines = [f"built in: {', '.join(FORMATS)}", *(f"{one} ({preset.kind}): {preset.hub}" for one, preset in PRESETS.items())]
+    elif name in PRESETS:
+        preset = PRESETS[name]
+        lines = [f"{name} ({preset.kind}): {preset.hub}", preset.says]
+        lines += [f"has to be told more: format: {preset.asks}"] if preset.asks else []
+        lines += ["a test set of the field: not to be trained on"] if preset.test_set else []
+        for part in preset.parts:
+            where = f"where: {yaml_line(part.where)}, " if part.where else ""
+            lines.append(f"{where}format: {yaml_line(part.mapping)}")
+        lines.append(f"a row: {yaml_line(preset.example)}")
+    elif name in FORMATS:
+        lines = [f"{name} is built in: docs/data.md has its rows"]
+    else:
+        raise InputError(f"no format `{name[:60]}`", hint="`align data formats` lists them")
+    for line in lines:
+        console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def inspect_data(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="A data file or folder, package:PKG/FILE, or a hub data set id.")],
@@ -78,5 +105,6 @@ def add_to(app: typer.Typer) -> None:
     """Make them commands of ``app data``."""
     group = typer.Typer(help="Look at data, and write them for other tools.", no_args_is_help=True, rich_markup_mode=None)
     group.command("inspect")(inspect_data)
+    group.command("formats")(list_formats)
     group.command("export")(export_data)
     app.add_typer(group, name="data")

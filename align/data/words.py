@@ -150,14 +150,15 @@ def line_to_write(row: Row) -> str:
 
 
 def quoted(text: str) -> str:
-    """A column's name as YAML needs it inside braces."""
-    return text if re.fullmatch(r"[A-Za-z_][\w.\[\]*-]*", text) and not text.endswith("]") else json.dumps(text, ensure_ascii=False)
+    """A text as YAML needs it inside braces."""
+    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def yaml_line(value: Any) -> str:
     """A mapping in one line, as a recipe says it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {yaml_line(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{quoted(str(key))}: {yaml_line(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(yaml_line, value)) + "]"
     if isinstance(value, str):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from align.cli.data import list_formats
 from align.data.formats import Converter, Want, detect
 from align.data.mixture import read_records
 from align.data.readers import Row
@@ -115,3 +116,19 @@ def test_two_axes_have_to_be_told_apart() -> None:
     (record,) = Converter(source, "preference")(Row(other, Origin("x.jsonl", 1)))
     assert isinstance(record, Preference)
     assert last(record.chosen) == other["response_1"]
+
+
+@pytest.mark.parametrize("name", [*PRESETS])
+def test_what_is_printed_can_be_copied(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    list_formats(name)
+    printed = capsys.readouterr().out
+    lines = [line.partition("format: ")[2] for line in printed.splitlines() if line.startswith(("format: ", "where: "))]
+    assert [yaml.safe_load(line) for line in lines] == [part.mapping for part in PRESETS[name].parts]
+    assert yaml.safe_load(printed.splitlines()[-1].removeprefix("a row: ")) == PRESETS[name].example
+
+
+def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    list_formats()
+    assert [line.partition(" (")[0] for line in capsys.readouterr().out.splitlines()[1:]] == list(PRESETS)
+    with pytest.raises(InputError, match="no format `nectarine`"):
+        list_formats("nectarine")
