@@ -348,6 +348,8 @@ def test_held_out_prompts_are_answered_greedily(tmp_path: Path) -> None:
     assert [path.name for path in files] == ["held-out-00000000.parquet", "held-out-00000001.parquet"]
     one, other = (read_parquet(path) for path in files)
     assert [row["answer"] for row in one] == [row["answer"] for row in other]
+    for value, column in (("reward", "score"), ("length", "length"), ("finished", "finished")):
+        assert before[value] == pytest.approx(np.mean([row[column] for row in one]), abs=1e-6), "means over the prompts"
 
 
 def test_conversations_are_watched_without_being_trained(tmp_path: Path) -> None:

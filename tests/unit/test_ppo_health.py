@@ -109,6 +109,16 @@ def test_too_large_steps_and_forgetting() -> None:
     assert of_training(stage(), better[::-1], 0.1, [2.0] * 4 + [3.0] * 4) == [], "the reward did not rise"
 
 
+def test_the_reward_of_equally_many_iterations_is_compared() -> None:
+    """Of the first and of the last k: each of them counts, and no other."""
+    rises = [2.0] * 3 + [2.5] + [3.0] * 3  # of seven, three are compared with three
+    rewards = {"the last three": [0, 0, 0, 9, -4, 1, 1], "the first three": [4, 0, 0, -9, 1, 1, 1], "neither": [0, 0, 0, 0, 0, 0, 0]}
+    for numbers in rewards.values():
+        assert of_training(stage(), [{**WELL, "reward": float(number)} for number in numbers], 0.1, rises) == []
+    (found,) = of_training(stage(), [{**WELL, "reward": float(number)} for number in (0, 0, 0, -9, -1, 1, 1)], 0.1, rises)
+    assert "the reward rose by 0.333" in found.message
+
+
 def test_small_steps_of_conversations_that_differ_are_no_forgetting() -> None:
     """A real run's losses, of four conversations a step: up by 0.68, of which 2 * 0.16 are noise, and its held-out loss did not move."""
     better, seen = [WELL] * 3 + [{**WELL, "reward": 1.5}] * 3, [1.268, 1.275, 1.332, 1.901, 1.912, 2.103]

@@ -17,8 +17,10 @@ from align.data.prompts import EncodedPrompt, digest, load_prompts
 from align.errors import InputError, TrainingFault
 from align.models.critic import ActorCritic
 from align.recipe.schema import DataSource
+from align.recipe.scoring import EnsembleScorer, FunctionScorer, JsonRule, ModelScorer
 from align.rollout.engine import Completion, Sampling
 from align.scoring.scorer import Answer
+from align.stages.ppo import _content
 from align.stages.ppo_experience import Answers, minibatch_plan
 from align.stages.ppo_making import TokenNumbers, valued
 from align.stages.ppo_report import change_of, samples_of
@@ -170,6 +172,28 @@ def test_baselines_are_sampled_once(tmp_path: Path) -> None:
     assert engine.asked == 6
     free, _ = reference_baselines(made, data, Sampling(4, n=2), key="a", **{**settings, "penalty": 0.0})
     assert torch.equal(free, found + 0.5), "the penalty is no part of what is kept"
+
+
+def test_baselines_follow_from_what_scores_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model in a folder, another one on the hub, another text of a function, or another member of several: another key."""
+    module = tmp_path / "my_scores.py"
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def key(part: Any) -> str:
+        return json.dumps(_content(part, lambda text: Path(text) if text.startswith("/") else text), default=str)
+
+    keys = []
+    for text in ("def length(answers): return [0.0]\n", "def length(answers): return [1.0]\n"):
+        module.write_text(text)
+        function = FunctionScorer(function="my_scores:length")
+        keys += [key(function), key(EnsembleScorer(ensemble=[function, JsonRule(rule="json")]))]
+    assert len(set(keys)) == 4
+    for content in ("one", "other"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / "weights").write_text(content)
+        keys.append(key(ModelScorer(model=str(tmp_path / "model"))))
+    keys += [key(ModelScorer(model="org/model", revision=revision)) for revision in ("a", "b")]
+    assert len(set(keys)) == 8 and "org/model" in keys[-1]
 
 
 # Flat tokens
