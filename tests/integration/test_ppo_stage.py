@@ -114,6 +114,7 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
     assert changed == Estimate(summary["held_out_change"]["mean"], *summary["held_out_change"]["interval"])
     shown = text.getvalue()
     assert f"held-out reward {summary['eval_before']['reward']:.4f}" in shown
+    assert all(source in shown for source in ("prompts.jsonl", "held out: held_out.jsonl", "sft: talk.jsonl", "held out: talk.jsonl"))
     assert "iteration 3/3" in shown and "generate" in shown and "before and after" in shown
     assert "the reward on 4 held-out prompts changed by" in shown and "reference answers to 4 prompts score" in shown
     assert ("a second model in memory" in shown) == (lora is not None), "the reward model is no adapter of the policy's base"

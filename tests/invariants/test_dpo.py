@@ -291,6 +291,18 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
         assert np.abs(difference).max() < 1e-5 and abs(difference.mean()) < 3e-6
 
 
+def test_what_a_term_is_averaged_over(tmp_path: Path) -> None:
+    """Prompts; and, only where there is such a term, the tokens of chosen answers."""
+    data = preferences(6)
+    for weight in (0.0, 0.3):
+        run = trainer(tmp_path / str(weight), data, stage(sft_weight=weight), tiny("llama"))
+        batches = run.loader.batches(range(6))
+        counted = [dict(run.counts(batch)) for batch in batches]
+        assert sum(one.pop("dpo") for one in counted) == 6
+        chosen = sum(int(tree.branches[0].mask.sum()) for tree in data)
+        assert [sum(one.values()) for one in counted] == [0] * len(counted) if not weight else sum(one["sft"] for one in counted) == chosen
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_scoring_the_reference_leaves_the_mode(tmp_path: Path, training: bool) -> None:
     """It is scored without dropout, and training goes on with it."""
