@@ -531,8 +531,22 @@ def test_another_number_of_processes_cannot_resume(tmp_path: Path) -> None:
 
         manifest["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="saved by 2 processes"):
+    with pytest.raises(InputError, match=r"checkpoints/step-\d+: was saved by 2 processes, this run has 1; use the same --nproc"):
         trainer(tmp_path, trees(40), epochs=2).fit()
+
+
+def test_freed_memory_is_kept_where_it_is_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has an allocator of its own."""
+
+    class OnGpu(Ranks):
+        device = torch.device("cuda")
+
+    kept: list[int] = []
+    monkeypatch.setattr("align.training.trainer.keep_freed_memory", lambda: kept.append(1))
+    trainer(tmp_path / "gpu", trees(8), group=OnGpu())
+    assert not kept
+    trainer(tmp_path / "cpu", trees(8))
+    assert kept
 
 
 def test_single_process_never_touches_torch_distributed() -> None:

@@ -40,7 +40,7 @@ _PAIRS = [
 ]
 _ATTRIBUTES = dict(_PAIRS) | {other: one for one, other in _PAIRS}
 _METHODS = {"train": "eval", "eval": "train"}
-_LOOKS = {"highlight", "soft_wrap", "title_justify", "justify", "markup", "strict"}
+_LOOKS = {"overflow", "highlight", "soft_wrap", "title_justify", "justify", "markup", "strict"}
 """Keyword arguments that say how something looks on a terminal, or only check, as ``zip``'s ``strict``: nothing is computed from them."""
 _TRANSPARENT = {
     "detach",

@@ -194,6 +194,7 @@ def test_scoring_twice_is_bit_equal_where_the_model_has_dropout(tmp_path: Path) 
 def test_a_new_head_is_small_and_fp32(family: str) -> None:
     """C31: weights of standard deviation 1 / sqrt(d + 1), no bias, fp32 on a bf16 backbone and under autocast. On a model drawn as real
     ones are, first scores of answers that end alike spread by less than 1, and the first loss is ln 2 +- 0.1."""
+    assert ScalarModel(without_lm_head(tiny("llama")).to("meta")).head.weight.device.type == "meta", "the head is where the transformer is"
     wide = ScalarModel(without_lm_head(tiny("llama", hidden_size=512, num_attention_heads=8)))
     assert float(wide.head.weight.std()) == pytest.approx(513**-0.5, rel=0.15)
     model = ScalarModel(without_lm_head(tiny(family).to(torch.bfloat16)))

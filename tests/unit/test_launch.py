@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from align.training import launch
 from align.training.launch import respawn
@@ -44,6 +46,53 @@ def test_one_that_fails_leaves_the_others_time_to_end(tmp_path: Path) -> None:
     assert started(tmp_path, "sys.exit(3) if rank else (time.sleep(1), (folder / 'done').touch())") == 3
     assert (tmp_path / "done").exists()
     assert started(tmp_path, "os.kill(os.getpid(), 9) if rank else None") == 128 + 9
+
+
+COLLECTIVES = """
+import torch, json
+from align.training import launch
+launch._BUCKET_BYTES = 64
+group = launch.ranks()
+sizes = (3, 20, 5, 1)
+parameters = [torch.nn.Parameter(torch.zeros(size, dtype=torch.float64 if size == 5 else torch.float32)) for size in sizes]
+for number, parameter in enumerate(parameters):
+    if (rank, number) != (1, 1):  # a process without a gradient of one of them
+        parameter.grad = torch.full_like(parameter, 10.0 ** number * (rank + 1)) + torch.arange(sizes[number])
+group.sum_gradients(parameters)
+found = {
+    "place": [group.rank, group.world, group.first],
+    "told": group.broadcast_object({"of": rank}),
+    "gathered": group.gather(f"from {rank}"),
+    "sums": [parameter.grad.tolist() for parameter in parameters],
+}
+group.barrier()
+launch.leave()
+(folder / str(rank)).write_text(json.dumps(found))
+"""
+
+
+def test_what_processes_tell_each_other(tmp_path: Path) -> None:
+    """The first one's value to all, everybody's in the order of ranks, and gradients added up in messages of several, whatever their types,
+    with zeros where a process has none."""
+    assert started(tmp_path, COLLECTIVES) == 0
+    for rank in range(2):
+        found = json.loads((tmp_path / str(rank)).read_text())
+        assert found["place"] == [rank, 2, rank == 0]
+        assert found["told"] == {"of": 0} and found["gathered"] == ["from 0", "from 1"]
+        assert found["sums"] == [
+            [3.0 + 2 * i for i in range(3)],
+            [10.0 + i for i in range(20)],  # the second process had none
+            [300.0 + 2 * i for i in range(5)],
+            [3000.0],
+        ]
+
+
+def test_alone_there_is_nobody_to_ask() -> None:
+    """Without a group every collective is the value itself, and gradients stay."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    group = launch.Ranks()
+    group.sum_gradients([parameter])
+    assert parameter.grad is None and group.gather(7) == [7] and group.broadcast_object(7) == 7 and group.first
 
 
 def test_those_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
