@@ -342,7 +342,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--again", action="store_true", help="also those that survived without all their tests having been run")
     parser.add_argument("tests", nargs="*", default=TESTS)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     work: Path = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if given.command == "map":
