@@ -72,13 +72,14 @@ def woven(asked: Any, answered: Any, field: str) -> list[Turn]:
 
 
 def named(items: list[Any], names: Turns | None, field: str) -> list[Any]:
-    """Turns whose parts have other names, under the usual ones."""
-    if names is None:
-        return items
-    found: list[Any] = []
+    """Turns whose parts have other names, under the usual ones. Raises :class:`RowError` for what is no turn."""
     for i, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise RowError(f"expected a turn, found {type_name(item)}", f"{field}.{i}")
+    if names is None:
+        return items
+    found: list[Any] = []
+    for item in items:
         if names.pairs:
             found += [{"role": role, "content": item.get(key)} for role, key in zip(("user", "assistant"), names.pairs, strict=True)]
             continue

@@ -98,6 +98,9 @@ class Group:
         return self.rows[0].origin
 
 
+_Choosing = Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
+
+
 class Converter:
     """A row, or rows that belong together -> records: one; or, with groups, trees or a user's own format, any number.
 
@@ -154,8 +157,13 @@ class Converter:
         if found.name in PRESETS and PRESETS[found.name].test_set:
             self.remarks.append("a test set of the field: not to be trained on")
 
-    def units(self, rows: Iterator[Row], chosen: Callable[[Iterator[Row]], Iterator[Row]]) -> Iterator[Row | Group]:
-        """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those that are ``chosen``."""
+    def units(
+        self, rows: Iterator[Row], chosen: Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
+    ) -> Iterator[Row | Group]:
+        """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those that are ``chosen``.
+
+        ``chosen`` gets rows and what finds a row's place among the others, and leaves out those for which that raises RowError.
+        """
         first = next(rows, None)  # the format is found before the first row is given
         grouped = [mapped for _, mapped in self._parts if mapped.grouped]
         if first is None:
@@ -163,13 +171,15 @@ class Converter:
         rows = chain([first], rows)
         if not grouped:
             return rows
-        rows = chosen(rows)
         tree = grouped[0].mapping.tree
         if tree is None:
-            return map(Group, by_key((self._key(row), row) for row in rows))
+            return map(Group, by_key((self._key(row), row) for row in chosen(rows, self._key)))
         own, above = tree.id or "id", tree.parent or "parent_id"
-        nodes = ((text_at(find(row.value, own), own), text_at(find(row.value, above), above) or None, row) for row in rows)
-        return self._siblings(nodes)
+
+        def node(row: Row) -> tuple[str, str | None, Row]:
+            return text_at(find(row.value, own), own), text_at(find(row.value, above), above) or None, row
+
+        return self._siblings(node(row) for row in chosen(rows, node))
 
     def _siblings(self, nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[Group]:
         for path, siblings in by_parent(nodes):

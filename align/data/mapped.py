@@ -14,6 +14,7 @@ from align.data.rows import LeftOut
 from align.data.strict_json import RowError, parse_text
 from align.data.values import (
     OPENS,
+    answers_of,
     as_rejected,
     bare,
     has_gap,
@@ -277,7 +278,7 @@ class MappedRows:
         value = m.completion.value if isinstance(m.completion, Constant) else self._read(row, where)
         if m.better is not None:
             return {**common, **self._label(row), "prompt": self._asked(row), "completion": value}
-        if value is None or value == "":
+        if value is None or value in ("", []):
             raise RowError("missing" if value is None else "is empty", where)
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             raise RowError("is a list of texts: several answers? say with `answers` and `better` which is best", where)
@@ -385,8 +386,7 @@ class MappedRows:
         stack: list[tuple[list[Row], Mapping[str, Any]]] = [([], root)]
         while stack:
             path, node = stack.pop()
-            here = [*path, node]
-            children = [child for child in node.get(tree.children or "") or [] if isinstance(child, Mapping)]
+            here, children = [*path, node], answers_of(node, tree)
             answers = [child for child in children if dialogue.speaker(child) == "assistant"]
             if answers:
                 try:

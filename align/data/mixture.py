@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -144,7 +144,7 @@ class _Mixture:
         report.notes, report.remarks = convert.notes, convert.remarks
         choice = Choice(spec)
         units = 0
-        for unit in convert.units(self._rows(source, convert, choice), lambda rows: self._chosen(choice, rows, source)):
+        for unit in convert.units(self._rows(source, convert, choice), lambda rows, place: self._chosen(choice, rows, place, source)):
             records = self._converted(convert, choice, unit, source)
             report.format = convert.format
             report.kept += len(records)
@@ -191,14 +191,16 @@ class _Mixture:
             report.read += 1
             yield row
 
-    def _chosen(self, choice: Choice, rows: Iterator[Row], source: _Source) -> Iterator[Row]:
-        """The rows, or parts of rows, that may belong to a group."""
+    def _chosen(self, choice: Choice, rows: Iterator[Row], place: Callable[[Row], object], source: _Source) -> Iterator[Row]:
+        """The rows, or parts of rows, that may belong to a group; ``place`` raises RowError for one whose place cannot be read."""
         report = source[2]
         for row in rows:
             try:
                 for part in choice.parts(row):
                     if choice.wanted(part):
-                        yield choice.stripped(part.row)
+                        kept = choice.stripped(part.row)
+                        place(kept)
+                        yield kept
                     else:
                         report.left_out += 1
             except LeftOut as reason:

@@ -18,13 +18,21 @@ DEPTH = 100
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
 
 
+_CONTROL = {code: repr(chr(code))[1:-1] for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
+
+
+def one_line(text: str) -> str:
+    r"""``text`` with line breaks and other control characters as Python writes them (``\n``): names in data may hold any."""
+    return text.translate(_CONTROL)
+
+
 class RowError(ValueError):
     """A row that cannot be used: why, and which of its fields is to blame. Converters raise it."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.field = field
+        self.message = one_line(message)
+        self.field = field if field is None else one_line(field)
 
 
 @dataclass(frozen=True)

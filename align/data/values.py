@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from align.data import dialogue
+from align.data.messages import list_of
 from align.data.places import Place, template, text_at
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError, parse_text
@@ -143,6 +144,12 @@ def turns_in(text: str, where: str) -> Any:
 def bare(node: Row, tree: TreeAt) -> dict[str, Any]:
     """A message of a nested tree without its answers."""
     return {key: value for key, value in node.items() if key != tree.children}
+
+
+def answers_of(node: Row, tree: TreeAt) -> list[Any]:
+    """The answers to a message of a nested tree; none where there are none."""
+    found = node.get(tree.children or "")
+    return dialogue.named(list_of(found, f"{tree.children}", "a list of answers"), None, f"{tree.children}") if found else []
 
 
 def spoken(path: Sequence[Row], tree: TreeAt) -> list[dict[str, Any]]:

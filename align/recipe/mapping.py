@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from align.recipe.places import template
+from align.recipe.places import place, template
 from align.recipe.presets import PRESETS
 from align.recipe.strict import Strict, unknown_name_of
 
@@ -18,6 +18,15 @@ def _place(text: str) -> str:
 
 At = Annotated[str, AfterValidator(_place), Field(min_length=1)]
 """A place in a row, or a text with places."""
+
+
+def _only_place(text: str) -> str:
+    place(text)  # raises ValueError
+    return text
+
+
+Place = Annotated[str, AfterValidator(_only_place), Field(min_length=1)]
+"""A place in a row, and no text with places: where a value is looked at, not said."""
 
 
 class Constant(Strict):
@@ -37,17 +46,17 @@ class SystemAt(Strict):
 class Better(Strict):
     """How a row tells which answer is better: one of `winner`, `score`, `signed`, `ranking`, `position` and `label`."""
 
-    winner: At | None = None
+    winner: Place | None = None
     """A value that names the best answer; several judges may have written a list of them, and their votes are counted."""
-    score: At | list[At] | None = None
+    score: Place | Annotated[list[Place], Field(min_length=1)] | None = None
     """One number for each answer. With `chosen` and `rejected`: two places, which must agree with the names."""
-    signed: At | None = None
+    signed: Place | None = None
     """One number for two answers, whose sign names the better one; `negative` says which."""
-    ranking: At | None = None
+    ranking: Place | None = None
     """The answers' names or numbers, best first: a list, or a text such as `A>B=C`; of several judges the mean place counts."""
     position: bool = False
     """The answers stand in their order, best first."""
-    label: At | None = None
+    label: Place | None = None
     """Whether an answer is good (true or 1) or not (false or 0), each judged by itself."""
     values: list[str | int | bool] = Field(default=[])
     """What `winner` says for the first answer, the second, and so on; their numbers from 0 when absent. Case and blanks do not count."""
@@ -59,7 +68,7 @@ class Better(Strict):
     """Which answer (0 the first, 1 the second) a negative `signed` number favours."""
     names: list[str] = Field(default=[])
     """What `ranking` calls the answers."""
-    only: dict[str, str | int | bool] = Field(default={})
+    only: dict[Place, str | int | bool] = Field(default={})
     """Counts those votes alone that have this value in a list beside them, such as `{votes.status: submitted}`."""
 
     @model_validator(mode="after")
@@ -131,7 +140,7 @@ class TreeAt(Strict):
     """A message's own id."""
     parent: str | None = None
     """The id of the message that it answers."""
-    root: At | None = None
+    root: Place | None = None
     """Where the first message of a nested tree stands."""
     children: str | None = None
     """What a message calls its answers."""
@@ -149,7 +158,7 @@ class RowMapping(Strict):
     """Begin with a known mapping; the other keys replace its own."""
     messages: At | None = None
     """A whole conversation: a list of turns."""
-    prompt: At | SystemAt | list[At | SystemAt] | None = None
+    prompt: At | SystemAt | Annotated[list[At | SystemAt], Field(min_length=1)] | None = None
     """What is asked: a place, a text with places (`"{title}\\n\\n{body}"`), or a list of them. Without it: what the answers share."""
     completion: At | Constant | None = None
     """The answer."""
@@ -157,11 +166,11 @@ class RowMapping(Strict):
     """The better answer, or a list of equally good ones."""
     rejected: At | None = None
     """The worse answer, or several."""
-    answers: At | list[At] | None = None
+    answers: At | Annotated[list[At], Field(min_length=1)] | None = None
     """Answers to compare; `better` says which is better."""
     better: Better | None = None
     """How the row tells."""
-    group: At | list[At] | None = None
+    group: At | Annotated[list[At], Field(min_length=1)] | None = None
     """Rows with the same value here belong together: they answer the same prompt. Votes add up, scores are averaged."""
     tree: TreeAt | None = None
     """Rows that form trees."""
@@ -188,9 +197,9 @@ class RowMapping(Strict):
     """What was thought before the completion."""
     tags: Tags | None = None
     """Marks inside the assistant's texts."""
-    train: At | None = None
+    train: Place | None = None
     """Which of the assistant's messages are trained on: `all`, `last`, or a place with one flag for each message."""
-    finished: dict[str, list[str | bool | int]] | None = None
+    finished: dict[Place, list[str | bool | int]] | None = None
     """A place, and what it says where the last answer is complete: `{finish_reason: [stop]}`. Others are not trained to end there."""
     repair: list[Literal["leading_assistant", "trailing_user", "same_speaker"]] = Field(default=[])
     """Mend such conversations: leave out what the assistant says before the user, or the user after the assistant; join two turns of one
@@ -230,6 +239,8 @@ class RowMapping(Strict):
             raise ValueError("answers need `better`: how the row tells which is better")
         if self.completion is not None and self.prompt is None:
             raise ValueError("a completion needs a prompt")
+        if self.weave and self.answers is not None and not isinstance(self.prompt, str):
+            raise ValueError("`weave` needs a `prompt` that is one place: the list of the user's turns")
         if self.better is not None:
             self._fitting(self.better)
         if self.group is not None and self.answers is None:

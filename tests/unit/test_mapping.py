@@ -484,3 +484,56 @@ def _plain(value: Any) -> str:
     if isinstance(value, str) and value.startswith("[{"):
         return str(json.loads(value)[0]["content"])
     return str(value)
+
+
+# Rows and mappings that random changes have made
+
+
+@pytest.mark.parametrize(
+    ("mapping", "row", "field"),
+    [
+        ({"prompt": "p", "completion": "c", "reasoning": "r"}, {"p": "q", "c": [], "r": "hm"}, "c"),
+        ({"prompt": "p", "completion": "c"}, {"p": [[], {}], "c": "a"}, "p.0"),
+        ({"messages": "m", "tags": {"reasoning": ["<t>", "</t>"]}}, {"m": [None, {"role": "assistant", "content": "a"}]}, "m.0"),
+        ({"messages": "m", "train": "last"}, {"m": ["q", {"role": "assistant", "content": "a"}]}, "m.0"),
+        ({"messages": "m", "repair": ["same_speaker"]}, {"m": [1, 2]}, "m.0"),
+        ({"tree": {"root": "t", "children": "kids", "score": "s"}}, {"t": {"role": "user", "text": "q", "kids": 2.5}}, "kids"),
+        ({"tree": {"root": "t", "children": "kids", "score": "s"}}, {"t": {"role": "user", "text": "q", "kids": ["a", "b"]}}, "kids.0"),
+        ({"tree": {"id": "i", "parent": "u", "score": "s"}}, {"i": "1", "u": {"x": 1}, "role": "assistant", "text": "a", "s": 1}, "u"),
+    ],
+)
+def test_what_is_no_turn_is_a_bad_row_with_its_place(tmp_path: Path, mapping: dict[str, Any], row: dict[str, Any], field: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    want: Any = "preference" if "tree" in mapping else "conversation"
+    with pytest.raises(InputError) as caught:
+        list(read_records([DataSource(path=str(path), format=mapping)], [path], want, seed=0, rejects=None))
+    assert (caught.value.problems[0].line, caught.value.problems[0].key) == (1, field)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"prompt": [], "completion": "c"},
+        {"prompt": "p", "answers": [], "better": {"score": "s"}},
+        {"prompt": "p", "answers": "a", "better": {"score": []}},
+        {"prompt": "p", "answers": "a", "group": [], "better": {"score": "s"}},
+        {"prompt": "p", "answers": "a", "better": {"ranking": "{r}"}},
+        {"prompt": "p", "answers": ["a", "b"], "better": {"winner": "{w} {v}"}},
+        {"prompt": ["p"], "answers": "a", "weave": True, "better": {"score": "s"}},
+        {"messages": "m", "finished": {"{why}": ["stop"]}},
+        {"messages": "m", "train": "{flags}"},
+    ],
+)
+def test_a_mapping_that_cannot_be_used_is_refused(mapping: dict[str, Any]) -> None:
+    """Empty lists of places, and texts with places where a value is looked at."""
+    with pytest.raises(ValidationError):
+        DataSource(path="rows.jsonl", format=mapping)
+
+
+def test_names_from_data_keep_a_message_on_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": [{"a\nb\x1b[2J": 1}]}, {"role": "assistant", "content": "x"}]}))
+    with pytest.raises(InputError) as caught:
+        list(read_records([DataSource(path=str(path))], [path], "conversation", seed=0, rejects=None))
+    assert "\n" not in str(caught.value) and "a\\nb\\x1b" in str(caught.value)
