@@ -210,9 +210,7 @@ class MappedRows:
             return None
         if isinstance(prompt, str):
             value = self._read(row, prompt)
-            if isinstance(value, str):
-                return value
-            return self._turns(value, prompt, context=context)
+            return value if isinstance(value, str) else self._turns(value, prompt, context=context)
         turns: list[Any] = []
         for one in prompt if isinstance(prompt, list) else [prompt]:
             if isinstance(one, SystemAt):

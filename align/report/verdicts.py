@@ -26,13 +26,19 @@ class Measured(Protocol):
     """A number with its interval."""
 
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """The number."""
+        ...
 
     @property
-    def low(self) -> float | None: ...
+    def low(self) -> float | None:
+        """The interval's lower end; None where there are too few items for one."""
+        ...
 
     @property
-    def high(self) -> float | None: ...
+    def high(self) -> float | None:
+        """Its upper end."""
+        ...
 
 
 def verdict(

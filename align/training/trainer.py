@@ -1,8 +1,8 @@
 """The one training loop. Every stage that trains subclasses :class:`Trainer` and says what a step is made of; the rest is here, once.
 
 The optimiser step is exact: all its micro-batches are fetched first, what each loss term is averaged over (tokens, pairs, prompts) is
-counted over all of them on all processes, and then *sums* divided by those global counts are back-propagated. So the gradient does not
-depend on how the step is cut into micro-batches, packed into rows, or spread over processes.
+counted over all of them on all processes, and then *sums* divided by those global counts are back-propagated. So the gradient is the same
+however the step is cut into micro-batches, packed into rows, or spread over processes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ _SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a micro-batch contributes: per loss term a differentiable SUM, and metrics with their own counts. One that is only looked at
-    has no terms."""
+    """What a micro-batch contributes: a differentiable SUM per loss term (none where it is only watched), metrics with their own counts."""
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Mean] = field(default_factory=dict)

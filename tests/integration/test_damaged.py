@@ -115,6 +115,6 @@ def _is_of_the_finished_stage(kept: Path, name: Path) -> bool:
 
 
 def _is_best(kept: Path, name: Path) -> bool:
-    (newest,) = kept.glob("r/work/dpo/*/checkpoints/step-00000002/state.json")
+    (newest,) = (kept / "r" / "work").glob("dpo/*/checkpoints/step-00000002/state.json")
     best: int = json.loads(newest.read_text())["progress"]["best_step"]
     return f"step-{best:08d}" in str(name)
