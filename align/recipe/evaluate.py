@@ -21,7 +21,10 @@ class EvaluateStage(Stage):
 
     produces: ClassVar[ArtifactType] = "metrics"
     implementation: ClassVar[str] = "align.stages.evaluate:run"
-    neutral: ClassVar[tuple[str, ...]] = ("judge.timeout_s", "judge.retries", "judge.requests_at_once")
+    neutral: ClassVar[tuple[str, ...]] = (
+        *("judge.timeout_s", "judge.retries", "judge.requests_at_once"),
+        *("judge.price_input", "judge.price_output"),  # accounting: `--force` tells the cost by other prices, and asks nothing anew
+    )
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
             "samples_per_prompt temperature max_new_tokens max_length embedder scorers judge",
