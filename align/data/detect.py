@@ -300,7 +300,7 @@ def _complain(rows: Sequence[Row], found: Found, want: str) -> None:
         unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
         for name in unread:
             if name.lower() in words.MEDIA:
-                raise Refusal(f"has {name}, and a text model cannot take them", name)
+                raise Refusal(f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without", name)
         bare = found.name == "prompt" or (found.name == "alpaca" and not row.get("output") and not row.get("chosen"))
         if bare or (found.mapping is not None and words.only_prompt(found.mapping)):
             words.complain_of_comparison(unread, row, want)

@@ -36,7 +36,7 @@ from align.data.records import Conversation, Origin, Preference, Prompt, Record,
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
 from align.data.strict_json import as_json, clip, type_name, unreadable
-from align.data.words import line_to_write, nearest_presets, yaml_line
+from align.data.words import MEDIA, line_to_write, nearest_presets, yaml_line
 from align.errors import InputError, Problem
 from align.recipe.mapping import RowMapping
 from align.recipe.presets import PRESETS
@@ -208,6 +208,8 @@ class Converter:
         if self._own:
             forms = _call(self._own, str(self.format), row)
             return tuple(self._own_record(form, row, i if len(forms) > 1 else None) for i, form in enumerate(forms, 1))
+        if _MEDIA & row.value.keys():
+            self._refuse_media(row.value)
         if self._core is None:
             return self._mapped(unit, row)
         core = self._core
@@ -215,6 +217,13 @@ class Converter:
         fields = _bounded({key: item for key, item in row.value.items() if key not in core.columns and key != id_column})
         record = record_of(core.convert(row.value), row.origin, id=id, fields=fields, column=core.messages, note=self._note)
         return (narrow(record, self._want, good=self._good),)
+
+    def _refuse_media(self, row: Mapping[str, Any]) -> None:
+        """A text that speaks of a picture must not be trained without it, whoever named the format."""
+        read = self._core.columns if self._core else set().union(*(mapped.columns(row) for _, mapped in self._parts))
+        for name in sorted(_MEDIA & row.keys()):
+            if row[name] and name not in read and name not in self._ignored:
+                raise RowError(f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without", name)
 
     def _mapped(self, unit: Row | Group, row: Row) -> tuple[Record, ...]:
         _, mapped = self._part(row)
@@ -302,6 +311,7 @@ def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
     return record
 
 
+_MEDIA = frozenset(MEDIA)
 _WANTED = {
     "preference": "a preference, with chosen and rejected answers",
     "unpaired": "an answer with a label, or chosen and rejected ones",

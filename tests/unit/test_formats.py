@@ -645,3 +645,21 @@ def test_any_row_is_a_record_or_refused(example: tuple[str, dict[str, Any]], wan
     for messages in paths:
         assert all(message["content"].strip() or message.get("tool_calls") for message in messages)
         assert messages[-1]["role"] in (("user", "tool") if isinstance(record, Prompt) else ("assistant",))
+
+
+@pytest.mark.parametrize("media", ["image", "images", "video", "videos", "audio", "audios"])
+@pytest.mark.parametrize("how", [None, "messages", {"messages": "messages"}])
+def test_rows_with_pictures_are_refused_whoever_named_the_format(how: Any, media: str) -> None:
+    """Their text speaks of what the model would not see. A column that is empty, or that may be ignored, is no hindrance."""
+
+    def read(value: Any, **more: Any) -> tuple[Any, ...]:
+        source = DataSource.model_validate({"path": "x.jsonl", **({"format": how} if how else {}), **more})
+        row = Row({"messages": turns("What is on <image>?", "A cat."), media: value}, Origin("x.jsonl", 3))
+        read_one = converter(source, "conversation")
+        if read_one.undecided:
+            read_one.decide([row])
+        return read_one(row)
+
+    with pytest.raises((RowError, InputError), match=f"has {media}, and a text model cannot take them; `ignore: \\[{media}\\]`"):
+        read(["cat.png"])
+    assert len(read(None)) == len(read([])) == len(read(["cat.png"], ignore=[media])) == 1
