@@ -1,11 +1,11 @@
-"""What vLLM cannot serve on a CPU, known before it is started. Imports neither torch nor vLLM."""
+"""What an engine cannot serve, known before it is asked. Imports neither torch nor vLLM."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.errors import EnvironmentFault, Problem
+from align.errors import EnvironmentFault, InputError, Problem
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM 0.32's attention on a CPU (``CPUAttentionBackend.get_supported_head_sizes``)."""
@@ -30,3 +30,17 @@ def require_head_size(config: Mapping[str, Any]) -> None:
     if size is not None and size not in CPU_HEAD_SIZES and "kv_lora_rank" not in config:
         problem = f"vLLM on a CPU has no attention for heads of {size} ({', '.join(map(str, CPU_HEAD_SIZES))} are served)"
         raise EnvironmentFault(Problem(problem, hint="set rollout.engine: transformers, or sample on a GPU"))
+
+
+def require_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_length: int) -> None:
+    """Raises :class:`InputError` when a prompt (token ids) leaves no room for an answer in an engine that holds ``max_length`` tokens.
+
+    Asked before anything is sampled, so that one long prompt does not cost the answers to the others.
+    """
+    long = [(number, len(prompt)) for number, prompt in enumerate(prompts, 1) if len(prompt) + max_new_tokens > max_length]
+    if long:
+        number, length = long[0]
+        what = f"prompt {number:,} of {len(prompts):,} has {length:,} tokens: no room for {max_new_tokens:,} more in {max_length:,}"
+        others = f" ({len(long):,} such prompts)" if len(long) > 1 else ""
+        hint = "set max_length (of ppo: max_prompt_length) so that the two fit into it: longer prompts are left out then, and counted"
+        raise InputError(f"{what}{others}", hint=hint)

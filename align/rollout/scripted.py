@@ -13,6 +13,7 @@ from align.data.readers import BadRow, read_rows
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 from align.rollout.engine import Completion, Sampling, sample_seed
+from align.rollout.limits import require_room
 
 _PROBE = "probequestion"
 
@@ -43,10 +44,10 @@ class ScriptedEngine:
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         """Raises InputError for a prompt that leaves no room, or that the script does not answer."""
+        if self._max_length is not None:
+            require_room(prompts, sampling.max_new_tokens, self._max_length)
         made = []
         for p, prompt in enumerate(prompts):
-            if self._max_length is not None and len(prompt) + sampling.max_new_tokens > self._max_length:
-                raise InputError(f"prompt {p} has {len(prompt)} tokens: no room for {sampling.max_new_tokens} in {self._max_length}")
             answers = self._answers_to(prompt)
             chosen = (answers[sample_seed(sampling.seed, p, s) % len(answers)] for s in range(sampling.n))
             made.append([self._completion(ids, sampling.max_new_tokens) for ids in chosen])

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from align.data.encode import Encoder
-from align.errors import InputError
 from align.models.adapters import unwrap
 from align.models.generate import answer
 from align.rollout.engine import Completion, Sampling
+from align.rollout.limits import require_room
 from align.rollout.sync import policy_logprobs
 
 
@@ -26,9 +26,7 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         """See :class:`align.rollout.engine.RolloutEngine`."""
-        too_long = next((len(p) for p in prompts if len(p) + sampling.max_new_tokens > self._max_length), None)
-        if too_long is not None:
-            raise InputError(f"a prompt of {too_long} tokens leaves no room for {sampling.max_new_tokens} within {self._max_length}")
+        require_room(prompts, sampling.max_new_tokens, self._max_length)
         sampled = answer(
             self._model,
             self._encoder,

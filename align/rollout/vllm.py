@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.distributed.distributed_c10d import GroupMember
 
-from align.errors import EnvironmentFault, InputError
+from align.errors import EnvironmentFault
 from align.rollout.arrived import Arrived
 from align.rollout.engine import Completion, Sampling
+from align.rollout.limits import require_room
 
 _QUIET = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core in this process
@@ -109,9 +110,7 @@ class VllmEngine:
         One stream of random numbers for the whole call, so the samples of a prompt follow from all prompts of the call. (vLLM 0.32 cannot
         give each request a seed of its own on a CPU: a prompt that is read in parts fails there.)
         """
-        too_long = next((len(p) for p in prompts if len(p) + sampling.max_new_tokens > self._max_length), None)
-        if too_long is not None:
-            raise InputError(f"a prompt of {too_long} tokens leaves no room for {sampling.max_new_tokens} within {self._max_length}")
+        require_room(prompts, sampling.max_new_tokens, self._max_length)
         if not prompts:
             return []
         with self._at_work():

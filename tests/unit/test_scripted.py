@@ -82,7 +82,7 @@ def test_versions_room_and_missing_answers(tmp_path: Path) -> None:
     engine.load_weights([], version=3)
     prompt = encoder.encode_prompt(asks("x"))
     assert engine.generate([prompt], Sampling(4))[0][0].version == 3
-    with pytest.raises(InputError, match="no room for 40 in 40"):
+    with pytest.raises(InputError, match="no room for 40 more in 40"):
         engine.generate([prompt], Sampling(40))
     with pytest.raises(InputError, match=r"script\.jsonl: no row answers a prompt; add rows without `prompt`"):
         engine.generate([encoder.encode_prompt(asks("z"))], Sampling(4))
