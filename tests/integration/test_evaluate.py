@@ -26,6 +26,7 @@ from align.evaluation.compare import compare
 from align.evaluation.metrics import METRICS, Measured, Targets, metrics_of
 from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.refs import shipped_root
 from align.recipe.schema import Model
@@ -83,7 +84,12 @@ def run(policies: list[str], text: io.StringIO | None = None, runs: str = "runs"
     }
     recipe = {"name": "r", "seed": 5, "model": "./first", "stages": {"compare": {**spec, "embedder": "./embedder", **options}}}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), runs_dir=Path(runs))
+    return run_recipe(
+        load_recipe("recipe.yaml"),
+        console=Console(file=text or io.StringIO(), width=160),
+        runs_dir=Path(runs),
+        selection=Selection(replace=True),
+    )
 
 
 def report(result: RunResult) -> dict[str, Any]:
@@ -294,7 +300,12 @@ def free(folder: Path) -> Path:
 def evaluate(spec: dict[str, Any], text: io.StringIO | None = None) -> tuple[dict[str, Any], Path]:
     stages = {"compare": {"kind": "evaluate", "embedder": None, **spec}}
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "t", "seed": 5, "model": "./free", "stages": stages}))
-    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), runs_dir=Path("runs"))
+    result = run_recipe(
+        load_recipe("recipe.yaml"),
+        console=Console(file=text or io.StringIO(), width=160),
+        runs_dir=Path("runs"),
+        selection=Selection(replace=True),
+    )
     out = result.folder / "stages" / "compare"
     return json.loads((out / "report.json").read_text()), out
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from align.errors import InputError
 from align.pipeline.runner import run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,9 @@ def test_the_stage_runs_once_and_its_rows_are_an_artefact(folder: Path) -> None:
 
     again = run_recipe(load_recipe("short.yaml"), console=Console(file=io.StringIO()))
     assert again.up_to_date == ("short",)
-    fewer = run_recipe(load_recipe("short.yaml", ["stages.short.characters=20"]), console=Console(file=io.StringIO()))
+    fewer = run_recipe(
+        load_recipe("short.yaml", ["stages.short.characters=20"]), console=Console(file=io.StringIO()), selection=Selection(replace=True)
+    )
     assert fewer.ran == ("short",)
     assert 0 < fewer.summaries["short"]["kept"] < len(kept)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from align.functional.intervals import wilson
 from align.pipeline.runner import run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.stages import sampling
 from tests.chat_server import Reply, serving
@@ -50,7 +51,9 @@ def run(endpoint: str, runs: str = "runs", policies: Sequence[str] = ("./first",
     stage |= {"max_new_tokens": 12, "judge": {"endpoint": endpoint, "model": "j", "retries": 0, **judge}}
     Path("r.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./first", "stages": {"e": stage}}))
     text = io.StringIO()
-    result = run_recipe(load_recipe("r.yaml"), console=Console(file=text, width=160), runs_dir=Path(runs))
+    result = run_recipe(
+        load_recipe("r.yaml"), console=Console(file=text, width=160), runs_dir=Path(runs), selection=Selection(replace=True)
+    )
     return json.loads((result.folder / "stages" / "e" / "report.json").read_text()), text.getvalue()
 
 

@@ -22,6 +22,7 @@ from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar
 from align.models.load import load_encoder, load_policy
 from align.pipeline.artifacts import verify
 from align.pipeline.runner import RunResult, run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.report.changes import Estimate
@@ -76,7 +77,9 @@ def fill(tmp_path: Path, **shape: Any) -> Path:
 def run(text: io.StringIO | None = None, **options: Any) -> RunResult:
     stage = {**PPO, **options}
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": {"ppo": stage}}, sort_keys=False))
-    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160))
+    result = run_recipe(
+        load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), selection=Selection(replace=True)
+    )
     every_file_is_explained(result.folder)
     return result
 
@@ -208,7 +211,7 @@ def test_adapters_all_the_way_share_one_base(folder: Path) -> None:
     }
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False))
     text = io.StringIO()
-    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text, width=160))
+    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text, width=160), selection=Selection(replace=True))
     assert "second model" not in text.getvalue()
     places = {name: result.folder / "stages" / name for name in stages}
     encoder = load_encoder(Model(path="model"))

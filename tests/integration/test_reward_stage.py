@@ -21,6 +21,7 @@ from align.models.heads import score_notes
 from align.models.load import load_encoder
 from align.pipeline.plan import make_plan
 from align.pipeline.runner import RunResult, run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
@@ -72,7 +73,7 @@ def recipe(stages: dict[str, Any]) -> Any:
 
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None) -> RunResult:
-    result = run_recipe(recipe(stages), console=Console(file=text or io.StringIO(), width=140))
+    result = run_recipe(recipe(stages), console=Console(file=text or io.StringIO(), width=140), selection=Selection(replace=True))
     every_file_is_explained(result.folder)
     return result
 

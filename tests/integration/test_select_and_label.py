@@ -26,6 +26,7 @@ from align.data.mixture import read_records
 from align.data.records import Origin, Preference, Prompt
 from align.errors import InputError, Interrupted
 from align.pipeline.runner import RunResult, run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import DataSource, Model, SelectPromptsStage
 from align.rollout.engine import Completion, Sampling
@@ -85,7 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     importlib.invalidate_caches()
-    save_tiny(tmp_path / "model", max_position_embeddings=512)
+    save_tiny(tmp_path / "model", max_position_embeddings=512, head_dim=32)  # heads that vLLM serves
     (tmp_path / "my_rewards.py").write_text(
         "import os\n"
         "from pathlib import Path\n"
@@ -140,7 +141,12 @@ SCRIPT: dict[str, list[str]] = {}
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, runs: str = "runs") -> RunResult:
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False, allow_unicode=True))
-    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), runs_dir=Path(runs))
+    result = run_recipe(
+        load_recipe("recipe.yaml"),
+        console=Console(file=text or io.StringIO(), width=160),
+        runs_dir=Path(runs),
+        selection=Selection(replace=True),
+    )
     every_file_is_explained(result.folder)
     return result
 
@@ -460,7 +466,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     Path("event").write_text(event)
     with pytest.raises(error):
         run(stage)
-    assert not list(Path("runs/r/stages").iterdir()), "nothing half-done is visible"
+    assert not list(Path("runs/r").glob("stages/*")), "nothing half-done is visible"
     sampled = sum(engine.generated for engine in engines)
     assert content(run(stage), "s") == plain
     assert sum(engine.generated for engine in engines) == sampled, "nothing was sampled twice"

@@ -25,6 +25,7 @@ from align.data.mixture import read_records
 from align.errors import InputError
 from align.functional.selection import normalised
 from align.pipeline.runner import RunResult, run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import DataSource
 from align.rollout import samples as sharding
@@ -99,7 +100,12 @@ DPO = {"kind": "dpo", "data": "stage:contrast", "train": {"learning_rate": 3e-3,
 def run(stages: dict[str, Any], text: io.StringIO | None = None, *, runs: str = "runs") -> RunResult:
     recipe = {"name": "r", "seed": 5, "model": "./model", "stages": stages}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=140), runs_dir=Path(runs))
+    result = run_recipe(
+        load_recipe("recipe.yaml"),
+        console=Console(file=text or io.StringIO(), width=140),
+        runs_dir=Path(runs),
+        selection=Selection(replace=True),
+    )
     every_file_is_explained(result.folder)
     return result
 

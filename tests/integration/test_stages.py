@@ -23,6 +23,7 @@ from align.data.trees import Branch, Tree
 from align.models.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.report.changes import Estimate
@@ -52,7 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, model: str = "model") -> RunResult:
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": f"./{model}", "stages": stages}, sort_keys=False))
-    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=120))
+    result = run_recipe(
+        load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=120), selection=Selection(replace=True)
+    )
     every_file_is_explained(result.folder)
     return result
 

@@ -20,6 +20,7 @@ from align.models.adapters import is_lora
 from align.models.load import load_encoder, load_policy
 from align.pipeline.artifacts import verify
 from align.pipeline.runner import RunResult, run_recipe
+from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import DataSource, Model
 from align.stages import trl as stage
@@ -57,7 +58,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, runs: str = "runs") -> RunResult:
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False))
-    return run_recipe(load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), runs_dir=Path(runs))
+    return run_recipe(
+        load_recipe("recipe.yaml"),
+        console=Console(file=text or io.StringIO(), width=160),
+        runs_dir=Path(runs),
+        selection=Selection(replace=True),
+    )
 
 
 def kto(trainer: str = "kto", **options: Any) -> dict[str, Any]:
