@@ -128,7 +128,7 @@ def rendered_kind(text: str) -> str | None:
 def seen(row: Row) -> str:
     """The columns of a row with the types of what stands in them."""
     parts = [f"{clip(key, 40)} ({type_name(value).removeprefix('a ').removeprefix('an ')})" for key, value in list(row.items())[:12]]
-    return ", ".join(parts) + (", ..." if len(row) > 12 else "")
+    return (", ".join(parts) or "it has none") + (", ..." if len(row) > 12 else "")
 
 
 def line_to_write(row: Row) -> str:
