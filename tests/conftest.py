@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 
 import pytest
+
+# Under nohup and some schedulers this signal is ignored, and so it would be in the processes that tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 THREADS = os.environ.get("TEST_THREADS", "1")  # two workers share two cores; results must not depend on how many there are
 os.environ.update(
