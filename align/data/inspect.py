@@ -165,5 +165,7 @@ def _print_account(source: DataSource, report: DataReport, records: Records, mod
 def _as_source(source: DataSource, read: SourceReport) -> str:
     """What was read and how, with all that was found out, to be copied into a recipe."""
     given = source.model_dump(mode="json", include=source.model_fields_set - {"on_bad_row"})
-    keys = {**given, "format": given.get("format") or read.format, **read.told.keys}
+    found = read.format  # of a mapping that was made up, the text that a recipe would say
+    form = given.get("format") or (yaml.safe_load(found) if found and found.startswith("{") else found)
+    keys = {**given, "format": form, **read.told.keys}
     return yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()

@@ -123,8 +123,10 @@ def _fits(loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, sele
     except AlignError as error:
         found.add(error)
         return
-    if made.faults:
-        found.add(InputError(made.faults))
+    told = {problem.file for problem in found.inputs}
+    faults = [problem for problem in made.faults if problem.file not in told]
+    if any(problem.file for problem in faults) or (faults and not told):  # a sum of rows that are told already names no file
+        found.add(InputError(faults))
     if made.problems:
         found.add(EnvironmentFault(made.problems))
 
