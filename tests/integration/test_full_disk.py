@@ -43,6 +43,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_every_size(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("align.pipeline.runner._look_first", lambda *_: None)  # it would refuse most sizes beforehand
     save_tiny(tmp_path / "model", max_position_embeddings=128)
     rows = [[{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"{n} it is."}] for n in range(6)]
     Path("talk.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))

@@ -322,7 +322,7 @@ def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
     assert (code, err) == (0, "")
     assert "Das." in out
     assert "as a source: {path: rows.json, format: 'my_rows:pair', rows: data}" in out
-    Path("t.csv").write_bytes(b"prompt;answer;chosen,rejected\n" + "é;1;b,c\n".encode("cp1252"))
+    Path("t.csv").write_bytes(b"prompt;number;left,right\n" + "é;1;b,c\n".encode("cp1252"))
     code, _, err = call("data", "inspect", "t.csv", "--separator", ";", "--encoding", "cp1252", "--want", "prompt")
     assert (code, err) == (0, "")
     for options, message in (

@@ -144,12 +144,12 @@ def test_importance_needs_the_engines_log_probs() -> None:
 
 
 def test_the_change_of_held_out_scores() -> None:
-    """Differences 1, 2, 3: mean 2, deviation 1, half-width 1.96 / sqrt 3."""
+    """Differences 1, 2, 3: mean 2, deviation 1; Student's interval with two degrees of freedom."""
     before = [{"score": s, "prompt": "p", "answer": "a"} for s in (0.0, 0.0, 0.0)]
     after = [{"score": s, "prompt": "p", "answer": "b"} for s in (1.0, 2.0, 3.0)]
     found = change_of(before, after)
     assert found is not None and found["prompts"] == 3 and found["mean"] == 2.0
-    assert found["interval"] == pytest.approx([2 - 1.96 / 3**0.5, 2 + 1.96 / 3**0.5])
+    assert found["interval"] == pytest.approx([2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5])
     assert change_of([], after) is None
     assert samples_of(before[:1], after[:1]) == [{"prompt": "p", "before": "a\n[score 0.000]", "after": "b\n[score 1.000]"}]
 
