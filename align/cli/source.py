@@ -47,7 +47,8 @@ def source_of(file: str, *, columns: Sequence[str] | None = None, separator: str
 def _told(error: Any) -> Problem:
     where, what = error["loc"], error["msg"].removeprefix("Value error, ")
     key = str(where[0]) if where else ""
-    inner = f" {'.'.join(map(str, where[1:]))}" if len(where) > 1 else ""
+    inside = [str(part) for part in where[1:] if not (key == "format" and part == "name")]  # of a text it says only that it is one
+    inner = f" {'.'.join(inside)}" if inside else ""
     return Problem(what, key=f"--{key}{inner}" if key else None)
 
 

@@ -100,8 +100,8 @@ class RunFolder:
         if self.scratch(name).is_dir() and not any(self.scratch(name).iterdir()):
             files.remove_folder(self.scratch(name))
 
-    def create(self) -> list[Path]:
-        """Make the folder and say which folders are new.
+    def create(self) -> None:
+        """Make the folder.
 
         Raises :class:`InputError` when there is one that was not made here (files in it may be deleted later), and for links in it or in
         the cache that lead out of the folder of all runs: nothing is written through them.
@@ -114,10 +114,8 @@ class RunFolder:
                     if (place := Path(parent, name)).is_symlink():
                         files.inside(self.path.parent, place)
         wanted = (self.path.parent, self.path, self.stages, self.path / "work", self.cache)
-        new = [folder for folder in wanted if not folder.is_dir()]
         for folder in wanted:
             files.make_folder(folder)
-        return new
 
     def obstacle(self) -> Problem | None:
         """Why a run could not write here, as far as that shows beforehand (O04)."""

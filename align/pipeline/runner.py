@@ -122,11 +122,12 @@ def run_recipe(
     ranks = current() if ranks is None else ranks
     selected = selection.stages(loaded)
     run = RunFolder.of(loaded, runs_dir)
+    absent = [folder for folder in (run.path, run.cache, run.path.parent) if not folder.exists()]
     with StopFlag(same_within=1.0 if ranks.world > 1 else 0.0), ExitStack() as stack:
         on_rank_0(ranks, lambda: _look_first(loaded, runs_dir, ranks.world, selection))
         on_rank_0(ranks, lambda: require_models(loaded, selected))
         on_rank_0(ranks, lambda: require_engines(loaded, selected))
-        on_rank_0(ranks, lambda: _open(run, stack, console))
+        on_rank_0(ranks, lambda: _open(run, absent, stack, console))
         on_rank_0(ranks, lambda: _refuse_to_replace(loaded, run, selection))
         job = _Runner(loaded, run, selection, console if ranks.rank == 0 else Console(quiet=True), ranks)
         for name in needed(loaded, selected):
@@ -141,22 +142,23 @@ def _look_first(loaded: LoadedRecipe, runs_dir: Path, world: int, selection: Sel
     require(loaded, runs_dir, nproc=world, selection=selection)
 
 
-def _open(run: RunFolder, stack: ExitStack, console: Console) -> None:
-    new = run.create()
+def _open(run: RunFolder, absent: Sequence[Path], stack: ExitStack, console: Console) -> None:
+    """``absent`` are the folders that were not there when this run was asked for."""
+    run.create()
     lock = stack.enter_context(RunLock(run.path))
-    if run.path in new:
-        stack.push(lambda kind, error, trace: _clear_up(run, new, error))
+    if run.path in absent:
+        stack.push(lambda kind, error, trace: _clear_up(run, absent, error))
     if lock.taken_over is not None:
         _say(console, f"warning: the run of {lock.taken_over} was killed")
     run.recover()
 
 
-def _clear_up(run: RunFolder, new: Sequence[Path], error: BaseException | None) -> None:
+def _clear_up(run: RunFolder, absent: Sequence[Path], error: BaseException | None) -> None:
     """Leave no empty folders behind when a mistake of the user was all that there was."""
     if isinstance(error, InputError) and run.is_bare():
         files.remove_folder(run.path)
         for folder in (run.cache, run.path.parent):
-            if folder in new and not any(folder.iterdir()):
+            if folder in absent and not any(folder.iterdir()):
                 files.remove_folder(folder)
 
 

@@ -101,6 +101,8 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
 
 def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:
     """A commit of a model that is no hub id. Of data, `align.recipe.source_keys` says it."""
+    if not referred.wanted.hub:
+        return  # a file beside the model, such as its template: the commit is not of it
     mapping = follow(tree, referred.path[:-1])[1].content
     revision = mapping.get("revision") if isinstance(mapping, dict) else None
     if revision is not None and revision.content is not None and not set(referred.wanted.accepts) & {"preferences", "prompts"}:
