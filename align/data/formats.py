@@ -13,7 +13,6 @@ Each may have "id", "tools" and "system". A user's own format is such a function
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +28,14 @@ from align.data.dialogue import speaker
 from align.data.forms import record_of, verdict
 from align.data.grouped import by_key, by_parent
 from align.data.mapped import MappedRows
+from align.data.own_format import call
 from align.data.personal import impersonal
 from align.data.places import find, text_at
 from align.data.readers import Row
 from align.data.records import Conversation, Origin, Preference, Prompt, Record, Unpaired
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
-from align.data.strict_json import as_json, clip, type_name, unreadable
+from align.data.strict_json import as_json
 from align.data.words import MEDIA, line_to_write, nearest_presets, yaml_line
 from align.errors import InputError, Problem
 from align.recipe.mapping import RowMapping
@@ -206,7 +206,7 @@ class Converter:
         if self.format is None:
             self.decide([row])
         if self._own:
-            forms = _call(self._own, str(self.format), row)
+            forms = call(self._own, str(self.format), row)
             return tuple(self._own_record(form, row, i if len(forms) > 1 else None) for i, form in enumerate(forms, 1))
         if _MEDIA & row.value.keys():
             self._refuse_media(row.value)
@@ -354,37 +354,6 @@ def _unknown(error: RowError, rows: Sequence[Row]) -> InputError:
         near = f"nearest: {nearest}; " if nearest else ""
         hint = f"{near}say what the columns are, such as `{line_to_write(row.value)}` (or an own function, package.module:function)"
     return InputError(Problem(error.message, file=row.origin.source, line=row.origin.line, key=error.field, hint=hint))
-
-
-def _call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list[Mapping[str, Any]]:
-    """The forms that a user's function makes of a row. It may give a form, a record, a list of them, or None to leave the row out."""
-    try:
-        result = function(dict(row.value))
-    except RowError:
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        raise RowError(f"{name} raised {type(error).__name__}: {clip(str(error), 80)} ({where})") from error
-    forms: list[Mapping[str, Any]] = []
-    for item in result if isinstance(result, (list, tuple)) else [] if result is None else [result]:
-        if isinstance(item, (Conversation, Preference, Unpaired, Prompt)):
-            # A form again, so that a record which a user built is checked like all others.
-            item = {**item.fields, **{key: part for key, part in vars(item).items() if key not in ("origin", "fields")}}
-        if not isinstance(item, Mapping):
-            raise RowError(f"{name} returned {type_name(item)}; expected a dictionary, a record, a list of them, or None")
-        form = {key: _listed(part) for key, part in item.items()}
-        if fault := unreadable(form):
-            raise RowError(f"{name} returned a {fault.what}", fault.field)
-        forms.append(form)
-    return forms
-
-
-def _listed(value: Any) -> Any:
-    """Tuples as lists, at any depth: Python code makes both, and a row only has lists."""
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:
