@@ -31,8 +31,6 @@ os.environ.update(
         "TORCH_COMPILE_DISABLE": "1",  # a machine without a C++ compiler runs the same tests
     }
 )
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: what a test starts would ignore it too, and a test wait for ever
-    signal.signal(signal.SIGHUP, lambda number, frame: None)
 # A cache of its own: no test may pass because of what the developer has downloaded, nor leave anything behind.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="align-tests-hf-")
 
