@@ -90,7 +90,7 @@ def test_every_setting_of_peft_is_in_the_table_once() -> None:
 SET: dict[str, Any] = {"bias": "all", "modules_to_save": ["lm_head"], "trainable_token_indices": [3], "target_parameters": ["experts.up"]}
 
 
-@pytest.mark.parametrize("name", [*MERGEABLE, *REFUSED])
+@pytest.mark.parametrize("name", sorted({*MERGEABLE, *REFUSED}))
 def test_what_is_not_followed_is_refused_by_name(name: str, tmp_path: Path) -> None:
     """As soon as the folder is read: no model is loaded, and `check` sees it. Alone, whatever its value is."""
     value = SET.get(name, True)
@@ -103,7 +103,7 @@ def test_what_is_not_followed_is_refused_by_name(name: str, tmp_path: Path) -> N
     assert bool(list(refusals({name: value}, (), merging=True))) == (name in REFUSED)
 
 
-@pytest.mark.parametrize("name", [*SUPPORTED, *HARMLESS])
+@pytest.mark.parametrize("name", sorted({*SUPPORTED, *HARMLESS}))
 def test_what_is_followed_or_harmless_passes(name: str) -> None:
     assert not list(refusals({name: SET.get(name, True)}, ()))
 
