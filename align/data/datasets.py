@@ -111,7 +111,9 @@ def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
 @cached
 def _code_digest() -> str:
     """Digest of this package's own modules, so that an entry never outlives the code that made it."""
-    return files.digest_json({path.name: files.sha256_file(path) for path in [*sorted(Path(__file__).parent.glob("*.py")), PRESETS_FILE]})
+    recipes = PRESETS_FILE.parent  # what a mapping says and where its places are
+    modules = [*sorted(Path(__file__).parent.glob("*.py")), PRESETS_FILE, recipes / "mapping.py", recipes / "places.py"]
+    return files.digest_json({f"{path.parent.name}/{path.name}": files.sha256_file(path) for path in modules})
 
 
 def origins_to_skip(sources: Sequence[DataSource], locations: Sequence[Path | str]) -> set[str]:
