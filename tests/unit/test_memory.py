@@ -42,3 +42,11 @@ def test_where_there_is_no_glibc_nothing_is_changed(monkeypatch: pytest.MonkeyPa
 def test_peak_memory_is_in_bytes() -> None:
     """A Python process with torch takes more than 50 MiB and less than 100 GiB."""
     assert 50 * 2**20 < peak_memory_bytes() < 100 * 2**30
+
+
+def test_the_peak_is_the_process_own() -> None:
+    """A small process that a large one starts is small."""
+    ballast = b"x" * 1_500_000_000
+    program = "from align.training.memory import peak_memory_bytes; print(peak_memory_bytes())"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert 10_000_000 < int(said) < len(ballast) // 2
