@@ -5,6 +5,7 @@ Exit codes: 2 input or configuration, 3 environment (disk, memory, device, a mis
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,8 +64,10 @@ class TrainingFault(AlignError):
 
 
 class Interrupted(AlignError):
-    """Stopped by a signal after saving; ``exit_code`` is 129 (SIGHUP), 130 (SIGINT) or 143 (SIGTERM)."""
+    """Stopped by a signal after saving; ``exit_code`` is 129 (SIGHUP), 130 (SIGINT) or 143 (SIGTERM). With SIGPIPE it is standard output
+    that was closed: the machine's fault, 3."""
 
     def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signum
+        closed = signum == signal.SIGPIPE
+        super().__init__(f"standard output was closed: {message}" if closed else message)
+        self.exit_code = EnvironmentFault.exit_code if closed else 128 + signum

@@ -1,4 +1,5 @@
 """Ctrl-C, SIGTERM and a terminal that is closed: the first asks the running stage to save and stop, the second ends the process at once.
+Standard output that is closed (``align run ... | head``) asks as well.
 
 Also: how a process that was started by another one ends with it.
 """
@@ -20,11 +21,23 @@ LAUNCHER = "ALIGN_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
 _requested: int | None = None
 _since = 0.0
+_entered = 0
+"""How many :class:`StopFlag` are entered."""
 
 
 def stop_requested() -> int | None:
     """The number of the signal that asked to stop, or None. Stages poll it after every step, save, and raise ``Interrupted`` with it."""
     return _requested
+
+
+def output_closed() -> None:
+    """Whoever read standard output is gone: asks to stop, as a first signal would; nothing outside of a :class:`StopFlag`.
+
+    A Ctrl-C that comes now is the first one: in ``align run ... | tee log`` it reaches both, and may end the reader first.
+    """
+    global _requested
+    if _entered and _requested is None:
+        _requested = signal.SIGPIPE
 
 
 def handled() -> list[signal.Signals]:
@@ -60,24 +73,26 @@ class StopFlag:
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> StopFlag:
-        global _requested
+        global _requested, _entered
         _requested = None
+        _entered += 1
         if threading.current_thread() is threading.main_thread():
             for number in handled():
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        global _requested
+        global _requested, _entered
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
         _requested = None
+        _entered -= 1
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         global _requested, _since
         now = time.monotonic()
-        if _requested is None:
+        if _requested in (None, signal.SIGPIPE):
             _requested, _since = number, now
         elif number != signal.SIGHUP and now - _since >= self._same_within:
             if sys.stderr.isatty():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
@@ -20,10 +20,10 @@ def console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def whoever_reads() -> Iterator[None]:
-    """Inside, standard output and standard error are :class:`Lasting`."""
+def whoever_reads(gone: Callable[[], None]) -> Iterator[None]:
+    """Inside, standard output and standard error are :class:`Lasting`. ``gone`` is called when nobody reads standard output any more."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))
+    sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout, gone)), cast(Any, Lasting(sys.stderr))
     try:
         yield
     finally:
@@ -33,11 +33,12 @@ def whoever_reads() -> Iterator[None]:
 class Lasting:
     """A stream that a closed terminal or a reader that is gone cannot make fail: from then on, what is written to it is lost.
 
-    Hours of training must not end because nobody looks at their progress any more.
+    Hours of training must not be lost because nobody looks at their progress any more. What is to be done about a pipe that nobody reads
+    (``| head``) is for ``gone``; a terminal that is closed sends a signal.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[str], gone: Callable[[], None] = lambda: None) -> None:
+        self._stream, self._gone = stream, gone
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -63,6 +64,8 @@ class Lasting:
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._stream.fileno())  # for what is buffered, and for all that writes to it without this class
             os.close(nothing)
+            if error.errno == errno.EPIPE:
+                self._gone()
 
 
 def plain(text: str) -> Text:

@@ -33,6 +33,7 @@ from align.cli.options import (
 from align.errors import AlignError, EnvironmentFault, InputError, Interrupted, Problem
 from align.files import is_full
 from align.secrets import hide
+from align.signals import output_closed
 from align.terminal import console, whoever_reads
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Run the command line and exit. The one place where errors become messages and exit codes."""
     arguments = _globals_first(sys.argv[1:])
-    with whoever_reads():
+    with whoever_reads(output_closed):
         try:
             app(args=arguments, prog_name="align")
             code = 0

@@ -41,6 +41,8 @@ def run(spec, ctx):
     files.append_line(ctx.work / "metrics.jsonl", {{"step": 1}})
     print("ready", flush=True)
     while not Path("go").exists():
+        if Path("talks").exists():
+            print("and on", flush=True)
         if stop_requested() is not None:
             print("asked", flush=True)
             if Path("polite").exists():
@@ -135,8 +137,23 @@ def test_a_terminal_that_is_closed(folder: Path) -> None:
     assert again() == ["slow: running (first run; going on from an earlier attempt)"]
 
 
-def test_output_that_nobody_reads_ends_no_run(folder: Path) -> None:
-    """A terminal or a `tee` that is gone, without a signal."""
+@pytest.mark.parametrize("several", [(), ("--nproc", "2")])
+def test_output_that_nobody_reads_any_more_saves_and_ends_the_run(folder: Path, several: tuple[str, ...]) -> None:
+    """`align run ... | head -1`: a line on standard error, and exit code 3."""
+    Path("polite").touch()
+    Path("talks").touch()
+    command = f"{sys.executable} -m align run recipe.yaml {' '.join(several)} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    line = "standard output was closed: saved at step 1; the same command goes on\n"
+    assert (done.returncode, set(done.stderr.splitlines(keepends=True))) == (3, {line})
+    assert len(done.stdout.splitlines()) == 1
+    assert [json.loads(line)["event"] for line in Path("runs/r/history.jsonl").read_text().splitlines()] == ["started", "interrupted"]
+    Path("talks").unlink()
+    assert again() == ["slow: running (first run; going on from an earlier attempt)"]
+
+
+def test_output_that_nobody_reads_ends_no_run_that_has_nothing_more_to_do(folder: Path) -> None:
+    """What is finished is finished, whoever is told."""
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "align", "run", "recipe.yaml"]
     with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE) as process:

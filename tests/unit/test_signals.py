@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from align.signals import StopFlag, stop_requested
+from align.signals import StopFlag, output_closed, stop_requested
 
 WAITER = """
 import sys, time
-from align.signals import StopFlag, stop_requested
+from align.signals import StopFlag, output_closed, stop_requested
 with StopFlag(same_within=float(sys.argv[1])):
     print("ready", flush=True)
     while stop_requested() is None:
@@ -113,3 +113,17 @@ def test_outside_the_main_thread_nothing_is_installed() -> None:
     thread.start()
     thread.join()
     assert failures == []
+
+
+def test_output_that_is_closed_asks_and_a_ctrl_c_after_it_is_the_first() -> None:
+    """In a pipe Ctrl-C may end the reader before it reaches the writer; that must not end the writer at once."""
+    output_closed()
+    assert stop_requested() is None, "nothing runs that could save"
+    with StopFlag():
+        output_closed()
+        assert stop_requested() == signal.SIGPIPE
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop_requested() == signal.SIGINT
+        output_closed()
+        assert stop_requested() == signal.SIGINT
+    assert stop_requested() is None
