@@ -2,10 +2,11 @@
 
 The same number, computed among other rows or in another order, comes out a little different. How much follows from the precision: every
 stored value is off by up to a unit roundoff u of its type (2^-24 for fp32, 2^-9 for bf16), and a sum of K products, which is kept in fp32,
-by about 2^-24 sqrt(K) of its size, since its K roundings go both ways (Higham and Mary, 2019). Through the L layers of a model these add up
-as independent errors do, so that a hidden state is off by about
+by about 2^-24 sqrt(K) of its size, since its K roundings go both ways (Higham and Mary, 2019). A layer makes S = 7 such sums that feed the
+next: queries and keys, their scores, values, the weighted values, the output, the gate, and the way down. Through the L layers of a model
+all these add up as independent errors do, so that a hidden state is off by about
 
-    e = sqrt(L) * (u + 2^-24 * sqrt(K))
+    e = sqrt(L) * (u + 2^-24 * sqrt(S K))
 
 of its size, and a logit by as much of the spread of the logits, which is about that of the log-probs. Summed over an answer's n tokens with
 log-probs l_t, again as independent errors, a log-prob is off by e * sqrt(sum(1 + l_t^2)). Two computations of it differ by sqrt(2) of that.
@@ -27,10 +28,13 @@ Numbers = TypeVar("Numbers", npt.NDArray[np.float64], "Tensor")
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-9}
 """Unit roundoff."""
 
+PRODUCTS = 7
+"""Sums of products that a layer makes one after the other (``S`` above)."""
+
 
 def relative_error(layers: int, longest_sum: int, dtype: str) -> float:
     """``e`` above, behind ``layers`` layers whose largest products sum ``longest_sum`` terms, with values kept in ``dtype``."""
-    return math.sqrt(layers) * (UNIT[dtype] + UNIT["fp32"] * math.sqrt(longest_sum))
+    return math.sqrt(layers) * (UNIT[dtype] + UNIT["fp32"] * math.sqrt(PRODUCTS * longest_sum))
 
 
 def logprob_noise(sums: Numbers, lengths: Numbers, error: float) -> Numbers:
