@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import gzip
 import io
 import json
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -47,15 +49,17 @@ def _zstd(path: Path) -> BinaryIO:
 
 
 def _zip(path: Path) -> BinaryIO:
-    """The one file in an archive. Raises :class:`InputError` when there are several."""
-    archive = zipfile.ZipFile(path)
-    names = [entry.filename for entry in archive.infolist() if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")]
-    if len(names) != 1:
-        raise InputError(Problem(f"holds {len(names)} files; an archive of one file can be read", file=str(path), hint="unpack it"))
+    """The one file in an archive. Raises :class:`InputError` when there are several, or it is packed in a way that Python does not know."""
     try:
+        archive = zipfile.ZipFile(path)
+        names = [entry.filename for entry in archive.infolist() if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")]
+        if len(names) != 1:
+            raise InputError(Problem(f"holds {len(names)} files; an archive of one file can be read", file=str(path), hint="unpack it"))
         return cast(BinaryIO, io.BufferedReader(archive.open(names[0])))
     except RuntimeError as error:  # a password, or a compression that Python does not have
         raise InputError(Problem(clip(str(error), 80), file=str(path), hint="unpack it")) from error
+    except (ValueError, struct.error) as error:  # a damaged directory: sizes and places that cannot be, names in no encoding
+        raise zipfile.BadZipFile(str(error)) from error
 
 
 COMPRESSED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd, ".zip": _zip}
@@ -85,7 +89,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with ExitStack() as stack:
                 yield stack.enter_context(opener(path))
         except _BROKEN as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged archive names a place before 0
                 raise
             what = f"not readable as {path.suffix.lower()}: {clip(str(error).splitlines()[0] if str(error) else type(error).__name__, 80)}"
             raise InputError(Problem(what, file=str(path), hint="is it whole?")) from error

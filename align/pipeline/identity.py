@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from align import files, secrets
 from align.errors import InputError
@@ -96,10 +98,26 @@ def _take_out(config: dict[str, Any], spec: Stage) -> dict[str, Any]:
 
 
 def as_of_now(old: Identity, spec: Stage) -> Identity:
-    """The identity of an earlier result without keys that count no more since: nothing is made anew only because they were counted."""
+    """The identity of an earlier result as this version writes it, so that nothing is made anew only because a key counts no more since, or
+    did not exist yet: it has its default then. (A default that means something else than before needs a new schema version.)"""
     config = copy.deepcopy(dict(old.config))
+    _fill_in(config, spec)
     _take_out(config, spec)
     return replace(old, config=config)
+
+
+def _fill_in(old: Any, now: Any) -> None:
+    """Add defaults to ``old``, a dump of something like ``now``, where ``now`` has more keys."""
+    if isinstance(now, BaseModel) and isinstance(old, dict):
+        for name, field in type(now).model_fields.items():
+            if name in old:
+                _fill_in(old[name], getattr(now, name))
+            elif not field.is_required() and not {"kind", "seed"} & {name}:
+                default = field.get_default(call_default_factory=True, validated_data={})
+                old[name] = to_jsonable_python(default)
+    elif isinstance(now, (list, tuple)) and isinstance(old, list) and now:
+        for i, item in enumerate(old):
+            _fill_in(item, now[min(i, len(now) - 1)])
 
 
 def redact(value: Any) -> Any:
@@ -170,16 +188,36 @@ def explain(old: Identity, new: Identity) -> str:
     """In a few words, why ``new`` needs another run than ``old``."""
     if old.schema_version != new.schema_version or old.kind != new.kind:
         return f"kind changed: {old.kind} -> {new.kind}" if old.kind != new.kind else "made by another version of align"
-    before, after = flat(old.config) | {"seed": old.seed}, flat(new.config) | {"seed": new.seed}
+    before, after = {**old.config, "seed": old.seed}, {**new.config, "seed": new.seed}
     if old.model is not None and new.model is not None:  # else a policy was named, or not any more, and that is in the config
-        before, after = before | flat(old.model, "model"), after | flat(new.model, "model")
-    keys = [key for key in before | after if before.get(key, _ABSENT) != after.get(key, _ABSENT)]
-    if keys:
-        shown = [f"{key} {_show(before.get(key, _ABSENT))} -> {_show(after.get(key, _ABSENT))}" for key in keys[:3]]
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        before, after = before | {"model": old.model}, after | {"model": new.model}
+    changes = list(_changes(before, after))
+    if changes:
+        said = [change for change in changes if not (_says_nothing(change[1]) and _says_nothing(change[2]))] or changes
+        shown = [f"{key} {_show(one)} -> {_show(other)}" for key, one, other in said[:3]]
+        more = f" and {len(said) - 3} more" if len(said) > 3 else ""
         return f"config changed: {', '.join(shown)}{more}"
     texts = [text for text in new.inputs if old.inputs.get(text) != new.inputs[text]]
     return f"input {', '.join(texts)} changed"
+
+
+def _changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value before, value after) of each difference. What is only on one side is one difference, however much is in it."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        pairs = [(str(name), before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in {**before, **after}]
+    elif all(isinstance(side, (list, tuple)) and all(isinstance(item, Mapping) for item in side) for side in (before, after)):
+        pairs = [(str(i), *pair) for i, pair in enumerate(itertools.zip_longest(before, after, fillvalue=_ABSENT))]
+    else:
+        if before != after:
+            yield key, before, after
+        return
+    for name, one, other in pairs:
+        yield from _changes(one, other, f"{key}.{name}" if key else name)
+
+
+def _says_nothing(value: Any) -> bool:
+    """A key that is absent, or there without a value."""
+    return value is _ABSENT or value is None or value in ([], (), {})
 
 
 def left_as_it_was(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -207,5 +245,16 @@ def _show(value: Any) -> str:
         return "absent"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    text = re.sub(r"e([+-])0+", r"e\1", repr(value)) if isinstance(value, float) else str(value)
+    text = re.sub(r"e([+-])0+", r"e\1", repr(value)) if isinstance(value, float) else _text(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _text(value: Any) -> str:
+    """A value in a line: of a mapping its path where it has one, else what it says, without keys that say nothing."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("path"), str):
+            return str(value["path"])
+        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value.items() if not _says_nothing(item)) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return str(value)

@@ -20,15 +20,28 @@ MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
 _AT_ONCE = 500
 
 
-def fuzz(check: Callable[[Any], None], cases: st.SearchStrategy[Any], *, examples: int) -> None:
-    """``check`` each of the ``cases``; it raises for a case that shows a fault."""
+def fuzz(check: Callable[[Any], bool], cases: st.SearchStrategy[Any], *, examples: int) -> None:
+    """``check`` each of the ``cases``: it raises for a case that shows a fault, and says whether it was used rather than refused.
+
+    A quarter at least has to be used: cases that are nearly all refused at the door try nothing behind it.
+    """
     common: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-    if not MINUTES:
-        settings(max_examples=examples, derandomize=True, **common)(given(cases)(check))()
-        return
-    until = time.monotonic() + 60 * MINUTES
-    while time.monotonic() < until:
-        settings(max_examples=_AT_ONCE, **common)(given(cases)(check))()
+    tried = used = 0
+
+    def counted(case: Any) -> None:
+        nonlocal tried, used
+        accepted = check(case)
+        tried, used = tried + 1, used + accepted
+
+    try:
+        if not MINUTES:
+            settings(max_examples=examples, derandomize=True, **common)(given(cases)(counted))()
+        until = time.monotonic() + 60 * MINUTES
+        while time.monotonic() < until:
+            settings(max_examples=_AT_ONCE, **common)(given(cases)(counted))()
+    finally:
+        print(f"{tried:,} cases, {used:,} of them used")  # shown by pytest -s
+    assert used >= tried / 4
 
 
 # JSON trees
@@ -120,9 +133,29 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
+def like(value: Any) -> st.SearchStrategy[Any]:
+    """Another value of the same kind, so that many a changed tree is still one that is accepted."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, (int, float)):
+        return numbers
+    if isinstance(value, str):
+        return texts | texts.map(lambda text: value + text) | texts.map(lambda text: text + value) | st.just(value.swapcase())
+    if isinstance(value, list):
+        return st.permutations(value).map(list) | st.just(value + value) | st.just(value[:1])
+    return st.dictionaries(keys, trees, max_size=1).map(lambda more: {**more, **value}) if isinstance(value, dict) else atoms
+
+
+Like = Callable[[tuple[Any, ...], Any], st.SearchStrategy[Any]]
+"""Another value like the one at a place of a tree, from the place and the value."""
+
+
 @st.composite
-def changed(draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any] = trees, *, most: int = 3) -> Any:
-    """The tree after one to ``most`` changes, each anywhere: another value, a text of JSON, a list around it, nothing, one more key."""
+def changed(
+    draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any] = trees, *, most: int = 3, alike: Like = lambda path, value: like(value)
+) -> Any:
+    """The tree after one to ``most`` changes, each anywhere: a value like the one there, any value, a text of JSON, a list around it,
+    nothing, one more key."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, most))):
         found = sorted(places(tree), key=repr)
@@ -132,7 +165,9 @@ def changed(draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any] = trees, 
         owner = tree
         for key in path:
             owner = owner[key]
-        match draw(st.sampled_from(["value", "value", "words", "words", "text", "list", "gone", "more", "twice"])):
+        match draw(st.sampled_from(["like"] * 8 + ["more"] * 2 + ["value", "words", "text", "list", "gone", "twice"])):
+            case "like":
+                owner[last] = draw(alike((*path, last), owner[last]))
             case "value":
                 owner[last] = draw(values)
             case "words":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,10 +65,38 @@ values = st.recursive(
 )
 
 
+def _known() -> dict[str, list[Any]]:
+    """What shipped recipes say at each key, by its name alone."""
+    known: dict[str, list[Any]] = {}
+    for text in TEXTS.values():
+        tree = yaml.safe_load(text)
+        for place in places(tree):
+            value = functools.reduce(operator.getitem, place, tree)
+            said = known.setdefault(str(place[-1]), [])
+            if value not in said:
+                said.append(value)
+    return known
+
+
+KNOWN = _known()
+
+
+def alike(path: tuple[Any, ...], value: Any) -> st.SearchStrategy[Any]:
+    """What some shipped recipe says there, or the value changed a little; what is made of other values stays nearly as it is."""
+    said = st.sampled_from(KNOWN.get(str(path[-1]), [value]))
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, (int, float)):
+        return said | st.sampled_from([value * 2, value + 1, value / 2, int(value) or 1, float(value)])
+    if isinstance(value, dict):
+        return st.permutations(list(value)).map(lambda keys: {key: value[key] for key in keys})
+    return st.just([*value, *value]) | st.just(value[:1]) if isinstance(value, list) else said
+
+
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     """A recipe whose tree was changed, written again."""
-    tree = draw(changed(yaml.safe_load(TEXTS[draw(st.sampled_from(sorted(TEXTS)))]), values))
+    tree = draw(changed(yaml.safe_load(TEXTS[draw(st.sampled_from(sorted(TEXTS)))]), values, alike=alike))
     return yaml.safe_dump(tree, allow_unicode=draw(st.booleans()), sort_keys=False).encode("utf-8", "surrogatepass"), []
 
 
@@ -91,12 +121,21 @@ def overrides(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     written = (
         st.sampled_from(WORDS) | values.map(lambda value: yaml.safe_dump(value, default_flow_style=True).strip()) | st.text(max_size=8)
     )
-    given = st.tuples(keys, st.sampled_from(["=", "=", "=", "", "+=", "=="]), written).map("".join)
-    return text.encode(), draw(st.lists(given, min_size=1, max_size=3))
+    wild = st.tuples(keys, st.sampled_from(["=", "=", "=", "", "+=", "=="]), written).map("".join)
+    return text.encode(), draw(st.lists(fitting(yaml.safe_load(text)) | fitting(yaml.safe_load(text)) | wild, min_size=1, max_size=3))
 
 
-def check(case: tuple[bytes, list[str]]) -> None:
-    """As ``align check`` reads it."""
+@st.composite
+def fitting(draw: st.DrawFn, tree: Any) -> str:
+    """An override of a key that the recipe has, by a value that may well stand there."""
+    place = draw(st.sampled_from(sorted(places(tree), key=repr)))
+    value = draw(alike(place, functools.reduce(operator.getitem, place, tree)))
+    written = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return f"{'.'.join(map(str, place))}={written}"
+
+
+def check(case: tuple[bytes, list[str]]) -> bool:
+    """As ``align check`` reads it. Is it a recipe?"""
     content, given = case
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
@@ -107,8 +146,9 @@ def check(case: tuple[bytes, list[str]]) -> None:
             problems: Any = error.problems
             assert problems and all(problem.message.strip() and len(str(problem)) < 2000 for problem in problems)
             assert "secret@" not in str(error)
-            return
+            return False
     assert set(loaded.order) == set(loaded.recipe.stages)
+    return True
 
 
 def test_changed_trees() -> None:

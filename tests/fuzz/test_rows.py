@@ -202,20 +202,23 @@ def records_of(row: Any, keys: dict[str, Any], want: Want) -> list[Record]:
             return []
 
 
-def check(case: tuple[dict[str, Any], Want, str, dict[str, Any]]) -> None:
-    """Read and encoded as a stage does."""
+def check(case: tuple[dict[str, Any], Want, str, dict[str, Any]]) -> bool:
+    """Read and encoded as a stage does. Was it made into anything that is trained?"""
     keys, want, name, row = case
+    encoded = False
     for record in records_of(row, keys, want):
         try:
             tree = tree_of(record, encoder(name), Limits(4096, "drop", "all"), lambda note: None)
         except (Unusable, InputError, EnvironmentFault):
             continue
+        encoded = True
         for branch, answer in zip(tree.branches, answers(record), strict=False):
             require_answer(branch, answer, encoder(name))
         if tree.branches:
             text = encoder(name).spell(tree.branches[0].ids[tree.branches[0].mask].tolist())
             for said in plainly_said(keys, row):
                 assert said in text, f"accepted without its answer {said!r}: {text!r}"
+    return encoded
 
 
 def answers(record: Record) -> Iterator[Messages]:

@@ -329,6 +329,23 @@ def test_compressed_files_that_are_broken(tmp_path: Path, suffix: str) -> None:
         assert failure(path).startswith(f"{path}: not readable as {suffix}: ")
 
 
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix])
+def test_a_byte_is_gone_or_another_one_anywhere_in_a_compressed_file(tmp_path: Path, suffix: str) -> None:
+    """Whichever exception its library has for that: rows as they were, or a problem that names the file."""
+    path = tmp_path / f"x.jsonl{suffix}"
+    whole = COMPRESS[suffix](as_lines(TABLE).encode())
+    refused = 0
+    for i in range(0, len(whole), 2):
+        for content in (whole[:i] + whole[i + 1 :], whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :]):
+            path.write_bytes(content)
+            try:
+                read(path)
+            except InputError as error:
+                assert str(error).startswith(f"{path}: "), (i, content)
+                refused += 1
+    assert refused > len(whole) / 4
+
+
 def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from align import files
 from align.errors import InputError
 from align.pipeline import artifacts
 from align.pipeline.folder import RunFolder
-from align.pipeline.identity import as_of_now, left_as_it_was, neutral_values, normalised
+from align.pipeline.identity import as_of_now, explain, left_as_it_was, neutral_values, normalised
 from align.pipeline.plan import make_plan
 from align.pipeline.selection import Selection
 from align.recipe.schema import BUILTIN_STAGES, Stage
@@ -247,6 +248,50 @@ def test_a_result_of_the_time_when_they_counted_is_up_to_date(shop: Workshop) ->
     plain = spec_of("sft")
     old = artifacts.Identity("sft", plain.model_dump(mode="json", exclude={"kind", "seed"}), 17, None, {})
     assert as_of_now(old, plain).config == normalised(plain)
+
+
+def _without(value: Any, depth: int = 0) -> Iterator[Any]:
+    """Copies of a dump, each without one of its keys, at any depth."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if isinstance(value, dict) and depth:  # a stage's own keys come with a kind, whose schema version counts them
+            yield {name: other for name, other in value.items() if name != key}
+        for smaller in _without(item, depth + 1):
+            yield {**value, key: smaller} if isinstance(value, dict) else [*value[:key], smaller, *value[key + 1 :]]
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_a_key_that_a_later_version_adds_makes_no_result_anew(kind: str) -> None:
+    """A result that was made before some key existed is one with its default, at any depth."""
+    spec = spec_of(kind)
+    whole = normalised(spec)
+    olds = list(_without(whole))
+    filled = [as_of_now(artifacts.Identity(kind, old, 17, None, {}), spec).config for old in olds]
+    needed = [old for old, new in zip(olds, filled, strict=True) if new != whole]
+    assert len(olds) > 20 and len(needed) <= len(olds) / 4, "only what a recipe has to say itself is missed"
+    assert as_of_now(artifacts.Identity(kind, {**whole, "gone": 1}, 17, None, {}), spec).config != whole
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"data": ["a.jsonl", "b.jsonl"]}, {"data": "a.jsonl"}, "data.1 b.jsonl -> absent"),
+        ({"data": "a.jsonl"}, {"data": ["a.jsonl", {"path": "b.jsonl", "limit": 2}]}, "data.1 absent -> b.jsonl"),
+        (
+            {"data": ["a.jsonl", "b.jsonl", "c.jsonl"]},
+            {"data": "c.jsonl"},
+            "data.0.path a.jsonl -> c.jsonl, data.1 b.jsonl -> absent, data.2",
+        ),
+        ({"eval_data": None}, {"eval_data": "b.jsonl"}, "eval_data null -> [b.jsonl]"),
+        ({"lora": None}, {"lora": {"rank": 4}}, "lora null -> {rank: 4, "),
+        ({"data": {"path": "a.jsonl", "columns": {"prompt": "q", "completion": "a"}}}, {"data": "a.jsonl"}, "data.0.columns {prompt: q, "),
+    ],
+)
+def test_a_reason_names_what_changed_and_nothing_else(before: dict[str, Any], after: dict[str, Any], words: str) -> None:
+    """What is at its default, or absent, before and after is no change; a source or a group of keys that came or went is one."""
+    one, other = (artifacts.Identity("sft", normalised(spec_of("sft", **keys)), 17, None, {}) for keys in (before, after))
+    said = explain(as_of_now(one, spec_of("sft", **after)), other)
+    assert said.startswith(f"config changed: {words}") and "null -> absent" not in said and "more" not in said
 
 
 @pytest.mark.parametrize(
