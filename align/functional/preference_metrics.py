@@ -105,7 +105,7 @@ class _Sums:
         """Sums over each prompt's pairs: of the weights, and of each of ``columns`` [P] by weight; [prompts, 1 + k]."""
         weight = self._weight if only is None else self._weight * only
         values = [weight, *(weight * column for column in columns)]
-        sums = [np.bincount(self._prompt, weights=value, minlength=self.prompts) for value in values]
+        sums = [np.bincount(self._prompt, weights=value) for value in values]
         table: Floats = np.stack(sums, axis=1).astype(np.float64)
         return table
 

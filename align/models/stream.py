@@ -137,7 +137,7 @@ def _backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> 
     torch.autograd.backward([tensor for tensor, _ in known], [gradient for _, gradient in known])
 
 
-def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool = False) -> Tensor:
+def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool) -> Tensor:
     """Log-probs of a batch's targets, fp32 [N], without gradient: exactly those that training sees, large trees in groups."""
     with torch.no_grad():
         parts = None if own_attention else split(batch, tokens)

@@ -26,6 +26,7 @@ from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.report.changes import Estimate
+from align.stages import ppo
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
 from tests.readme import every_file_is_explained
@@ -124,9 +125,19 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
     assert run(lora=lora).ran == ()
 
 
-def test_the_baseline_is_the_references_own_score(folder: Path) -> None:
-    """C40: each prompt's baseline is the mean of its reference answers; another run with the same policy and reward finds them again."""
+def test_the_baseline_is_the_references_own_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C40: each prompt's baseline is the mean of its reference answers; another run with the same policy and reward finds them again.
+
+    Their time is no iteration's."""
+    baselines = ppo._baselines
+
+    def slow(spec: Any, ctx: Any, rollouts: Any, *rest: Any) -> torch.Tensor:
+        rollouts._clock.add("generate", 1e6)
+        return baselines(spec, ctx, rollouts, *rest)
+
+    monkeypatch.setattr(ppo, "_baselines", slow)
     result = run(baseline_samples=2, unfinished_penalty=0.25)
+    assert 0 < result.summaries["ppo"]["phase_seconds"]["generate"] < 1e6
     out = result.folder / "stages" / "ppo" / "rollouts"
     reference: dict[str, list[float]] = {}
     for row in read_parquet(out / "reference.parquet"):

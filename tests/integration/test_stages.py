@@ -27,6 +27,7 @@ from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.report.changes import Estimate
+from align.stages import dpo as dpo_stage
 from tests.readme import every_file_is_explained
 from tests.report_run import reported
 from tests.saved import save_tiny
@@ -148,11 +149,13 @@ def test_rows_that_cannot_be_preferred_are_counted(folder: Path) -> None:
     assert "4 preferences" in text.getvalue()
 
 
-def test_kto_and_simpo_run_as_stages(folder: Path) -> None:
-    """The losses without a plain reference go through the same stage."""
+def test_kto_and_simpo_run_as_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses without a plain reference go through the same stage, and so does what it says of the held-out answers."""
     for loss, options in (("kto_pair", {}), ("simpo", {"beta": 2.0, "gamma": 0.5})):
+        monkeypatch.setattr(dpo_stage, "_both_fell", lambda before, after: f"from {before['loss']} to {after['loss']}")
         summary = run({"dpo": dpo(loss=loss, **options)}).summaries["dpo"]
         assert summary["eval_after"]["loss"] < summary["eval_before"]["loss"]
+        assert summary["warnings"][-1] == f"from {summary['eval_before']['loss']} to {summary['eval_after']['loss']}"
 
 
 def test_metrics_reach_the_tracker(folder: Path) -> None:

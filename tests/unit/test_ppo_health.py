@@ -119,6 +119,15 @@ def test_the_reward_of_equally_many_iterations_is_compared() -> None:
     assert "the reward rose by 0.333" in found.message
 
 
+def test_a_long_run_is_judged_by_its_first_and_last_four_iterations() -> None:
+    """What lies between has no say, whichever way it went."""
+    rises = [2.0] * 6 + [3.0] * 6
+    for between in (-50.0, 0.0, 50.0):
+        rewards = [0.0] * 4 + [between] + [-between] * 2 + [between] + [1.5] * 4
+        (found,) = of_training(stage(), [{**WELL, "reward": reward} for reward in rewards], 0.1, rises)
+        assert "the reward rose by 1.5 " in found.message and "the first and the last 4 iterations" in found.message
+
+
 def test_small_steps_of_conversations_that_differ_are_no_forgetting() -> None:
     """A real run's losses, of four conversations a step: up by 0.68, of which 2 * 0.16 are noise, and its held-out loss did not move."""
     better, seen = [WELL] * 3 + [{**WELL, "reward": 1.5}] * 3, [1.268, 1.275, 1.332, 1.901, 1.912, 2.103]

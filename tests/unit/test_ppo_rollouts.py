@@ -174,6 +174,18 @@ def test_baselines_are_sampled_once(tmp_path: Path) -> None:
     assert torch.equal(free, found + 0.5), "the penalty is no part of what is kept"
 
 
+def test_the_references_answers_are_those_of_step_0(tmp_path: Path) -> None:
+    """The engine gets the weights once for them and for the first iteration, and again as soon as a step was taken."""
+    made, pushed = rollouts(Says([7, STOP])), []
+    made._push = lambda engine, model, *, version, canaries: pushed.append(version)
+    reference_baselines(made, prompts(2), Sampling(4), penalty=0.0, key="a", cache=tmp_path, ranks=Ranks())
+    assert pushed == [1]
+    made.sync(0)
+    assert pushed == [1], "nothing has moved"
+    made.sync(1)
+    assert pushed == [1, 2]
+
+
 def test_baselines_follow_from_what_scores_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another model in a folder, another one on the hub, another text of a function, or another member of several: another key."""
     module = tmp_path / "my_scores.py"
