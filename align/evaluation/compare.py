@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,7 +66,41 @@ class LengthControlled:
         return found
 
 
-Found = Metric | LengthControlled
+@dataclass(frozen=True)
+class Statistic:
+    """A number of all items together that is no mean over them."""
+
+    words: str
+    """What it is, for people."""
+    values: Mapping[str, Values]
+    """Policy -> [P, K]: what it is computed from, a row for each independent item."""
+    of: Callable[..., Values]
+    """``of(values, axis=0)`` -> the number; ``of(draws, axis=1)`` of [draws, P, K] -> [draws], NaN where a draw does not have it."""
+    within: Range = ANY
+    """The least and the largest value that it can have."""
+
+    def estimates(self, baseline: str, seed: int) -> dict[str, dict[str, Any]]:
+        """Policy -> the number, its interval and count, with the ``difference`` to ``baseline``."""
+        found: dict[str, dict[str, Any]] = {}
+        for policy, values in self.values.items():
+            found[policy] = asdict(self._estimate(values, self.of, self.within, seed))
+            if policy != baseline and baseline in self.values:
+                both, apart = np.concatenate([values, self.values[baseline]], axis=-1), self.within[1] - self.within[0]
+                found[policy]["difference"] = asdict(self._estimate(both, self._difference, (-apart, apart), seed))
+        return found
+
+    def _difference(self, both: Values, axis: int) -> Values:
+        ours, theirs = np.split(both, 2, axis=-1)
+        difference: Values = self.of(ours, axis=axis) - self.of(theirs, axis=axis)
+        return difference
+
+    @staticmethod
+    def _estimate(values: Values, of: Callable[..., Values], within: Range, seed: int) -> Estimate:
+        low, high = statistic_of(values, of, within, draws=_DRAWS, seed=seed) or (None, None)
+        return Estimate(float(of(values, axis=0)), low, high, len(values))
+
+
+Found = Metric | LengthControlled | Statistic
 
 
 def compare(found: Mapping[str, Found], baseline: str, *, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
