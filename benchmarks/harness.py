@@ -56,8 +56,7 @@ class Work:
     def save(self, path: Path) -> None:
         """As JSON, for the processes."""
         trees = [
-            {"id": t.id, "trunk": t.trunk.tolist(), "branches": [[b.ids.tolist(), b.mask.tolist()] for b in t.branches], "margin": t.margin}
-            for t in self.trees
+            {"id": t.id, "trunk": t.trunk.tolist(), "branches": [[b.ids.tolist(), b.mask.tolist()] for b in t.branches]} for t in self.trees
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"trees": trees, "steps": self.steps, "source": self.source}))
@@ -69,7 +68,7 @@ class Work:
         trees = []
         for tree in saved["trees"]:
             branches = tuple(Branch(np.array(ids, np.int32), np.array(mask, np.bool_)) for ids, mask in tree["branches"])
-            trees.append(Tree(tree["id"], np.array(tree["trunk"], np.int32), branches, tree["margin"]))
+            trees.append(Tree(tree["id"], np.array(tree["trunk"], np.int32), branches))
         return Work(trees, saved["steps"], saved["source"])
 
 

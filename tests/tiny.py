@@ -112,8 +112,8 @@ def random_tree(
         mask = rng.random(length) < 0.7 if masks is None else np.array(masks[k], dtype=bool)
         if masks is None and not mask.any():
             mask[rng.integers(length)] = True
-        made.append(Branch(rng.integers(3, VOCAB, length, dtype=np.int32), mask))
-    return Tree(name, rng.integers(3, VOCAB, trunk, dtype=np.int32), tuple(made), margin=float(rng.random()))
+        made.append(Branch(rng.integers(3, VOCAB, length, dtype=np.int32), mask, margin=float(rng.random())))
+    return Tree(name, rng.integers(3, VOCAB, trunk, dtype=np.int32), tuple(made))
 
 
 def random_trees(rng: np.random.Generator, branches: Sequence[int], *, longest: int = 9) -> list[Tree]:

@@ -5,7 +5,7 @@ Shapes: R rows, L tokens a row, N targets, B branches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -52,8 +52,11 @@ class Batch:
     branch_tree: Tensor  # int64 [B], index into tree_ids
     branch_slot: Tensor  # int64 [B], place of the branch in its tree: 0 is the chosen answer of a preference
     tree_ids: tuple[str, ...]
-    margins: Tensor  # fp32 [number of trees]
+    margins: Tensor  # fp32 [B], of each rejected answer; see Branch
     tree_index: tuple[int, ...]  # place of each tree in the list that was packed
+    _: KW_ONLY
+    shares: Tensor | None = None  # fp32 [B], the share of votes for the chosen answer; None where no judge contradicts
+    grades: Tensor | None = None  # fp32 [B, attributes], NaN where nobody graded; None where answers are not graded
 
     @property
     def num_branches(self) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from align.batching.batch import Batch, Span
-from align.data.trees import Tree
+from align.data.trees import Branch, Tree
 
 Layout = Literal["tree", "packed", "padded"]
 
@@ -120,6 +120,7 @@ def _assemble(placed: list[list[_Part]], length: int, chosen: list[Tree], member
     owners: list[np.ndarray] = []
     branch_tree: list[int] = []
     branch_slot: list[int] = []
+    branches: list[Branch] = []
     for r, row in enumerate(placed):
         cursor, spans = 0, []
         for part in row:
@@ -139,6 +140,7 @@ def _assemble(placed: list[list[_Part]], length: int, chosen: list[Tree], member
                 owners.append(np.full(len(inside), part.first_branch + k))
                 branch_tree.append(part.tree_number)
                 branch_slot.append(slot)
+                branches.append(branch)
                 cursor += n
             spans.append(Span(start, trunk, tuple(len(part.tree.branches[s].ids) for s in part.slots)))
         rows.append(tuple(spans))
@@ -152,6 +154,8 @@ def _assemble(placed: list[list[_Part]], length: int, chosen: list[Tree], member
         branch_tree=torch.tensor(branch_tree),
         branch_slot=torch.tensor(branch_slot),
         tree_ids=tuple(tree.id for tree in chosen),
-        margins=torch.tensor([tree.margin for tree in chosen], dtype=torch.float32),
+        margins=torch.tensor([branch.margin for branch in branches], dtype=torch.float32),
         tree_index=tuple(members),
+        shares=torch.tensor([branch.share for branch in branches]) if any(branch.share != 1.0 for branch in branches) else None,
+        grades=torch.tensor([branch.grades for branch in branches]) if branches and branches[0].grades else None,
     )

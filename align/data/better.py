@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ Scores = list[float | None]
 """One for each answer, higher is better; None: not judged."""
 
 
+Ballot = dict[tuple[int, int], float]
+"""One judge's votes between answers, by number: ``{(0, 1): 1}`` puts the first before the second, a tie is half a vote for each."""
+
+
 @dataclass
 class Judged:
     """What a row says about its answers."""
@@ -35,6 +40,8 @@ class Judged:
     """Are the scores votes, which add up over rows? Others are averaged."""
     why: str | None = None
     """Why no answer is the best one, where that is so."""
+    ballots: list[Ballot] = dataclasses.field(default_factory=list)
+    """What each judge said; none where the row tells no judge from another."""
 
 
 def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
@@ -48,12 +55,19 @@ def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
         if value is None:
             return Judged([None] * count, False, NOT_JUDGED)
         favoured = better.negative if value < 0 else 1 - (better.negative or 0)
-        return Judged([abs(value) if i == favoured else 0.0 for i in range(2)], False, None if value else TIE)
+        scores: Scores = [abs(value) if i == favoured else 0.0 for i in range(2)]
+        return Judged(scores, False, None if value else TIE, [_ballot(scores)])
     if better.ranking is not None:
         return _ranked(find(row, better.ranking), better, better.ranking, count)
     if better.position:
         return Judged([-float(i) for i in range(count)], False)
     return _scored(row, better, count)
+
+
+def _ballot(scores: Scores) -> Ballot:
+    """One judge's scores as votes; what was not scored is not compared."""
+    given = [(answer, score) for answer, score in enumerate(scores) if score is not None]
+    return {(a, b): 1.0 if score > lower else 0.5 for a, score in given for b, lower in given if a != b and score >= lower}
 
 
 def _scored(row: Mapping[str, Any], better: Better, count: int) -> Judged:
@@ -115,6 +129,7 @@ def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Ju
     ties = {spelled(tie) for tie in better.ties}
     scores = [0.0] * count
     judged, bad = 0, 0
+    ballots: list[Ballot] = []
     for one in values:
         said = "" if one is None or (isinstance(one, float) and math.isnan(one)) else spelled(one)
         if not said:
@@ -122,8 +137,10 @@ def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Ju
         judged += 1
         if said in names:
             scores[names.index(said)] += 1
+            ballots.append({(names.index(said), other): 1.0 for other in range(count) if names[other] != said})
         elif said in ties:
             bad += "bad" in said
+            ballots.append(_ballot([0.0] * count))
         else:
             known = ", ".join(str(name) for name in (*(better.values or names), *better.ties))
             raise RowError(f"{clip(str(one), 40)!r} is none of {clip(known, 120)}", where)
@@ -131,7 +148,7 @@ def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Ju
         return Judged([None] * count, True, NOT_JUDGED)
     top = max(scores)
     why = None if top > 0 and scores.count(top) == 1 else BOTH_BAD if bad and bad == judged else TIE
-    return Judged(list(scores), True, why)
+    return Judged(list(scores), True, why, ballots)
 
 
 def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
@@ -149,17 +166,22 @@ def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
     if len(names) != count:
         raise RowError(f"`names` has {len(names)} names; there are {count} answers", where)
     places: list[list[float]] = [[] for _ in names]
+    ballots: list[Ballot] = []
     for ranking in rankings:
         steps = [step.split("=") for step in ranking.split(">")] if isinstance(ranking, str) else [[step] for step in ranking]
         at = 0
+        own: Scores = [None] * count
         for step in steps:
             for one in step:
                 if spelled(one) not in names:
                     raise RowError(f"{clip(str(one), 40)!r} is none of {', '.join(names)}", where)
-                places[names.index(spelled(one))].append(at + (len(step) - 1) / 2)
+                answer = names.index(spelled(one))
+                places[answer].append(at + (len(step) - 1) / 2)
+                own[answer] = -places[answer][-1]
             at += len(step)
+        ballots.append(_ballot(own))
     scores: Scores = [-sum(found) / len(found) if found else None for found in places]
-    return Judged(scores, False, NOT_JUDGED if all(score is None for score in scores) else None)
+    return Judged(scores, False, NOT_JUDGED if all(score is None for score in scores) else None, ballots)
 
 
 @dataclass(frozen=True)
@@ -168,8 +190,8 @@ class Comparison:
 
     best: int
     worse: tuple[int, ...]
-    gap: float
-    """How much better it is than the nearest of them."""
+    gaps: tuple[float, ...]
+    """How much better it is than each of them."""
 
 
 def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[Comparison]:
@@ -178,7 +200,7 @@ def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[
     Raises :class:`LeftOut` where no answer is better than another.
 
     >>> compare([1.0, 3.0, 2.0], "best", None)
-    [Comparison(best=1, worse=(0, 2), gap=1.0)]
+    [Comparison(best=1, worse=(0, 2), gaps=(2.0, 1.0))]
     """
     top = max(scores)
     least = min_gap or 0.0
@@ -198,7 +220,7 @@ def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[
         if pairs == "ends" and worse:
             worse = (min(worse, key=lambda i: scores[i]),)
         if worse:
-            found.append(Comparison(best, worse, scores[best] - max(scores[i] for i in worse)))
+            found.append(Comparison(best, worse, tuple(scores[best] - scores[i] for i in worse)))
     if not found:
         raise LeftOut(TIE if all(score == top for score in scores) else SMALL_GAP)
     return found

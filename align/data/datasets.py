@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache as cached
 from functools import partial
 from pathlib import Path
@@ -237,7 +237,7 @@ class _Builder:
         for reason in wrong:
             self.report.note(f"{ONE_REJECTED}, {reason}", record.origin)
             _reject(record, f"{ONE_REJECTED}, {reason}", rejects)
-        return replace(record, rejected=tuple(answer for answer, reason in zip(record.rejected, reasons, strict=True) if reason is None))
+        return record.keeping([reason is None for reason in reasons])
 
     def _drop(self, record: Record, reason: str, rejects: TextIO) -> None:
         self.report.drop(reason, record.origin)

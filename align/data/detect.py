@@ -183,6 +183,9 @@ def _pairs(row: Row, has: set[str]) -> Found | None:
 
 
 def _labelled(row: Row, has: set[str]) -> Found | None:
+    grades = row.get("grades")
+    if isinstance(grades, Mapping) and ("messages" in has or {"prompt", "completion"} <= has):
+        return Found("graded")
     label = row.get("label")
     if verdict(label) is None:
         return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from align.data.encode import Encoder, Notes
-from align.data.records import Conversation, Preference, Prompt, Record, Unpaired
+from align.data.records import Conversation, Graded, Preference, Prompt, Record, Unpaired
 from align.data.trees import Branch, Tree
 
 TooLong = Literal["drop", "truncate", "error"]
@@ -18,6 +19,7 @@ TOO_LONG = "longer than max_length"
 PROMPT_FILLS = "the prompt alone fills max_length"
 NOTHING = "nothing to train on"
 SAME = "chosen and rejected are equal"
+UNGRADED = "has none of the grades that are learned"
 SAME_CUT = "chosen and rejected are equal once cut to max_length"
 
 CUT = "cut to max_length"
@@ -45,6 +47,8 @@ class Limits:
     """With ``truncate`` a long answer is cut at its end; with the others it makes the record unusable."""
     train_on: Literal["all", "last"]
     """Which assistant messages of a conversation are targets."""
+    grades: tuple[str, ...] = ()
+    """Of graded answers: the attributes that are learned, in this order."""
 
 
 def tree_of(record: Record, encoder: Encoder, limits: Limits, note: Callable[[str], None]) -> Tree:
@@ -59,6 +63,8 @@ def tree_of(record: Record, encoder: Encoder, limits: Limits, note: Callable[[st
         tree = _preference(record, encoder, limits, note, notes)
     elif isinstance(record, Unpaired):
         tree = _unpaired(record, encoder, limits, note, notes)
+    elif isinstance(record, Graded):
+        tree = _graded(record, encoder, limits, note, notes)
     else:
         tree = _prompt(record, encoder, limits, notes)
     for count, what in (
@@ -90,7 +96,7 @@ def _preference(record: Preference, encoder: Encoder, limits: Limits, note: Call
     chosen = _fit(answers[0], len(trunk), limits)
     kept = [chosen]
     long = same = False
-    for answer in answers[1:]:
+    for number, answer in enumerate(answers[1:]):
         try:
             rejected = _fit(answer, len(trunk), limits)
         except Unusable as reason:
@@ -101,22 +107,38 @@ def _preference(record: Preference, encoder: Encoder, limits: Limits, note: Call
         if any(np.array_equal(rejected.branch.ids, other.branch.ids) for other in kept):
             same = True
         else:
+            if record.margins is not None:
+                rejected = rejected.marked(margin=record.margins[number])
+            if record.votes is not None:
+                rejected = rejected.marked(share=record.votes[number].share)
             kept.append(rejected)
     if len(kept) == 1:
         raise Unusable(TOO_LONG if long else SAME_CUT if chosen.cut else SAME)
     for happened, what in ((long, SHORTER), (same, DOUBLE), (any(answer.cut for answer in kept), CUT)):
         if happened:
             note(what)
-    return Tree(record.id, trunk, tuple(answer.branch for answer in kept), record.margin or 0.0)
+    return Tree(record.id, trunk, tuple(answer.branch for answer in kept))
 
 
 def _unpaired(record: Unpaired, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes) -> Tree:
-    """The one answer is the one branch; its label is the margin's sign, see :class:`Tree`."""
+    """The one answer is the one branch; its label is the margin's sign, see :class:`Branch`."""
     trunk, (answer,) = encoder.encode_answers(record.prompt, (record.completion,), record.tools, notes=notes)
     fitted = _fit(answer, len(trunk), limits)
     if fitted.cut:
         note(CUT)
-    return Tree(record.id, trunk, (fitted.branch,), 1.0 if record.label else -1.0)
+    return Tree(record.id, trunk, (fitted.marked(margin=1.0 if record.label else -1.0).branch,))
+
+
+def _graded(record: Graded, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes) -> Tree:
+    """The one answer is the one branch."""
+    grades = tuple(record.grades.get(name, math.nan) for name in limits.grades)
+    if limits.grades and all(map(math.isnan, grades)):
+        raise Unusable(UNGRADED)
+    trunk, (answer,) = encoder.encode_answers(record.prompt, (record.completion,), record.tools, notes=notes)
+    fitted = _fit(answer, len(trunk), limits)
+    if fitted.cut:
+        note(CUT)
+    return Tree(record.id, trunk, (fitted.marked(grades=grades).branch,))
 
 
 def _prompt(record: Prompt, encoder: Encoder, limits: Limits, notes: Notes) -> Tree:
@@ -130,6 +152,10 @@ def _prompt(record: Prompt, encoder: Encoder, limits: Limits, notes: Notes) -> T
 class _Fitted:
     branch: Branch
     cut: bool
+
+    def marked(self, **marks: Any) -> _Fitted:
+        """With what the data say of the answer."""
+        return replace(self, branch=replace(self.branch, **marks))
 
 
 def _fit(branch: Branch, trunk: int, limits: Limits) -> _Fitted:

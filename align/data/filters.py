@@ -50,23 +50,33 @@ class PreferenceFilter:
         """Look at all records for contradictions and circles. Keeps three digests a pair."""
         edges: dict[str, set[_Edge]] = defaultdict(set)
         for record in records:
-            if isinstance(record, Preference) and (record.margin is None or record.margin > 0):  # others are dropped: they prove nothing
-                edges[prompt_digest(record)].update(edge for edge in _edges(record) if edge[0] != edge[1])
-        for prompt, found in edges.items():
-            if len(found) > 1:
-                self._conflicts |= {(prompt, edge): reason for edge, reason in conflicts(found).items()}
+            if isinstance(record, Preference):
+                sure = [_unsure(margin) is None for margin in record.margins or [None] * len(record.rejected)]  # others prove nothing
+                found = {edge for edge, counts in zip(_edges(record), sure, strict=True) if counts and edge[0] != edge[1]}
+                if found:
+                    edges[prompt_digest(record)] |= found
+        for prompt, all_of_it in edges.items():
+            if len(all_of_it) > 1:
+                self._conflicts |= {(prompt, edge): reason for edge, reason in conflicts(all_of_it).items()}
 
     def reasons(self, record: Preference) -> list[str | None]:
         """For each rejected answer, why its pair is left out; None for a pair that is kept."""
         prompt = prompt_digest(record)
         whole = LEAKED if prompt in self._held_out else None
-        if whole is None and record.margin is not None and record.margin <= 0:
-            whole = BACKWARDS if record.margin else TIE
-        return [whole or (EQUAL if edge[0] == edge[1] else self._conflicts.get((prompt, edge))) for edge in _edges(record)]
+        unsure = [_unsure(margin) for margin in record.margins or [None] * len(record.rejected)]
+        return [
+            whole or doubt or (EQUAL if edge[0] == edge[1] else self._conflicts.get((prompt, edge)))
+            for edge, doubt in zip(_edges(record), unsure, strict=True)
+        ]
 
     def hint(self, reasons: Collection[str]) -> str | None:
         """What to do when nothing is left, given the reasons that were told."""
         return "hold out other prompts, or set filters: false" if LEAKED in reasons else None
+
+
+def _unsure(margin: float | None) -> str | None:
+    """Why a pair with this margin is none."""
+    return None if margin is None or margin > 0 else BACKWARDS if margin else TIE
 
 
 def conflicts(edges: Collection[_Edge]) -> dict[_Edge, str]:

@@ -37,9 +37,17 @@ def unpaired(row: Row) -> Form:
     return {"prompt": row.get("prompt"), "completion": row.get("completion"), **form}
 
 
+def graded(row: Row) -> Form:
+    """A ``prompt``, a ``completion`` and its ``grades`` (numbers by name); or messages, of which the last is graded."""
+    form = {key: row.get(key) for key in ("grades", "tools", "system")}
+    if row.get("messages") is not None:
+        return {"messages": row["messages"], **form}
+    return {"prompt": row.get("prompt"), "completion": row.get("completion"), **form}
+
+
 def preference(row: Row) -> Form:
     """``chosen`` and ``rejected`` with a ``prompt``, or as whole conversations that begin alike; strings or messages."""
-    return {key: row.get(key) for key in ("prompt", "chosen", "rejected", "margin", "tools", "system")}
+    return {key: row.get(key) for key in ("prompt", "chosen", "rejected", "margin", "votes", "tools", "system")}
 
 
 def prompt(row: Row) -> Form:

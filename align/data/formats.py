@@ -1,11 +1,12 @@
 """Foreign row formats, and where they end: every row becomes a conversation, a preference, a
-labelled answer or a prompt, or is refused with a reason.
+labelled or graded answer or a prompt, or is refused with a reason.
 
-A format is a function from a row to a dictionary in one of four *forms*; :func:`record_of` checks it and makes the record:
+A format is a function from a row to a dictionary in one of five *forms*; :func:`record_of` checks it and makes the record:
 
     {"messages": [...]}                                   a conversation, or a prompt if the user speaks last
-    {"prompt": ..., "chosen": ..., "rejected": ...}       a preference; "margin" may be there
+    {"prompt": ..., "chosen": ..., "rejected": ...}       a preference; "margin" and "votes" may be there
     {"prompt": ..., "completion": ..., "label": ...}      a labelled answer; or "messages" (the last is judged) and "label"
+    {"prompt": ..., "completion": ..., "grades": {...}}   a graded answer, numbers by name; or "messages" and "grades"
     {"prompt": ...}                                       a prompt
 
 Each may have "id", "tools" and "system". A user's own format is such a function too, named as ``package.module:function``.
@@ -32,7 +33,7 @@ from align.data.own_format import call
 from align.data.personal import impersonal
 from align.data.places import find, text_at
 from align.data.readers import Row
-from align.data.records import Conversation, Origin, Preference, Prompt, Record, Unpaired
+from align.data.records import Conversation, Graded, Origin, Preference, Prompt, Record, Unpaired
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
 from align.data.strict_json import as_json
@@ -43,7 +44,7 @@ from align.recipe.presets import PRESETS
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
 
-Want = Literal["conversation", "preference", "unpaired", "prompt"]
+Want = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
 """The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
 
 FIELDS_LIMIT = 16_384
@@ -53,6 +54,12 @@ _IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid", "conversati
 _FORM_KEYS = frozenset({"messages", "prompt", "chosen", "rejected", "margin", "tools", "system"})
 _LABELLED = "is one answer with a label, not a comparison: `kind: trl` with `trainer: kto` trains on it"
 _UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
+
+
+_NO_GRADES = "has no grades; `format: {prompt: ..., completion: ..., grades: {NAME: PLACE}}` says where they stand"
+_GRADED = (
+    "is one answer with grades: a `reward` stage with `grades` learns from it; to compare answers, use `group` and `better: {score: ...}`"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Format:
 FORMATS: dict[str, Format] = {
     "messages": Format(foreign.messages, frozenset({"messages", "prompt", "completion", "tools", "system"})),
     "unpaired": Format(foreign.unpaired, frozenset({"messages", "conversations", "prompt", "completion", "label", "tools", "system"})),
+    "graded": Format(foreign.graded, frozenset({"messages", "prompt", "completion", "grades", "tools", "system"})),
     "preference": Format(foreign.preference, _FORM_KEYS),
     "prompt": Format(foreign.prompt, frozenset({"prompt", "tools", "system"}), "prompt"),
     "alpaca": Format(foreign.alpaca, frozenset({"instruction", "input", "output", "history", "system", "chosen", "rejected", "margin"})),
@@ -295,7 +303,12 @@ def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
         return Prompt(asked, record.id, record.origin, record.tools, record.fields)
     if isinstance(record, Prompt):
         raise RowError(f"ends with the {record.prompt[-1]['role']}: there is no answer to train on")
-    if isinstance(record, Unpaired):
+    if want == "graded" or isinstance(record, Graded):
+        if not isinstance(record, Graded):
+            raise RowError(_NO_GRADES)
+        if want != "graded":
+            raise RowError(_GRADED, "grades")
+    elif isinstance(record, Unpaired):
         if want == "preference":
             raise RowError(_LABELLED, "label")
         if want == "conversation":

@@ -9,8 +9,11 @@ from typing import Any
 from align.data.calls import Tools, tools_of
 from align.data.messages import Note, check_order, message_of, messages_of, plain_calls, quiet, same, shared_prefix, text_of, unfolded
 from align.data.parts import parts_of
-from align.data.records import Conversation, Message, Messages, Origin, Preference, Prompt, Record, Unpaired
+from align.data.records import Conversation, Graded, Message, Messages, Origin, Preference, Prompt, Record, Unpaired, Votes
+from align.data.rows import LeftOut
 from align.data.strict_json import RowError, parse_text, type_name
+
+UNGRADED = "nobody graded it"
 
 _Answer = tuple[str, Messages]
 """The field it stands in, and what it says."""
@@ -27,9 +30,16 @@ def record_of(
     if "chosen" in form or "rejected" in form:
         prompt, chosen, rejected, tools = _preference(form, note)
         prompt = _with_system(prompt, form)
-        return Preference(prompt, chosen, rejected, id, origin, _margin(form.get("margin")), _tools(form, tools, note), fields)
+        margins, votes = _margins(form.get("margin"), len(rejected)), _votes(form.get("votes"), len(rejected))
+        if votes is not None:
+            fields.pop("votes", None)
+        return Preference(prompt, chosen, rejected, id, origin, margins, _tools(form, tools, note), fields, votes)
     if "label" in form:
         return _unpaired(form, origin, id, fields, column, note)
+    if "grades" in form:
+        grades = _grades(form["grades"])
+        prompt, completion, tools = _judged(form, column, note)
+        return Graded(prompt, completion, grades, id, origin, tools, fields)
     if "messages" in form:
         messages, tools = messages_of(form["messages"], column, note, ordered=True)
         messages = _with_system(messages, form)
@@ -57,10 +67,16 @@ def verdict(value: Any) -> bool | None:
 
 
 def _unpaired(form: Mapping[str, Any], origin: Origin, id: str, fields: dict[str, Any], column: str, note: Note) -> Unpaired:
-    """``prompt`` and ``completion``, or ``messages`` of which the last is judged, and a ``label``."""
+    """A judged answer with a ``label``."""
     label = verdict(form["label"])
     if label is None:
         raise RowError("missing" if form["label"] is None else "expected true or false", "label")
+    prompt, completion, tools = _judged(form, column, note)
+    return Unpaired(prompt, completion, label, id, origin, tools, fields)
+
+
+def _judged(form: Mapping[str, Any], column: str, note: Note) -> tuple[Messages, Messages, Tools]:
+    """``prompt`` and ``completion``, or ``messages`` of which the last is judged; and the tools."""
     tools: Tools = ()
     if "messages" in form:
         messages, tools = messages_of(form["messages"], column, note, ordered=True)
@@ -80,7 +96,7 @@ def _unpaired(form: Mapping[str, Any], origin: Origin, id: str, fields: dict[str
     prompt = _with_system(prompt, form)
     if prompt[-1]["role"] not in ("user", "tool"):
         raise RowError(f"ends with the {prompt[-1]['role']}; expected the user or a tool result", "prompt")
-    return Unpaired(prompt, completion, label, id, origin, _tools(form, tools, note), fields)
+    return prompt, completion, _tools(form, tools, note)
 
 
 def _prompt(value: Any, note: Note = quiet) -> tuple[Messages, Tools]:
@@ -114,16 +130,62 @@ def _tools(form: Mapping[str, Any], inside: Tools, note: Note) -> Tools:
     return given or inside
 
 
-def _margin(value: Any) -> float | None:
+def _margins(value: Any, rejected: int) -> tuple[float, ...] | None:
+    """One for each rejected answer; a single number is the same for all."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = parse_text(value, "margin", "expected a number, or a list of them")
     if value is None or value == "":
         return None
+    if not isinstance(value, list):
+        return (_number(value, "margin"),) * rejected
+    if len(value) != rejected:
+        raise RowError(f"has {len(value)} numbers; there are {rejected} rejected answers", "margin")
+    return tuple(_number(one, f"margin.{i}") for i, one in enumerate(value))
+
+
+def _number(value: Any, field: str) -> float:
     try:
-        margin = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        margin = math.nan
-    if not math.isfinite(margin):
-        raise RowError(f"expected a finite number, found {type_name(value)}", "margin")
-    return margin
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"expected a finite number, found {type_name(value)}", field)
+    return number
+
+
+def _votes(value: Any, rejected: int) -> tuple[Votes, ...] | None:
+    """``{"chosen": 3, "rejected": 1}`` for all rejected answers, or a list of one for each; any other column of that name is not ours."""
+    if not isinstance(value, list):
+        return (_counted(value, "votes"),) * rejected if has_votes(value) else None
+    if not value or not all(map(has_votes, value)):
+        return None
+    if len(value) != rejected:
+        raise RowError(f"has {len(value)} entries; there are {rejected} rejected answers", "votes")
+    return tuple(_counted(one, f"votes.{i}") for i, one in enumerate(value))
+
+
+def has_votes(value: Any) -> bool:
+    """Is this a count of votes, as the own format writes it?"""
+    return isinstance(value, Mapping) and value.keys() == {"chosen", "rejected"}
+
+
+def _counted(value: Mapping[str, Any], field: str) -> Votes:
+    votes = Votes(_number(value["chosen"], f"{field}.chosen"), _number(value["rejected"], f"{field}.rejected"))
+    if min(votes) < 0:
+        raise RowError("is below 0", f"{field}.{'chosen' if votes.chosen < 0 else 'rejected'}")
+    return votes
+
+
+def _grades(value: Any) -> dict[str, float]:
+    """Numbers by name; a null is an attribute that nobody graded."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = parse_text(value, "grades", "expected numbers by their names")
+    if not isinstance(value, Mapping):
+        raise RowError("missing" if value is None else f"expected numbers by their names, found {type_name(value)}", "grades")
+    grades = {str(name): _number(grade, f"grades.{name}") for name, grade in value.items() if grade is not None and grade != ""}
+    if not grades:
+        raise LeftOut(UNGRADED)
+    return grades
 
 
 def _preference(form: Mapping[str, Any], note: Note) -> tuple[Messages, Messages, tuple[Messages, ...], Tools]:

@@ -17,7 +17,7 @@ from align.data.examples import Limits, Unusable, tree_of
 from align.data.formats import RowError, Want, converter
 from align.data.mixture import Records, SourceReport, read_records
 from align.data.readers import read_rows
-from align.data.records import Conversation, Messages, Preference, Record, Unpaired
+from align.data.records import Conversation, Graded, Messages, Preference, Record, Unpaired
 from align.data.report import DataReport
 from align.data.trees import Ids, Mask, Tree
 from align.errors import InputError, Problem
@@ -72,7 +72,7 @@ def wanted_of(source: DataSource, location: Path | str) -> Want:
     bad: list[Problem] = []
     for row in read_rows(source, location, bad.append):
         reason = Problem("no row")
-        for want in ("preference", "unpaired", "conversation", "prompt"):
+        for want in ("preference", "unpaired", "graded", "conversation", "prompt"):
             try:
                 converter(source, want)(row)
             except RowError as error:
@@ -142,6 +142,8 @@ def _parts(record: Record) -> Iterator[tuple[str, Messages]]:
         yield "", record.messages
         return
     yield "", record.prompt
+    if isinstance(record, Graded):
+        yield ", ".join(f"{name} {grade:g}" for name, grade in record.grades.items()), record.completion
     if isinstance(record, Unpaired):
         yield "good" if record.label else "bad", record.completion
     if isinstance(record, Preference):

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.data import better as judging
 from align.data import dialogue
+from align.data.comparisons import EMPTY, Ballots, by_name, compared
 from align.data.messages import Note, list_of
 from align.data.places import Place, Template, find, find_text, template, text_at
 from align.data.rows import LeftOut
@@ -15,7 +16,6 @@ from align.data.strict_json import RowError, parse_text
 from align.data.values import (
     OPENS,
     answers_of,
-    as_rejected,
     bare,
     has_gap,
     is_empty,
@@ -33,10 +33,6 @@ from align.recipe.mapping import Constant, RowMapping, SystemAt, TreeAt
 Row = Mapping[str, Any]
 Form = dict[str, Any]
 
-EMPTY = "an empty answer, left out"
-SAME_TWICE = "an answer equal to another, left out"
-AS_GOOD = "an answer as good as the best, left out"
-UNSCORED = "an answer without a score, left out"
 _RENAMED = ("messages", "prompt", "completion", "chosen", "rejected", "system", "tools", "margin", "answer")
 _SHAPES = 1000
 """Sets of columns that are remembered, in a source whose rows differ."""
@@ -113,7 +109,10 @@ class MappedRows:
             judged = judging.judge(row, m.better, len(values))  # type: ignore[arg-type]
             if judged.why is not None:
                 raise LeftOut(judged.why)
-            return self._compared(row, list(zip(values, judged.scores, strict=True)), common, note)
+            ballots = Ballots()
+            if len(judged.ballots) > 1:
+                ballots.add(judged.ballots, [key_of(value) for value in values])
+            return self._compared(row, list(zip(values, judged.scores, strict=True)), common, note, ballots)
         if m.completion is not None:
             return [self._completed(row, common, note)]
         return [{**common, "prompt": self._asked(row)}]
@@ -124,11 +123,12 @@ class MappedRows:
         assert better is not None
         answers: dict[str, Any] = {}
         scores: dict[str, list[float]] = {}
-        votes, why = False, None
+        votes, why, ballots = False, None, Ballots()
         for row in rows:
             values = self._answers(row)
             judged = judging.judge(row, better, len(values))
             votes, why = judged.votes, why or judged.why
+            ballots.add(judged.ballots, [key_of(value) for value in values])
             for value, score in zip(values, judged.scores, strict=True):
                 if is_empty(value):
                     note(EMPTY)
@@ -141,7 +141,7 @@ class MappedRows:
         if len(answers) == 1:
             raise LeftOut(judging.ONE_ANSWER)
         merged = [(value, sum(scores[key]) / (1 if votes else len(scores[key]))) for key, value in answers.items()]
-        return self._compared(rows[0], list(merged), self._common(rows[0]), note)
+        return self._compared(rows[0], list(merged), self._common(rows[0]), note, ballots)
 
     def of_siblings(self, path: Sequence[Row], siblings: Sequence[Row], note: Note) -> list[Form]:
         """The forms of a tree's messages that answer the same one; ``path`` leads to it from the root."""
@@ -154,7 +154,7 @@ class MappedRows:
         if sum(score is not None for _, score in entries) < 2:
             raise LeftOut(judging.NO_SCORE if len(entries) > 1 else judging.ONE_ANSWER)
         common = {**self._common(siblings[0]), "prompt": [dict(row) for row in path]}
-        return self._compared(siblings[0], entries, common, note, asked=common["prompt"])
+        return self._compared(siblings[0], entries, common, note, Ballots())
 
     # Parts of a form
 
@@ -319,58 +319,13 @@ class MappedRows:
         m = self.mapping
         assert m.chosen is not None and m.rejected is not None
         chosen, rejected = self._read(row, m.chosen), self._read(row, m.rejected)
-        gap = judging.agrees(row, m.better) if m.better is not None and self._compared_wanted else None
-        form = {**common, "prompt": self._asked(row)}
-        if m.margin == "gap" and gap is not None:
-            form["margin"] = gap
-        if m.pairs != "each":
-            return [{**form, "chosen": chosen, "rejected": rejected}]
-        several, worse = (value if isinstance(value, list) else [value] for value in (chosen, rejected))
-        good = {key_of(value) for value in several}
-        left = [value for value in worse if key_of(value) not in good]
-        for _ in range(len(worse) - len(left)):
-            note(SAME_TWICE)
-        if not left or not several:
-            raise LeftOut(judging.EQUAL)
-        return [{**form, "chosen": value, "rejected": left} for value in several]
+        form = {**common, "prompt": self._asked(row), "chosen": chosen, "rejected": rejected}
+        return by_name(m, row, form, scored=self._compared_wanted, note=note)
 
-    def _compared(self, row: Row, entries: list[tuple[Any, float | None]], common: Form, note: Note, *, asked: Any = None) -> list[Form]:
+    def _compared(self, row: Row, entries: list[tuple[Any, float | None]], common: Form, note: Note, ballots: Ballots) -> list[Form]:
         """A form for each comparison that follows from scored answers."""
-        m = self.mapping
-        kept: list[tuple[Any, float]] = []
-        for value, score in entries:
-            if is_empty(value):
-                note(EMPTY)
-            elif score is None:
-                note(UNSCORED)
-            else:
-                kept.append((value, score))
-        if len(kept) < 2:
-            raise LeftOut(judging.ONE_ANSWER if len(entries) < 2 or kept else judging.NO_SCORE)
-        keys = [key_of(value) for value, _ in kept]
-        if len(set(keys)) == 1:
-            raise LeftOut(judging.EQUAL)
-        comparisons = judging.compare([score for _, score in kept], m.pairs, m.min_gap)
-        question = None if m.weave else self._asked(row) if asked is None else asked
-        forms = []
-        for one in comparisons:
-            losers: dict[str, Any] = {}
-            for i in one.worse:
-                if keys[i] != keys[one.best]:
-                    losers.setdefault(keys[i], kept[i][0])
-            if not losers:
-                raise LeftOut(judging.EQUAL)
-            if len(losers) < len(one.worse):
-                note(SAME_TWICE)
-            form = {**common, "prompt": question, "chosen": kept[one.best][0], "rejected": as_rejected(list(losers.values()))}
-            if m.margin == "gap":
-                form["margin"] = one.gap
-            forms.append(form)
-        top = max(score for _, score in kept)
-        if m.pairs in ("best", "ends"):
-            for _ in range(sum(score == top for _, score in kept) - 1):
-                note(AS_GOOD)
-        return forms
+        question = None if self.mapping.weave else common["prompt"] if "prompt" in common else self._asked(row)
+        return compared(self.mapping, entries, question, common, note, ballots)
 
     # Trees
 

@@ -1,4 +1,4 @@
-"""Calls a user's own row format, a function from a row to one form, several, or none."""
+"""Records as forms again, and a user's own row format: a function from a row to one form, several, or none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.data.records import Conversation, Preference, Prompt, Unpaired
+from align.data.records import Conversation, Graded, Messages, Preference, Prompt, Record, Unpaired, Votes
 from align.data.rows import Row
 from align.data.strict_json import RowError, clip, type_name, unreadable
 
@@ -24,9 +24,8 @@ def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list
         raise RowError(f"{name} raised {type(error).__name__}: {clip(str(error), 80)} ({where})") from error
     forms: list[Mapping[str, Any]] = []
     for item in result if isinstance(result, (list, tuple)) else [] if result is None else [result]:
-        if isinstance(item, (Conversation, Preference, Unpaired, Prompt)):
-            # A form again, so that a record which a user built is checked like all others.
-            item = {**item.fields, **{key: part for key, part in vars(item).items() if key not in ("origin", "fields")}}
+        if isinstance(item, (Conversation, Preference, Unpaired, Graded, Prompt)):
+            item = {**item.fields, **form_of(item)}  # so that a record which a user built is checked like all others
         if not isinstance(item, Mapping):
             raise RowError(f"{name} returned {type_name(item)}; expected a dictionary, a record, a list of them, or None")
         form = {key: _listed(part) for key, part in item.items()}
@@ -34,6 +33,35 @@ def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list
             raise RowError(f"{name} returned a {fault.what}", fault.field)
         forms.append(form)
     return forms
+
+
+def form_of(record: Record) -> dict[str, Any]:
+    """The form of a record (see :mod:`align.data.formats`), which is also how align's own shape spells it; without its ``fields``.
+
+    :func:`~align.data.forms.record_of` makes the same record of it again.
+    """
+    form: dict[str, Any] = {"id": record.id}
+    if isinstance(record, Conversation):
+        form["messages"] = _messages(record.messages)
+    else:
+        form["prompt"] = _messages(record.prompt)
+    if isinstance(record, Preference):
+        form |= {"chosen": _messages(record.chosen), "rejected": [_messages(answer) for answer in record.rejected]}
+        if record.margins is not None:
+            form["margin"] = list(record.margins)
+        if record.votes is not None:
+            form["votes"] = [Votes(*votes)._asdict() for votes in record.votes]
+    elif isinstance(record, Unpaired):
+        form |= {"completion": _messages(record.completion), "label": record.label}
+    elif isinstance(record, Graded):
+        form |= {"completion": _messages(record.completion), "grades": dict(record.grades)}
+    if record.tools:
+        form["tools"] = list(record.tools)
+    return form
+
+
+def _messages(messages: Messages) -> list[dict[str, Any]]:
+    return [dict(message) for message in messages]
 
 
 def _listed(value: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What a data row is once it is inside: a conversation, a preference, a labelled answer, or a prompt. Foreign spellings stop at formats.py.
+"""What a data row is once it is inside: a conversation, a preference, a labelled or a graded answer, or a prompt. Foreign spellings stop at
+formats.py.
 
 A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant message may carry
 ``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for an answer that was cut off, which must
@@ -12,8 +13,9 @@ text as it is, ``{"type": "custom", "custom": {"name": ..., "input": "..."}}``. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from align.errors import Problem
 
@@ -71,6 +73,18 @@ class Conversation:
     """The row's other columns, such as ``lang``."""
 
 
+class Votes(NamedTuple):
+    """How many of several judges found the chosen answer better, and how many the rejected one; a tie is half a vote for each."""
+
+    chosen: float
+    rejected: float
+
+    @property
+    def share(self) -> float:
+        """Of all votes, those for the chosen answer; 1 where nobody compared the two, so that nobody contradicts the row."""
+        return self.chosen / (self.chosen + self.rejected) if self.chosen + self.rejected else 1.0
+
+
 @dataclass(frozen=True)
 class Preference:
     """A prompt, one preferred completion and one or many rejected ones. Completions are message lists (usually of one message)."""
@@ -80,9 +94,20 @@ class Preference:
     rejected: tuple[Messages, ...]
     id: str
     origin: Origin
-    margin: float | None = None
+    margins: tuple[float, ...] | None = None
+    """How much better the chosen answer is than each rejected one, on the data's own scale; None where the data do not say."""
     tools: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
+    votes: tuple[Votes, ...] | None = None
+    """What several judges said of the chosen and each rejected answer; None where the data do not say."""
+
+    def keeping(self, wanted: Sequence[bool]) -> Preference:
+        """The same with some of its rejected answers, and what is said of those."""
+
+        def chosen(values: Any) -> Any:
+            return None if values is None else tuple(value for value, keep in zip(values, wanted, strict=True) if keep)
+
+        return replace(self, rejected=chosen(self.rejected), margins=chosen(self.margins), votes=chosen(self.votes))
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,20 @@ class Unpaired:
     prompt: Messages
     completion: Messages
     label: bool
+    id: str
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A prompt, one completion, and its grades by name, such as helpfulness and correctness: what a reward model learns by regression."""
+
+    prompt: Messages
+    completion: Messages
+    grades: dict[str, float]
+    """At least one; an attribute that nobody graded is not there."""
     id: str
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
@@ -109,4 +148,4 @@ class Prompt:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-Record = Conversation | Preference | Unpaired | Prompt
+Record = Conversation | Preference | Unpaired | Graded | Prompt

@@ -9,7 +9,8 @@ A store is a folder of raw little-endian arrays and one JSON file. N trees have 
     start.bin    int64 [N + 1]  where a tree's tokens begin in ids.bin
     longest.bin  int64 [N]      tokens of the longest path
     targets.bin  int64 [N]      trained tokens
-    margin.bin   float64 [N]
+    marks.bin    float64        of each branch: margin, share, and its grades (as many in every branch of a tree)
+    mark.bin     int64 [N + 1]  where a tree's marks begin in marks.bin
     names.bin    UTF-8          record ids, one after the other
     name.bin     int64 [N + 1]  where a record id begins in names.bin
     meta.json                   version, counts, size and sha256 of each file, and a sha256 of itself
@@ -33,7 +34,7 @@ from align.data.trees import Branch, Tree
 from align.errors import InputError, Problem
 from align.files import digest_json, machine_faults, sha256_file, write_json
 
-VERSION = 1
+VERSION = 2
 META = "meta.json"
 _TYPES = {
     "ids": "<i4",
@@ -43,7 +44,8 @@ _TYPES = {
     "start": "<i8",
     "longest": "<i8",
     "targets": "<i8",
-    "margin": "<f8",
+    "marks": "<f8",
+    "mark": "<i8",
     "names": "|u1",
     "name": "<i8",
 }
@@ -82,7 +84,7 @@ def write_store(folder: Path, trees: Iterable[Tree]) -> None:
             for name, dtype in _TYPES.items()
         }
         count = 0
-        for name in ("first", "start", "name"):
+        for name in ("first", "start", "mark", "name"):
             files[name].append([0])
         for tree in trees:
             _append(files, tree)
@@ -99,10 +101,11 @@ def _append(files: dict[str, _File], tree: Tree) -> None:
     files["parts"].append(lengths)
     files["longest"].append([tree.longest_path])
     files["targets"].append([sum(int(branch.mask.sum()) for branch in tree.branches)])
-    files["margin"].append([tree.margin])
+    files["marks"].append([value for branch in tree.branches for value in (branch.margin, branch.share, *branch.grades)])
     files["names"].append(np.frombuffer(tree.id.encode("utf-8", "backslashreplace"), dtype=np.uint8))
     files["first"].append([files["parts"].bytes // 4])
     files["start"].append([files["ids"].bytes // 4])
+    files["mark"].append([files["marks"].bytes // 8])
     files["name"].append([files["names"].bytes])
 
 
@@ -140,9 +143,17 @@ class TreeStore:
         return Tree(
             id=a["names"][a["name"][index] : a["name"][index + 1]].tobytes().decode("utf-8"),
             trunk=a["ids"][begin:end],
-            branches=tuple(Branch(a["ids"][b:e], mask[b:e]) for b, e in spans[1:]),
-            margin=float(a["margin"][index]),
+            branches=tuple(
+                Branch(a["ids"][b:e], mask[b:e], margin, share, tuple(grades))
+                for (b, e), (margin, share, *grades) in zip(spans[1:], self._marks(index, len(spans) - 1), strict=True)
+            ),
         )
+
+    def _marks(self, index: int, branches: int) -> list[list[float]]:
+        """Margin, share and grades of each of a tree's branches."""
+        found = self._arrays["marks"][self._arrays["mark"][index] : self._arrays["mark"][index + 1]].tolist()
+        size = len(found) // max(branches, 1)
+        return [found[b * size : (b + 1) * size] for b in range(branches)]
 
     def verify(self) -> None:
         """Compare every byte with what was written. Raises :class:`DamagedStore`."""

@@ -17,6 +17,12 @@ class Branch:
 
     ids: Ids  # [c]
     mask: Mask  # [c]
+    margin: float = 0.0
+    """Of a rejected answer: how much better the chosen one is. Of an answer that was labelled: 1 for a good one, -1 for a bad one."""
+    share: float = 1.0
+    """Of a rejected answer: the share of the judges who found the chosen one better."""
+    grades: tuple[float, ...] = ()
+    """Of a graded answer: one number for each attribute that a stage asks for; NaN where nobody graded it."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,6 @@ class Tree:
     id: str
     trunk: Ids  # [p], p >= 1
     branches: tuple[Branch, ...]  # none is empty; there is none at all in a prompt that a model is still to answer
-    margin: float = 0.0
-    """How much better the chosen answer is. Of an answer that was judged by itself: 1 for a good one, -1 for a bad one."""
 
     @property
     def size(self) -> int:

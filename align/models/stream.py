@@ -91,6 +91,8 @@ def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Spa
         branch=batch.branch[inside] - first,
         branch_tree=batch.branch_tree[first:last],
         branch_slot=batch.branch_slot[first:last],
+        margins=batch.margins[first:last],
+        shares=None if batch.shares is None else batch.shares[first:last],
     )
 
 

@@ -52,7 +52,7 @@ def name_of_stage(text: str) -> str:
     return name_of_run(text)
 
 
-FORMATS = ("messages", "preference", "unpaired", "prompt", "alpaca", "sharegpt", "hh_rlhf", "ultrafeedback")
+FORMATS = ("messages", "preference", "unpaired", "graded", "prompt", "alpaca", "sharegpt", "hh_rlhf", "ultrafeedback")
 """Row formats that have a name; `align.data.formats` implements them."""
 
 
@@ -134,9 +134,9 @@ class DataSource(Strict):
     """A local file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; texts also compressed), a folder,
     `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
     format: Reading | None = None
-    """How rows are spelled: a name (`messages`, `preference`, `unpaired`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`, `ultrafeedback`, or a
-    preset that `align data formats` lists), your own converter (`package.module:function`), or a mapping. Found from the first rows when
-    absent."""
+    """How rows are spelled: a name (`messages`, `preference`, `unpaired`, `graded`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`,
+    `ultrafeedback`, or a preset that `align data formats` lists), your own converter (`package.module:function`), or a mapping. Found from
+    the first rows when absent."""
     columns: RowMapping | None = None
     """The same mapping, under the name that other tools have for it: `columns: {prompt: Question, completion: Reply}`."""
     split: str | None = Field(default=None, min_length=1)

@@ -180,7 +180,7 @@ class RowMapping(Strict):
     min_gap: float | None = Field(default=None, gt=0)
     """A smaller difference of scores or votes counts as a tie."""
     margin: At | None = None
-    """`gap` (how much better the chosen answer is than the nearest rejected one), or a place."""
+    """`gap` (how much better the chosen answer is than each rejected one), or a place: a number for all of them, or a list."""
     json_texts: list[At] = Field(default=[], alias="json")
     """Places whose text is JSON, where a list may be meant as text too."""
     dialogue: Dialogue | None = None

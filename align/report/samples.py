@@ -84,8 +84,14 @@ def _row(row: Mapping[str, Any]) -> Parts:
     for policy, found in policies.items() if isinstance(policies, Mapping) else ():
         said = found.get("samples") if isinstance(found, Mapping) else None
         parts.append((policy, _text(said[0] if isinstance(said, list) and said else said)))
-    parts += [(name, f"{row[name]:.4g}") for name in ("reward_mean", "reward_std", "margin") if isinstance(row.get(name), (int, float))]
+    parts += [(name, shown) for name in ("reward_mean", "reward_std", "margin") if (shown := _numbers(row.get(name)))]
     return parts
+
+
+def _numbers(value: Any) -> str:
+    """A number, or several; nothing for anything else."""
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(f"{one:.4g}" for one in values) if values and all(isinstance(one, (int, float)) for one in values) else ""
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from align.data.formats import Converter, RowError, Want, converter
 from align.data.inspect import wanted_of
 from align.data.mixture import SHOWN
 from align.data.readers import Row, read_rows
-from align.data.records import Conversation, Messages, Preference, Unpaired
+from align.data.records import Conversation, Graded, Messages, Preference, Unpaired
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 from align.scoring.scorer import Answer, Scorer
@@ -49,7 +49,7 @@ def _read(rows: Iterable[Row], convert: Converter, want: Want, bad: list[Problem
             for record in convert(row):
                 if isinstance(record, Preference):
                     answers = [_answer(record.prompt, said) for said in (record.chosen, *record.rejected)]
-                elif isinstance(record, Unpaired):
+                elif isinstance(record, (Unpaired, Graded)):
                     answers = [_answer(record.prompt, record.completion)]
                 elif isinstance(record, Conversation):
                     answers = [_answer((), record.messages)]
@@ -79,7 +79,7 @@ def _scored(scorer: Scorer, rows: Iterable[tuple[str, str, list[Answer]]]) -> It
         match want:
             case "preference":
                 yield {"id": id, "chosen": own[0], "rejected": own[1:]}
-            case "conversation" | "unpaired":
+            case "conversation" | "unpaired" | "graded":
                 yield {"id": id, "score": own[0]}
             case _:
                 yield {"id": id, "scores": own}

@@ -38,7 +38,7 @@ TOO_FEW = "fewer than two answers that can be used"
 _SHOWN = 5
 _STEERING = frozenset(
     {"messages", "prompt", "completion", "completions", "chosen", "rejected", "conversations", "instruction"}
-    | {"id", "margin", "scores", "system", "tools"}
+    | {"id", "margin", "votes", "grades", "scores", "system", "tools"}
 )
 """Columns by which a row's format is found, or that are written here: a row of ours must not take them from the row it follows."""
 

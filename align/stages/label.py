@@ -61,7 +61,7 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
         "longer_chosen": sum(difference > 0 for difference in longer),
         "shorter_chosen": sum(difference < 0 for difference in longer),
         "answers_with_ids": as_sampled.with_ids,
-        "margins": spread([row["margin"] for row in rows]),
+        "margins": spread([row["scores"]["chosen"] - score for row in rows for score in row["scores"]["rejected"]]),
         "warnings": [warning] if warning else [],
     }
     leave(ctx, rows, answered, left_out, outcome)
@@ -101,9 +101,11 @@ def make_pairs(scores: Sequence[float], pairs: Literal["best_worst", "best_vs_re
 
 
 def preference_row(one: Answered, pair: Pair, number: int | None, as_sampled: AsSampled) -> dict[str, Any]:
-    """A pair as a row of preferences. ``margin`` is the smallest difference of scores; ``number`` tells a prompt's pairs apart."""
+    """A pair as a row of preferences. ``margin`` is the difference of scores, one for each of several rejected answers; ``number`` tells a
+    prompt's pairs apart."""
     row = prompt_row(one.record)
     rejected = [one.scores[place] for place in pair.rejected]
+    margins = [one.scores[pair.chosen] - score for score in rejected]
 
     def said(place: int) -> list[Message]:
         answer = one.used[place]
@@ -114,7 +116,7 @@ def preference_row(one: Answered, pair: Pair, number: int | None, as_sampled: As
         "id": row["id"] if number is None else f"{row['id']}#{number}",
         "chosen": said(pair.chosen),
         "rejected": [said(place) for place in pair.rejected],
-        "margin": one.scores[pair.chosen] - max(rejected),
+        "margin": margins[0] if len(margins) == 1 else margins,
         "scores": {"chosen": one.scores[pair.chosen], "rejected": rejected},
     }
 

@@ -76,7 +76,7 @@ class RewardTrainer(Trainer):
         pairs = Pairs.of(batch)
         chosen, rejected = scores[pairs.chosen], scores[pairs.rejected]
         per_prompt = partial(segment_mean, segment=pairs.tree, num_segments=len(batch.tree_ids))
-        terms = {"ranking": per_prompt(losses.bradley_terry(chosen, rejected, batch.margins[pairs.tree])).sum()}
+        terms = {"ranking": per_prompt(losses.bradley_terry(chosen, rejected, batch.margins[pairs.rejected])).sum()}
         if self.spec.l2:
             terms["l2"] = per_prompt(losses.score_l2(chosen, rejected)).sum()
         margin = (chosen - rejected).detach()

@@ -32,7 +32,9 @@ from align.stages.sampling import AsSampled, Sample, as_samples, sample_policy
 from align.stages.targets import Target, read_targets
 from align.training.launch import Ranks, ranks
 
-_NOT_FIELDS = frozenset({"id", "prompt", "messages", "chosen", "rejected", "margin", "tools", "system", "similarities", "sample_ids"})
+_NOT_FIELDS = frozenset(
+    {"id", "prompt", "messages", "chosen", "rejected", "margin", "votes", "grades", "tools", "system", "similarities", "sample_ids"}
+)
 """Columns of the data that would mean something else in a preference."""
 
 

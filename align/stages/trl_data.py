@@ -162,7 +162,7 @@ def _preferences(
 def _judged(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
     """A row for each answer. A tree of one answer was judged by itself; of a preference the first is the good one."""
     prompt, answers = _texts(tree, spellings)
-    good = tree.margin > 0 if len(answers) == 1 else True
+    good = tree.branches[0].margin > 0 if len(answers) == 1 else True
     return [{"prompt": prompt, "completion": answer, "label": good and place == 0} for place, answer in enumerate(answers)]
 
 

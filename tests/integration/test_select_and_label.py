@@ -327,10 +327,10 @@ def test_the_best_answer_against_the_worst(folder: Path, engines: list[Canned]) 
 
 
 def test_the_best_against_all_others_is_one_preference(folder: Path, engines: list[Canned]) -> None:
-    """Equally good answers are not rejected. The margin is that of the closest."""
+    """Equally good answers are not rejected. Each has its own margin."""
     rows = lines(run({"label": label(pairs="best_vs_rest")}), "label")
     assert [len(row["rejected"]) for row in rows] == [3, 2, 2]
-    assert rows[0]["margin"] == 0.25 and rows[0]["scores"] == {"chosen": 0.875, "rejected": [0.625, 0.375, 0.125]}
+    assert rows[0]["margin"] == [0.25, 0.5, 0.75] and rows[0]["scores"] == {"chosen": 0.875, "rejected": [0.625, 0.375, 0.125]}
     closer = lines(run({"label": label(pairs="best_vs_rest", min_margin=0.5)}), "label")
     assert [row["scores"]["rejected"] for row in closer] == [[0.375, 0.125], [0.0, 0.0]]
 
@@ -384,10 +384,10 @@ def test_the_rows_are_preferences_that_dpo_trains_on(folder: Path, engines: list
     assert result.ran == ("select", "label", "dpo")
     source = DataSource(path="x")
     found = list(read_records([source], [result.folder / "stages" / "label"], "preference", seed=0, rejects=None))
-    assert [(r.id, len(r.rejected), r.margin) for r in found if isinstance(r, Preference)] == [
-        ("p0", 3, 0.25),
-        ("p2", 2, 0.25),
-        ("p3", 2, 1.0),
+    assert [(r.id, len(r.rejected), r.margins) for r in found if isinstance(r, Preference)] == [
+        ("p0", 3, (0.25, 0.5, 0.75)),
+        ("p2", 2, (0.25, 0.5)),
+        ("p3", 2, (1.0, 1.0)),
     ]
     assert found[0].fields["reward_mean"] == 0.5
     assert result.summaries["dpo"]["steps"] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ from tests.tiny import tiny
 
 
 def with_margins(data: list[Tree]) -> list[Tree]:
-    return [replace(t, margin=0.25 * (i % 4)) for i, t in enumerate(data)]
+    """Another one for each rejected answer."""
+    return [marked(t, margin=[0.25 * ((i + b) % 4) for b in range(len(t.branches))]) for i, t in enumerate(data)]
+
+
+def marked(tree: Tree, **marks: Sequence[Any]) -> Tree:
+    """With margins, shares or grades, one for each branch."""
+    of_branch = [dict(zip(marks, values, strict=True)) for values in zip(*marks.values(), strict=True)]
+    return replace(tree, branches=tuple(replace(branch, **own) for branch, own in zip(tree.branches, of_branch, strict=True)))
 
 
 def stage(train: dict[str, Any] | None = None, **options: Any) -> RewardStage:
@@ -76,7 +84,11 @@ def expected_loss(net: nn.Module, data: list[Tree], l2: float) -> torch.Tensor:
     prompts = []
     for tree in data:
         scores = [path_score(net, tree, b) for b in range(len(tree.branches))]
-        pairs = [torch.log1p(torch.exp(-(scores[0] - s - tree.margin))) + l2 * (scores[0] ** 2 + s**2) for s in scores[1:]]
+        margins = [branch.margin for branch in tree.branches[1:]]
+        pairs = [
+            torch.log1p(torch.exp(-(scores[0] - s - margin))) + l2 * (scores[0] ** 2 + s**2)
+            for s, margin in zip(scores[1:], margins, strict=True)
+        ]
         prompts.append(torch.stack(pairs).mean())
     return torch.stack(prompts).mean()
 
@@ -164,7 +176,7 @@ def test_margins_push_scores_apart(tmp_path: Path) -> None:
     data = preferences(12, rejected=(1,))
     found = []
     for i, margin in enumerate((0.0, 4.0)):
-        rows = [replace(t, margin=margin) for t in data]
+        rows = [marked(t, margin=[margin] * len(t.branches)) for t in data]
         run = trainer(tmp_path / str(i), rows, stage(l2=0.0, train={"epochs": 6}), scalar(), held_out=rows)
         run.fit()
         assert run.progress.last_eval is not None
@@ -187,7 +199,7 @@ def test_l2_holds_the_scores_near_zero(tmp_path: Path) -> None:
 
 def test_many_rejected_in_one_tree_equal_separate_pairs(tmp_path: Path) -> None:
     """K rejected answers of a prompt in one tree give the loss and gradient of K pairs, each 1 / K of a prompt."""
-    one = replace(preferences(1, rejected=(4,))[0], margin=0.3)
+    one = marked(preferences(1, rejected=(4,))[0], margin=[0.3] * 5)
     pairs = [replace(one, id=f"k{k}", branches=(one.branches[0], one.branches[k])) for k in range(1, 5)]
     results = [first_step(trainer(tmp_path / str(i), data, stage(), scalar())) for i, data in enumerate(([one], pairs))]
     (tree_metrics, tree_gradients), (pair_metrics, pair_gradients) = results

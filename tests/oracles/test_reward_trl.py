@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.testing import assert_close
 
 from align.data.trees import Branch, Tree
 from tests.invariants.test_dpo import preferences
-from tests.invariants.test_reward import first_step, scalar, stage, trainer
+from tests.invariants.test_reward import first_step, marked, scalar, stage, trainer
 from tests.tiny import VOCAB, tiny
 
 PAD = 0
@@ -30,7 +29,7 @@ def test_step_equals_trl(tmp_path: Path, margins: bool) -> None:
     from trl import RewardConfig, RewardTrainer
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    pairs = [replace(_without_pad(t), margin=0.2 * i if margins else 0.0) for i, t in enumerate(preferences(6, rejected=(1,)))]
+    pairs = [marked(_without_pad(t), margin=[0.2 * i if margins else 0.0] * 2) for i, t in enumerate(preferences(6, rejected=(1,)))]
     net = scalar()
     config = tiny("llama").config
     config.num_labels, config.pad_token_id = 1, PAD
@@ -41,7 +40,7 @@ def test_step_equals_trl(tmp_path: Path, margins: bool) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2", pad_token=f"w{PAD}")
     rows = [
         {"chosen_ids": [*t.trunk.tolist(), *t.branches[0].ids.tolist()], "rejected_ids": [*t.trunk.tolist(), *t.branches[1].ids.tolist()]}
-        | ({"margin": t.margin} if margins else {})
+        | ({"margin": t.branches[1].margin} if margins else {})
         for t in pairs
     ]
     arguments = RewardConfig(

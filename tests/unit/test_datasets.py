@@ -92,7 +92,15 @@ def test_a_preference_has_its_chosen_answer_first(tmp_path: Path, load: Load) ->
     texts = [ENCODER.spell(branch.ids) for branch in store[0].branches]
     assert texts == ["It is $46.<|im_end|>", "No idea.<|im_end|>", "Ask the dog.<|im_end|>"]
     assert np.array_equal(store[0].trunk, ENCODER.encode_prompt(row["prompt"]))
-    assert store[0].margin == 0.5
+    assert [branch.margin for branch in store[0].branches] == [0.0, 0.5, 0.5]
+
+
+def test_margins_and_votes_stay_with_their_answers(tmp_path: Path, load: Load) -> None:
+    """The second rejected answer repeats the first and goes: what is said of the third is not taken for what was said of it."""
+    votes = [{"chosen": 1, "rejected": 1}, {"chosen": 9, "rejected": 0}, {"chosen": 3, "rejected": 1}]
+    row = {**pair("It is $46.", "No idea.", "No idea.", "Ask the dog."), "margin": [0.5, 7, 2], "votes": votes}
+    store, _ = load(write(tmp_path / "a.jsonl", [row]), want="preference")
+    assert [(branch.margin, branch.share) for branch in store[0].branches] == [(0.0, 1.0), (0.5, 0.5), (2.0, 0.75)]
 
 
 def test_a_prompt_is_a_trunk_without_branches(tmp_path: Path, load: Load) -> None:

@@ -97,6 +97,15 @@ def test_contradictions_ties_and_equal_answers(tmp_path: Path) -> None:
     assert counts == {filters.CONTRADICTED: 2, filters.TIE: 1, filters.BACKWARDS: 1, filters.EQUAL: 1}
 
 
+def test_each_pair_is_judged_by_its_own_margin(tmp_path: Path) -> None:
+    """Of three rejected answers one is as good as the chosen one and one is better: the third stays, with the margin that is its own."""
+    store, report = load(tmp_path, [row("a", "b", "c", "d", margin=[0, 2, -1]), row("d", "a")])
+    assert kept(store) == ["r1", "r2"], "a pair that is no preference contradicts none"
+    assert [(ENCODER.decode(branch.ids), branch.margin) for branch in store[0].branches] == [("a", 0.0), ("c", 2.0)]
+    left_out = {what.removeprefix("a rejected answer left out, "): count.total for what, count in report.noted.items()}
+    assert left_out == {filters.TIE: 1, filters.BACKWARDS: 1}
+
+
 def test_only_the_wrong_answers_of_a_prompt_go(tmp_path: Path) -> None:
     """Of three rejected answers one is preferred elsewhere: the row stays with the other two, and that is noted with its id."""
     store, report = load(tmp_path, [row("a", "b", "c", "d"), row("c", "a")])

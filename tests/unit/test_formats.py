@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.formats import FIELDS_LIMIT, FORMATS, RowError, Want, converter, detect
-from align.data.readers import Row
-from align.data.records import Conversation, Messages, Origin, Preference, Prompt, Record
+from align.data.own_format import form_of
+from align.data.records import Conversation, Graded, Messages, Origin, Preference, Prompt, Record
+from align.data.rows import LeftOut, Row
 from align.errors import InputError
 from align.recipe import schema
 from align.recipe.schema import DataSource
@@ -239,7 +240,7 @@ def test_strings_and_messages_mean_the_same(asked: Any, chosen: Any, rejected: A
     assert spoken(record.prompt) == [("user", "q")]
     assert spoken(record.chosen) == [("assistant", "good")]
     assert [spoken(r) for r in record.rejected] == [[("assistant", "bad")]]
-    assert record.margin == 1.0
+    assert record.margins == (1.0,) * len(record.rejected)
 
 
 @pytest.mark.parametrize("rejected", [["b", "c"], [[says("b")], [says("c")]], [[says("b")], "c"]])
@@ -321,10 +322,10 @@ def test_margin_and_system_of_a_table() -> None:
     """A CSV cell is text; an empty one is no margin and no system message."""
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "0.5", "system": "S"}
     record = preference(row)
-    assert record.margin == 0.5
+    assert record.margins == (0.5,)
     assert spoken(record.prompt) == [("system", "S"), ("user", "q")]
     record = preference({**row, "margin": "", "system": ""})
-    assert record.margin is None
+    assert record.margins is None
     assert spoken(record.prompt) == [("user", "q")]
 
 
@@ -468,7 +469,7 @@ def test_ultrafeedback_binarised() -> None:
     record = preference(row)
     assert (spoken(record.prompt), spoken(record.chosen), record.id) == ([("user", "q")], [("assistant", "a")], "p9")
     assert record.fields == {"score_chosen": 8.5}
-    assert record.margin is None
+    assert record.margins is None
 
 
 def test_ultrafeedback_raw() -> None:
@@ -663,3 +664,88 @@ def test_rows_with_pictures_are_refused_whoever_named_the_format(how: Any, media
     with pytest.raises((RowError, InputError), match=f"has {media}, and a text model cannot take them; `ignore: \\[{media}\\]`"):
         read(["cat.png"])
     assert len(read(None)) == len(read([])) == len(read(["cat.png"], ignore=[media])) == 1
+
+
+# What is said of a pair, and of an answer
+
+
+@pytest.mark.parametrize(
+    ("margin", "expected"),
+    [
+        (1, (1.0, 1.0)),
+        ([0.5, 2], (0.5, 2.0)),
+        ("[0.5, 2]", (0.5, 2.0)),
+        ("3", (3.0, 3.0)),
+        (["1", 0], (1.0, 0.0)),
+        (None, None),
+        ("", None),
+    ],
+)
+def test_a_margin_is_one_for_each_rejected_answer(margin: Any, expected: Any) -> None:
+    """A single number is the same for all; a list has one for each, also as a table's cell spells it."""
+    assert preference({"prompt": "q", "chosen": "a", "rejected": ["b", "c"], "margin": margin}).margins == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field", "message"),
+    [
+        ("margin", [1], "margin", "has 1 numbers; there are 2 rejected answers"),
+        ("margin", [1, None], "margin.1", "expected a finite number, found null"),
+        ("margin", "[1, 2", "margin", "expected a number, or a list of them"),
+        ("votes", [{"chosen": 1, "rejected": 0}], "votes", "has 1 entries; there are 2 rejected answers"),
+        ("votes", {"chosen": -1, "rejected": 0}, "votes.chosen", "is below 0"),
+        ("votes", {"chosen": 1, "rejected": "x"}, "votes.rejected", "expected a finite number, found a string"),
+    ],
+)
+def test_what_is_said_of_pairs_must_fit_them(key: str, value: Any, field: str, message: str) -> None:
+    with pytest.raises(RowError) as error:
+        preference({"prompt": "q", "chosen": "a", "rejected": ["b", "c"], key: value})
+    assert error.value.field == field and message in error.value.message
+
+
+def test_votes_are_counted_ones_and_any_other_column_of_that_name_stays() -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": ["b", "c"]}
+    counted = preference({**row, "votes": [{"chosen": 3, "rejected": 1}, {"chosen": 0, "rejected": 0}]})
+    assert counted.votes == ((3.0, 1.0), (0.0, 0.0)) and [votes.share for votes in counted.votes] == [0.75, 1.0]
+    assert counted.fields == {}
+    assert preference({**row, "votes": {"chosen": 3, "rejected": 1}}).votes == ((3.0, 1.0), (3.0, 1.0))
+    other = preference({**row, "votes": 17})
+    assert (other.votes, other.fields) == (None, {"votes": 17})
+
+
+def test_grades_are_numbers_by_name() -> None:
+    """A null is an attribute that nobody graded; a row in which all are null is left out, which is no fault of it."""
+    record = convert({"prompt": "q", "completion": "a", "grades": {"help": 3, "long": None, "true": "1.5"}}, "graded", None)
+    assert isinstance(record, Graded)
+    assert (record.grades, spoken(record.completion)) == ({"help": 3.0, "true": 1.5}, [("assistant", "a")])
+    assert isinstance(convert({"messages": turns("q", "a"), "grades": '{"help": 3}'}, "graded", "graded"), Graded)
+    with pytest.raises(LeftOut, match="nobody graded it"):
+        convert({"prompt": "q", "completion": "a", "grades": {"help": None}}, "graded", "graded")
+    with pytest.raises(RowError, match="expected a finite number"):
+        convert({"prompt": "q", "completion": "a", "grades": {"help": True}}, "graded", "graded")
+
+
+@pytest.mark.parametrize("want", ["conversation", "preference", "unpaired"])
+def test_a_graded_answer_is_nothing_else(want: Want) -> None:
+    """Nothing says whether it is a good one; and rows without grades are refused where grades are learned."""
+    with pytest.raises(RowError, match="is one answer with grades"):
+        convert({"prompt": "q", "completion": "a", "grades": {"help": 3}}, want, None)
+    with pytest.raises(RowError, match="has no grades"):
+        convert({"messages": turns("q", "a")}, "graded", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        ({"messages": turns("q", "a"), "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "conversation"),
+        ({"prompt": "q", "chosen": "a", "rejected": ["b", "c"], "margin": [1, 2], "votes": {"chosen": 2, "rejected": 1}}, "preference"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "system": "S"}, "preference"),
+        ({"prompt": "q", "completion": "a", "label": False}, "unpaired"),
+        ({"prompt": "q", "completion": "a", "grades": {"help": 3}}, "graded"),
+        ({"prompt": "q"}, "prompt"),
+    ],
+)
+def test_a_record_written_in_our_own_shape_is_read_as_the_same_record(row: dict[str, Any], want: Want) -> None:
+    record = convert({**row, "id": "r"}, want, None)
+    again = convert(json.loads(json.dumps(form_of(record))), want, None)
+    assert again == record

@@ -218,12 +218,12 @@ def test_scores_beside_named_answers_must_agree_with_them() -> None:
     row = {"q": "?", "a": "x", "b": "y"}
     (record,) = convert({**row, "s": 3, "t": 1}, format)
     assert isinstance(record, Preference)
-    assert record.margin == 2.0
+    assert record.margins == (2.0,)
     assert refused({**row, "s": 1, "t": 3}, format) == ("s", "says that the rejected answer is better (1 and 3)")
     assert refused({**row, "s": 2, "t": 2}, format)[1] == "a tie"
     (record,) = convert({**row, "s": None, "t": 2}, format)
     assert isinstance(record, Preference)
-    assert record.margin is None
+    assert record.margins is None
 
 
 def test_pairs_and_gaps() -> None:
@@ -247,11 +247,51 @@ def test_votes_of_several_rows_add_up_and_scores_are_averaged(tmp_path: Path) ->
         tmp_path, rows, "preference", format={**ASKED, "prompt": "q", "group": "q", "better": {"winner": "w"}, "margin": "gap"}
     )
     assert isinstance(record, Preference)
-    assert (text(record.chosen), record.margin) == ("x", 1.0)
+    assert (text(record.chosen), record.margins, record.votes) == ("x", (1.0,), ((2.0, 1.0),))
     rows = [{"q": "?", "a": said, "s": score} for said, score in (("x", 1), ("y", 3), ("x", 4), ("x", 2.5))]
     (record,) = read(tmp_path, rows, "preference", format={"prompt": "q", "answers": "a", "group": "q", "better": {"score": "s"}})
     assert isinstance(record, Preference)
     assert (text(record.chosen), [text(one) for one in record.rejected]) == ("y", ["x"])
+
+
+def test_each_rejected_answer_has_its_own_gap(tmp_path: Path) -> None:
+    """Its own, not that of the nearest one; the second of two equal answers is not there, and neither is what was said of it."""
+    format = {"prompt": "q", "answers": "a[*].t", "better": {"score": "a[*].s"}, "margin": "gap"}
+    answers = [{"t": t, "s": s} for t, s in (("low", 1), ("best", 9), ("mid", 4), (" low", 3), ("last", 0.5))]
+    (record,) = convert({"q": "?", "a": answers}, format)
+    assert isinstance(record, Preference)
+    assert ([text(one) for one in record.rejected], record.margins) == (["low", "mid", "last"], (8.0, 5.0, 8.5))
+    assert record.votes is None, "one judge's scores are no votes"
+
+
+@pytest.mark.parametrize(
+    ("better", "said", "expected"),
+    [
+        ({"winner": "w", "values": ["A", "B", "C"], "ties": ["same"]}, ["A", "A", "B", "same"], [(2.5, 1.5), (2.5, 0.5)]),
+        ({"ranking": "w", "names": ["A", "B", "C"]}, ["A>B>C", "B>A=C", "A>C", "A>B"], [(2.0, 1.0), (2.5, 0.5)]),
+    ],
+)
+def test_the_votes_of_several_judges_stay_with_the_record(better: dict[str, Any], said: list[str], expected: list[Any]) -> None:
+    """For each rejected answer: how many judges put the chosen one before it, and how many after; by hand. One judge alone is no vote."""
+    format = {"prompt": "q", "answers": ["a", "b", "c"], "better": better, "pairs": "best"}
+    row = {"q": "?", "a": "x", "b": "y", "c": "z"}
+    (record,) = convert({**row, "w": said}, format)
+    assert isinstance(record, Preference)
+    assert (text(record.chosen), record.votes) == ("x", tuple(expected))
+    (record,) = convert({**row, "w": said[:1]}, format)
+    assert isinstance(record, Preference)
+    assert record.votes is None
+
+
+def test_votes_are_counted_between_the_two_answers_that_were_compared(tmp_path: Path) -> None:
+    """x won against y once and lost once, and won twice against z: y and z were never compared, and nobody contradicts."""
+    rows = [
+        {"q": "?", "a": a, "b": b, "w": w} for a, b, w in (("x", "y", 0), ("y", "x", 0), ("x", "z", 0), ("z", "x", 1), ("x", "w", None))
+    ]
+    (record,) = read(tmp_path, rows, "preference", format={**ASKED, "prompt": "q", "group": "q", "better": {"winner": "w"}})
+    assert isinstance(record, Preference)
+    assert [text(one) for one in record.rejected] == ["y", "z"]
+    assert record.votes == ((1.0, 1.0), (2.0, 0.0))
 
 
 def test_labels_are_unpaired_or_compared(tmp_path: Path) -> None:

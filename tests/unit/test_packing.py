@@ -34,7 +34,7 @@ def numbered(shapes: list[tuple[int, list[list[bool]]]]) -> list[Tree]:
         return np.array([next(count) for _ in range(n)], dtype=np.int32)
 
     return [
-        Tree(f"tree-{t}", take(trunk), tuple(Branch(take(len(mask)), np.array(mask)) for mask in masks), margin=t / 4)
+        Tree(f"tree-{t}", take(trunk), tuple(Branch(take(len(mask)), np.array(mask), margin=t / 4 + s) for s, mask in enumerate(masks)))
         for t, (trunk, masks) in enumerate(shapes)
     ]
 
@@ -140,7 +140,7 @@ def test_branches_and_trees_are_numbered_consistently(trees: list[Tree], capacit
     for batch in batches:
         members = [trees[i] for i in batch.tree_index]
         assert batch.tree_ids == tuple(tree.id for tree in members)
-        assert batch.margins.tolist() == [tree.margin for tree in members]
+        assert batch.margins.tolist() == [branch.margin for tree in members for branch in tree.branches]
         assert batch.branch_tree.tolist() == [t for t, tree in enumerate(members) for _ in tree.branches]
         assert batch.branch_slot.tolist() == [slot for tree in members for slot in range(len(tree.branches))]
         assert batch.num_branches == sum(len(tree.branches) for tree in members)
@@ -183,7 +183,8 @@ def test_order_is_deterministic(trees: list[Tree], capacity: int, layout: Layout
     """The same trees give the same micro-batches; and which trees share one does not depend on ids, margins or contents."""
     first, again = (pack(trees, microbatch_tokens=capacity, layout=layout) for _ in range(2))
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
-    renamed = [replace(tree, id=f"z{len(trees) - t}", trunk=tree.trunk + 1, margin=9.0) for t, tree in enumerate(trees)]
+    moved = [replace(tree, branches=tuple(replace(branch, margin=9.0, share=0.5) for branch in tree.branches)) for tree in trees]
+    renamed = [replace(tree, id=f"z{len(trees) - t}", trunk=tree.trunk + 1) for t, tree in enumerate(moved)]
     other = pack(renamed, microbatch_tokens=capacity, layout=layout)
     assert [batch.tree_index for batch in other] == [batch.tree_index for batch in first]
 

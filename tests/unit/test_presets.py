@@ -86,7 +86,7 @@ def test_grouped_rows(tmp_path: Path) -> None:
     ]
     (record,) = read(tmp_path, rows, "preference")
     assert isinstance(record, Preference)
-    assert (last(record.chosen), [last(one) for one in record.rejected], record.margin) == ("good", ["bad"], 2.0)
+    assert (last(record.chosen), [last(one) for one in record.rejected], record.margins) == ("good", ["bad"], (2.0,))
 
 
 def test_a_tree_of_rows(tmp_path: Path) -> None:

@@ -16,14 +16,25 @@ from align.data.store import DamagedStore, TreeStore, write_store
 from align.data.trees import Branch, Tree
 
 
-def tree(name: str, trunk: list[int], *branches: list[tuple[int, bool]], margin: float = 0.0) -> Tree:
-    made = tuple(Branch(np.array([i for i, _ in b], np.int32), np.array([m for _, m in b], np.bool_)) for b in branches)
-    return Tree(name, np.array(trunk, np.int32), made, margin)
+def tree(name: str, trunk: list[int], *branches: list[tuple[int, bool]], marks: tuple[float, ...] = (0.0, 1.0)) -> Tree:
+    """``marks``: margin, share and grades of the first branch; those of the others are each one more."""
+    made = []
+    for b, tokens in enumerate(branches):
+        margin, share, *grades = (mark + b for mark in marks)
+        ids, mask = np.array([i for i, _ in tokens], np.int32), np.array([m for _, m in tokens], np.bool_)
+        made.append(Branch(ids, mask, margin, share, tuple(grades)))
+    return Tree(name, np.array(trunk, np.int32), tuple(made))
+
+
+def marks(branch: Branch) -> tuple[str, ...]:
+    """As text, in which NaN equals itself."""
+    return tuple(map(repr, (branch.margin, branch.share, *branch.grades)))
 
 
 def equal(one: Tree, other: Tree) -> bool:
     return (
-        (one.id, one.margin, len(one.branches)) == (other.id, other.margin, len(other.branches))
+        (one.id, len(one.branches)) == (other.id, len(other.branches))
+        and [marks(branch) for branch in one.branches] == [marks(branch) for branch in other.branches]
         and np.array_equal(one.trunk, other.trunk)
         and all(np.array_equal(a.ids, b.ids) and np.array_equal(a.mask, b.mask) for a, b in zip(one.branches, other.branches, strict=True))
     )
@@ -31,7 +42,7 @@ def equal(one: Tree, other: Tree) -> bool:
 
 TREES = [
     tree("a", [1, 2], [(3, True), (4, False), (5, True)]),
-    tree("很好", [7], [(8, True)], [(9, True), (10, True)], [(11, False)], margin=0.5),
+    tree("很好", [7], [(8, True)], [(9, True), (10, True)], [(11, False)], marks=(0.5, 0.25, float("nan"), 4.0)),
     tree("", [2**31 - 1, 0]),
 ]
 
@@ -67,11 +78,11 @@ def test_a_store_cannot_be_written_through_its_trees(store: TreeStore) -> None:
 IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
 BRANCH = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=5)
 ANY_TREE = st.builds(
-    lambda name, trunk, branches, margin: tree(name, trunk, *branches, margin=margin),
+    lambda name, trunk, branches, marks: tree(name, trunk, *branches, marks=tuple(marks)),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
     IDS,
     st.lists(BRANCH, max_size=4),
-    st.floats(allow_nan=False),
+    st.lists(st.floats(), min_size=2, max_size=5),
 )
 
 
@@ -93,7 +104,7 @@ def test_equal_content_has_an_equal_digest(tmp_path: Path) -> None:
     assert a == b != c
 
 
-@pytest.mark.parametrize("name", ["ids", "mask", "parts", "start", "names", "margin"])
+@pytest.mark.parametrize("name", ["ids", "mask", "parts", "start", "names", "marks", "mark"])
 def test_a_file_that_was_cut_short_is_noticed_at_opening(store: TreeStore, name: str) -> None:
     """O02 for the cache: a damaged store is not trained on."""
     path = store.folder / f"{name}.bin"
