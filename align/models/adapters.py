@@ -111,12 +111,10 @@ def lora_config(model: nn.Module, lora: Lora) -> LoraConfig:
 
 def add_value_adapter(model: PeftModel, config: LoraConfig) -> None:
     """Give a policy that has adapters one more, ``VALUE``, to train beside its own; the policy stays what it is."""
-    active = active_adapters(model)
     config.task_type = "FEATURE_EXTRACTION"  # as reward models have it: it is saved as one
     model.add_adapter(VALUE, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name or f".{VALUE}." in name)
-    activate(model, active)
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:

@@ -186,6 +186,19 @@ def test_the_other_ways(folder: Path, options: dict[str, Any]) -> None:
     assert "second model" not in text.getvalue()
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_the_change_is_that_of_the_policy_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, best: bool) -> None:
+    """The best, or the last: its numbers, its answers, and how far it is from the beginning. Here every evaluation is worse than the one
+    before, so that the best is what training began with."""
+    (folder / "my_scores.py").write_text("calls = []\ndef falls(answers):\n    calls.append(1)\n    return [-len(calls)] * len(answers)\n")
+    monkeypatch.syspath_prepend(folder)
+    train = {**PPO["train"], "eval_steps": 1, "load_best_model": best}
+    summary = run(reward={"function": "my_scores:falls"}, value_init="policy", iterations=1, train=train).summaries["ppo"]
+    fell = summary["eval_after"]["reward"] - summary["eval_before"]["reward"]
+    assert fell == 0 if best else fell < 0
+    assert summary["held_out_change"]["mean"] == pytest.approx(fell)
+
+
 def test_stopped_in_the_middle_and_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C69: the same command goes on inside the iteration, and ends with the bytes of a run that was never stopped."""
     whole = run().folder / "stages" / "ppo"

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from rich.live import Live
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -234,16 +233,16 @@ def test_one_process_says_that_the_run_continues(tmp_path: Path, rank: int) -> N
 
 
 def test_the_bar_is_closed_whatever_happens(tmp_path: Path) -> None:
-    """On a terminal its live display would otherwise go on over what is printed next."""
+    """On a terminal its live display would otherwise go on over what is printed next, and the cursor would stay hidden."""
     for fails in (False, True):
         run = trainer(tmp_path / str(fails), trees(16))
-        run.console = Console(file=io.StringIO(), force_terminal=True)
+        run.console = Console(file=(text := io.StringIO()), force_terminal=True)
         if fails:
             run.after_step = lambda metrics, run=run: _stop_after(run, 0)  # type: ignore[misc]
         with pytest.raises(_Stopped) if fails else nullcontext():
             run.fit()
-        with Live("next", console=run.console):  # rich refuses a second display on one console
-            pass
+        hidden, shown = "\x1b[?25l", "\x1b[?25h"
+        assert 0 <= text.getvalue().rfind(hidden) < text.getvalue().rfind(shown)
 
 
 class _Stopped(Exception):
@@ -274,6 +273,8 @@ def test_missing_optimizer_file_is_never_accepted(tmp_path: Path) -> None:
     (root / "step-00000004" / "optimizer.safetensors").unlink()
     with pytest.raises(InputError, match=r"optimizer\.safetensors: missing"):
         trainer(tmp_path, trees(40), epochs=2).fit()
+    with pytest.raises(InputError, match=r"rng-1\.safetensors: checkpoint has no such state; remove the checkpoint"):
+        found.tensors("rng-1")
 
 
 def test_optimizer_missing_from_files_and_manifest(tmp_path: Path) -> None:
@@ -412,6 +413,8 @@ def test_best_and_early_stopping(tmp_path: Path) -> None:
     progress = run.fit()
     evals = {row["step"]: row["eval/loss"] for row in log(tmp_path) if "eval/loss" in row}
     assert progress.step < run.total_steps
+    first_best = min(evals, key=lambda step: (evals[step], step))
+    assert len([step for step in evals if step > first_best]) == 2, "as soon as the patience is over"
     assert list(evals.values())[-1] >= min(evals.values()) and evals[0] == pytest.approx(untrained)
     assert progress.best_loss == min(evals.values())
     assert run.evaluate()["loss"] == pytest.approx(progress.best_loss, abs=1e-6)
@@ -426,6 +429,8 @@ def test_learning_rate_shape() -> None:
     assert rates[2] == 2.0
     assert rates[10] == pytest.approx(0.2)
     assert rates[6] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    part = Train(learning_rate=3.0, warmup_ratio=0.25, lr_scheduler_type="constant")  # 2.5 of 10 steps: three
+    assert [learning_rate(part, s, 10) for s in range(4)] == [1.0, 2.0, 3.0, 3.0]
     cosine = Train(learning_rate=2.0, warmup_ratio=0.0, lr_scheduler_type="cosine")
     assert learning_rate(cosine, 5, 10) == pytest.approx(1.0)
     assert learning_rate(cosine, 10, 10) == pytest.approx(0.0)
@@ -533,6 +538,19 @@ def test_another_number_of_processes_cannot_resume(tmp_path: Path) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"checkpoints/step-\d+: was saved by 2 processes, this run has 1; use the same --nproc"):
         trainer(tmp_path, trees(40), epochs=2).fit()
+
+
+def test_a_micro_batch_is_computed_where_its_process_computes(tmp_path: Path) -> None:
+    """Not where it was packed. The meta device stands in for a GPU."""
+
+    class Elsewhere(Ranks):
+        device = torch.device("meta")
+
+    run = trainer(tmp_path, trees(8), group=Elsewhere())
+    seen: list[Batch] = []
+    run.loss = lambda batch: seen.append(batch) or LossOutput({})  # type: ignore[method-assign, func-returns-value]
+    run.forward_backward(run.loader.step(0)[0], {})
+    assert [batch.input_ids.device.type for batch in seen] == ["meta"]
 
 
 def test_freed_memory_is_kept_where_it_is_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,3 +232,9 @@ def test_a_whole_value_model_shares_nothing_with_its_policy() -> None:
     value = dict(models.value.backbone.named_parameters())
     for name, parameter in models.policy.base_model.named_parameters():
         assert torch.equal(value[name], parameter), name
+
+
+def test_a_policy_alone_has_no_value_model_to_save(tmp_path: Path) -> None:
+    policy: Any = tiny("llama")
+    with pytest.raises(ValueError, match="there is no value model"):
+        ActorCritic(policy, None).save_value(None, tmp_path, base=Model(path="model"), scores=STATS, layout="tree")  # type: ignore[arg-type]

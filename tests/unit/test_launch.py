@@ -95,6 +95,26 @@ def test_alone_there_is_nobody_to_ask() -> None:
     assert parameter.grad is None and group.gather(7) == [7] and group.broadcast_object(7) == 7 and group.first
 
 
+def test_every_process_takes_the_gpu_of_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its number on this machine, and the group knows how to talk between GPUs; without GPUs it does not ask for them."""
+    began, taken = [], []
+    monkeypatch.setattr(launch, "_ranks", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", began.append)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 6)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    for gpus in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(launch, "_ranks", None)
+        group = launch.ranks()
+        assert group == launch.ranks() == launch.Ranks(6, 8)
+        assert group.device == (torch.device("cuda", 2) if gpus else torch.device("cpu"))
+    assert began == ["cpu:gloo,cuda:nccl", "gloo"] and taken == [torch.device("cuda", 2)]
+
+
 def test_those_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the others' time is over."""
     wait = launch._wait

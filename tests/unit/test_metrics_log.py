@@ -47,7 +47,7 @@ def test_time_left_is_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.rpartition("tokens/s  ")[2] for line in text] == ["16 s left", "30 s left", "20 s left"]
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0.01, [100, 200, 300]), (7.0, [5, 10, 15, 20]), (45.0, [1, 2, 3])])
+@pytest.mark.parametrize(("seconds", "shown"), [(0.01, [100, 200, 300]), (6.0, [5, 10, 15]), (7.0, [5, 10, 15, 20]), (45.0, [1, 2, 3])])
 def test_without_a_terminal_nobody_waits_long_for_a_line(monkeypatch: pytest.MonkeyPatch, seconds: float, shown: list[int]) -> None:
     """Of 1,000 steps a line comes every 100, or every half minute."""
     text = lines(monkeypatch, total=1000, seconds=seconds, steps=shown[-1])

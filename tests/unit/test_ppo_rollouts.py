@@ -26,7 +26,7 @@ from align.stages.ppo_making import TokenNumbers, valued
 from align.stages.ppo_report import change_of, samples_of
 from align.stages.ppo_rollouts import Clock, Rollouts, Sample, parquet, read_parquet, reference_baselines
 from align.training.launch import Ranks
-from tests.rollouts import ENCODER, STOP, ByRule, ends_early, prompts, stage, trainer
+from tests.rollouts import ENCODER, STOP, ByRule, ends_early, policy, prompts, stage, trainer
 from tests.tiny import tiny
 from tests.tokenizers import glm4, llama3
 
@@ -106,6 +106,16 @@ def test_an_empty_answer_and_a_score_that_is_none_stop_the_run() -> None:
         sampled([])
     with pytest.raises(InputError, match="the scorer rule gave nan"):
         rollouts(Says([7]), lambda answer: float("nan")).sample(prompts(1), Sampling(4), 0)
+
+
+def test_one_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
+    """A log-prob of one token is enough: the others, of the same answer and of others, are numbers."""
+    spec = stage(samples_per_prompt=2)
+    net: Any = policy(spec, tie_word_embeddings=False)
+    with torch.no_grad():
+        net.get_input_embeddings().weight[200] = float("nan")
+    with pytest.raises(TrainingFault, match="log-probs or values of the sampled answers are not finite"):
+        trainer(tmp_path, spec, net=net, engine=Says([7, 200, STOP], [7, STOP]), proved=False, data=prompts(4, length=3)).fit()
 
 
 # What an unfinished answer costs
