@@ -155,6 +155,11 @@ class TreeStore:
         size = len(found) // max(branches, 1)
         return [found[b * size : (b + 1) * size] for b in range(branches)]
 
+    def marks(self, grades: int = 0) -> npt.NDArray[np.float64]:
+        """Margin, share and ``grades`` grades of every branch of every tree, float64 [branches, 2 + grades]."""
+        found: npt.NDArray[np.float64] = self._arrays["marks"].reshape(-1, 2 + grades)
+        return found
+
     def verify(self) -> None:
         """Compare every byte with what was written. Raises :class:`DamagedStore`."""
         for name, entry in self._meta["files"].items():

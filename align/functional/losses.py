@@ -32,13 +32,16 @@ def sequence_nll(logprobs: Tensor, branch: Tensor, num_branches: int) -> Tensor:
 # with log-probs summed over a completion's tokens, or averaged over them where the function says so.
 
 
-def dpo_sigmoid(margins: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo_sigmoid(margins: Tensor, beta: float, label_smoothing: float | Tensor = 0.0, offsets: Tensor | None = None) -> Tensor:
     """DPO: ``-log sigmoid(beta * margin)`` -> [P] (https://arxiv.org/abs/2305.18290, eq. 7).
 
     ``label_smoothing`` is the share of pairs assumed to be labelled the wrong way round: the conservative DPO of
-    https://ericmitchell.ai/cdpo.pdf, eq. 3. At margin 0 the loss is ln 2 for any smoothing.
+    https://ericmitchell.ai/cdpo.pdf, eq. 3; or, of each pair [P], the share of its judges who say so. At margin 0 the loss is ln 2 for any
+    smoothing. ``offsets`` [P] are by how much the rewards of each pair have to differ: ``-log sigmoid(beta * margin - offset)``, DPO with
+    an offset (https://arxiv.org/abs/2402.10571).
     """
-    return -(1 - label_smoothing) * logsigmoid(beta * margins) - label_smoothing * logsigmoid(-beta * margins)
+    rewards = beta * margins if offsets is None else beta * margins - offsets
+    return -(1 - label_smoothing) * logsigmoid(rewards) - label_smoothing * logsigmoid(-rewards)
 
 
 def dpo_hinge(margins: Tensor, beta: float) -> Tensor:
@@ -75,14 +78,19 @@ def kto_pair(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float, chosen
 # Of the scores of a chosen and a rejected answer, pair by pair [P].
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor | None = None) -> Tensor:
+def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
     """Ranking loss of a reward model: ``-log sigmoid(chosen - rejected - margin)`` -> [P]. At equal scores, without a margin: ln 2.
 
     Bradley and Terry's model of comparisons as in https://arxiv.org/abs/2203.02155, eq. 1; ``margins`` (how much better the chosen answer
     is, in units of the score) as in https://arxiv.org/abs/2307.09288, eq. 2: the scores have to differ by that much more.
+
+    ``shares`` [P] of the judges who found the chosen answer better are the probabilities that the scores are fitted to, instead of 1: the
+    cross-entropy ``-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`` with ``d = chosen - rejected - margin``.
     """
     difference = chosen - rejected
-    return -logsigmoid(difference if margins is None else difference - margins)
+    if margins is not None:
+        difference = difference - margins
+    return -logsigmoid(difference) if shares is None else -shares * logsigmoid(difference) - (1 - shares) * logsigmoid(-difference)
 
 
 def score_l2(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -39,6 +39,9 @@ class RewardStage(Stage):
     """Held-out preferences: accuracy, calibration and length bias are reported, beside what length and words alone can predict."""
     l2: float = Field(default=1e-3, ge=0)
     """Weight of the squared scores of both answers (https://arxiv.org/abs/2404.00934): holds scores near 0, as ranking alone does not."""
+    soft_labels: bool = False
+    """Where several judges compared the answers, the share of votes for the chosen one is what its probability is fitted to, instead of 1:
+    `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)` with `d = chosen - rejected - margin`."""
     length_balance: bool = False
     """Train on as many pairs whose longer answer wins as pairs whose shorter answer wins, for every range of the difference in length; what
     is left out is drawn anew each epoch, and counted (2404.00934)."""

@@ -57,6 +57,8 @@ class DpoStage(Stage):
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
         Needs("label_smoothing", lambda stage: stage.loss == "sigmoid", "with loss: {loss}; it belongs to sigmoid"),
+        Needs("soft_labels", lambda stage: not stage.label_smoothing, "with label_smoothing: one of the two says how sure a label is"),
+        Needs("offset soft_labels", lambda stage: stage.loss == "sigmoid", "with loss: {loss}; it belongs to sigmoid", zero_is_none=True),
         Needs("gamma", lambda stage: stage.loss == "simpo", "with loss: {loss}; it belongs to simpo"),
     )
 
@@ -76,6 +78,12 @@ class DpoStage(Stage):
     """How strongly the policy is held to the reference (smaller: it may move further); for `simpo` the scale of its reward, about 2."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
     """Only for `sigmoid`: share of pairs assumed to be labelled the wrong way round."""
+    offset: float = Field(default=0.0, ge=0)
+    """Only for `sigmoid`: weight of the margins of the data. The rewards of a pair have to differ by `offset` times its margin (DPO with
+    an offset, https://arxiv.org/abs/2402.10571): `-log sigmoid(beta * difference - offset * margin)`. With 0 margins do nothing."""
+    soft_labels: bool = False
+    """Only for `sigmoid`: where several judges compared the answers, the share of votes for the chosen one is what its probability is
+    fitted to, instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`, with `d` as above."""
     gamma: float | None = Field(default=None, ge=0)
     """Only for `simpo`: target margin, in units of its reward; 1 when absent."""
     sft_weight: float = Field(default=0.0, ge=0)

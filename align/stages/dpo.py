@@ -131,7 +131,8 @@ class DpoTrainer(Trainer):
         margins = ratios[pairs.chosen] - ratios[pairs.rejected]
         match spec.loss:
             case "sigmoid":
-                return losses.dpo_sigmoid(margins, spec.beta, spec.label_smoothing or 0.0)
+                offsets = spec.offset * batch.margins[pairs.rejected] if spec.offset else None
+                return losses.dpo_sigmoid(margins, spec.beta, self._mistaken(batch, pairs), offsets)
             case "hinge":
                 return losses.dpo_hinge(margins, spec.beta)
             case "ipo":
@@ -142,6 +143,12 @@ class DpoTrainer(Trainer):
                 return losses.simpo(means[pairs.chosen] - means[pairs.rejected], spec.beta, 1.0 if spec.gamma is None else spec.gamma)
             case "kto_pair":
                 return losses.kto_pair(ratios[pairs.chosen], ratios[pairs.rejected], spec.beta, *self.kl)
+
+    def _mistaken(self, batch: Batch, pairs: Pairs) -> float | Tensor:
+        """How likely the labels are the wrong way round: of all pairs, or of each, [P]."""
+        if self.spec.soft_labels and batch.shares is not None:
+            return 1 - batch.shares[pairs.rejected]
+        return self.spec.label_smoothing or 0.0
 
     @torch.no_grad()
     def _reference_points(self, micro_batches: Sequence[Batch], *, held_out: bool) -> tuple[float, float]:

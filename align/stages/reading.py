@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from align.batching.loader import StepPlan, plan_steps
 from align.data.balance import BalancedTrees
 from align.data.datasets import load_trees
@@ -16,6 +18,7 @@ from align.data.mixture import read_records
 from align.data.report import DataReport
 from align.data.store import TreeStore
 from align.data.trees import Tree
+from align.errors import InputError, Problem
 from align.recipe.schema import Data, DpoStage, RewardStage, SftStage, Train
 
 
@@ -29,6 +32,8 @@ class StageData:
     """What steps are made of: the trees, or those of them (and of their answers) that each epoch draws."""
     held_out: TreeStore | None
     held_out_report: DataReport | None
+    marks: str | None = None
+    """For people: the margins that the loss uses."""
 
     def plan(self, train: Train, seed: int) -> StepPlan:
         """The steps that a stage will take."""
@@ -54,7 +59,8 @@ class StageData:
     def lines(self) -> list[str]:
         """For people: what was read, and what was left out and why."""
         held_out = self.held_out_report.lines() if self.held_out_report else []
-        return [*self.report.lines(), *(f"held out: {line}" for line in held_out)]
+        marks = [self.marks] if self.marks else []
+        return [*self.report.lines(), *marks, *(f"held out: {line}" for line in held_out)]
 
 
 def _digest(tree: Tree) -> bytes:
@@ -84,7 +90,27 @@ def read_data(
     examples: TreeStore | BalancedTrees = trees
     if isinstance(spec, RewardStage) and spec.length_balance:
         examples = BalancedTrees(trees, seed=seed, epochs=spec.train.epochs)
-    return StageData(trees, report, examples, held_out, held_out_report)
+    return StageData(trees, report, examples, held_out, held_out_report, _marks(spec, trees))
+
+
+def _marks(spec: SftStage | RewardStage | DpoStage, trees: TreeStore) -> str | None:
+    """What the loss uses of the pairs' margins, in words. Raises InputError for a key that the data give nothing to work with."""
+    if isinstance(spec, SftStage):
+        return None
+    margins, shares = trees.marks().T
+    paths = ", ".join(source.path for source in spec.data)
+    if spec.soft_labels and (shares == 1).all():
+        hint = "remove it; votes come from a `better` with several judges, or from the column `votes`"
+        raise InputError(Problem("has no effect: no judges disagree in these data", file=paths, key="soft_labels", hint=hint))
+    offset = spec.offset if isinstance(spec, DpoStage) else 1.0
+    margins = margins[margins != 0]
+    if isinstance(spec, DpoStage) and offset and not len(margins):
+        hint = "remove it; `margin: gap` in `format` takes margins from the answers' scores, a column `margin` has its own"
+        raise InputError(Problem("has no effect: no pair of these data has a margin", file=paths, key="offset", hint=hint))
+    if not offset or not len(margins):
+        return None
+    low, middle, high = (float(number) for number in np.quantile(margins, (0, 0.5, 1)))
+    return f"margins of {len(margins):,} pairs: {low:.4g} to {high:.4g}, median {middle:.4g}"
 
 
 def _filters(spec: RewardStage, resolve: Callable[[str], Path | str], seed: int) -> tuple[Any, Any]:

@@ -1,8 +1,9 @@
 """``kind: reward``: preferences in, a reward model out, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934).
 
 The score of an answer is read at the token that ends it, so that "finished" is visible. The loss is Bradley and Terry's on each (chosen,
-rejected) pair, with the margins of the data, plus an L2 term on both scores; as everywhere, a prompt's loss is the mean over its rejected
-answers and the step's is the mean over its prompts. The paper gives neither the weight of the L2 term nor its buckets of length.
+rejected) pair, with the margins of the data (and, if asked, the share of votes), plus an L2 term on both scores; as everywhere, a prompt's
+loss is the mean over its rejected answers and the step's is the mean over its prompts. The paper gives neither the weight of the L2 term
+nor its buckets of length.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class RewardTrainer(Trainer):
         pairs = Pairs.of(batch)
         chosen, rejected = scores[pairs.chosen], scores[pairs.rejected]
         per_prompt = partial(segment_mean, segment=pairs.tree, num_segments=len(batch.tree_ids))
-        terms = {"ranking": per_prompt(losses.bradley_terry(chosen, rejected, batch.margins[pairs.rejected])).sum()}
+        shares = batch.shares[pairs.rejected] if self.spec.soft_labels and batch.shares is not None else None
+        terms = {"ranking": per_prompt(losses.bradley_terry(chosen, rejected, batch.margins[pairs.rejected], shares)).sum()}
         if self.spec.l2:
             terms["l2"] = per_prompt(losses.score_l2(chosen, rejected)).sum()
         margin = (chosen - rejected).detach()

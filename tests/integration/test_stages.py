@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 
 from align.batching.tree import build
 from align.data.trees import Branch, Tree
+from align.errors import InputError
 from align.models.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
+from align.pipeline.preflight import require
 from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
-from align.recipe.load import load_recipe
+from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import Model
 from align.report.changes import Estimate
 from align.stages import dpo as dpo_stage
@@ -52,11 +54,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(stages: dict[str, Any], text: io.StringIO | None = None, model: str = "model") -> RunResult:
+def load(stages: dict[str, Any], model: str = "model") -> LoadedRecipe:
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": f"./{model}", "stages": stages}, sort_keys=False))
-    result = run_recipe(
-        load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=120), selection=Selection(replace=True)
-    )
+    return load_recipe("recipe.yaml")
+
+
+def run(stages: dict[str, Any], text: io.StringIO | None = None, model: str = "model") -> RunResult:
+    result = run_recipe(load(stages, model), console=Console(file=text or io.StringIO(), width=120), selection=Selection(replace=True))
     every_file_is_explained(result.folder)
     return result
 
@@ -147,6 +151,23 @@ def test_rows_that_cannot_be_preferred_are_counted(folder: Path) -> None:
     rejects = [json.loads(line) for line in (result.folder / "stages" / "dpo" / "rejects.jsonl").read_text().splitlines()]
     assert sorted(row["line"] for row in rejects) == [5, 6, 7]
     assert "4 preferences" in text.getvalue()
+
+
+def test_margins_and_votes_are_used_where_a_recipe_asks(folder: Path) -> None:
+    """The run says what margins it uses. A key for which the data have nothing is refused before anything runs, with the files' name."""
+    rows = [json.loads(line) for line in (folder / "mine.jsonl").read_text().splitlines()]
+    said = [{"margin": 1, "votes": {"chosen": 2, "rejected": 1}}, {"margin": [0.5, 4]}, {"margin": 2}, {}]
+    (folder / "said.jsonl").write_text("".join(json.dumps({**row, **more}) + "\n" for row, more in zip(rows, said, strict=True)))
+    text = io.StringIO()
+    summary = run({"dpo": dpo(data="said.jsonl", eval_data="said.jsonl", offset=1.0, soft_labels=True)}, text).summaries["dpo"]
+    assert "margins of 4 pairs: 0.5 to 4, median 1.5" in text.getvalue()
+    assert summary["eval_before"]["loss"] > math.log(2) + 0.1, "no reward differs yet, and all have to"
+    for key, value, what in (
+        ("offset", 1.0, "no pair of these data has a margin"),
+        ("soft_labels", True, "no judges disagree in these data"),
+    ):
+        with pytest.raises(InputError, match=f"mine.jsonl {key}: has no effect: {what}"):
+            require(load({"sft": sft(), "dpo": dpo(**{key: value})}), folder / "runs", nproc=1, selection=Selection())
 
 
 def test_kto_and_simpo_run_as_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

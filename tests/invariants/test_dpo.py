@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from align.training.trainer import autocast
 from tests.tiny import tiny
 
 VOCAB = 97
+MARKED = {"offset": 0.6, "soft_labels": True, "label_smoothing": None}
+"""Options of `sigmoid` that use what the data say of each pair."""
 LOSSES = {"sigmoid": {"label_smoothing": 0.1}, "ipo": {}, "hinge": {}, "kto_pair": {}, "simpo": {"beta": 2.0, "gamma": 0.7}}
 
 
@@ -131,13 +134,15 @@ def expected_loss(net: nn.Module, ref: nn.Module, data: list[Tree], spec: DpoSta
     kl_chosen = max(0.0, float(np.mean([float(r[0].detach()) for r in ratio])))
     kl_rejected = max(0.0, float(np.mean([float(x.detach()) for r in ratio for x in r[1:]])))
     prompts = []
-    for r, m, o in zip(ratio, mean, own, strict=True):
+    for tree, r, m, o in zip(data, ratio, mean, own, strict=True):
         pairs = []
         for k in range(1, len(r)):
-            d = r[0] - r[k]
+            d = r[0] - r[k] - spec.offset * tree.branches[k].margin / beta
+            if spec.soft_labels:
+                e = 1 - tree.branches[k].share
             pairs.append(
                 {
-                    "sigmoid": lambda d=d: -(1 - e) * log_sigmoid(beta * d) - e * log_sigmoid(-beta * d),
+                    "sigmoid": lambda d=d, e=e: -(1 - e) * log_sigmoid(beta * d) - e * log_sigmoid(-beta * d),
                     "hinge": lambda d=d: torch.clamp(1 - beta * d, min=0),
                     "ipo": lambda m=m, k=k: (m[0] - m[k] - 1 / (2 * beta)) ** 2,
                     "simpo": lambda o=o, k=k: -log_sigmoid(beta * (o[0] - o[k]) - (spec.gamma or 0.0)),
@@ -176,6 +181,50 @@ def test_step_equals_the_formula(tmp_path: Path, loss: str, layout: str) -> None
         torch.testing.assert_close(
             gradients[name].double() / scale, parameter.grad / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def marked(data: list[Tree], seed: int = 3) -> list[Tree]:
+    """With a margin and a share of votes for every rejected answer, all different."""
+    rng = np.random.default_rng(seed)
+
+    def own(branch: Branch) -> Branch:
+        return replace(branch, margin=float(rng.uniform(0.2, 3)), share=float(rng.random()))
+
+    return [replace(tree, branches=(tree.branches[0], *map(own, tree.branches[1:]))) for tree in data]
+
+
+@pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
+@pytest.mark.parametrize("options", [MARKED, {**MARKED, "offset": 0.0}, {"offset": 0.6}], ids=["both", "votes", "offset"])
+def test_a_step_with_offsets_and_votes_equals_the_formula(tmp_path: Path, options: dict[str, Any], layout: str) -> None:
+    """Each pair has its own offset and share of votes, in every layout: loss and every gradient of a step, in fp64."""
+    data = marked(preferences(6))
+    start, policy = tiny("llama"), moved(tiny("llama"))
+    spec = stage("sigmoid", train={"layout": layout, "microbatch_tokens": 40}, **options)
+    metrics, gradients = first_step(trainer(tmp_path, data, spec, policy, reference(start, data, spec, tmp_path / "ref")))
+    exact = tiny("llama").double()
+    exact.load_state_dict(policy.state_dict())
+    expected = expected_loss(exact, start.double(), data, spec)
+    expected.backward()
+    assert metrics["loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
+    for name, parameter in exact.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(gradients[name].double(), parameter.grad, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_margins_and_votes_do_nothing_unless_asked(tmp_path: Path) -> None:
+    """The same step to the last bit with and without them in the data; and where no judge contradicts, the votes change nothing."""
+    plain, spec = preferences(6), stage("sigmoid", label_smoothing=None)
+    agreed = [replace(tree, branches=tuple(replace(b, share=1.0) for b in tree.branches)) for tree in marked(plain)]
+    found = []
+    for i, (data, own) in enumerate(
+        ((plain, spec), (marked(plain), spec), (agreed, stage("sigmoid", label_smoothing=None, soft_labels=True)))
+    ):
+        policy = moved(tiny("llama"))
+        ref = reference(tiny("llama"), plain, spec, tmp_path / f"ref{i}")
+        found.append(first_step(trainer(tmp_path / str(i), data, own, policy, ref)))
+    for metrics, gradients in found[1:]:
+        assert metrics["loss"] == found[0][0]["loss"]
+        assert all(torch.equal(gradients[name], gradient) for name, gradient in found[0][1].items())
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "lora after lora", "changed in memory"])

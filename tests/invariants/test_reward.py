@@ -33,6 +33,11 @@ def with_margins(data: list[Tree]) -> list[Tree]:
     return [marked(t, margin=[0.25 * ((i + b) % 4) for b in range(len(t.branches))]) for i, t in enumerate(data)]
 
 
+def with_votes(data: list[Tree]) -> list[Tree]:
+    """Another share of votes for each rejected answer, some of them below a half."""
+    return [marked(t, share=[1.0, *(((i + b) % 5) / 4 for b in range(len(t.branches) - 1))]) for i, t in enumerate(data)]
+
+
 def marked(tree: Tree, **marks: Sequence[Any]) -> Tree:
     """With margins, shares or grades, one for each branch."""
     of_branch = [dict(zip(marks, values, strict=True)) for values in zip(*marks.values(), strict=True)]
@@ -80,15 +85,15 @@ def path_score(net: Any, tree: Tree, b: int) -> torch.Tensor:
 
 
 def expected_loss(net: nn.Module, data: list[Tree], l2: float) -> torch.Tensor:
-    """mean over prompts of mean over pairs of -log sigmoid(r_w - r_l - margin) + l2 (r_w^2 + r_l^2)."""
+    """mean over prompts of mean over pairs of the cross-entropy of d = r_w - r_l - margin to the share of votes + l2 (r_w^2 + r_l^2)."""
     prompts = []
     for tree in data:
         scores = [path_score(net, tree, b) for b in range(len(tree.branches))]
-        margins = [branch.margin for branch in tree.branches[1:]]
-        pairs = [
-            torch.log1p(torch.exp(-(scores[0] - s - margin))) + l2 * (scores[0] ** 2 + s**2)
-            for s, margin in zip(scores[1:], margins, strict=True)
-        ]
+        pairs = []
+        for s, said in zip(scores[1:], tree.branches[1:], strict=True):
+            d = scores[0] - s - said.margin
+            ranking = said.share * torch.log1p(torch.exp(-d)) + (1 - said.share) * torch.log1p(torch.exp(d))
+            pairs.append(ranking + l2 * (scores[0] ** 2 + s**2))
         prompts.append(torch.stack(pairs).mean())
     return torch.stack(prompts).mean()
 
@@ -120,12 +125,16 @@ def test_l2_is_on_both_scores() -> None:
 
 
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
-@pytest.mark.parametrize("family", ["llama", "glm4"])
-def test_step_equals_the_formula(tmp_path: Path, family: str, layout: str) -> None:
-    """C06, C29, C20: with one, two and four rejected answers, margins and l2, cut into many micro-batches: loss and every gradient."""
+@pytest.mark.parametrize(("family", "votes"), [("llama", False), ("glm4", False), ("llama", True)])
+def test_step_equals_the_formula(tmp_path: Path, family: str, votes: bool, layout: str) -> None:
+    """C06, C29, C20: with one, two and four rejected answers, margins, votes and l2, cut into many micro-batches: loss and every
+    gradient."""
     data = with_margins(preferences(6))
+    if votes:
+        data = with_votes(data)
     net = scalar(family)
-    metrics, gradients = first_step(trainer(tmp_path, data, stage(train={"layout": layout, "microbatch_tokens": 40}), net))
+    spec = stage(train={"layout": layout, "microbatch_tokens": 40}, soft_labels=votes)
+    metrics, gradients = first_step(trainer(tmp_path, data, spec, net))
     exact = scalar(family).double()
     exact.load_state_dict(net.state_dict())
     expected = expected_loss(exact, data, 0.05)

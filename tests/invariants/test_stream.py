@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from align.models.adapters import add_lora
 from align.models.forward import batch_logprobs
 from align.models.stream import Stream, split
 from align.recipe.schema import Lora
-from tests.invariants.test_dpo import LOSSES, first_step, moved, preferences, reference, stage, trainer
+from tests.invariants.test_dpo import LOSSES, MARKED, first_step, marked, moved, preferences, reference, stage, trainer
 from tests.tiny import FAMILIES, tiny
 
 
@@ -26,11 +28,16 @@ def cut_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def step(
-    folder: Path, net: nn.Module, microbatch_tokens: int, loss: str = "sigmoid", **train: Any
+    folder: Path,
+    net: nn.Module,
+    microbatch_tokens: int,
+    loss: str = "sigmoid",
+    options: Mapping[str, Any] = MappingProxyType({}),
+    **train: Any,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The first step on prompts with one, three and six rejected answers, the policy away from its reference."""
-    data = preferences(6, rejected=(1, 3, 6))
-    spec = stage(loss, sft_weight=0.3, train={"microbatch_tokens": microbatch_tokens, **train})
+    data = marked(preferences(6, rejected=(1, 3, 6)))
+    spec = stage(loss, sft_weight=0.3, train={"microbatch_tokens": microbatch_tokens, **train}, **options)
     ref = None if loss == "simpo" else reference(tiny("llama"), data, spec, folder / f"r{microbatch_tokens}", key=loss)
     return first_step(trainer(folder / str(microbatch_tokens), data, spec, net, ref))
 
@@ -53,6 +60,13 @@ def test_groups_of_answers_give_the_whole_trees_step(tmp_path: Path, loss: str, 
         monkeypatch.setattr("align.stages.dpo.Stream", lambda *a, s=streamed: s.append(1) or Stream(*a))
         require_equal(whole, step(tmp_path, moved(tiny("llama")), tokens, loss))
         assert len(streamed) >= 2
+
+
+def test_groups_of_answers_keep_their_offsets_and_votes(tmp_path: Path) -> None:
+    """A margin and a share of votes for each rejected answer, which are in groups of their own."""
+    whole = step(tmp_path, moved(tiny("llama")), 10_000, options=MARKED)
+    require_equal(whole, step(tmp_path, moved(tiny("llama")), 4, options=MARKED))
+    require_equal(whole, step(tmp_path, moved(tiny("llama")), 40, options=MARKED))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -43,6 +43,47 @@ def test_sigmoid(beta: float, smoothing: float) -> None:
     )
 
 
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.5, 0.25, 0.0])
+@pytest.mark.parametrize("offset", [0.0, 0.4, 2.5])
+def test_sigmoid_with_an_offset_and_a_share_of_votes(share: float, offset: float) -> None:
+    """The rewards have to differ by the offset, and the probability of the chosen answer is fitted to the share of votes: where
+    sigmoid(beta m - offset) is the share, nothing pulls."""
+    full = [torch.full((len(MARGINS),), value, dtype=torch.float64) for value in (1 - share, offset)]
+    check(
+        lambda m: losses.dpo_sigmoid(m, 0.3, *full),
+        lambda m: -share * log_sigmoid(0.3 * m - offset) - (1 - share) * log_sigmoid(-(0.3 * m - offset)),
+    )
+    if 0 < share < 1:
+        at = torch.tensor([(offset + math.log(share / (1 - share))) / 0.3], dtype=torch.float64, requires_grad=True)
+        losses.dpo_sigmoid(at, 0.3, full[0][:1], full[1][:1]).sum().backward()
+        assert at.grad is not None and float(at.grad) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.5, 0.25, 0.0])
+@pytest.mark.parametrize("margin", [0.0, 0.4, 2.5])
+def test_ranking_with_margins_and_shares_of_votes(share: float, margin: float) -> None:
+    """As above, of a reward model's scores."""
+    shares, margins = (torch.full((len(MARGINS),), value, dtype=torch.float64) for value in (share, margin))
+    check(
+        lambda m: losses.bradley_terry(m, torch.full_like(m, 0.5), margins, shares),
+        lambda m: -share * log_sigmoid(m - 0.5 - margin) - (1 - share) * log_sigmoid(-(m - 0.5 - margin)),
+    )
+
+
+def test_undisputed_votes_and_no_offset_are_the_plain_losses() -> None:
+    """Values and gradients, to the last bit."""
+    for plain, other in (
+        (lambda m: losses.dpo_sigmoid(m, 0.3), lambda m: losses.dpo_sigmoid(m, 0.3, torch.zeros_like(m), torch.zeros_like(m))),
+        (lambda m: losses.bradley_terry(m, -m), lambda m: losses.bradley_terry(m, -m, torch.zeros_like(m), torch.ones_like(m))),
+    ):
+        at = [torch.tensor(MARGINS, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        values = [loss(m) for loss, m in zip((plain, other), at, strict=True)]
+        assert torch.equal(*values)
+        for value in values:
+            value.sum().backward()
+        assert at[0].grad is not None and at[1].grad is not None and torch.equal(at[0].grad, at[1].grad)
+
+
 def test_sigmoid_starts_at_ln_2() -> None:
     """C36: no margin, ln 2, whatever the smoothing."""
     for smoothing in (0.0, 0.2):

@@ -59,6 +59,8 @@ CASES: dict[tuple[str, str], Case] = {
         for name, stage in (("SftStage", SFT), ("DpoStage", DPO), ("RewardStage", REWARD))
     },
     ("DpoStage", "label_smoothing"): (DPO, {"loss": "ipo", "label_smoothing": 0.1}, {"loss": "sigmoid"}),
+    ("DpoStage", "soft_labels"): (DPO, {"soft_labels": True, "label_smoothing": 0.1}, {"label_smoothing": None}),
+    ("DpoStage", "offset soft_labels"): (DPO, {"loss": "ipo", "offset": 0.1, "soft_labels": True}, {"loss": "sigmoid"}),
     ("DpoStage", "gamma"): (DPO, {"loss": "ipo", "gamma": 0.1}, {"loss": "simpo"}),
     ("PpoStage", "gamma lam value_init value_model value_learning_rate value_clip whiten_rewards health.explained_variance"): (
         RLOO,
