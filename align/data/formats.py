@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from align.data import foreign
 from align.data.better import spelled
@@ -28,15 +28,18 @@ from align.data.detect import detect as detect
 from align.data.dialogue import speaker
 from align.data.forms import record_of, verdict
 from align.data.grouped import by_key, by_parent
+from align.data.labelled import REMARK, key_of_prompt, paired
 from align.data.mapped import MappedRows
 from align.data.own_format import call
 from align.data.personal import impersonal
 from align.data.places import find, text_at
 from align.data.readers import Row
-from align.data.records import Conversation, Graded, Origin, Preference, Prompt, Record, Unpaired
+from align.data.records import Origin, Record, Unpaired
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
 from align.data.strict_json import as_json
+from align.data.wanted import Want as Want
+from align.data.wanted import narrow as narrow
 from align.data.words import MEDIA, line_to_write, nearest_presets, yaml_line
 from align.errors import InputError, Problem
 from align.recipe.mapping import RowMapping
@@ -44,22 +47,11 @@ from align.recipe.presets import PRESETS
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
 
-Want = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
-"""The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
-
 FIELDS_LIMIT = 16_384
 """Characters of JSON that a record keeps of its row's other columns, in their order. A column that does not fit is left out whole."""
 
 _IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid", "conversation_hash")
 _FORM_KEYS = frozenset({"messages", "prompt", "chosen", "rejected", "margin", "tools", "system"})
-_LABELLED = "is one answer with a label, not a comparison: `kind: trl` with `trainer: kto` trains on it"
-_UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
-
-
-_NO_GRADES = "has no grades; `format: {prompt: ..., completion: ..., grades: {NAME: PLACE}}` says where they stand"
-_GRADED = (
-    "is one answer with grades: a `reward` stage with `grades` learns from it; to compare answers, use `group` and `better: {score: ...}`"
-)
 
 
 @dataclass(frozen=True)
@@ -128,6 +120,9 @@ class Converter:
         """What a report should mention of the rows, and how often."""
         self.remarks: list[str] = []
         """What a report should mention of the source."""
+        self._source = source
+        self._labelled: tuple[Converter, Converter] | None = None
+        """Of labelled answers that are to be compared: what reads them, to find a row's prompt and to make its record."""
         self._core: Format | None = None
         self._parts: list[tuple[dict[str, Any], MappedRows]] = []
         self._own = import_object(source.own_format) if source.own_format else None
@@ -158,12 +153,35 @@ class Converter:
         self.format = found.name
         if found.mapping is None and found.name in FORMATS:
             self._core = FORMATS[found.name]
+            self._pair_labels(found)
             return
         wants = {"prompts": self._want == "prompt", "labelled": self._want == "unpaired"}
         options = {**wants, "compared": self._want in ("preference", "unpaired")}
         self._parts = [(where, MappedRows(mapping, **options)) for where, mapping in parts_of(found)]
+        self._pair_labels(found)
         if found.name in PRESETS and PRESETS[found.name].test_set:
             self.remarks.append("a test set of the field: not to be trained on")
+
+    def _pair_labels(self, found: Found) -> None:
+        """Compare labelled answers where comparisons are wanted."""
+        mappings = [mapped.mapping for _, mapped in self._parts]
+        if self._want == "preference" and (all(map(_is_labelled, mappings)) if mappings else found.name == "unpaired"):
+            source = self._source.model_copy(update={"format": found.mapping or found.name, "columns": None})
+            self._labelled = Converter(source, "unpaired"), Converter(source, "unpaired")
+            self._labelled[1].notes = self.notes
+            self.remarks.append(REMARK)
+
+    def _key_of_prompt(self, row: Row) -> str:
+        assert self._labelled is not None
+        return key_of_prompt(self._labelled[0](row)[0])
+
+    def _from_labels(self, unit: Row | Group, answers: Converter) -> tuple[Record, ...]:
+        found = [answers(row)[0] for row in (unit.rows if isinstance(unit, Group) else [unit])]
+        if not isinstance(unit, Group):
+            raise LeftOut("belongs to a group, and was read by itself")
+        own = self._parts[0][1].mapping if self._parts else None
+        pairs = own.pairs if own is not None and "pairs" in own.model_fields_set else "each"
+        return paired([answer for answer in found if isinstance(answer, Unpaired)], pairs, self._note)
 
     def units(
         self, rows: Iterator[Row], chosen: Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
@@ -177,6 +195,8 @@ class Converter:
         if first is None:
             return iter(())
         rows = chain([first], rows)
+        if self._labelled:
+            return map(Group, by_key((self._key_of_prompt(row), row) for row in chosen(rows, self._key_of_prompt)))
         if not grouped:
             return rows
         tree = grouped[0].mapping.tree
@@ -213,6 +233,8 @@ class Converter:
         row = unit.rows[0] if isinstance(unit, Group) else unit
         if self.format is None:
             self.decide([row])
+        if self._labelled:
+            return self._from_labels(unit, self._labelled[1])
         if self._own:
             forms = call(self._own, str(self.format), row)
             return tuple(self._own_record(form, row, i if len(forms) > 1 else None) for i, form in enumerate(forms, 1))
@@ -293,42 +315,13 @@ def converter(source: DataSource, want: Want) -> Converter:
     return Converter(source, want)
 
 
-def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
-    """The record as the type that is wanted; ``good`` says that the source keeps answers labelled true alone.
-
-    Raises :class:`RowError` when it does not hold one.
-    """
-    if want == "prompt":
-        asked = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
-        return Prompt(asked, record.id, record.origin, record.tools, record.fields)
-    if isinstance(record, Prompt):
-        raise RowError(f"ends with the {record.prompt[-1]['role']}: there is no answer to train on")
-    if want == "graded" or isinstance(record, Graded):
-        if not isinstance(record, Graded):
-            raise RowError(_NO_GRADES)
-        if want != "graded":
-            raise RowError(_GRADED, "grades")
-    elif isinstance(record, Unpaired):
-        if want == "preference":
-            raise RowError(_LABELLED, "label")
-        if want == "conversation":
-            if not (good and record.label):
-                raise RowError(_UNSORTED, "label")
-            before: Any = [{**m, "train": False} if m["role"] == "assistant" else m for m in record.prompt]
-            return Conversation((*before, *record.completion), record.id, record.origin, record.tools, record.fields)
-    elif isinstance(record, Preference):
-        if want == "conversation":
-            return Conversation(record.prompt + record.chosen, record.id, record.origin, record.tools, record.fields)
-    elif want != "conversation":
-        raise RowError(f"is a conversation; wanted is {_WANTED[want]}")
-    return record
+def _is_labelled(mapping: RowMapping) -> bool:
+    """Does a row hold one answer with a label?"""
+    labels = mapping.better is not None and mapping.better.label is not None
+    return labels and (mapping.completion is not None or mapping.messages is not None)
 
 
 _MEDIA = frozenset(MEDIA)
-_WANTED = {
-    "preference": "a preference, with chosen and rejected answers",
-    "unpaired": "an answer with a label, or chosen and rejected ones",
-}
 
 
 def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from align.data import comparisons, labelled
 from align.data.better import compare
 from align.data.formats import RowError, Want, converter
 from align.data.mixture import Records, read_records
@@ -304,6 +305,58 @@ def test_labels_are_unpaired_or_compared(tmp_path: Path) -> None:
     assert [(text(one.completion), one.label) for one in single if isinstance(one, Unpaired)] == [("x", True), ("y", False)]
     by_completion = {"prompt": "q", "completion": "a", "better": {"label": "ok"}}
     assert list(read(tmp_path, rows, "unpaired", format=by_completion)) == single
+
+
+LABELLED = (("?", "x", True), ("!", "only good", True), ("?", "y", False), ("?", "z", True), ("?", "w", False), (";", "only bad", False))
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys"),
+    [
+        (lambda q, a, ok: {"prompt": q, "completion": a, "label": ok}, {}),
+        (lambda q, a, ok: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "label": ok}, {}),
+        (lambda q, a, ok: {"question": q, "response": a, "label": ok}, {}),
+        (
+            lambda q, a, ok: {"q": q, "a": a, "ok": "1" if ok else "0"},
+            {"columns": {"prompt": "q", "completion": "a", "better": {"label": "ok"}}},
+        ),
+    ],
+    ids=["prompt and completion", "messages", "found columns", "mapping"],
+)
+def test_labelled_answers_are_compared_within_their_prompt(tmp_path: Path, shape: Any, keys: dict[str, Any]) -> None:
+    """Without a word of it in the recipe: each good answer against all bad ones. A prompt whose answers are all good, or all bad, is
+    counted with its reason. Wherever labels themselves are learned, nothing is grouped."""
+    rows, rejects = [shape(*one) for one in LABELLED], tmp_path / "rejects.jsonl"
+    records = read(tmp_path, rows, "preference", rejects, **keys)
+    found = [(text(one.chosen), [text(bad) for bad in one.rejected], one.id) for one in records if isinstance(one, Preference)]
+    assert found == [("x", ["y", "w"], "rows.jsonl:1"), ("z", ["y", "w"], "rows.jsonl:4")]
+    (account,) = records.report.as_json()["sources"]
+    assert (account["read"], account["kept"]) == (6, 2)
+    assert account["reasons"] == {labelled.ONLY_GOOD: 1, labelled.ONLY_BAD: 1}
+    assert [json.loads(line)["line"] for line in rejects.read_text().splitlines()] == [2, 6]
+    assert labelled.REMARK in " ".join(records.report.lines())
+    assert len(list(read(tmp_path, rows, "unpaired", **keys))) == 6
+
+
+def test_how_labelled_answers_are_compared_can_be_said(tmp_path: Path) -> None:
+    """Contradicting labels of one answer are counted; as many of each take it out. A prompt is the same only with the same system."""
+    columns = {"prompt": "q", "completion": "a", "better": {"label": "ok"}, "system": "s", "pairs": "best"}
+    said = [("x", 1), ("y", 0), ("z", 1), ("y ", 1), ("y", 0), ("even", 0), ("even", 1)]
+    rows = [{"q": "?", "a": a, "ok": ok, "s": "S"} for a, ok in said] + [{"q": "?", "a": "other system", "ok": 0, "s": "T"}]
+    records = read(tmp_path, rows, "preference", columns=columns)
+    (record,) = records
+    assert isinstance(record, Preference)
+    assert (text(record.chosen), [text(bad) for bad in record.rejected]) == ("x", ["y"])
+    (source,) = records.report.sources
+    assert source.notes == {comparisons.SAME_TWICE: 3, labelled.EVEN: 1}
+
+
+def test_a_bad_labelled_row_is_told_with_its_line(tmp_path: Path) -> None:
+    rows = [{"prompt": "?", "completion": "x", "label": True}, {"prompt": "?", "completion": "", "label": False}]
+    with pytest.raises(InputError, match=r"rows\.jsonl:2 completion: is empty"):
+        list(read(tmp_path, rows, "preference"))
+    with pytest.raises(InputError, match=r"rows\.jsonl:1 label: has a label, and answers labelled false must not be trained on"):
+        list(read(tmp_path, rows[:1], "conversation"))
 
 
 # Conversations
