@@ -6,6 +6,7 @@ import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +25,12 @@ from align.pipeline.artifacts import verify
 from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
-from align.recipe.schema import Model
+from align.recipe.schema import Model, PpoStage
 from align.report.changes import Estimate
 from align.stages import ppo
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
+from align.training.launch import Ranks
 from tests.readme import every_file_is_explained
 from tests.report_run import reported
 from tests.saved import save_tiny
@@ -249,6 +251,20 @@ def test_adapters_all_the_way_share_one_base(folder: Path) -> None:
         base = batch_logprobs(load_policy(Model(path="model")), batch)
         assert not torch.allclose(base, before, atol=1e-2)
     assert abs(result.summaries["ppo"]["last_iteration"]["kl"]) < 1e-5
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_says_what_is_trained(folder: Path, rank: int) -> None:
+    """And that a second model is in memory; the other processes are silent."""
+    text = io.StringIO()
+    spec = PpoStage.model_validate({**PPO, "lora": {"rank": 2}})
+    base = Model(path="model")
+    encoder = load_encoder(base)
+    ctx: Any = SimpleNamespace(name="ppo", seed=1, cache=folder / "cache", resolve=Path, console=Console(file=text, width=200))
+    models, reference = ppo._models(spec, ctx, base, encoder, Ranks(rank, 2), [5, 6, 7])
+    assert not models.shared and reference is None
+    said = text.getvalue()
+    assert ("adapters on" in said and "second model in memory" in said) if rank == 0 else not said
 
 
 def test_a_value_model_reads_the_policys_tokens(folder: Path) -> None:

@@ -362,6 +362,16 @@ def test_scoring_the_reference_leaves_the_mode(tmp_path: Path, training: bool) -
     assert all(module.training == training for module in net.modules())
 
 
+def test_a_tree_that_is_in_no_batch_is_noticed(tmp_path: Path) -> None:
+    """It would be compared with nothing. Nothing is kept then, either."""
+    data, spec = preferences(4), stage()
+    batches = Loader(data.__getitem__, plan_steps([1] * 4, seed=0), 10_000).batches([0, 1, 3])
+    settings: dict[str, Any] = {"key": "key", "cache": tmp_path, "ranks": Ranks(), "own_attention": False, "microbatch_tokens": 10_000}
+    with pytest.raises(RuntimeError, match="a tree was in no batch"):
+        reference_for(tiny("llama"), batches, [len(t.branches) for t in data], autocast=autocast(spec.train, torch.device("cpu")), **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_digest_is_of_names_and_content() -> None:
     """Not of the order in which parameters were registered; every name, type and value counts."""
 

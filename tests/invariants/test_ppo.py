@@ -21,11 +21,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from align.batching.batch import Batch
 from align.data.trees import Branch, Tree
 from align.errors import InputError
+from align.models.forward import batch_logprobs
 from align.models.heads import ScalarModel
 from align.rollout.engine import Completion, Sampling
 from align.scoring.scorer import Answer
+from align.stages import ppo_making
 from align.stages.ppo_experience import Experience, PolicyBatch, ValueBatch, adapted, folder_of, minibatch_plan
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
@@ -64,6 +67,7 @@ def test_where_nothing_moves_the_ratio_is_one(tmp_path: Path, layout: str, lora:
     run.fit()
     rows = log(tmp_path)
     assert len(rows) == 12
+    assert [step for step, row in enumerate(rows) if "rollout/score" in row] == [0, 4, 8], "an iteration's numbers are with its first step"
     for row in rows:
         assert row["ratio/largest_log"] < 1e-4 and abs(row["ratio"] - 1) < 1e-4
         assert row["clip_fraction"] == 0 and row["value_clip_fraction"] == 0 and abs(row["kl_from_old"]) < 1e-6
@@ -161,15 +165,23 @@ def test_what_follows_the_end_is_not_trained(tmp_path: Path) -> None:
     assert history == again and all(torch.equal(other[name], value) for name, value in one.items())
 
 
-def test_samples_share_their_prompt(tmp_path: Path) -> None:
-    """A prompt of L tokens with its n answers costs L once, for the policy and for the value model; the conversations come on top."""
+def test_samples_share_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of L tokens with its n answers costs L once, for the policy, the reference and the value model, when the answers are valued
+    and when they are trained; the conversations come on top."""
+    seen: list[int] = []
+
+    def counted(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
+        seen.append(batch.num_tokens)
+        return batch_logprobs(model, batch, **options)
+
+    monkeypatch.setattr(ppo_making, "batch_logprobs", counted)
     spec = stage(samples_per_prompt=3, sft_data="unused.jsonl", train={"microbatch_tokens": 10_000})
     run = trainer(tmp_path, spec, sft=conversations())
     run.model.train()
     batches = next(iter(run.steps()))
     answers = Experience.load(folder_of(tmp_path, 0)).answers
     unique = sum(len(prompt) for prompt in answers.prompts) + len(answers.ids)
-    assert [batch.num_tokens for batch in batches] == [unique, unique, 14]
+    assert [batch.num_tokens for batch in batches] == [unique, unique, 14] and seen == [unique, unique]
     assert isinstance(batches[0], PolicyBatch) and isinstance(batches[1], ValueBatch)
 
 

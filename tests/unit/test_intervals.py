@@ -17,6 +17,7 @@ from align.functional.intervals import (
     ENOUGH,
     FEWEST,
     FEWEST_DRAWN,
+    RESAMPLED,
     SHARE,
     Estimate,
     correlation,
@@ -202,6 +203,17 @@ def test_undefined_draws_are_left_out_and_memory_is_bounded(monkeypatch: pytest.
     assert statistic_of(values, lambda draws, axis: draws.mean(axis) * np.nan) is None
     some = statistic_of(values, lambda draws, axis: np.where(draws.mean(axis) > 0, np.nan, draws.mean(axis)))
     assert some is not None and some[1] <= 0
+
+
+@pytest.mark.parametrize("n", [RESAMPLED, 12, 30, 200])
+def test_mirrored_numbers_have_the_mirrored_interval(n: int) -> None:
+    """Which way numbers lean does not matter; and the bound is farther off on the side of their long tail."""
+    values = np.random.default_rng(n).exponential(size=n)
+    found, mirrored = mean_of(values), mean_of(-values)
+    assert found.low is not None and found.high is not None and mirrored.low is not None and mirrored.high is not None
+    assert (mirrored.mean, mirrored.low, mirrored.high) == pytest.approx((-found.mean, -found.high, -found.low), rel=1e-9)
+    if n < 100:
+        assert found.high - found.mean > 1.05 * (found.mean - found.low)
 
 
 def test_wilson_against_its_formula() -> None:

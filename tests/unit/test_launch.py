@@ -53,17 +53,17 @@ import torch, json
 from align.training import launch
 launch._BUCKET_BYTES = 64
 group = launch.ranks()
-sizes = (3, 20, 5, 1)
-parameters = [torch.nn.Parameter(torch.zeros(size, dtype=torch.float64 if size == 5 else torch.float32)) for size in sizes]
+shapes = ((3,), (4, 5), (5,), (1,))
+parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64 if shape == (5,) else torch.float32)) for shape in shapes]
 for number, parameter in enumerate(parameters):
     if (rank, number) != (1, 1):  # a process without a gradient of one of them
-        parameter.grad = torch.full_like(parameter, 10.0 ** number * (rank + 1)) + torch.arange(sizes[number])
+        parameter.grad = torch.full_like(parameter, 10.0 ** number * (rank + 1)) + torch.arange(parameter.numel()).view_as(parameter)
 group.sum_gradients(parameters)
 found = {
     "place": [group.rank, group.world, group.first],
     "told": group.broadcast_object({"of": rank}),
     "gathered": group.gather(f"from {rank}"),
-    "sums": [parameter.grad.tolist() for parameter in parameters],
+    "sums": [parameter.grad.flatten().tolist() for parameter in parameters],
 }
 group.barrier()
 launch.leave()

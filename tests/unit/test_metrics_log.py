@@ -32,6 +32,58 @@ def test_steps_after_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
     assert [(row["step"], row["loss"]) for row in rows(path)] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
 
 
+def test_trackers_get_every_step_and_are_told_of_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they hold back until then would be lost."""
+
+    class Tracker:
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            self.told.append((step, values))
+
+        def finish(self) -> None:
+            self.told.append("end")
+
+    trackers = [Tracker(), Tracker()]
+    monkeypatch.setattr(metrics, "_open_trackers", lambda *settings: trackers)
+    one = log(tmp_path / "metrics.jsonl", 0)
+    one.write(1, {"loss": 2.0})
+    one.write(2, {"loss": 1.0})
+    one.close()
+    assert [tracker.told for tracker in trackers] == [[(1, {"loss": 2.0}), (2, {"loss": 1.0}), "end"]] * 2
+
+
+def test_a_tracker_finds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it wants one, beside the metrics; and it is told of the settings that are plain values."""
+    from accelerate import tracking
+
+    opened: list[Any] = []
+
+    class Tracker:
+        requires_logging_directory = False
+
+        def __init__(self, run_name: str, logging_dir: str | None = None) -> None:
+            opened.append((run_name, logging_dir, logging_dir is not None and Path(logging_dir).is_dir()))
+
+        def start(self) -> None:
+            opened.append("start")
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            opened.append(values)
+
+    class Folder(Tracker):
+        requires_logging_directory = True
+
+    monkeypatch.setattr(metrics, "require_tracker", lambda name: None)
+    monkeypatch.setattr(tracking, "filter_trackers", lambda names, folder: names)
+    monkeypatch.setattr(tracking, "LOGGER_TYPE_TO_CLASS", {"one": Tracker, "two": Folder})
+    config = {"learning_rate": 0.5, "lora": None, "report_to": ["one"], "layout": "tree"}
+    MetricsLog(tmp_path / "metrics.jsonl", resumed_at=0, report_to=["one", "two"], run_name="r", config=config)
+    told = ["start", {"learning_rate": 0.5, "layout": "tree"}]
+    assert opened == [("r", None, False), *told, ("r", str(tmp_path / "trackers"), True), *told]
+
+
 @pytest.mark.parametrize("end", [b'{"step": 2, "lo', b"\x00\x00\x00", b'{"loss": 1}\n', b"[2]\n", b"\xff"])
 def test_what_a_crash_left_of_a_line_is_dropped(tmp_path: Path, end: bytes) -> None:
     """O01: the run goes on all the same."""

@@ -64,6 +64,24 @@ def test_ppo() -> None:
     few: Any = Shown()
     ppo_report._show(few, {**result, "held_out_change": {"prompts": 2, "mean": 0.5, "interval": [None, None]}}, ())
     assert "2 held-out prompts changed by +0.5000 (too few for an interval)" in few.console.file.getvalue()
+    nothing: Any = Shown()
+    ppo_report._show(nothing, {**result, "eval_before": None, "eval_after": None, "held_out_change": None}, ())
+    assert [row for row in nothing.rows() if row] == [["here", said.splitlines()[-1].partition("  ")[2]]], "the last line alone"
+
+
+def test_an_iterations_lines() -> None:
+    """What the reward is made of where something was subtracted; the rest of what is known, and nothing of what is not."""
+    summary = {"reward": 0.25, "score": 0.75, "baseline": 0.5, "kl": 0.0125, "length": 31.0, "finished": 0.5, "entropy": 1.25}
+    lap = {"generate": 3.0, "train": 1.0}
+    first, second = ppo_report.iteration_lines(1, 4, summary, lap, 0.125, ())
+    assert first == (
+        "iteration 2/4  reward 0.250 (score 0.750, baseline 0.500), KL 0.0125 nats/token, length 31, finished 50%, entropy 1.25, clipped 12.5%"
+    )
+    assert second == "iteration 2/4  4.0 s: generate 3.0 (75%), train 1.0 (25%)"
+    more = {**summary, "baseline": 0.0, "explained_variance": 0.5, "mismatch": 0.001, "mismatch_max": 0.02, "importance": 1.5}
+    first, second = ppo_report.iteration_lines(1, 4, more, lap, 0.0, (3.0, 2.0))
+    assert "reward 0.250, KL" in first and first.endswith("values explain 0.50, SFT loss 2.000")
+    assert second.endswith("engine's log-probs off by 0.001 nats (largest 0.02), importance ratio 1.5000")
 
 
 def test_reward_buckets_and_held_out_numbers() -> None:
