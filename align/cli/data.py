@@ -22,13 +22,18 @@ def list_formats(
     from align.recipe.presets import PRESETS
 
     if name is None:
-        lines = [f"built in: {', '.join(FORMATS)}", *(f"{one} ({preset.kind}): {preset.hub}" for one, preset in PRESETS.items())]
+        lines = [
+            f"built in: {', '.join(FORMATS)}",
+            *(f"{one} ({preset.kind}): {preset.hub}: {preset.says}" for one, preset in PRESETS.items()),
+        ]
     elif name in PRESETS:
         preset = PRESETS[name]
         lines = [f"{name} ({preset.kind}): {preset.hub}", preset.says]
         lines += [f"has to be told more: format: {preset.asks}"] if preset.asks else []
         lines += ["a test set of the field: not to be trained on"] if preset.test_set else []
-        for part in preset.parts:
+        if preset.code is not None:
+            lines += [f"format: {name}", f"a function of the package reads it; what can be changed: {yaml_line(preset.parts[0].mapping)}"]
+        for part in preset.parts if preset.code is None else ():
             where = f"where: {yaml_line(part.where)}, " if part.where else ""
             lines.append(f"{where}format: {yaml_line(part.mapping)}")
         lines.append(f"a row: {yaml_line(preset.example)}")

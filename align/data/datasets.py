@@ -34,8 +34,9 @@ from align.data.report import SHOWN, DataReport
 from align.data.store import META, TreeStore, write_store
 from align.data.trees import Tree
 from align.errors import InputError, Problem
+from align.recipe.mapping import FileAt, RowMapping
 from align.recipe.presets import FILE as PRESETS_FILE
-from align.recipe.refs import import_object
+from align.recipe.refs import import_object, resolve_beside
 from align.recipe.schema import DataSource
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
         # The user's own function; what its module imports is not followed.
         module = inspect.getsourcefile(import_object(source.own_format))
         settings["format_code"] = files.sha256_file(Path(module)) if module else None
+    beside = [source.join.path] if source.join is not None else []
+    tools = source.reading.tools if isinstance(source.reading, RowMapping) else None
+    beside += [tools.file] if isinstance(tools, FileAt) else []
+    settings["beside"] = [[name, files.sha256_file(resolve_beside(name))] for name in beside]
     if isinstance(location, str):
         return {**settings, "hub": location, "content": str(load_split(location, source)._fingerprint)}
     found = data_files(location, source)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,11 @@ def made(**keys: Any) -> Found:
     return Found(words.yaml_line(given), RowMapping.model_validate(given))
 
 
-def detect_rows(rows: Sequence[Row], want: str) -> Found:
-    """The shape of most of the first rows; those of another shape are bad rows. Raises :class:`RowError` when no row has one."""
+def detect_rows(rows: Sequence[Row], want: str, chosen_by: Collection[str] = ()) -> Found:
+    """The shape of most of the first rows; those of another shape are bad rows. Raises :class:`RowError` when no row has one.
+
+    ``chosen_by`` are columns that ``where`` looks at, so that they are not passed over.
+    """
     found: Counter[str] = Counter()
     kept: dict[str, Found] = {}
     first: RowError | None = None
@@ -63,7 +66,7 @@ def detect_rows(rows: Sequence[Row], want: str) -> Found:
     extract = words.extraction(rows, best.mapping) if want == "prompt" and best.mapping is not None else None
     if extract is not None and best.mapping is not None:
         best = made(**{**best.mapping.given(), "extract": extract})
-    _complain(rows, best, want)
+    _complain(rows, best, want, chosen_by)
     return best
 
 
@@ -73,16 +76,18 @@ def _with_the_rest(found: Found, rows: Sequence[Row]) -> Found:
 
     read = columns_read(found, rows)
     more: dict[str, Any] = {}
-    for key, names in (("system", words.SYSTEMS), ("tools", words.TOOLS)):
-        column = next((name for row in rows if (name := words.column(row, names, read))), None)
-        if column is not None:
-            more[key] = column
+    column = next((name for row in rows if (name := words.column(row, words.SYSTEMS, read))), None)
+    if column is not None:
+        more["system"] = column
+    tools = list(dict.fromkeys(name for row in rows for name in words.columns(row, words.TOOLS)))
+    if set(tools) - read or len(tools) > 1:  # of several the row's own is taken
+        more["tools"] = tools if len(tools) > 1 else tools[0]
     base: dict[str, Any] | None = None
     if found.mapping is not None:
         base = found.mapping.given()
         if isinstance(base.get("prompt"), str) and "completion" in base and any(isinstance(row.get("history"), list) for row in rows):
             more["prompt"] = ["history", base["prompt"]]
-        more = {key: value for key, value in more.items() if key == "prompt" or key not in base}
+        more = {key: value for key, value in more.items() if key == "prompt" or key not in base or isinstance(value, list)}
     elif found.name in ("messages", "sharegpt") and not any("completion" in row and "messages" not in row for row in rows):
         base = {"messages": "messages" if found.name == "messages" else "conversations"}
         base |= {key: key for key in ("system", "tools") if key not in more and any(row.get(key) for row in rows)}
@@ -100,7 +105,8 @@ def detect(row: Row, want: str = "conversation") -> Found:
     has = {key for key, item in row.items() if item is not None}
     _refused(row, has)
     for name, preset in PRESETS.items():
-        if preset.marks and all(_marked(row, mark) for mark in preset.marks):
+        known = bool(preset.marks or preset.holds) and all(_marked(row, mark) for mark in preset.marks)
+        if known and all(_holding(row, place, text) for place, text in preset.holds.items()):
             if preset.asks and want != "prompt":
                 raise Refusal(f"looks like {name}, which has to be told more: format: {preset.asks}")
             return Found(name)
@@ -120,6 +126,18 @@ def _marked(row: Row, mark: str) -> bool:
         except RowError:
             continue
         if value is not None and value != [] and not (isinstance(value, list) and all(item is None for item in value)):
+            return True
+    return False
+
+
+def _holding(row: Row, places: str, text: str) -> bool:
+    """Does a text at one of these places hold that piece?"""
+    for place in places.split("|"):
+        try:
+            value = find(row, place)
+        except RowError:
+            continue
+        if any(isinstance(one, str) and text in one for one in (value if isinstance(value, list) else [value])):
             return True
     return False
 
@@ -148,7 +166,9 @@ def _only_text(row: Row, has: set[str]) -> None:
     if "text" in has and isinstance(row["text"], str) and not has & words.CONTENT:
         kind = words.rendered_kind(row["text"])
         if kind:
-            raise Refusal(f"is text that was rendered with another template ({kind}): give the messages, or cut it with `dialogue`", "text")
+            named = words.CUT_BY.get(kind)
+            cut = f"`format: {named}` cuts it" if named else "cut it with `dialogue`"
+            raise Refusal(f"is text that was rendered with another template ({kind}): give the messages, or {cut}", "text")
         raise Refusal("is plain text, without a question and an answer: pre-training data", "text")
 
 
@@ -291,24 +311,31 @@ def _flat(row: Row, has: set[str], want: str) -> Found | None:
     besides = _besides(row, {prompt, *completions})
     asked: Any = ["history", prompt] if "history" in row and isinstance(row.get("history"), (list, type(None))) else prompt
     thought = words.column(row, words.REASONING)
+    if thought is not None and str(row[thought]).strip().lower() in words.SWITCHES:
+        thought = None  # a switch of the template, and no thought
     return made(prompt=asked, completion=completions[0], reasoning=thought, answer=answer if answer not in completions else None, **besides)
 
 
-def _complain(rows: Sequence[Row], found: Found, want: str) -> None:
+def _complain(rows: Sequence[Row], found: Found, want: str, chosen_by: Collection[str]) -> None:
     """Raises :class:`Refusal` where a column that carries meaning would stay unread."""
     from align.data.formats import columns_read
 
-    read = columns_read(found, rows)
+    read = columns_read(found, rows) | set(chosen_by)
     for row in rows:
-        unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
-        for name in unread:
-            if name.lower() in words.MEDIA:
-                raise Refusal(f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without", name)
-        bare = found.name == "prompt" or (found.name == "alpaca" and not row.get("output") and not row.get("chosen"))
-        if bare or (found.mapping is not None and words.only_prompt(found.mapping)):
-            words.complain_of_comparison(unread, row, want)
-        else:
-            words.complain_of_meaning(unread, row)
+        complain_of_unread(row, found, want, read)
+
+
+def complain_of_unread(row: Row, found: Found, want: str, read: Collection[str]) -> None:
+    """Raises :class:`Refusal` where a column of ``row`` that carries meaning is not among those that are ``read``."""
+    unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
+    for name in unread:
+        if name.lower() in words.MEDIA:
+            raise Refusal(f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without", name)
+    bare = found.name == "prompt" or (found.name == "alpaca" and not row.get("output") and not row.get("chosen"))
+    if bare or (found.mapping is not None and words.only_prompt(found.mapping)):
+        words.complain_of_comparison(unread, row, want)
+    else:
+        words.complain_of_meaning(unread, row, answers=want == "conversation")
 
 
 def unread_texts(rows: Iterable[Row], read: set[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.calls import tool_calls_of
-from align.data.messages import ROLES, Note
+from align.data.messages import ROLES, Note, quiet
 from align.data.strict_json import RowError, type_name
 from align.recipe.mapping import Dialogue, Tags, Turns
 
@@ -71,7 +71,10 @@ def woven(asked: Any, answered: Any, field: str) -> list[Turn]:
     return turns
 
 
-def named(items: list[Any], names: Turns | None, field: str) -> list[Any]:
+SYSTEM_OUT = "a system message, left out as the mapping says"
+
+
+def named(items: list[Any], names: Turns | None, field: str, note: Note = quiet) -> list[Any]:
     """Turns whose parts have other names, under the usual ones. Raises :class:`RowError` for what is no turn."""
     for i, item in enumerate(items):
         if not isinstance(item, Mapping):
@@ -85,6 +88,7 @@ def named(items: list[Any], names: Turns | None, field: str) -> list[Any]:
             continue
         turn = _renamed(item, names)
         if names.roles.get("system") == [] and speaker(turn) == "system":
+            note(SYSTEM_OUT)
             continue
         found.append(turn)
     return found

@@ -18,40 +18,39 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from align.data import foreign
+from align.data.beside import FIELDS_LIMIT as FIELDS_LIMIT
+from align.data.beside import bounded, id_of
 from align.data.better import spelled
-from align.data.detect import Found, detect_rows, unread_texts
+from align.data.coded import CODED, Coded
+from align.data.detect import Found, complain_of_unread, detect_rows, unread_texts
 from align.data.detect import detect as detect
 from align.data.dialogue import speaker
 from align.data.forms import record_of, verdict
 from align.data.grouped import by_key, by_parent
+from align.data.known_sets import TEST_SET
 from align.data.labelled import REMARK, key_of_prompt, paired
 from align.data.mapped import MappedRows
 from align.data.own_format import call
-from align.data.personal import impersonal
-from align.data.places import find, text_at
+from align.data.places import find, place, text_at
 from align.data.readers import Row
 from align.data.records import Origin, Record, Unpaired
+from align.data.row_parts import SHAPES
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
-from align.data.strict_json import as_json
 from align.data.wanted import Want as Want
 from align.data.wanted import narrow as narrow
-from align.data.words import MEDIA, line_to_write, nearest_presets, yaml_line
+from align.data.words import MEDIA, line_to_write, may_mean, nearest_presets, yaml_line
 from align.errors import InputError, Problem
 from align.recipe.mapping import RowMapping
 from align.recipe.presets import PRESETS
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
 
-FIELDS_LIMIT = 16_384
-"""Characters of JSON that a record keeps of its row's other columns, in their order. A column that does not fit is left out whole."""
-
-_IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid", "conversation_hash")
 _FORM_KEYS = frozenset({"messages", "prompt", "chosen", "rejected", "margin", "tools", "system"})
+_MEDIA = frozenset(MEDIA)
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,7 @@ class Converter:
         self._ignored = frozenset(getattr(source, "ignore", ()))
         reading = source.reading
         label = reading.better.label if isinstance(reading, RowMapping) and reading.better is not None else None
+        self._chosen_by = {name for where in source.where for name in place(where).columns}
         self._good = verdict(source.where.get(label or "label")) is True
         self.notes: Counter[str] = Counter()
         """What a report should mention of the rows, and how often."""
@@ -123,6 +123,10 @@ class Converter:
         self._source = source
         self._labelled: tuple[Converter, Converter] | None = None
         """Of labelled answers that are to be compared: what reads them, to find a row's prompt and to make its record."""
+        self.aside: list[tuple[Row, RowError]] = []
+        """Rows of groups that their groups did without, and why; whoever converts takes them."""
+        self._detected: Found | None = None
+        self._watched: dict[tuple[str, ...], tuple[list[str], set[str]]] = {}
         self._core: Format | None = None
         self._parts: list[tuple[dict[str, Any], MappedRows]] = []
         self._own = import_object(source.own_format) if source.own_format else None
@@ -134,6 +138,16 @@ class Converter:
             self._use(Found(source.reading))
 
     @property
+    def grouped(self) -> bool:
+        """Do rows belong together, so that none is converted by itself?"""
+        return any(mapped.grouped for _, mapped in self._parts)
+
+    @property
+    def from_labels(self) -> bool:
+        """Are comparisons made of labelled answers, which are something else by themselves?"""
+        return self._labelled is not None
+
+    @property
     def undecided(self) -> bool:
         """Is the format still to be found? :meth:`decide` does it, from the first rows; or the first row that comes."""
         return self.format is None
@@ -142,10 +156,11 @@ class Converter:
         """Find the format. Raises :class:`InputError` where no format fits, or one would leave unread what carries meaning."""
         values = [{key: item for key, item in row.value.items() if key not in self._ignored} for row in rows]
         try:
-            found = detect_rows(values, self._want)
+            found = detect_rows(values, self._want, self._chosen_by)
         except RowError as error:
             raise _unknown(error, rows) from error
         self._use(found)
+        self._detected = found
         if unread := unread_texts(values, columns_read(found, values)):
             self.remarks.append(f"columns with texts that nothing reads: {', '.join(unread[:8])}")
 
@@ -157,10 +172,11 @@ class Converter:
             return
         wants = {"prompts": self._want == "prompt", "labelled": self._want == "unpaired"}
         options = {**wants, "compared": self._want in ("preference", "unpaired")}
-        self._parts = [(where, MappedRows(mapping, **options)) for where, mapping in parts_of(found)]
+        code = code_of(found)
+        self._parts = [(where, MappedRows(mapping, code=code, **options)) for where, mapping in parts_of(found)]
         self._pair_labels(found)
-        if found.name in PRESETS and PRESETS[found.name].test_set:
-            self.remarks.append("a test set of the field: not to be trained on")
+        if found.name in PRESETS and PRESETS[found.name].test_set and TEST_SET not in self.remarks:
+            self.remarks.append(TEST_SET)
 
     def _pair_labels(self, found: Found) -> None:
         """Compare labelled answers where comparisons are wanted."""
@@ -233,6 +249,9 @@ class Converter:
         row = unit.rows[0] if isinstance(unit, Group) else unit
         if self.format is None:
             self.decide([row])
+        if self._detected is not None:
+            for one in unit.rows if isinstance(unit, Group) else (row,):
+                self._watch(one.value, self._detected)
         if self._labelled:
             return self._from_labels(unit, self._labelled[1])
         if self._own:
@@ -243,10 +262,22 @@ class Converter:
         if self._core is None:
             return self._mapped(unit, row)
         core = self._core
-        id_column, id = _id_of(row.value, row.origin)
-        fields = _bounded({key: item for key, item in row.value.items() if key not in core.columns and key != id_column})
+        id_column, id = id_of(row.value, row.origin)
+        fields = bounded({key: item for key, item in row.value.items() if key not in core.columns and key != id_column})
         record = record_of(core.convert(row.value), row.origin, id=id, fields=fields, column=core.messages, note=self._note)
         return (narrow(record, self._want, good=self._good),)
+
+    def _watch(self, row: Mapping[str, Any], found: Found) -> None:
+        """Raises RowError for a column that carries meaning, is not read, and was not there in the rows by which the format was found."""
+        keys = tuple(row)
+        known = self._watched.get(keys)
+        if known is None:
+            read = columns_read(found, [row]) | self._chosen_by | self._ignored
+            known = [name for name in keys if name not in read and may_mean(name, row[name])], read
+            if len(self._watched) < SHAPES:
+                self._watched[keys] = known
+        if any(row[name] not in (None, "", [], {}) for name in known[0]):
+            complain_of_unread(row, found, self._want, known[1])
 
     def _refuse_media(self, row: Mapping[str, Any]) -> None:
         """A text that speaks of a picture must not be trained without it, whoever named the format."""
@@ -271,16 +302,20 @@ class Converter:
             return mapped.forms(row.value, self._note)
         if not isinstance(unit, Group):
             raise LeftOut("belongs to a group, and was read by itself")
+
+        def aside(number: int, error: RowError) -> None:
+            self.aside.append((unit.rows[number], error))
+
         if mapped.mapping.tree is None:
-            return mapped.of_group([one.value for one in unit.rows], self._note)
+            return mapped.of_group([one.value for one in unit.rows], self._note, aside)
         if not unit.path:
             raise LeftOut("its parent is missing")
-        return mapped.of_siblings([one.value for one in unit.path], [one.value for one in unit.rows], self._note)
+        return mapped.of_siblings([one.value for one in unit.path], [one.value for one in unit.rows], self._note, aside)
 
     def _records(self, mapped: MappedRows, forms: list[dict[str, Any]], row: Row) -> tuple[Record, ...]:
-        id_column, id = _id_of(row.value, row.origin)
+        id_column, id = id_of(row.value, row.origin)
         used = mapped.columns(row.value)
-        fields = _bounded({key: item for key, item in row.value.items() if key not in used and key != id_column})
+        fields = bounded({key: item for key, item in row.value.items() if key not in used and key != id_column})
         column = "messages" if mapped.mapping.messages is not None or mapped.mapping.completion is not None else "prompt"
         records = []
         for number, form in enumerate(forms, 1):
@@ -295,10 +330,10 @@ class Converter:
         self.notes[what] += 1
 
     def _own_record(self, form: Mapping[str, Any], row: Row, number: int | None) -> Record:
-        id_column, id = _id_of(form, row.origin)
+        id_column, id = id_of(form, row.origin)
         if id_column is None:
-            id = _id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
-        fields = _bounded({key: item for key, item in form.items() if key not in _FORM_KEYS and key != id_column})
+            id = id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
+        fields = bounded({key: item for key, item in form.items() if key not in _FORM_KEYS and key != id_column})
         if isinstance(form.get("label"), bool):  # any other label is a column of the row
             fields.pop("label", None)
         else:
@@ -321,9 +356,6 @@ def _is_labelled(mapping: RowMapping) -> bool:
     return labels and (mapping.completion is not None or mapping.messages is not None)
 
 
-_MEDIA = frozenset(MEDIA)
-
-
 def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:
     """The mappings that a format stands for, each with the rows that it is for."""
     mapping = found.mapping
@@ -335,13 +367,20 @@ def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:
     return [(part.where, RowMapping.model_validate({**part.mapping, **changed})) for part in PRESETS[name].parts]
 
 
+def code_of(found: Found) -> Coded | None:
+    """The function that reads a row before its mapping does."""
+    name = found.mapping.preset if found.mapping is not None else found.name
+    code = PRESETS[name].code if name is not None and name in PRESETS else None
+    return CODED[code] if code is not None else None
+
+
 def columns_read(found: Found, rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """The columns of ``rows`` that a format reads."""
     if found.mapping is None and found.name in FORMATS:
         return set(FORMATS[found.name].columns)
     read: set[str] = set()
     for where, mapping in parts_of(found):
-        mapped = MappedRows(mapping)
+        mapped = MappedRows(mapping, code=code_of(found))
         for row in rows:
             read |= mapped.columns(row) | {key.split(".")[0] for key in where}
     return read
@@ -360,24 +399,3 @@ def _unknown(error: RowError, rows: Sequence[Row]) -> InputError:
         near = f"nearest: {nearest}; " if nearest else ""
         hint = f"{near}say what the columns are, such as `{line_to_write(row.value)}` (or an own function, package.module:function)"
     return InputError(Problem(error.message, file=row.origin.source, line=row.origin.line, key=error.field, hint=hint))
-
-
-def _id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:
-    """``(column, id)``; where no column has one, the file's name and the line, which are the same on every machine."""
-    for key in _IDS:
-        item = value.get(key)
-        if isinstance(item, (str, int)) and not isinstance(item, bool) and 0 < len(str(item)) <= 200:
-            return key, str(item)
-    return None, f"{Path(origin.source).name}:{origin.line}"
-
-
-def _bounded(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns as JSON values, up to :data:`FIELDS_LIMIT`, without those about persons."""
-    kept: dict[str, Any] = {}
-    room = FIELDS_LIMIT
-    for key, item in impersonal(dict(columns)).items():
-        found = as_json(item)
-        if found is not None and item is not None and len(key) + found[1] <= room:
-            kept[key] = found[0]
-            room -= len(key) + found[1]
-    return kept

@@ -13,8 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from align.data.readers import Row
 from align.data.records import Origin
+from align.data.rows import Row
 from align.errors import EnvironmentFault, Problem
 
 DEEPEST = 10_000
@@ -23,15 +23,15 @@ DEEPEST = 10_000
 
 def by_key(keyed: Iterable[tuple[str, Row]]) -> Iterator[list[Row]]:
     """Rows with the same key, in the order in which the keys first come. Raises EnvironmentFault when the disk is full."""
-    with _table() as table:
-        _fill(table, ((key, None, row) for key, row in keyed))
+    with Kept() as kept:
+        kept.fill((key, None, row) for key, row in keyed)
         query = (
             "SELECT rows.key, source, line, value FROM rows JOIN (SELECT key, MIN(number) AS first FROM rows GROUP BY key) AS groups "
             "ON rows.key = groups.key ORDER BY first, number"
         )
         group: list[Row] = []
         before: str | None = None
-        for key, source, line, value in table.connection.execute(query):
+        for key, source, line, value in kept.connection.execute(query):
             if key != before and group:
                 yield group
                 group = []
@@ -44,21 +44,21 @@ def by_key(keyed: Iterable[tuple[str, Row]]) -> Iterator[list[Row]]:
 def by_parent(nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[tuple[list[Row] | None, list[Row]]]:
     """``(path, siblings)`` for rows ``(id, parent, row)``: those that answer the same message, and the path from the root to it; None for
     the path where a message on it is missing. Roots are nobody's answer."""
-    with _table() as table:
-        _fill(table, nodes)
-        table.connection.execute("CREATE INDEX by_id ON rows (key)")
-        table.connection.execute("CREATE INDEX by_parent ON rows (parent)")
-        parents = table.connection.execute(
+    with Kept() as kept:
+        kept.fill(nodes)
+        kept.connection.execute("CREATE INDEX by_id ON rows (key)")
+        kept.connection.execute("CREATE INDEX by_parent ON rows (parent)")
+        parents = kept.connection.execute(
             "SELECT parent, MIN(number) AS first FROM rows WHERE parent IS NOT NULL GROUP BY parent ORDER BY first"
         )
-        for parent, _ in parents.fetchall():
+        for parent, _ in parents:
             siblings = [
                 Row(json.loads(value), Origin(source, line))
-                for source, line, value in table.connection.execute(
+                for source, line, value in kept.connection.execute(
                     "SELECT source, line, value FROM rows WHERE parent = ? ORDER BY number", (parent,)
                 )
             ]
-            yield _path(table.connection, parent), siblings
+            yield _path(kept.connection, parent), siblings
 
 
 def _path(connection: sqlite3.Connection, id: str) -> list[Row] | None:
@@ -73,10 +73,10 @@ def _path(connection: sqlite3.Connection, id: str) -> list[Row] | None:
     return path[::-1]
 
 
-class _table:
-    """A temporary table of rows, gone with the block."""
+class Kept:
+    """Rows in a temporary file, gone with the block."""
 
-    def __enter__(self) -> _table:
+    def __enter__(self) -> Kept:
         self._folder = tempfile.TemporaryDirectory(prefix="align-rows-")
         self.connection = sqlite3.connect(Path(self._folder.name) / "rows.db", isolation_level=None)
         self.connection.execute("PRAGMA journal_mode = OFF")
@@ -90,17 +90,31 @@ class _table:
         self.connection.close()
         self._folder.cleanup()
 
+    def fill(self, rows: Iterable[tuple[str, str | None, Row]]) -> None:
+        """Keep rows ``(key, parent, row)``. Raises EnvironmentFault when the disk is full."""
+        insert = "INSERT INTO rows (key, parent, source, line, value) VALUES (?, ?, ?, ?, ?)"
+        lines = (
+            (key, parent, row.origin.source, row.origin.line, json.dumps(row.value, ensure_ascii=False, default=str))
+            for key, parent, row in rows
+        )
+        try:
+            with closing(self.connection.cursor()) as cursor:
+                cursor.execute("BEGIN")
+                cursor.executemany(insert, lines)
+                cursor.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise EnvironmentFault(Problem(f"cannot keep rows on disk: {error}", file=tempfile.gettempdir())) from error
 
-def _fill(table: _table, rows: Iterable[tuple[str, str | None, Row]]) -> None:
-    insert = "INSERT INTO rows (key, parent, source, line, value) VALUES (?, ?, ?, ?, ?)"
-    lines = (
-        (key, parent, row.origin.source, row.origin.line, json.dumps(row.value, ensure_ascii=False, default=str))
-        for key, parent, row in rows
-    )
-    try:
-        with closing(table.connection.cursor()) as cursor:
-            cursor.execute("BEGIN")
-            cursor.executemany(insert, lines)
-            cursor.execute("COMMIT")
-    except sqlite3.OperationalError as error:
-        raise EnvironmentFault(Problem(f"cannot keep rows for grouping: {error}", file=tempfile.gettempdir())) from error
+    def repeated(self) -> tuple[str, list[int]] | None:
+        """A key that several rows have, with their lines."""
+        self.connection.execute("CREATE INDEX by_key ON rows (key)")
+        found = self.connection.execute("SELECT key FROM rows GROUP BY key HAVING COUNT(*) > 1 LIMIT 1").fetchone()
+        if found is None:
+            return None
+        lines = self.connection.execute("SELECT line FROM rows WHERE key = ? ORDER BY number", found)
+        return found[0], [line for (line,) in lines]
+
+    def one(self, key: str) -> dict[str, Any] | None:
+        """The row with this key."""
+        found = self.connection.execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
+        return None if found is None else json.loads(found[0])

@@ -12,13 +12,16 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from align.data.conditions import Choice
+from align.data.detect import LOOK_AT
 from align.data.encode import Encoder
 from align.data.examples import Limits, Unusable, tree_of
 from align.data.formats import RowError, Want, converter
-from align.data.mixture import Records, SourceReport, read_records
-from align.data.readers import read_rows
+from align.data.mixture import Records, SourceReport, looked_at, read_records
+from align.data.readers import Row, read_rows
 from align.data.records import Conversation, Graded, Messages, Preference, Record, Unpaired
 from align.data.report import DataReport
+from align.data.rows import LeftOut
 from align.data.trees import Ids, Mask, Tree
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
@@ -68,21 +71,41 @@ def inspect(
 
 
 def wanted_of(source: DataSource, location: Path | str) -> Want:
-    """The first type that the first readable row can be. Raises :class:`InputError` when there is none."""
+    """The first type that the first rows can be. Raises :class:`InputError` when there is none."""
     bad: list[Problem] = []
+    choice = Choice(source)
+    rows: list[Row] = []
     for row in read_rows(source, location, bad.append):
-        reason = Problem("no row")
-        for want in ("preference", "unpaired", "graded", "conversation", "prompt"):
+        rows += looked_at(choice, row)
+        if len(rows) >= LOOK_AT:
+            break
+    reasons: list[Problem] = []
+    wants: tuple[Want, ...] = ("preference", "unpaired", "graded", "conversation", "prompt")
+    for want in wants if rows else ():
+        try:
+            convert = converter(source, want)
+            if convert.undecided:
+                convert.decide(rows)
+        except InputError as error:
+            reasons += error.problems
+            continue
+        if convert.grouped:
+            return want
+        if convert.from_labels:
+            continue
+        sound = False
+        for row in rows:
             try:
-                converter(source, want)(row)
+                if convert(row):
+                    return want
+            except LeftOut:
+                sound = True  # such as a tie: the row is of this type, and gives no record
             except RowError as error:
-                reason = Problem(error.message, row.origin.source, row.origin.line, key=error.field)
-            except InputError as error:
-                reason = error.problems[0]
-            else:
-                return want
-        bad.append(reason)
-    raise InputError(bad[:10])
+                reasons.append(Problem(error.message, row.origin.source, row.origin.line, key=error.field))
+        if sound:
+            return want
+    last = {(reason.file, reason.line): reason for reason in reasons}  # of each row what the least demanding type says
+    raise InputError([*bad, *(last.values() or [Problem("no row is left to look at", file=str(location))])][:10])
 
 
 def _encoded(record: Record, model: Encoder, limits: Limits, report: DataReport, *, marks: bool) -> Text:

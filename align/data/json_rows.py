@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from align.data.list_rows import reads_lists
 from align.data.records import Origin
 from align.data.rows import BadRow, Reading, Row
 from align.data.streams import (
@@ -42,7 +43,9 @@ def read_lines(path: Path, reading: Reading) -> Iterator[Row]:
     mac = encoding == UTF8 and is_mac(head_of(path))
     with utf8(path, encoding, mac=mac) as file:
         first = next((line for _, line in numbered(file) if line.strip()), b"")
-        other = _other_way(first, file)
+        other = (
+            None if first.lstrip()[:1] == b"[" and first.rstrip()[-1:] == b"]" and reads_lists(reading.source) else _other_way(first, file)
+        )
     if other:
         reading.told.note(f"{path}: read as {other}, not one object a line")
     elif mac:
@@ -93,7 +96,7 @@ def _pretty(text: str, file: BinaryIO) -> str | None:
 
 
 def _plain_lines(lines: Iterator[tuple[int, bytes]], path: Path, reading: Reading) -> Iterator[Row]:
-    decoder, source = RowDecoder(), str(path)
+    decoder, source = RowDecoder(lists=reads_lists(reading.source)), str(path)
     for number, line in lines:
         if not line.strip():
             continue
@@ -126,7 +129,7 @@ def _parse_line(decoder: RowDecoder, line: bytes) -> dict[str, Any] | Fault:
 
 def _one_after_another(file: BinaryIO, path: Path, reading: Reading) -> Iterator[Row]:
     """Objects with white space or nothing between them. Memory is bounded by a block and an object."""
-    decoder = RowDecoder()
+    decoder = RowDecoder(lists=reads_lists(reading.source))
     incremental = codecs.getincrementaldecoder("utf-8")()
     text, at, line, ended, want = "", 0, 1, False, 2**16
 
@@ -165,7 +168,7 @@ def _one_after_another(file: BinaryIO, path: Path, reading: Reading) -> Iterator
 
 def _checked(value: Any, fault: Fault | None, content: str, line: int, path: Path, reading: Reading) -> Iterator[Row]:
     if fault:
-        reading.bad(BadRow(fault.what, str(path), line, key=fault.field, content=content))
+        reading.bad(BadRow(fault.what, str(path), line, key=fault.field, hint=fault.hint, content=content))
     else:
         yield Row(value, Origin(str(path), line))
 
@@ -193,7 +196,7 @@ class _Text:
     def __init__(self, path: Path, reading: Reading, encoding: str) -> None:
         self._path, self._reading = path, reading
         self._text = _whole(path, encoding)
-        self._decoder = RowDecoder()
+        self._decoder = RowDecoder(lists=reads_lists(reading.source))
 
     def rows(self) -> Iterator[Row]:
         character, at = self._next(0)

@@ -159,13 +159,14 @@ def _by_split(folder: Path, source: DataSource) -> _Splits | None:
 
 def _declared(folder: Path, source: DataSource) -> Any:
     """The files of the subset as the folder's README declares them (``configs``); None when it declares none."""
+    import yaml
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
 
     readme = folder / "README.md"
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data) if readme.is_file() else {}
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
         raise InputError(Problem("its header is not what the hub understands", file=str(readme), hint=str(error)[:80])) from error
     configs = {name: config["data_files"] for name, config in configs.items() if config.get("data_files")}
     if not configs:

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from align.data import better as judging
 from align.data import dialogue
+from align.data.coded import Coded
 from align.data.comparisons import EMPTY, Ballots, by_name, compared
 from align.data.messages import Note, list_of
-from align.data.places import Place, Template, find, find_text, template, text_at
+from align.data.places import Place, find, find_text, template
+from align.data.row_parts import RowParts
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError, parse_text
 from align.data.values import (
-    OPENS,
     answers_of,
     bare,
     has_gap,
     is_empty,
     is_json_list,
     key_of,
-    places_of,
     plain_columns,
     read_plainly,
-    right_answer,
     spoken,
-    turns_in,
 )
-from align.recipe.mapping import Constant, RowMapping, SystemAt, TreeAt
+from align.recipe.mapping import RowMapping, TreeAt
 
 Row = Mapping[str, Any]
 Form = dict[str, Any]
 
-_RENAMED = ("messages", "prompt", "completion", "chosen", "rejected", "system", "tools", "margin", "answer")
-_SHAPES = 1000
-"""Sets of columns that are remembered, in a source whose rows differ."""
+Aside = Callable[[int, RowError], None]
+"""Told of a row of a group, by its number, that the group does without, and why."""
+
+EMPTY_ANSWER = "its answer is empty"
 
 
-class MappedRows:
+class MappedRows(RowParts):
     """A mapping at work.
 
     Args:
@@ -46,40 +45,24 @@ class MappedRows:
         prompts: are prompts wanted, so that a right answer that cannot be found leaves the row out?
         compared: are comparisons wanted, so that two answers that are equally good leave the row out?
         labelled: are labelled answers wanted, so that rows with labels are not grouped into comparisons?
+        code: the function of a preset, which reads the row before the mapping does.
     """
 
-    def __init__(self, mapping: RowMapping, *, prompts: bool = False, labelled: bool = False, compared: bool = True) -> None:
-        self.mapping = mapping
-        self.places = tuple(places_of(mapping))
-        """All that is read."""
-        self._prompts, self._compared_wanted = prompts, compared
-        self._used: dict[tuple[str, ...], set[str]] = {}
-        self._plain = plain_columns(mapping)
-        self.names = {key: str(value) for key in _RENAMED if isinstance(value := getattr(mapping, key), str)}
-        """What the row calls the parts of a form, for error messages."""
+    def __init__(
+        self,
+        mapping: RowMapping,
+        *,
+        prompts: bool = False,
+        labelled: bool = False,
+        compared: bool = True,
+        code: Coded | None = None,
+    ) -> None:
+        super().__init__(mapping, prompts=prompts, code=code)
+        self._compared_wanted = compared
+        self._plain = plain_columns(mapping) if code is None else None
         self._single = labelled and mapping.better is not None and mapping.better.label is not None
         self.grouped = bool((mapping.group is not None and not self._single) or (mapping.tree and mapping.tree.parent))
         """Do rows belong together? Then :meth:`of_group` makes the forms."""
-
-    def columns(self, row: Row) -> set[str]:
-        """The row's columns that are read."""
-        keys = tuple(row)
-        used = self._used.get(keys)
-        if used is None:
-            found = (next((name for name in one.columns if name in row), None) for one in self.places)
-            used = {name for name in found if name is not None}
-            if len(self._used) < _SHAPES:
-                self._used[keys] = used
-        return used
-
-    def as_the_row_calls_it(self, field: str | None, form: Form) -> str | None:
-        """A field of a form, under the name of its place."""
-        first, dot, rest = (field or "").partition(".")
-        if first == "messages" and self.mapping.completion is not None:
-            number, _, rest = rest.partition(".")
-            last = number.isdigit() and int(number) == len(form.get("messages", [])) - 1
-            return self.names.get("completion" if last else "prompt", field)
-        return f"{self.names[first]}{dot}{rest}" if first in self.names else field
 
     def key(self, row: Row) -> str:
         """What rows of one group have in common."""
@@ -92,6 +75,8 @@ class MappedRows:
         m = self.mapping
         if self._plain is not None and (form := read_plainly(row, self._plain)) is not None:
             return [form]
+        if self.code is not None:
+            row = self.code(row, note)
         common = self._common(row)
         if self._prompts and m.prompt is not None and m.completion is None:
             return [{**common, "prompt": self._asked(row)}]
@@ -117,16 +102,31 @@ class MappedRows:
             return [self._completed(row, common, note)]
         return [{**common, "prompt": self._asked(row)}]
 
-    def of_group(self, rows: Sequence[Row], note: Note) -> list[Form]:
-        """The forms of rows that belong together: the same answer is one answer, votes add up, scores are averaged."""
+    def of_group(self, rows: Sequence[Row], note: Note, aside: Aside) -> list[Form]:
+        """The forms of rows that belong together: the same answer is one answer, votes add up, scores are averaged.
+
+        A row that gives the group nothing, or cannot be read, is put ``aside``; the others go on without it.
+        """
+        if self._prompts and self.mapping.prompt is not None:
+            return [{**self._common(rows[0]), "prompt": self._asked(rows[0])}]
         better = self.mapping.better
         assert better is not None
         answers: dict[str, Any] = {}
         scores: dict[str, list[float]] = {}
         votes, why, ballots = False, None, Ballots()
-        for row in rows:
-            values = self._answers(row)
-            judged = judging.judge(row, better, len(values))
+        first: Row | None = None
+        for number, row in enumerate(rows):
+            try:
+                values = self._answers(row)
+                judged = judging.judge(row, better, len(values))
+            except RowError as error:
+                aside(number, error)
+                continue
+            if all(is_empty(value) or score is None for value, score in zip(values, judged.scores, strict=True)):
+                reason = EMPTY_ANSWER if all(map(is_empty, values)) else judged.why or judging.NO_SCORE
+                aside(number, LeftOut(reason))
+                continue
+            first = row if first is None else first
             votes, why = judged.votes, why or judged.why
             ballots.add(judged.ballots, [key_of(value) for value in values])
             for value, score in zip(values, judged.scores, strict=True):
@@ -136,160 +136,36 @@ class MappedRows:
                 if score is not None:
                     answers.setdefault(key_of(value), value)
                     scores.setdefault(key_of(value), []).append(score)
-        if not answers:
-            raise LeftOut(why or judging.NO_SCORE)
+        if first is None:
+            raise LeftOut(judging.NO_SCORE)  # each row has been put aside with its own reason
         if len(answers) == 1:
             raise LeftOut(judging.ONE_ANSWER)
         merged = [(value, sum(scores[key]) / (1 if votes else len(scores[key]))) for key, value in answers.items()]
-        return self._compared(rows[0], list(merged), self._common(rows[0]), note, ballots)
+        return self._compared(first, list(merged), self._common(first), note, ballots)
 
-    def of_siblings(self, path: Sequence[Row], siblings: Sequence[Row], note: Note) -> list[Form]:
-        """The forms of a tree's messages that answer the same one; ``path`` leads to it from the root."""
+    def of_siblings(self, path: Sequence[Row], siblings: Sequence[Row], note: Note, aside: Aside | None = None) -> list[Form]:
+        """The forms of a tree's messages that answer the same one; ``path`` leads to it from the root.
+
+        One without a score is put ``aside``, where messages are rows.
+        """
         tree = self.mapping.tree
         assert tree is not None and tree.score is not None
         entries: list[tuple[Any, float | None]] = []
-        for row in siblings:
-            score = judging.number(find(row, tree.score), tree.score)
+        for number, row in enumerate(siblings):
+            try:
+                score = judging.number(find(row, tree.score), tree.score)
+                if score is None and aside is not None:
+                    raise LeftOut(judging.NO_SCORE)
+            except RowError as error:
+                if aside is None:
+                    raise
+                aside(number, error)
+                continue
             entries.append(([row], -score if score is not None and tree.order == "low" else score))
         if sum(score is not None for _, score in entries) < 2:
             raise LeftOut(judging.NO_SCORE if len(entries) > 1 else judging.ONE_ANSWER)
         common = {**self._common(siblings[0]), "prompt": [dict(row) for row in path]}
         return self._compared(siblings[0], entries, common, note, Ballots())
-
-    # Parts of a form
-
-    def _common(self, row: Row) -> Form:
-        m = self.mapping
-        form: Form = {}
-        if m.system is not None:
-            form["system"] = m.system.value if isinstance(m.system, Constant) else self._value(row, m.system)
-        for one in m.prompt if isinstance(m.prompt, list) else [m.prompt]:
-            if isinstance(one, SystemAt):
-                form["system"] = self._value(row, one.system)
-        if m.tools is not None:
-            form["tools"] = m.tools.value if isinstance(m.tools, Constant) else self._value(row, m.tools)
-        for key in ("system", "tools"):
-            if key not in form and row.get(key) is not None and key not in self.columns(row):
-                form[key] = row[key]  # under their usual names they need no mention
-        if m.id is not None and (id := find_text(row, template(m.id))):
-            form["id"] = id
-        if m.answer is not None:
-            form["answer"] = right_answer(self._value(row, m.answer), m.answer, m.extract, needed=self._prompts)
-        if m.margin is not None and m.margin != "gap":
-            form["margin"] = self._value(row, m.margin)
-        return form
-
-    def _label(self, row: Row) -> Form:
-        better = self.mapping.better
-        return {} if better is None or better.label is None else {"label": self._value(row, better.label)}
-
-    def _value(self, row: Row, where: str) -> Any:
-        at = template(where)
-        if isinstance(at, Template):
-            return find_text(row, at)
-        value = find(row, at)
-        if isinstance(value, str) and where in self.mapping.json_texts:
-            value = parse_text(value, where, "expected JSON")
-        return value
-
-    def _marked(self, where: str) -> bool:
-        """Does this place hold texts with the marks of speakers?"""
-        marks = self.mapping.dialogue
-        if marks is None:
-            return False
-        prompt = self.mapping.prompt
-        return where in marks.within if marks.within else prompt is None or where == prompt
-
-    def _asked(self, row: Row, *, context: bool = False) -> Any:
-        """What is asked: a text, or turns; None where the mapping leaves it to the answers.
-
-        With ``context`` earlier answers of messages are not trained on; those of a history of pairs are.
-        """
-        prompt = self.mapping.prompt
-        if prompt is None:
-            return None
-        if isinstance(prompt, str):
-            value = self._read(row, prompt)
-            return value if isinstance(value, str) else self._turns(value, prompt, context=context)
-        turns: list[Any] = []
-        for one in prompt if isinstance(prompt, list) else [prompt]:
-            if isinstance(one, SystemAt):
-                continue
-            value = self._read(row, one)
-            if value is None or value == "" or value == []:
-                continue
-            turns += [{"role": "user", "content": value}] if isinstance(value, str) else self._turns(value, one, context=context)
-        if not turns:
-            raise RowError("is empty", "prompt")
-        return turns
-
-    def _read(self, row: Row, where: str) -> Any:
-        value = self._value(row, where)
-        if isinstance(value, str):
-            if self._marked(where):
-                assert self.mapping.dialogue is not None
-                return dialogue.cut(value, self.mapping.dialogue, where)
-            if OPENS.match(value):
-                parsed = turns_in(value, where)
-                return value if parsed is None else parsed
-        return value if value is None or isinstance(value, (str, list, dict)) else text_at(value, where) or None
-
-    def _turns(self, value: Any, where: str, *, context: bool) -> list[Any]:
-        if isinstance(value, dict):
-            value = value["messages"] if isinstance(value.get("messages"), list) else [value]
-        if not isinstance(value, list):
-            raise RowError("missing" if value is None else "expected a text or messages", where)
-        if not any(isinstance(item, Mapping) for item in value):
-            return dialogue.alternating(value, where)
-        turns = dialogue.untagged(dialogue.named(value, self.mapping.turns, where), self.mapping.tags, where)
-        return dialogue.trained(turns, [False] * len(turns), where) if context else turns
-
-    def _conversation(self, row: Row, where: str, note: Note) -> list[Any]:
-        m = self.mapping
-        value = self._value(row, where)
-        if self._marked(where) and isinstance(value, str):
-            assert m.dialogue is not None
-            turns: list[Any] = dialogue.cut(value, m.dialogue, where)
-        else:
-            if isinstance(value, dict) and isinstance(value.get("messages"), list):
-                value = value["messages"]
-            items = list_of(value, where, "a list of turns")
-            turns = dialogue.alternating(items, where) if m.weave else dialogue.named(items, m.turns, where)
-        if m.train not in (None, "all"):
-            assert m.train is not None
-            turns = dialogue.trained(turns, "last" if m.train == "last" else find(row, m.train), m.train)
-        if m.repair:
-            turns = dialogue.repaired(turns, m.repair, note)
-        return self._ended(row, dialogue.untagged(turns, m.tags, where))
-
-    def _ended(self, row: Row, turns: list[Any]) -> list[Any]:
-        """The last answer, marked where it was cut off."""
-        for where, complete in (self.mapping.finished or {}).items():
-            said = find(row, where)
-            if said is not None and judging.spelled(said) not in {judging.spelled(one) for one in complete}:
-                return [*turns[:-1], {**turns[-1], "finished": False}]
-        return turns
-
-    def _completed(self, row: Row, common: Form, note: Note) -> Form:
-        m = self.mapping
-        where = "completion" if isinstance(m.completion, Constant) else str(m.completion)
-        value = m.completion.value if isinstance(m.completion, Constant) else self._read(row, where)
-        if m.better is not None:
-            return {**common, **self._label(row), "prompt": self._asked(row), "completion": value}
-        if value is None or value in ("", []):
-            raise RowError("missing" if value is None else "is empty", where)
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-            raise RowError("is a list of texts: several answers? say with `answers` and `better` which is best", where)
-        asked = self._asked(row, context=True)
-        before = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        after = [{"role": "assistant", "content": value}] if isinstance(value, str) else self._turns(value, where, context=False)
-        if m.reasoning is not None and (thought := find_text(row, template(m.reasoning))).strip():
-            after = [{**after[0], "reasoning": thought}, *after[1:]]
-        if isinstance(value, str):
-            after = dialogue.untagged(after, m.tags, where)
-        if m.train == "last":
-            before = dialogue.trained(before, [False] * len(before), where)
-        return {**common, "messages": [*before, *self._ended(row, after)]}
 
     # Comparisons
 

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from align.data.conditions import Choice, Part
 from align.data.detect import LOOK_AT
 from align.data.formats import Converter, Group, RowError, Want, converter
+from align.data.known_sets import TEST_SET, is_test_set, licence_of
 from align.data.leakage import prompt_digest as prompt_digest
 from align.data.leakage import shared_prompts as shared_prompts
 from align.data.personal import impersonal
@@ -41,6 +42,7 @@ from align.recipe.schema import DataSource
 
 _CONTENT = 200
 NO_RECORD = "dropped by the format"
+GROUP_REFUSED = "belongs to a group with a bad row"
 _REASONS = 3
 """Bad rows that are shown when nothing is left."""
 
@@ -139,9 +141,12 @@ class _Mixture:
         return replace(problem, hint=f"{problem.hint}; {advice}" if problem.hint else advice) if isinstance(problem, BadRow) else problem
 
     def _records(self, source: _Source) -> Iterator[Record]:
-        spec, _, report = source
+        spec, location, report = source
         convert = converter(spec, self._want)
         report.notes, report.remarks = convert.notes, convert.remarks
+        if not spec.own_format and TEST_SET not in convert.remarks and is_test_set(spec, location):
+            convert.remarks.append(TEST_SET)
+        report.licence = licence_of(spec, location)
         choice = Choice(spec)
         units = 0
         for unit in convert.units(self._rows(source, convert, choice), lambda rows, place: self._chosen(choice, rows, place, source)):
@@ -175,7 +180,7 @@ class _Mixture:
             first: list[Row] = []
             for row in rows:
                 pending.append(row)
-                first += _looked_at(choice, row)
+                first += looked_at(choice, row)
                 if len(first) == LOOK_AT:
                     break
             if first:
@@ -214,7 +219,7 @@ class _Mixture:
         records: list[Record] = []
         try:
             if isinstance(unit, Group):
-                return _of_part(convert, choice, Part(unit.rows[0]), unit)
+                return self._of_group(convert, choice, unit, source)
             if not choice.chooses:
                 if found := convert(unit):
                     return list(found)
@@ -232,6 +237,32 @@ class _Mixture:
         except RowError as error:
             records = []
             self._refused(error, unit, source)
+        return records
+
+    def _of_group(self, convert: Converter, choice: Choice, unit: Group, source: _Source) -> list[Record]:
+        """The records of rows that belong together. Each row that gives nothing is counted by itself, with its own reason if it has one."""
+        report = source[2]
+        why: RowError | None = None
+        records: list[Record] = []
+        try:
+            records = _of_part(convert, choice, Part(unit.rows[0]), unit)
+        except RowError as error:
+            why = error
+        aside, convert.aside = convert.aside, []
+        for row, reason in aside:
+            if isinstance(reason, LeftOut):
+                self._dropped(reason.message, row.origin, report)
+            else:
+                self._refused(reason, row, source)
+        apart = {row.origin for row, _ in aside}
+        for row in unit.rows if why is not None else ():
+            if row.origin in apart:
+                continue
+            if why is None or isinstance(why, LeftOut):
+                self._dropped(str(why), row.origin, report)
+            else:
+                self._refused(why, row, source)
+                why = LeftOut(GROUP_REFUSED)  # of the other rows
         return records
 
     def _refused(self, error: RowError, unit: Row | Group, source: _Source) -> None:
@@ -265,7 +296,7 @@ class _Mixture:
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _looked_at(choice: Choice, row: Row) -> list[Row]:
+def looked_at(choice: Choice, row: Row) -> list[Row]:
     """The row as a converter sees it, where it is used: to find out the format."""
     try:
         return [choice.stripped(part.row) for part in islice(choice.parts(row), 1) if choice.wanted(part)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.strict_json import RowError, parse_text, type_name
-from align.recipe.places import Every, Only, Place, Template, place, template
+from align.recipe.places import WHOLE, Every, Only, Place, Template, place, template
 
 __all__ = ["Place", "Template", "find", "find_text", "place", "template", "text_at"]
 
@@ -23,7 +23,8 @@ def find(row: Mapping[str, Any], where: Place | str) -> Any:
         where = place(where)
     if where.text in row:
         return row[where.text]
-    return _walk(row, where.steps, where.text)
+    whole = row if isinstance(where.steps[0], str) else row.get(WHOLE)
+    return _walk(whole, where.steps, where.text)
 
 
 def _walk(value: Any, steps: tuple[Any, ...], field: str) -> Any:

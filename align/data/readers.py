@@ -12,6 +12,7 @@ from pathlib import Path
 
 from align.data.arrow_rows import read_arrow, read_parquet, table_rows
 from align.data.hub import load_split
+from align.data.joined import joined
 from align.data.json_rows import read_lines, read_value
 from align.data.locations import ARROW, JSON_LINES, TEXT_TABLES, data_files
 from align.data.rows import Bad as Bad
@@ -21,6 +22,7 @@ from align.data.rows import Row as Row
 from align.data.streams import kind_of
 from align.data.tables import read_table
 from align.errors import InputError, Problem
+from align.recipe.refs import resolve_beside
 from align.recipe.schema import DataSource
 from align.recipe.source_keys import idle
 
@@ -59,8 +61,28 @@ def read_rows(source: DataSource, location: Path | str, bad: Bad, told: Told | N
     else:
         files = data_files(location, source, reading.told)
         rows = (row for path in files for row in _READERS[kind_of(path)](path, reading))
-    for row in rows:
+    for row in rows if source.join is None else _joined(rows, reading):
         found += 1
         yield row
     if not found:
         raise InputError(Problem("0 rows", file=str(location)))
+
+
+def _joined(rows: Iterator[Row], reading: Reading) -> Iterator[Row]:
+    """Rows with the columns of another file. What is bad there ends the reading: it is not known which row it belongs to."""
+    join = reading.source.join
+    assert join is not None
+    file = resolve_beside(join.path)
+    faults: list[Problem] = []
+    others = (row for path in data_files(file, DataSource(path=join.path), reading.told) for row in _of_other(path, faults, reading))
+
+    def all_good() -> Iterator[Row]:
+        yield from others
+        if faults:
+            raise InputError(faults[:10])
+
+    yield from joined(rows, all_good(), reading.source, file, reading.bad, reading.told)
+
+
+def _of_other(path: Path, faults: list[Problem], reading: Reading) -> Iterator[Row]:
+    return _READERS[kind_of(path)](path, Reading(DataSource(path=str(path)), faults.append, reading.told))

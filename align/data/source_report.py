@@ -42,6 +42,8 @@ class SourceReport:
     """What a person should know of the rows that were kept, and how often it happened."""
     remarks: list[str] = field(default_factory=list)
     """What a person should know of the source as a whole."""
+    licence: str | None = None
+    """What the data set's card says of it, where the card is on this machine."""
     told: Told = field(default_factory=Told)
     """How its files were read, as far as it was found out."""
 
@@ -97,12 +99,12 @@ class ReadReport:
             if source.weight is not None and self.given:
                 share, passes = source.given / self.given, source.given / max(source.kept, 1)
                 line += f"; {source.given:,} in the mixture, {share:.4f} of it (asked: {source.weight:.4f}), {passes:.2f} passes"
-            lines += [line, *source.told.notes]
+            lines += [line, *([f"{source.path}: {source.licence}"] if source.licence else []), *source.told.notes]
         return lines
 
     def as_json(self) -> dict[str, Any]:
         """The same numbers for machines."""
-        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight", "notes", "remarks", "reasons")
+        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight", "notes", "remarks", "reasons", "licence")
         sources = [{key: getattr(source, key) for key in keys} for source in self.sources]
         for source, entry in zip(self.sources, sources, strict=True):
             entry["share"] = source.given / self.given if self.given else 0.0

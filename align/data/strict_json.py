@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from align.recipe.places import WHOLE
+
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 DEPTH = 100
@@ -45,9 +47,10 @@ class Fault:
 
 
 class RowDecoder:
-    """Decodes objects out of a text."""
+    """Decodes objects out of a text; with ``lists`` also lists, each as an object with nothing but the list in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lists: bool = False) -> None:
+        self._lists = lists
         self._found: list[str] = []
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float)
 
@@ -58,7 +61,10 @@ class RowDecoder:
         """
         value, end, fault = self.value(text, at)
         if not fault and not isinstance(value, dict):
-            fault = Fault(f"a row must be an object, found {type_name(value)}")
+            if self._lists and isinstance(value, list):
+                return {WHOLE: value}, end, None
+            hint = "where each row is a list, the places of a mapping begin with an index: `[0].value`" if isinstance(value, list) else None
+            fault = Fault(f"a row must be an object, found {type_name(value)}", hint=hint)
         return value, end, fault
 
     def value(self, text: str, at: int) -> tuple[Any, int, Fault | None]:

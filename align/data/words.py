@@ -56,6 +56,10 @@ SCORES = (
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 CONTENT = frozenset({"messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "chosen", "input"})
 HUMAN = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
+SWITCHES = frozenset({"on", "off", "yes", "no", "true", "false", "none"})
+"""What a column of reasoning says where it is a switch."""
+CUT_BY = {"chatml": "chatml_text", "### Human": "human_assistant_text", "[INST]": "inst_text"}
+"""The presets that cut rendered texts, by their kinds."""
 LONG = 60
 """Characters from which on a text looks like something to be read."""
 
@@ -76,6 +80,12 @@ _MEANS = re.compile(
     r"|train_turns|loss_mask|train|weight|loss|finish_reason|input_ids)$",
     re.IGNORECASE,
 )
+_VERDICTS = re.compile(r"^(score|rating|reward|resolved|target|correct|is_correct|passed|verified|success)$", re.IGNORECASE)
+_INSIDE = re.compile(r"^(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)$", re.IGNORECASE)
+_INSIDE_TEXT = re.compile(
+    r'"(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)"\s*:\s*([\[{]\s*[^\]}\s]|")', re.IGNORECASE
+)
+"""The same in an object that is written as JSON text."""
 
 
 def columns(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> list[str]:
@@ -183,9 +193,37 @@ def complain_of_comparison(unread: Row, row: Row, want: str) -> None:
         raise _refusal(f"{answers[0]} would stay unread; is it the answer? format: {{prompt: {asked}, completion: {quoted(answers[0])}}}")
 
 
-def complain_of_meaning(unread: Row, row: Row) -> None:
-    """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was read."""
+def may_mean(name: str, value: Any) -> bool:
+    """May this column carry meaning, whatever stands in it? For rows that come later: most columns are passed over by their names."""
+    lower = name.lower()
+    named = lower in MEDIA or any(pattern.search(name) for pattern in (_MEANS, _VERDICTS, _JUDGES, _ANSWERS))
+    empty = value in (None, "", [], {})  # what will stand there is not known yet
+    return named or empty or isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
+
+
+def _holds_meaning(value: Any) -> str:
+    """The key of an object, also of one that is written as JSON, that carries meaning; "" where there is none."""
+    if isinstance(value, Mapping):
+        return next((key for key, item in value.items() if item not in (None, "", [], {}) and _INSIDE.match(str(key))), "")
+    found = _INSIDE_TEXT.search(value) if isinstance(value, str) and value.lstrip().startswith("{") else None
+    return found[1] if found else ""
+
+
+def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None:
+    """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was read.
+
+    ``answers``: all answers are trained on, so that a verdict about them must not be passed over.
+    """
     for name, value in unread.items():
+        if inside := _holds_meaning(value):
+            said = f"{clip(name, 40)}.{inside}"
+            raise _refusal(f"{said} would stay unread; name the format that reads it, or say that it is meant: ignore: [{quoted(name)}]")
+        if answers and _VERDICTS.match(name) and isinstance(value, (bool, int, float)):
+            raise _refusal(
+                f"column {clip(name, 40)} may say which answers are good: `where: {{{name}: ...}}` keeps those, "
+                f"`ignore: [{name}]` says that all are meant",
+                name,
+            )
         if not _MEANS.search(name) or isinstance(value, (dict, float)) or (name.lower() == "label" and not isinstance(value, bool)):
             continue
         if isinstance(value, str) and value.strip() and any(value in text for text in _texts(row, name)):
@@ -207,10 +245,10 @@ def _texts(row: Row, without: str) -> Iterable[str]:
             stack += item
 
 
-def _refusal(message: str) -> RowError:
+def _refusal(message: str, field: str | None = None) -> RowError:
     from align.data.detect import Refusal
 
-    return Refusal(message)
+    return Refusal(message, field)
 
 
 def nearest_presets(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ from align.recipe.schema import (
 
 if TYPE_CHECKING:
     from align.data.formats import Want
+    from align.data.rows import Row
+    from align.data.strict_json import RowError
 
 ROWS = 50
 """Rows of a source that are looked at."""
@@ -69,7 +71,8 @@ def faults(source: DataSource, location: Path, want: Want) -> list[Problem]:
     Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the readers do.
     """
     from align.data.conditions import Choice
-    from align.data.formats import converter
+    from align.data.detect import LOOK_AT
+    from align.data.formats import Group, converter
     from align.data.readers import read_rows
     from align.data.rows import LeftOut, Told
     from align.data.strict_json import RowError
@@ -78,23 +81,47 @@ def faults(source: DataSource, location: Path, want: Want) -> list[Problem]:
         return []
     bad: list[Problem] = []
     convert, choice = converter(source, want), Choice(source)
-    looked = kept = 0
+    kept = 0
+    first: list[Row] = []
     enough = min(ROWS, source.limit or ROWS)
-    for row in islice(read_rows(source, location, bad.append, Told()), _SEEN):
-        before = looked
-        try:
-            for part in choice.parts(row):
-                if choice.wanted(part):
-                    looked = before + 1
-                    kept += len(convert(choice.stripped(part.row)))
-        except LeftOut:
-            continue
-        except RowError as error:
+
+    def refused(row: Row, error: RowError) -> None:
+        if not isinstance(error, LeftOut):
             bad.append(Problem(error.message, row.origin.source, row.origin.line, key=error.field))
-        if looked >= enough or len(bad) >= ROWS:
+
+    for row in islice(read_rows(source, location, bad.append, Told()), _SEEN):
+        try:
+            first += [choice.stripped(part.row) for part in choice.parts(row) if choice.wanted(part)]
+        except RowError as error:
+            refused(row, error)
+        if len(first) >= enough or len(bad) >= ROWS:
             break
+    looked = len(first)
+    if first and convert.undecided:
+        convert.decide(first[:LOOK_AT])
+    for unit in convert.units(iter(first), lambda rows, place: _placed(rows, place, refused)):
+        try:
+            kept += len(convert(unit))
+        except RowError as error:
+            refused(unit.rows[0] if isinstance(unit, Group) else unit, error)
+        for row, reason in convert.aside:
+            refused(row, reason)
+        convert.aside = []
     if not bad or (source.on_bad_row == "skip" and kept):
         return []
     shown = [Problem(row.message, row.file, row.line, row.col, row.key, row.hint) for row in bad[:_SHOWN]]
     more = [Problem(f"{len(bad)} of the first {max(looked, len(bad))} rows are bad", file=str(location))] if len(bad) > _SHOWN else []
     return [*shown, *more]
+
+
+def _placed(rows: Iterator[Row], place: Callable[[Row], object], refused: Callable[[Row, RowError], None]) -> Iterator[Row]:
+    """The rows whose place among the others can be read."""
+    from align.data.strict_json import RowError
+
+    for row in rows:
+        try:
+            place(row)
+        except RowError as error:
+            refused(row, error)
+        else:
+            yield row

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -14,26 +13,13 @@ from pydantic_core import PydanticCustomError
 
 from align.errors import InputError
 from align.recipe.mapping import RowMapping
+from align.recipe.marks import ArtifactType as ArtifactType
+from align.recipe.marks import Reference as Reference
 from align.recipe.places import place
 from align.recipe.presets import PRESETS
 from align.recipe.refs import import_object
 from align.recipe.strict import Strict as Strict
 from align.recipe.strict import unknown_name_of
-
-ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
-"""What a stage produces, and what a reference may ask for."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Marks a string field as a reference: ``stage:NAME``, ``package:PKG/FILE``, a path, or a hub id.
-
-    ``accepts`` are the artefact types that fit when it names a stage; ``hub`` says whether a hub id fits.
-    """
-
-    accepts: tuple[ArtifactType, ...] = ()
-    hub: bool = True
-
 
 PolicyRef = Annotated[str, Reference(("policy",)), Field(min_length=1)]
 
@@ -120,6 +106,20 @@ class Condition(Strict):
         return self
 
 
+class Join(Strict):
+    """Another file with the rest of each row, such as the questions to a file of answers."""
+
+    path: Annotated[str, Reference(hub=False), Field(min_length=1)]
+    """The other file. Its columns are added to the row, apart from those that the row has itself."""
+    on: Annotated[str, AfterValidator(_place)] | Annotated[dict[str, str], Field(min_length=1, max_length=1)]
+    """The place that says which rows belong together, such as `custom_id`; or `{our place: the other file's place}`."""
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """Where the row says it, and where the other file does."""
+        return (self.on, self.on) if isinstance(self.on, str) else next(iter(self.on.items()))
+
+
 Reading = Annotated[
     Annotated[str, AfterValidator(_format), Tag("name")] | Annotated[RowMapping, Tag("mapping")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "mapping"),
@@ -161,6 +161,8 @@ class DataSource(Strict):
     length item by item, so that a list of verdicts chooses among a list of answers."""
     ignore: list[str] = Field(default=[])
     """Columns that are passed over on purpose: as if they were not there."""
+    join: Join | None = None
+    """Another file with the rest of each row: `{path: questions.jsonl, on: custom_id}`."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N rows that `where` keeps."""
     weight: float | None = Field(default=None, gt=0)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from align.recipe.marks import Reference
 from align.recipe.places import place, template
 from align.recipe.presets import PRESETS
 from align.recipe.strict import Strict, unknown_name_of
@@ -34,6 +35,13 @@ class Constant(Strict):
 
     value: str
     """The text."""
+
+
+class FileAt(Strict):
+    """The same for every row, from a file beside the recipe."""
+
+    file: Annotated[str, Reference(hub=False), Field(min_length=1)]
+    """A JSON file, such as a list of tools."""
 
 
 class SystemAt(Strict):
@@ -191,8 +199,8 @@ class RowMapping(Strict):
     """What the parts of a turn are called."""
     system: At | Constant | None = None
     """The system's text. An empty one is none."""
-    tools: At | Constant | None = None
-    """The tools at hand."""
+    tools: At | Constant | FileAt | Annotated[list[At], Field(min_length=1)] | None = None
+    """The tools at hand: a place, of several places the first that holds any, or `{file: tools.json}` for every row."""
     reasoning: At | None = None
     """What was thought before the completion."""
     tags: Tags | None = None

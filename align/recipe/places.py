@@ -26,6 +26,9 @@ class Only:
     value: str
 
 
+WHOLE = "[]"
+"""The name under which a row that is a list stands in the row that our code sees: its places begin with an index."""
+
 Step = str | int | slice | Every | Only
 """A key of an object, an index, a slice, every item, or the items with a value."""
 
@@ -45,6 +48,8 @@ class Place:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it may mean: names with dots are tried whole, from the longest on."""
+        if not isinstance(self.steps[0], str):
+            return (WHOLE,)
         names: list[str] = []
         for step in self.steps:
             if not isinstance(step, str):

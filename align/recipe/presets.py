@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ class Preset:
     example: dict[str, Any]
     parts: tuple[Part, ...]
     marks: tuple[str, ...] = ()
+    holds: dict[str, str] = field(default_factory=dict)
     asks: str | None = None
+    code: str | None = None
     test_set: bool = False
 
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from align.recipe.base import Join
 from align.recipe.fields import mark_of
-from align.recipe.mapping import Better, Constant, Dialogue, RowMapping, SystemAt, Tags, TreeAt, Turns
+from align.recipe.mapping import Better, Constant, Dialogue, FileAt, RowMapping, SystemAt, Tags, TreeAt, Turns
 from align.recipe.schema import (
     BUILTIN_STAGES,
     Condition,
@@ -128,6 +129,7 @@ def render() -> str:
         *(_section(f"`kind: {kind}`", stage, without=Stage, level=3) for kind, stage in BUILTIN_STAGES.items()),
         _section("A data source", DataSource),
         _section("A condition", Condition, level=3),
+        _section("`join`", Join, level=3),
         _section("A row mapping", RowMapping, level=3),
         _section("`better`", Better, level=3),
         _section("`dialogue`", Dialogue, level=3),
@@ -205,6 +207,8 @@ def _words(annotation: Any) -> Iterator[str]:
         yield from _words(annotation.__origin__)
     elif annotation is Constant:
         yield "`{value: TEXT}`"
+    elif annotation is FileAt:
+        yield "`{file: JSON file}`"
     elif annotation is SystemAt:
         yield "`{system: PLACE}`"
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):

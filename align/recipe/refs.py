@@ -167,6 +167,11 @@ def _in_package(ref: PackageRef) -> Path:
     raise InputError(f"the Python package {ref.package} has no file {ref.file[:80]}")
 
 
+def resolve_beside(text: str) -> Path:
+    """A file on this machine, looked for in the current folder and beside the recipe at hand. Raises what :func:`resolve` does."""
+    return Path(resolve(text, Path(_beside[0]) if _beside else Path.cwd()))
+
+
 _beside: list[str] = []
 """The folder of the recipe at hand, from which its own modules are imported; one or none."""
 

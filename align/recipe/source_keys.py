@@ -17,7 +17,7 @@ from align.recipe.base import DataSource
 from align.recipe.source import Node, follow
 
 EVERYWHERE = frozenset(
-    {"path", "format", "columns", "where", "unique", "explode", "ignore", "limit", "weight", "on_bad_row"},
+    {"path", "format", "columns", "where", "unique", "explode", "ignore", "join", "limit", "weight", "on_bad_row"},
 )
 """Keys about rows, whatever they were read from."""
 

@@ -159,7 +159,8 @@ def _data(subject: Subject) -> Iterator[str]:
         data = stage.report.get("data")
         if isinstance(data, Mapping) and isinstance(data.get("trees"), int):
             places = data.get("sources", {}).get("sources", ()) if isinstance(data.get("sources"), Mapping) else ()
-            names = ", ".join(f"`{place['path']}`" for place in places if isinstance(place, Mapping) and place.get("path"))
+            known = [place for place in places if isinstance(place, Mapping) and place.get("path")]
+            names = ", ".join(f"`{place['path']}`" + (f" ({place['licence']})" if place.get("licence") else "") for place in known)
             rows.append(f"| {stage.name} | {names} | {data['trees']:,} {data.get('want', 'row')}s | {data.get('tokens', 0):,} |")
     if rows:
         yield "\n".join(["| stage | data | | tokens |", "|---|---|---|---|", *rows])

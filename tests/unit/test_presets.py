@@ -20,7 +20,7 @@ from align.recipe.presets import FILE, PRESETS
 from align.recipe.schema import FORMATS, DataSource
 
 COMPARED = [name for name, preset in PRESETS.items() if preset.kind == "preference"]
-FOUND = [name for name, preset in PRESETS.items() if preset.marks and not preset.asks]
+FOUND = [name for name, preset in PRESETS.items() if (preset.marks or preset.holds) and not preset.asks]
 
 
 def read(folder: Path, rows: list[Any], want: Want, **source: Any) -> list[Record]:
@@ -55,14 +55,18 @@ def test_the_better_answer_is_chosen(name: str, tmp_path: Path) -> None:
 def test_conversations(name: str, tmp_path: Path) -> None:
     (record,) = read(tmp_path, [PRESETS[name].example], "conversation", format=name)
     assert isinstance(record, Conversation)
-    assert [m["content"] for m in record.messages if m["role"] in ("user", "assistant")] == ["2+2?", "4"]
+    messages = [m for m in record.messages if m["role"] in ("user", "assistant")]
+    said = [m["content"] or json.dumps(m["tool_calls"][0]["function"]["arguments"]) for m in messages]
+    assert said == ["2+2?", '{"a": 2, "b": 2}' if name == "xlam" else "4"]
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].kind == "prompt"])
-def test_prompts_with_a_right_answer(name: str, tmp_path: Path) -> None:
+def test_prompts_and_their_right_answers(name: str, tmp_path: Path) -> None:
     (record,) = read(tmp_path, [PRESETS[name].example], "prompt", format=name)
     assert isinstance(record, Prompt)
-    assert record.fields["answer"] in ("4", ["4"])
+    assert last(record.prompt) == "2+2?"
+    if any("answer" in part.mapping for part in PRESETS[name].parts):
+        assert record.fields["answer"] in ("4", ["4"])
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -123,12 +127,16 @@ def test_what_is_printed_can_be_copied(name: str, capsys: pytest.CaptureFixture[
     list_formats(name)
     printed = capsys.readouterr().out
     lines = [line.partition("format: ")[2] for line in printed.splitlines() if line.startswith(("format: ", "where: "))]
-    assert [yaml.safe_load(line) for line in lines] == [part.mapping for part in PRESETS[name].parts]
+    coded = PRESETS[name].code is not None
+    assert [yaml.safe_load(line) for line in lines] == ([name] if coded else [part.mapping for part in PRESETS[name].parts])
     assert yaml.safe_load(printed.splitlines()[-1].removeprefix("a row: ")) == PRESETS[name].example
 
 
 def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     list_formats()
-    assert [line.partition(" (")[0] for line in capsys.readouterr().out.splitlines()[1:]] == list(PRESETS)
+    printed = capsys.readouterr().out.splitlines()[1:]
+    assert [line.partition(" (")[0] for line in printed] == list(PRESETS)
+    for line, preset in zip(printed, PRESETS.values(), strict=True):
+        assert all(part in line for part in (preset.hub, preset.kind, preset.says))
     with pytest.raises(InputError, match="no format `nectarine`"):
         list_formats("nectarine")

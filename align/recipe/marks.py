@@ -1,0 +1,20 @@
+"""What marks a field of the schema as a reference to something outside the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
+"""What a stage produces, and what a reference may ask for."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Marks a string field as a reference: ``stage:NAME``, ``package:PKG/FILE``, a path, or a hub id.
+
+    ``accepts`` are the artefact types that fit when it names a stage; ``hub`` says whether a hub id fits.
+    """
+
+    accepts: tuple[ArtifactType, ...] = ()
+    hub: bool = True
