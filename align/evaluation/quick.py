@@ -13,7 +13,7 @@ from align.data.readers import BadRow, read_rows
 from align.errors import InputError
 from align.recipe.refs import parse, resolve
 from align.recipe.schema import DataSource
-from align.recipe.tasks import TASKS
+from align.recipe.tasks import ASKED, TASKS
 
 STAGE = "eval"
 
@@ -44,9 +44,11 @@ def quick_recipe(
     """
     for text in (*models, *data):
         parse(text)  # what is no reference is written into no recipe
-    unknown = [task for task in tasks if task not in TASKS]
+    unknown = [task for task in tasks if task not in ASKED]
+    if unknown and unknown[0] in TASKS:
+        raise InputError(f"{unknown[0]} measures scorers, not models that answer", hint="write a recipe: docs/evaluate.md shows one")
     if unknown:
-        raise InputError(f"no task {unknown[0]}", hint=f"known: {', '.join(TASKS)}; those of lm-evaluation-harness go to --lm-eval-tasks")
+        raise InputError(f"no task {unknown[0]}", hint=f"known: {', '.join(ASKED)}; those of lm-evaluation-harness go to --lm-eval-tasks")
     reading = dict(reading or {})
     of_split: dict[str, Any] = {key: reading[key] for key in ("split", "subset") if key in reading}
     of_task, held_out = _sorted(tasks, data, of_split)
@@ -74,7 +76,7 @@ def _sorted(tasks: Sequence[str], data: Sequence[str], of_split: Mapping[str, An
     held_out = []
     for path in data:
         columns = _columns(path, of_split)
-        task = next((name for name in tasks if TASKS[name].columns <= columns), None)
+        task = next((name for name in tasks if ASKED[name].columns <= columns), None)
         if task is None:
             held_out.append(path)
         elif task in found:
@@ -83,7 +85,7 @@ def _sorted(tasks: Sequence[str], data: Sequence[str], of_split: Mapping[str, An
             found[task] = path
     for task in tasks:
         if task not in found:
-            wanted = ", ".join(sorted(TASKS[task].columns))
+            wanted = ", ".join(sorted(ASKED[task].columns))
             raise InputError(f"no --data file has the columns of {task}: {wanted}", hint="name the benchmark's file with --data")
     return {task: found[task] for task in tasks}, held_out
 

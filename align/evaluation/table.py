@@ -15,7 +15,10 @@ def table(title: str, report: Mapping[str, Any]) -> Table:
     """Every metric of ``report`` (an evaluation's ``report.json``) for every policy, with intervals."""
     prompts = f"{report['prompts']:,} held-out prompts, " if "prompts" in report else ""
     shown = Table(title=f"{title}: {prompts}means with 95 % intervals", title_justify="left", show_lines=True)
-    for header in ("", "policy", "mean", f"difference to {report['baseline']}", "items"):
+    who, baseline = "policy", report["baseline"]
+    if report.get("scorers"):
+        who, baseline = ("policy or scorer", "the first one") if report["policies"] else ("scorer", baseline)
+    for header in ("", who, "mean", f"difference to {baseline}", "items"):
         shown.add_column(header, justify="right" if header == "items" else "left", overflow="fold")
     for name, policies in report["metrics"].items():
         words = report["words"].get(name, name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.errors import Problem
+from align.errors import InputError, Problem
+from align.recipe.judge import Judge
 from align.recipe.schema import (
     DataSource,
     DpoStage,
@@ -21,6 +23,7 @@ from align.recipe.schema import (
     Stage,
     TrlStage,
 )
+from align.recipe.tasks import AskedTask, RewardBenchTask
 
 if TYPE_CHECKING:
     from align.data.formats import Want
@@ -59,10 +62,37 @@ def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
         for i, source in enumerate(sources):
             yield f"{name}.{i}", source, want
     for i, task in enumerate(spec.tasks if isinstance(spec, EvaluateStage) else ()):
+        if not isinstance(task, AskedTask):
+            continue  # the rows of a reward benchmark have a reader of their own: bench_faults
         form = {"format": f"align.evaluation.{task.task}:as_prompt"}
         yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
         if (examples := getattr(task, "examples", None)) is not None:
             yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"
+
+
+def looks_at(spec: Stage) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:
+    """Key inside the stage, source, and what says of the place where it lies what is wrong with its first rows."""
+    for key, source, want in sources_of(spec):
+        yield key, source, partial(faults, source, want=want)
+    if not isinstance(spec, EvaluateStage):
+        return
+    for i, task in enumerate(spec.tasks):
+        if isinstance(task, RewardBenchTask):
+            yield f"tasks.{i}.data", task.data, partial(bench_faults, spec.judge, task.data)
+
+
+def bench_faults(judge: Judge | None, source: DataSource, location: Path) -> list[Problem]:
+    """The same of a reward benchmark's file, and whether the stage's judge can serve it."""
+    from align.evaluation.reward_bench.read import read_bench, refuse_pairs_where_scores_are_needed
+
+    if location.suffix == ".json" and location.is_file() and location.stat().st_size > _WHOLE:
+        return []
+    try:
+        bench, _ = read_bench(source, location, most=ROWS)
+        refuse_pairs_where_scores_are_needed(judge, bench, source.path)
+    except InputError as error:
+        return list(error.problems)
+    return []
 
 
 def faults(source: DataSource, location: Path, want: Want) -> list[Problem]:

@@ -144,7 +144,7 @@ def needs_model(spec: Stage) -> bool:
     """Does a stage start from the recipe's model?"""
     marks = {name: mark_of(field) for name, field in type(spec).model_fields.items()}
     policies = [name for name, mark in marks.items() if mark is not None and "policy" in mark.accepts]
-    return not policies or any(not getattr(spec, name) for name in policies)
+    return not policies or any(getattr(spec, name) is None for name in policies)
 
 
 def _foreign_modules(spec: Stage) -> Iterator[str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.errors import Problem
-from align.pipeline import artifacts, plan_ppo, plan_trl
+from align.pipeline import artifacts, plan_bench, plan_ppo, plan_trl
 from align.pipeline.folder import RunFolder
 from align.pipeline.machine import Machine, machine_for, this_machine
 from align.pipeline.origin import origin_of
@@ -128,7 +128,8 @@ def _plan_running(loaded: LoadedRecipe, plain: StagePlan, machine: Machine, proc
     name, state = plain.name, plain.status
     spec = loaded.recipe.stages[name]
     if isinstance(spec, (SelfContrastStage, EvaluateStage)):
-        return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run)))
+        benches = plan_bench.rows(loaded, spec, run) if isinstance(spec, EvaluateStage) else ()
+        return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run), *benches))
     if isinstance(spec, TrlStage):
         origin = origin_of(loaded, name, run)
         start = Row("starts from", origin.name, origin.source)

@@ -196,7 +196,7 @@ def _listening(endpoint: str) -> None:
 
 def _data(loaded: LoadedRecipe, run: RunFolder, name: str, states: Mapping[str, StageStatus], hub: _Hub, found: Findings) -> None:
     """The first rows of a stage's sources."""
-    for key, source, want in first_rows.sources_of(loaded.recipe.stages[name]):
+    for key, source, faults in first_rows.looks_at(loaded.recipe.stages[name]):
         place = loaded.problem(f"stages.{name}.{key}.path", "")
         try:
             ref = refs.parse(source.path, loaded.root)
@@ -211,7 +211,7 @@ def _data(loaded: LoadedRecipe, run: RunFolder, name: str, states: Mapping[str, 
             if isinstance(location, str):
                 hub.has_data(location, source)
             else:
-                for problem in first_rows.faults(source, location, want):
+                for problem in faults(location):
                     found.add(InputError(problem), place)
         except AlignError as error:
             found.add(error, place)

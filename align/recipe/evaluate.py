@@ -12,12 +12,13 @@ from align.recipe.effects import Needs
 from align.recipe.judge import Judge
 from align.recipe.rollout import Rollout
 from align.recipe.scoring import Scoring
-from align.recipe.tasks import Benchmark
+from align.recipe.tasks import AskedTask, Benchmark, RewardBenchTask
 
 
 class EvaluateStage(Stage):
     """Compares policies with the first one: on held-out conversations (how likely the data's answers are) or prompts, by scorers and a
-    judge, on benchmarks and probes. Means over prompts with 95 % intervals."""
+    judge, on benchmarks and probes; and scorers and a judge with each other, on reward benchmarks. Means over prompts with 95 %
+    intervals."""
 
     produces: ClassVar[ArtifactType] = "metrics"
     implementation: ClassVar[str] = "align.stages.evaluate:run"
@@ -27,9 +28,20 @@ class EvaluateStage(Stage):
     )
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
-            "samples_per_prompt temperature max_new_tokens max_length embedder scorers judge",
+            "samples_per_prompt temperature max_new_tokens max_length embedder",
             lambda stage: stage.data,
             "without `data`: the prompts whose answers they look at",
+        ),
+        Needs(
+            "scorers judge",
+            lambda stage: stage.data or stage.reward_benches,
+            "without `data`, the prompts whose answers they look at, or a task reward_bench, which measures them",
+        ),
+        Needs("judge.against", lambda stage: stage.data, "without `data`: a benchmark's pairs have their own opponents"),
+        Needs(
+            "policies rollout",
+            lambda stage: stage.data or stage.asked or stage.probes or stage.lm_eval_tasks or not stage.reward_benches,
+            "where only reward_bench tasks are run: they measure `scorers` and `judge`",
         ),
         Needs("rollout", lambda stage: stage.data or stage.tasks or stage.probes, "where only lm_eval_tasks are run"),
         Needs("own_names", lambda stage: "identity" in stage.probes, "without the probe identity"),
@@ -37,8 +49,9 @@ class EvaluateStage(Stage):
 
     kind: Literal["evaluate"]
     """`evaluate`"""
-    policies: list[PolicyRef] = Field(min_length=1)
-    """The policies, the one that the others are compared with first. For log-probs of targets all have the same tokenizer and template."""
+    policies: list[PolicyRef] = Field(default=[])
+    """The policies, the one that the others are compared with first. For log-probs of targets all have the same tokenizer and template.
+    Needed for everything but reward_bench."""
     data: Data | None = None
     """Held-out conversations: the last assistant message is the target, what precedes it the prompt. Or prompts: what needs a target is
     then left out."""
@@ -54,9 +67,9 @@ class EvaluateStage(Stage):
     """A sentence-transformers model that says how similar a sample is to the target; `null` leaves that out."""
     scorers: list[Scoring] = Field(default=[])
     """Scorers of the samples. Each gives its mean, and win rates against the first policy and against the target, as they are and at equal
-    length."""
+    length. And what tasks reward_bench measure."""
     judge: Judge | None = None
-    """A language model that judges the first sample of each prompt."""
+    """A language model that judges the first sample of each prompt, and is measured by tasks reward_bench."""
     tasks: list[Benchmark] = Field(default=[])
     """Benchmarks."""
     probes: list[Literal["identity", "json"]] = Field(default=[])
@@ -73,13 +86,29 @@ class EvaluateStage(Stage):
     def _consistent(self) -> EvaluateStage:
         if self.max_new_tokens >= self.max_length:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length {self.max_length}")
-        benchmarks = [task.task for task in self.tasks]
-        for names in (self.policies, benchmarks, self.probes, self.lm_eval_tasks):
+        asked = [task.task for task in self.asked]
+        copies = [f"reward_bench on {task.data.model_dump_json(exclude_defaults=True)}" for task in self.reward_benches]
+        for names in (self.policies, asked, copies, self.probes, self.lm_eval_tasks):
             twice = [name for i, name in enumerate(names) if name in names[:i]]
             if twice:
                 raise ValueError(f"{twice[0]} is named twice")
         if not (self.data or self.tasks or self.probes or self.lm_eval_tasks):
             raise ValueError("nothing to evaluate on: needs `data`, `tasks`, `probes` or `lm_eval_tasks`")
-        if self.judge and self.judge.methods == ["pairwise"] and self.judge.against == "baseline" and len(self.policies) == 1:
+        if not self.policies and (self.data or self.asked or self.probes or self.lm_eval_tasks):
+            raise ValueError("nobody to evaluate: needs `policies`")
+        if self.reward_benches and not (self.scorers or self.judge):
+            raise ValueError("reward_bench measures `scorers` and a `judge`: needs one of them")
+        alone = len(self.policies) == 1 and self.data is not None
+        if self.judge and self.judge.methods == ["pairwise"] and self.judge.against == "baseline" and alone:
             raise ValueError("a single policy has nobody to be compared with: `judge.against: target`, or `judge.methods: [pointwise]`")
         return self
+
+    @property
+    def asked(self) -> list[AskedTask]:
+        """The benchmarks that policies answer."""
+        return [task for task in self.tasks if isinstance(task, AskedTask)]
+
+    @property
+    def reward_benches(self) -> list[RewardBenchTask]:
+        """The benchmarks of scorers and of the judge."""
+        return [task for task in self.tasks if isinstance(task, RewardBenchTask)]

@@ -22,19 +22,12 @@ Rows = Annotated[DataSource, BeforeValidator(_source)]
 
 
 class Task(Strict):
-    """A benchmark on rows of your own or of the hub: each is asked once, and a program grades the answer."""
-
-    columns: ClassVar[frozenset[str]]
-    """What every row of the benchmark has."""
+    """A benchmark on rows of your own or of the hub."""
 
     task: str
     """Which benchmark this is."""
     data: Rows
     """The benchmark's rows, in its own format: a file, or a hub data set id."""
-    max_new_tokens: int = Field(default=1024, ge=1)
-    """Longest answer, in tokens. A longer one is cut, and graded as it is."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Sampling temperature; 0 always takes the likeliest token."""
 
     @model_validator(mode="after")
     def _own_format(self) -> Task:
@@ -43,7 +36,19 @@ class Task(Strict):
         return self
 
 
-class IfevalTask(Task):
+class AskedTask(Task):
+    """A benchmark whose rows every policy is asked once; a program grades the answer."""
+
+    columns: ClassVar[frozenset[str]]
+    """What every row of the benchmark has."""
+
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest answer, in tokens. A longer one is cut, and graded as it is."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 always takes the likeliest token."""
+
+
+class IfevalTask(AskedTask):
     """IFEval (https://arxiv.org/abs/2311.07911): instructions that a program can check, all 25 kinds, strict and loose. Rows have `key`,
     `prompt`, `instruction_id_list` and `kwargs`. Needs the extra `eval`."""
 
@@ -55,7 +60,7 @@ class IfevalTask(Task):
     """Longest answer, in tokens; 1280 is what most reports of the benchmark allow."""
 
 
-class Gsm8kTask(Task):
+class Gsm8kTask(AskedTask):
     """GSM8K (https://arxiv.org/abs/2110.14168): word problems with one number as the answer, by exact match. Rows have `question`, and an
     `answer` that ends with `#### NUMBER`."""
 
@@ -77,7 +82,26 @@ class Gsm8kTask(Task):
         return self
 
 
-TASKS: dict[str, type[Task]] = {"ifeval": IfevalTask, "gsm8k": Gsm8kTask}
+class RewardBenchTask(Task):
+    """A benchmark of the stage's `scorers` and `judge`, not of policies: RewardBench 1 or 2, RM-Bench or JudgeBench, told by the columns of
+    your copy of its official file. [What is measured](evaluate.md#reward-benchmarks)."""
+
+    task: Literal["reward_bench"]
+    """`reward_bench`"""
+
+    @model_validator(mode="after")
+    def _whole_rows(self) -> RewardBenchTask:
+        idle = [key for key in ("unique", "explode", "ignore") if getattr(self.data, key)]
+        if self.data.on_bad_row == "skip":
+            idle.append("on_bad_row: skip")
+        if idle:
+            raise ValueError(f"a reward benchmark is taken as it is: remove `{idle[0]}`; `where` and `limit` choose rows")
+        return self
+
+
+TASKS: dict[str, type[Task]] = {"ifeval": IfevalTask, "gsm8k": Gsm8kTask, "reward_bench": RewardBenchTask}
+ASKED: dict[str, type[AskedTask]] = {name: task for name, task in TASKS.items() if issubclass(task, AskedTask)}
+"""Those that policies answer."""
 
 
 def _task(value: Any) -> Any:
@@ -94,5 +118,5 @@ def _task(value: Any) -> Any:
     return TASKS[name].model_validate(value)
 
 
-Benchmark = Annotated[IfevalTask | Gsm8kTask, BeforeValidator(_task)]
+Benchmark = Annotated[IfevalTask | Gsm8kTask | RewardBenchTask, BeforeValidator(_task)]
 """The type of a recipe field that holds a task."""

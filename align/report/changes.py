@@ -9,7 +9,7 @@ from typing import Any
 
 from align.functional.intervals import ANY, DIFFERENCE, SHARE, Range, wilson
 from align.report.run import StageRecord
-from align.report.trained import trained_on
+from align.report.trained import trained_on, trained_on_bench
 from align.report.values import count, decimals, in_order, mapping, number, percent, short, size, text, texts
 from align.report.verdicts import Direction, rounding_of, verdict
 from align.terminal import fixed
@@ -252,20 +252,26 @@ def _better(name: str) -> Direction | None:
 
 
 def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
-    metrics, baseline = mapping(stage.report, "metrics"), text(stage.report, "baseline")
-    trained = trained_on(stage)
+    metrics, scorers = mapping(stage.report, "metrics"), texts(stage.report, "scorers")
+    on_data, on_benches = trained_on(stage), trained_on_bench(stage)
+    order, control = [*texts(stage.report, "policies"), *scorers], text(stage.report, "control")
     for name in sorted(in_order(metrics, texts(stage.report, "measures")), key=lambda name: name in _ORDER and _ORDER.index(name) + 1):
         policies = metrics[name]
         words = text(stage.report, "words", name) or name
+        of_bench = name.partition("/")[0] in mapping(stage.report, "benches")
+        baseline = next(iter(scorers), "") if of_bench else text(stage.report, "baseline")
+        trained = on_benches if of_bench else on_data
         chance = 0.5 if "win_rate" in name else None
         before = Estimate.of(policies, baseline, name="mean")
-        others = in_order((policy for policy in mapping(policies) if policy != baseline), texts(stage.report, "policies"))
+        others = in_order((policy for policy in mapping(policies) if policy not in (baseline, control)), order)
+        known = number(policies, control, "mean") if of_bench else None
+        beside = "" if known is None else f"{control}: {short(round(known, 3))}"
         if not others:
-            yield Change.between(stage.name, words, None, before, subject=baseline)
+            yield Change.between(stage.name, words, None, before, subject=baseline, note=beside)
         for policy in others:
             after = Estimate.of(policies, policy, name="mean")
             difference = Estimate.of(policies, policy, "difference", name="mean")
-            note = f"before: {baseline}" if before else ""
+            note = "; ".join(part for part in (f"before: {baseline}" if before else "", beside) if part)
             if after is not None:
                 items = None if number(policies, policy, "count") is None else count(policies, policy, "count")
                 within = SHARE if chance is not None else ANY

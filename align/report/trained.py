@@ -10,7 +10,7 @@ from typing import Any
 from align.errors import InputError
 from align.pipeline.artifacts import Identity, read_manifest
 from align.report.run import StageRecord
-from align.report.values import rows, text, texts
+from align.report.values import mapping, rows, text, texts
 
 _KEYS = ("data", "prompts")
 _ROWS = ("where", "split", "subset")
@@ -24,6 +24,17 @@ def trained_on(stage: StageRecord) -> bool:
         return False
     own = set(_sources(stage.manifest.identity))
     return any(own & set(_sources(made)) for policy in texts(stage.report, "policies") for made in _behind(policy, stage.folder.parent))
+
+
+def trained_on_bench(stage: StageRecord) -> bool:
+    """The same of its reward benchmarks and of the scorers that they measure."""
+    if stage.manifest is None:
+        return False
+    identity = stage.manifest.identity
+    files = [mapping(task, "data") for task in rows(identity.config, "tasks") if text(task, "task") == "reward_bench"]
+    own = {named for source in files for named in _named(identity, source)}
+    scorers = [text(scorer, key) for scorer in rows(identity.config, "scorers") for key in ("model", "policy")]
+    return any(own & set(_sources(made)) for scorer in scorers for made in _behind(scorer, stage.folder.parent))
 
 
 def _behind(reference: str, stages: Path) -> Iterator[Identity]:
@@ -43,9 +54,13 @@ def _sources(identity: Identity) -> Iterator[str]:
     """A stage's data sources by content, and by what is taken of them."""
     for key in _KEYS:
         for source in rows(identity.config, key):
-            digest = identity.inputs.get(text(source, "path"))
-            if digest:
-                yield f"{digest} {_taken(source)}"
+            yield from _named(identity, source)
+
+
+def _named(identity: Identity, source: Mapping[str, Any]) -> Iterator[str]:
+    digest = identity.inputs.get(text(source, "path"))
+    if digest:
+        yield f"{digest} {_taken(source)}"
 
 
 def _taken(source: Mapping[str, Any]) -> str:

@@ -1,25 +1,27 @@
-"""``kind: evaluate``: policies compared with the first of them, the baseline, on held-out data, benchmarks and probes.
+"""``kind: evaluate``: policies compared with the first of them, the baseline, on held-out data, benchmarks and probes; and scorers with the
+first of them on reward benchmarks.
 
-Every part gives metrics: for each policy one number for each item. They are compared at the end, all in the same way: means with bootstrap
-intervals, and differences to the baseline item by item.
+Every part gives metrics: for each policy one number for each item. They are compared at the end, all in the same way: means with intervals,
+and differences to the baseline item by item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from align import files
 from align.evaluation.chat_server import key_of
-from align.evaluation.compare import Found, compare
+from align.evaluation.compare import Found, LengthControlled, compare
 from align.evaluation.harness import require_harness, run_tasks
 from align.evaluation.metrics import metrics_of, per_prompt
+from align.evaluation.reward_bench.items import LONGER
 from align.evaluation.table import table
 from align.models.load import is_adapter, load_encoder, locate, whole_folder
 from align.recipe.schema import EvaluateStage
 from align.scoring.embeddings import SentenceEmbedder, find_embedder
-from align.stages import graded, held_out
+from align.stages import benched, graded, held_out
 from align.stages.context import StageContext
 from align.stages.held_out import Policy, Question, Samples, say
 from align.stages.judged import judge_samples
@@ -34,6 +36,8 @@ class Findings:
 
     def __init__(self) -> None:
         self.metrics: dict[str, Found] = {}
+        self.benches: dict[str, Found] = {}
+        """Metrics of scorers and of the judge, by reward benchmarks."""
         self.others: dict[str, dict[str, dict[str, Any]]] = {}
         """Metrics of which only means are known: ``{metric: {policy: {mean, low, high, count}}}``."""
         self.about: dict[str, Any] = {}
@@ -47,15 +51,19 @@ def run(spec: EvaluateStage, ctx: StageContext) -> None:
         key_of(spec.judge)
     if spec.lm_eval_tasks:
         require_harness()
+    benches = benched.open_benches(spec, ctx)
     exams = graded.open_exams(spec, ctx)
     embedder = find_embedder(ctx.resolve(spec.embedder)) if spec.data and spec.embedder and group.first else None
     policies = [_policy(name, ctx) for name in spec.policies]
-    ctx.encoder_digest = policies[0].encoder.digest
+    if policies:
+        ctx.encoder_digest = policies[0].encoder.digest
     found = Findings()
     if spec.data is not None:
         _on_data(spec, ctx, policies, found, group, None if embedder is None else SentenceEmbedder(embedder, device=group.device))
     for exam in exams:
         found.metrics |= graded.sit(exam, spec, ctx, policies, group)
+    for bench in benches:
+        _on_bench(bench, spec, ctx, found, group)
     if group.first:
         if spec.lm_eval_tasks:
             _with_harness(spec, ctx, policies, found, group)
@@ -100,6 +108,14 @@ def _on_data(
         found.warnings += warnings
 
 
+def _on_bench(opened: benched.Opened, spec: EvaluateStage, ctx: StageContext, found: Findings, group: Ranks) -> None:
+    measured = benched.measure(opened, spec, ctx, group)
+    if measured is not None:
+        found.benches |= measured.metrics
+        found.about.setdefault("benches", {})[opened.name] = measured.about
+        found.warnings += measured.warnings
+
+
 def _with_harness(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: Findings, group: Ranks) -> None:
     """Each policy through lm-evaluation-harness, which gives means with standard errors and no numbers of items."""
     for policy in policies:
@@ -115,22 +131,35 @@ def _with_harness(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Pol
 
 def _report(spec: EvaluateStage, ctx: StageContext, found: Findings) -> None:
     """``report.json``, the stage's headlines, and the table."""
-    baseline = spec.policies[0]
+    scorers = _measured_by(found.benches)
+    baseline = next(iter((*spec.policies, *scorers)), "")
+    compared = {
+        **compare(found.metrics, baseline, seed=ctx.seed),
+        **(compare(found.benches, scorers[0], seed=ctx.seed) if scorers else {}),
+    }
     result: dict[str, Any] = {
         "baseline": baseline,
         # In the recipe's order, which sorted JSON loses elsewhere.
         "policies": list(spec.policies),
-        "measures": [*found.metrics, *found.others],
+        **({"scorers": scorers, "control": LONGER} if scorers else {}),
+        "measures": [*found.metrics, *found.benches, *found.others],
         **found.about,
-        "metrics": {**compare(found.metrics, baseline, seed=ctx.seed), **found.others},
-        "words": {name: metric.words for name, metric in found.metrics.items()},
+        "metrics": {**compared, **found.others},
+        "words": {name: metric.words for name, metric in (found.metrics | found.benches).items()},
         "warnings": found.warnings,
     }
     files.write_json(ctx.out / "report.json", result)
-    ctx.note({key: value for key, value in result.items() if key not in ("words", "data", "policies", "measures", "embedder_max_tokens")})
+    untold = ("words", "data", "policies", "scorers", "control", "measures", "benches", "embedder_max_tokens")
+    ctx.note({key: value for key, value in result.items() if key not in untold})
     ctx.console.print(table(ctx.name, result))
     for warning in found.warnings:
         say(ctx, f"note: {warning}")
+
+
+def _measured_by(benches: Mapping[str, Found]) -> list[str]:
+    """Scorers and judges in the order in which they were measured, the control last."""
+    measured = [metric for metric in benches.values() if not isinstance(metric, LengthControlled)]
+    return list(dict.fromkeys(who for metric in measured for who in metric.values))
 
 
 def _write_prompts(

@@ -16,7 +16,7 @@ from align.evaluation import gsm8k, ifeval, probes
 from align.evaluation.compare import Found, Metric
 from align.functional.intervals import SHARE
 from align.recipe.schema import DataSource, EvaluateStage
-from align.recipe.tasks import Gsm8kTask, Task
+from align.recipe.tasks import AskedTask, Gsm8kTask
 from align.rollout.engine import Sampling, sample_seed
 from align.stages.context import StageContext
 from align.stages.held_out import Policy
@@ -44,12 +44,12 @@ class Exam:
 
 def open_exams(spec: EvaluateStage, ctx: StageContext) -> list[Exam]:
     """The recipe's benchmarks and probes, read. Raises InputError for bad rows, EnvironmentFault when a package is missing."""
-    if any(task.task == "ifeval" for task in spec.tasks):
+    if any(task.task == "ifeval" for task in spec.asked):
         ifeval.checkers()
-    return [*(_benchmark(task, ctx) for task in spec.tasks), *(_probe(probe, spec, ctx) for probe in spec.probes)]
+    return [*(_benchmark(task, ctx) for task in spec.asked), *(_probe(probe, spec, ctx) for probe in spec.probes)]
 
 
-def _benchmark(task: Task, ctx: StageContext) -> Exam:
+def _benchmark(task: AskedTask, ctx: StageContext) -> Exam:
     module = {"ifeval": ifeval, "gsm8k": gsm8k}[task.task]
     form = f"{module.__name__}:as_prompt"
     prompts = _read(task.data, form, ctx)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from align.data.records import Messages
 from align.data.strict_json import clip
 from align.evaluation import judge as judging
 from align.evaluation.chat_server import ChatServer, Usage
@@ -43,21 +44,27 @@ def judge_samples(
             else:
                 metrics, verdicts, took = _pairwise(judge, server, ctx, questions, texts)
                 found, about["verdicts"], usage = {**found, **metrics}, verdicts, usage + took
-                warnings += [words for policy, counts in verdicts.items() for words in _doubts(policy, counts)]
+                warnings += [words for policy, counts in verdicts.items() for words in doubts(policy, counts)]
         if "pointwise" in judge.methods:
             metrics, took = _pointwise(judge, server, ctx, questions, texts)
             found, usage = {**found, **metrics}, usage + took
     finally:
         server.close()
-    about |= {key: value for key, value in vars(usage).items() if key != "from_cache"}  # which does not belong to the result
+    account, unread = account_of(judge, server, usage)
+    return found, about | account, warnings + unread
+
+
+def account_of(judge: Judge, server: ChatServer, usage: Usage) -> tuple[dict[str, Any], list[str]]:
+    """(what the replies took, for a report; a warning where some could not be read)."""
+    about: dict[str, Any] = {key: value for key, value in vars(usage).items() if key != "from_cache"}  # which does not belong to the result
     if (cost := usage.cost(judge)) is not None:
         about["cost"] = round(cost, 6)
-    if usage.unreadable:
-        shown = [_clipped(reply) for reply in sorted(server.unread.values())[:_SHOWN]]
-        about["unreadable_replies"] = shown
-        began = "; ".join(f'"{reply}"' for reply in shown)
-        warnings.append(f"{usage.unreadable} of the judge's replies could not be read; their prompts are left out. They begin: {began}")
-    return found, about, warnings
+    if not usage.unreadable:
+        return about, []
+    shown = [_clipped(reply) for reply in sorted(server.unread.values())[:_SHOWN]]
+    about["unreadable_replies"] = shown
+    began = "; ".join(f'"{reply}"' for reply in shown)
+    return about, [f"{usage.unreadable} of the judge's replies could not be read; their prompts are left out. They begin: {began}"]
 
 
 def _clipped(reply: str) -> str:
@@ -65,7 +72,7 @@ def _clipped(reply: str) -> str:
     return clip(plain(" ".join(reply.split())).plain, 80)
 
 
-def _doubts(policy: str, counts: Mapping[str, Any]) -> Iterator[str]:
+def doubts(policy: str, counts: Mapping[str, Any]) -> Iterator[str]:
     """Reasons not to believe the verdicts on a policy, with numbers: the orders disagree, or a place wins whatever stands in it."""
     pairs, contradictions = counts["asked"], counts["inconsistent"]
     if pairs and contradictions >= _CONTRADICTS * pairs:
@@ -91,18 +98,10 @@ def _pairwise(
     for policy, ours in texts.items():
         if judge.against == "baseline" and policy == baseline:
             continue
-        verdicts, took = _ask_both_orders(judge, server, ctx, policy, questions, list(zip(ours, theirs, strict=True)))
+        prompts, both = [question.prompt for question in questions], list(zip(ours, theirs, strict=True))
+        verdicts, took = ask_both_orders(judge, server, ctx, policy, prompts, both)
         usage = usage + took
-        counts[policy] = {
-            "win": sum(result == 1 for result, _ in verdicts.settled.values()),
-            "tie": sum(result == 0.5 for result, _ in verdicts.settled.values()),
-            "lose": sum(result == 0 for result, _ in verdicts.settled.values()),
-            "inconsistent": sum(not consistent for _, consistent in verdicts.settled.values()),
-            "identical": verdicts.identical,
-            "asked": len(verdicts.settled) - verdicts.identical,
-            "first": verdicts.first,
-            "second": verdicts.second,
-        }
+        counts[policy] = verdicts.counts
         if verdicts.settled:
             results[policy] = np.array([result for result, _ in verdicts.settled.values()])
             longer = np.array([float(len(ours[p]) - len(theirs[p])) for p in verdicts.settled])
@@ -115,38 +114,56 @@ def _pairwise(
 
 
 @dataclass(frozen=True)
-class _Verdicts:
+class Verdicts:
     """What a judge said of pairs of answers."""
 
+    orders: dict[int, tuple[float, float]]
+    """Place of the pair -> result for us with our answer first, and with it second: 1 won, 0 lost, 0.5 a tie. Pairs whose replies cannot
+    be read are left out."""
     settled: dict[int, tuple[float, bool]]
-    """Place of the prompt -> result for us, and whether both orders agree. Prompts whose replies cannot be read are left out."""
+    """The same as one result, and whether both orders agree."""
     identical: int
     """Pairs that say the same: ties, which nobody was asked about."""
     first: int
     """Verdicts for the answer that stood first, of all that could be read."""
     second: int
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "win": sum(result == 1 for result, _ in self.settled.values()),
+            "tie": sum(result == 0.5 for result, _ in self.settled.values()),
+            "lose": sum(result == 0 for result, _ in self.settled.values()),
+            "inconsistent": sum(not consistent for _, consistent in self.settled.values()),
+            "identical": self.identical,
+            "asked": len(self.settled) - self.identical,
+            "first": self.first,
+            "second": self.second,
+        }
 
-def _ask_both_orders(
-    judge: Judge, server: ChatServer, ctx: StageContext, policy: str, questions: Sequence[Question], pairs: Sequence[tuple[str, str]]
-) -> tuple[_Verdicts, Usage]:
-    """The verdicts on (our answer, theirs) to each question."""
+
+def ask_both_orders(
+    judge: Judge, server: ChatServer, ctx: StageContext, policy: str, prompts: Sequence[Messages], pairs: Sequence[tuple[str, str]]
+) -> tuple[Verdicts, Usage]:
+    """The verdicts on (our answer, theirs) to each prompt."""
     asking = [p for p, (own, other) in enumerate(pairs) if own.strip() != other.strip()]
     asked = []
     for p in asking:
         own, other = pairs[p]
-        asked += [judging.pairwise(judge.language, questions[p].prompt, a, b) for a, b in ((own, other), (other, own))]
+        asked += [judging.pairwise(judge.language, prompts[p], a, b) for a, b in ((own, other), (other, own))]
     if identical := len(pairs) - len(asking):
         say(ctx, f"judge, {policy}: {identical:,} of {len(pairs):,} pairs of answers are identical; they are ties, and not sent")
     with Bar(ctx.console, f"{ctx.name}  judge, {policy}", "replies", len(asked)) as bar:
         verdicts, usage = server.ask(asked, judging.read_verdict, bar.advance)
+    orders = {p: (0.5, 0.5) for p in range(len(pairs))}
     settled = {p: (0.5, True) for p in range(len(pairs))}
     for p, one, two in zip(asking, verdicts[::2], verdicts[1::2], strict=True):
         if one is None or two is None:
-            del settled[p]
+            del orders[p], settled[p]
         else:
-            settled[p] = judging.settle(one, two)
-    return _Verdicts(settled, identical, verdicts.count(1.0), verdicts.count(0.0)), usage
+            orders[p], settled[p] = (one, 1 - two), judging.settle(one, two)
+    return Verdicts(orders, settled, identical, verdicts.count(1.0), verdicts.count(0.0)), usage
 
 
 def _pointwise(

@@ -99,15 +99,19 @@ def _scores(
     for digest in dict.fromkeys(policy.encoder.digest for policy in policies):
         mine = [k for k, policy in enumerate(policies) if policy.encoder.digest == digest]
         answers = [q.answer(sample, k) for k in mine for q, own in zip(questions, samples[k], strict=True) for sample in own]
-        found = _score_once(scorer, f"{part}/{digest[:16]}", ctx, [*answers, *targets], digest, group)
+        found = score_once(scorer, f"{part}/{digest[:16]}", ctx, [*answers, *targets], digest, group)
         drawn = np.array(found[: len(answers)]).reshape(len(mine), len(questions), -1)
         scores |= {policies[k].name: drawn[place] for place, k in enumerate(mine)}
     theirs = np.array(found[len(answers) :]).reshape(-1, 1) if targets else None
     return {policy.name: scores[policy.name] for policy in policies}, theirs
 
 
-def _score_once(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str, group: Ranks) -> list[float]:
-    """Equal answers to a prompt are scored once: computed twice, rounding would say that one of them is better."""
+def score_once(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks) -> list[float]:
+    """Equal answers to a prompt are scored once: computed twice, rounding would say that one of them is better.
+
+    ``part`` names the folder in which an interrupted run finds its scores again; ``digest`` is that of the encoder that made the answers'
+    ids, None where they have none.
+    """
     places: dict[str, int] = {}
     of = [places.setdefault(files.digest_json(asdict(answer)), len(places)) for answer in answers]
     first = {place: answer for place, answer in zip(reversed(of), reversed(answers), strict=True)}
@@ -115,7 +119,7 @@ def _score_once(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[
     return [scores[place] for place in of]
 
 
-def _score(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str, group: Ranks) -> list[float]:
+def _score(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks) -> list[float]:
     return score_answers(
         lambda: open_scorer(scorer, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=digest),
         answers,

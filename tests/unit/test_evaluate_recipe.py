@@ -15,13 +15,14 @@ import yaml
 from align import cli
 from align.errors import InputError
 from align.evaluation.quick import quick_recipe
-from align.pipeline import runner
-from align.pipeline.identity import identify
+from align.pipeline import preflight, runner
+from align.pipeline.identity import identify, needs_model
 from align.pipeline.plan import make_plan
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import EvaluateStage
 from align.recipe.tasks import Gsm8kTask, IfevalTask
 from align.stages.scored import scorer_names
+from tests.reward_benches import rewardbench1, rewardbench2, write
 
 HEAD = "name: r\nmodel: ./m\nstages:\n  e:\n    kind: evaluate\n    policies: [./m, ./n]\n    embedder: null\n"
 
@@ -36,6 +37,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("ifeval.jsonl").write_text(
         json.dumps({"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}) + "\n"
     )
+    write(Path("rb.jsonl"), [rewardbench1("hep-go", i) for i in range(3)])
     Path("gsm.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n')
 
 
@@ -50,6 +52,7 @@ def stage(lines: str) -> EvaluateStage:
     return spec
 
 
+BENCH = "scorers: [./m]\ntasks: [{task: reward_bench, data: rb.jsonl}]"
 JUDGE = "judge: {endpoint: 'https://host/v1', model: m, %s}"
 
 
@@ -57,14 +60,23 @@ JUDGE = "judge: {endpoint: 'https://host/v1', model: m, %s}"
     ("lines", "problem"),
     [
         ("seed: 1", "r.yaml:5:5 stages.e: nothing to evaluate on: needs `data`, `tasks`, `probes` or `lm_eval_tasks`"),
-        ("tasks: [ifeval]", "r.yaml:8:13 stages.e.tasks.0: expected a mapping with `task` (one of ifeval, gsm8k) and `data`"),
-        ("tasks: [{task: ifevl, data: ifeval.jsonl}]", "e.tasks.0.task: no task `ifevl`; known: ifeval, gsm8k; did you mean `ifeval`?"),
+        ("tasks: [ifeval]", "r.yaml:8:13 stages.e.tasks.0: expected a mapping with `task` (one of ifeval, gsm8k, reward_bench) and `data`"),
+        ("tasks: [{task: ifevl, data: ifeval.jsonl}]", "no task `ifevl`; known: ifeval, gsm8k, reward_bench; did you mean `ifeval`?"),
         ("tasks: [{task: ifeval}]", "stages.e.tasks.0.data: required key is missing"),
         ("tasks: [{task: ifeval, data: absent.jsonl}]", "r.yaml:8:34 stages.e.tasks.0.data: no such file or folder: absent.jsonl"),
         ("tasks: [{task: ifeval, data: ifeval.jsonl, few_shot: 2}]", "stages.e.tasks.0.few_shot: unknown key"),
         ("tasks: [{task: gsm8k, data: gsm.jsonl, few_shot: 2}]", "stages.e.tasks.0: few_shot and examples need each other"),
         ("tasks: [{task: gsm8k, data: {path: gsm.jsonl, format: alpaca}}]", "stages.e.tasks.0: gsm8k has a row format of its own"),
         ("tasks: [{task: gsm8k, data: gsm.jsonl}, {task: gsm8k, data: gsm.jsonl}]", "stages.e: gsm8k is named twice"),
+        ("probes: [json]\ntasks: [{task: reward_bench, data: rb.jsonl}]", "e: reward_bench measures `scorers` and a `judge`"),
+        (BENCH, "r.yaml:6:5 stages.e.policies: has no effect where only reward_bench tasks are run"),
+        (BENCH + "\nrollout: {engine: transformers}", "stages.e.rollout: has no effect where only reward_bench tasks are run"),
+        (BENCH + "\n" + "temperature: 2.0", "stages.e.temperature: has no effect without `data`"),
+        (BENCH + "\n" + JUDGE % "against: target", "stages.e.judge.against: has no effect without `data`"),
+        (BENCH.replace("rb.jsonl", "rb.jsonl, max_new_tokens: 4"), "stages.e.tasks.0.max_new_tokens: unknown key"),
+        (BENCH.replace("rb.jsonl", "{path: rb.jsonl, on_bad_row: skip}"), "a reward benchmark is taken as it is: remove `on_bad"),
+        (BENCH.replace("rb.jsonl", "{path: rb.jsonl, format: preference}"), "e.tasks.0: reward_bench has a row format of its own"),
+        (BENCH.replace("}]", "}, {task: reward_bench, data: rb.jsonl}]\nprobes: [json]"), '{"path":"rb.jsonl"} is named twice'),
         ("probes: [jsn]", "stages.e.probes.0: must be one of identity, json; got the text `jsn`; did you mean `json`?"),
         ("probes: [json]\nown_names: [me]", "stages.e.own_names: has no effect without the probe identity"),
         ("probes: [json]\nscorers: [{rule: repetition}]", "stages.e.scorers: has no effect without `data`"),
@@ -131,6 +143,42 @@ def test_plans_of_prompts_and_of_benchmarks_alone() -> None:
     assert "samples" not in {row.name for row in make_plan(load("probes: [json]")).stages[0].rows}
 
 
+def bench(lines: str = "") -> LoadedRecipe:
+    """An evaluation of scorers alone."""
+    Path("r.yaml").write_text(HEAD.replace("    policies: [./m, ./n]\n    embedder: null\n", "") + textwrap.indent(BENCH + lines, "    "))
+    return load_recipe("r.yaml")
+
+
+def test_a_stage_of_reward_benchmarks_needs_no_policy_and_no_model() -> None:
+    loaded = bench()
+    assert not needs_model(loaded.recipe.stages["e"])
+    identity = identify(loaded, "e", lambda text: f"digest of {text}")
+    assert identity.model is None and {"./m", "rb.jsonl"} <= identity.inputs.keys()
+    with pytest.raises(InputError, match=r"stages\.e: nobody to evaluate: needs `policies`"):
+        bench("\nprobes: [json]")
+
+
+def test_the_plan_counts_answers_and_the_judges_replies() -> None:
+    judge = "\njudge: {endpoint: 'https://host/v1', model: j, methods: [pairwise, pointwise]}"
+    rows = {row.name: (row.value, row.source) for row in make_plan(bench(judge)).stages[0].rows}
+    assert rows["scored answers"] == ("6", "RewardBench 1: 3 prompts with 6 answers")
+    assert rows["judge's replies"] == ("12 at most", "RewardBench 1: 3 pairs in both orders and 6 grades")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "a", "completion": "b"}, "rb.jsonl:1: is a row of none of the reward benchmarks"),
+        (rewardbench1("no-such"), "rb.jsonl:1 subset: `no-such` is no subset of RewardBench 1"),
+        (rewardbench2("Math", "0"), "rb.jsonl: RewardBench 2 asks for a grade of each answer, and the judge only compares two"),
+    ],
+)
+def test_the_file_of_a_reward_benchmark_is_looked_at_before_anything_runs(row: dict[str, Any], problem: str) -> None:
+    write(Path("rb.jsonl"), [row])
+    found = preflight.look(bench("\njudge: {endpoint: 'http://127.0.0.1:9/v1', model: j}"), Path("runs"))
+    assert any(problem in str(one) for one in found.inputs), [str(one) for one in found.inputs]
+
+
 # align eval
 
 
@@ -155,6 +203,7 @@ def test_every_file_goes_to_the_task_whose_columns_it_has() -> None:
     ("options", "message"),
     [
         ({"tasks": ["mmlu"]}, "no task mmlu; known: ifeval, gsm8k"),
+        ({"tasks": ["reward_bench"]}, "reward_bench measures scorers, not models that answer"),
         ({"tasks": ["gsm8k"], "data": ["prompts.jsonl"]}, "no --data file has the columns of gsm8k: answer, question"),
         ({"tasks": ["gsm8k"], "data": ["gsm.jsonl", "gsm.jsonl"]}, "both have the columns of gsm8k"),
         ({"data": ["absent.jsonl"]}, "no such file"),

@@ -128,7 +128,6 @@ def test_rm_bench_by_hand(tmp_path: Path) -> None:
     assert {name: found[name] for name in rmbench.DOMAINS} == pytest.approx({"chat": 2 / 3, "code": 2 / 3, "safety": 1 / 3, "math": 0})
     assert {name: found[name] for name in ("easy", "normal", "hard")} == pytest.approx({"easy": 2.5 / 4, "normal": 2.5 / 4, "hard": 0})
     assert found["score"] == pytest.approx(2.5 / 4 * 2 / 3) and found["score_ties_half"] == pytest.approx((2.5 * 2 / 3 + 0.25) / 4)
-    assert found["concise_over_markdown"] == 0 and found["markdown_over_concise"] == pytest.approx(2.5 / 4)
 
 
 def test_a_part_of_rm_bench_names_no_domain(tmp_path: Path) -> None:

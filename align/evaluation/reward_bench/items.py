@@ -80,6 +80,10 @@ class Bench(Protocol):
         """Its numbers, from what each scorer or judge made of the items."""
         ...
 
+    def details(self, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
+        """Finer numbers, for whoever asks why: as the official code counts, under their names in it."""
+        ...
+
     def incomplete(self, items: Sequence[Item]) -> str | None:
         """Why numbers on these items are not those that the benchmark's own tables show; None where they are."""
         ...
@@ -122,6 +126,15 @@ def each(results: Mapping[str, Sequence[Result]], number: Any) -> dict[str, Valu
 def slug(name: str) -> str:
     """A group's name in a metric: ``Chat Hard`` is ``chat_hard``."""
     return name.lower().replace(" ", "_").replace("-", "_")
+
+
+def by_group(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
+    """The share of right pairs in each group, of items that are one pair each."""
+    official = each(results, lambda one: one.official[0, 0])
+    return {
+        group: weighted(group, official, np.array([float(item.group == group) for item in items]))
+        for group in dict.fromkeys(item.group for item in items)
+    }
 
 
 # Rows

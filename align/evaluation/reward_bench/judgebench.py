@@ -15,7 +15,7 @@ import numpy as np
 from align.data.records import Origin
 from align.data.strict_json import RowError, clip
 from align.evaluation.compare import Found, Values
-from align.evaluation.reward_bench.items import Item, Result, each, has, id_of, question_of, text_of, weighted
+from align.evaluation.reward_bench.items import Item, Result, by_group, each, has, id_of, question_of, text_of, weighted
 
 NAME, TITLE = "judgebench", "JudgeBench"
 NEEDS_SCORES = False
@@ -65,6 +65,11 @@ def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> 
         if own.any():
             found[f"{NAME}/{name}"] = weighted(f"{TITLE}, {name}", official, own)
     return found
+
+
+def details(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
+    """Each source."""
+    return by_group(items, results)
 
 
 def incomplete(items: Sequence[Item]) -> str | None:

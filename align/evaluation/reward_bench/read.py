@@ -13,6 +13,7 @@ from align.data.strict_json import RowError, clip
 from align.errors import InputError, Problem
 from align.evaluation.reward_bench import judgebench, rewardbench1, rewardbench2, rmbench
 from align.evaluation.reward_bench.items import Bench, Item
+from align.recipe.judge import Judge
 from align.recipe.schema import DataSource
 
 BENCHES: tuple[Bench, ...] = (rewardbench1, rewardbench2, rmbench, judgebench)
@@ -53,6 +54,13 @@ def read_bench(source: DataSource, location: Path | str, most: int | None = None
     if bench is None or not items:
         raise InputError(Problem("0 rows left", file=str(location)))
     return bench, items
+
+
+def refuse_pairs_where_scores_are_needed(judge: Judge | None, bench: Bench, path: str) -> None:
+    """Raises InputError for a judge that only compares, on a benchmark that asks for a number of each answer."""
+    if bench.NEEDS_SCORES and judge is not None and "pointwise" not in judge.methods:
+        what = f"{bench.TITLE} asks for a grade of each answer, and the judge only compares two"
+        raise InputError(Problem(what, file=path, hint="judge.methods: [pointwise]"))
 
 
 def _recognised(row: Row) -> Bench:

@@ -16,7 +16,20 @@ import numpy as np
 from align.data.records import Origin
 from align.data.strict_json import RowError, clip
 from align.evaluation.compare import Found, Values
-from align.evaluation.reward_bench.items import Item, Result, each, has, id_of, mean_of_orders, question_of, slug, strict, text_of, weighted
+from align.evaluation.reward_bench.items import (
+    Item,
+    Result,
+    by_group,
+    each,
+    has,
+    id_of,
+    mean_of_orders,
+    question_of,
+    slug,
+    strict,
+    text_of,
+    weighted,
+)
 
 NAME, TITLE = "rewardbench1", "RewardBench 1"
 NEEDS_SCORES = False
@@ -91,6 +104,11 @@ def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> 
             own = np.where(section == name, weight / weight[section == name].max(), 0.0)
             found[f"{NAME}/{slug(name)}"] = weighted(f"{TITLE}, {name}", official, own)
     return found
+
+
+def details(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
+    """Each subset."""
+    return by_group(items, results)
 
 
 def incomplete(items: Sequence[Item]) -> str | None:

@@ -159,6 +159,11 @@ def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> 
     return found
 
 
+def details(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
+    """None that are finer than the subsets."""
+    return {}
+
+
 def _scores(result: Result) -> Values:
     assert result.scores is not None
     return result.scores

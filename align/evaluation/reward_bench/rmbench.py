@@ -82,9 +82,9 @@ def levels(pairs: Values) -> dict[str, float]:
 
 
 def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
-    """The score where all domains are there, in both ways of counting; by difficulty, by domain, and by the two styles."""
+    """The score where all domains are there, in both ways of counting; by difficulty, and by domain."""
     rows = Counter(one.group for one in items)
-    weight = np.array([1 / rows[one.group] for one in items])
+    weight = _weights(items)
     official = each(results, lambda one: np.mean(list(levels(one.official).values())))
     found: dict[str, Found] = {}
     if set(rows) in (set(DOMAINS), {_PART}):
@@ -98,11 +98,24 @@ def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> 
         if rows[domain]:
             own = np.array([float(one.group == domain) for one in items])
             found[f"{NAME}/{domain}"] = weighted(f"{TITLE}, {domain}", official, own)
+    return found
+
+
+def details(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
+    """The matrix a_ij, by the two styles."""
+    weight = _weights(items)
+    found: dict[str, Found] = {}
     for i, right in enumerate(STYLES):
         for j, wrong in enumerate(STYLES):
             values = each(results, lambda one, i=i, j=j: one.official[i, j])
-            found[f"{NAME}/{right}_over_{wrong}"] = weighted(f"{TITLE}, right {right} over wrong {wrong}", values, weight)
+            found[f"right {right} over wrong {wrong}"] = weighted("", values, weight)
     return found
+
+
+def _weights(items: Sequence[Item]) -> Values:
+    """Every domain counts the same, however many prompts it has."""
+    rows = Counter(one.group for one in items)
+    return np.array([1 / rows[one.group] for one in items])
 
 
 def incomplete(items: Sequence[Item]) -> str | None:
