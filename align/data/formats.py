@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from align.data import foreign
 from align.data.beside import FIELDS_LIMIT as FIELDS_LIMIT
 from align.data.beside import bounded, id_of
 from align.data.better import spelled
@@ -33,6 +32,8 @@ from align.data.grouped import by_key, by_parent
 from align.data.known_sets import TEST_SET
 from align.data.labelled import REMARK, key_of_prompt, paired
 from align.data.mapped import MappedRows
+from align.data.named import FORM_KEYS, Format
+from align.data.named import FORMATS as FORMATS
 from align.data.own_format import call
 from align.data.places import find, place, text_at
 from align.data.readers import Row
@@ -49,33 +50,7 @@ from align.recipe.presets import PRESETS
 from align.recipe.refs import import_object
 from align.recipe.schema import DataSource
 
-_FORM_KEYS = frozenset({"messages", "prompt", "chosen", "rejected", "margin", "tools", "system"})
 _MEDIA = frozenset(MEDIA)
-
-
-@dataclass(frozen=True)
-class Format:
-    """A row format that has a name."""
-
-    convert: Callable[[dict[str, Any]], dict[str, Any]]
-    """Row -> form. Raises :class:`RowError`."""
-    columns: frozenset[str]
-    """What it reads; the row's other columns become the record's ``fields``."""
-    messages: str = "messages"
-    """The column with the messages, for error messages."""
-
-
-FORMATS: dict[str, Format] = {
-    "messages": Format(foreign.messages, frozenset({"messages", "prompt", "completion", "tools", "system"})),
-    "unpaired": Format(foreign.unpaired, frozenset({"messages", "conversations", "prompt", "completion", "label", "tools", "system"})),
-    "graded": Format(foreign.graded, frozenset({"messages", "prompt", "completion", "grades", "tools", "system"})),
-    "preference": Format(foreign.preference, _FORM_KEYS),
-    "prompt": Format(foreign.prompt, frozenset({"prompt", "tools", "system"}), "prompt"),
-    "alpaca": Format(foreign.alpaca, frozenset({"instruction", "input", "output", "history", "system", "chosen", "rejected", "margin"})),
-    "sharegpt": Format(foreign.sharegpt, frozenset({"conversations", "system", "tools", "chosen", "rejected", "margin"}), "conversations"),
-    "hh_rlhf": Format(foreign.hh_rlhf, frozenset({"chosen", "rejected"})),
-    "ultrafeedback": Format(foreign.ultrafeedback, _FORM_KEYS | {"instruction", "completions", "models"}),
-}
 
 
 @dataclass(frozen=True)
@@ -333,7 +308,7 @@ class Converter:
         id_column, id = id_of(form, row.origin)
         if id_column is None:
             id = id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
-        fields = bounded({key: item for key, item in form.items() if key not in _FORM_KEYS and key != id_column})
+        fields = bounded({key: item for key, item in form.items() if key not in FORM_KEYS and key != id_column})
         if isinstance(form.get("label"), bool):  # any other label is a column of the row
             fields.pop("label", None)
         else:
