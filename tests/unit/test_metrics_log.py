@@ -55,7 +55,7 @@ def test_trackers_get_every_step_and_are_told_of_the_end(tmp_path: Path, monkeyp
 
 
 def test_a_tracker_finds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it wants one, beside the metrics; and it is told of the settings that are plain values."""
+    """Where it wants one, beside the metrics; it is told of the settings that are plain values, and is asked for before it is opened."""
     from accelerate import tracking
 
     opened: list[Any] = []
@@ -75,11 +75,13 @@ def test_a_tracker_finds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     class Folder(Tracker):
         requires_logging_directory = True
 
-    monkeypatch.setattr(metrics, "require_tracker", lambda name: None)
+    asked: list[str] = []
+    monkeypatch.setattr(metrics, "require_tracker", asked.append)
     monkeypatch.setattr(tracking, "filter_trackers", lambda names, folder: names)
     monkeypatch.setattr(tracking, "LOGGER_TYPE_TO_CLASS", {"one": Tracker, "two": Folder})
     config = {"learning_rate": 0.5, "lora": None, "report_to": ["one"], "layout": "tree"}
     MetricsLog(tmp_path / "metrics.jsonl", resumed_at=0, report_to=["one", "two"], run_name="r", config=config)
+    assert asked == ["one", "two"]
     told = ["start", {"learning_rate": 0.5, "layout": "tree"}]
     assert opened == [("r", None, False), *told, ("r", str(tmp_path / "trackers"), True), *told]
 
@@ -104,6 +106,13 @@ def test_without_a_terminal_nobody_waits_long_for_a_line(monkeypatch: pytest.Mon
     """Of 1,000 steps a line comes every 100, or every half minute."""
     text = lines(monkeypatch, total=1000, seconds=seconds, steps=shown[-1])
     assert [int(line.split()[2].partition("/")[0]) for line in text] == shown
+
+
+def test_the_bar_of_a_run_that_goes_on_begins_where_it_was() -> None:
+    text = io.StringIO()
+    bar = metrics.ProgressBar(Console(file=text, force_terminal=True, width=120), "sft", total=10, done=3)
+    bar.close()
+    assert " 3/10" in text.getvalue()
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, *, total: int, seconds: float, steps: int) -> list[str]:
