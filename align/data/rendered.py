@@ -107,7 +107,7 @@ class Row:
         message = self.messages[k]
         reasoning, content = message.get("reasoning") or "", message.get("content", "")
         cut_in_thought = bool(reasoning.strip()) and not message.get("finished", True)
-        if not content.strip() and not message.get("tool_calls") and not cut_in_thought:
+        if not self._said(k).strip() and not message.get("tool_calls") and not cut_in_thought:
             raise InputError("an assistant message that is to be trained is empty")
         if _in_order(text[begin:end], reasoning, content):
             return
@@ -117,6 +117,14 @@ class Row:
             raise InputError("the chat template leaves out the reasoning of an answer", hint="set model.chat_template to one that does not")
         if not _in_order(whole, reasoning, content):
             raise InputError("the chat template does not render an assistant message as it is, so it cannot be trained")
+
+    def _said(self, k: int) -> str:
+        """The content of answer ``k`` without what its template reads as reasoning there; all of it where the answer was cut off."""
+        given = self._given[k]
+        content = given.get("content", "")
+        if self.template.place is None or not given.get("finished", True) or not _TAG.search(content):
+            return content
+        return self._without_tags(given)["content"]
 
     def _hide_message(self, message: Message) -> Message:
         hide = self._hiders.answer if message["role"] == "assistant" else self._hiders.everything

@@ -137,3 +137,17 @@ def test_an_answer_may_be_cut_off_in_its_reasoning_and_not_be_without_an_answer(
     with pytest.raises(InputError, match="is empty"):
         encoder.encode([ASK, says("", reasoning="Sum.")])
     assert trained(encoder, [ASK, says("", reasoning="Sum.", finished=False)]).startswith("<think>\nSum.")
+
+
+@pytest.mark.parametrize("name", THINKS)
+@pytest.mark.parametrize(
+    "content", ["<think>\nSum.\n</think>\n\n", "<think>Sum.</think>", "Sum.\n</think>", "</think>", "[THINK]Sum.[/THINK]"]
+)
+def test_reasoning_in_the_content_with_no_answer_behind_it_is_refused(name: str, content: str) -> None:
+    """The whole answer would become a thought, and the model would learn to say nothing."""
+    encoder = encoder_of(name)
+    with pytest.raises(InputError, match=r"is empty|reasoning tags in its content|differently from its own generation prompt"):
+        trained(encoder, [ASK, says(content)])
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    if name == "qwen3" and content.startswith("<think>"):
+        assert "Sum." in trained(encoder, [ASK, says(content, tool_calls=[call])]), "a call is an answer"
