@@ -152,6 +152,9 @@ class _Builder:
                 self.problems.append(place.problem(".".join(path), "a key must be plain text"))
                 continue
             name = str(key_node.value)
+            if unreadable := _UNREADABLE.search(name):
+                self.problems.append(place.problem(".".join(path), _not_text(unreadable[0])))
+                continue
             key = ".".join((*path, name))
             if name == "<<" and key_node.tag == "plain":
                 self.problems.append(place.problem(key, "merge keys are not supported", "write the keys out"))
@@ -166,6 +169,8 @@ class _Builder:
 
     def scalar(self, node: yaml.ScalarNode, key: str, place: Place) -> Scalar:
         text = str(node.value)
+        if unreadable := _UNREADABLE.search(text):
+            self.problems.append(place.problem(key, _not_text(unreadable[0])))
         variable = re.search(r"\$\{[^}]*\}?", text)
         if variable:
             message = f"`{variable[0][:80]}`: recipes do not read environment variables"
@@ -175,6 +180,14 @@ class _Builder:
         if re.fullmatch(r"[-+]?0\d+", text):
             self.problems.append(place.problem(key, f"`{text[:80]}` is octal in YAML 1.1, decimal in 1.2", "drop the zeros, or quote it"))
         return _plain_scalar(text)
+
+
+_UNREADABLE = re.compile("[\0\ud800-\udfff]")
+"""NUL and lone surrogates, which YAML can write in quotes: no file, no path and no tokenizer takes them."""
+
+
+def _not_text(character: str) -> str:
+    return f"holds U+{ord(character):04X}, which is no character of any text"
 
 
 def _plain_scalar(text: str) -> Scalar:

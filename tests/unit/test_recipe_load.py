@@ -266,6 +266,13 @@ def test_merge_keys_are_refused() -> None:
     assert problems(GOOD + "    <<: {seed: 1}\n") == ["r.yaml:7:5 stages.sft.<<: merge keys are not supported; write the keys out"]
 
 
+@pytest.mark.parametrize("written", [r'"a\ud800"', r'"a\0b"', r'{q: "\udfff"}', r'{"\0": 1}', r'["\U0000DC00"]'])
+def test_what_is_no_text_is_refused_wherever_it_stands(written: str) -> None:
+    """In values and names of the file and of overrides, before a path or a tokenizer is given it."""
+    for told in (problems(sft(columns=written)), problems(GOOD, f"stages.sft.columns={written}")):
+        assert any(re.search(r"columns.*: holds U\+(0000|D800|DFFF|DC00), which is no character of any text", one) for one in told)
+
+
 def test_environment_variables_are_refused_by_name() -> None:
     """O15, S13: an unset variable never becomes an empty text, and no secret gets into a recipe and from there into an output."""
     assert problems(GOOD.replace("rows.jsonl", '"${DATA}/rows.jsonl"'))[0] == (
