@@ -114,7 +114,44 @@ def detect(row: Row, want: str = "conversation") -> Found:
     if found is None:
         _only_text(row, has)
         raise RowError(f"no known format has these columns: {words.seen(row)}")
-    return found
+    return _cut_at_speakers(row, has, found)
+
+
+_PARTS = {
+    "messages": ("completion",),
+    "unpaired": ("completion", "label"),
+    "preference": ("chosen", "rejected", "margin"),
+    "ultrafeedback": ("chosen", "rejected"),
+    "prompt": (),
+}
+"""Formats whose `prompt` may be a text, and the columns that stand beside it."""
+
+
+def _cut_at_speakers(row: Row, has: set[str], found: Found) -> Found:
+    """The same, read as a dialogue where the prompt is a transcript: else a user would be made to say "Human:".
+
+    Raises :class:`Refusal` where that has to be said in a mapping.
+    """
+    given = {} if found.mapping is None else found.mapping.given()
+    if found.mapping is None:
+        column = "instruction" if found.name == "alpaca" else "prompt" if found.name in (*_PARTS, "graded") else None
+    else:
+        column = given.get("prompt") if isinstance(given.get("prompt"), str) and "dialogue" not in given else None
+    text = row.get(column) if column is not None else None
+    if not isinstance(text, str) or not words.is_transcript(text):
+        return found
+    if found.mapping is None:
+        parts = [key for key in _PARTS.get(found.name, ()) if key in has]
+        if found.name == "alpaca" and "output" in has and not row.get("input") and not row.get("history"):
+            given = {"completion": "output"}
+        elif found.name == "alpaca" and {"chosen", "rejected"} <= has:
+            given = {"chosen": "chosen", "rejected": "rejected"}
+        elif found.name not in _PARTS:
+            raise Refusal(f"the text in {column} is a dialogue: say with `dialogue` how it is cut into turns", column)
+        given |= {key: key for key in parts if key != "label"} | {"prompt": column} | _besides(row, {str(column), *parts})
+        if "label" in parts:
+            given["better"] = {"label": "label"}
+    return made(**{**given, "dialogue": words.HUMAN})
 
 
 def _marked(row: Row, mark: str) -> bool:
@@ -190,8 +227,6 @@ def _pairs(row: Row, has: set[str]) -> Found | None:
         return Found("sharegpt")
     if "instruction" in has and "prompt" not in has and not whole:
         return Found("alpaca")
-    if isinstance(row.get("prompt"), str) and words.is_transcript(row["prompt"]):
-        return made(prompt="prompt", chosen="chosen", rejected="rejected", dialogue=words.HUMAN)
     if isinstance(chosen, list) and isinstance(row.get("prompt"), str):
         return Found("ultrafeedback")
     if "prompt" not in has and not whole:
@@ -292,11 +327,9 @@ def _flat(row: Row, has: set[str], want: str) -> Found | None:
     if lower in words.PROBLEMS:  # `answer` is what a checker compares with, not what the model shall say
         completions = [name for name in words.columns(row, (*words.COMPLETIONS, "solution")) if name.lower() != "answer"]
     if want == "prompt":
-        transcript = isinstance(row[prompt], str) and words.is_transcript(row[prompt])
-        if prompt == "prompt" and answer in (None, "answer") and not transcript:
+        if prompt == "prompt" and answer in (None, "answer") and not words.is_transcript(row[prompt]):
             return Found("prompt")
-        besides = _besides(row, {prompt})
-        return made(prompt=prompt, answer=answer, dialogue=words.HUMAN if transcript else None, **besides)
+        return made(prompt=prompt, answer=answer, **_besides(row, {prompt}))
     if not completions:
         if answer is not None and lower in words.PROBLEMS:
             raise Refusal(

@@ -14,6 +14,8 @@ from align.data.rows import LeftOut
 from align.data.strict_json import RowError, parse_text, type_name
 
 UNGRADED = "nobody graded it"
+LARGEST = 1e18
+"""Largest size of a number that is trained on: its square still is a number of 32 bits, in which means and losses are computed."""
 
 _Answer = tuple[str, Messages]
 """The field it stands in, and what it says."""
@@ -150,6 +152,8 @@ def _number(value: Any, field: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise RowError(f"expected a finite number, found {type_name(value)}", field)
+    if abs(number) > LARGEST:
+        raise RowError(f"{number:.3g} is too large to compute with; expected at most {LARGEST:.0e} in size", field)
     return number
 
 

@@ -125,9 +125,9 @@ def extraction(rows: Sequence[Row], mapping: RowMapping) -> str | None:
     return None
 
 
-def is_transcript(text: str) -> bool:
-    """Is this a dialogue of Human and Assistant that waits for its answer?"""
-    return re.match(r"\s*Human:", text) is not None and re.search(r"\n\nAssistant:\s*$", text) is not None
+def is_transcript(text: Any) -> bool:
+    """Is this a text, and in it a dialogue of Human and Assistant that waits for its answer?"""
+    return isinstance(text, str) and re.match(r"\s*Human:", text) is not None and re.search(r"\n\nAssistant:\s*$", text) is not None
 
 
 def rendered_kind(text: str) -> str | None:

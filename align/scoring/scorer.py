@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from align.data.forms import LARGEST
 from align.data.records import Messages
 from align.errors import InputError
 
@@ -50,12 +51,8 @@ class Scorer(Protocol):
         ...
 
 
-LARGEST = 1e18
-"""A score's largest size: the square of it still is a number of 32 bits, in which means and advantages are computed."""
-
-
 def require_scores(name: str, scores: Sequence[Any], count: int) -> list[float]:
-    """``scores`` as numbers, if there are ``count`` of them and all are finite, of a size that can be computed with (:data:`LARGEST`).
+    """``scores`` as numbers, if there are ``count`` of them and all are finite and none is larger than ``LARGEST``.
 
     Raises:
         InputError: they are not; names the scorer and the first wrong score.

@@ -65,12 +65,11 @@ def score_answers(
             kept.keep(number, json.dumps(require_scores(scorer.name, scorer.score(shard), len(shard))).encode())
             bar.advance(len(shard))
     group.barrier()
-    return [score for number in range(len(shards)) for score in _read(kept, number)]
+    return [score for number, shard in enumerate(shards) for score in _read(kept, number, len(shard))]
 
 
-def _read(kept: Kept, number: int) -> list[float]:
+def _read(kept: Kept, number: int, count: int) -> list[float]:
     path = kept.find(number)
     if path is None:
         raise InputError(Problem("is missing or damaged", file=str(kept.path(number)), hint="run the same command again"))
-    scores: list[float] = json.loads(path.read_bytes())
-    return scores
+    return require_scores(f"that made {path}", json.loads(path.read_bytes()), count)
