@@ -115,7 +115,7 @@ def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
         numbers = torch.full((len(answers.ids),), torch.nan)
         with torch.no_grad(), autocast(spec.train, parts.ranks.device):
             for batch in batches:
-                numbers[pieces.places(batch)] = evaluate(batch.to(parts.ranks.device)).float().cpu()
+                numbers[pieces.places(batch)] = evaluate(batch.to(parts.ranks.device)).cpu()
         for part in parts.ranks.gather(numbers):
             numbers = torch.where(numbers.isnan(), part, numbers)
         if not bool(numbers.isfinite().all()):

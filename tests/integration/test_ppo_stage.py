@@ -175,13 +175,14 @@ def test_the_value_model_is_used_again(folder: Path) -> None:
     [
         {"estimator": "rloo"},
         {"estimator": "group", "lora": {"rank": 2}},
-        {"estimator": "reinforce", "sft_data": None, "sft_weight": 0.0},
+        {"estimator": "reinforce", "sft_data": None, "sft_weight": 0.0, "eval_prompts": None, "eval_sft_data": None},
         {"value_init": "policy", "lora": {"rank": 2}},
     ],
     ids=["rloo", "group", "reinforce", "value from policy"],
 )
 def test_the_other_ways(folder: Path, options: dict[str, Any]) -> None:
-    """Estimators without a value model leave none; a value model on the policy's base is said to be no second model."""
+    """Estimators without a value model leave none; a value model on the policy's base is said to be no second model; held-out data and
+    conversations may be absent."""
     text = io.StringIO()
     out = run(text, **options).folder / "stages" / "ppo"
     assert (out / "value").exists() == ("value_init" in options)
