@@ -59,19 +59,20 @@ def load_trees(
     cache: Path,
     rejects: Path | None,
     filters: PreferenceFilter | None = None,
+    grades: Sequence[str] = (),
 ) -> tuple[TreeStore, DataReport]:
     """The records of ``sources`` as trees, from the cache or encoded now, and what became of the rows.
 
     A conversation is one branch, cut where its first target begins; a preference has the chosen answer as branch 0 and the rejected ones
     after it; a prompt is a trunk without branches. Branches end at their last target. ``max_length`` bounds every path, in tokens.
     ``rejects`` gets one JSON line for each row that was left out, bad rows and drops alike. ``filters`` look at all records of
-    preferences first; what they leave out is dropped with its reason.
+    preferences first; what they leave out is dropped with its reason. ``grades`` are those of graded answers that are learned.
 
     Raises :class:`InputError` for bad rows (unless their source skips them), for long ones with ``too_long="error"``, and when nothing is
     left; :class:`EnvironmentFault` when the disk or the hub does not answer.
     """
     locations = [resolve(source.path) for source in sources]
-    limits = Limits(max_length, too_long, train_on)
+    limits = Limits(max_length, too_long, train_on, tuple(grades))
     settings: dict[str, Any] = {"want": want, "encoder": encoder.digest, **asdict(limits)}
     if any(source.weight for source in sources):
         settings["seed"] = seed  # mixing is the only random part

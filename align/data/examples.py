@@ -22,6 +22,7 @@ SAME = "chosen and rejected are equal"
 UNGRADED = "has none of the grades that are learned"
 SAME_CUT = "chosen and rejected are equal once cut to max_length"
 
+UNLEARNED = "a grade that is not learned"
 CUT = "cut to max_length"
 ONE_REJECTED = "a rejected answer left out"
 SHORTER = f"{ONE_REJECTED}, longer than max_length"
@@ -138,6 +139,9 @@ def _graded(record: Graded, encoder: Encoder, limits: Limits, note: Callable[[st
     fitted = _fit(answer, len(trunk), limits)
     if fitted.cut:
         note(CUT)
+    for name in record.grades:
+        if limits.grades and name not in limits.grades:
+            note(f"{UNLEARNED}: {name}")
     return Tree(record.id, trunk, (fitted.marked(grades=grades).branch,))
 
 

@@ -145,10 +145,13 @@ class Converter:
             self._core = FORMATS[found.name]
             self._pair_labels(found)
             return
-        wants = {"prompts": self._want == "prompt", "labelled": self._want == "unpaired"}
+        wants = {"prompts": self._want == "prompt", "labelled": self._want == "unpaired", "graded": self._want == "graded"}
         options = {**wants, "compared": self._want in ("preference", "unpaired")}
         code = code_of(found)
         self._parts = [(where, MappedRows(mapping, code=code, **options)) for where, mapping in parts_of(found)]
+        if self._want not in ("graded", "prompt") and found.mapping is not None and found.mapping.grades and found.mapping.better:
+            hint = "a `reward` stage with `grades` learns from them"
+            raise InputError(Problem("`grades` have no effect: here answers are compared or labelled", file=self._source.path, hint=hint))
         self._pair_labels(found)
         if found.name in PRESETS and PRESETS[found.name].test_set and TEST_SET not in self.remarks:
             self.remarks.append(TEST_SET)

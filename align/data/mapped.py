@@ -10,6 +10,7 @@ from align.data import better as judging
 from align.data import dialogue
 from align.data.coded import Coded
 from align.data.comparisons import EMPTY, Ballots, by_name, compared
+from align.data.graded import grades_of, noted_without
 from align.data.messages import Note, list_of
 from align.data.places import Place, find, find_text, template
 from align.data.row_parts import RowParts
@@ -26,7 +27,7 @@ from align.data.values import (
     read_plainly,
     spoken,
 )
-from align.recipe.mapping import RowMapping, TreeAt
+from align.recipe.mapping import Constant, RowMapping, TreeAt
 
 Row = Mapping[str, Any]
 Form = dict[str, Any]
@@ -45,6 +46,7 @@ class MappedRows(RowParts):
         prompts: are prompts wanted, so that a right answer that cannot be found leaves the row out?
         compared: are comparisons wanted, so that two answers that are equally good leave the row out?
         labelled: are labelled answers wanted, so that rows with labels are not grouped into comparisons?
+        graded: are graded answers wanted, so that rows with grades are not?
         code: the function of a preset, which reads the row before the mapping does.
     """
 
@@ -54,14 +56,17 @@ class MappedRows(RowParts):
         *,
         prompts: bool = False,
         labelled: bool = False,
+        graded: bool = False,
         compared: bool = True,
         code: Coded | None = None,
     ) -> None:
-        super().__init__(mapping, prompts=prompts, code=code)
+        super().__init__(mapping, prompts=prompts, graded=graded, code=code)
         self._compared_wanted = compared
         self._plain = plain_columns(mapping) if code is None else None
         self._single = labelled and mapping.better is not None and mapping.better.label is not None
-        self.grouped = bool((mapping.group is not None and not self._single) or (mapping.tree and mapping.tree.parent))
+        self._graded = graded and bool(mapping.grades)
+        alone = self._single or self._graded
+        self.grouped = bool((mapping.group is not None and not alone) or (mapping.tree and mapping.tree.parent))
         """Do rows belong together? Then :meth:`of_group` makes the forms."""
 
     def key(self, row: Row) -> str:
@@ -78,20 +83,22 @@ class MappedRows(RowParts):
         if self.code is not None:
             row = self.code(row, note)
         common = self._common(row)
+        if self._graded:
+            return self._with_grades(row, common, note)
         if self._prompts and m.prompt is not None and m.completion is None:
             return [{**common, "prompt": self._asked(row)}]
         if m.tree is not None:
             return list(self._nested(row, m.tree, common, note))
         if m.messages is not None:
-            return [{**common, **self._label(row), "messages": self._conversation(row, m.messages, note)}]
+            return [{**common, **self._label(row), **self._ungraded(row), "messages": self._conversation(row, m.messages, note)}]
         if m.chosen is not None:
             return self._pairs(row, common, note)
-        if m.answers is not None:
+        if m.answers is not None and m.better is not None:
             if self._single:
                 (value,) = self._answers(row)
                 return [{**common, **self._label(row), "prompt": self._asked(row), "completion": value}]
             values = self._answers(row)
-            judged = judging.judge(row, m.better, len(values))  # type: ignore[arg-type]
+            judged = judging.judge(row, m.better, len(values))
             if judged.why is not None:
                 raise LeftOut(judged.why)
             ballots = Ballots()
@@ -166,6 +173,24 @@ class MappedRows(RowParts):
             raise LeftOut(judging.NO_SCORE if len(entries) > 1 else judging.ONE_ANSWER)
         common = {**self._common(siblings[0]), "prompt": [dict(row) for row in path]}
         return self._compared(siblings[0], entries, common, note, Ballots())
+
+    def _with_grades(self, row: Row, common: Form, note: Note) -> list[Form]:
+        """A form for each answer that somebody graded."""
+        m = self.mapping
+        if m.messages is not None:
+            return [{**common, "messages": self._conversation(row, m.messages, note), "grades": grades_of(row, m.grades, 1)[0]}]
+        values = [self._read(row, str(m.completion))] if m.completion is not None else self._answers(row)
+        if isinstance(m.completion, Constant):
+            values = [m.completion.value]
+        graded = list(zip(values, grades_of(row, m.grades, len(values)), strict=True))
+        if len(values) > 1:
+            graded = noted_without(graded, note)
+        asked = self._asked(row)
+        return [{**common, "prompt": asked, "completion": value, "grades": grades} for value, grades in graded]
+
+    def _ungraded(self, row: Row) -> Form:
+        """Grades where they are not wanted: they tell what the row is."""
+        return {"grades": grades_of(row, self.mapping.grades, 1)[0]} if self.mapping.grades and self.mapping.better is None else {}
 
     # Comparisons
 

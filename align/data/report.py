@@ -13,7 +13,7 @@ SHOWN = 10
 """Places that are named for each reason; their number is told in any case."""
 
 
-_PLURAL = {"unpaired": "prompts with labelled answers"}
+_PLURAL = {"unpaired": "prompts with labelled answers", "graded": "graded answers"}
 
 
 @dataclass

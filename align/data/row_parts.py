@@ -31,13 +31,14 @@ class RowParts:
     Args:
         mapping: without a preset: what it stands for.
         prompts: are prompts wanted, so that a right answer that cannot be found leaves the row out?
+        graded: are grades wanted, so that their places are read?
         code: the function of a preset, which reads the row before the mapping does.
     """
 
-    def __init__(self, mapping: RowMapping, *, prompts: bool = False, code: Coded | None = None) -> None:
+    def __init__(self, mapping: RowMapping, *, prompts: bool = False, graded: bool = False, code: Coded | None = None) -> None:
         self.mapping = mapping
         self.code = code
-        self.places = tuple(places_of(mapping))
+        self.places = tuple(places_of(mapping, graded=graded))
         """All that is read."""
         self._prompts = prompts
         self._used: dict[tuple[str, ...], set[str]] = {}

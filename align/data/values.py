@@ -54,10 +54,11 @@ def read_plainly(row: Row, columns: dict[str, str]) -> Form | None:
     return {**form, "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
 
 
-def places_of(mapping: RowMapping) -> Iterator[Place]:
-    """Every place that a mapping reads."""
+def places_of(mapping: RowMapping, *, graded: bool = False) -> Iterator[Place]:
+    """Every place that a mapping reads, those of grades where they are wanted."""
     texts: list[Any] = [mapping.messages, mapping.completion, mapping.chosen, mapping.rejected, mapping.system, mapping.tools]
     texts += mapping.tools if isinstance(mapping.tools, list) else []
+    texts += mapping.grades.values() if graded else []
     texts += [mapping.reasoning, mapping.id, *(mapping.finished or {})]  # the right answer's column stays with the record
     texts += mapping.prompt if isinstance(mapping.prompt, list) else [mapping.prompt]
     for several in (mapping.answers, mapping.group):

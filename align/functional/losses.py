@@ -93,6 +93,16 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor | None = Non
     return -logsigmoid(difference) if shares is None else -shares * logsigmoid(difference) - (1 - shares) * logsigmoid(-difference)
 
 
+def squared_errors(scores: Tensor, grades: Tensor) -> Tensor:
+    """Regression on grades: the mean over an answer's grades of ``(score - grade)^2``, [B, attributes] -> [B].
+
+    A grade that is NaN was not given: it counts neither in the sum nor in the number, and its score has no gradient.
+    """
+    given = ~grades.isnan()
+    errors = (scores - grades.where(given, scores.detach())) ** 2
+    return errors.sum(-1) / given.sum(-1)
+
+
 def score_l2(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Keeps scores near 0: ``chosen^2 + rejected^2`` -> [P].
 

@@ -29,7 +29,8 @@ PAD = "<|pad|>"
 
 
 def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> dict[str, Any]:
-    """Write the reward model at ``model.path`` as a classifier with one label into the new folder ``out``; an adapter is merged in.
+    """Write the reward model at ``model.path`` as a classifier into the new folder ``out``; an adapter is merged in. It has one label, or
+    one for each grade that the model learned, in their order (``id2label``; ``grade_weights`` in its config.json make them one score).
 
     transformers reads the score at the last token whose id is not the padding's. So the folder's tokenizer pads with a token that ends no
     answer (a new one, ``<|pad|>``, where the model has none), and an input has to end with the token that ends the answer: some templates
@@ -45,7 +46,7 @@ def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> 
     """
     if out.exists():
         raise InputError(Problem("exists already", file=str(out), hint="name a new folder"))
-    scalar, encoder = load_scalar(model, cache=cache), load_encoder(model, cache=cache)
+    scalar, encoder = load_scalar(model, cache=cache, grades=True), load_encoder(model, cache=cache)
     backbone = causal_lm(merged_copy(scalar.backbone) if is_lora(scalar.backbone) else scalar.backbone)
     if type(backbone.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise InputError(f"transformers has no sequence classifier for {backbone.config.model_type} models")
@@ -53,7 +54,12 @@ def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> 
     if len(padded) > embedding_rows(backbone):
         backbone.resize_token_embeddings(len(padded), mean_resizing=False)
     config = input_config(backbone)
-    config.num_labels = 1
+    config.num_labels = len(scalar.grades) or 1
+    if scalar.grades:
+        config.id2label = dict(enumerate(scalar.grades))
+        config.label2id = {name: number for number, name in enumerate(scalar.grades)}
+        config.problem_type = "regression"
+        config.grade_weights = scalar.grades
     config.pad_token_id = config.get_text_config().pad_token_id = padded.pad_token_id
     auto: Any = AutoModelForSequenceClassification
     with torch.device("meta"):

@@ -8,6 +8,7 @@ ranking loss does not see one, and transformers' classifiers of this family have
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -43,28 +44,38 @@ Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])
 
 
 class ScalarModel(nn.Module):
-    """``backbone`` (a transformers model without LM head, or a PeftModel around one) and ``head``, an fp32 linear layer to one number.
+    """``backbone`` (a transformers model without LM head, or a PeftModel around one) and ``head``, an fp32 linear layer to one number, or
+    to one for each of ``grades``: attribute to its weight in the one score, the weighted sum.
 
     A new head is drawn from a normal distribution of standard deviation 1 / sqrt(d + 1), d the hidden size, as in OpenAI's
     lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. States behind a final norm have length about sqrt(d), so first scores
     spread by 1 where the states have nothing in common, and by less where answers end alike.
     """
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel) -> None:
+    def __init__(self, backbone: PreTrainedModel | PeftModel, grades: Mapping[str, float] | None = None) -> None:
         super().__init__()
+        self.grades = dict(grades or {})
         inner = causal_lm(backbone)
         width = int(inner.config.get_text_config().hidden_size)
         self.backbone: nn.Module = backbone
-        self.head = nn.Linear(width, 1, bias=False, dtype=torch.float32)
+        self.head = nn.Linear(width, len(self.grades) or 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)  # on the CPU: the same numbers on every device
         self.head.to(inner.device)
 
     def at(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
-        """The head's value at ``positions`` of the flattened tokens, fp32 [len(positions)]."""
+        """The one score at ``positions`` of the flattened tokens, fp32 [len(positions)]."""
+        return self.score(self.outputs(batch, positions, own_attention=own_attention))
+
+    def outputs(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
+        """The head's values at ``positions`` of the flattened tokens, fp32 [len(positions), outputs]."""
         states = hidden_states(self.backbone, batch, own_attention=own_attention)[positions]
         with torch.autocast(states.device.type, enabled=False):
-            values: Tensor = self.head(states.float()).squeeze(-1)
+            values: Tensor = self.head(states.float())
         return values
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """The one score that outputs [n, outputs] stand for, [n]."""
+        return outputs @ outputs.new_tensor(list(self.grades.values())) if self.grades else outputs.squeeze(-1)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """As the method of transformers' models."""
@@ -76,8 +87,18 @@ def branch_scores(model: ScalarModel, batch: Batch, *, own_attention: bool = Fal
 
     Found by place, never by token id: padding may have the id of an end token (C06). Every branch must have a target.
     """
+    return model.at(batch, _ends(batch), own_attention=own_attention)
+
+
+def branch_grades(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
+    """As :func:`branch_scores`, all outputs of the head: fp32 [B, outputs]."""
+    return model.outputs(batch, _ends(batch), own_attention=own_attention)
+
+
+def _ends(batch: Batch) -> Tensor:
+    """The place of each branch's last target, int64 [B]."""
     last = torch.full((batch.num_branches,), -1, device=batch.targets.device)
-    return model.at(batch, last.scatter_reduce(0, batch.branch, batch.targets, "amax"), own_attention=own_attention)
+    return last.scatter_reduce(0, batch.branch, batch.targets, "amax")
 
 
 def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
@@ -129,25 +150,43 @@ def load_scalar(
     device: torch.device | str = "cpu",
     cache: Path | None = None,
     quantize: Literal["nf4"] | None = None,
+    grades: bool = False,
 ) -> ScalarModel:
     """The reward model at ``model.path`` that a reward stage saved: whole, or an adapter with its base. In eval mode, dropout off.
+
+    The head of one that learned grades gives the one score, their weighted sum; with ``grades`` all of them.
 
     Raises:
         InputError: it is no reward model of ours (a plain language model has no head, and none is made up), or it is damaged.
         EnvironmentFault: as for :func:`~align.models.load.load_policy`.
     """
     folder = _reward_folder(model)
-    scalar = ScalarModel(load_backbone(model, dtype=dtype, device=device, cache=cache, quantize=quantize))
+    weights = grade_weights(folder)
     with readable(folder.path / HEAD):
         weight = load_file(folder.path / HEAD)["weight"]
+    if weights and not grades and len(weight) == len(weights):
+        weight = weight.new_tensor([list(weights.values())]) @ weight
+    backbone = load_backbone(model, dtype=dtype, device=device, cache=cache, quantize=quantize)
+    scalar = ScalarModel(backbone, weights if grades else None)
     if weight.shape != scalar.head.weight.shape:
         shapes = f"{tuple(weight.shape)}, the backbone needs {tuple(scalar.head.weight.shape)}"
         raise InputError(Problem(f"the head is {shapes}", file=str(folder.path / HEAD)))
     return with_head(scalar, weight).eval()
 
 
+def grade_weights(folder: ModelFolder) -> dict[str, float]:
+    """The grades that a reward model of ours learned, and their weights in its score; none where it learned to rank.
+
+    Raises :class:`InputError` where align.json has something else there.
+    """
+    found = folder.notes.get("grades") or {}
+    if not isinstance(found, dict) or not all(isinstance(weight, (int, float)) for weight in found.values()):
+        raise InputError(Problem("align.json has no weights of its grades", file=str(folder.path)))
+    return {str(name): float(weight) for name, weight in found.items()}
+
+
 def with_head(scalar: ScalarModel, weight: Tensor) -> ScalarModel:
-    """The same model with the head's ``weight`` [1, d] replaced."""
+    """The same model with the head's ``weight`` [outputs, d] replaced."""
     with torch.no_grad():
         scalar.head.weight.copy_(weight)
     return scalar
@@ -213,7 +252,7 @@ def save_scalar(
         "stop_ids": list(encoder.stop_ids),
         "base": origin,
     }
-    notes = {"scores": vars(scores), "layout": layout}
+    notes = _notes(model, scores, layout)
     with files.machine_faults(out), no_progress_bars():
         out.mkdir(parents=True, exist_ok=True)
         if adapter:
@@ -237,12 +276,16 @@ def write_merged_scalar(
         InputError: the merged model is not the one with the adapter.
         EnvironmentFault: the disk is full or cannot be written.
     """
-    plain = with_head(ScalarModel(merged_copy(model.backbone)), model.head.weight)
+    plain = with_head(ScalarModel(merged_copy(model.backbone), model.grades), model.head.weight)
     difference = _drift(model, plain, encoder, layout)
     with files.machine_faults(out), no_progress_bars():
         save_backbone(causal_lm(plain.backbone), encoder, out)
-        _save_rest(plain, encoder, out, origin, {"scores": vars(scores), "layout": layout})
+        _save_rest(plain, encoder, out, origin, _notes(plain, scores, layout))
     return difference
+
+
+def _notes(model: ScalarModel, scores: ScoreStats, layout: Layout) -> dict[str, Any]:
+    return {"scores": vars(scores), "layout": layout, **({"grades": model.grades} if model.grades else {})}
 
 
 def _save_rest(model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], notes: dict[str, Any]) -> None:

@@ -55,6 +55,8 @@ _TRL: dict[str, Want] = {"prompts": "prompt", "pairs": "preference", "answers": 
 def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
     """Key inside the stage, source, and what its rows have to be. Of a third party's stage nobody knows that, so it has none here."""
     wanted = _WANTED.get(type(spec), {})
+    if isinstance(spec, RewardStage) and spec.grades:
+        wanted = dict.fromkeys(wanted, "graded")
     if isinstance(spec, TrlStage):
         wanted = dict.fromkeys(("data", "eval_data"), _TRL[spec.method.rows])
     for name, want in wanted.items():

@@ -178,6 +178,9 @@ class RowMapping(Strict):
     """Answers to compare; `better` says which is better."""
     better: Better | None = None
     """How the row tells."""
+    grades: dict[str, Place] = Field(default={})
+    """For a reward model that learns grades: their names, and where each stands, as in `{helpfulness: scores.help, brevity: scores.short}`;
+    with several `answers`, places of lists. A grade that is null or empty is left out."""
     group: At | Annotated[list[At], Field(min_length=1)] | None = None
     """Rows with the same value here belong together: they answer the same prompt. Votes add up, scores are averaged."""
     tree: TreeAt | None = None
@@ -243,15 +246,17 @@ class RowMapping(Strict):
             raise ValueError("needs messages, prompt and completion, chosen and rejected, answers and better, tree, or a prompt")
         if (self.chosen is None) != (self.rejected is None):
             raise ValueError("chosen and rejected belong together")
-        if self.answers is not None and self.better is None:
-            raise ValueError("answers need `better`: how the row tells which is better")
+        if self.answers is not None and self.better is None and not self.grades:
+            raise ValueError("answers need `better`: how the row tells which is better (or `grades`)")
+        if self.grades and self.answers is None and self.completion is None and self.messages is None:
+            raise ValueError("`grades` are of answers, a completion or messages; name one")
         if self.completion is not None and self.prompt is None:
             raise ValueError("a completion needs a prompt")
         if self.weave and self.answers is not None and not isinstance(self.prompt, str):
             raise ValueError("`weave` needs a `prompt` that is one place: the list of the user's turns")
         if self.better is not None:
             self._fitting(self.better)
-        if self.group is not None and self.answers is None:
+        if self.group is not None and (self.answers is None or self.better is None):
             raise ValueError("`group` needs answers and better")
         if self.extract is not None and self.answer is None:
             raise ValueError("`extract` needs `answer`")

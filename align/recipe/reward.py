@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, FiniteFloat
 
 from align.recipe.base import ArtifactType, Data, PolicyRef, Stage
 from align.recipe.effects import Needs
@@ -20,14 +20,27 @@ class RewardTrain(DpoTrain):
     """Prompts with all their answers in one optimiser step, over all processes; no default when `tokens_per_step` is given."""
 
 
+_ALONE = "with grades: each answer is learned by itself, and no two are compared"
+
+
+def _weights(grades: dict[str, float]) -> dict[str, float]:
+    if grades and not any(grades.values()):
+        raise ValueError("all weights are 0, so every score would be")
+    return grades
+
+
 class RewardStage(Stage):
     """A reward model from preferences: one number for an answer, read at the token that ends it. The ranking loss is Bradley and Terry's,
-    with the margins of the data where they have some; a prompt's loss is the mean over its rejected answers."""
+    with the margins of the data where they have some; a prompt's loss is the mean over its rejected answers. Or, with `grades`, from graded
+    answers."""
 
     produces: ClassVar[ArtifactType] = "reward_model"
     implementation: ClassVar[str] = "align.stages.reward:run"
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
-    key_needs: ClassVar[tuple[Needs, ...]] = (Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),)
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
+        Needs("l2 soft_labels length_balance filters", lambda stage: not stage.grades, _ALONE, zero_is_none=True),
+    )
 
     kind: Literal["reward"]
     """`reward`"""
@@ -37,6 +50,9 @@ class RewardStage(Stage):
     """Preferences to train on: one source, or a list (a mixture when they have weights)."""
     eval_data: Data | None = None
     """Held-out preferences: accuracy, calibration and length bias are reported, beside what length and words alone can predict."""
+    grades: Annotated[dict[Annotated[str, Field(min_length=1)], FiniteFloat], AfterValidator(_weights)] = Field(default={})
+    """Learn the grades of answers instead of comparisons: each grade's name, and its weight in the one score that the model then gives,
+    such as `{helpfulness: 0.65, correctness: 0.8, verbosity: -0.4}`. The loss is the squared error, a mean over an answer's grades."""
     l2: float = Field(default=1e-3, ge=0)
     """Weight of the squared scores of both answers (https://arxiv.org/abs/2404.00934): holds scores near 0, as ranking alone does not."""
     soft_labels: bool = False

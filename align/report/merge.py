@@ -105,7 +105,7 @@ def _write(folder: ModelFolder, out: Path, dtype: Dtype, cache: Path | None) -> 
     tokenizer: Any = load_tokenizer(model, cache=cache)
     template = tokenizer.chat_template is not None
     if folder.is_reward_model:
-        scalar, encoder = load_scalar(model, dtype=dtype, cache=cache), load_encoder(model, cache=cache)
+        scalar, encoder = load_scalar(model, dtype=dtype, cache=cache, grades=True), load_encoder(model, cache=cache)
         _require_space(out, scalar.backbone, dtype)
         notes = score_notes(model)
         difference = write_merged_scalar(scalar, encoder, out, origin, scores=notes.stats, layout=notes.layout)

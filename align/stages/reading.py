@@ -14,6 +14,7 @@ from align.batching.loader import StepPlan, plan_steps
 from align.data.balance import BalancedTrees
 from align.data.datasets import load_trees
 from align.data.encode import Encoder
+from align.data.examples import UNLEARNED
 from align.data.mixture import read_records
 from align.data.report import DataReport
 from align.data.store import TreeStore
@@ -81,7 +82,11 @@ def read_data(
     common: dict[str, Any] = {"resolve": resolve, "encoder": encoder, "max_length": spec.max_length, "too_long": spec.too_long}
     common |= {"cache": cache, "seed": seed, "train_on": spec.train_on if isinstance(spec, SftStage) else "last"}
     want: Any = "conversation" if isinstance(spec, SftStage) else "preference"
-    filters, eval_filters = _filters(spec, resolve, seed) if isinstance(spec, RewardStage) and spec.filters else (None, None)
+    filters, eval_filters = None, None
+    if isinstance(spec, RewardStage) and spec.grades:
+        want, common["grades"] = "graded", tuple(spec.grades)
+    elif isinstance(spec, RewardStage) and spec.filters:
+        filters, eval_filters = _filters(spec, resolve, seed)
     trees, report = load_trees(want, spec.data, rejects=rejects, filters=filters, **common)
     held_out: TreeStore | None = None
     held_out_report: DataReport | None = None
@@ -90,7 +95,21 @@ def read_data(
     examples: TreeStore | BalancedTrees = trees
     if isinstance(spec, RewardStage) and spec.length_balance:
         examples = BalancedTrees(trees, seed=seed, epochs=spec.train.epochs)
+    if isinstance(spec, RewardStage) and spec.grades:
+        _require_grades(spec, trees, report)
+        return StageData(trees, report, examples, held_out, held_out_report)
     return StageData(trees, report, examples, held_out, held_out_report, _marks(spec, trees))
+
+
+def _require_grades(spec: RewardStage, trees: TreeStore, report: DataReport) -> None:
+    """Raises InputError for a grade that no answer has."""
+    given = trees.marks(len(spec.grades))[:, 2:]
+    absent = [name for i, name in enumerate(spec.grades) if np.isnan(given[:, i]).all()]
+    if absent:
+        others = [what.removeprefix(f"{UNLEARNED}: ") for what in report.noted if what.startswith(UNLEARNED)]
+        hint = f"the data have {', '.join(others)} as well" if others else None
+        paths = ", ".join(source.path for source in spec.data)
+        raise InputError([Problem("no answer has this grade", file=paths, key=f"grades.{name}", hint=hint) for name in absent])
 
 
 def _marks(spec: SftStage | RewardStage | DpoStage, trees: TreeStore) -> str | None:

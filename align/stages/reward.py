@@ -129,8 +129,8 @@ class RewardTrainer(Trainer):
         return _all_of(self.ranks.gather(found))
 
 
-def places(batch: Batch, scores: Tensor) -> list[tuple[int, int, float]]:
-    """(tree, branch, score) of a batch's branches."""
+def places(batch: Batch, scores: Tensor) -> list[tuple[int, int, Any]]:
+    """(tree, branch, score) of a batch's branches; of their outputs, lists of them."""
     trees = [batch.tree_index[tree] for tree in batch.branch_tree.tolist()]
     return list(zip(trees, batch.branch_slot.tolist(), scores.detach().tolist(), strict=True))
 
@@ -139,15 +139,20 @@ def _all_of(parts: Sequence[Sequence[tuple[int, int, float]]]) -> dict[tuple[int
     return {(tree, slot): score for part in parts for tree, slot, score in part}
 
 
-def build_reward(policy: Any, lora: Lora | None, seed: int) -> nn.Module:
-    """A policy's transformer with a new head."""
+def build_reward(policy: Any, lora: Lora | None, seed: int, *, grades: Mapping[str, float] | None = None) -> nn.Module:
+    """A policy's transformer with a new head, for one score or for ``grades``."""
     backbone: Any = trained(without_lm_head(policy), lora, seed)
     torch.manual_seed(seed)  # every process draws the same head
-    return ScalarModel(backbone)
+    return ScalarModel(backbone, grades)
 
 
 def run(spec: RewardStage, ctx: StageContext) -> None:
-    """Train on preferences, measure the scores on the training answers, and say how good it is on held-out ones."""
+    """Train on preferences, measure the scores on the training answers, and say how good it is on held-out ones; or on graded answers."""
+    if spec.grades:
+        from align.stages.regression import learn_grades  # which is made of the parts of this module
+
+        learn_grades(spec, ctx)
+        return
     stage = prepare(spec, ctx, build_reward)
     balanced = stage.read.examples
     buckets = balanced.balance.report() if isinstance(balanced, BalancedTrees) else None
@@ -156,7 +161,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     trainer = RewardTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec, **stage.trainer_arguments)
     trainer.fit()
     held_out_scores = trainer.held_out_scores()
-    stats = _statistics(stage, trainer)
+    stats = statistics(stage, trainer)
     if not stage.group.first:
         return
     merged = spec.lora is not None and spec.lora.save_merged
@@ -171,7 +176,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
         ctx.warn(line)
 
 
-def _statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:
+def statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:
     """Of the finished model's scores on answers that it was trained on."""
     total = len(stage.data)
     chosen = np.random.default_rng(stage.ctx.seed).permutation(total)[:CALIBRATION_PROMPTS]
@@ -240,11 +245,12 @@ def _show_held_out(ctx: StageContext, held_out: Mapping[str, Mapping[str, Any]])
     for name, numbers in held_out.items():
         table.add_column(f"{name.replace('_', '-')} ({numbers['pairs']} pairs)")
     for key, words in _ROWS.items():
-        table.add_row(words, *(_shown(numbers[key]) for numbers in held_out.values()))
+        table.add_row(words, *(shown(numbers[key]) for numbers in held_out.values()))
     ctx.console.print(table)
 
 
-def _shown(estimate: Mapping[str, float | None] | None) -> str:
+def shown(estimate: Mapping[str, float | None] | None) -> str:
+    """A number with its interval, where it has one."""
     if estimate is None:
         return "-"
     value, low, high = (estimate[name] for name in ("value", "low", "high"))

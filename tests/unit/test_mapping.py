@@ -17,7 +17,7 @@ from align.data.formats import RowError, Want, converter
 from align.data.mixture import Records, read_records
 from align.data.places import find, find_text, template
 from align.data.readers import Row
-from align.data.records import Conversation, Messages, Origin, Preference, Prompt, Record, Unpaired
+from align.data.records import Conversation, Graded, Messages, Origin, Preference, Prompt, Record, Unpaired
 from align.data.rows import LeftOut
 from align.errors import InputError
 from align.recipe.places import place
@@ -357,6 +357,78 @@ def test_a_bad_labelled_row_is_told_with_its_line(tmp_path: Path) -> None:
         list(read(tmp_path, rows, "preference"))
     with pytest.raises(InputError, match=r"rows\.jsonl:1 label: has a label, and answers labelled false must not be trained on"):
         list(read(tmp_path, rows[:1], "conversation"))
+
+
+# Grades
+
+GRADES = {"help": "h", "long": "v"}
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"q": "?", "a": "x", "h": 3, "v": None}, {"prompt": "q", "completion": "a", "grades": GRADES}),
+        ({"q": "?", "a": "x", "s": {"h": "3", "v": ""}}, {"prompt": "q", "completion": "a", "grades": {"help": "s.h", "long": "s.v"}}),
+        ({"m": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}], "h": 3}, {"messages": "m", "grades": GRADES}),
+        ({"q": "?", "a": "x", "h": 3}, {"prompt": "q", "answers": "a", "group": "q", "better": {"score": "h"}, "grades": GRADES}),
+    ],
+    ids=["columns", "inside", "messages", "beside a comparison"],
+)
+def test_grades_stand_where_the_mapping_says(tmp_path: Path, row: dict[str, Any], format: Any) -> None:
+    """An attribute without a number is not there; an answer without any is left out with its reason; nothing is grouped."""
+    empty = {key: None if key in ("h", "v", "s") else value for key, value in row.items()}
+    records = read(tmp_path, [row, row, empty], "graded", format=format)
+    found = list(records)
+    assert [(one.grades, text(one.completion)) for one in found if isinstance(one, Graded)] == [({"help": 3.0}, "x")] * 2
+    assert records.report.as_json()["sources"][0]["reasons"] == {"nobody graded it": 1}
+
+
+def test_grades_of_several_answers_in_one_row() -> None:
+    format = {"prompt": "q", "answers": "a[*].t", "grades": {"help": "a[*].h", "long": "a[*].v"}}
+    row = {"q": "?", "a": [{"t": "x", "h": 1, "v": 2}, {"t": "y", "h": None, "v": None}, {"t": "z", "v": 0.5}]}
+    convertible = converter(source(format), "graded")
+    records = convertible(Row(row, ORIGIN))
+    assert [(text(one.completion), one.grades) for one in records if isinstance(one, Graded)] == [
+        ("x", {"help": 1.0, "long": 2.0}),
+        ("z", {"long": 0.5}),
+    ]
+    assert convertible.notes == {"an answer that nobody graded, left out": 1}
+    with pytest.raises(RowError, match="1 grade for 3 answers"):
+        converter(source({**format, "grades": {"help": "one"}}), "graded")(Row({**row, "one": 3}, ORIGIN))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(True, "found a boolean"), ("good", "expected a number, found 'good'"), ([1, 2], "2 grades for 1 answer")]
+)
+def test_a_grade_is_a_number(value: Any, message: str) -> None:
+    format = {"prompt": "q", "completion": "a", "grades": {"help": "h"}}
+    with pytest.raises(RowError, match=message) as error:
+        convert({"q": "?", "a": "x", "h": value}, format, "graded")
+    assert error.value.field == "h"
+
+
+def test_grades_where_nobody_learns_from_them_are_refused() -> None:
+    """Neither trained as if all answers were good, nor passed over beside a comparison."""
+    for format in ({"prompt": "q", "completion": "a", "grades": GRADES}, {"messages": "m", "grades": GRADES}):
+        row = {"q": "?", "a": "x", "h": 3, "m": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]}
+        with pytest.raises(RowError, match="is one answer with grades"):
+            convert(row, format, "conversation")
+    compared = {"prompt": "q", "answers": "a", "group": "q", "better": {"score": "h"}, "grades": GRADES}
+    with pytest.raises(InputError, match="`grades` have no effect: here answers are compared"):
+        converter(source(compared), "preference")
+    with pytest.raises(ValidationError, match="`grades` are of answers, a completion or messages"):
+        source({"prompt": "q", "chosen": "a", "rejected": "b", "grades": GRADES})
+    with pytest.raises(ValidationError, match="`group` needs answers and better"):
+        source({"prompt": "q", "answers": "a", "group": "q", "grades": GRADES})
+
+
+def test_the_rows_of_helpsteer_are_compared_or_graded(tmp_path: Path) -> None:
+    """One preset for both: a stage that wants comparisons groups by prompt, one that wants grades takes every row."""
+    rows = [{"prompt": "2+2?", "response": said, "helpfulness": h, "correctness": h, "verbosity": 1} for said, h in (("4", 4), ("5", 0))]
+    (compared,) = read(tmp_path, rows, "preference")
+    assert isinstance(compared, Preference) and compared.margins == (4.0,)
+    graded = [one.grades for one in read(tmp_path, rows, "graded") if isinstance(one, Graded)]
+    assert graded == [{"helpfulness": h, "correctness": h, "verbosity": 1.0} for h in (4.0, 0.0)]
 
 
 # Conversations

@@ -59,6 +59,11 @@ CASES: dict[tuple[str, str], Case] = {
         for name, stage in (("SftStage", SFT), ("DpoStage", DPO), ("RewardStage", REWARD))
     },
     ("DpoStage", "label_smoothing"): (DPO, {"loss": "ipo", "label_smoothing": 0.1}, {"loss": "sigmoid"}),
+    ("RewardStage", "l2 soft_labels length_balance filters"): (
+        {**REWARD, "grades": {"a": 1.0}},
+        {"l2": 0.1, "soft_labels": True, "length_balance": True, "filters": True},
+        {"grades": None},
+    ),
     ("DpoStage", "soft_labels"): (DPO, {"soft_labels": True, "label_smoothing": 0.1}, {"label_smoothing": None}),
     ("DpoStage", "offset soft_labels"): (DPO, {"loss": "ipo", "offset": 0.1, "soft_labels": True}, {"loss": "sigmoid"}),
     ("DpoStage", "gamma"): (DPO, {"loss": "ipo", "gamma": 0.1}, {"loss": "simpo"}),
