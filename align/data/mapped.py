@@ -188,10 +188,6 @@ class MappedRows(RowParts):
         asked = self._asked(row)
         return [{**common, "prompt": asked, "completion": value, "grades": grades} for value, grades in graded]
 
-    def _ungraded(self, row: Row) -> Form:
-        """Grades where they are not wanted: they tell what the row is."""
-        return {"grades": grades_of(row, self.mapping.grades, 1)[0]} if self.mapping.grades and self.mapping.better is None else {}
-
     # Comparisons
 
     def _answers(self, row: Row) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from align.data import better as judging
 from align.data import dialogue
 from align.data.coded import Coded
+from align.data.graded import grades_of
 from align.data.messages import Note, list_of
 from align.data.places import Template, find, find_text, template, text_at
 from align.data.strict_json import RowError, parse_text
@@ -97,6 +98,10 @@ class RowParts:
             return tools.value
         values = (self._value(row, one) for one in ([tools] if isinstance(tools, str) else tools or []))
         return next((value for value in values if value not in (None, "", [], {})), None)
+
+    def _ungraded(self, row: Row) -> Form:
+        """Grades where they are not wanted: they tell what the row is."""
+        return {"grades": grades_of(row, self.mapping.grades, 1)[0]} if self.mapping.grades and self.mapping.better is None else {}
 
     def _label(self, row: Row) -> Form:
         better = self.mapping.better
@@ -193,8 +198,8 @@ class RowParts:
         m = self.mapping
         where = "completion" if isinstance(m.completion, Constant) else str(m.completion)
         value = m.completion.value if isinstance(m.completion, Constant) else self._read(row, where)
-        if m.better is not None:
-            return {**common, **self._label(row), "prompt": self._asked(row), "completion": value}
+        if m.better is not None or m.grades:
+            return {**common, **self._label(row), **self._ungraded(row), "prompt": self._asked(row), "completion": value}
         if value is None or value in ("", []):
             raise RowError("missing" if value is None else "is empty", where)
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
