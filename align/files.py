@@ -147,24 +147,32 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def atomic_lines(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Replace ``path`` by lines of JSON, without holding them all in memory: call what this gives with one value after another.
-
-    As with :func:`atomic_write`, ``path`` changes all at once, at the end; not at all when something raises.
-    """
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Replace ``path`` by a file that is written under the name that this gives: all at once, at the end; not at all when something
+    raises."""
     tmp = temporary(path.parent)
     try:
-        with machine_faults(path), tmp.open("x", encoding="utf-8", newline="\n") as handle:
+        with machine_faults(path):
             _point("write", path)
-            yield lambda value: print(json.dumps(value, ensure_ascii=False, allow_nan=False), file=handle)
-            handle.flush()
-            _point("fsync", path)
-            os.fsync(handle.fileno())
+            yield tmp
+            with tmp.open("rb") as handle:
+                _point("fsync", path)
+                os.fsync(handle.fileno())
         with _writing(path):
             _rename(tmp, path)
             fsync_folder(path.parent)
     finally:
         discard(tmp)
+
+
+@contextmanager
+def atomic_lines(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Replace ``path`` by lines of JSON, without holding them all in memory: call what this gives with one value after another.
+
+    As with :func:`atomic_write`, ``path`` changes all at once, at the end; not at all when something raises.
+    """
+    with atomic_file(path) as tmp, tmp.open("x", encoding="utf-8", newline="\n") as handle:
+        yield lambda value: print(json.dumps(value, ensure_ascii=False, allow_nan=False), file=handle)
 
 
 def append_line(path: Path, value: Any) -> None:

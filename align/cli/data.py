@@ -1,9 +1,10 @@
-"""``align data``: look at data, and write them for other tools. Heavy imports wait until a command runs."""
+"""``align data``: look at data, and write them in align's own shape or for other tools. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,26 @@ from align.cli.options import cache_in
 from align.cli.source import Columns, Encoding, Format, Revision, RowsAt, Separator, Split, Subset, source_of
 from align.errors import InputError
 from align.terminal import console
+
+if TYPE_CHECKING:
+    from align.data.formats import Want as Wanted
+
+File = Annotated[
+    str, typer.Argument(help="A data file or folder, package:PKG/FILE, a hub data set id, or a whole source: '{path: ..., where: ...}'.")
+]
+Want = Annotated[str | None, typer.Option(help="conversation, preference, unpaired or prompt; found out when absent.")]
+
+
+def _want(name: str | None) -> Wanted | None:
+    """Raises :class:`InputError` for a name that is no kind of record."""
+    from typing import get_args
+
+    from align.data.formats import Want as Wanted
+
+    wants: dict[str, Wanted] = {one: one for one in get_args(Wanted)}
+    if name is not None and name not in wants:
+        raise InputError(f"--want {name[:40]}: must be one of {', '.join(wants)}")
+    return wants[name] if name else None
 
 
 def list_formats(
@@ -47,10 +68,10 @@ def list_formats(
 
 def inspect_data(
     ctx: typer.Context,
-    file: Annotated[str, typer.Argument(help="A data file or folder, package:PKG/FILE, or a hub data set id.")],
+    file: File,
     model: Annotated[str | None, typer.Option(help="Show the rows as this model's tokens, trained ones coloured.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows to show; all are counted.")] = 3,
-    want: Annotated[str | None, typer.Option(help="conversation, preference, unpaired or prompt; found out when absent.")] = None,
+    want: Want = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longer rows count as dropped, in tokens.")] = 2048,
     format: Format = None,
     columns: Columns = None,
@@ -62,13 +83,11 @@ def inspect_data(
     rows: RowsAt = None,
 ) -> None:
     """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad."""
-    from typing import get_args
-
     from align.recipe.refs import resolve
 
     files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
     source = source_of(file, format=format, columns=columns, **files)
-    location = resolve(file, Path.cwd())
+    location = resolve(source.path, Path.cwd())
     encoder = None
     if model is not None:
         found = str(resolve(model, Path.cwd()))
@@ -76,18 +95,17 @@ def inspect_data(
         from align.recipe.schema import Model
 
         encoder = load_encoder(Model(path=found), cache=cache_in(ctx.obj))
-    from align.data.formats import Want
     from align.data.inspect import inspect
 
-    wants: dict[str, Want] = {name: name for name in get_args(Want)}
-    if want is not None and want not in wants:
-        raise InputError(f"--want {want}: must be one of {', '.join(wants)}")
-    inspect(source, location, model=encoder, want=wants[want] if want else None, limit=limit, console=console(), max_length=max_length)
+    inspect(source, location, model=encoder, want=_want(want), limit=limit, console=console(), max_length=max_length)
 
 
-def export_data(
-    file: Annotated[str, typer.Argument(help="Preferences: a data file or folder, a stage's folder, or a hub data set id.")],
-    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+def convert_data(
+    file: File,
+    out: Annotated[Path, typer.Option(help="The file to write: .jsonl, or .parquet.")],
+    to: Annotated[str, typer.Option(help="Whose shape: align, trl, llama-factory, openai or kto.")] = "align",
+    want: Want = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Let the file be replaced if it exists.")] = False,
     format: Format = None,
     columns: Columns = None,
     split: Split = None,
@@ -97,19 +115,32 @@ def export_data(
     separator: Separator = None,
     rows: RowsAt = None,
 ) -> None:
-    """Write preferences as pairs for TRL: one row for each chosen and rejected answer."""
-    from align.data.export import export_pairs
+    """Write data in align's own shape, or in another tool's, with where they come from beside the file. Exits with 2 when rows are bad."""
+    from align.data.convert import convert
+    from align.data.inspect import wanted_of
+    from align.data.others import TARGETS, declaration
     from align.recipe.refs import resolve
 
+    if to != "align" and to not in TARGETS:
+        raise InputError(f"--to {to[:40]}: must be one of align, {', '.join(TARGETS)}")
     files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
     source = source_of(file, format=format, columns=columns, **files)
-    print(f"{out}: {export_pairs(resolve(file, Path.cwd()), out, source):,} pairs")
+    location = resolve(source.path, Path.cwd())
+    kind = _want(want) or wanted_of(source, location)
+    made = convert(source, location, out, to=to, want=kind, replace=replace)
+    lines = made.lines()
+    if to == "llama-factory":
+        lines.append(f"for dataset_info.json: {json.dumps({out.stem: declaration(out.name, made.kind)})}")
+    for line in lines:
+        console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of ``app data``."""
-    group = typer.Typer(help="Look at data, and write them for other tools.", no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(
+        help="Look at data, and write them in align's own shape or for other tools.", no_args_is_help=True, rich_markup_mode=None
+    )
     group.command("inspect")(inspect_data)
     group.command("formats")(list_formats)
-    group.command("export")(export_data)
+    group.command("convert")(convert_data)
     app.add_typer(group, name="data")

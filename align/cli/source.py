@@ -23,7 +23,8 @@ RowsAt = Annotated[str | None, typer.Option("--rows", help="Where in a .json fil
 
 
 def source_of(file: str, *, columns: Sequence[str] | None = None, separator: str | None = None, **keys: Any) -> DataSource:
-    """The data source that a command's options describe; options left out are keys left out.
+    """The data source that a command's options describe; options left out are keys left out. ``file`` may be a whole source, as recipes
+    write it and ``inspect`` prints it: ``{path: ..., where: ...}``.
 
     Raises :class:`InputError` for what the schema refuses, naming the option.
     """
@@ -32,6 +33,11 @@ def source_of(file: str, *, columns: Sequence[str] | None = None, separator: str
     from align.recipe.schema import DataSource
 
     given = {key: value for key, value in keys.items() if value is not None}
+    if file.lstrip().startswith("{"):
+        written = _yaml(file)
+        if twice := sorted(written.keys() & given.keys()):
+            raise InputError(f"--{twice[0]}: the source says it already")
+        file, given = written.pop("path", ""), {**written, **given}
     if columns:
         given["columns"] = _pairs(columns)
     if separator is not None:

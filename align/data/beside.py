@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from align.data.own_rows import is_own, other_columns
 from align.data.personal import impersonal
 from align.data.records import Origin
 from align.data.strict_json import as_json
@@ -20,9 +21,17 @@ def id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:
     """``(column, id)``; where no column has one, the file's name and the line, which are the same on every machine."""
     for key in _IDS:
         item = value.get(key)
-        if isinstance(item, (str, int)) and not isinstance(item, bool) and 0 < len(str(item)) <= 200:
+        if isinstance(item, (str, int)) and not isinstance(item, bool) and (0 < len(str(item)) <= 200 or is_own(value)):
             return key, str(item)
     return None, f"{Path(origin.source).name}:{origin.line}"
+
+
+def kept(row: Mapping[str, Any], used: Set[str | None]) -> dict[str, Any]:
+    """The columns of a row that are not ``used``, as a record keeps them; of a row that this package wrote those of its source, which were
+    bounded when they were written."""
+    columns = other_columns(row, used)
+    found: dict[str, Any] = impersonal(columns) if is_own(row) else bounded(columns)
+    return found
 
 
 def bounded(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -239,7 +239,8 @@ def _pairs(row: Row, has: set[str]) -> Found | None:
 
 def _labelled(row: Row, has: set[str]) -> Found | None:
     grades = row.get("grades")
-    if isinstance(grades, Mapping) and ("messages" in has or {"prompt", "completion"} <= has):
+    named = isinstance(grades, Mapping) or (isinstance(grades, str) and grades.lstrip().startswith("{"))
+    if named and ("messages" in has or {"prompt", "completion"} <= has):
         return Found("graded")
     label = row.get("label")
     if verdict(label) is None:

@@ -21,13 +21,13 @@ from itertools import chain
 from typing import Any
 
 from align.data.beside import FIELDS_LIMIT as FIELDS_LIMIT
-from align.data.beside import bounded, id_of
+from align.data.beside import bounded, id_of, kept
 from align.data.better import spelled
 from align.data.coded import CODED, Coded
 from align.data.detect import Found, complain_of_unread, detect_rows, unread_texts
 from align.data.detect import detect as detect
 from align.data.dialogue import speaker
-from align.data.forms import record_of, verdict
+from align.data.forms import own_votes, record_of, verdict
 from align.data.grouped import by_key, by_parent
 from align.data.known_sets import TEST_SET
 from align.data.labelled import REMARK, key_of_prompt, paired
@@ -35,12 +35,14 @@ from align.data.mapped import MappedRows
 from align.data.named import FORM_KEYS, Format
 from align.data.named import FORMATS as FORMATS
 from align.data.own_format import call
+from align.data.own_rows import without_own
 from align.data.places import find, place, text_at
 from align.data.readers import Row
 from align.data.records import Origin, Record, Unpaired
 from align.data.row_parts import SHAPES
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
+from align.data.strict_json import as_json
 from align.data.wanted import Want as Want
 from align.data.wanted import narrow as narrow
 from align.data.words import MEDIA, line_to_write, may_mean, nearest_presets, yaml_line
@@ -129,7 +131,7 @@ class Converter:
 
     def decide(self, rows: Sequence[Row]) -> None:
         """Find the format. Raises :class:`InputError` where no format fits, or one would leave unread what carries meaning."""
-        values = [{key: item for key, item in row.value.items() if key not in self._ignored} for row in rows]
+        values = [{key: item for key, item in without_own(row.value).items() if key not in self._ignored} for row in rows]
         try:
             found = detect_rows(values, self._want, self._chosen_by)
         except RowError as error:
@@ -229,7 +231,7 @@ class Converter:
             self.decide([row])
         if self._detected is not None:
             for one in unit.rows if isinstance(unit, Group) else (row,):
-                self._watch(one.value, self._detected)
+                self._watch(without_own(one.value), self._detected)
         if self._labelled:
             return self._from_labels(unit, self._labelled[1])
         if self._own:
@@ -241,8 +243,9 @@ class Converter:
             return self._mapped(unit, row)
         core = self._core
         id_column, id = id_of(row.value, row.origin)
-        fields = bounded({key: item for key, item in row.value.items() if key not in core.columns and key != id_column})
-        record = record_of(core.convert(row.value), row.origin, id=id, fields=fields, column=core.messages, note=self._note)
+        form = core.convert(row.value)
+        fields = kept(row.value, core.columns | {id_column} | own_votes(form))
+        record = record_of(form, row.origin, id=id, fields=fields, column=core.messages, note=self._note)
         return (narrow(record, self._want, good=self._good),)
 
     def _watch(self, row: Mapping[str, Any], found: Found) -> None:
@@ -293,13 +296,13 @@ class Converter:
     def _records(self, mapped: MappedRows, forms: list[dict[str, Any]], row: Row) -> tuple[Record, ...]:
         id_column, id = id_of(row.value, row.origin)
         used = mapped.columns(row.value)
-        fields = bounded({key: item for key, item in row.value.items() if key not in used and key != id_column})
+        fields = kept(row.value, used | {id_column})
         column = "messages" if mapped.mapping.messages is not None or mapped.mapping.completion is not None else "prompt"
         records = []
         for number, form in enumerate(forms, 1):
             own = str(form.get("id") or id) if len(forms) == 1 else f"{form.get('id') or id}#{number}"
-            if form.get("answer") is not None:
-                fields = {**fields, "answer": form["answer"]}
+            if (answer := as_json(form.get("answer"))) is not None and answer[0] is not None:
+                fields = {**fields, "answer": answer[0]}
             record = record_of(form, row.origin, id=own, fields=fields, column=column, note=self._note)
             records.append(narrow(record, self._want, good=self._good))
         return tuple(records)
@@ -311,7 +314,7 @@ class Converter:
         id_column, id = id_of(form, row.origin)
         if id_column is None:
             id = id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
-        fields = bounded({key: item for key, item in form.items() if key not in FORM_KEYS and key != id_column})
+        fields = bounded({key: item for key, item in form.items() if key not in FORM_KEYS | own_votes(form) and key != id_column})
         if isinstance(form.get("label"), bool):  # any other label is a column of the row
             fields.pop("label", None)
         else:

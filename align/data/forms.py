@@ -32,10 +32,12 @@ def record_of(
     if "chosen" in form or "rejected" in form:
         prompt, chosen, rejected, tools = _preference(form, note)
         prompt = _with_system(prompt, form)
+        tools = _tools(form, tools, note)
+        if tools:
+            prompt, chosen = (plain_calls(messages, tools, note) for messages in (prompt, chosen))
+            rejected = tuple(plain_calls(messages, tools, note) for messages in rejected)
         margins, votes = _margins(form.get("margin"), len(rejected)), _votes(form.get("votes"), len(rejected))
-        if votes is not None:
-            fields.pop("votes", None)
-        return Preference(prompt, chosen, rejected, id, origin, margins, _tools(form, tools, note), fields, votes)
+        return Preference(prompt, chosen, rejected, id, origin, margins, tools, fields, votes)
     if "label" in form:
         return _unpaired(form, origin, id, fields, column, note)
     if "grades" in form:
@@ -54,6 +56,8 @@ def record_of(
         messages, tools = _prompt(form["prompt"], note)
         messages = _with_system(messages, form)
         tools = _tools(form, tools, note)
+        if tools:
+            messages = plain_calls(messages, tools, note)
     else:
         raise RowError("has neither messages, nor a prompt, nor chosen and rejected answers")
     if messages[-1]["role"] not in ("user", "tool"):
@@ -98,7 +102,10 @@ def _judged(form: Mapping[str, Any], column: str, note: Note) -> tuple[Messages,
     prompt = _with_system(prompt, form)
     if prompt[-1]["role"] not in ("user", "tool"):
         raise RowError(f"ends with the {prompt[-1]['role']}; expected the user or a tool result", "prompt")
-    return prompt, completion, _tools(form, tools, note)
+    tools = _tools(form, tools, note)
+    if tools:
+        prompt, completion = (plain_calls(messages, tools, note) for messages in (prompt, completion))
+    return prompt, completion, tools
 
 
 def _prompt(value: Any, note: Note = quiet) -> tuple[Messages, Tools]:
@@ -166,6 +173,13 @@ def _votes(value: Any, rejected: int) -> tuple[Votes, ...] | None:
     if len(value) != rejected:
         raise RowError(f"has {len(value)} entries; there are {rejected} rejected answers", "votes")
     return tuple(_counted(one, f"votes.{i}") for i, one in enumerate(value))
+
+
+def own_votes(form: Mapping[str, Any]) -> frozenset[str]:
+    """The column of votes, where it is ours: then it is no other column of its row."""
+    value = form.get("votes")
+    ours = has_votes(value) or (isinstance(value, list) and bool(value) and all(map(has_votes, value)))
+    return frozenset({"votes"}) if ours else frozenset()
 
 
 def has_votes(value: Any) -> bool:

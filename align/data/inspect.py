@@ -8,21 +8,22 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.text import Text
 
+from align.data.as_source import as_source, with_mappings
 from align.data.conditions import Choice
 from align.data.detect import LOOK_AT
 from align.data.encode import Encoder
 from align.data.examples import Limits, Unusable, tree_of
 from align.data.formats import RowError, Want, converter
-from align.data.mixture import Records, SourceReport, looked_at, read_records
+from align.data.mixture import Records, looked_at, read_records
 from align.data.readers import Row, read_rows
 from align.data.records import Conversation, Graded, Messages, Preference, Record, Unpaired
 from align.data.report import DataReport
 from align.data.rows import LeftOut
 from align.data.trees import Ids, Mask, Tree
+from align.data.words import yaml_line
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 
@@ -182,15 +183,8 @@ def _visible(text: str) -> str:
 def _print_account(source: DataSource, report: DataReport, records: Records, model: Encoder | None, console: Console) -> None:
     report.source_lines, report.sources = records.report.lines(), records.report.as_json()
     lines = report.lines() if model else [*report.source_lines, f"{report.trees:,} {report.want}s"]
-    lines.append(f"as a source: {_as_source(source, records.report.sources[0])}")
+    keys = as_source(source, records.report.sources[0])
+    lines.append(f"as a source: {yaml_line(keys)}")
+    lines += [f"the same, to be changed: {yaml_line(written_out)}" for written_out in with_mappings(keys)]
     for line in lines:
         console.print(Text(_visible(line)), soft_wrap=True)
-
-
-def _as_source(source: DataSource, read: SourceReport) -> str:
-    """What was read and how, with all that was found out, to be copied into a recipe."""
-    given = source.model_dump(mode="json", include=source.model_fields_set - {"on_bad_row"})
-    found = read.format  # of a mapping that was made up, the text that a recipe would say
-    form = given.get("format") or (yaml.safe_load(found) if found and found.startswith("{") else found)
-    keys = {**given, "format": form, **read.told.keys}
-    return yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()
