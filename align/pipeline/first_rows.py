@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -70,6 +70,18 @@ def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
         yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
         if (examples := getattr(task, "examples", None)) is not None:
             yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"
+
+
+def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSource, Want]]:
+    """What the stages behind a model were trained on, and as what; nothing for a model that no stage of ``stages`` makes."""
+    found: list[tuple[DataSource, Want]] = []
+    seen: set[str] = set()
+    while reference.startswith("stage:") and reference not in seen:
+        seen.add(reference)
+        spec = stages[reference.removeprefix("stage:").strip()]
+        found += [(source, want) for key, source, want in sources_of(spec) if not key.startswith("eval_")]
+        reference = getattr(spec, "policy", None) or getattr(spec, "init", None) or ""
+    return found
 
 
 def looks_at(spec: Stage) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:

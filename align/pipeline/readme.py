@@ -48,6 +48,10 @@ _RESULT = {
     },
     "Data (self_contrast, label, select_prompts) and comparisons (evaluate)": {
         "data.jsonl": "the result: preferences, prompts, or each prompt with every policy's numbers and samples",
+        "rewardbench1.jsonl": "each pair of a reward benchmark with every scorer's scores and how they are counted (evaluate)",
+        "rewardbench2.jsonl": "the same of RewardBench 2's prompts",
+        "rmbench.jsonl": "the same of RM-Bench's",
+        "judgebench.jsonl": "the same of JudgeBench's pairs",
         "samples.jsonl": "every sample, with its score (label, select_prompts)",
         "left_out.jsonl": "what is not in the result, and why (label, select_prompts)",
     },

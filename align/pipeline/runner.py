@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +22,7 @@ from align.errors import EnvironmentFault, InputError, Interrupted, Problem
 from align.models.bases import known_models
 from align.pipeline import artifacts, folder
 from align.pipeline.artifacts import Identity
+from align.pipeline.first_rows import trained_on
 from align.pipeline.folder import RunFolder
 from align.pipeline.identity import as_of_now, explain, identify, left_as_it_was, neutral_values
 from align.pipeline.locks import RunLock
@@ -334,6 +336,7 @@ class _Runner:
                 cache=self._run.cache,
                 model=self._loaded.recipe.model,
                 resolve=lambda text: _locate(self._loaded, self._run, text),
+                trained_on=partial(trained_on, self._loaded.recipe.stages),
                 console=self._console,
             )
             with files.machine_faults(attempt.out), known_models(local_models(self._loaded)):

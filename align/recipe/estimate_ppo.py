@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from align.recipe import estimate
 from align.recipe.estimate import Pass, Term, count, trained_parameters
 from align.recipe.ppo import PpoStage
-from align.recipe.scoring import EnsembleScorer, ModelScorer, Scorer
+from align.recipe.scoring import EnsembleScorer, ImplicitScorer, ModelScorer, Scorer
 from align.recipe.shapes import Shape
 
 _CACHE_GB = 2.0
@@ -57,15 +57,18 @@ def _value_model(shape: Shape, spec: PpoStage) -> list[Term]:
 
 def _frozen(shape: Shape, spec: PpoStage) -> list[Term]:
     terms = [] if spec.lora else [Term("reference", shape.parameters * _width(spec), "a copy of the starting policy")]
-    for scorer in _models_in(spec.reward):
-        words = f"{scorer.model}, taken to be as large as the policy, in {scorer.dtype}"
-        terms.append(Term("reward model", shape.parameters * (4 if scorer.dtype == "fp32" else 2), words))
+    for model, dtype in _models_in(spec.reward):
+        words = f"{model}, taken to be as large as the policy, in {dtype}"
+        terms.append(Term("reward model", shape.parameters * (4 if dtype == "fp32" else 2), words))
     return terms
 
 
-def _models_in(scorer: Scorer) -> Iterator[ModelScorer]:
+def _models_in(scorer: Scorer) -> Iterator[tuple[str, str]]:
+    """Reference and precision of each model that scores."""
     if isinstance(scorer, ModelScorer):
-        yield scorer
+        yield scorer.model, scorer.dtype
+    elif isinstance(scorer, ImplicitScorer):
+        yield from ((model, scorer.dtype) for model in (scorer.policy, scorer.reference))
     elif isinstance(scorer, EnsembleScorer):
         for member in scorer.ensemble:
             yield from _models_in(member)

@@ -66,6 +66,22 @@ class ModelScorer(Scorer):
     """Tokens of one forward pass. A memory setting: it changes no score."""
 
 
+class ImplicitScorer(Scorer):
+    """The reward that a policy trained on preferences carries in itself (https://arxiv.org/abs/2305.18290): `beta` times the log-prob that
+    it gives an answer beyond what its reference gives it, summed over the answer's tokens, in nats."""
+
+    policy: Annotated[str, Reference(("policy",)), Field(min_length=1)]
+    """The trained policy: `stage:NAME`, a folder, or a hub id."""
+    reference: Annotated[str, Reference(("policy",)), Field(min_length=1)]
+    """The policy that it was trained from, with the same tokenizer."""
+    beta: float = Field(default=0.1, gt=0)
+    """The scale: that of the training, where scores are to be on its scale. It changes no order."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the weights of both."""
+    batch_tokens: int = Field(default=2048, ge=1)
+    """Tokens of one forward pass. A memory setting: it changes no score."""
+
+
 class FunctionScorer(Scorer):
     """A function of yours. The text `package.module:function` alone is its short form."""
 
@@ -179,7 +195,12 @@ RULES: dict[str, type[Rule]] = {
     "language_mix": LanguageMixRule,
     "repetition": RepetitionRule,
 }
-SCORERS: dict[str, type[Scorer]] = {"model": ModelScorer, "function": FunctionScorer, "ensemble": EnsembleScorer}
+SCORERS: dict[str, type[Scorer]] = {
+    "model": ModelScorer,
+    "policy": ImplicitScorer,
+    "function": FunctionScorer,
+    "ensemble": EnsembleScorer,
+}
 """The key that tells what a scorer is; rules are told by the value of `rule`."""
 
 
@@ -204,7 +225,16 @@ def _scorer(value: Any) -> Any:
 
 
 Scoring = Annotated[
-    ModelScorer | FunctionScorer | EnsembleScorer | LengthRule | FormatRule | RegexRule | JsonRule | LanguageMixRule | RepetitionRule,
+    ModelScorer
+    | ImplicitScorer
+    | FunctionScorer
+    | EnsembleScorer
+    | LengthRule
+    | FormatRule
+    | RegexRule
+    | JsonRule
+    | LanguageMixRule
+    | RepetitionRule,
     BeforeValidator(_scorer),
 ]
 """The type of a recipe field that holds a scorer."""

@@ -275,9 +275,8 @@ def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
             if after is not None:
                 items = None if number(policies, policy, "count") is None else count(policies, policy, "count")
                 within = SHARE if chance is not None else ANY
-                yield Change(
-                    stage.name, words, before, after, difference, _better(name), chance, policy, note, items, trained, within=within
-                )
+                seen = trained or count(stage.report, "benches", name.partition("/")[0], "trained_on", policy) > 0
+                yield Change(stage.name, words, before, after, difference, _better(name), chance, policy, note, items, seen, within=within)
 
 
 def _select_prompts(stage: StageRecord) -> Iterator[Change | None]:

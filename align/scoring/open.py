@@ -43,12 +43,26 @@ def open_scorer(
         EnvironmentFault: a hub model is not on this machine and cannot be fetched.
     """
     if isinstance(scorer, spec.EnsembleScorer):
-        same: dict[str, Any] = {"resolve": resolve, "cache": cache, "device": device, "ids_from": ids_from}
-        return EnsembleScorer([open_scorer(member, **same) for member in scorer.ensemble], scorer.combine)
+        options: dict[str, Any] = {"resolve": resolve, "cache": cache, "device": device, "ids_from": ids_from}
+        return EnsembleScorer([open_scorer(member, **options) for member in scorer.ensemble], scorer.combine)
     if isinstance(scorer, spec.FunctionScorer):
         return FunctionScorer(scorer.function)
     if isinstance(scorer, spec.Rule):
         return RuleScorer(scorer)
+    if isinstance(scorer, spec.ImplicitScorer):
+        from align.scoring.implicit import ImplicitRewardScorer
+
+        policy, reference = (Model(path=str(resolve(path))) for path in (scorer.policy, scorer.reference))
+        return ImplicitRewardScorer(
+            policy,
+            reference,
+            beta=scorer.beta,
+            ids_from=ids_from,
+            microbatch_tokens=scorer.batch_tokens,
+            dtype=scorer.dtype,
+            device=device,
+            cache=cache,
+        )
     assert isinstance(scorer, spec.ModelScorer), type(scorer)
     model = Model(
         path=str(resolve(scorer.model)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +11,12 @@ import numpy as np
 import torch
 
 from align.data.encode import Encoder
-from align.data.records import Message
-from align.data.trees import Branch, Ids, Tree
+from align.data.trees import Branch
 from align.errors import InputError, TrainingFault
 from align.models.heads import load_scalar, score_notes, score_trees
 from align.models.load import load_encoder
 from align.recipe.schema import Model
+from align.scoring.encoded import encoded, trees_of
 from align.scoring.scorer import Answer
 
 
@@ -59,24 +58,10 @@ class RewardModelScorer:
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
         """The score of each answer, in order."""
-        trees = []
-        for trunk, group in groupby(map(self._encoded, answers), key=lambda path: path[0].tobytes()):
-            branches = tuple(Branch(ids, np.arange(len(ids)) == len(ids) - 1) for _, ids in group)
-            trees.append(Tree("", np.frombuffer(trunk, dtype=np.int32), branches))
+        pairs = (encoded(self.encoder, answer, same_ids=self._same_ids) for answer in answers)
+        trees = trees_of((trunk, Branch(branch.ids, np.arange(len(branch.ids)) == len(branch.ids) - 1)) for trunk, branch in pairs)
         settings = {"microbatch_tokens": self._microbatch_tokens, "pad_id": self.encoder.pad_id}
         scores = [score for tree in score_trees(self._model, trees, layout=self.notes.layout, **settings) for score in tree]
         if not all(map(math.isfinite, scores)):
             raise TrainingFault(f"{self.name}: a score is not finite", hint="the reward model is broken; train it with a lower rate")
         return [self.notes.stats.normalise(score) for score in scores] if self._normalise else scores
-
-    def _encoded(self, answer: Answer) -> tuple[Ids, Ids]:
-        """Prompt and answer as the model's tokens; the last one is where the score is read."""
-        if self._same_ids and answer.prompt_ids and answer.ids:
-            return np.array(answer.prompt_ids, dtype=np.int32), np.array(answer.ids, dtype=np.int32)
-        empty = not answer.text.strip()
-        message: Message = {"role": "assistant", "content": "." if empty else answer.text}
-        trunk, (branch,) = self.encoder.encode_answers(answer.prompt, [[message]])
-        ids = branch.ids[: int(np.flatnonzero(branch.mask)[-1]) + 1]
-        if empty:  # which templates refuse: the end token alone
-            return trunk, ids[-1:]
-        return trunk, ids if answer.finished else ids[:-1]

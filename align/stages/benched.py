@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from align import files
+from align.data.mixture import read_records, shared_prompts
+from align.data.records import Prompt
 from align.evaluation.compare import Found, compare
 from align.evaluation.reward_bench.items import LONGER, Bench, Item, Result, of_lengths, of_scores
 from align.evaluation.reward_bench.read import read_bench, refuse_pairs_where_scores_are_needed
@@ -92,6 +94,9 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
     metrics = {_renamed(name, opened): _titled(metric, opened) for name, metric in opened.bench.measures(items, known).items()}
     if not any(about["ties"].values()):
         metrics.pop(f"{opened.name}/score_ties_half", None)  # the same numbers once more
+    about["trained_on"] = seen = _seen_in_training(spec, ctx, items)
+    for who, prompts in seen.items():
+        warnings.append(f"{opened.title}: {who} was trained on {prompts:,} of its {len(items):,} prompts")
     warnings += _no_better_than_length(opened, metrics, ctx.seed)
     _write(ctx.out / f"{opened.name}.jsonl", items, known)
     return Measured(metrics, about, warnings)
@@ -121,6 +126,19 @@ def _counts(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> d
         "pairs": sum(len(item.pairs) for item in items),
         "ties": {who: int(sum((result.half == 0.5).sum() for result in own)) for who, own in results.items()},
     }
+
+
+def _seen_in_training(spec: EvaluateStage, ctx: StageContext, items: Sequence[Item]) -> dict[str, int]:
+    """How many of the benchmark's prompts the stages of this recipe trained each of its scorers on; those with none are left out."""
+    asked = [Prompt(item.prompt, item.id, item.origin) for item in items]
+    found: dict[str, int] = {}
+    for who, scorer in zip(scorer_names(spec.scorers), spec.scorers, strict=True):
+        model = getattr(scorer, "model", None) or getattr(scorer, "policy", None)
+        for source, want in ctx.trained_on(model) if model else ():
+            records = read_records([source], [ctx.resolve(source.path)], want, seed=ctx.seed, rejects=None)
+            if shared := len(shared_prompts(records, asked)):
+                found[who] = max(shared, found.get(who, 0))
+    return found
 
 
 def _no_better_than_length(opened: Opened, metrics: Mapping[str, Found], seed: int) -> Iterator[str]:

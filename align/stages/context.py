@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from align.recipe.schema import Model
+from align.recipe.schema import DataSource, Model
+
+if TYPE_CHECKING:
+    from align.data.formats import Want
 
 
 @dataclass
@@ -30,6 +33,8 @@ class StageContext:
     """The recipe's model, for stages that name no policy."""
     resolve: Callable[[str], Path | str]
     """A reference as written in the recipe -> a local path, or a hub id (str)."""
+    trained_on: Callable[[str], Sequence[tuple[DataSource, Want]]] = lambda reference: ()
+    """A reference to a model -> what the stages of this recipe that made it were trained on, and as what; nothing for any other model."""
     console: Console = field(default_factory=Console)
     summary: dict[str, Any] = field(default_factory=dict)
     """Headline numbers: goes into the manifest and the report. JSON values only."""

@@ -12,7 +12,7 @@ from align.evaluation.compare import Found, LengthControlled, Metric, Values
 from align.functional.intervals import SHARE
 from align.functional.win_rate import differences, wins
 from align.recipe.schema import EvaluateStage
-from align.recipe.scoring import EnsembleScorer, FunctionScorer, ModelScorer, Rule, Scorer
+from align.recipe.scoring import EnsembleScorer, FunctionScorer, ImplicitScorer, ModelScorer, Rule, Scorer
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
@@ -29,13 +29,19 @@ def scorer_names(scorers: Sequence[Scorer]) -> list[str]:
 
 def _plain_name(scorer: Scorer) -> str:
     if isinstance(scorer, ModelScorer):
-        return scorer.model.removeprefix("stage:").rstrip("/").rpartition("/")[2]
+        return _last(scorer.model)
+    if isinstance(scorer, ImplicitScorer):
+        return f"{_last(scorer.policy)} over {_last(scorer.reference)}"
     if isinstance(scorer, FunctionScorer):
         return scorer.function.rpartition(":")[2]
     if isinstance(scorer, EnsembleScorer):
         return "ensemble"
     assert isinstance(scorer, Rule), type(scorer)
     return scorer.rule
+
+
+def _last(reference: str) -> str:
+    return reference.removeprefix("stage:").rstrip("/").rpartition("/")[2]
 
 
 def score_samples(

@@ -29,7 +29,7 @@ from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.refs import shipped_root
-from align.recipe.schema import Model
+from align.recipe.schema import EvaluateStage, Model
 from align.report.changes import Estimate
 from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
@@ -441,3 +441,14 @@ def test_the_recipe_of_the_page_is_valid(free: Path) -> None:
     Path("compare.yaml").write_text(text + judge.group(1))
     assert load_recipe("compare.yaml").order == ("compare",)
     assert f"| `{next(iter(METRICS))}`" in page and all(f"`{name}`" in page for name in METRICS)
+
+
+def test_the_recipe_of_reward_benchmarks_is_valid(free: Path) -> None:
+    page = (shipped_root() / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- example: bench.yaml -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert found
+    for name in re.findall(r"data: (\S+)\}", found.group(1)):
+        Path(name).write_text("")
+    Path("bench.yaml").write_text(re.sub(r"runs/mine/stages/\w+", "./free", found.group(1)))
+    spec = load_recipe("bench.yaml").recipe.stages["bench"]
+    assert isinstance(spec, EvaluateStage) and len(spec.reward_benches) == 4 and len(spec.scorers) == 3

@@ -26,6 +26,8 @@ from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from tests import reward_benches as made
 from tests.chat_server import Reply, serving
+from tests.readme import every_file_is_explained
+from tests.saved import save_tiny
 from tests.unit.test_reward_scorer import save_rm
 
 SHORT = {"rule": "length", "max": 1, "unit": "characters"}
@@ -155,6 +157,40 @@ def test_killed_while_scoring_it_goes_on_and_damaged_scores_are_made_again(folde
     report, _, _ = run(["rb1.jsonl"], ["./rm"])
     assert len(scored) == 3 + (46 - 3 * 8 + 8 + 7) // 8, "two shards were kept, the damaged one and the rest are new"
     assert report["metrics"]["rewardbench1/score"]["rm"]["mean"] == 1.0
+
+
+def test_a_policys_implicit_reward_on_a_benchmark(folder: Path) -> None:
+    """Against itself a policy knows nothing: every pair is a tie. Turned round, it says the opposite."""
+    save_tiny(folder / "sharp", initializer_range=0.3)
+    there, back, same = (
+        {"policy": f"./{policy}", "reference": f"./{reference}"}
+        for policy, reference in (("sharp", "base"), ("base", "sharp"), ("base", "base"))
+    )
+    report, _, _ = run(["jb.jsonl"], [there, back, same])
+    entry = report["metrics"]["judgebench/score_ties_half"]
+    assert entry["base over base"]["mean"] == 0.5 and report["benches"]["judgebench"]["ties"]["base over base"] == 6
+    assert entry["sharp over base"]["mean"] == pytest.approx(1 - entry["base over sharp"]["mean"])
+
+
+def test_prompts_that_a_scorer_was_trained_on_are_told(folder: Path) -> None:
+    """By the recipe's own stages: the training data of the reward model, and of the policy that it began as."""
+    pairs = [{"prompt": row["question"] + "  ", "chosen": "Yes, so it is.", "rejected": "No."} for row in lines(Path("jb.jsonl"))[:2]]
+    made.write(Path("pairs.jsonl"), [*pairs, *({"prompt": f"Else {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(6))])
+    train = {"learning_rate": 1e-3, "batch_size": 8, "microbatch_tokens": 256, "epochs": 1}
+    stages = {
+        "reward": {"kind": "reward", "data": "pairs.jsonl", "train": train},
+        "bench": {
+            "kind": "evaluate",
+            "scorers": ["stage:reward", SHORT],
+            "tasks": [{"task": "reward_bench", "data": file} for file in ("jb.jsonl", "rb1.jsonl")],
+        },
+    }
+    Path("r.yaml").write_text(yaml.safe_dump({"name": "r", "seed": 5, "model": "./base", "stages": stages}, sort_keys=False))
+    result = run_recipe(load_recipe("r.yaml"), console=Console(file=io.StringIO(), width=200), runs_dir=Path("runs"))
+    every_file_is_explained(result.folder)
+    report = json.loads((result.folder / "stages" / "bench" / "report.json").read_text())
+    assert report["benches"]["judgebench"]["trained_on"] == {"reward": 2} and report["benches"]["rewardbench1"]["trained_on"] == {}
+    assert "JudgeBench: reward was trained on 2 of its 6 prompts" in report["warnings"]
 
 
 # A judge

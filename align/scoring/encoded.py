@@ -1,0 +1,42 @@
+"""An answer as the tokens of the model that scores it: those that a policy sampled, or its text encoded anew (C33)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+import numpy as np
+
+from align.data.encode import Encoder
+from align.data.records import Message
+from align.data.trees import Branch, Ids, Tree
+from align.scoring.scorer import Answer
+
+
+def encoded(encoder: Encoder, answer: Answer, *, same_ids: bool) -> tuple[Ids, Branch]:
+    """Prompt and answer, up to the last token that a model would have to generate: the end token, unless the answer was cut off.
+
+    An empty answer is its end token alone. ``same_ids``: the answer's ids are this encoder's, and taken as they are.
+    """
+    if same_ids and answer.prompt_ids and answer.ids:
+        return np.array(answer.prompt_ids, dtype=np.int32), _whole(answer.ids)
+    empty = not answer.text.strip()
+    message: Message = {"role": "assistant", "content": "." if empty else answer.text}  # templates refuse empty ones
+    trunk, (branch,) = encoder.encode_answers(answer.prompt, [[message]])
+    last = int(np.flatnonzero(branch.mask)[-1])
+    start = last if empty else 0
+    end = last + 1 if answer.finished or empty else last
+    return trunk, Branch(branch.ids[start:end], branch.mask[start:end])
+
+
+def _whole(ids: Iterable[int]) -> Branch:
+    array = np.array(list(ids), dtype=np.int32)
+    return Branch(array, np.ones(len(array), dtype=np.bool_))
+
+
+def trees_of(pairs: Iterable[tuple[Ids, Branch]]) -> list[Tree]:
+    """Answers to one prompt that follow each other share its tokens."""
+    return [
+        Tree("", np.frombuffer(trunk, dtype=np.int32), tuple(branch for _, branch in group))
+        for trunk, group in groupby(pairs, key=lambda pair: pair[0].tobytes())
+    ]
