@@ -6,13 +6,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from align.data.forms import verdict
 from align.data.places import find, place
 from align.data.rows import LeftOut
-from align.data.strict_json import RowError, clip, type_name
+from align.data.strict_json import RowError, clip, parse_text, type_name
 from align.recipe.mapping import At, Better
 
 TIE = "a tie"
@@ -58,7 +59,7 @@ def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
         scores: Scores = [abs(value) if i == favoured else 0.0 for i in range(2)]
         return Judged(scores, False, None if value else TIE, [_ballot(scores)])
     if better.ranking is not None:
-        return _ranked(find(row, better.ranking), better, better.ranking, count)
+        return _ranked(said_at(row, better.ranking), better, better.ranking, count)
     if better.position:
         return Judged([-float(i) for i in range(count)], False)
     return _scored(row, better, count)
@@ -75,7 +76,7 @@ def _scored(row: Mapping[str, Any], better: Better, count: int) -> Judged:
     if isinstance(where, list):
         values, fields = [find(row, one) for one in where], list(where)
     else:
-        value = find(row, where)
+        value = said_at(row, where)
         values = value if isinstance(value, list) else [value]
         fields = [f"{where}" if count == 1 else f"{where} ({i})" for i in range(len(values))]
     if len(values) != count:
@@ -91,6 +92,16 @@ def _scored(row: Mapping[str, Any], better: Better, count: int) -> Judged:
             score = number(value, field)
             scores.append(-score if score is not None and better.order == "low" else score)
     return Judged(scores, better.label is not None, NO_SCORE if all(score is None for score in scores) else None)
+
+
+def said_at(row: Mapping[str, Any], where: str) -> Any:
+    """What stands at a place; a list that is written as JSON, as in a cell of a table, is a list."""
+    value = find(row, where)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(RowError):  # a text that only begins like one
+            found = parse_text(value, where, "")
+            return found if isinstance(found, list) else value
+    return value
 
 
 def number(value: Any, field: str) -> float | None:
@@ -109,17 +120,18 @@ def number(value: Any, field: str) -> float | None:
 
 
 def spelled(value: Any) -> str:
-    """A value as people write it: case and outer blanks do not count; 1.0 is 1."""
+    """A value as people write it: case and outer blanks do not count; 1.0 is 1, as a number and as the text of a table's cell."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip().lower()
+    text = str(value).strip().lower()
+    return text.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Judged:
-    value = find(row, where)
+    value = said_at(row, where)
     values = value if isinstance(value, list) else [value]
     for other, wanted in better.only.items():
-        beside = find(row, other)
+        beside = said_at(row, other)
         if not isinstance(beside, list) or len(beside) != len(values):
             raise RowError(f"expected a list of {len(values)}, as {where} has", other)
         values = [one for one, said in zip(values, beside, strict=True) if spelled(said) == spelled(wanted)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,7 +214,7 @@ def _pairs(row: Row, has: set[str]) -> Found | None:
     """``chosen`` and ``rejected``."""
     if not {"chosen", "rejected"} <= has:
         return None
-    chosen = row["chosen"]
+    chosen = _parsed(row["chosen"])
     scores = next((list(pair) for pair in words.SCORES if set(pair) <= has), None)
     better = {"score": scores} if scores else None
     if isinstance(chosen, str) and not row.get("prompt") and re.match(r"\s*Human:", chosen):
@@ -233,7 +234,7 @@ def _pairs(row: Row, has: set[str]) -> Found | None:
         column = next((name for name in ("messages", "context", "trajectory") if isinstance(row.get(name), list)), None)
         column = column or words.column(row, words.PROMPTS)
         if column is not None:
-            return made(prompt=column, chosen="chosen", rejected="rejected", system=words.column(row, words.SYSTEMS))
+            return made(prompt=column, chosen="chosen", rejected="rejected", system=words.column(row, words.SYSTEMS), better=better)
     return Found("preference")
 
 
@@ -276,13 +277,17 @@ def _turns(row: Row, has: set[str], want: str) -> Found | None:
     return None
 
 
+def _parsed(value: Any) -> Any:
+    """A list that is written as JSON, as in a cell of a table, as a list; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        with suppress(RowError):
+            return parse_text(value, "", "")
+    return value
+
+
 def _shape(value: Any) -> Any:
     """``"turns"``, ``"texts"``, ``"wrapped"``, or the two keys of pairs; None for anything else."""
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
-        try:
-            value = parse_text(value, "", "")
-        except RowError:
-            return None
+    value = _parsed(value)
     if isinstance(value, Mapping) and _shape(value.get("messages")) == "turns":
         return "wrapped"
     if not isinstance(value, list) or not value:
@@ -370,6 +375,17 @@ def complain_of_unread(row: Row, found: Found, want: str, read: Collection[str])
         words.complain_of_comparison(unread, row, want)
     else:
         words.complain_of_meaning(unread, row, answers=want == "conversation")
+
+
+def unread_grades(rows: Iterable[Row], read: set[str]) -> list[str]:
+    """Columns that may grade answers which are compared already, and that nothing reads: named once."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name not in read and words.GRADES.search(name) and (number or (isinstance(value, str) and name.lower() == "status")):
+                found.setdefault(clip(name, 40), None)
+    return list(found)
 
 
 def unread_texts(rows: Iterable[Row], read: set[str]) -> list[str]:

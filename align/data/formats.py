@@ -24,7 +24,7 @@ from align.data.beside import FIELDS_LIMIT as FIELDS_LIMIT
 from align.data.beside import bounded, id_of, kept
 from align.data.better import spelled
 from align.data.coded import CODED, Coded
-from align.data.detect import Found, complain_of_unread, detect_rows, unread_texts
+from align.data.detect import Found, complain_of_unread, detect_rows, unread_grades, unread_texts
 from align.data.detect import detect as detect
 from align.data.dialogue import speaker
 from align.data.forms import own_votes, record_of, verdict
@@ -138,7 +138,10 @@ class Converter:
             raise _unknown(error, rows) from error
         self._use(found)
         self._detected = found
-        if unread := unread_texts(values, columns_read(found, values)):
+        read = columns_read(found, values)
+        if grades := unread_grades(values, read):
+            self.remarks.append(f"columns that may grade the answers, and that nothing reads: {', '.join(grades[:8])}")
+        if unread := unread_texts(values, read):
             self.remarks.append(f"columns with texts that nothing reads: {', '.join(unread[:8])}")
 
     def _use(self, found: Found) -> None:

@@ -80,6 +80,7 @@ _MEANS = re.compile(
     r"|train_turns|loss_mask|train|weight|loss|finish_reason|input_ids)$",
     re.IGNORECASE,
 )
+GRADES = re.compile(r"score|rating|rank|margin|^status$", re.IGNORECASE)
 _VERDICTS = re.compile(r"^(score|rating|reward|resolved|target|correct|is_correct|passed|verified|success)$", re.IGNORECASE)
 _INSIDE = re.compile(r"^(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)$", re.IGNORECASE)
 _INSIDE_TEXT = re.compile(
