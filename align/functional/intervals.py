@@ -147,12 +147,12 @@ def _student(n: int, level: float) -> tuple[float, float]:
 
 
 def _studentised(values: Floats, level: float, seed: int) -> tuple[float, float]:
-    """The same for resamples of ``values``: quantiles of (mean of a resample - mean) / (its own standard error). A resample whose items are
-    all alike counts as infinitely far off, on both sides in turn."""
+    """The same for resamples of ``values``, none of which is beyond 1: quantiles of (mean of a resample - mean) / (its own standard error).
+    A resample whose items are all alike counts as infinitely far off, on both sides in turn."""
     rng, n = np.random.default_rng(seed), len(values)
     drawn = values[rng.integers(n, size=(_DRAWS, n))]
     spread = drawn.std(axis=1, ddof=1)
-    alike = spread <= 1e-12 * np.abs(values).max()
+    alike = spread <= 1e-12
     off = (drawn.mean(axis=1) - values.mean()) / np.where(alike, 1.0, spread) * math.sqrt(n)
     off[alike] = np.where(np.arange(alike.sum()) % 2, math.inf, -math.inf)
     tail = (1 - level) / 2

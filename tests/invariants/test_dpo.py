@@ -159,6 +159,27 @@ def expected_loss(net: nn.Module, ref: nn.Module, data: list[Tree], spec: DpoSta
     return loss
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rewards_are_those_of_the_loss(tmp_path: Path, loss: str) -> None:
+    """beta times an answer's log-ratio, summed over its tokens; for SimPO beta times its mean log-prob. A prompt's rejected answers are
+    averaged first."""
+    data = preferences(6)
+    start, policy = tiny("llama"), moved(tiny("llama"))
+    spec = stage(loss)
+    metrics, _ = first_step(
+        trainer(tmp_path, data, spec, policy, None if loss == "simpo" else reference(start, data, spec, tmp_path / "ref"))
+    )
+    rewards = []
+    with torch.no_grad():
+        for tree in data:
+            own, frozen = ([path_logprobs(net, tree, b) for b in range(len(tree.branches))] for net in (policy, start))
+            each = [spec.beta * float(p.mean() if loss == "simpo" else (p - r).sum()) for p, r in zip(own, frozen, strict=True)]
+            rewards.append((each[0], np.mean(each[1:])))
+    chosen, rejected = np.mean(rewards, axis=0)
+    found = [metrics[f"rewards/{name}"] for name in ("chosen", "rejected", "margins")]
+    assert found == pytest.approx([chosen, rejected, chosen - rejected], abs=1e-5)
+
+
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_step_equals_the_formula(tmp_path: Path, loss: str, layout: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from align.batching.batch import Batch
 from align.data.trees import Branch, Tree
@@ -183,6 +184,21 @@ def test_samples_share_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     unique = sum(len(prompt) for prompt in answers.prompts) + len(answers.ids)
     assert [batch.num_tokens for batch in batches] == [unique, unique, 14] and seen == [unique, unique]
     assert isinstance(batches[0], PolicyBatch) and isinstance(batches[1], ValueBatch)
+
+
+def test_the_padded_layout_never_attends_by_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is for models that cannot: not for the policy, the reference, the value model, the entropy or the conversations."""
+    used, plain = set(), PreTrainedModel.set_attn_implementation
+
+    def noted(self: PreTrainedModel, name: str) -> None:
+        used.add(name)
+        plain(self, name)
+
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", noted)
+    for weight in (0.0, 0.1):
+        spec = stage(iterations=1, entropy_weight=0.01, sft_weight=weight, sft_data="unused.jsonl", train={"layout": "padded"})
+        trainer(tmp_path / str(weight), spec, sft=conversations(), proved=False).fit()
+    assert used == {"sdpa"}
 
 
 def test_packing_changes_nothing(tmp_path: Path) -> None:

@@ -421,6 +421,31 @@ def test_best_and_early_stopping(tmp_path: Path) -> None:
     assert progress.last_eval is not None and progress.last_eval["loss"] == progress.best_loss
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_best_weights_are_kept_once_and_only_where_they_are_wanted(tmp_path: Path, rank: int, wanted: bool) -> None:
+    """By the first process; a run that ends with its last weights spends no disk on them."""
+    run = trainer(tmp_path, trees(8), group=_OneOfTwo(rank=rank), load_best_model=wanted, eval_steps=1)
+    run.held_out = pack(trees(3), microbatch_tokens=64)
+    run._evaluate(None)
+    assert run.progress.best_eval is not None and (tmp_path / "best").exists() == (wanted and rank == 0)
+
+
+def test_a_checkpoint_that_nobody_asked_for_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it cannot be written, that is said and the run goes on; one that was asked for ends it."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise EnvironmentFault("the disk is full")
+
+    monkeypatch.setattr("align.training.trainer.save_checkpoint", full)
+    run = trainer(tmp_path, trees(8))
+    run.console = Console(file=(text := io.StringIO()), width=200)
+    run._save(None, asked=False)
+    assert text.getvalue() == "sft  note: no checkpoint at step 0: the disk is full\n"
+    with pytest.raises(EnvironmentFault, match="the disk is full"):
+        run._save(None, asked=True)
+
+
 def test_learning_rate_shape() -> None:
     """C65: a rise that wastes no step, the peak, and the floor where the schedule ends; the same at any accumulation."""
     train = Train(learning_rate=2.0, warmup_ratio=0.2, min_lr_ratio=0.1, lr_scheduler_type="linear")

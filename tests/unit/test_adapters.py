@@ -95,6 +95,16 @@ def test_targets_that_do_not_exist(name: str) -> None:
         add_lora(tiny("llama"), Lora(target_modules=["q_proj", name]))
 
 
+@pytest.mark.parametrize("names", [["one"], ["one", "two"], ["one", "two", "three"]], ids=len)
+def test_every_target_that_does_not_exist_is_named_once(names: list[str]) -> None:
+    """And what there is to choose from stands at the end."""
+    with pytest.raises(InputError) as caught:
+        add_lora(tiny("llama"), Lora(target_modules=["q_proj", *names]))
+    said = str(caught.value).splitlines()
+    assert [name for line in said for name in names if f"is called '{name}'" in line] == names
+    assert [("choose from" in line) for line in said] == [False] * (len(names) - 1) + [True]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_adapter_gets_a_gradient(checkpointing: bool) -> None:
     """C64: with gradient checkpointing, whose inputs need no gradient, adapters must still get theirs, and the same."""

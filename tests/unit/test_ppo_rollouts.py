@@ -137,6 +137,15 @@ def test_the_penalty_is_for_answers_that_do_not_end() -> None:
     assert found.summary["score"] == pytest.approx(0.45)
 
 
+def test_the_next_coefficient_follows_the_kl_only_where_it_has_a_target() -> None:
+    """Two tokens a nat above the reference: 2 nats an answer, twice the target, so 2 % more."""
+    made, sample = Answers.of(["p"], [[1, 2]], [[[7, STOP]]]), Sample((7, STOP), True, None, "x", 1.0)
+    for target, wanted in ((None, 0.25), (1.0, 0.25 * 1.02), (2.0, 0.25)):
+        spec = stage(estimator="reinforce", kl_target=target)
+        found = valued(spec, 0, made, [sample], TokenNumbers(torch.zeros(2), -torch.ones(2), None), torch.zeros(1), 0.25)
+        assert found.summary["kl_of_answer"] == 2.0 and found.next_coefficient == pytest.approx(wanted)
+
+
 def test_the_references_own_answer_is_worth_nothing() -> None:
     """With y = y_ref the reward is exactly 0."""
     found = worth_of([[7, 8, STOP]], baselines=float(torch.tensor(1.0 - 0.1 * 3)))
