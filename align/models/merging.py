@@ -89,6 +89,7 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
         _merge(layer, weight.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged|Already following adapters were merged")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # each has its own weight, as meant
         plain: PreTrainedModel = twin.merge_and_unload(safe_merge=True)  # what is no layer with adapters, such as rows of an embedding
     keep_heads_apart(plain)
     require_same(wrapped, plain)

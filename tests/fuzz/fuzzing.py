@@ -167,7 +167,7 @@ def changed(
             owner = owner[key]
         match draw(st.sampled_from(["like"] * 8 + ["more"] * 2 + ["value", "words", "text", "list", "gone", "twice"])):
             case "like":
-                owner[last] = draw(alike((*path, last), owner[last]))
+                owner[last] = copy.deepcopy(draw(alike((*path, last), owner[last])))  # the next change must not reach into it
             case "value":
                 owner[last] = draw(values)
             case "words":

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align import files
 from align.batching.batch import Batch
 from align.data.trees import Branch, Tree
 from align.errors import InputError
@@ -295,6 +297,64 @@ def test_killed_between_checkpoints(tmp_path: Path) -> None:
     rest = trainer(tmp_path / "part", spec, sft=conversations())
     rest.fit()
     same_run(whole, rest)
+
+
+class _Killed(BaseException):
+    """Nothing in the package catches it."""
+
+
+def _die_at(patch: pytest.MonkeyPatch, place: int | None) -> list[str]:
+    """Die right before the n-th time that something is written, appended, renamed or removed; gives what was, without numbers. What is
+    written inside a folder that is not there yet does not count."""
+    touched: list[str] = []
+
+    def fault(operation: str, path: Path) -> None:
+        if operation == "fsync" or path.parent.name.startswith(".tmp-"):
+            return
+        folder = path.parent.name if path.name != "metrics.jsonl" else ""
+        touched.append(f"{operation} {folder}/{re.sub(r'[0-9a-f-]*[0-9][0-9a-f-]*', '*', path.name)}")
+        if len(touched) - 1 == place:
+            raise _Killed
+
+    patch.setattr(files, "fault", fault)
+    return touched
+
+
+KILLED: dict[str, dict[str, Any]] = {
+    "every step saved": {"train": {"save_steps": 1, "save_total_limit": 1, "eval_steps": 1, "load_best_model": True}},
+    "some steps saved": {"train": {"save_steps": 3}, "kl_target": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_at_every_place_where_something_is_written(tmp_path: Path, name: str) -> None:
+    """Answers, experience, metrics, checkpoints, best weights, each the first time and the last: the same command ends with the bytes of a
+    run that nothing disturbed."""
+    spec = stage(
+        **{"iterations": 2, "minibatches": 2, "eval_prompts": "unused.jsonl", "sft_data": "unused.jsonl", "sft_weight": 0.2, **KILLED[name]}
+    )
+
+    def build(work: Path) -> PpoTrainer:
+        return trainer(work, spec, sft=conversations(), held_out=prompts(2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        places = _die_at(patch, None)
+        whole = build(tmp_path / "whole")
+        whole.fit()
+    assert {"metrics.jsonl", "rollouts", "experience"} <= {part for place in places for part in place.split(" ")[1].split("/")}
+    first_and_last = [i for i, one in enumerate(places) if one not in places[:i] or one not in places[i + 1 :]]
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "rollouts").iterdir()}
+    for place in first_and_last:
+        work = tmp_path / str(place)
+        with pytest.MonkeyPatch.context() as patch:
+            _die_at(patch, place)
+            with pytest.raises(_Killed):
+                build(work).fit()
+        again = build(work)
+        again.fit()
+        same_run(whole, again)
+        assert {path.name: path.read_bytes() for path in (work / "rollouts").iterdir()} == kept, places[place]
+        shutil.rmtree(work)
 
 
 def test_experience_is_kept_only_while_it_is_needed(tmp_path: Path) -> None:
