@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.table import Table
@@ -182,9 +182,10 @@ def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: C
     require_own_logprobs(policy, [*first.trunk, *first.branches[0].ids, *first.trunk][:12], train.layout)
     if group.first and (note := _beyond(policy, read.trees)):
         ctx.warn(note)
+    own_adapter = is_lora(policy)
     model = build(policy, lora, ctx.seed)
-    if group.first and lora is not None:
-        ctx.console.print(f"{ctx.name}  {adapted(getattr(model, 'backbone', model))}", highlight=False, markup=False, soft_wrap=True)
+    if group.first:
+        say_adapters(ctx, model, new=lora is not None, own=own_adapter)
     return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed), len(leaked))
 
 
@@ -212,6 +213,17 @@ def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
         model = merged_copy(model)  # all weights are trained, so the policy's own adapter becomes part of them
     whole: nn.Module = model
     return whole
+
+
+def say_adapters(ctx: StageContext, model: nn.Module, *, new: bool, own: bool) -> None:
+    """One line, where adapters are trained (``new``), or where the policy had one of its ``own`` that is part of all weights now."""
+    if new:
+        line = adapted(cast(nn.Module, getattr(model, "backbone", model)))
+    elif own:
+        line = "the policy's adapter is merged into its base, and all weights are trained"
+    else:
+        return
+    ctx.console.print(f"{ctx.name}  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:

@@ -35,7 +35,7 @@ from align.signals import stop_requested
 from align.stages import trl_data
 from align.stages.context import StageContext
 from align.stages.sampling import Sample
-from align.stages.training import before_and_after, keep_logs, remembered, trained
+from align.stages.training import before_and_after, keep_logs, remembered, say_adapters, trained
 from align.stages.trl_data import TrlData
 from align.stages.trl_training import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
 from align.training.launch import ranks
@@ -61,10 +61,12 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         raise InputError(Problem(message, key=f"stages.{ctx.name}.lora", hint=hint))
     if group.device.type == "cpu":
         keep_freed_memory()
+    own_adapter = is_lora(policy)
     model: Any = trained(policy, None, ctx.seed)
     scorer = None if spec.reward is None else _open(spec, ctx)
     with no_progress_bars(), sealed(), _its_own_name(model):
         trainer, watch, since = _build(spec, ctx, model, encoder, data, config, scorer)
+        say_adapters(ctx, trainer.model, new=spec.lora is not None, own=own_adapter)
         before = remembered(ctx, "samples-before", lambda: _answers(model, encoder, data))
         first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
         if (signum := stop_requested()) is not None:

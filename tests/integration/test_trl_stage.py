@@ -125,6 +125,7 @@ def test_kto_is_a_stage_like_the_others(folder: Path, monkeypatch: pytest.Monkey
     assert summary["eval_before"]["loss"] == pytest.approx(0.5, abs=1e-6)
     assert summary["eval_after"]["loss"] == rows[3]["eval/loss"] != summary["eval_before"]["loss"]
     assert "dropped, an answer that was cut" in text.getvalue() and "9 rows for TRL" in text.getvalue()
+    assert "sft  adapters on " in text.getvalue() and "kto  the policy's adapter is merged into its base" in text.getvalue()
     out = result.folder / "stages" / "kto"
     assert not verify(out)
     assert len(json.loads((out / "report.json").read_text())["samples"]) == 1
@@ -145,8 +146,10 @@ def test_pairs_are_the_encoders_tokens(folder: Path, monkeypatch: pytest.MonkeyP
     made = trainer_of(monkeypatch)
     for trainer in ("orpo", "cpo"):
         lora = {"lora": {"rank": 2}} if trainer == "cpo" else {}
-        summary = run({trainer: kto(trainer=trainer, args={"max_steps": 1}, **lora)}).summaries[trainer]
+        text = io.StringIO()
+        summary = run({trainer: kto(trainer=trainer, args={"max_steps": 1}, **lora)}, text).summaries[trainer]
         assert (summary["steps"], summary["format"]) == (1, "lora" if lora else "full")
+        assert (f"{trainer}  adapters on " in text.getvalue()) == bool(lora)
         expected = set()
         for tree in trees(folder):
             trunk, (chosen, *others) = tree.trunk.tolist(), [branch.ids.tolist() for branch in tree.branches]
