@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from align.cli import data, evaluate, models, runs
+from align.cli import data, evaluate, imports, models, runs
 from align.cli.options import (
     Arguments,
     AsJson,
@@ -352,7 +352,7 @@ def doctor() -> None:
     raise typer.Exit(diagnose())
 
 
-for _part in (models, evaluate, runs, data):
+for _part in (models, evaluate, runs, data, imports):
     _part.add_to(app)
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ def _read(text: str) -> Any:
     return None if node is None else node.plain()
 
 
-def with_mappings(keys: dict[str, Any]) -> list[dict[str, Any]]:
+def with_mappings(keys: dict[str, Any], want: str) -> list[dict[str, Any]]:
     """The same sources with the mapping that a preset's name stands for written out; none where there is no such name, or where it stands
     for more than a mapping (code of ours).
 
-    A preset of several parts becomes as many sources, each with the rows that it is for.
+    A preset may serve several kinds of records; what only others than ``want`` use is left out, since it would have no effect. One of
+    several parts becomes as many sources, each with the rows that it is for.
     """
     form = keys.get("format")
     name, changed = (form.get("preset"), form) if isinstance(form, dict) else (form, {})
@@ -38,7 +39,11 @@ def with_mappings(keys: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     own = {key: value for key, value in changed.items() if key != "preset"}
     found = []
+    before: dict[str, Any] = {}
     for part in PRESETS[name].parts:
-        where = {**part.where, **keys.get("where", {})}
-        found.append({**keys, **({"where": where} if where else {}), "format": {**part.mapping, **own}})
+        # A row is for the first part that it fits; sources by themselves have to say that it fits none before.
+        where = {**{place: {"not": value} for place, value in before.items()}, **part.where, **keys.get("where", {})}
+        mapping = {key: value for key, value in {**part.mapping, **own}.items() if key != "grades" or want == "graded"}
+        found.append({**keys, **({"where": where} if where else {}), "format": mapping})
+        before |= part.where
     return found

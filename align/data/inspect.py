@@ -185,6 +185,6 @@ def _print_account(source: DataSource, report: DataReport, records: Records, mod
     lines = report.lines() if model else [*report.source_lines, f"{report.trees:,} {report.want}s"]
     keys = as_source(source, records.report.sources[0])
     lines.append(f"as a source: {yaml_line(keys)}")
-    lines += [f"the same, to be changed: {yaml_line(written_out)}" for written_out in with_mappings(keys)]
+    lines += [f"the same, to be changed: {yaml_line(written_out)}" for written_out in with_mappings(keys, report.want)]
     for line in lines:
         console.print(Text(_visible(line)), soft_wrap=True)

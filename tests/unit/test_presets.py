@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from align.cli.data import list_formats
 from align.data.formats import Converter, Want, detect
+from align.data.inspect import inspect
 from align.data.mixture import read_records
 from align.data.readers import Row
 from align.data.records import Conversation, Messages, Origin, Preference, Prompt, Record
 from align.errors import InputError
 from align.recipe.presets import FILE, PRESETS
 from align.recipe.schema import FORMATS, DataSource
+from align.recipe.source import Place, parse_value
 
 COMPARED = [name for name, preset in PRESETS.items() if preset.kind == "preference"]
 FOUND = [name for name, preset in PRESETS.items() if (preset.marks or preset.holds) and not preset.asks]
@@ -140,3 +144,52 @@ def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(part in line for part in (preset.hub, preset.kind, preset.says))
     with pytest.raises(InputError, match="no format `nectarine`"):
         list_formats("nectarine")
+
+
+def outcome(folder: Path, rows: list[Any], want: Want, keys: dict[str, Any]) -> list[Any]:
+    """The records of a source, without their order; none where nothing is left."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        found = list(read_records([DataSource.model_validate({**keys, "path": str(path)})], [path], want, seed=0, rejects=None))
+    except InputError as error:
+        assert "0 rows left" in str(error)
+        return []
+    return sorted(map(repr, found))
+
+
+def changed(row: Any) -> Any:
+    """Another row of the same shape: another answer to the same question, and a worse one, so that groups have two."""
+    text = json.dumps(row)
+    for old, new in (("4", "four"), ("2", "3")):
+        text = text.replace(f'"{old}"', f'"{new}"')
+    for key, old, new in (("helpfulness", 4, 1), ("score", 90, 10), ("rank", 0, 1)):
+        text = text.replace(f'"{key}": {old}', f'"{key}": {new}')
+    return json.loads(text)
+
+
+ROOT = {"message_id": "1", "parent_id": None, "text": "2+2?", "role": "prompter", "rank": None}
+
+
+@pytest.mark.parametrize("name", [*PRESETS])
+def test_the_source_that_inspect_prints_reads_the_same_records(name: str, tmp_path: Path) -> None:
+    """The line with the name, and those in which its mapping is written out; a preset of several parts becomes several sources."""
+    preset = PRESETS[name]
+    form: Any = {"preset": name, "better": {"winner": "better_response_id"}} if preset.asks else name
+    rows = [*([ROOT] if name == "oasst" else []), preset.example, changed(preset.example)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = io.StringIO()
+    source = DataSource.model_validate({"path": str(path), "format": form})
+    inspect(source, path, model=None, want=preset.kind, limit=0, console=Console(file=out, width=60))  # type: ignore[arg-type]
+    printed = out.getvalue().splitlines()
+    told = [line.partition(": ")[2] for line in printed if line.startswith(("as a source: ", "the same, to be changed: "))]
+    nodes = [parse_value(line, Place("printed"), []) for line in told]
+    first, *written_out = [node.plain() for node in nodes if node is not None]
+    expected = outcome(tmp_path, rows, preset.kind, {"path": "x", "format": form})  # type: ignore[arg-type]
+    assert outcome(tmp_path, rows, preset.kind, first) == expected  # type: ignore[arg-type]
+    assert len(written_out) == (0 if preset.code else len(preset.parts))
+    if written_out:
+        assert not any("preset" in keys["format"] for keys in written_out)
+        again = [one for keys in written_out for one in outcome(tmp_path, rows, preset.kind, keys)]  # type: ignore[arg-type]
+        assert sorted(again) == expected
