@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from align.batching.tree import Layout, build
 from align.data.trees import Branch, Tree
 from align.errors import InputError
-from align.models.forward import batch_logprobs, causal_lm, own_attention_name
+from align.models.forward import batch_logprobs, causal_lm, hidden_states, own_attention_name
 
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
 """Largest difference in nats that rounding can explain, with room. What a wrong mask or scale does is larger."""
@@ -43,6 +43,32 @@ def require_own_logprobs(model: nn.Module, ids: Sequence[int], layout: Layout) -
     if not difference <= _TOLERANCE.get(lm.dtype, 0.5):
         raise InputError(
             f"{type(lm).__name__}: log-probs in layout {layout} differ from the model's own by {difference:.2g} nats",
+            hint="set train.layout: padded" if layout != "padded" else "this kind of model is not supported",
+        )
+
+
+@torch.no_grad()
+def require_own_states(backbone: nn.Module, ids: Sequence[int], layout: Layout) -> None:
+    """As :func:`require_own_logprobs`, for a transformer without LM head: its last hidden states instead of log-probs.
+
+    Raises:
+        InputError: they differ by more than rounding, so scores would be other ones than the model's.
+    """
+    inner: Any = causal_lm(backbone)
+    trunk, first, second = (np.array(part, dtype=np.int32) for part in (ids[:2], ids[2:], ids[:1:-1]))
+    tree = Tree("canary", trunk, tuple(Branch(part, np.ones(len(part), dtype=np.bool_)) for part in (first, second)))
+    batch = build([tree, tree], [0, 1], layout=layout).to(inner.device)
+    training = backbone.training
+    backbone.eval()
+    ours = hidden_states(backbone, batch, own_attention=layout == "padded")[batch.targets].float()
+    inner.set_attn_implementation(own_attention_name(inner))
+    paths = [torch.tensor(np.concatenate([trunk, branch]), device=inner.device).long() for branch in (first, second)]
+    expected = torch.cat([inner(path[None], use_cache=False).last_hidden_state[0, len(trunk) :].float() for path in paths] * 2)
+    backbone.train(training)
+    difference = float((ours - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+    if not difference <= _TOLERANCE.get(inner.dtype, 0.5):
+        raise InputError(
+            f"{type(inner).__name__}: states in layout {layout} differ from the model's own by {difference:.2g}",
             hint="set train.layout: padded" if layout != "padded" else "this kind of model is not supported",
         )
 

@@ -42,6 +42,7 @@ from align.models.identity import is_gguf, is_local
 from align.models.intake import attention_of, require_finite, take_in
 from align.models.own_code import refuse_own_code
 from align.models.quiet import no_progress_bars, no_reports
+from align.models.starts import SCORE, is_classifier
 from align.recipe.schema import Model
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -95,11 +96,12 @@ def load_backbone(
     cache: Path | None = None,
     quantize: Literal["nf4"] | None = None,
 ) -> PreTrainedModel:
-    """The transformer under a language model, or under a reward model of ours: without LM head, otherwise as :func:`load_policy`."""
+    """The transformer under a language model, a reward model of ours, or a sequence classifier: without head, otherwise as
+    :func:`load_policy`."""
     location = locate(model)
     same: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "quantize": quantize}
     folder = None if is_gguf(location) else read_folder(location, None)
-    if folder is None or not folder.is_reward_model:
+    if folder is None or not (folder.is_reward_model or is_classifier(folder)):
         bare: PreTrainedModel = without_lm_head(load_policy(model, **same))
         return bare
     if folder.adapter is not None:
@@ -319,7 +321,8 @@ def _load_folder(
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise InputError(Problem(f"the weights lack {len(missing)} tensors, such as {missing[0]}", file=path))
-    take_in(lm, folder, loaded[1]["unexpected_keys"])
+    elsewhere = {SCORE} if auto is AutoModel and is_classifier(folder) else set()  # whoever asks for the transformer reads the head itself
+    take_in(lm, folder, set(loaded[1]["unexpected_keys"]) - elsewhere)
     return lm
 
 

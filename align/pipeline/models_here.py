@@ -9,6 +9,7 @@ from typing import Any, Literal
 from align.errors import AlignError, Problem
 from align.models.folder import read_folder
 from align.models.own_code import refuse_own_code
+from align.models.starts import require_start
 from align.pipeline.identity import needs_model
 from align.recipe import refs
 from align.recipe.load import LoadedRecipe
@@ -41,6 +42,17 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
             yield loaded.written(referred.path), Model(path=referred.text, revision=getattr(parent, "revision", None)), kind
 
 
+def reward_starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Path, dict[str, float]]]:
+    """Key and folder on this machine of what reward models among ``stages`` start from, and the grades that they learn."""
+    for name in stages:
+        spec = loaded.recipe.stages[name]
+        if not isinstance(spec, RewardStage) or (spec.init or "").startswith("stage:"):
+            continue
+        location = refs.resolve(spec.init or loaded.recipe.model.path, loaded.root)
+        if isinstance(location, Path) and location.is_dir():
+            yield f"stages.{name}.init" if spec.init else "model", location, spec.grades
+
+
 def look_at(location: Path, kind: Kind) -> None:
     """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, code of its own, another kind."""
     if kind == "embedder" or location.suffix == ".gguf":
@@ -52,14 +64,32 @@ def look_at(location: Path, kind: Kind) -> None:
 def refused(loaded: LoadedRecipe) -> list[Problem]:
     """What a run would refuse of the models on this machine, over all stages, each at its key."""
     problems = []
+
+    def told(key: str, error: AlignError) -> None:
+        place = loaded.problem(key, "")
+        for one in error.problems:
+            where = f"{one.file}: " if one.file else ""
+            problems.append(Problem(f"{where}{one.message}", place.file, place.line, place.col, key, one.hint))
+
     for key, model, kind in needed_models(loaded, loaded.order):
         try:
             location = refs.resolve(model.path, loaded.root)
             if isinstance(location, Path):
                 look_at(location, kind)
         except AlignError as error:
-            place = loaded.problem(key, "")
-            for one in error.problems:
-                where = f"{one.file}: " if one.file else ""
-                problems.append(Problem(f"{where}{one.message}", place.file, place.line, place.col, key, one.hint))
+            told(key, error)
+    for key, fault in heads_not_kept(loaded, [] if problems else loaded.order):
+        told(key, fault)
     return list(dict.fromkeys(problems))
+
+
+def heads_not_kept(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, AlignError]]:
+    """Of what reward models start from, at its key, why its head cannot be kept."""
+    try:
+        for key, location, grades in reward_starts(loaded, stages):
+            try:
+                require_start(read_folder(location, None), grades)
+            except AlignError as error:
+                yield key, error
+    except AlignError:
+        return  # a reference that leads nowhere is told where it is looked at

@@ -21,7 +21,7 @@ from align import files
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
 from align.pipeline import first_rows, machine, plan
 from align.pipeline.folder import RunFolder
-from align.pipeline.models_here import look_at, needed_models
+from align.pipeline.models_here import heads_not_kept, look_at, needed_models
 from align.pipeline.runner import ALL, StageStatus, status
 from align.pipeline.selection import Selection
 from align.recipe import refs
@@ -228,6 +228,8 @@ def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -
                 hub.has_model(location, model.revision)
         except AlignError as error:
             found.add(error, loaded.problem(key, ""))
+    for key, fault in heads_not_kept(loaded, todo):
+        found.add(fault, loaded.problem(key, ""))
 
 
 class _Hub:

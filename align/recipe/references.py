@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from align.errors import EnvironmentFault, InputError, Problem
 from align.recipe import refs
 from align.recipe.fields import mark_of, model_of, stage_model, stages_of
+from align.recipe.reward import RewardStage
 from align.recipe.schema import Recipe, Reference
 from align.recipe.source import Node, follow
 from align.recipe.wording import did_you_mean
@@ -96,7 +97,22 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
         except (InputError, EnvironmentFault) as error:
             found = packages if isinstance(error, EnvironmentFault) else problems
             found.extend(node.place.problem(key, p.message, p.hint) for p in error.problems)
-    return problems + _cycles(tree, recipe), packages
+    return problems + _other_grades(tree, recipe) + _cycles(tree, recipe), packages
+
+
+def _other_grades(tree: Node, recipe: Recipe | None) -> list[Problem]:
+    """Reward models that start from one of another stage, with a head that they cannot keep."""
+    stages = {} if recipe is None else {name: spec for name, spec in recipe.stages.items() if isinstance(spec, RewardStage)}
+    problems = []
+    for name, spec in stages.items():
+        other = stages.get((spec.init or "").removeprefix("stage:").strip()) if (spec.init or "").startswith("stage:") else None
+        if other is not None and list(other.grades) != list(spec.grades):
+            _, node, _ = follow(tree, ("stages", name, "init"))
+            words = [f"the grades {', '.join(grades)}" if grades else "to rank" for grades in (other.grades, spec.grades)]
+            message = f"{spec.init} learns {words[0]}, and this stage {words[1]}: its head cannot be kept"
+            hint = "start from the policy, or learn the same grades in their order"
+            problems.append(node.place.problem(f"stages.{name}.init", message, hint))
+    return problems
 
 
 def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:

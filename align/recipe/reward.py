@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, FiniteFloat
 
-from align.recipe.base import ArtifactType, Data, PolicyRef, Stage
+from align.recipe.base import ArtifactType, Data, Reference, Stage
 from align.recipe.effects import Needs
 from align.recipe.train import EVALUATES, NEUTRAL, DpoTrain, Lora, neutral_of
 
@@ -44,8 +44,9 @@ class RewardStage(Stage):
 
     kind: Literal["reward"]
     """`reward`"""
-    init: PolicyRef | None = None
-    """The model whose weights it starts from, usually the fine-tuned policy; the recipe's `model` when absent."""
+    init: Annotated[str, Reference(("policy", "reward_model")), Field(min_length=1)] | None = None
+    """The model whose weights it starts from: usually the fine-tuned policy; or a reward model (of a stage, a folder, or a sequence
+    classifier with one label), whose head is kept. The recipe's `model` when absent."""
     data: Data
     """Preferences to train on: one source, or a list (a mixture when they have weights)."""
     eval_data: Data | None = None

@@ -20,6 +20,7 @@ from align.data.store import TreeStore
 from align.functional import losses
 from align.functional.grade_metrics import evaluate_grades
 from align.models.heads import branch_grades, save_scalar
+from align.models.reward_start import load_start
 from align.recipe.schema import RewardStage
 from align.stages.context import StageContext
 from align.stages.reward import RewardTrainer, build_reward, places, shown, statistics
@@ -73,7 +74,7 @@ class GradesTrainer(RewardTrainer):
 
 def learn_grades(spec: RewardStage, ctx: StageContext) -> None:
     """Train on graded answers, measure the scores on them, and say how near the held-out ones are."""
-    stage = prepare(spec, ctx, partial(build_reward, grades=spec.grades))
+    stage = prepare(spec, ctx, partial(build_reward, grades=spec.grades), partial(load_start, grades=spec.grades))
     trainer = GradesTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec, **stage.trainer_arguments)
     trainer.fit()
     outputs = trainer.held_out_outputs() if stage.held_out is not None else {}

@@ -29,8 +29,9 @@ from align.functional.preference_metrics import ScoredPairs, evaluate
 from align.functional.segments import segment_mean
 from align.functional.ties import won
 from align.models.forward import rounding_error
-from align.models.heads import ScalarModel, ScoreStats, branch_scores, save_scalar
+from align.models.heads import ScalarModel, ScoreStats, branch_scores, save_scalar, with_head
 from align.models.load import without_lm_head
+from align.models.reward_start import load_start
 from align.recipe.schema import Lora, RewardStage
 from align.scoring.baselines import LengthBaseline, WordsBaseline, pair_weights
 from align.stages.context import StageContext
@@ -139,11 +140,13 @@ def _all_of(parts: Sequence[Sequence[tuple[int, int, float]]]) -> dict[tuple[int
     return {(tree, slot): score for part in parts for tree, slot, score in part}
 
 
-def build_reward(policy: Any, lora: Lora | None, seed: int, *, grades: Mapping[str, float] | None = None) -> nn.Module:
-    """A policy's transformer with a new head, for one score or for ``grades``."""
-    backbone: Any = trained(without_lm_head(policy), lora, seed)
+def build_reward(start: Any, lora: Lora | None, seed: int, *, grades: Mapping[str, float] | None = None) -> nn.Module:
+    """A policy's transformer with a new head, for one score or for ``grades``; or a reward model's, with its own."""
+    head = start.head.weight if isinstance(start, ScalarModel) else None
+    backbone: Any = trained(without_lm_head(start) if head is None else start.backbone, lora, seed)
     torch.manual_seed(seed)  # every process draws the same head
-    return ScalarModel(backbone, grades)
+    model = ScalarModel(backbone, grades)
+    return model if head is None else with_head(model, head)
 
 
 def run(spec: RewardStage, ctx: StageContext) -> None:
@@ -153,7 +156,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
 
         learn_grades(spec, ctx)
         return
-    stage = prepare(spec, ctx, build_reward)
+    stage = prepare(spec, ctx, build_reward, partial(load_start, grades=spec.grades))
     balanced = stage.read.examples
     buckets = balanced.balance.report() if isinstance(balanced, BalancedTrees) else None
     if buckets:

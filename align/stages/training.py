@@ -22,7 +22,7 @@ from align.data.encode import Encoder
 from align.data.store import TreeStore
 from align.data.trees import Tree
 from align.models.adapters import adapted, add_lora, is_lora
-from align.models.canary import require_own_logprobs
+from align.models.canary import require_own_logprobs, require_own_states
 from align.models.forward import causal_lm
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
@@ -158,11 +158,17 @@ def headlines(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: Callable[[Any, Lora | None, int], nn.Module]) -> TrainingRun:
+def prepare(
+    spec: SftStage | RewardStage | DpoStage,
+    ctx: StageContext,
+    build: Callable[[Any, Lora | None, int], nn.Module],
+    load: Callable[..., nn.Module] = load_policy,
+) -> TrainingRun:
     """Read and encode the data, plan the steps, and load the model; says what was read and what was left out.
 
     Args:
-        build: makes what is trained of the loaded policy, the recipe's ``lora`` and the seed; every process has to make the same.
+        build: makes what is trained of the loaded model, the recipe's ``lora`` and the seed; every process has to make the same.
+        load: loads it, called as :func:`load_policy` is; a model with a head of its own has its transformer in ``backbone``.
     """
     group = ranks()
     base = ctx.policy(spec.init if isinstance(spec, RewardStage) else spec.policy)
@@ -178,12 +184,16 @@ def prepare(spec: SftStage | RewardStage | DpoStage, ctx: StageContext, build: C
         if leaked:
             ctx.warn(_leak(leaked, len(read.held_out or ())))
     train, lora, first = spec.train, spec.lora, read.trees[0]
-    policy = load_policy(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
-    require_own_logprobs(policy, [*first.trunk, *first.branches[0].ids, *first.trunk][:12], train.layout)
-    if group.first and (note := _beyond(policy, read.trees)):
+    start: Any = load(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
+    canary, inner = [*first.trunk, *first.branches[0].ids, *first.trunk][:12], getattr(start, "backbone", None)
+    if inner is None:
+        require_own_logprobs(start, canary, train.layout)
+    else:
+        require_own_states(inner, canary, train.layout)
+    if group.first and (note := _beyond(start if inner is None else inner, read.trees)):
         ctx.warn(note)
-    own_adapter = is_lora(policy)
-    model = build(policy, lora, ctx.seed)
+    own_adapter = is_lora(start if inner is None else inner)
+    model = build(start, lora, ctx.seed)
     if group.first:
         say_adapters(ctx, model, new=lora is not None, own=own_adapter)
     return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed), len(leaked))
