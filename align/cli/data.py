@@ -14,6 +14,7 @@ from align.errors import InputError
 from align.terminal import console
 
 if TYPE_CHECKING:
+    from align.data.encode import Encoder
     from align.data.formats import Want as Wanted
 
 File = Annotated[
@@ -88,16 +89,62 @@ def inspect_data(
     files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
     source = source_of(file, format=format, columns=columns, **files)
     location = resolve(source.path, Path.cwd())
-    encoder = None
-    if model is not None:
-        found = str(resolve(model, Path.cwd()))
-        from align.models.load import load_encoder
-        from align.recipe.schema import Model
-
-        encoder = load_encoder(Model(path=found), cache=cache_in(ctx.obj))
+    encoder = _encoder(model, ctx.obj)
     from align.data.inspect import inspect
 
     inspect(source, location, model=encoder, want=_want(want), limit=limit, console=console(), max_length=max_length)
+
+
+def describe_data(
+    ctx: typer.Context,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="As for inspect; of several files it is also said what they share.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Also count tokens, with this model's tokenizer.")] = None,
+    want: Want = None,
+    format: Format = None,
+    columns: Columns = None,
+    split: Split = None,
+    subset: Subset = None,
+    revision: Revision = None,
+    encoding: Encoding = None,
+    separator: Separator = None,
+    rows: RowsAt = None,
+) -> None:
+    """Print what data hold in figures: rows, prompts, lengths, margins, scripts, duplicates, and how far words alone tell chosen from
+    rejected. Exits with 2 when rows are bad."""
+    from rich.table import Table
+
+    from align.data.describe import describe, rows_of, shared_lines
+    from align.data.inspect import wanted_of
+    from align.recipe.refs import resolve
+    from align.terminal import plain
+
+    keys = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
+    sources = [source_of(file, format=format, columns=columns, **keys) for file in files]
+    locations = [resolve(source.path, Path.cwd()) for source in sources]
+    encoder = _encoder(model, ctx.obj)
+    found = [describe(one, at, _want(want) or wanted_of(one, at), encoder) for one, at in zip(sources, locations, strict=True)]
+    table = Table("", box=None, pad_edge=False)
+    for one in found:
+        table.add_column(plain(one.name), overflow="fold")
+    for name, texts in rows_of(found):
+        table.add_row(plain(name), *map(plain, texts))
+    console().print(table)
+    for line in shared_lines(found):
+        console().print(plain(line), soft_wrap=True)
+    if bad := [problem for one in found if one.read is not None and one.read.bad for problem in one.read.bad_rows()]:
+        raise InputError(bad)
+
+
+def _encoder(model: str | None, runs_dir: Path) -> Encoder | None:
+    if model is None:
+        return None
+    from align.models.load import load_encoder
+    from align.recipe.refs import resolve
+    from align.recipe.schema import Model
+
+    return load_encoder(Model(path=str(resolve(model, Path.cwd()))), cache=cache_in(runs_dir))
 
 
 def convert_data(
@@ -142,5 +189,6 @@ def add_to(app: typer.Typer) -> None:
     )
     group.command("inspect")(inspect_data)
     group.command("formats")(list_formats)
+    group.command("describe")(describe_data)
     group.command("convert")(convert_data)
     app.add_typer(group, name="data")
