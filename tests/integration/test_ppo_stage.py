@@ -174,7 +174,7 @@ def test_the_value_model_is_used_again(folder: Path) -> None:
     "options",
     [
         {"estimator": "rloo"},
-        {"estimator": "group", "lora": {"rank": 2}},
+        {"estimator": "group", "lora": {"rank": 2, "save_merged": True}},
         {"estimator": "reinforce", "sft_data": None, "sft_weight": 0.0, "eval_prompts": None, "eval_sft_data": None},
         {"value_init": "policy", "lora": {"rank": 2}},
     ],
@@ -186,6 +186,7 @@ def test_the_other_ways(folder: Path, options: dict[str, Any]) -> None:
     text = io.StringIO()
     out = run(text, **options).folder / "stages" / "ppo"
     assert (out / "value").exists() == ("value_init" in options)
+    assert (out / "merged").exists() == options.get("lora", {}).get("save_merged", False)
     assert "second model" not in text.getvalue()
 
 

@@ -35,6 +35,7 @@ from align.stages import ppo_making
 from align.stages.ppo_experience import Experience, PolicyBatch, ValueBatch, adapted, folder_of, minibatch_plan
 from align.stages.ppo_rollouts import read_parquet
 from align.stages.ppo_trainer import PpoTrainer
+from align.training.launch import Ranks
 from tests.rollouts import STOP, VOCAB, ExactEngine, ends_early, policy, prompts, stage, trainer
 from tests.tiny import tiny
 
@@ -376,6 +377,19 @@ def test_experience_is_kept_only_while_it_is_needed(tmp_path: Path) -> None:
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match="sha256"):
         trainer(work, spec, sft=conversations()).fit()
+
+
+def test_answers_that_were_damaged_are_let_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the first process alone: people do without them, and those that are whole stay."""
+    run = trainer(tmp_path, stage(iterations=2))
+    run.fit()
+    state, (damaged, whole) = run.state_dict(), sorted((tmp_path / "rollouts").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    trainer(tmp_path, stage(iterations=2), group=Ranks(1, 2)).load_state_dict(state)
+    assert damaged.exists() and not caplog.text
+    trainer(tmp_path, stage(iterations=2)).load_state_dict(state)
+    assert whole.exists() and not damaged.exists()
+    assert f"{damaged} is damaged or missing: the report does without these answers" in caplog.text and str(whole) not in caplog.text
 
 
 def test_target_kl_ends_an_iteration(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ from align.recipe.schema import Lora, Train
 from align.stages.sft import SftTrainer
 from align.training.checkpoint import newest_checkpoint, save_checkpoint
 from align.training.launch import Ranks, ranks
-from align.training.optim import learning_rate
-from align.training.trainer import LossOutput
+from align.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from align.training.trainer import LossOutput, computes_in
 
 VOCAB = 61
 
@@ -444,6 +444,34 @@ def test_a_checkpoint_that_nobody_asked_for_is_done_without(tmp_path: Path, monk
     assert text.getvalue() == "sft  note: no checkpoint at step 0: the disk is full\n"
     with pytest.raises(EnvironmentFault, match="the disk is full"):
         run._save(None, asked=True)
+
+
+def test_the_precision_is_the_coarsest_of_a_forward_pass() -> None:
+    """What ties are measured by."""
+    settings: list[tuple[dict[str, Any], str]] = [
+        ({}, "fp32"),
+        ({"dtype": "bf16"}, "bf16"),
+        ({"autocast": "bf16"}, "bf16"),
+        ({"dtype": "bf16", "autocast": "bf16"}, "bf16"),
+    ]
+    for options, wanted in settings:
+        assert computes_in(Train(learning_rate=1.0, **options)) == wanted
+
+
+def test_the_optimisers_state_is_that_of_the_parameters(tmp_path: Path) -> None:
+    """One whose state is missing, or state of one that is not there: an error, and nothing is taken over."""
+    run = trainer(tmp_path, trees(8), max_steps=1)
+    run.fit()
+    state = optimizer_tensors(run.optimizer, run.parameters)
+    for name in list(run.parameters)[:2]:
+        fewer = {key: value for key, value in state.items() if key.rpartition("/")[0] != name}
+        more = {**state, "unknown/exp_avg": torch.ones(1)}
+        others = {other: parameter for other, parameter in run.parameters.items() if other != name}
+        for parameters, tensors in ((run.parameters, fewer), (run.parameters, more), (others, state)):
+            fresh = build_optimizer(run.groups, run.train)
+            with pytest.raises(KeyError, match="optimizer state does not match the parameters"):
+                load_optimizer_tensors(fresh, parameters, tensors)
+            assert not fresh.state
 
 
 def test_learning_rate_shape() -> None:

@@ -75,6 +75,9 @@ def test_calibration_by_hand() -> None:
     assert value(found, "calibration_error") == pytest.approx((predicted - 0.6) / 2)
     assert [(b["from"], b["to"], b["pairs"]) for b in found["calibration"]] == [(0.8, 0.9, 5), (0.9, 1.0, 5)]
     assert [(b["predicted"], b["right"]) for b in found["calibration"]] == [pytest.approx((0.8, 0.8)), pytest.approx((predicted, 0.6))]
+    one_each = [(n, math.log(p / (1 - p)), 0.0, 1, 1) for n, p in enumerate((0.55, 0.65, 0.75, 0.85, 0.95))]
+    bounds = [(b["from"], b["to"], b["pairs"]) for b in evaluate(pairs(one_each))["calibration"]]
+    assert bounds == [(0.5, 0.6, 1), (0.6, 0.7, 1), (0.7, 0.8, 1), (0.8, 0.9, 1), (0.9, 1.0, 1)]
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
