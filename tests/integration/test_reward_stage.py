@@ -192,6 +192,7 @@ def test_length_balance_trains_on_what_it_says(folder: Path) -> None:
     assert result.summaries["reward"]["steps"] == used and planned["steps"] == str(used)
     assert planned["tokens in all"] == f"{result.summaries['reward']['tokens']:,}"
     assert "pairs by difference in length" in text.getvalue() and "left out" in text.getvalue()
+    assert "length may be what was learned" not in text.getvalue(), "which is what the balance is for"
 
 
 def test_filters_are_on_and_can_be_switched_off(folder: Path) -> None:
