@@ -25,6 +25,7 @@ from align.models.adapters import adapted, add_lora, is_lora
 from align.models.canary import require_own_logprobs, require_own_states
 from align.models.forward import causal_lm
 from align.models.generate import answer
+from align.models.heads import ScalarModel
 from align.models.load import load_encoder, load_policy
 from align.models.merging import merged_copy
 from align.models.positions import positions, require_positions
@@ -168,7 +169,7 @@ def prepare(
 
     Args:
         build: makes what is trained of the loaded model, the recipe's ``lora`` and the seed; every process has to make the same.
-        load: loads it, called as :func:`load_policy` is; a model with a head of its own has its transformer in ``backbone``.
+        load: loads it, called as :func:`load_policy` is; may also give a reward model.
     """
     group = ranks()
     base = ctx.policy(spec.init if isinstance(spec, RewardStage) else spec.policy)
@@ -185,7 +186,7 @@ def prepare(
             ctx.warn(_leak(leaked, len(read.held_out or ())))
     train, lora, first = spec.train, spec.lora, read.trees[0]
     start: Any = load(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
-    canary, inner = [*first.trunk, *first.branches[0].ids, *first.trunk][:12], getattr(start, "backbone", None)
+    canary, inner = [*first.trunk, *first.branches[0].ids, *first.trunk][:12], start.backbone if isinstance(start, ScalarModel) else None
     if inner is None:
         require_own_logprobs(start, canary, train.layout)
     else:

@@ -180,6 +180,16 @@ def test_swapping_chosen_and_rejected_flips_everything(tmp_path: Path) -> None:
     assert results[1]["loss"] - results[0]["loss"] == pytest.approx(results[0]["margin"], abs=1e-5)  # softplus(m) - softplus(-m) = m
 
 
+def test_votes_do_nothing_unless_asked(tmp_path: Path) -> None:
+    """The same first step, to the last bit, on data with votes and without; asked for, they change it."""
+    plain = preferences(6)
+    found = []
+    for i, (data, asked) in enumerate(((plain, False), (with_votes(plain), False), (with_votes(plain), True))):
+        found.append(first_step(trainer(tmp_path / str(i), data, stage(soft_labels=asked), scalar())))
+    assert found[0][0]["loss"] == found[1][0]["loss"] != found[2][0]["loss"]
+    assert all(torch.equal(found[1][1][name], gradient) for name, gradient in found[0][1].items())
+
+
 def test_margins_push_scores_apart(tmp_path: Path) -> None:
     """The same data with margins of 4: after training the scores differ by more, not by less."""
     data = preferences(12, rejected=(1,))
