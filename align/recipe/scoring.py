@@ -197,9 +197,9 @@ RULES: dict[str, type[Rule]] = {
 }
 SCORERS: dict[str, type[Scorer]] = {
     "model": ModelScorer,
-    "policy": ImplicitScorer,
     "function": FunctionScorer,
     "ensemble": EnsembleScorer,
+    "policy": ImplicitScorer,
 }
 """The key that tells what a scorer is; rules are told by the value of `rule`."""
 

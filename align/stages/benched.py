@@ -78,7 +78,7 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
     about: dict[str, Any] = {"path": opened.path, "title": opened.bench.TITLE, "items": len(opened.items)}
     warnings: list[str] = []
     if spec.judge is not None:
-        judged, about["judge"], warnings = judge_bench(spec.judge, ctx, opened.name, opened.bench, opened.items)
+        judged, about["judge"], warnings = judge_bench(spec.judge, ctx, opened.title, opened.bench, opened.items)
         results |= judged
     items, known = _known_to_all(opened.items, results)
     if not items:

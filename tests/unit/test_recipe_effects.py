@@ -26,6 +26,7 @@ REWARD = {"kind": "reward", **DATA}
 PPO = {"kind": "ppo", "reward": "./model", "prompts": "rows.jsonl"}
 RLOO = {**PPO, "estimator": "rloo", "samples_per_prompt": 2}
 ASKED = {"kind": "evaluate", "policies": ["./model"]}
+BENCH = {"kind": "evaluate", "scorers": [{"rule": "repetition"}], "tasks": [{"task": "reward_bench", "data": "rows.jsonl"}]}
 JUDGE = {"endpoint": "https://host/v1", "model": "m"}
 EVALUATION = {"train": {"eval_steps": 2, "load_best_model": True, "early_stopping_patience": 1}}
 
@@ -100,18 +101,21 @@ CASES: dict[tuple[str, str], Case] = {
         {"eval_sft_data": "rows.jsonl", "samples": 1, **EVALUATION},
         {"eval_prompts": "rows.jsonl"},
     ),
-    ("EvaluateStage", "samples_per_prompt temperature max_new_tokens max_length embedder scorers judge"): (
+    ("EvaluateStage", "samples_per_prompt temperature max_new_tokens max_length embedder"): (
         {**ASKED, "probes": ["json"]},
-        {
-            "samples_per_prompt": 2,
-            "temperature": 0.5,
-            "max_new_tokens": 9,
-            "max_length": 99,
-            "embedder": "./model",
-            "scorers": [{"rule": "repetition"}],
-            "judge": {**JUDGE, "against": "target"},
-        },
+        {"samples_per_prompt": 2, "temperature": 0.5, "max_new_tokens": 9, "max_length": 99, "embedder": "./model"},
         DATA,
+    ),
+    ("EvaluateStage", "scorers judge"): (
+        {**ASKED, "probes": ["json"]},
+        {"scorers": [{"rule": "repetition"}], "judge": {**JUDGE, "against": "target"}},
+        DATA,
+    ),
+    ("EvaluateStage", "judge.against"): (BENCH, {"judge": {**JUDGE, "against": "target"}}, {**DATA, **ASKED}),
+    ("EvaluateStage", "policies rollout"): (
+        BENCH,
+        {"policies": ["./model"], "rollout": {"engine": "transformers"}},
+        {"probes": ["json"]},
     ),
     ("EvaluateStage", "rollout"): (
         {**ASKED, "lm_eval_tasks": ["x"]},

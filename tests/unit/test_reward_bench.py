@@ -99,13 +99,15 @@ def test_rewardbench_1_whole_has_wilsons_interval_in_a_section(tmp_path: Path) -
 
 
 def test_rewardbench_2_by_hand(tmp_path: Path) -> None:
-    """Best of four, 1/k where k share the highest score; and the Ties score of two pairs of prompts, term by term."""
+    """Best of four, 1/k where k share the highest score; and the Ties score of three pairs of prompts, term by term."""
     rows = [made.rewardbench2(subset, str(i)) for i, subset in enumerate(("Factuality", "Precise IF", "Math", "Safety", "Focus", "Focus"))]
     scores = [[3.0, 1, 2, 0], [1.0, 3, 2, 0], [3.0, 3, 0, 0], [3.0, 3, 3, 0], [1.0, 0, 0, 0], [1.0, 1, 1, 1]]
-    rows += [made.rewardbench2("Ties", f"{kind}:{n}", right, 2) for n in (1, 2) for kind, right in (("ref", 1), ("tied", 2))]
+    rows += [made.rewardbench2("Ties", f"{kind}:{n}", right, 2) for n in (1, 2, 3) for kind, right in (("ref", 1), ("tied", 2))]
     scores += [[2.0, 0, 1], [3.0, 2.5, 1, 0], [0.0, 1, 1], [5.0, 1, 0, -1]]  # margins 1, 1.5 (apart 0.5); -1, 1 (apart 4)
+    scores += [[1.2, 1, 0], [3.0, 2.5, 1, 0]]  # margins 0.2, 1.5 (apart 0.5): the second beats it, both together do not
     found = means_of(tmp_path, rows, scores)
-    ties = 0.3 * 1 / 2 + 0.3 * 1 + 0.2 * 1 / 2 + 0.2 * 1 / 2 + 0.01 * (math.tanh(1 / 0.5 - 1) + math.tanh(-1 / 4 - 1)) / 2
+    ratios = math.tanh(1 / 0.5 - 1) + math.tanh(-1 / 4 - 1) + math.tanh(0.2 / 0.5 - 1)
+    ties = 0.3 * 2 / 3 + 0.3 * 1 + 0.2 * 2 / 3 + 0.2 * 1 / 3 + 0.01 * ratios / 3
     by_subset = {"factuality": 1.0, "precise_if": 0.0, "math": 1 / 2, "safety": 1 / 3, "focus": (1 + 1 / 4) / 2}
     assert {name: found[name] for name in by_subset} == pytest.approx(by_subset) and found["ties"] == pytest.approx(ties)
     assert found["score"] == pytest.approx((sum(by_subset.values()) + ties) / 6)
