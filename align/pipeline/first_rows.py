@@ -1,7 +1,8 @@
-"""The first rows of every source of a stage, read and made into what the stage works on, without a tokenizer. Imports no torch."""
+"""The first rows of every source of a stage, read and made into what the stage works on. Imports no torch."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import InputError, Problem
+from align.pipeline.first_tokens import Fits, fitting
 from align.recipe.judge import Judge
 from align.recipe.schema import (
     DataSource,
@@ -26,7 +28,9 @@ from align.recipe.schema import (
 from align.recipe.tasks import AskedTask, RewardBenchTask
 
 if TYPE_CHECKING:
+    from align.data.encode import Encoder
     from align.data.formats import Want
+    from align.data.records import Record
     from align.data.rows import Row
     from align.data.strict_json import RowError
 
@@ -84,10 +88,14 @@ def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSo
     return found
 
 
-def looks_at(spec: Stage) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:
-    """Key inside the stage, source, and what says of the place where it lies what is wrong with its first rows."""
+def looks_at(spec: Stage, encoder: Encoder | None = None) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:
+    """Key inside the stage, source, and what says of the place where it lies what is wrong with its first rows.
+
+    With the ``encoder`` of the stage's model also whether that can be given them.
+    """
     for key, source, want in sources_of(spec):
-        yield key, source, partial(faults, source, want=want)
+        fits = None if encoder is None else fitting(spec, key, encoder)
+        yield key, source, partial(faults, source, want=want, fits=fits)
     if not isinstance(spec, EvaluateStage):
         return
     for i, task in enumerate(spec.tasks):
@@ -109,8 +117,10 @@ def bench_faults(judge: Judge | None, source: DataSource, location: Path) -> lis
     return []
 
 
-def faults(source: DataSource, location: Path, want: Want) -> list[Problem]:
+def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = None) -> list[Problem]:
     """What is wrong with the first rows of ``source``: at most three bad rows, or that nothing of them is left.
+
+    ``fits`` looks at each record as the stage's model is given it, where that can be done.
 
     Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the readers do.
     """
@@ -125,7 +135,7 @@ def faults(source: DataSource, location: Path, want: Want) -> list[Problem]:
         return []
     bad: list[Problem] = []
     convert, choice = converter(source, want), Choice(source)
-    kept = 0
+    kept, useless = 0, Counter[str]()
     first: list[Row] = []
     enough = min(ROWS, source.limit or ROWS)
 
@@ -145,17 +155,37 @@ def faults(source: DataSource, location: Path, want: Want) -> list[Problem]:
         convert.decide(first[:LOOK_AT])
     for unit in convert.units(iter(first), lambda rows, place: _placed(rows, place, refused)):
         try:
-            kept += len(convert(unit))
+            for record in convert(unit):
+                kept += _fits(record, fits, useless, bad)
         except RowError as error:
             refused(unit.rows[0] if isinstance(unit, Group) else unit, error)
         for row, reason in convert.aside:
             refused(row, reason)
         convert.aside = []
+    if useless and not kept and not bad and looked < enough:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in useless.items())
+        return [Problem(f"none of its rows can be used: {reasons}", file=str(location))]
     if not bad or (source.on_bad_row == "skip" and kept):
         return []
     shown = [Problem(row.message, row.file, row.line, row.col, row.key, row.hint) for row in bad[:_SHOWN]]
     more = [Problem(f"{len(bad)} of the first {max(looked, len(bad))} rows are bad", file=str(location))] if len(bad) > _SHOWN else []
     return [*shown, *more]
+
+
+def _fits(record: Record, fits: Fits | None, useless: Counter[str], bad: list[Problem]) -> bool:
+    """Can the record be used? Counts why not in ``useless``, or adds what its row has to be blamed for to ``bad``."""
+    from align.data.examples import Unusable
+
+    try:
+        if fits is not None:
+            fits(record)
+    except Unusable as reason:
+        useless[str(reason)] += 1
+    except InputError as error:  # of the chat template
+        bad.append(record.origin.blamed(error.problems[0]))
+    else:
+        return True
+    return False
 
 
 def _placed(rows: Iterator[Row], place: Callable[[Row], object], refused: Callable[[Row, RowError], None]) -> Iterator[Row]:

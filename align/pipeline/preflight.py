@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 from align import files
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
 from align.pipeline import first_rows, machine, plan
+from align.pipeline.first_tokens import Encoders
 from align.pipeline.folder import RunFolder
 from align.pipeline.models_here import heads_not_kept, look_at, needed_models
 from align.pipeline.runner import ALL, StageStatus, status
@@ -75,7 +76,8 @@ def look(
 
     Args:
         nproc: processes of the run.
-        thorough: count small data with the model's tokenizer as well, and with that what cannot fit into memory and onto the disk.
+        thorough: read first rows and count small data with the model's tokenizer as well, and with that what cannot fit into memory and
+            onto the disk.
 
     Raises:
         InputError: the run would refuse the selection.
@@ -88,6 +90,7 @@ def look(
     run = RunFolder.of(loaded, runs_dir)
     _gpus(loaded, nproc, found)
     hub = _Hub(silent=bool(found.machine))  # on the wrong machine this one fault is enough
+    encoders = Encoders(loaded, run) if thorough else None
     for name in todo:
         spec = loaded.recipe.stages[name]
         for key, need in _needs(spec):
@@ -95,7 +98,7 @@ def look(
                 need()
             except AlignError as error:
                 found.add(error, loaded.problem(f"stages.{name}.{key}", ""))
-        _data(loaded, run, name, states, hub, found)
+        _data(loaded, run, name, states, hub, found, encoders)
     _models(loaded, todo, hub, found)
     if thorough:
         _fits(loaded, runs_dir, run, nproc, selection, found)
@@ -194,9 +197,23 @@ def _listening(endpoint: str) -> None:
 # Data and models
 
 
-def _data(loaded: LoadedRecipe, run: RunFolder, name: str, states: Mapping[str, StageStatus], hub: _Hub, found: Findings) -> None:
-    """The first rows of a stage's sources."""
-    for key, source, faults in first_rows.looks_at(loaded.recipe.stages[name]):
+def _data(
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    name: str,
+    states: Mapping[str, StageStatus],
+    hub: _Hub,
+    found: Findings,
+    encoders: Encoders | None,
+) -> None:
+    """The first rows of a stage's sources; with ``encoders`` also as tokens."""
+    spec, encoder = loaded.recipe.stages[name], None
+    if encoders is not None and any(first_rows.sources_of(spec)):
+        try:
+            encoder = encoders.of(name)
+        except AlignError as error:
+            found.add(error, loaded.problem(f"stages.{name}", ""))
+    for key, source, faults in first_rows.looks_at(spec, encoder):
         place = loaded.problem(f"stages.{name}.{key}.path", "")
         try:
             ref = refs.parse(source.path, loaded.root)

@@ -96,6 +96,57 @@ def test_bad_rows_are_found_in_every_source_of_every_stage(kind: str, key: str) 
     assert problems and all(problem.startswith("broken.jsonl:") for problem in problems)
 
 
+REFUSING = """{% for m in messages %}{% if 'FORBIDDEN' in m.content %}{{ raise_exception('no such word') }}{% endif %}
+{{- '<|im_start|>' + m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+ENCODED = [(kind, key) for kind, key in SOURCES if key != "tasks"]
+BOUNDS: dict[str, dict[str, Any]] = {
+    "ppo": {"max_prompt_length": 20, "max_new_tokens": 8},
+    "select_prompts": {"max_length": 28, "max_new_tokens": 8},
+    "label": {"max_length": 28, "max_new_tokens": 8},
+    "self_contrast": {"max_length": 28, "max_new_tokens": 8},
+    "evaluate": {"max_length": 28, "max_new_tokens": 8},
+}
+
+
+def with_text(kind: str, key: str, text: str, place: int) -> Any:
+    """The stage, one of whose sources has three rows; the user of row ``place``, or of all (-1), says ``text``."""
+    rows = json.loads(json.dumps(ROWS[STAGES[kind][key]]))
+    for row in rows if place < 0 else [rows[place]]:
+        if "messages" in row:
+            row["messages"][0]["content"] = text
+        else:
+            row["prompt"] = text
+    Path("other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    apart = {"filters": False} if kind == "reward" else {}  # training and held-out data have the same prompts here
+    return {"first": STAGES["sft"], "it": {**STAGES[kind], **apart, key: "other.jsonl"}}
+
+
+@pytest.mark.parametrize(("kind", "key"), ENCODED)
+def test_what_the_chat_template_refuses_is_found_in_every_source(kind: str, key: str) -> None:
+    """With its line, before the first stage trains."""
+    Path("refusing.jinja").write_text(REFUSING)
+    policies: dict[str, Any] = {"policies": ["stage:first"]} if kind == "evaluate" else {}
+    for text, expected in (("A FORBIDDEN word.", 1), ("Say tea.", 0)):
+        stages = with_text(kind, key, text, 1)
+        stages["it"] |= policies
+        found = told(stages, thorough=True, model={"path": "./model", "chat_template": "refusing.jinja"})
+        assert [problem.startswith("other.jsonl:2: ") and "no such word" in problem for problem in found] == [True] * expected, found
+
+
+@pytest.mark.parametrize(("kind", "key"), ENCODED)
+def test_rows_that_are_all_too_long_are_found_in_every_source(kind: str, key: str) -> None:
+    """Nothing would be left of the file. One that can be used is enough: the run counts the others."""
+    bound = BOUNDS.get(kind, {"max_length": 28})
+    for place, text, fine in ((-1, "tea " * 60, False), (1, "tea " * 60, True), (-1, "Say tea.", True)):
+        stages = with_text(kind, key, text, place)
+        stages["it"] |= bound
+        found = told(stages, thorough=True)
+        assert ([problem for problem in found if "other.jsonl" in problem] == []) == fine, found
+
+
 def test_rows_are_looked_at_as_far_as_the_run_would_use_them() -> None:
     """`where`, `limit` and `on_bad_row` count; fifty rows are enough."""
     many = [TALK] * 60 + [{"messages": 3}]
