@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from tests.mutants import drawn
 from tests.mutants.operators import mutations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,16 @@ def test_each_changes_one_place_and_leaves_python(name: str) -> None:
 def test_the_tests_exist(name: str) -> None:
     named = {test.split("::")[0] for mutant in runner().mutants(name) for test in mutant.tests}
     assert not {test for test in named if not (ROOT / test).is_file()}
+
+
+def test_what_is_drawn_is_another_program_and_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    one, again = (drawn.draw(30, seed=1) for _ in range(2))
+    assert [(file, mutation.statements()) for file, mutation, _ in one] == [(file, mutation.statements()) for file, mutation, _ in again]
+    assert len({(file, mutation.lines[0]) for file, mutation, _ in one}) == 30
+    for file, _, broken in one:
+        sound = ast.unparse(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        assert ast.unparse(ast.parse(broken)) != sound
 
 
 def test_what_is_said_to_change_nothing_is_still_in_the_code() -> None:
