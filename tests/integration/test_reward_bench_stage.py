@@ -26,8 +26,10 @@ from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from tests import reward_benches as made
 from tests.chat_server import Reply, serving
+from tests.oracles.test_classifier import head_at_the_end, rendered, save_classifier
 from tests.readme import every_file_is_explained
 from tests.saved import save_tiny
+from tests.tokenizers import mistral
 from tests.unit.test_reward_scorer import save_rm
 
 SHORT = {"rule": "length", "max": 1, "unit": "characters"}
@@ -157,6 +159,20 @@ def test_killed_while_scoring_it_goes_on_and_damaged_scores_are_made_again(folde
     report, _, _ = run(["rb1.jsonl"], ["./rm"])
     assert len(scored) == 3 + (46 - 3 * 8 + 8 + 7) // 8, "two shards were kept, the damaged one and the rest are new"
     assert report["metrics"]["rewardbench1/score"]["rm"]["mean"] == 1.0
+
+
+def test_a_classifier_of_other_people_on_a_benchmark(folder: Path) -> None:
+    """Its scores are its head's at the last token, one conversation at a time; what is right follows from them and the labels alone."""
+    tokenizer = mistral()
+    save_classifier(folder / "classifier", tokenizer)
+    report, _, _ = run(["jb.jsonl"], ["./classifier"])
+    right = []
+    for row in lines(Path("jb.jsonl")):
+        asked = ({"role": "user", "content": row["question"]},)
+        a, b = (head_at_the_end(folder / "classifier", rendered(tokenizer, Answer(asked, row[f"response_{x}"]))) for x in "AB")
+        right.append(row["label"] == ("A>B" if a > b else "B>A"))
+    assert 0 < sum(right) < len(right)
+    assert report["metrics"]["judgebench/score"]["classifier"]["mean"] == pytest.approx(sum(right) / len(right))
 
 
 def test_a_policys_implicit_reward_on_a_benchmark(folder: Path) -> None:
