@@ -101,10 +101,13 @@ def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str) -> list[Te
 
 
 def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
-    """Bytes that autograd keeps for each token of a micro-batch, in all layers; one layer more is at work in the backward pass."""
+    """Bytes that autograd keeps for each token of a micro-batch, in all layers; one layer more is at work in the backward pass.
+
+    With checkpointing that is one layer whose values were computed again, and the gradients of these while it is at work.
+    """
     layer = layer_bytes(shape, train, lora)
     if train.gradient_checkpointing:
-        return shape.layers * shape.hidden * (4 if train.dtype == "fp32" else 2) + layer
+        return shape.layers * shape.hidden * (4 if train.dtype == "fp32" else 2) + 2 * layer
     return (shape.layers + 1) * layer
 
 
@@ -131,7 +134,7 @@ def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
 
 
 def _activation_words(shape: Shape, train: Train, largest: Pass) -> str:
-    layers = f"inputs of {shape.layers} layers, one recomputed" if train.gradient_checkpointing else f"{shape.layers} layers"
+    layers = f"inputs of {shape.layers} layers, one recomputed and at work" if train.gradient_checkpointing else f"{shape.layers} layers"
     return f"{largest.tokens:,} tokens ({largest.words}), {layers}"
 
 

@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "checkpointing"), [(500, False), (2_000, False)])
+@pytest.mark.parametrize(("words", "checkpointing"), [(500, False), (2_000, False), (2_000, True)])
 def test_the_peak_of_a_run_is_the_one_that_was_planned(
     model: Path, words: int, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,6 @@ def test_checkpointing_keeps_the_inputs_of_the_layers() -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     kept = kept_bytes(model.train(), False)
     layer = layer_bytes(shape, Train(), None)
-    formula = activation_bytes(shape, Train(gradient_checkpointing=True), None) - layer
+    formula = activation_bytes(shape, Train(gradient_checkpointing=True), None) - 2 * layer  # which the backward pass needs, and not before
     assert formula * TOKENS == 4 * 96 * 4 * TOKENS
     assert formula * TOKENS <= kept <= (formula + 0.3 * layer) * TOKENS
