@@ -179,7 +179,7 @@ def check(
 
     if problems := refused(loaded):
         raise InputError(problems)
-    from align.pipeline.models import require_models
+    from align.pipeline.model_limits import require_models
 
     notes = require_models(loaded, loaded.order)
     looked = ""

@@ -26,7 +26,7 @@ from align.pipeline.first_rows import trained_on
 from align.pipeline.folder import RunFolder
 from align.pipeline.identity import as_of_now, explain, identify, left_as_it_was, neutral_values
 from align.pipeline.locks import RunLock
-from align.pipeline.models import local_models, require_engines, require_models
+from align.pipeline.model_limits import local_models, require_engines, require_models
 from align.pipeline.ranks import Ranks, current, on_rank_0
 from align.pipeline.selection import Selection, needed
 from align.recipe import refs

@@ -1,4 +1,4 @@
-"""Before anything runs: are the models that a recipe names made for rows as long as its stages read, and can the engine serve them?
+"""Before anything runs: are the models that a recipe names made for rows as long as its stages read, and does the engine serve them?
 
 Only configurations are read, never weights; no torch is imported. Hub models that are not here yet cannot be looked at.
 """
