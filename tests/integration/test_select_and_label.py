@@ -386,7 +386,7 @@ def test_the_rows_are_preferences_that_dpo_trains_on(folder: Path, engines: list
     found = list(read_records([source], [result.folder / "stages" / "label"], "preference", seed=0, rejects=None))
     assert [(r.id, len(r.rejected), r.margins) for r in found if isinstance(r, Preference)] == [
         ("p0", 3, (0.25, 0.5, 0.75)),
-        ("p2", 2, (0.25, 0.5)),
+        ("p2", 2, (0.25, 0.25)),
         ("p3", 2, (1.0, 1.0)),
     ]
     assert found[0].fields["reward_mean"] == 0.5
