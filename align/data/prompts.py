@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from align import files
+from align.data.datasets import origins_to_skip
 from align.data.encode import Encoder
 from align.data.examples import TOO_LONG, Limits, Unusable, tree_of
 from align.data.mixture import read_records
@@ -41,11 +42,13 @@ def load_prompts(
     ``limit`` is the recipe's name for that length.
 
     Raises:
-        InputError: bad rows (unless their source skips them), or nothing is left.
+        InputError: bad rows, or prompts that the chat template refuses (unless their source skips them), or nothing is left.
     """
     report = DataReport("prompt")
     bounds = Limits(max_length, "drop", "last")
-    records = read_records(sources, [resolve(source.path) for source in sources], "prompt", seed=seed, rejects=rejects)
+    locations = [resolve(source.path) for source in sources]
+    skipping = origins_to_skip(sources, locations)
+    records = read_records(sources, locations, "prompt", seed=seed, rejects=rejects)
     prompts = []
     for record in records:
         assert isinstance(record, Prompt)
@@ -54,7 +57,9 @@ def load_prompts(
         except Unusable as reason:
             report.drop(f"longer than {limit}" if str(reason) == TOO_LONG else str(reason), record.origin)
         except InputError as error:
-            raise InputError(record.origin.blamed(error.problems[0])) from error
+            if record.origin.source not in skipping:
+                raise InputError(record.origin.blamed(error.problems[0])) from error
+            report.drop(error.problems[0].message, record.origin)
         else:
             report.add(tree)
             prompts.append(EncodedPrompt(record, tuple(tree.trunk.tolist())))

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align import files
+from align.data.datasets import origins_to_skip
 from align.data.encode import Encoder
 from align.data.mixture import prompt_digest, read_records
 from align.data.records import Prompt
@@ -90,10 +91,12 @@ def read_prompts(
 ) -> list[Asked]:
     """The prompts of a stage that ``refuse`` has no reason against, each once, with room for an answer.
 
-    Raises :class:`InputError` for bad rows, for a prompt that the chat template refuses, and when nothing is left.
+    Raises :class:`InputError` for bad rows and for prompts that the chat template refuses (unless their source skips them), and when
+    nothing is left.
     """
     locations = [ctx.resolve(source.path) for source in spec.prompts]
     rejects = ctx.out / "rejects.jsonl" if ranks().first else None
+    skipping = origins_to_skip(spec.prompts, locations)
     records = read_records(spec.prompts, locations, "prompt", seed=ctx.seed, rejects=rejects)
     asked: list[Asked] = []
     seen: set[str] = set()
@@ -103,7 +106,13 @@ def read_prompts(
         reason = refuse(record) or (REPEATED if digest in seen else None)
         if reason is None:
             seen.add(digest)
-            ids = _encode(record, encoder)
+            try:
+                ids = tuple(encoder.encode_prompt(record.prompt, record.tools).tolist())
+            except InputError as error:
+                if record.origin.source not in skipping:
+                    raise InputError(record.origin.blamed(error.problems[0])) from error
+                left_out.add(record, error.problems[0].message)
+                continue
             if len(ids) + spec.max_new_tokens <= spec.max_length:
                 asked.append(Asked(record, ids))
                 continue
@@ -113,13 +122,6 @@ def read_prompts(
         ctx.console.print(f"{ctx.name}  {line}", highlight=False, markup=False, soft_wrap=True)
     left_out.require(asked, "prompts", spec.prompts)
     return asked
-
-
-def _encode(record: Prompt, encoder: Encoder) -> tuple[int, ...]:
-    try:
-        return tuple(encoder.encode_prompt(record.prompt, record.tools).tolist())
-    except InputError as error:
-        raise InputError(record.origin.blamed(error.problems[0])) from error
 
 
 # Answers

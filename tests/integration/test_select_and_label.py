@@ -298,6 +298,13 @@ def test_a_prompt_that_the_template_refuses_is_named(folder: Path, engines: list
     )
     with pytest.raises(InputError, match=r"prompts.jsonl:2: the chat template refuses this conversation: no system message"):
         run({"select": select()})
+    prompts(
+        {"prompt": "Name a fruit."},
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]},
+        {"prompt": "Name a bird."},
+    )
+    result = run({"select": select(prompts={"path": "prompts.jsonl", "on_bad_row": "skip"})})
+    assert any("no system message" in reason for reason in reasons(result, "select").values()), "left out, with the reason"
 
 
 # Labelling
