@@ -333,7 +333,7 @@ def _flat(row: Row, has: set[str], want: str) -> Found | None:
     if lower in words.PROBLEMS:  # `answer` is what a checker compares with, not what the model shall say
         completions = [name for name in words.columns(row, (*words.COMPLETIONS, "solution")) if name.lower() != "answer"]
     if want == "prompt":
-        if prompt == "prompt" and answer in (None, "answer") and not words.is_transcript(row[prompt]):
+        if prompt == "prompt" and answer is None and not words.is_transcript(row[prompt]):
             return Found("prompt")
         return made(prompt=prompt, answer=answer, **_besides(row, {prompt}))
     if not completions:

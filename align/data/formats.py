@@ -38,11 +38,12 @@ from align.data.own_format import call
 from align.data.own_rows import without_own
 from align.data.places import find, place, text_at
 from align.data.readers import Row
-from align.data.records import Origin, Record, Unpaired
+from align.data.records import Origin, Prompt, Record, Unpaired
 from align.data.row_parts import SHAPES
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError as RowError
 from align.data.strict_json import as_json
+from align.data.values import PASTED, holds_answer
 from align.data.wanted import Want as Want
 from align.data.wanted import narrow as narrow
 from align.data.words import MEDIA, line_to_write, may_mean, nearest_presets, yaml_line
@@ -307,6 +308,8 @@ class Converter:
             if (answer := as_json(form.get("answer"))) is not None and answer[0] is not None:
                 fields = {**fields, "answer": answer[0]}
             record = record_of(form, row.origin, id=own, fields=fields, column=column, note=self._note)
+            if self._want == "prompt" and isinstance(record, Prompt) and holds_answer(record.prompt[-1]["content"], fields.get("answer")):
+                self._note(PASTED)
             records.append(narrow(record, self._want, good=self._good))
         return tuple(records)
 

@@ -17,6 +17,8 @@ from align.data.records import Origin
 from align.data.rows import Row
 from align.errors import EnvironmentFault, Problem
 
+CACHE_KIB = 16_384
+"""Memory for pages of the file."""
 DEEPEST = 10_000
 """Messages from a tree's root to a leaf; a longer path is a circle."""
 
@@ -25,20 +27,10 @@ def by_key(keyed: Iterable[tuple[str, Row]]) -> Iterator[list[Row]]:
     """Rows with the same key, in the order in which the keys first come. Raises EnvironmentFault when the disk is full."""
     with Kept() as kept:
         kept.fill((key, None, row) for key, row in keyed)
-        query = (
-            "SELECT rows.key, source, line, value FROM rows JOIN (SELECT key, MIN(number) AS first FROM rows GROUP BY key) AS groups "
-            "ON rows.key = groups.key ORDER BY first, number"
-        )
-        group: list[Row] = []
-        before: str | None = None
-        for key, source, line, value in kept.connection.execute(query):
-            if key != before and group:
-                yield group
-                group = []
-            before = key
-            group.append(Row(json.loads(value), Origin(source, line)))
-        if group:
-            yield group
+        kept.connection.execute("CREATE INDEX by_key ON rows (key)")
+        for (key,) in kept.connection.execute("SELECT key FROM rows GROUP BY key ORDER BY MIN(number)"):
+            found = kept.connection.execute("SELECT source, line, value FROM rows WHERE key = ? ORDER BY number", (key,))
+            yield [Row(json.loads(value), Origin(source, line)) for source, line, value in found]
 
 
 def by_parent(nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[tuple[list[Row] | None, list[Row]]]:
@@ -81,6 +73,7 @@ class Kept:
         self.connection = sqlite3.connect(Path(self._folder.name) / "rows.db", isolation_level=None)
         self.connection.execute("PRAGMA journal_mode = OFF")
         self.connection.execute("PRAGMA synchronous = OFF")
+        self.connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self.connection.execute(
             "CREATE TABLE rows (number INTEGER PRIMARY KEY, key TEXT, parent TEXT, source TEXT, line INTEGER, value TEXT)"
         )

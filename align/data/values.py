@@ -98,6 +98,8 @@ def right_answer(value: Any, where: str, extract: Any, *, needed: bool) -> Any:
         return value
     text = text_at(value, where)
     found = dialogue.extracted(text, extract) if extract is not None else text
+    if found is not None and not found.strip():
+        found = None
     if needed and found is None:
         raise LeftOut(NO_ANSWER)
     if found is not None and found.strip().lower() in dialogue.NO_ANSWERS:
@@ -105,6 +107,16 @@ def right_answer(value: Any, where: str, extract: Any, *, needed: bool) -> Any:
             raise LeftOut(f"{NOT_CHECKABLE}: {found.strip()}")
         return None
     return found
+
+
+PASTED = "a prompt that holds its right answer, behind #### or in a box"
+
+
+def holds_answer(text: str, answer: Any) -> bool:
+    """Does a prompt end with its own answer, as where a solution was pasted into it?"""
+    if not isinstance(answer, str) or not answer.strip() or ("####" not in text and "\\boxed{" not in text):
+        return False
+    return answer.strip() in (dialogue.extracted(text, "####"), dialogue.boxed(text))
 
 
 def key_of(value: Any) -> str:

@@ -188,7 +188,7 @@ def complain_of_comparison(unread: Row, row: Row, want: str) -> None:
     judges = [name for name in unread if _JUDGES.search(name)]
     if judges or len(answers) > 1:
         listed = ", ".join(clip(name, 40) for name in [*answers, *(name for name in judges if name not in answers)][:6])
-        raise _refusal(f"looks like a comparison ({listed}), read as a prompt only; name the format, or say format: prompt")
+        raise _refusal(f"looks like a comparison ({listed}), read as a prompt only; name the format, or say format: prompt{_near(row)}")
     if want != "prompt" and answers:
         asked = column(row, PROMPTS) or "prompt"
         raise _refusal(f"{answers[0]} would stay unread; is it the answer? format: {{prompt: {asked}, completion: {quoted(answers[0])}}}")
@@ -230,7 +230,8 @@ def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None
         if isinstance(value, str) and value.strip() and any(value in text for text in _texts(row, name)):
             continue
         raise _refusal(
-            f"column {clip(name, 40)} would stay unread; name the format that reads it, or say that it is meant: ignore: [{name}]"
+            f"column {clip(name, 40)} would stay unread; name the format that reads it, or say that it is meant: "
+            f"ignore: [{quoted(name)}]{_near(row)}"
         )
 
 
@@ -250,6 +251,11 @@ def _refusal(message: str, field: str | None = None) -> RowError:
     from align.data.detect import Refusal
 
     return Refusal(message, field)
+
+
+def _near(row: Row) -> str:
+    nearest = nearest_presets(row)
+    return f" (nearest: {nearest})" if nearest else ""
 
 
 def nearest_presets(row: Row) -> str:
