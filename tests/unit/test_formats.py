@@ -340,7 +340,7 @@ def test_two_system_messages_are_refused() -> None:
 def test_prompts() -> None:
     record = prompt({"prompt": "q", "answer": 42, "kwargs": [{"n": 1}]})
     assert spoken(record.prompt) == [("user", "q")]
-    assert record.fields == {"answer": 42, "kwargs": [{"n": 1}]}
+    assert record.fields == {"answer": "42", "kwargs": [{"n": 1}]}
     assert spoken(prompt({"prompt": turns("1", "2", "3")}).prompt)[-1] == ("user", "3")
     assert refused({"prompt": turns("1", "2")}, "prompt")[1].startswith("ends with the assistant; expected the user")
     assert refused({"prompt": "q"}, "conversation")[1] == "ends with the user: there is no answer to train on"
