@@ -18,6 +18,7 @@ from align.data.trees import Ids
 from align.errors import InputError, Problem
 from align.models.load import load_classifier, load_tokenizer
 from align.recipe.schema import Model
+from align.scoring.encoded import limit_of, require_room
 from align.scoring.scorer import Answer, require_scores
 
 _PROBE = (
@@ -57,8 +58,8 @@ class ClassifierScorer:
         self._encoder = _encoder(model)
         head = getattr(self._model, "score", None)
         self._head = head if isinstance(head, nn.Linear) else None
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._max_length = min(length for length in (max_length, limit, 2**31) if length is not None)
+        limits = [length for length in (max_length, limit_of(self._model.config)) if length is not None]
+        self._max_length = min(limits, default=None)
         self._batch_tokens = batch_tokens
         self._require_padding_to_be_ignored(tolerance=1e-3 if dtype == "fp32" else 0.1)
 
@@ -66,10 +67,7 @@ class ClassifierScorer:
         """The model's score of each conversation, in order; of the prompt alone where there is no answer. Raises InputError for one that is
         too long, or that the template refuses."""
         encoded = [self._encode(answer) for answer in answers]
-        longest = max(map(len, encoded), default=0)
-        if longest > self._max_length:
-            message = f"the scorer {self.name} reads {self._max_length:,} of its tokens; an answer with its prompt has {longest:,}"
-            raise InputError(message, hint="sample shorter answers (max_new_tokens), drop long prompts, or use another reward model")
+        require_room(self.name, max(map(len, encoded), default=0), self._max_length)
         scores = [0.0] * len(encoded)
         for places in self._batches([len(ids) for ids in encoded]):
             for place, score in zip(places, self._forward([encoded[i] for i in places]).tolist(), strict=True):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
 from align.data.encode import Encoder
 from align.data.records import Message
 from align.data.trees import Branch, Ids, Tree
+from align.errors import InputError
+from align.models.positions import positions
 from align.scoring.scorer import Answer
 
 
@@ -40,3 +43,22 @@ def trees_of(pairs: Iterable[tuple[Ids, Branch]]) -> list[Tree]:
         Tree("", np.frombuffer(trunk, dtype=np.int32), tuple(branch for _, branch in group))
         for trunk, group in groupby(pairs, key=lambda pair: pair[0].tobytes())
     ]
+
+
+def limit_of(config: Any) -> int | None:
+    """How many tokens the model with this ``transformers`` configuration was made for; None where it does not say."""
+    found = positions(config.to_dict())
+    return found.limit if found else None
+
+
+def require_room(name: str, longest: int, limit: int | None) -> None:
+    """Raises InputError where the ``longest`` conversation goes beyond ``limit`` tokens: a score from positions that the model has not seen
+    in its training says nothing."""
+    if limit is not None and longest > limit:
+        message = f"the scorer {name} reads {limit:,} of its tokens; an answer with its prompt has {longest:,}"
+        raise InputError(message, hint="sample shorter answers (max_new_tokens), drop long prompts, or use another reward model")
+
+
+def longest_of(trees: Iterable[Tree]) -> int:
+    """Tokens of the longest prompt with one of its answers."""
+    return max((len(tree.trunk) + len(branch.ids) for tree in trees for branch in tree.branches), default=0)

@@ -96,3 +96,11 @@ def test_a_recipe_names_both_models(models: Path) -> None:
     assert open_scorer(block, resolve=Path).score(texts()[:2]) == pytest.approx(scorer(models).score(texts()[:2]))
     with pytest.raises(ValueError, match="reference"):
         adapter.validate_python({"policy": "a"})
+
+
+def test_an_answer_longer_than_a_models_positions_is_refused(tmp_path: Path) -> None:
+    """Of the policy or of the reference: one of them would be read where it has never been."""
+    save_tiny(tmp_path / "policy")
+    save_tiny(tmp_path / "reference", max_position_embeddings=8)
+    with pytest.raises(InputError, match="reads 8 of its tokens"):
+        scorer(tmp_path).score(texts()[:1])

@@ -20,6 +20,7 @@ from align.errors import InputError, TrainingFault
 from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, score_trees
 from align.models.load import load_backbone, load_encoder
 from align.recipe.schema import Model
+from align.scoring.encoded import encoded
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.rows import score_rows
 from align.scoring.scorer import Answer
@@ -200,3 +201,18 @@ def test_the_command(rm: Model, scorer: RewardModelScorer, tmp_path: Path, monke
         assert [row["chosen"], *row["rejected"]] == pytest.approx(
             scorer.score([Answer(user("Where?"), text) for text in ("In Paris.", "No.")]), abs=1e-5
         )
+
+
+def test_an_answer_longer_than_the_models_positions_is_refused(tmp_path: Path) -> None:
+    """A score from positions that the model has never seen would be a number like any other."""
+    model = save_rm(tmp_path)
+    scorer = RewardModelScorer(model)
+    answer = texts()[0]
+    trunk, branch = encoded(scorer.encoder, answer, same_ids=False)
+    size = len(trunk) + len(branch.ids)
+    edit(Path(model.path) / "config.json", max_position_embeddings=size)
+    fits = RewardModelScorer(model)
+    assert fits.score([answer]) == scorer.score([answer])
+    longer = replace(answer, text=answer.text + " and more")
+    with pytest.raises(InputError, match=rf"reads {size} of its tokens; an answer with its prompt has \d+"):
+        fits.score([answer, longer])
