@@ -98,8 +98,6 @@ def right_answer(value: Any, where: str, extract: Any, *, needed: bool) -> Any:
         return value
     text = text_at(value, where)
     found = dialogue.extracted(text, extract) if extract is not None else text
-    if found is not None and not found.strip():
-        found = None
     if needed and found is None:
         raise LeftOut(NO_ANSWER)
     if found is not None and found.strip().lower() in dialogue.NO_ANSWERS:

@@ -35,6 +35,7 @@ def read(folder: Path, rows: list[dict[str, Any]], want: Any = "prompt", **keys:
         ({"prompt": "q", "solutions": ["1", "one"]}, ["1", "one"]),
         ({"prompt": "q", "label": "1"}, "1"),
         ({"prompt": "q", "ground_truth": '{"inputs": ["1"], "outputs": ["2"]}'}, {"inputs": ["1"], "outputs": ["2"]}),
+        ({"prompt": "q", "answer": ""}, ""),
         ({"prompt": "q", "answer": None, "metadata": {"task": "x"}}, ABSENT),
         ({"messages": [{"role": "user", "content": "q"}], "ground_truth": "1", "dataset": "x"}, "1"),
     ],
@@ -60,7 +61,7 @@ def test_it_is_taken_out_of_a_solution_where_nearly_all_rows_have_one(texts: lis
     assert records.report.sources[0].reasons == {"its right answer was not found": 1}
 
 
-@pytest.mark.parametrize("none", ["proof", "notfound", "", "None", " Proof "])
+@pytest.mark.parametrize("none", ["proof", "notfound", "None", " Proof "])
 def test_what_is_no_answer_is_left_out_and_counted(none: str, tmp_path: Path) -> None:
     records = read(tmp_path, [{"prompt": "a?", "answer": "1"}, {"prompt": "b?", "answer": none}])
     assert [record.fields["answer"] for record in records] == ["1"]
