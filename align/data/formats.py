@@ -14,7 +14,6 @@ Each may have "id", "tools" and "system". A user's own format is such a function
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -94,7 +93,7 @@ class Converter:
         label = reading.better.label if isinstance(reading, RowMapping) and reading.better is not None else None
         self._chosen_by = {name for where in source.where for name in place(where).columns}
         self._good = verdict(source.where.get(label or "label")) is True
-        self.notes: Counter[str] = Counter()
+        self.notes: dict[str, int] = {}
         """What a report should mention of the rows, and how often."""
         self.remarks: list[str] = []
         """What a report should mention of the source."""
@@ -314,7 +313,7 @@ class Converter:
         return tuple(records)
 
     def _note(self, what: str) -> None:
-        self.notes[what] += 1
+        self.notes[what] = self.notes.get(what, 0) + 1
 
     def _own_record(self, form: Mapping[str, Any], row: Row, number: int | None) -> Record:
         id_column, id = id_of(form, row.origin)

@@ -114,6 +114,43 @@ def test_a_prompt_is_a_trunk_without_branches(tmp_path: Path, load: Load) -> Non
 # Drops
 
 
+@pytest.mark.parametrize(
+    ("row", "format", "said"),
+    [
+        ({"q": "Yes?", "a": ["It is.", "", "No."], "w": 0}, {"answers": "a", "better": {"winner": "w"}}, "an empty answer, left out"),
+        (
+            {"q": "Yes?", "a": ["It is.", "A fox.", "No."], "w": [3, None, 1]},
+            {"answers": "a", "better": {"score": "w"}},
+            "an answer without a score",
+        ),
+        (
+            {"q": "Yes?", "a": ["It is.", "A fox.", "No."], "w": [3, 3, 1]},
+            {"answers": "a", "better": {"score": "w"}},
+            "an answer as good as the best",
+        ),
+        (
+            {"q": "Yes?", "a": ["It is.", "No.", "No."], "w": [3, 1, 1]},
+            {"answers": "a", "better": {"score": "w"}},
+            "an answer equal to another",
+        ),
+        ({"q": "Yes?", "a": ["It is.", "No."], "w": 0, "s": ""}, {"answers": "a", "better": {"winner": "w"}, "system": "s"}, None),
+    ],
+    ids=["empty", "unscored", "as good", "equal", "no note"],
+)
+def test_what_happened_to_answers_is_kept_with_the_data(
+    tmp_path: Path, load: Load, row: dict[str, Any], format: dict[str, Any], said: str | None
+) -> None:
+    """The account of the rows is written beside the trees, and read again with them."""
+    path = write(tmp_path / "a.jsonl", [row, {**row, "q": "No?"}])
+    source = {"format": {"prompt": "q", **format}}
+    store, report = load(path, want="preference", source=source)
+    again, read = load(path, want="preference", source=source)
+    assert not report.reused and read.reused and len(store) == len(again) == 2
+    assert read.lines()[:1] == report.lines()[:1] and read.sources == report.sources
+    notes = read.sources["sources"][0]["notes"]
+    assert list(notes.values()) == ([2] if said else []) and all(what.startswith(str(said)) for what in notes)
+
+
 def test_long_rows_are_dropped_and_counted_with_their_lines(tmp_path: Path, load: Load) -> None:
     path = write(tmp_path / "a.jsonl", [chat("Hi", "Yes."), chat("Hi", "word " * 300), chat("Hi", "No."), chat("word " * 300, "No.")])
     rejects = tmp_path / "out" / "rejects.jsonl"
