@@ -22,6 +22,7 @@ NOT_JUDGED = "nobody judged it"
 NO_SCORE = "no score"
 SMALL_GAP = "a tie: the gap is smaller than min_gap"
 ONE_ANSWER = "only one answer"
+NO_ANSWERS = "no answers"
 EQUAL = "answers are equal"
 
 Scores = list[float | None]
@@ -47,6 +48,8 @@ class Judged:
 
 def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
     """The scores of a row's ``count`` answers. Raises :class:`RowError` for a judgement that cannot be read; nothing is guessed."""
+    if not count:
+        raise LeftOut(NO_ANSWERS)
     if better.winner is not None:
         return _votes(row, better, better.winner, count)
     if better.signed is not None:
@@ -155,7 +158,8 @@ def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Ju
             ballots.append(_ballot([0.0] * count))
         else:
             known = ", ".join(str(name) for name in (*(better.values or names), *better.ties))
-            raise RowError(f"{clip(str(one), 40)!r} is none of {clip(known, 120)}", where)
+            advice = "" if better.values else f"; {_names_to_write('values', one, count)} says which answer it names"
+            raise RowError(f"{clip(str(one), 40)!r} is none of {clip(known, 120)}{advice}", where)
     if not judged:
         return Judged([None] * count, True, NOT_JUDGED)
     top = max(scores)
@@ -186,7 +190,7 @@ def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
         for step in steps:
             for one in step:
                 if spelled(one) not in names:
-                    raise RowError(f"{clip(str(one), 40)!r} is none of {', '.join(names)}", where)
+                    raise RowError(_unranked(one, better, count, text=isinstance(ranking, str)), where)
                 answer = names.index(spelled(one))
                 places[answer].append(at + (len(step) - 1) / 2)
                 own[answer] = -places[answer][-1]
@@ -194,6 +198,36 @@ def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
         ballots.append(_ballot(own))
     scores: Scores = [-sum(found) / len(found) if found else None for found in places]
     return Judged(scores, False, NOT_JUDGED if all(score is None for score in scores) else None, ballots)
+
+
+def _unranked(one: Any, better: Better, count: int, *, text: bool) -> str:
+    """That a ranking speaks of something that is no answer's name, and what would help."""
+    known = better.names[:count] or [str(number) for number in range(count)]
+    said = f"{clip(str(one), 40)!r} is none of {clip(', '.join(known), 120)}"
+    pieces = [piece for piece in re.split(r"[,;|/<\s]+", str(one)) if piece] if text else []
+    if not better.names:
+        said += f"; {_names_to_write('names', pieces[0] if pieces else one, count)} says what it calls the answers"
+    if len(pieces) > 1 and (not better.names or any(spelled(piece) in map(spelled, known) for piece in pieces)):
+        said += "; in a text only > and = stand between the answers, as in A>B=C"
+    return said
+
+
+def _names_to_write(key: str, said: Any, count: int) -> str:
+    """The key of a recipe that would say what answers are called, with the rest of the series that ``said`` belongs to, if it is known."""
+    for series in _SERIES:
+        if spelled(said) in [spelled(name) for name in series[:count]]:
+            return f"`{key}: [{', '.join(map(str, series[:count]))}]`"
+    return f"`{key}: [...]`, a name for each answer,"
+
+
+_SERIES: tuple[Sequence[str | int], ...] = (
+    [chr(ord("A") + number) for number in range(26)],
+    range(1, 27),
+    ("left", "right"),
+    ("first", "second", "third", "fourth"),
+    *(tuple(f"{word}_{mark}" for mark in marks) for word in ("answer", "response", "model") for marks in ("ab", "12")),
+)
+"""What answers are often called, in their order."""
 
 
 @dataclass(frozen=True)

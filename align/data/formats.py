@@ -44,6 +44,7 @@ from align.data.strict_json import RowError as RowError
 from align.data.strict_json import as_json
 from align.data.values import PASTED, holds_answer
 from align.data.wanted import Want as Want
+from align.data.wanted import is_labelled, kinds_of
 from align.data.wanted import narrow as narrow
 from align.data.words import MEDIA, line_to_write, may_mean, nearest_presets, yaml_line
 from align.errors import InputError, Problem
@@ -124,6 +125,11 @@ class Converter:
         """Are comparisons made of labelled answers, which are something else by themselves?"""
         return self._labelled is not None
 
+    def means(self, want: Want) -> bool:
+        """Is this what a mapping is for? One with answers to compare could also give their prompt, and nobody who writes it means that."""
+        kinds = [kinds_of(mapped.mapping) for _, mapped in self._parts]
+        return not kinds or any(want in kind for kind in kinds)
+
     @property
     def undecided(self) -> bool:
         """Is the format still to be found? :meth:`decide` does it, from the first rows; or the first row that comes."""
@@ -164,7 +170,7 @@ class Converter:
     def _pair_labels(self, found: Found) -> None:
         """Compare labelled answers where comparisons are wanted."""
         mappings = [mapped.mapping for _, mapped in self._parts]
-        if self._want == "preference" and (all(map(_is_labelled, mappings)) if mappings else found.name == "unpaired"):
+        if self._want == "preference" and (all(map(is_labelled, mappings)) if mappings else found.name == "unpaired"):
             source = self._source.model_copy(update={"format": found.mapping or found.name, "columns": None})
             self._labelled = Converter(source, "unpaired"), Converter(source, "unpaired")
             self._labelled[1].notes = self.notes
@@ -334,12 +340,6 @@ def converter(source: DataSource, want: Want) -> Converter:
     its last message. Raises :class:`InputError` when a user's own format cannot be imported, or the first row's format is not known.
     """
     return Converter(source, want)
-
-
-def _is_labelled(mapping: RowMapping) -> bool:
-    """Does a row hold one answer with a label?"""
-    labels = mapping.better is not None and mapping.better.label is not None
-    return labels and (mapping.completion is not None or mapping.messages is not None)
 
 
 def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:

@@ -72,7 +72,7 @@ def inspect(
 
 
 def wanted_of(source: DataSource, location: Path | str) -> Want:
-    """The first type that the first rows can be. Raises :class:`InputError` when there is none."""
+    """The first type that the first rows can be, of those that a mapping means. Raises :class:`InputError` when there is none."""
     bad: list[Problem] = []
     choice = Choice(source)
     rows: list[Row] = []
@@ -92,7 +92,7 @@ def wanted_of(source: DataSource, location: Path | str) -> Want:
             continue
         if convert.grouped:
             return want
-        if convert.from_labels:
+        if convert.from_labels or not convert.means(want):
             continue
         sound = False
         for row in rows:

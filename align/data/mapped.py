@@ -15,7 +15,7 @@ from align.data.messages import Note, list_of
 from align.data.places import Place, find, find_text, template
 from align.data.row_parts import RowParts
 from align.data.rows import LeftOut
-from align.data.strict_json import RowError, parse_text
+from align.data.strict_json import RowError, parse_text, type_name
 from align.data.values import (
     answers_of,
     bare,
@@ -28,6 +28,7 @@ from align.data.values import (
     spoken,
 )
 from align.recipe.mapping import Constant, RowMapping, TreeAt
+from align.recipe.places import Every, Only
 
 Row = Mapping[str, Any]
 Form = dict[str, Any]
@@ -202,10 +203,19 @@ class MappedRows(RowParts):
                 value = parsed if isinstance(parsed, list) else value
             many = isinstance(value, list) and (m.group is None or (isinstance(one, Place) and one.many))
             values = list(value) if many else [value]
+            if not values and isinstance(one, Place):
+                self._no_list(row, one)
         if m.weave:
             asked = list_of(self._value(row, str(m.prompt)), str(m.prompt), "a list of turns")
             values = ["" if has_gap(value) else dialogue.woven(asked, value, "answers") for value in values]
         return values
+
+    def _no_list(self, row: Row, where: Place) -> None:
+        """Raises :class:`RowError` where ``[*]`` found no answers because something else than a list stands there."""
+        first = next((number for number, step in enumerate(where.steps) if isinstance(step, (Every, Only))), 0)
+        held = find(row, Place(where.text, where.steps[:first])) if first else None
+        if held is not None and not isinstance(held, list):
+            raise RowError(f"expected a list of answers, found {type_name(held)}", where.text)
 
     def _answer_at(self, row: Row, where: str) -> Any:
         if self.mapping.weave:

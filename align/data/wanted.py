@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from align.data.records import Conversation, Graded, Preference, Prompt, Record, Unpaired
 from align.data.strict_json import RowError
+from align.recipe.mapping import RowMapping
 
 Want = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
 """The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
@@ -51,3 +52,22 @@ def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
     elif want != "conversation":
         raise RowError(f"is a conversation; wanted is {_WANTED[want]}")
     return record
+
+
+def is_labelled(mapping: RowMapping) -> bool:
+    """Does a row hold one answer with a label?"""
+    labels = mapping.better is not None and mapping.better.label is not None
+    return labels and (mapping.completion is not None or mapping.messages is not None)
+
+
+def kinds_of(mapping: RowMapping) -> tuple[Want, ...]:
+    """What the records of a mapping are."""
+    if mapping.grades:
+        return ("graded",)
+    if is_labelled(mapping):
+        return ("unpaired",)
+    if mapping.chosen is not None or mapping.answers is not None or mapping.tree is not None:
+        return ("preference",)
+    if mapping.messages is not None:
+        return ("conversation", "prompt")
+    return ("conversation",) if mapping.completion is not None else ("prompt",)

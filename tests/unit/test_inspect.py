@@ -130,3 +130,35 @@ def test_what_was_used_is_printed_to_be_copied(tmp_path: Path) -> None:
     again = run(path, model=None, keys={key: value for key, value in keys.items() if key != "path"})
     assert "read as" not in again
     assert again.rpartition("as a source: ")[2] == line
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": "q", "answers": ["a", "b"], "better": {"winner": "w"}}, "w: 'A' is none of 0, 1; `values: [A, B]` says"),
+        ({"prompt": "q", "answers": ["a", "b"], "better": {"ranking": "w"}}, "w: 'A' is none of 0, 1; `names: [A, B]` says"),
+        ({"prompt": "q", "answers": ["a", "b"], "better": {"score": "w"}}, "w: 1 scores for 2 answers"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "better": {"score": ["w", "w"]}}, "w: expected a number, found 'A'"),
+        ({"prompt": "q", "answers": "a", "grades": {"help": "w"}}, "w: expected a number, found 'A'"),
+        ({"prompt": "q", "completion": "e"}, "e: is empty"),
+    ],
+)
+@pytest.mark.parametrize("want", [None, "as the mapping"])
+def test_a_mapping_of_answers_is_never_shown_as_prompts(columns: dict[str, Any], message: str, want: Any, tmp_path: Path) -> None:
+    """What it means is told by its keys, also where no row can be read so."""
+    path = tmp_path / "a.csv"
+    path.write_text("q,a,b,w,e\nWhich?,yes,no,A,\nWho?,I,you,A,\n")
+    kind = "graded" if "grades" in columns else "conversation" if "completion" in columns else "preference"
+    errors: list[str] = []
+    shown = run(path, keys={"columns": columns}, errors=errors, model=None, want=want and kind)
+    assert "prompts" not in shown
+    assert errors[0].startswith(f"{path}:2 {message}")
+
+
+def test_a_preset_of_comparisons_is_never_shown_as_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = {"question": {"full_text": "Which?"}, "answer_0": "yes", "answer_1": "no", "score_0": "good", "score_1": "bad"}
+    path.write_text(json.dumps(row) + "\n")
+    errors: list[str] = []
+    assert "prompts" not in run(path, keys={"format": "webgpt"}, errors=errors, model=None)
+    assert "expected a number, found 'good'" in errors[0]

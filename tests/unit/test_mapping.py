@@ -178,17 +178,37 @@ def test_rows_that_compare_nothing_are_dropped_with_their_reason(better: dict[st
     ("better", "cell", "field", "message"),
     [
         ({"winner": "w", "values": ["A", "B"], "ties": ["same"]}, "C", "w", "'C' is none of A, B, same"),
-        ({"winner": "w"}, 2, "w", "'2' is none of 0, 1"),
+        ({"winner": "w"}, 2, "w", "'2' is none of 0, 1; `values: [1, 2]` says which answer it names"),
+        ({"winner": "w"}, "A", "w", "'A' is none of 0, 1; `values: [A, B]` says which answer it names"),
+        ({"winner": "w"}, "right", "w", "'right' is none of 0, 1; `values: [left, right]` says which answer it names"),
+        ({"winner": "w"}, "x", "w", "'x' is none of 0, 1; `values: [...]`, a name for each answer, says which answer it names"),
         ({"signed": "w", "negative": 0}, "much", "w", "expected a number, found 'much'"),
         ({"score": "w"}, [1], "w", "1 scores for 2 answers"),
         ({"score": "w"}, [1, "two"], "w (1)", "expected a number, found 'two'"),
-        ({"ranking": "w", "names": ["A", "B"]}, "A>C", "w", "'C' is none of a, b"),
+        ({"ranking": "w", "names": ["A", "B"]}, "A>C", "w", "'C' is none of A, B"),
+        ({"ranking": "w"}, "B>A", "w", "'B' is none of 0, 1; `names: [A, B]` says what it calls the answers"),
+        ({"ranking": "w"}, ["B", "A"], "w", "'B' is none of 0, 1; `names: [A, B]` says what it calls the answers"),
+        (
+            {"ranking": "w", "names": ["A", "B"]},
+            "A, b",
+            "w",
+            "'A, b' is none of A, B; in a text only > and = stand between the answers, as in A>B=C",
+        ),
+        ({"ranking": "w", "names": ["good one", "bad one"]}, "no one", "w", "'no one' is none of good one, bad one"),
         ({"label": "w"}, [True, "maybe"], "w (1)", "'maybe' is neither true nor false"),
     ],
 )
 def test_judgements_that_cannot_be_read_are_bad_rows(better: dict[str, Any], cell: Any, field: str | None, message: str) -> None:
     row = {"q": "?", "a": "x", "b": "y", "w": cell}
     assert refused(row, {"prompt": "q", "answers": ["a", "b"], "better": better}) == (field, message)
+
+
+@pytest.mark.parametrize("better", [{"winner": "w"}, {"ranking": "w", "names": ["A", "B"]}, {"score": "w"}])
+def test_where_no_answers_stand_the_answers_are_to_blame(better: dict[str, Any]) -> None:
+    format = {"prompt": "q", "answers": "said[*]", "better": better}
+    assert refused({"q": "?", "w": "B", "said": {"A": "x"}}, format) == ("said[*]", "expected a list of answers, found an object")
+    with pytest.raises(LeftOut, match="no answers"):
+        convert({"q": "?", "w": "B", "said": []}, format)
 
 
 def test_the_place_of_a_bad_judgement(tmp_path: Path) -> None:
