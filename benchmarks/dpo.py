@@ -70,7 +70,7 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.training.trainer import autocast
 
     common, loader = ours.common(work, setting), ours.loader(work, setting)
-    spec = DpoStage.model_validate({"kind": "dpo", "data": "given", "beta": BETA, "train": common["train"]})
+    spec = DpoStage.model_validate({"kind": "dpo", "data": "given", "beta": BETA, "train": common["train"].model_dump(exclude_unset=True)})
     reference = reference_for(
         common["model"],
         loader.batches(range(len(work.trees))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ def id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:
         item = value.get(key)
         if isinstance(item, (str, int)) and not isinstance(item, bool) and (0 < len(str(item)) <= 200 or is_own(value)):
             return key, str(item)
-    return None, f"{Path(origin.source).name}:{origin.line}"
+    return None, f"{_name(origin.source)}:{origin.line}"
+
+
+@lru_cache(maxsize=64)
+def _name(source: str) -> str:
+    """The file's name: taken from its path once, and not for every row."""
+    return Path(source).name
 
 
 def kept(row: Mapping[str, Any], used: Set[str | None]) -> dict[str, Any]:
