@@ -70,7 +70,8 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.training.trainer import autocast
 
     common, loader = ours.common(work, setting), ours.loader(work, setting)
-    spec = DpoStage.model_validate({"kind": "dpo", "data": "given", "beta": BETA, "train": common["train"].model_dump(exclude_unset=True)})
+    train = common["train"].model_dump(exclude_unset=True)
+    spec = DpoStage.model_validate({"kind": "dpo", "data": "given", "beta": BETA, "train": train})
     reference = reference_for(
         common["model"],
         loader.batches(range(len(work.trees))),

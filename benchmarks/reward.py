@@ -62,7 +62,8 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.stages.reward import RewardTrainer
 
     common = {**ours.common(work, setting), "model": _scalar()}
-    spec = RewardStage.model_validate({"kind": "reward", "data": "given", "l2": 0.0, "train": common["train"].model_dump(exclude_unset=True)})
+    train = common["train"].model_dump(exclude_unset=True)
+    spec = RewardStage.model_validate({"kind": "reward", "data": "given", "l2": 0.0, "train": train})
     ours.timed(RewardTrainer, recorder)(ours.loader(work, setting), (), spec, **common).fit()
 
 

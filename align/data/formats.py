@@ -310,7 +310,7 @@ class Converter:
         records = []
         for number, form in enumerate(forms, 1):
             own = str(form.get("id") or id) if len(forms) == 1 else f"{form.get('id') or id}#{number}"
-            if (answer := as_json(form.get("answer"))) is not None and answer[0] is not None:
+            if form.get("answer") is not None and (answer := as_json(form["answer"])) is not None:
                 fields = {**fields, "answer": answer[0]}
             record = record_of(form, row.origin, id=own, fields=fields, column=column, note=self._note)
             if self._want == "prompt" and isinstance(record, Prompt) and holds_answer(record.prompt[-1]["content"], fields.get("answer")):
