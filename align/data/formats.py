@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from align.data.absent import require_columns
 from align.data.beside import FIELDS_LIMIT as FIELDS_LIMIT
 from align.data.beside import bounded, id_of, kept
 from align.data.better import spelled
@@ -108,6 +109,8 @@ class Converter:
         self._core: Format | None = None
         self._parts: list[tuple[dict[str, Any], MappedRows]] = []
         self._own = import_object(source.own_format) if source.own_format else None
+        self._unchecked = reading if isinstance(reading, RowMapping) and reading.preset is None else None
+        """A mapping of the recipe that no row has been held against."""
         if self._own:
             self.format = source.own_format
         elif isinstance(source.reading, RowMapping):
@@ -132,11 +135,18 @@ class Converter:
 
     @property
     def undecided(self) -> bool:
-        """Is the format still to be found? :meth:`decide` does it, from the first rows; or the first row that comes."""
-        return self.format is None
+        """Is the format still to be found, or a mapping to be compared with the columns? :meth:`decide` does it, from the first rows."""
+        return self.format is None or self._unchecked is not None
 
     def decide(self, rows: Sequence[Row]) -> None:
-        """Find the format. Raises :class:`InputError` where no format fits, or one would leave unread what carries meaning."""
+        """Find the format, or look whether the columns of a mapping are there.
+
+        Raises :class:`InputError` where they are not, where no format fits, or where one would leave unread what carries meaning.
+        """
+        if self._unchecked is not None:
+            require_columns(self._unchecked, [row.value for row in rows], self._source.path)
+            self._unchecked = None
+            return
         values = [{key: item for key, item in without_own(row.value).items() if key not in self._ignored} for row in rows]
         try:
             found = detect_rows(values, self._want, self._chosen_by)

@@ -722,3 +722,34 @@ def test_names_from_data_keep_a_message_on_its_line(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         list(read_records([DataSource(path=str(path))], [path], "conversation", seed=0, rejects=None))
     assert "\n" not in str(caught.value) and "a\\nb\\x1b" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("format", "key", "near"),
+    [
+        ({"prompt": "q", "answers": ["a", "b", "cc"], "better": {"ranking": "r"}}, "answers", "cc"),
+        ({"prompt": "q", "answers": ["a", "bb"], "better": {"winner": "w"}}, "answers", "bb"),
+        ({"prompt": "q", "answers": ["a", "b"], "better": {"winner": "ww"}}, "better.winner", "ww"),
+        ({"prompt": "q", "answers": ["a", "b"], "better": {"score": ["r", "ww"]}}, "better.score", "ww"),
+        ({"prompt": "qq", "answers": ["a", "b"], "better": {"winner": "w"}}, "prompt", "qq"),
+        ({"prompt": "q", "chosen": "a", "rejected": "bb"}, "rejected", "bb"),
+        ({"prompt": "q", "chosen": "aa.text", "rejected": "b"}, "chosen", "aa"),
+        ({"prompt": "q", "completion": "cc"}, "completion", "cc"),
+    ],
+)
+def test_a_column_that_no_row_has_is_an_error_and_no_empty_answer(format: dict[str, Any], key: str, near: str, tmp_path: Path) -> None:
+    rows = [{"q": f"Why {i}?", "a": "It is.", "b": "No.", "c": "Perhaps.", "r": "0>1>2", "w": 0} for i in range(3)]
+    want: Want = "conversation" if "completion" in format else "preference"
+    with pytest.raises(InputError, match=rf"{key}: the first rows have no column `{near}`; did you mean `{near[0]}`\?"):
+        list(read(tmp_path, rows, want, format=format))
+
+
+def test_a_column_that_some_rows_lack_is_read_where_it_is(tmp_path: Path) -> None:
+    """The third answer stands in one row only, and the system in none of the first: JSON writes nothing where there is nothing."""
+    rows: list[dict[str, Any]] = [{"q": f"Why {i}?", "a": "It is.", "b": "No.", "w": 0} for i in range(40)]
+    rows[7]["c"] = "Perhaps."
+    rows[35]["s"] = "Be brief."
+    format = {"prompt": "q", "answers": ["a", "b", "c"], "better": {"winner": "w"}, "system": "s"}
+    found = list(read(tmp_path, rows, "preference", format=format))
+    assert [len(one.rejected) for one in found if isinstance(one, Preference)] == [1] * 7 + [2] + [1] * 32
+    assert [i for i, one in enumerate(found) if isinstance(one, Preference) and one.prompt[0]["role"] == "system"] == [35]
