@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from align.data.forms import LARGEST
 from align.data.messages import same
 from align.data.personal import PERSONAL
 from align.data.records import Conversation, Graded, Message, Messages, Origin, Preference, Prompt, Record, Unpaired, Votes
@@ -51,7 +52,7 @@ def _impersonal(value: Any) -> bool:
 
 
 FIELDS = st.dictionaries(_NAMES, JSON.filter(lambda value: value is not None), max_size=3).filter(_impersonal)
-_NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+_NUMBERS = st.floats(-LARGEST, LARGEST)
 _COUNTS = st.integers(0, 20).map(float) | st.just(0.5)
 _OBJECTS = st.dictionaries(st.text(_CHARACTERS, min_size=1, max_size=5), JSON, max_size=2)
 TOOLS = st.lists(
