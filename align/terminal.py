@@ -73,6 +73,18 @@ def plain(text: str) -> Text:
     return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
 
 
+_NAMES = {"unpaired": "labelled answer", "graded": "graded answer"}
+
+
+def counted(number: int, kind: str) -> str:
+    """A number of records of a kind.
+
+    >>> counted(2, "preference"), counted(1, "unpaired"), counted(26, "unpaired")
+    ('2 preferences', '1 labelled answer', '26 labelled answers')
+    """
+    return f"{number:,} {_NAMES.get(kind, kind)}{'s' * (number != 1)}"
+
+
 def fixed(value: float, digits: int, *, signed: bool = False) -> str:
     """A number with so many decimals; one that rounds to nothing has no sign.
 

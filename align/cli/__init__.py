@@ -190,7 +190,8 @@ def check(
         for line in found.skipped:
             print(f"not looked at: {line}")
         found.raise_them()
-        looked = f"; looked at what {found.looked} stages start from"
+        stages_looked_at = f"{found.looked} {'stage starts' if found.looked == 1 else 'stages start'} from"
+        looked = f"; looked at what {stages_looked_at}" if found.looked else "; all stages are up to date: nothing to look at"
     stages = ", ".join(f"{name} ({loaded.recipe.stages[name].kind})" for name in loaded.order)
     print(f"{loaded.recipe.name}: ok; stages in order: {stages}{looked}")
     for note in notes:

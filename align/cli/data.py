@@ -10,7 +10,7 @@ import typer
 
 from align.cli.options import cache_in
 from align.cli.source import Columns, Encoding, Format, Revision, RowsAt, Separator, Split, Subset, source_of
-from align.errors import InputError
+from align.errors import InputError, Problem
 from align.terminal import console
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def inspect_data(
     separator: Separator = None,
     rows: RowsAt = None,
 ) -> None:
-    """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad."""
+    """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad, unless the source
+    says `on_bad_row: skip`."""
     from align.recipe.refs import resolve
 
     files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
@@ -112,7 +113,7 @@ def describe_data(
     rows: RowsAt = None,
 ) -> None:
     """Print what data hold in figures: rows, prompts, lengths, margins, scripts, duplicates, and how far words alone tell chosen from
-    rejected. Exits with 2 when rows are bad."""
+    rejected. Exits with 2 when rows are bad, unless the source says `on_bad_row: skip`."""
     from rich.table import Table
 
     from align.data.describe import describe, rows_of, shared_lines
@@ -133,7 +134,15 @@ def describe_data(
     console().print(table)
     for line in shared_lines(found):
         console().print(plain(line), soft_wrap=True)
-    if bad := [problem for one in found if one.read is not None and one.read.bad for problem in one.read.bad_rows()]:
+    bad: list[Problem] = []
+    for one, source in zip(found, sources, strict=True):
+        assert one.read is not None
+        try:
+            for line in one.read.skipped(source):
+                console().print(plain(line), soft_wrap=True)
+        except InputError as error:
+            bad += error.problems
+    if bad:
         raise InputError(bad)
 
 

@@ -12,7 +12,7 @@ from align.recipe.source import Place, parse_value
 
 def as_source(source: DataSource, read: SourceReport) -> dict[str, Any]:
     """The keys of a data source that read the same rows in the same way, with all that was found out."""
-    given = source.model_dump(mode="json", by_alias=True, include=source.model_fields_set - {"on_bad_row"}, exclude_unset=True)
+    given = source.model_dump(mode="json", by_alias=True, include=source.model_fields_set, exclude_unset=True)
     found = read.format  # of a mapping that was made up, the text that a recipe would say
     if "columns" not in given:
         form = given.get("format") or (_read(found) if found and found.startswith("{") else found)

@@ -118,7 +118,10 @@ def number(value: Any, field: str) -> float | None:
     except (ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
-        raise RowError(f"expected a number, found {clip(repr(value), 40) if isinstance(value, str) else type_name(value)}", field)
+        shown = clip(repr(value), 40) if isinstance(value, str) else type_name(value)
+        comma = isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value)
+        remedy = f"; the decimal mark is a point: write {value.strip().replace(',', '.')}" if comma else ""
+        raise RowError(f"expected a number, found {shown}{remedy}", field)
     return found
 
 

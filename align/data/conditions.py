@@ -71,8 +71,18 @@ class Choice:
             if part.number is not None and isinstance(value, list) and not where.many and len(value) == part.length:
                 value = value[part.number - 1]
             self._seen[where.text] += value is not None and value != []
-            kept = kept and (any(matches(item, condition) for item in value) if _several(where, value) else matches(value, condition))
+            kept = kept and _meets(value, where, condition, part.row)
         return kept
+
+    def refuses(self, row: Row) -> bool:
+        """Do the row's own columns fail ``where``, whatever is joined to it? Such a row needs no counterpart in another file."""
+        own = [(where, wanted) for where, wanted in self._where if where.text in row.value or any(name in row.value for name in where.columns)]
+        if not own or self._source.explode is not None:
+            return False
+        try:
+            return not all(_meets(find(row.value, where), where, wanted, row) for where, wanted in own)
+        except RowError:
+            return False
 
     def stripped(self, row: Row) -> Row:
         """Without the columns that are ignored."""
@@ -106,19 +116,29 @@ class Choice:
         return [name for name in self._source.ignore if name not in self._columns]
 
 
-def matches(value: Any, wanted: Any) -> bool:
-    """Does a value meet a condition: a value, a list of values, bounds, or what it must not be? Null stands for nothing there."""
+def _meets(value: Any, where: Place, wanted: Any, row: Row) -> bool:
+    """Does what stands at a place of a row meet a condition? Of several items one is enough."""
+    if _several(where, value):
+        return any(matches(item, wanted) for item in value)
+    return matches(value, wanted, cell=where.text in row.cells)
+
+
+def matches(value: Any, wanted: Any, *, cell: bool = False) -> bool:
+    """Does a value meet a condition: a value, a list of values, bounds, or what it must not be? Null stands for nothing there.
+
+    ``cell``: the value is a cell of a text table, which says nothing when it is empty; the empty text matches it, too.
+    """
     if isinstance(wanted, (list, tuple)):
-        return any(matches(value, one) for one in wanted)
+        return any(matches(value, one, cell=cell) for one in wanted)
     if isinstance(wanted, Condition):
-        if "not_" in wanted.model_fields_set and matches(value, wanted.not_):
+        if "not_" in wanted.model_fields_set and matches(value, wanted.not_, cell=cell):
             return False
         if wanted.min is None and wanted.max is None:
             return True
         number = _number(value)
         return number is not None and (wanted.min is None or number >= wanted.min) and (wanted.max is None or number <= wanted.max)
     if value is None or wanted is None:
-        return value is None and wanted is None
+        return wanted is None and (value is None or (cell and not str(value).strip()))
     return _equal(value, wanted)
 
 

@@ -178,9 +178,10 @@ def _figures(one: Description) -> dict[str, str]:
     figures = {
         "rows": f"{one.read.read:,}",
         one.want: f"{one.records:,}",
-        **{f"left out, {reason}": f"{count:,}" for reason, count in list(one.read.reasons.items())[:6]},
+        **{f"left out, {reason}": f"{count:,}" for reason, count in one.read.reasons.items()},
         **({"left out by where": f"{one.read.left_out:,}"} if one.read.left_out else {}),
         "bad rows": f"{one.read.bad:,}",
+        **{f"times {what}": f"{count:,}" for what, count in one.read.notes.items()},
         "prompts": f"{len(one.prompts):,}" + (f"; {len(several):,} of them in several rows, up to {max(several):,}" if several else ""),
         "answers a prompt": f"{one.answers / max(1, len(one.prompts)):.2f}" if one.answers else "",
         "rows equal to an earlier one": f"{one.doubles:,}",

@@ -26,6 +26,7 @@ from align.data.trees import Ids, Mask, Tree
 from align.data.words import yaml_line
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
+from align.terminal import counted
 
 # Data must not move the cursor or ring the bell of whoever looks at them.
 _VISIBLE = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
@@ -48,10 +49,10 @@ def inspect(
     as text. ``want`` is found out when it is None.
 
     Raises :class:`InputError` when there is nothing to read, and, once all is printed, for bad rows: the first ten, and their number.
+    Those of a source that skips them are listed in the same way, and are no error.
     """
-    source = source.model_copy(update={"on_bad_row": "skip"})
     want = want or wanted_of(source, location)
-    records = read_records([source], [location], want, seed=0, rejects=None)
+    records = read_records([source.model_copy(update={"on_bad_row": "skip"})], [location], want, seed=0, rejects=None)
     report = DataReport(want)
     for record in records:
         if model is None:
@@ -66,8 +67,8 @@ def inspect(
             console.print()
     _print_account(source, report, records, model, console)
     (read,) = records.report.sources
-    if read.bad:
-        raise InputError(read.bad_rows())
+    for line in read.skipped(source):
+        console.print(Text(_visible(line)), soft_wrap=True)
     return report
 
 
@@ -182,7 +183,7 @@ def _visible(text: str) -> str:
 
 def _print_account(source: DataSource, report: DataReport, records: Records, model: Encoder | None, console: Console) -> None:
     report.source_lines, report.sources = records.report.lines(), records.report.as_json()
-    lines = report.lines() if model else [*report.source_lines, f"{report.trees:,} {report.want}s"]
+    lines = report.lines() if model else [*report.source_lines, counted(report.trees, report.want)]
     keys = as_source(source, records.report.sources[0])
     lines.append(f"as a source: {yaml_line(keys)}")
     lines += [f"the same, to be changed: {yaml_line(written_out)}" for written_out in with_mappings(keys, report.want)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from align.data.conditions import Choice
 from align.data.grouped import Kept
 from align.data.places import find, text_at
 from align.data.rows import Bad, BadRow, Row, Told
@@ -18,13 +19,23 @@ from align.recipe.schema import DataSource
 def joined(rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: Path, bad: Bad, told: Told) -> Iterator[Row]:
     """Each row with the columns of the row in the other file that says the same at the place to join on; the row's own columns stay.
 
-    The other file is kept on disk meanwhile, so it may be larger than memory. A row without a counterpart is a bad row. Raises
+    The other file is kept on disk meanwhile, so it may be larger than memory. A row without a counterpart is a bad row, unless its own
+    columns fail the source's ``where``: it is passed on as it is, to be left out. Raises
     :class:`InputError` where two rows of the other file say the same: nothing tells which of them is meant.
     """
     assert source.join is not None
     ours, theirs = source.join.places
+    choice = Choice(source)
+    cells: frozenset[str] = frozenset()
+
+    def keyed() -> Iterator[tuple[str, str | None, Row]]:
+        nonlocal cells
+        for row in other:
+            cells = cells if row.cells <= cells else cells | row.cells
+            yield _key(row, theirs, str(file)), None, row
+
     with Kept() as kept:
-        kept.fill((_key(row, theirs, str(file)), None, row) for row in other)
+        kept.fill(keyed())
         if twice := kept.repeated():
             key, lines = twice
             what = f"{theirs} {key[:60]!r} stands there {len(lines)} times (lines {', '.join(map(str, lines[:3]))})"
@@ -37,6 +48,9 @@ def joined(rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: 
                 rest, why = None, error.message
             else:
                 why = f"no row of {source.join.path} has this {theirs}"
+            if rest is None and choice.refuses(row):
+                yield row
+                continue
             if rest is None:
                 content = json.dumps(row.value, ensure_ascii=False, default=str)
                 bad(BadRow(why, row.origin.source, row.origin.line, key=ours, content=content))
@@ -45,7 +59,7 @@ def joined(rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: 
             if same - both:
                 both |= same
                 told.note(f"{source.join.path}: columns that both files have, taken from the first: {', '.join(sorted(both))}")
-            yield Row({**rest, **row.value}, row.origin)
+            yield Row({**rest, **row.value}, row.origin, row.cells | (cells - row.value.keys()) if cells else row.cells)
 
 
 def _key(row: Row, place: str, file: str) -> str:

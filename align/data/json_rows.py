@@ -256,8 +256,9 @@ class _Text:
         place = self._reading.source.rows
         if place is None:
             if could := _places(value):
-                lines = " or ".join(f"`rows: {name}`" for name in could[:3])
-                hint = f"write {lines} if its rows stand there, or `rows: .` if the object is the row"
+                lines = " or ".join(f"`rows: {name}`" for name in could[:_NAMED])
+                more = f" (or one of {len(could) - _NAMED:,} more places)" if len(could) > _NAMED else ""
+                hint = f"write {lines}{more} if its rows stand there, or `rows: .` if the object is the row"
                 raise self._broken(at, "is one object", hint)
             place = "."
         if place == ".":
@@ -322,15 +323,29 @@ class _Text:
         return _broken(self._path, self._text, at, what, hint)
 
 
+_NAMED = 8
+"""Places that a message names."""
+
+
 def _places(value: Any) -> list[str]:
-    """Where in an object rows could stand: lists of objects, objects of objects, one or two levels down."""
-    found = []
-    for key, item in value.items() if isinstance(value, dict) else ():
-        if _holds_rows(item):
-            found.append(key)
-        elif isinstance(item, dict):
-            found += [f"{key}.{inner}" for inner, part in item.items() if _holds_rows(part)]
-    return found
+    """Where in an object rows could stand, however deep: lists of objects, the longest first, then objects of objects, the largest first.
+
+    Inside of rows no rows are looked for: those are lists, and objects whose objects have a key in common. A name with a dot in it is no
+    step of a place.
+    """
+    found: list[tuple[bool, int, str]] = []
+    todo = [("", value)]
+    while todo:
+        before, one = todo.pop()
+        for key, item in one.items() if isinstance(one, dict) else ():
+            place = f"{before}{key}"
+            if not key or "." in key:
+                continue
+            if _holds_rows(item):
+                found.append((isinstance(item, dict), -len(item), place))
+            if isinstance(item, dict) and not (_holds_rows(item) and set.intersection(*map(set, item.values()))):
+                todo.append((f"{place}.", item))
+    return [place for _, _, place in sorted(found, key=lambda entry: entry[:2])]
 
 
 def _holds_rows(value: Any) -> bool:

@@ -146,7 +146,7 @@ class _Mixture:
         report.notes, report.remarks = convert.notes, convert.remarks
         if not spec.own_format and TEST_SET not in convert.remarks and is_test_set(spec, location):
             convert.remarks.append(TEST_SET)
-        report.licence = licence_of(spec, location)
+        report.licence, report.kind = licence_of(spec, location), self._want
         choice = Choice(spec)
         units = 0
         for unit in convert.units(self._rows(source, convert, choice), lambda rows, place: self._chosen(choice, rows, place, source)):
@@ -202,6 +202,7 @@ class _Mixture:
         for row in rows:
             try:
                 for part in choice.parts(row):
+                    report.parts += part.number is not None
                     if choice.wanted(part):
                         kept = choice.stripped(part.row)
                         place(kept)
@@ -209,7 +210,7 @@ class _Mixture:
                     else:
                         report.left_out += 1
             except LeftOut as reason:
-                self._dropped(str(reason), row.origin, report)
+                self._dropped(reason, row, report)
             except RowError as error:
                 self._refused(error, row, source)
 
@@ -222,18 +223,23 @@ class _Mixture:
                 return self._of_group(convert, choice, unit, source)
             if not choice.chooses:
                 if found := convert(unit):
+                    report.used += 1
                     return list(found)
                 raise LeftOut(NO_RECORD)
+            used = 0
             for part in choice.parts(unit):
+                report.parts += part.number is not None
                 if not choice.wanted(part):
                     report.left_out += 1
                     continue
                 try:
                     records += _of_part(convert, choice, part, choice.stripped(part.row))
+                    used += 1
                 except LeftOut as reason:
-                    self._dropped(str(reason), unit.origin, report)
+                    self._dropped(reason, part.row, report)
+            report.used += used
         except LeftOut as reason:
-            self._dropped(str(reason), unit.origin, report)
+            self._dropped(reason, unit, report)
         except RowError as error:
             records = []
             self._refused(error, unit, source)
@@ -251,15 +257,16 @@ class _Mixture:
         aside, convert.aside = convert.aside, []
         for row, reason in aside:
             if isinstance(reason, LeftOut):
-                self._dropped(reason.message, row.origin, report)
+                self._dropped(reason, row, report)
             else:
                 self._refused(reason, row, source)
         apart = {row.origin for row, _ in aside}
+        report.used += sum(row.origin not in apart for row in unit.rows) if why is None else 0
         for row in unit.rows if why is not None else ():
             if row.origin in apart:
                 continue
             if why is None or isinstance(why, LeftOut):
-                self._dropped(str(why), row.origin, report)
+                self._dropped(why or LeftOut(NO_RECORD), row, report)
             else:
                 self._refused(why, row, source)
                 why = LeftOut(GROUP_REFUSED)  # of the other rows
@@ -268,9 +275,11 @@ class _Mixture:
     def _refused(self, error: RowError, unit: Row | Group, source: _Source) -> None:
         self._bad(source, BadRow(error.message, unit.origin.source, unit.origin.line, key=error.field, content=_shown(unit.value)))
 
-    def _dropped(self, reason: str, origin: Origin, report: SourceReport) -> None:
-        report.drop(reason, origin)
-        self._write(BadRow(reason, origin.source, origin.line))
+    def _dropped(self, reason: LeftOut, row: Row | Group, report: SourceReport) -> None:
+        origin = row.origin
+        report.drop(reason.message, origin)
+        if self._rejects is not None:
+            self._write(BadRow(reason.message, origin.source, origin.line, key=reason.field, content=_shown(row.value)))
 
     def _bad(self, source: _Source, row: BadRow) -> None:
         spec, _, report = source

@@ -8,12 +8,12 @@ from typing import Any
 
 from align.data.records import Origin
 from align.data.trees import Tree
+from align.terminal import counted
 
 SHOWN = 10
 """Places that are named for each reason; their number is told in any case."""
 
 
-_PLURAL = {"unpaired": "prompts with labelled answers", "graded": "graded answers"}
 
 
 @dataclass
@@ -82,10 +82,9 @@ class DataReport:
         """For people: the sources, the sum, the drops and the notes."""
         trained = f", {self.targets:,} of them trained" if self.targets else ""
         cached = " (encoded before)" if self.reused else ""
-        kind = _PLURAL.get(self.want, f"{self.want}s")
         return [
             *self.source_lines,
-            f"{self.trees:,} {kind}{cached}: {self.tokens:,} tokens{trained}, the longest has {self.longest:,}",
+            f"{counted(self.trees, self.want)}{cached}: {self.tokens:,} tokens{trained}, the longest has {self.longest:,}",
             *(f"dropped, {reason}: {count}" for reason, count in self.dropped.items()),
             *(f"note, {what}: {count}" for what, count in self.noted.items()),
         ]

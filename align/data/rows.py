@@ -21,6 +21,8 @@ class Row:
 
     value: dict[str, Any]
     origin: Origin
+    cells: frozenset[str] = frozenset()
+    """Its columns that are cells of a text table, in which an empty text is nothing there. The rows of a file share the set."""
 
 
 @dataclass(frozen=True)

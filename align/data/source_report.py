@@ -8,7 +8,9 @@ from typing import Any
 from align.data.readers import BadRow
 from align.data.records import Origin
 from align.data.rows import Told
-from align.errors import Problem
+from align.errors import InputError, Problem
+from align.recipe.schema import DataSource
+from align.terminal import counted
 
 SHOWN = 10
 """Bad rows that an error lists; their number is told in any case."""
@@ -33,6 +35,12 @@ class SourceReport:
     """Where each reason came first."""
     kept: int = 0
     """Records made of the other rows."""
+    used: int = 0
+    """Rows, or with ``explode`` parts of rows, that they were made of. With ``left_out``, ``bad`` and the reasons they make all rows."""
+    parts: int = 0
+    """What ``explode`` made of the rows."""
+    kind: str = "record"
+    """What the records are."""
     given: int = 0
     """Records given out: those kept, or the source's part of a mixture."""
     weight: float | None = None
@@ -69,12 +77,21 @@ class SourceReport:
             listed.append(Problem(count_of(self.bad)))
         return listed
 
+    def skipped(self, source: DataSource) -> list[str]:
+        """The bad rows of a ``source`` that skips them, for people. Raises :class:`InputError` for those of one that does not."""
+        if self.bad and source.on_bad_row == "error":
+            raise InputError(self.bad_rows())
+        return [f"left out, a bad row: {problem}" if problem.file else str(problem) for problem in self.bad_rows()]
+
     def line(self) -> str:
         """One line for people."""
-        parts = [f"{self.read:,} rows read", f"{self.kept:,} kept"]
+        made = f" as {counted(self.kept, self.kind)}" if self.used != self.kept else ""
+        parts = [f"{self.read:,} rows read{f' in {self.parts:,} parts' if self.parts else ''}", f"{self.used:,} kept{made}"]
         parts += self.left()
         if self.bad:
             parts.append(f"{self.bad:,} bad (first: {self.first_bad[0]})")
+        if not self.parts and (rest := self.read - self.used - self.left_out - self.dropped - self.bad) > 0:
+            parts.append(f"{rest:,} not asked for, behind `limit`")
         parts += [f"{count:,} times {what}" for what, count in self.notes.items()]
         parts += self.remarks
         return f"{self.path} ({self.format or 'unknown format'}): {', '.join(parts)}"
@@ -104,10 +121,11 @@ class ReadReport:
 
     def as_json(self) -> dict[str, Any]:
         """The same numbers for machines."""
-        keys = ("path", "format", "read", "left_out", "bad", "dropped", "kept", "given", "weight", "notes", "remarks", "reasons", "licence")
+        keys = ("path", "format", "read", "left_out", "bad", "dropped", "used", "kept", "given", "weight", "notes", "remarks", "reasons")
         sources = [{key: getattr(source, key) for key in keys} for source in self.sources]
         for source, entry in zip(self.sources, sources, strict=True):
             entry["share"] = source.given / self.given if self.given else 0.0
+            entry["licence"] = source.licence
             entry["first_bad"] = [str(row) for row in source.first_bad]
             entry["read_as"] = source.told.notes
         return {"given": self.given, "sources": sources}

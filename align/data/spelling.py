@@ -22,9 +22,12 @@ _USUAL = {".csv": ",", ".tsv": "\t"}
 _ROWS = 50
 """Rows at the beginning that are looked at."""
 
-_WESTERN = frozenset("ÀÁÂÄÅÆÇÈÉÊËÍÎÏÑÒÓÔÖØÙÚÛÜßàáâäåæçèéêëìíîïñòóôöøùúûüœŒ‘’“”–—…€£§°«»¿¡·•®©™´\xa0")
+_WESTERN = frozenset("ÀÁÂÄÅÆÇÈÉÊËÍÎÏÑÒÓÔÖØÙÚÛÜßàáâäåæçèéêëìíîïñòóôöøùúûüœŒ‘’“”„‚×–—…€£§°«»¿¡·•®©™´\xa0")
 r"""What Western European texts have beyond ASCII. Letters are left out that stand where other code pages have a frequent one of theirs
-(``ã õ ý þ ð š ž``, superscripts), so that a file in one of those is refused, not misread."""
+(``ã õ ý þ ð š ž``, superscripts), so that a file in one of those is refused, not misread. Quotation marks and ``×`` must stand where
+they belong: in cp850 ``„`` is ``ä`` and ``”`` is ``ö``, in cp1251 ``×`` is a letter."""
+_CLOSERS = {"„": "“”", "‚": "‘’"}
+"""Marks that open a quotation, and those that close it."""
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _LONGEST = 2
 """Characters beyond ASCII that may stand side by side in a Western text. Whole words of them are Cyrillic, Greek or Chinese."""
@@ -84,37 +87,94 @@ def _encoding(path: Path) -> str:
 
 def _narrow_encoding(path: Path) -> str:
     """UTF-8, or a code page of one byte a character. The whole file is looked at: a first foreign letter may come late."""
-    utf8_letters = wrong = longest = 0
-    line, first = 1, None
-    seen: set[int] = set()
+    found = _Beyond()
+    line = 1
     for block in _pieces(path):
         if not block.isascii():
             for match in _HIGH.finditer(block):
-                run = match[0]
-                try:
-                    run.decode(UTF8)
-                    utf8_letters += 1
-                except UnicodeDecodeError:
-                    wrong += 1
-                    seen.update(run)
-                    longest = max(longest, len(run))
-                    first = first or line + block.count(b"\n", 0, match.start())
+                found.add(block, match, line)
         line += block.count(b"\n")
-    if not wrong or utf8_letters:
+    if not found.wrong or found.utf8:
         return UTF8  # with both, it is UTF-8 that was damaged: those rows are bad rows
-    if longest <= _LONGEST and {bytes([code]).decode("cp1252", "replace") for code in seen} <= _WESTERN:
+    foreign = found.foreign or found.unclosed()
+    if foreign is None:
         return "cp1252"
-    hint = "set `encoding` to the one that it has, such as cp1252 (Western Europe), cp1250, cp1251 or gb18030, or save it as UTF-8"
-    raise InputError(Problem("not UTF-8, and which encoding it has cannot be told", str(path), first, hint=hint))
+    hint = (
+        "set `encoding` (on the command line `--encoding`) to the one that it has, such as cp1252 (Western Europe), cp1250, cp1251 or "
+        f"gb18030, or save it as UTF-8; what decides is {foreign[0]}"
+    )
+    raise InputError(Problem("not UTF-8, and which encoding it has cannot be told", str(path), foreign[1], hint=hint))
+
+
+class _Beyond:
+    """What stands beyond ASCII in a file."""
+
+    def __init__(self) -> None:
+        self.utf8 = self.wrong = 0
+        """Runs of bytes that are UTF-8, and that are not."""
+        self.foreign: tuple[str, int] | None = None
+        """What a Western text does not have, in words, and the line on which it stands first."""
+        self._codes: set[int] = set()
+        self._opened: dict[str, int] = {}
+
+    def add(self, block: bytes, match: re.Match[bytes], first: int) -> None:
+        """A run of bytes beyond ASCII in a block that begins on line ``first`` of the file."""
+        run = match[0]
+        try:
+            run.decode(UTF8)
+            self.utf8 += 1
+            return
+        except UnicodeDecodeError:
+            self.wrong += 1
+        self._codes.update(run)
+        if self.foreign is not None:
+            return
+        if len(run) > _LONGEST:
+            shown = run.decode("cp1252", "replace")[:8]
+            self.foreign = f"`{shown}` as cp1252 would read it, {len(run)} characters beyond ASCII side by side", first + block.count(b"\n", 0, match.start())
+            return
+        for at in range(match.start(), match.end()):
+            character = block[at : at + 1].decode("cp1252", "replace")
+            if character not in _WESTERN or _misplaced(character, block, at):
+                name = "which is no character of cp1252" if character == "\ufffd" else f"which is `{character}` in cp1252"
+                here = " and does not fit where it stands" if character in _WESTERN else ""
+                self.foreign = f"byte 0x{block[at]:02x}, {name}{here}, and another character in other encodings", first + block.count(b"\n", 0, at)
+                return
+            if character in _CLOSERS and _is_letter(block[at + 1 : at + 2]):
+                self._opened.setdefault(character, first + block.count(b"\n", 0, at))
+
+    def unclosed(self) -> tuple[str, int] | None:
+        """A quotation mark that opens before a letter and that the file never closes: it is a letter of a DOS code page."""
+        for character, line in self._opened.items():
+            if not self._codes & set(_CLOSERS[character].encode("cp1252")):
+                code = character.encode("cp1252")[0]
+                return f"byte 0x{code:02x}, which is `{character}` in cp1252 and never closed, and another character in other encodings", line
+        return None
+
+
+def _misplaced(character: str, block: bytes, at: int) -> bool:
+    """Is this a character that Western texts have, but not beside these? DOS code pages have letters at the places of quotation marks."""
+    before, after = block[max(0, at - 8) : at], block[at + 1 : at + 9]
+    if character in _CLOSERS:
+        return _is_letter(before[-1:])
+    if character in "“”":
+        return _is_letter(before[-1:]) and _is_letter(after[:1])
+    if character == "×":
+        return not (before.rstrip(b" \xa0")[-1:].isdigit() or after.lstrip(b" \xa0")[:1].isdigit())
+    return False
+
+
+def _is_letter(byte: bytes) -> bool:
+    return byte.decode("cp1252", "replace").isalpha()
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The file in blocks that no run of bytes beyond ASCII crosses."""
+    """The file in blocks of whole lines where it has line ends; no run of bytes beyond ASCII crosses two of them."""
     with opened(path) as file:
         rest = b""
         while block := file.read(2**20):
             block = rest + block
-            end = len(block)
+            end = block.rfind(b"\n") + 1 or len(block)
             while end and block[end - 1] >= 0x80 and len(block) - end < 2**16:
                 end -= 1
             rest = block[end:]

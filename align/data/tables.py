@@ -41,7 +41,7 @@ def read_table(path: Path, reading: Reading) -> Iterator[Row]:
                     content = clip(spelling.separator.join(cells), 800)
                     reading.bad(BadRow(row.what, str(path), number, hint=row.hint, content=content))
                 else:
-                    yield Row(row, Origin(str(path), number))
+                    yield Row(row, Origin(str(path), number), header.columns)
 
 
 def _decoded(file: BinaryIO, faults: list[Fault], skip: int) -> Iterator[str]:
@@ -80,6 +80,7 @@ class _Header:
             names.pop()
         self._index = bool(names) and not names[0].strip() and "," not in names
         self._names = names[1:] if self._index else names
+        self.columns = frozenset(self._names)
         what = faults[0].what if faults else None
         if not what and not names:
             what = "the header has no names"

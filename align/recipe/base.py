@@ -97,7 +97,7 @@ class Condition(Strict):
     max: float | None = None
     """A number at most this large."""
     not_: Scalar | list[Scalar] = Field(default=None, alias="not")
-    """Anything but this value, or these values; `null` stands for nothing there."""
+    """Anything but this value, or these values; `null` stands for nothing there, as an empty cell of a CSV or TSV is."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
@@ -153,7 +153,8 @@ class DataSource(Strict):
     """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is the only row."""
     where: dict[Annotated[str, AfterValidator(_place)], Scalar | list[Scalar] | Condition] = Field(default={})
     """Keep rows that have this at a place (`lang`, `info.lang`, `turns[*].lang`): a value, one of a list of values, or a condition, for
-    example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. What is left out is counted."""
+    example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. `null` stands for nothing there; an empty cell of a CSV or TSV is
+    nothing there, a text `""` of JSON is a text. What is left out is counted."""
     unique: Annotated[str, AfterValidator(_place)] | None = None
     """Use only the first of the rows that have the same here: `prompt`, whatever the format calls it, or a place. Others are counted."""
     explode: Annotated[str, AfterValidator(_place)] | None = None

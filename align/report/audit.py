@@ -8,6 +8,7 @@ from typing import Any
 
 from align.report.run import StageRecord
 from align.report.values import at, count, jsonl, mapping, number, percent, rows, short, text, texts
+from align.terminal import counted
 
 _PLACES = 5
 """Places that are named for a reason."""
@@ -81,7 +82,7 @@ def _sums(data: Mapping[str, Any]) -> str:
     tokens, targets = count(data, "tokens"), count(data, "targets")
     trained = f", {targets:,} of them trained" if targets else ""
     longest = count(data, "longest")
-    return f"{trees:,} {text(data, 'want') or 'row'}s, {tokens:,} tokens{trained}; mean {tokens / trees:,.0f}, longest {longest:,}"
+    return f"{counted(trees, text(data, 'want') or 'row')}, {tokens:,} tokens{trained}; mean {tokens / trees:,.0f}, longest {longest:,}"
 
 
 def _own_lines(report: Mapping[str, Any]) -> Iterator[str]:

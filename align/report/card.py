@@ -16,6 +16,7 @@ from align.pipeline.artifacts import Manifest
 from align.recipe import refs
 from align.report.changes import headlines
 from align.report.run import RunRecord, StageRecord
+from align.terminal import counted
 
 _WORDS = {
     "sft": "supervised fine-tuning",
@@ -161,7 +162,7 @@ def _data(subject: Subject) -> Iterator[str]:
             places = data.get("sources", {}).get("sources", ()) if isinstance(data.get("sources"), Mapping) else ()
             known = [place for place in places if isinstance(place, Mapping) and place.get("path")]
             names = ", ".join(f"`{place['path']}`" + (f" ({place['licence']})" if place.get("licence") else "") for place in known)
-            rows.append(f"| {stage.name} | {names} | {data['trees']:,} {data.get('want', 'row')}s | {data.get('tokens', 0):,} |")
+            rows.append(f"| {stage.name} | {names} | {counted(data['trees'], data.get('want', 'row'))} | {data.get('tokens', 0):,} |")
     if rows:
         yield "\n".join(["| stage | data | | tokens |", "|---|---|---|---|", *rows])
 

@@ -208,3 +208,87 @@ def test_every_row_is_counted_once(tmp_path: Path) -> None:
         assert report.kept == kept
         assert report.read == len(rows) == report.kept + report.left_out + report.dropped + report.bad
         assert Counter(report.reasons).total() == report.dropped
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("where", "of_table", "of_json"),
+    [
+        ({"second one": {"not": None}}, "ad", "abcd"),
+        ({"second one": None}, "bc", ""),
+        ({"second one": [None, "x"]}, "abc", "a"),
+        ({"second one": {"not": [None, "x"]}}, "d", "bcd"),
+        ({"second one": ""}, "b", "b"),
+        ({"second one": {"not": ""}}, "acd", "acd"),
+    ],
+)
+def test_an_empty_cell_of_a_table_is_nothing_there(
+    tmp_path: Path, suffix: str, where: dict[str, Any], of_table: str, of_json: str
+) -> None:
+    """As null is; it matches the empty text, too. A text of JSON is a text."""
+    path = tmp_path / f"x{suffix}"
+    rows = [{"prompt": name, "second one": cell} for name, cell in zip("abcd", ("x", "", " ", "y"), strict=True)]
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "second one"], delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    wanted = of_json if suffix == ".jsonl" else of_table
+    where = {**where, "prompt": ["a", "b", "c", "d"]}
+    try:
+        found = "".join(texts(read_records([DataSource(path=str(path), where=where)], [path], "prompt", seed=0, rejects=None)))
+    except InputError as error:
+        found = "" if "0 rows left" in str(error) else pytest.fail(str(error))
+    assert found == wanted
+
+
+def test_each_line_of_the_rejects_file_has_the_row_that_it_is_about(tmp_path: Path) -> None:
+    path, rejects = tmp_path / "x.jsonl", tmp_path / "rejects.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"q": "tied", "g": 1, "a": "one", "s": 1},
+        {"q": "tied", "g": 1, "a": "two", "s": 1},
+        {"q": "good", "g": 2, "a": "one", "s": 1},
+        {"q": "good", "g": 2, "a": "two", "s": 2},
+        {"q": "good", "g": 2, "a": "none", "s": None},
+        {"q": "alone", "g": 3, "a": "one", "s": 1},
+        {"q": "bad", "g": 4, "a": "one", "s": "much"},
+    ]
+    mapping = {"prompt": "q", "answers": "a", "group": "g", "better": {"score": "s"}}
+    records = read(path, rows, "preference", rejects, format=mapping, on_bad_row="skip")
+    assert len(list(records)) == 1
+    written = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert len(written) == 5
+    for entry in written:
+        assert json.loads(entry["content"]) == rows[entry["line"] - 1], entry
+    (report,) = records.report.sources
+    assert report.read == report.used + report.left_out + report.dropped + report.bad
+    assert "7 rows read, 2 kept as 1 preference, " in report.line()
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "4 rows read, 4 kept as 2 preferences"),
+        ({"limit": 1}, "4 rows read, 2 kept as 1 preference, 2 not asked for, behind `limit`"),
+        ({"where": {"g": 1}}, "4 rows read, 2 kept as 1 preference, 2 left out by `where`"),
+    ],
+)
+def test_the_numbers_of_a_source_add_up_to_its_rows(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    rows = [{"q": f"q{group}", "g": group, "a": f"a{score}", "s": score} for group in (1, 2) for score in (1, 2)]
+    mapping = {"prompt": "q", "answers": "a", "group": "g", "better": {"score": "s"}}
+    records = read(tmp_path / "x.jsonl", rows, "preference", format=mapping, **keys)
+    list(records)
+    assert records.report.sources[0].line().endswith(f": {said}")
+
+
+def test_several_comparisons_of_a_row_and_parts_of_rows_have_their_units(tmp_path: Path) -> None:
+    rows = [{"q": "x?", "a": ["one", "two", "three"], "s": [1, 2, 3]}]
+    mapping = {"prompt": "q", "answers": "a", "better": {"score": "s"}, "pairs": "all"}
+    records = read(tmp_path / "x.jsonl", rows, "preference", format=mapping)
+    list(records)
+    assert records.report.sources[0].line().endswith(": 1 rows read, 1 kept as 2 preferences")
+    parts = read(tmp_path / "y.jsonl", [{"prompt": ["a", "b", "c"]}], explode="prompt", where={"prompt": ["a", "b"]})
+    list(parts)
+    assert parts.report.sources[0].line().endswith(": 1 rows read in 3 parts, 2 kept, 1 left out by `where`")

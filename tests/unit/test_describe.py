@@ -184,3 +184,23 @@ def test_a_source_of_which_nothing_is_left_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 rows left"):
         figures(path, "preference")
     assert shared_lines([Description("a", "prompt")]) == []
+
+
+@pytest.mark.parametrize("command", ["describe", "inspect"])
+def test_bad_rows_of_a_source_that_skips_them_are_listed_and_no_error(tmp_path: Path, command: str) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS, {"prompt": "x"}, {"prompt": "y"}])
+    for source, code in ((f"{{path: {path}, format: preference, on_bad_row: skip}}", 0), (f"{{path: {path}, format: preference}}", 2)):
+        result = CliRunner().invoke(app, ["data", command, source, "--want", "preference"])
+        assert result.exit_code == code, result.output
+        assert f"{path}:5 chosen: missing" in result.output and "2 bad rows in all" in result.output
+        assert ("error:" in result.output) == bool(code)
+
+
+def test_answers_that_were_left_out_of_rows_are_figures_too(tmp_path: Path) -> None:
+    rows = [{"q": "x?", "a": ["one", "two", "", "three", "four"], "s": [3, 1, 1, 3, None]}]
+    found = figures(write(tmp_path / "a.jsonl", rows), "preference", format={"prompt": "q", "answers": "a", "better": {"score": "s"}})
+    assert {name: count for name, count in found.items() if name.startswith("times ")} == {
+        "times an empty answer, left out": "1",
+        "times an answer without a score, left out": "1",
+        "times an answer as good as the best, left out": "1",
+    }

@@ -240,6 +240,48 @@ def test_other_code_pages_are_refused_with_the_key_to_write(tmp_path: Path, enco
     assert values(path, encoding=encoding) == rows
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Was kostet für „ es?",
+        "Er sagte: „Nein“, und ging.",
+        "„Übung“ macht ‚oft‘ den Meister",
+        "Was ist 3 × 4?",
+        "Ein Brett, 10×15 cm",
+        "Il dit “non” et s’en va",
+    ],
+)
+def test_quotation_marks_and_signs_of_western_texts_are_read(tmp_path: Path, text: str) -> None:
+    rows: Rows = [{"prompt": "plain", "answer": "text"}, {"prompt": text, "answer": "ja"}]
+    path = tmp_path / "x.csv"
+    path.write_bytes(as_csv(rows).encode("cp1252"))
+    found, _, told = read(path)
+    assert [row.value for row in found] == rows
+    assert told.keys == {"encoding": "cp1252"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "code"),
+    [
+        ("cp850", "Im März", "0x84"),  # „ in cp1252
+        ("cp850", "ähnlich ist es", "0x84"),
+        ("cp850", "zwölf", "0x94"),  # ”
+        ("cp850", "le thé", "0x82"),  # ‚
+        ("cp850", "école", "0x82"),
+        ("cp850", "für", "0x81"),
+        ("cp1251", "В — Ч", "0xd7"),  # the first letter is one of Western texts, too
+        ("cp1251", "a Ч b", "0xd7"),  # ×
+        ("cp1250", "Polskie łąki", "0xb3"),
+    ],
+)
+def test_the_error_names_the_character_that_decides_and_the_option(tmp_path: Path, encoding: str, text: str, code: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(as_csv([{"prompt": "plain", "answer": "text"}, {"prompt": text, "answer": "yes"}]).encode(encoding))
+    said = failure(path)
+    assert said.startswith(f"{path}:3: not UTF-8") and "`--encoding`" in said
+    assert f"what decides is byte {code}" in said
+
+
 def test_damaged_utf8_is_not_another_encoding(tmp_path: Path) -> None:
     """Read as cp1252, every other letter of the file would come out wrong."""
     path = tmp_path / "x.csv"
@@ -375,6 +417,24 @@ def test_one_object_is_a_row_only_if_no_rows_stand_in_it(tmp_path: Path) -> None
         "or `rows: .` if the object is the row"
     )
     assert values(path, rows=".") == [WRAPPED]
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"a": {"rounds": [{"n": 1}], "b": {"c": {"items": [{"n": 1}] * 3}}}}, ["a.b.c.items", "a.rounds"]),
+        ({"few": [{}] * 2, "by_id": {"x": {"n": 1}, "y": {"n": 2}}, "many": [{}] * 5}, ["many", "few", "by_id"]),
+        ({"a": {"one": {"n": 1}, "two": {"items": [{}] * 4}}}, ["a.two.items", "a"]),
+        ({"by_id": {"x": {"turns": [{}] * 9}, "y": {"turns": [{}] * 9}}}, ["by_id"]),
+    ],
+)
+def test_all_places_where_rows_could_stand_are_named_the_longest_list_first(tmp_path: Path, value: Any, named: list[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(value))
+    lines = " or ".join(f"`rows: {place}`" for place in named)
+    assert failure(path).endswith(f"is one object; write {lines} if its rows stand there, or `rows: .` if the object is the row")
+    for place in named:
+        assert values(path, rows=place)
 
 
 def test_rows_says_where_they_stand(tmp_path: Path) -> None:

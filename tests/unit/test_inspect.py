@@ -81,10 +81,10 @@ def test_a_preference_shows_its_answers_apart(tmp_path: Path) -> None:
     shown = run(path)
     assert "-- chosen, " in shown and "⟦It is $46.<|im_end|>⟧" in shown
     assert "-- rejected 1, " in shown and "⟦No.<|im_end|>⟧" in shown
-    assert "1 preferences:" in shown
+    assert "1 preference:" in shown
     text = run(path, model=None)
     assert "-- chosen --\nassistant: It is $46." in text
-    assert "1 prompts:" in run(path, want="prompt")
+    assert "1 prompt:" in run(path, want="prompt")
 
 
 def test_data_cannot_drive_the_terminal(tmp_path: Path) -> None:
@@ -162,3 +162,16 @@ def test_a_preset_of_comparisons_is_never_shown_as_prompts(tmp_path: Path) -> No
     errors: list[str] = []
     assert "prompts" not in run(path, keys={"format": "webgpt"}, errors=errors, model=None)
     assert "expected a number, found 'good'" in errors[0]
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_the_printed_source_keeps_every_key_and_bad_rows_that_are_skipped_are_no_error(rows: Path, skips: bool) -> None:
+    given = {"format": "messages", "where": {"id": {"not": "r1"}}, **({"on_bad_row": "skip"} if skips else {})}
+    errors: list[str] = []
+    shown = run(rows, model=None, errors=errors, keys=given)
+    (line,) = (line for line in shown.splitlines() if line.startswith("as a source: "))
+    assert yaml.safe_load(line.removeprefix("as a source: ")) == {"path": str(rows), **given}
+    bad = f"{rows}:4: invalid JSON (col 2)"
+    assert any(error.startswith(bad) for error in errors) != skips
+    assert (f"left out, a bad row: {bad}" in shown) == skips
+    assert "1 bad (first:" in shown

@@ -124,3 +124,29 @@ def test_lists_among_objects_are_bad_rows_unless_places_begin_with_an_index(tmp_
     path = lines(tmp_path / "rows.jsonl", [{"prompt": "a"}, LISTS[0]])
     with pytest.raises(InputError, match=r"rows\.jsonl:2: a row must be an object, found a list; .*`\[0\]\.value`"):
         list(read(path, "prompt"))
+
+
+@pytest.mark.parametrize("where", [{"spam": False}, {"spam": {"not": True}}, {"spam": False, "note": {"not": None}}])
+def test_a_row_that_its_own_columns_leave_out_needs_no_counterpart(tmp_path: Path, where: dict[str, Any]) -> None:
+    questions = lines(tmp_path / "q.jsonl", ASKED)
+    rows = [*({**row, "spam": False} for row in ANSWERED), {"of": "3", "reply": "third", "spam": True}]
+    answers = lines(tmp_path / "a.jsonl", rows)
+    records = read(answers, "conversation", format=FORMAT, join={"path": str(questions), "on": {"of": "key"}}, where=where)
+    assert said(records) == [["two?", "second"], ["one?", "first"]]
+    assert records.report.sources[0].left_out == 1
+
+
+def test_a_condition_on_the_other_files_columns_excuses_no_row_from_its_counterpart(tmp_path: Path) -> None:
+    questions = lines(tmp_path / "q.jsonl", ASKED)
+    answers = lines(tmp_path / "a.jsonl", [*ANSWERED, {"of": "3", "reply": "third"}])
+    with pytest.raises(InputError, match="no row of"):
+        list(read(answers, "conversation", format=FORMAT, join={"path": str(questions), "on": {"of": "key"}}, where={"note": "n1"}))
+
+
+def test_an_empty_cell_of_the_other_file_is_nothing_there(tmp_path: Path) -> None:
+    questions = tmp_path / "q.csv"
+    questions.write_text("key,q,note\n1,one?,n1\n2,two?,\n")
+    answers = lines(tmp_path / "a.jsonl", ANSWERED)
+    join = {"path": str(questions), "on": {"of": "key"}}
+    records = read(answers, "conversation", format={"prompt": "q", "completion": "reply"}, join=join, where={"note": {"not": None}})
+    assert said(records) == [["one?", "first"]]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from align.data import comparisons, labelled
-from align.data.better import compare
+from align.data.better import compare, number
 from align.data.formats import RowError, Want, converter
 from align.data.mixture import Records, read_records
 from align.data.places import find, find_text, template
@@ -753,3 +753,24 @@ def test_a_column_that_some_rows_lack_is_read_where_it_is(tmp_path: Path) -> Non
     found = list(read(tmp_path, rows, "preference", format=format))
     assert [len(one.rejected) for one in found if isinstance(one, Preference)] == [1] * 7 + [2] + [1] * 32
     assert [i for i, one in enumerate(found) if isinstance(one, Preference) and one.prompt[0]["role"] == "system"] == [35]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("4,5", "expected a number, found '4,5'; the decimal mark is a point: write 4.5"),
+        (" -0,25 ", "expected a number, found ' -0,25 '; the decimal mark is a point: write -0.25"),
+        ("1,000,000", "expected a number, found '1,000,000'"),
+        ("4/5", "expected a number, found '4/5'"),
+        ("-", "expected a number, found '-'"),
+    ],
+)
+def test_a_score_that_is_no_number_says_what_to_write(cell: str, said: str) -> None:
+    with pytest.raises(RowError) as caught:
+        number(cell, "score")
+    assert (caught.value.message, caught.value.field) == (said, "score")
+
+
+@pytest.mark.parametrize("cell", ["", " ", "n/a", "N/A", "NA", "nan", "null", "None", None])
+def test_what_counts_as_no_score(cell: str | None) -> None:
+    assert number(cell, "score") is None
