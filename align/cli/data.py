@@ -83,8 +83,8 @@ def inspect_data(
     separator: Separator = None,
     rows: RowsAt = None,
 ) -> None:
-    """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad, unless the source
-    says `on_bad_row: skip`."""
+    """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad, unless
+    the source says `on_bad_row: skip`."""
     from align.recipe.refs import resolve
 
     files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}

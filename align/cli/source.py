@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from align.recipe.schema import DataSource
 
 Format = Annotated[str | None, typer.Option("--format", help="Row format: a name, or package.module:function; found out when absent.")]
-Columns = Annotated[list[str] | None, typer.Option("--columns", metavar="NAME=COLUMN,...", help="What columns hold: prompt=Question; or a mapping as recipes write it: '{prompt: Question, answers: [A, B], ...}'.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        help="What columns hold: prompt=Question; or a mapping as recipes write it: '{prompt: Question, answers: [A, B], ...}'.",
+    ),
+]
 Split = Annotated[str | None, typer.Option("--split", help="Of a hub data set, or of a folder by splits; train when absent.")]
 Subset = Annotated[str | None, typer.Option("--subset", help="Of a hub data set that has several.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Commit of a hub data set.")]

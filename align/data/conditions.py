@@ -76,7 +76,9 @@ class Choice:
 
     def refuses(self, row: Row) -> bool:
         """Do the row's own columns fail ``where``, whatever is joined to it? Such a row needs no counterpart in another file."""
-        own = [(where, wanted) for where, wanted in self._where if where.text in row.value or any(name in row.value for name in where.columns)]
+        own = [
+            (where, wanted) for where, wanted in self._where if where.text in row.value or any(name in row.value for name in where.columns)
+        ]
         if not own or self._source.explode is not None:
             return False
         try:

@@ -393,5 +393,6 @@ def _unknown(error: RowError, rows: Sequence[Row]) -> InputError:
     if error.message.startswith("no known format"):
         nearest = nearest_presets(row.value)
         near = f"nearest: {nearest}; " if nearest else ""
-        hint = f"{near}say what the columns are, such as `{line_to_write(row.value)}` (or an own function, package.module:function)"
+        line = line_to_write([one.value for one in rows])
+        hint = f"{near}say what the columns are, such as `{line}` (or an own function, package.module:function)"
     return InputError(Problem(error.message, file=row.origin.source, line=row.origin.line, key=error.field, hint=hint))

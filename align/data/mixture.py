@@ -29,7 +29,7 @@ from align.data.leakage import prompt_digest as prompt_digest
 from align.data.leakage import shared_prompts as shared_prompts
 from align.data.personal import impersonal
 from align.data.readers import BadRow, Row, read_rows
-from align.data.records import Origin, Record
+from align.data.records import Record
 from align.data.rows import LeftOut
 from align.data.source_report import SHOWN as SHOWN
 from align.data.source_report import ReadReport as ReadReport

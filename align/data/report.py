@@ -14,8 +14,6 @@ SHOWN = 10
 """Places that are named for each reason; their number is told in any case."""
 
 
-
-
 @dataclass
 class Counted:
     """How often something happened, and where first."""

@@ -131,14 +131,16 @@ class _Beyond:
             return
         if len(run) > _LONGEST:
             shown = run.decode("cp1252", "replace")[:8]
-            self.foreign = f"`{shown}` as cp1252 would read it, {len(run)} characters beyond ASCII side by side", first + block.count(b"\n", 0, match.start())
+            what = f"`{shown}` as cp1252 would read it, {len(run)} characters beyond ASCII side by side"
+            self.foreign = what, first + block.count(b"\n", 0, match.start())
             return
         for at in range(match.start(), match.end()):
             character = block[at : at + 1].decode("cp1252", "replace")
             if character not in _WESTERN or _misplaced(character, block, at):
                 name = "which is no character of cp1252" if character == "\ufffd" else f"which is `{character}` in cp1252"
                 here = " and does not fit where it stands" if character in _WESTERN else ""
-                self.foreign = f"byte 0x{block[at]:02x}, {name}{here}, and another character in other encodings", first + block.count(b"\n", 0, at)
+                what = f"byte 0x{block[at]:02x}, {name}{here}, and another character in other encodings"
+                self.foreign = what, first + block.count(b"\n", 0, at)
                 return
             if character in _CLOSERS and _is_letter(block[at + 1 : at + 2]):
                 self._opened.setdefault(character, first + block.count(b"\n", 0, at))
@@ -148,7 +150,10 @@ class _Beyond:
         for character, line in self._opened.items():
             if not self._codes & set(_CLOSERS[character].encode("cp1252")):
                 code = character.encode("cp1252")[0]
-                return f"byte 0x{code:02x}, which is `{character}` in cp1252 and never closed, and another character in other encodings", line
+                return (
+                    f"byte 0x{code:02x}, which is `{character}` in cp1252 and never closed, and another character in other encodings",
+                    line,
+                )
         return None
 
 

@@ -120,9 +120,9 @@ def _left_out(prefix: str, data: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _counted(prefix: str, reasons: Mapping[str, Any]) -> Iterator[Row]:
-    for reason, counted in reasons.items():
-        total = count(counted, "total")
-        yield f"{prefix}{reason}", f"{total:,}", _places(texts(counted, "first"), total)
+    for reason, found in reasons.items():
+        total = count(found, "total")
+        yield f"{prefix}{reason}", f"{total:,}", _places(texts(found, "first"), total)
 
 
 def _places(first: Sequence[str], total: int) -> str:

@@ -222,9 +222,7 @@ def test_every_row_is_counted_once(tmp_path: Path) -> None:
         ({"second one": {"not": ""}}, "acd", "acd"),
     ],
 )
-def test_an_empty_cell_of_a_table_is_nothing_there(
-    tmp_path: Path, suffix: str, where: dict[str, Any], of_table: str, of_json: str
-) -> None:
+def test_an_empty_cell_of_a_table_is_nothing_there(tmp_path: Path, suffix: str, where: dict[str, Any], of_table: str, of_json: str) -> None:
     """As null is; it matches the empty text, too. A text of JSON is a text."""
     path = tmp_path / f"x{suffix}"
     rows = [{"prompt": name, "second one": cell} for name, cell in zip("abcd", ("x", "", " ", "y"), strict=True)]

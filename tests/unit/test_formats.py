@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.data import words
 from align.data.formats import FIELDS_LIMIT, FORMATS, RowError, Want, converter, detect
 from align.data.own_format import form_of
 from align.data.records import Conversation, Graded, Messages, Origin, Preference, Prompt, Record
@@ -749,3 +750,29 @@ def test_a_record_written_in_our_own_shape_is_read_as_the_same_record(row: dict[
     record = convert({**row, "id": "r"}, want, None)
     again = convert(json.loads(json.dumps(form_of(record))), want, None)
     assert again == record
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (
+            [{"Nr.": str(i), "Frage": f"Was ist {i}?", "Antwort A": "a", "Antwort B": "b", "Besser?": w} for i, w in enumerate("AbBa")]
+            + [{"Nr.": "5", "Frage": "Was?", "Antwort A": "a", "Antwort B": "b", "Besser?": "gleich"}],
+            'format: {prompt: Frage, answers: ["Antwort A", "Antwort B"], better: {winner: "Besser?", values: [A, B], ties: [gleich]}}',
+        ),
+        (
+            [{"thema": "x?", "t1": "eins", "t2": "zwei", "who": w} for w in "1221"],
+            'format: {prompt: thema, answers: [t1, t2], better: {winner: who, values: ["1", "2"], ties: [same]}}',
+        ),
+        (
+            [{"asked": "x?", "reply one": "yes", "reply two": "no", "rating": w} for w in "+-+-"],
+            'format: {prompt: asked, answers: ["reply one", "reply two"], better: {winner: rating, values: [A, B], ties: [same]}}',
+        ),
+        (
+            [{"Nr.": "1", "Frage": "Was?", "Text": "Das.", "note": ""}],
+            "format: {prompt: Frage, completion: Text}",
+        ),
+    ],
+)
+def test_the_proposed_line_compares_where_a_column_judges(rows: list[dict[str, str]], line: str) -> None:
+    assert words.line_to_write(rows) == line
