@@ -312,7 +312,7 @@ def test_data_inspect(call: Any) -> None:
     assert (code, err) == (2, "error: rows.jsonl:2 messages: missing\n"), "a file can be checked by the exit code; one line a bad row"
     assert "Hello." in out
     code, _, err = call("data", "inspect", "rows.jsonl", "--want", "poem")
-    assert (code, err) == (2, "error: --want poem: must be one of conversation, preference, unpaired, prompt\n")
+    assert (code, err) == (2, "error: --want poem: must be one of conversation, preference, unpaired, graded, prompt\n")
 
 
 def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
@@ -321,7 +321,7 @@ def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
     code, out, err = call("data", "inspect", "rows.json", "--format", "my_rows:pair", "--rows", "data")
     assert (code, err) == (0, "")
     assert "Das." in out
-    assert "as a source: {path: rows.json, format: 'my_rows:pair', rows: data}" in out
+    assert 'as a source: {path: rows.json, format: "my_rows:pair", rows: data}' in out
     Path("t.csv").write_bytes(b"prompt;number;left,right\n" + "é;1;b,c\n".encode("cp1252"))
     code, _, err = call("data", "inspect", "t.csv", "--separator", ";", "--encoding", "cp1252", "--want", "prompt")
     assert (code, err) == (0, "")
@@ -337,9 +337,11 @@ def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
         assert err.startswith(f"error: {message}"), err
 
 
-def test_data_export_takes_the_keys_of_a_source(call: Any) -> None:
+def test_data_convert_takes_the_keys_of_a_source(call: Any) -> None:
     Path("rows.json").write_text('{"data": [{"prompt": "p", "chosen": "a", "rejected": "b"}]}')
-    assert call("data", "export", "rows.json", "--rows", "data", "--out", "pairs.jsonl")[:2] == (0, "pairs.jsonl: 1 pairs\n")
+    assert call("data", "convert", "rows.json", "--rows", "data", "--to", "trl", "--out", "pairs.jsonl")[0] == 0
+    (row,) = map(json.loads, Path("pairs.jsonl").read_text().splitlines())
+    assert [row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")] == ["p", "a", "b"]
 
 
 def test_data_inspect_with_a_model_loads_its_tokenizer(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
