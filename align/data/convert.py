@@ -33,6 +33,7 @@ from align.data.words import yaml_line
 from align.data.written import Row, Sink, opened
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
+from align.terminal import counted
 
 SUFFIXES = (".jsonl", ".parquet")
 KINDS: dict[type[Record], Want] = {
@@ -73,7 +74,7 @@ class Converted:
 
     def lines(self) -> list[str]:
         """For people."""
-        made = f"{self.records:,} {_NAMES[self.kind]}"
+        made = counted(self.records, KINDS[self.kind])
         rows = f" as {self.rows:,} rows" if self.rows != self.records else ""
         return [
             *self.source_lines,
