@@ -39,7 +39,7 @@ def run(spec, ctx):
     if Path("memory").exists():
         raise MemoryError("no more")
     files.append_line(ctx.work / "metrics.jsonl", {{"step": 1}})
-    print("ready", flush=True)
+    print("ready\\n", end="", flush=True)  # one piece: with PYTHONUNBUFFERED two processes could write into each other's lines
     while not Path("go").exists():
         if Path("talks").exists():
             print("and on", flush=True)
