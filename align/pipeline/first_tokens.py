@@ -60,6 +60,7 @@ class Encoders:
 def fitting(spec: Stage, key: str, encoder: Encoder) -> Fits | None:
     """What a record of the source at ``key`` has to pass; None where a stage makes its prompts of more than one row."""
     from align.data.examples import Limits, Unusable, tree_of
+    from align.data.records import Conversation
 
     of: Any = spec
     part, room = key.partition(".")[0], 0
@@ -79,6 +80,8 @@ def fitting(spec: Stage, key: str, encoder: Encoder) -> Fits | None:
         limits = Limits(of.max_length, of.too_long, "last")
 
     def fits(record: Record) -> None:
+        if part == "data" and room and isinstance(record, Conversation) and not record.messages[-1].get("content", "").strip():
+            raise Unusable("the answer has no text")  # as the stage leaves it out, before it is encoded
         tree = tree_of(record, encoder, limits, lambda note: None)
         if len(tree.trunk) + room > limits.max_length:
             raise Unusable(f"leaves no room for an answer of {room:,} tokens")

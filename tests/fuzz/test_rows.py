@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import strategies as st
@@ -55,6 +55,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             ],
             "tools": [_TOOL],
         },
+    ],
+    "graded": [
+        {"prompt": ASKED, "completion": SAID, "grades": {"helpfulness": 4, "verbosity": 1.5}},
+        {"prompt": _turns(ASKED), "completion": _turns(ASKED, SAID)[1:], "grades": {"helpfulness": 0}},
     ],
     "preference": [
         {"prompt": ASKED, "chosen": SAID, "rejected": WORSE, "margin": 0.5},
@@ -183,8 +187,8 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Want, str, dict[str, Any]]:
 
 def natural_want(format: str, row: dict[str, Any]) -> Want:
     """What a good row of the format is."""
-    if format in ("unpaired", "prompt"):
-        return "unpaired" if format == "unpaired" else "prompt"
+    if format in ("unpaired", "prompt", "graded"):
+        return cast(Want, format)
     return "preference" if "chosen" in row or "completions" in row else "conversation"
 
 

@@ -101,7 +101,7 @@ def test_results_fit_where_they_belong() -> None:
     assert loaded.order == ("c", "d", "e") and loaded.dependencies("e") == ("d",)
     with pytest.raises(InputError, match=r"stages\.e\.policies\.0: `c` makes preferences, a policy is wanted here; .*: d"):
         load(c=contrast(), d=dpo, e={"kind": "evaluate", "policies": ["stage:c"], "data": "rows.jsonl"})
-    with pytest.raises(InputError, match="must not be empty"):
+    with pytest.raises(InputError, match="nobody to evaluate: needs `policies`"):
         load(e={"kind": "evaluate", "policies": [], "data": "rows.jsonl"})
 
 
@@ -179,12 +179,13 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_export_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Path("p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": ["c", "d"]}\n')
-    assert command(monkeypatch, "data", "export", "p.jsonl", "--out", "pairs.jsonl") == 0
-    assert capsys.readouterr().out == "pairs.jsonl: 2 pairs\n"
+    convert = ("data", "convert", "p.jsonl", "--to", "trl", "--out", "pairs.jsonl")
+    assert command(monkeypatch, *convert) == 0
+    assert "pairs.jsonl: 1 preference as 2 rows" in capsys.readouterr().out
     assert len(Path("pairs.jsonl").read_text().splitlines()) == 2
-    assert command(monkeypatch, "data", "export", "p.jsonl", "--out", "pairs.jsonl") == 2
+    assert command(monkeypatch, *convert) == 2
     assert "pairs.jsonl exists" in capsys.readouterr().err
 
 

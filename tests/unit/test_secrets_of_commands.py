@@ -29,7 +29,7 @@ COMMANDS = (
     ("eval", "./nothing", "--data", URL),
     ("eval", "./nothing", "--data", "rows.jsonl", "--scorer", URL),
     ("data", "inspect", URL),
-    ("data", "export", URL, "--out", "o.jsonl"),
+    ("data", "convert", URL, "--out", "o.jsonl"),
     ("push", URL, "--to", "org/name"),
     ("run", "r.yaml", "--only", URL),
 )
