@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from align.cli.options import cache_in
-from align.cli.source import Columns, Encoding, Format, Revision, RowsAt, Separator, Split, Subset, source_of
+from align.cli.source import SourceKeys, source_of, takes_source_keys
 from align.errors import InputError, Problem
 from align.terminal import console
 
@@ -67,6 +67,7 @@ def list_formats(
         console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@takes_source_keys
 def inspect_data(
     ctx: typer.Context,
     file: File,
@@ -74,21 +75,14 @@ def inspect_data(
     limit: Annotated[int, typer.Option(min=0, help="Rows to show; all are counted.")] = 3,
     want: Want = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longer rows count as dropped, in tokens.")] = 2048,
-    format: Format = None,
-    columns: Columns = None,
-    split: Split = None,
-    subset: Subset = None,
-    revision: Revision = None,
-    encoding: Encoding = None,
-    separator: Separator = None,
-    rows: RowsAt = None,
+    *,
+    keys: SourceKeys,
 ) -> None:
     """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad, unless
     the source says `on_bad_row: skip`."""
     from align.recipe.refs import resolve
 
-    files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
-    source = source_of(file, format=format, columns=columns, **files)
+    source = source_of(file, **keys)
     location = resolve(source.path, Path.cwd())
     encoder = _encoder(model, ctx.obj)
     from align.data.inspect import inspect
@@ -96,6 +90,7 @@ def inspect_data(
     inspect(source, location, model=encoder, want=_want(want), limit=limit, console=console(), max_length=max_length)
 
 
+@takes_source_keys
 def describe_data(
     ctx: typer.Context,
     files: Annotated[
@@ -103,14 +98,8 @@ def describe_data(
     ],
     model: Annotated[str | None, typer.Option(help="Also count tokens, with this model's tokenizer.")] = None,
     want: Want = None,
-    format: Format = None,
-    columns: Columns = None,
-    split: Split = None,
-    subset: Subset = None,
-    revision: Revision = None,
-    encoding: Encoding = None,
-    separator: Separator = None,
-    rows: RowsAt = None,
+    *,
+    keys: SourceKeys,
 ) -> None:
     """Print what data hold in figures: rows, prompts, lengths, margins, scripts, duplicates, and how far words alone tell chosen from
     rejected. Exits with 2 when rows are bad, unless the source says `on_bad_row: skip`."""
@@ -121,8 +110,7 @@ def describe_data(
     from align.recipe.refs import resolve
     from align.terminal import plain
 
-    keys = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
-    sources = [source_of(file, format=format, columns=columns, **keys) for file in files]
+    sources = [source_of(file, **keys) for file in files]
     locations = [resolve(source.path, Path.cwd()) for source in sources]
     encoder = _encoder(model, ctx.obj)
     found = [describe(one, at, _want(want) or wanted_of(one, at), encoder) for one, at in zip(sources, locations, strict=True)]
@@ -156,20 +144,15 @@ def _encoder(model: str | None, runs_dir: Path) -> Encoder | None:
     return load_encoder(Model(path=str(resolve(model, Path.cwd()))), cache=cache_in(runs_dir))
 
 
+@takes_source_keys
 def convert_data(
     file: File,
     out: Annotated[Path, typer.Option(help="The file to write: .jsonl, or .parquet.")],
     to: Annotated[str, typer.Option(help="Whose shape: align, trl, llama-factory, openai or kto.")] = "align",
     want: Want = None,
     replace: Annotated[bool, typer.Option("--replace", help="Let the file be replaced if it exists.")] = False,
-    format: Format = None,
-    columns: Columns = None,
-    split: Split = None,
-    subset: Subset = None,
-    revision: Revision = None,
-    encoding: Encoding = None,
-    separator: Separator = None,
-    rows: RowsAt = None,
+    *,
+    keys: SourceKeys,
 ) -> None:
     """Write data in align's own shape, or in another tool's, with where they come from beside the file. Exits with 2 when rows are bad."""
     from align.data.convert import convert
@@ -179,8 +162,7 @@ def convert_data(
 
     if to != "align" and to not in TARGETS:
         raise InputError(f"--to {to[:40]}: must be one of align, {', '.join(TARGETS)}")
-    files = {"split": split, "subset": subset, "revision": revision, "encoding": encoding, "separator": separator, "rows": rows}
-    source = source_of(file, format=format, columns=columns, **files)
+    source = source_of(file, **keys)
     location = resolve(source.path, Path.cwd())
     kind = _want(want) or wanted_of(source, location)
     made = convert(source, location, out, to=to, want=kind, replace=replace)

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from align.cli.options import Replace
-from align.cli.source import Columns, Format, Split, Subset, source_of
+from align.cli.source import SourceKeys, source_of, takes_source_keys
 from align.errors import AlignError, InputError
 from align.terminal import console
 
 
+@takes_source_keys
 def evaluate_models(
     ctx: typer.Context,
     models: Annotated[
@@ -37,10 +38,8 @@ def evaluate_models(
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
     replace: Replace = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this file as well, as JSON.")] = None,
-    format: Format = None,
-    columns: Columns = None,
-    split: Split = None,
-    subset: Subset = None,
+    *,
+    keys: SourceKeys,
 ) -> None:
     """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside the run."""
     if engine not in ("auto", "vllm", "transformers"):
@@ -55,7 +54,7 @@ def evaluate_models(
 
     options: dict[str, Any] = {"samples_per_prompt": samples, "scorers": scorer, "probes": _names(probes)}
     options |= {"lm_eval_tasks": _names(lm_eval_tasks), "rollout": None if engine == "auto" else {"engine": engine}}
-    source = source_of("given", format=format, columns=columns, split=split, subset=subset)
+    source = source_of("given", **keys)
     recipe = quick_recipe(
         [str(model_of_run(model, ctx.obj) or model) for model in models],
         tasks=_names(tasks),

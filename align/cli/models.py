@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from align.cli.options import cache_in
-from align.cli.source import Columns, Format, Split, Subset, source_of
+from align.cli.source import SourceKeys, source_of, takes_source_keys
 from align.errors import InputError
 from align.terminal import console
 
@@ -30,6 +30,7 @@ def chat(
     talk(found, max_new_tokens=max_new_tokens, temperature=temperature, system=system, console=console(), cache=cache_in(ctx.obj))
 
 
+@takes_source_keys
 def generate(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, a folder, a .gguf file, package:PKG/FILE, or a hub id.")],
@@ -41,10 +42,8 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
-    format: Format = None,
-    columns: Columns = None,
-    split: Split = None,
-    subset: Subset = None,
+    *,
+    keys: SourceKeys,
 ) -> None:
     """Sample completions of prompts, one JSON line for each prompt. The same command goes on where it was stopped."""
     from align.recipe.refs import resolve
@@ -54,8 +53,8 @@ def generate(
         raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
     if not top_p:
         raise InputError("--top-p must be more than 0")
-    source = source_of(prompts, format=format, columns=columns, split=split, subset=subset)
-    found, location = model_named(model, ctx.obj), resolve(prompts, Path.cwd())
+    source = source_of(prompts, **keys)
+    found, location = model_named(model, ctx.obj), resolve(source.path, Path.cwd())
     from rich.console import Console
 
     from align.recipe.schema import Rollout
@@ -67,22 +66,21 @@ def generate(
     sample(found, location, sampling, rollout, source=source, out=out, cache=cache, console=Console(stderr=True), show=print)
 
 
+@takes_source_keys
 def score(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, or the folder of a reward model.")],
     file: Annotated[str, typer.Argument(help="Preferences, conversations, or prompts with `answers`: a file, or a hub data set id.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write the scores to this file; printed when absent.")] = None,
-    format: Format = None,
-    columns: Columns = None,
-    split: Split = None,
-    subset: Subset = None,
+    *,
+    keys: SourceKeys,
 ) -> None:
     """Score the answers in a file, one JSON object a row."""
     from align.recipe.refs import resolve
     from align.report.named import model_named
 
-    source = source_of(file, format=format, columns=columns, split=split, subset=subset)
-    location, found = resolve(file, Path.cwd()), model_named(model, ctx.obj, ["reward_model"])
+    source = source_of(file, **keys)
+    location, found = resolve(source.path, Path.cwd()), model_named(model, ctx.obj, ["reward_model"])
     from align.recipe.schema import Model
     from align.scoring.reward_model import RewardModelScorer
     from align.scoring.rows import score_rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,21 +14,40 @@ from align.errors import InputError, Problem
 if TYPE_CHECKING:
     from align.recipe.schema import DataSource
 
-Format = Annotated[str | None, typer.Option("--format", help="Row format: a name, or package.module:function; found out when absent.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--columns",
-        metavar="NAME=COLUMN,...",
-        help="What columns hold: prompt=Question; or a mapping as recipes write it: '{prompt: Question, answers: [A, B], ...}'.",
-    ),
-]
-Split = Annotated[str | None, typer.Option("--split", help="Of a hub data set, or of a folder by splits; train when absent.")]
-Subset = Annotated[str | None, typer.Option("--subset", help="Of a hub data set that has several.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Commit of a hub data set.")]
-Encoding = Annotated[str | None, typer.Option("--encoding", help="Of a text file that is not UTF-8, such as cp1252.")]
-Separator = Annotated[str | None, typer.Option("--separator", help="Between columns of a text table: , ; | or tab.")]
-RowsAt = Annotated[str | None, typer.Option("--rows", help="Where in a .json file that is one object the rows stand.")]
+SourceKeys = dict[str, Any]
+"""What a command was given for the keys of its data source; None for an option left out."""
+
+
+def _option(name: str, words: str, kind: Any = str, **more: Any) -> Any:
+    return Annotated[kind | None, typer.Option(f"--{name}", help=words, **more)]
+
+
+_COLUMNS = "What columns hold: prompt=Question; or a mapping as recipes write it: '{prompt: Question, answers: [A, B], ...}'."
+_OPTIONS: dict[str, Any] = {
+    "format": _option("format", "Row format: a name, or package.module:function; found out when absent."),
+    "columns": _option("columns", _COLUMNS, list[str], metavar="NAME=COLUMN,..."),
+    "split": _option("split", "Of a hub data set, or of a folder by splits; train when absent."),
+    "subset": _option("subset", "Of a hub data set that has several."),
+    "revision": _option("revision", "Commit of a hub data set."),
+    "encoding": _option("encoding", "Of a text file that is not UTF-8, such as cp1252."),
+    "separator": _option("separator", "Between columns of a text table: , ; | or tab."),
+    "rows": _option("rows", "Where in a .json file that is one object the rows stand."),
+}
+
+
+def takes_source_keys(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say how its data are read. It gets them as ``keys``, for :func:`source_of`."""
+
+    @wraps(command)
+    def called(*arguments: Any, **given: Any) -> None:
+        keys = {name: given.pop(name) for name in _OPTIONS}
+        command(*arguments, **given, keys=keys)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "keys"]
+    options = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in _OPTIONS.items()]
+    called.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]  # typer reads it
+    return called
 
 
 def source_of(file: str, *, columns: Sequence[str] | None = None, separator: str | None = None, **keys: Any) -> DataSource:

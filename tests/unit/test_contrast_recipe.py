@@ -199,6 +199,8 @@ def test_generate_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys:
     ((model, prompts, sampling, rollout), named) = calls[0]
     assert (model, prompts, rollout.engine, named["out"]) == ("m", Path("rows.jsonl"), "transformers", Path("o.jsonl"))
     assert sampling == Sampling(7, n=4, temperature=0.5, top_p=0.9, seed=3)
+    assert command(monkeypatch, "generate", "./m", "--prompts", "{path: rows.jsonl, limit: 2}", "--out", "o.jsonl") == 0
+    assert (calls[1][0][1], calls.pop()[1]["source"].limit) == (Path("rows.jsonl"), 2)
     for wrong, message in ((("--engine", "scripted"), "--engine scripted: must be one of"), (("--top-p", "0"), "more than 0")):
         assert command(monkeypatch, "generate", "./m", "--prompts", "rows.jsonl", *wrong) == 2
         assert message in capsys.readouterr().err
