@@ -117,7 +117,7 @@ def _text(messages: Messages) -> str:
 
 
 def script_of(text: str) -> str:
-    """In which script most letters of a text are written; ``none`` where it has no letters."""
+    """The script (Latin, Han, ...) of most letters of a text; ``none`` for a text without letters."""
     counts = Counter(map(_script, text[:_LETTERS]))
     del counts[""]
     return counts.most_common(1)[0][0] if counts else "none"

@@ -1,4 +1,5 @@
-"""Exports of chat programs, read into messages: trees of which one path is the conversation, and runs that a tracer kept."""
+"""Read the exports of chat programs into messages. ChatGPT and Open WebUI export a tree of messages, of which one path is the conversation;
+tracers such as LangSmith export the recorded calls of a model."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ class _Parquet:
 
 
 def _schema(row: Row) -> Any:
-    """The columns of such rows, with those that only some rows have: an absent key is a null, which reads as absent."""
+    """The Parquet columns for rows like this one, keys that only some rows have included. Where a row lacks a key, a null is written; the
+    reader takes nulls out again."""
     import pyarrow as pa
 
     text, flag, number = pa.string(), pa.bool_(), pa.float64()

@@ -91,7 +91,7 @@ def branch_scores(model: ScalarModel, batch: Batch, *, own_attention: bool = Fal
 
 
 def branch_grades(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
-    """As :func:`branch_scores`, all outputs of the head: fp32 [B, outputs]."""
+    """Every output of the head for each branch, fp32 [B, outputs], read at the same token as :func:`branch_scores` does."""
     return model.outputs(batch, _ends(batch), own_attention=own_attention)
 
 

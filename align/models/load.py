@@ -96,8 +96,10 @@ def load_backbone(
     cache: Path | None = None,
     quantize: Literal["nf4"] | None = None,
 ) -> PreTrainedModel:
-    """The transformer under a language model, a reward model of ours, or a sequence classifier: without head, otherwise as
-    :func:`load_policy`."""
+    """Load a model without its head: the transformer of a language model, a reward model of ours, or a sequence classifier.
+
+    Arguments and errors are those of :func:`load_policy`.
+    """
     location = locate(model)
     same: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "quantize": quantize}
     folder = None if is_gguf(location) else read_folder(location, None)

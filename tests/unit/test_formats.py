@@ -715,7 +715,7 @@ def test_votes_are_counted_ones_and_any_other_column_of_that_name_stays() -> Non
 
 
 def test_grades_are_numbers_by_name() -> None:
-    """A null is an attribute that nobody graded; a row in which all are null is left out, which is no fault of it."""
+    """A null means that nobody graded this attribute. A row whose grades are all null is left out and counted; it is not a bad row."""
     record = convert({"prompt": "q", "completion": "a", "grades": {"help": 3, "long": None, "true": "1.5"}}, "graded", None)
     assert isinstance(record, Graded)
     assert (record.grades, spoken(record.completion)) == ({"help": 3.0, "true": 1.5}, [("assistant", "a")])

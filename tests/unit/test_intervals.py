@@ -207,7 +207,8 @@ def test_undefined_draws_are_left_out_and_memory_is_bounded(monkeypatch: pytest.
 
 @pytest.mark.parametrize("n", [RESAMPLED, 12, 30, 200])
 def test_mirrored_numbers_have_the_mirrored_interval(n: int) -> None:
-    """Which way numbers lean does not matter; and the bound is farther off on the side of their long tail."""
+    """Changing the sign of all numbers mirrors their interval. With few numbers of a skewed distribution the bound on the long
+    tail's side is farther from the mean than the other one."""
     values = np.random.default_rng(n).exponential(size=n)
     found, mirrored = mean_of(values), mean_of(-values)
     assert found.low is not None and found.high is not None and mirrored.low is not None and mirrored.high is not None

@@ -154,7 +154,8 @@ def test_judgebench_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("verdicts", "official"), [((1, 1), 1), ((1, 0.5), 1), ((0.5, 0.5), 0), ((1, 0), 0), ((0.5, 0), 0), ((0, 0), 0)])
 def test_two_verdicts_of_a_judge(verdicts: tuple[float, float], official: float) -> None:
-    """JudgeBench adds them up; the others ask once, in an order drawn at random, which is the mean of both."""
+    """JudgeBench asks in both orders and adds up the verdicts. The others ask once, in a random order; on average that is the mean
+    of the two verdicts."""
     for first, second in (verdicts, verdicts[::-1]):
         assert judgebench.official_verdicts(first, second) == official
         assert rewardbench1.official_verdicts(first, second) == rmbench.official_verdicts(first, second) == sum(verdicts) / 2

@@ -38,7 +38,7 @@ NEEDS_SCORES = False
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = ("concise", "detailed", "markdown")
 _PART = "one of its parts"
-"""The group of rows of a file that names no domain: the official parts have none."""
+"""The group of a row that names no domain. RM-Bench is also published as one file for each domain, and those rows do not name it."""
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
