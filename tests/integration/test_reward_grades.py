@@ -10,21 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from align.errors import InputError
 from align.models.classifier import export_classifier
 from align.models.heads import load_scalar, score_notes
 from align.pipeline.preflight import require
-from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
-from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
-from tests.readme import every_file_is_explained
+from tests.integration.test_reward_stage import recipe, run
 from tests.saved import save_tiny
 
 WEIGHTS = {"helpfulness": 0.65, "verbosity": -0.4}
@@ -49,17 +45,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, some in (("train", rows(24)), ("held", rows(12, 100))):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     return tmp_path
-
-
-def recipe(stages: dict[str, Any]) -> Any:
-    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False))
-    return load_recipe("recipe.yaml")
-
-
-def run(stages: dict[str, Any], text: io.StringIO | None = None) -> RunResult:
-    result = run_recipe(recipe(stages), console=Console(file=text or io.StringIO(), width=140), selection=Selection(replace=True))
-    every_file_is_explained(result.folder)
-    return result
 
 
 def graded(**options: Any) -> dict[str, Any]:
