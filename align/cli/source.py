@@ -83,6 +83,11 @@ def _told(error: Any) -> Problem:
     key = str(where[0]) if where else ""
     inside = [str(part) for part in where[1:] if not (key == "format" and part == "name")]  # of a text it says only that it is one
     inner = f" {'.'.join(inside)}" if inside else ""
+    if error["type"] == "extra_forbidden" and not inside:
+        from align.recipe.schema import DataSource
+        from align.recipe.wording import did_you_mean
+
+        return Problem(f"a data source has no key `{key[:60]}`", hint=did_you_mean(key, DataSource.model_fields))
     return Problem(what, key=f"--{key}{inner}" if key else None)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from align.data.messages import ROLES
 from align.data.words import yaml_line
-from align.errors import InputError
+from align.errors import InputError, Problem
 from align.recipe.refs import is_data
 
 Keys = dict[str, Any]
@@ -33,8 +33,14 @@ class Imported:
 
 
 def as_yaml(found: Iterable[Imported], whence: str) -> str:
-    """The sources as the ``data`` of a stage, and what is missing as comments."""
+    """The sources as the ``data`` of a stage, and what is missing as comments.
+
+    Raises :class:`InputError` where none of the data sets can be a source.
+    """
     found = list(found)
+    if all(one.source is None for one in found):
+        reasons = [Problem(note, file=whence, key=one.name) for one in found for note in one.notes]
+        raise InputError(reasons or [Problem("0 data sets", file=whence)])
     lines = [f"# from {whence}", "data:"]
     for one in found:
         if one.source is not None:

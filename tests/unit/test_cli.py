@@ -337,6 +337,11 @@ def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
         assert err.startswith(f"error: {message}"), err
 
 
+def test_a_key_that_no_source_has_is_named_with_the_nearest_one(call: Any) -> None:
+    code, _, err = call("data", "inspect", "{path: rows.jsonl, wher: {a: 1}}")
+    assert (code, err) == (2, "error: a data source has no key `wher`; did you mean `where`?\n")
+
+
 def test_data_convert_takes_the_keys_of_a_source(call: Any) -> None:
     Path("rows.json").write_text('{"data": [{"prompt": "p", "chosen": "a", "rejected": "b"}]}')
     assert call("data", "convert", "rows.json", "--rows", "data", "--to", "trl", "--out", "pairs.jsonl")[0] == 0

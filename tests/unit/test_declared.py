@@ -251,3 +251,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     recipe.write_text("base_model: x\n")
     with pytest.raises(InputError, match="has no `datasets:` list"):
         import_sources(str(recipe))
+
+
+@pytest.mark.parametrize("entries", [{"a": {"file_name": "x.json", "formatting": "nonsense"}, "b": {"fil_name": "x"}}, {}])
+def test_a_declaration_of_which_nothing_is_left_is_an_error(entries: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        as_yaml(llama_factory(entries, PurePath(".")), "info.json")
+    assert [problem.key for problem in caught.value.problems] == (list(entries) or [None])
