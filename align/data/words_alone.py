@@ -2,23 +2,19 @@
 
 Where that is easy, a model may learn it instead of what is better. Every pair is judged by what was learned from the pairs of other prompts
 (five folds, no prompt in two of them): the length's rule is that the longer answer wins, or the shorter one, whichever holds more often;
-the words' is Bradley and Terry's model on differences of TF-IDF vectors of words and pairs of words, a logistic regression without
-intercept. A Chinese, Japanese or Korean character counts as a word.
+the words' is :mod:`align.functional.word_model`. A Chinese, Japanese or Korean character counts as a word.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from align.functional.intervals import SHARE, Estimate, mean_of
+from align.functional.word_model import Floats, WordModel
 
 FOLDS = 5
 FEWEST = 20
@@ -63,35 +59,17 @@ def told_apart(pairs: Sequence[Pair]) -> Told | None:
     return Told(mean_of(_right(length), SHARE), mean_of(_right(words), SHARE))
 
 
-def _right(margins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    right: npt.NDArray[np.float64] = np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))
+def _right(margins: Floats) -> Floats:
+    right: Floats = np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))
     return right
 
 
-def _by_words(learned: Sequence[Pair], judged: Sequence[Pair]) -> Any:
+def _by_words(learned: Sequence[Pair], judged: Sequence[Pair]) -> Floats:
     """Positive where the chosen answer would be preferred, for each of ``judged``."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    vectors = TfidfVectorizer(analyzer=_words, sublinear_tf=True)
-    try:
-        vectors.fit([text for pair in learned for text in (pair.chosen, pair.rejected)])
-    except ValueError:  # not one word
-        return np.zeros(len(judged))
-
-    def differences(pairs: Sequence[Pair]) -> Any:
-        return vectors.transform([pair.chosen for pair in pairs]) - vectors.transform([pair.rejected for pair in pairs])
-
-    # The loss sees label x difference only, so every other pair is turned round to have two labels.
-    turned = np.where(np.arange(len(learned)) % 2, -1.0, 1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weights that still move a little are good enough
-        model = LogisticRegression(C=10.0, fit_intercept=False, max_iter=200)
-        model.fit(differences(learned).multiply(turned[:, None]).tocsr(), turned)
-    return model.decision_function(differences(judged))
+    (chosen, rejected), others = _words_of(learned), _words_of(judged)
+    return WordModel([*chosen, *rejected], chosen, rejected).margins(*others)
 
 
-def _words(text: str) -> list[str]:
-    words = _WORDS.findall(text.lower())
-    return [*words, *(f"{one} {other}" for one, other in pairwise(words))]
+def _words_of(pairs: Sequence[Pair]) -> tuple[list[list[str]], list[list[str]]]:
+    """The words of the chosen answers, and of the rejected ones."""
+    return [_WORDS.findall(pair.chosen.lower()) for pair in pairs], [_WORDS.findall(pair.rejected.lower()) for pair in pairs]

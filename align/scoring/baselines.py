@@ -5,20 +5,15 @@ A reward model is worth its cost where it beats both, trained on the same pairs.
 
 from __future__ import annotations
 
-import itertools
-import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from align.data.trees import Tree
-
-Floats = npt.NDArray[np.float64]
+from align.data.trees import Branch, Tree
+from align.functional.word_model import Floats, WordModel
 
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-_FOLDS = 5
 MOST_PROMPTS = 10_000
 """Training prompts that the words are learned from; more would take longer and tell little more."""
 
@@ -39,35 +34,19 @@ class LengthBaseline:
 
 
 class WordsBaseline:
-    """Bradley and Terry's model on words: logistic regression, without intercept, on differences of TF-IDF vectors.
+    """:class:`~align.functional.word_model.WordModel` with the model's own tokens as words, so that Chinese needs no rules of its own.
 
-    Words are the model's own tokens, alone and in pairs, so Chinese needs no rules of its own. How strongly it is regularised is chosen
-    by cross-validation on the training pairs, of which the first :data:`MOST_PROMPTS` prompts are used.
+    Learned from the pairs of the first :data:`MOST_PROMPTS` training prompts.
     """
 
     def __init__(self, trees: Sequence[Tree]) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
         trees = trees[:MOST_PROMPTS]
-        self._vectorizer: Any = TfidfVectorizer(analyzer=_words, sublinear_tf=True)
-        self._vectorizer.fit(branch.ids for tree in trees for branch in tree.branches)
-        # The loss sees label x difference only, so every other pair is turned round to have two labels.
-        differences, weights = self._differences(trees), pair_weights(trees)
-        turned = np.where(np.arange(len(weights)) % 2, -1.0, 1.0)
-        features = differences.multiply(turned[:, None]).tocsr()
-        self._model = _fitted(features, turned, weights)
+        texts = (_words(branch) for tree in trees for branch in tree.branches)
+        self._model = WordModel(texts, *_answers(trees), weights=pair_weights(trees), strengths=_STRENGTHS)
 
     def margins(self, trees: Sequence[Tree]) -> Floats:
         """Positive where the chosen answer would be preferred, for every pair in order, [P]."""
-        if self._model is None:
-            return np.zeros(len(pair_weights(trees)))
-        found: Floats = self._model.decision_function(self._differences(trees))
-        return found
-
-    def _differences(self, trees: Sequence[Tree]) -> Any:
-        chosen = self._vectorizer.transform(tree.branches[0].ids for tree in trees for _ in tree.branches[1:])
-        rejected = self._vectorizer.transform(branch.ids for tree in trees for branch in tree.branches[1:])
-        return chosen - rejected
+        return self._model.margins(*_answers(trees))
 
 
 def pair_weights(trees: Iterable[Tree]) -> Floats:
@@ -75,27 +54,11 @@ def pair_weights(trees: Iterable[Tree]) -> Floats:
     return np.array([1 / (len(tree.branches) - 1) for tree in trees for _ in tree.branches[1:]])
 
 
-def _words(ids: npt.NDArray[np.int32]) -> list[str]:
-    tokens = [str(token) for token in ids.tolist()]
-    return [*tokens, *(f"{one} {other}" for one, other in itertools.pairwise(tokens))]
+def _words(branch: Branch) -> list[str]:
+    return [str(token) for token in branch.ids.tolist()]
 
 
-def _fitted(features: Any, labels: Floats, weights: Floats) -> Any:
-    """The model, or None when there are not two pairs to tell apart."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
-
-    if len(labels) < 2:
-        return None
-
-    def model(strength: float) -> Any:
-        return LogisticRegression(C=strength, fit_intercept=False, max_iter=1000)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weights that still move a little are good enough for a baseline
-        best = 1.0
-        if len(labels) >= 4 * _FOLDS:
-            accuracy = [cross_val_score(model(strength), features, labels, cv=_FOLDS).mean() for strength in _STRENGTHS]
-            best = _STRENGTHS[int(np.argmax(accuracy))]
-        return model(best).fit(features, labels, sample_weight=weights)
+def _answers(trees: Sequence[Tree]) -> tuple[list[list[str]], list[list[str]]]:
+    """The words of the chosen and of the rejected answer of every pair."""
+    chosen = [_words(tree.branches[0]) for tree in trees for _ in tree.branches[1:]]
+    return chosen, [_words(branch) for tree in trees for branch in tree.branches[1:]]
