@@ -11,6 +11,7 @@ import pytest
 from align.data.trees import Branch, Tree
 from align.functional.preference_metrics import ScoredPairs, evaluate
 from align.functional.ties import won
+from align.functional.word_model import WordModel
 from align.scoring.baselines import LengthBaseline, WordsBaseline, pair_weights
 
 
@@ -149,9 +150,9 @@ def test_the_baseline_is_bradley_and_terrys(monkeypatch: pytest.MonkeyPatch) -> 
     import torch
     from sklearn.linear_model import LogisticRegression
 
-    trees = [preference([7, 9], [8, 9]), preference([7, 10], [9, 10]), preference([9], [8]), preference([8, 11], [10, 11])]
-    words = WordsBaseline(trees)
-    x = torch.tensor(words._differences(trees).toarray())
+    chosen, rejected = [["7", "9"], ["7", "10"], ["9"], ["8", "11"]], [["8", "9"], ["9", "10"], ["8"], ["10", "11"]]
+    words = WordModel([*chosen, *rejected], chosen, rejected, strengths=(1.0,))
+    x = torch.tensor(words._differences(chosen, rejected).toarray())
     w = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=200, tolerance_grad=1e-10)
 
