@@ -57,8 +57,3 @@ def require_room(name: str, longest: int, limit: int | None) -> None:
     if limit is not None and longest > limit:
         message = f"the scorer {name} reads {limit:,} of its tokens; an answer with its prompt has {longest:,}"
         raise InputError(message, hint="sample shorter answers (max_new_tokens), drop long prompts, or use another reward model")
-
-
-def longest_of(trees: Iterable[Tree]) -> int:
-    """Tokens of the longest prompt with one of its answers."""
-    return max((len(tree.trunk) + len(branch.ids) for tree in trees for branch in tree.branches), default=0)

@@ -26,7 +26,7 @@ from align.models.canary import require_own_logprobs
 from align.models.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
 from align.recipe.schema import Model
-from align.scoring.encoded import encoded, limit_of, longest_of, require_room, trees_of
+from align.scoring.encoded import encoded, limit_of, require_room, trees_of
 from align.scoring.scorer import Answer, require_scores
 
 
@@ -71,7 +71,7 @@ class ImplicitRewardScorer:
         if not trees:
             return []
         for model in self._models:
-            require_room(self.name, longest_of(trees), limit_of(model.config))
+            require_room(self.name(trees), limit_of(model.config))
         self._layout = self._layout or _layout_of(self._models, trees[0])
         policy, reference = (self._sums(model, trees, self._layout) for model in self._models)
         return require_scores(self.name, (self._beta * (policy - reference)).tolist(), len(answers))

@@ -16,7 +16,7 @@ from align.errors import InputError, TrainingFault
 from align.models.heads import load_scalar, score_notes, score_trees
 from align.models.load import load_encoder
 from align.recipe.schema import Model
-from align.scoring.encoded import encoded, limit_of, longest_of, require_room, trees_of
+from align.scoring.encoded import encoded, limit_of, require_room, trees_of
 from align.scoring.scorer import Answer
 
 
@@ -61,7 +61,7 @@ class RewardModelScorer:
         """The score of each answer, in order. Raises InputError for one that is longer than the model's positions."""
         pairs = (encoded(self.encoder, answer, same_ids=self._same_ids) for answer in answers)
         trees = trees_of((trunk, Branch(branch.ids, np.arange(len(branch.ids)) == len(branch.ids) - 1)) for trunk, branch in pairs)
-        require_room(self.name, longest_of(trees), self._limit)
+        require_room(self.name(trees), self._limit)
         settings = {"microbatch_tokens": self._microbatch_tokens, "pad_id": self.encoder.pad_id}
         scores = [score for tree in score_trees(self._model, trees, layout=self.notes.layout, **settings) for score in tree]
         if not all(map(math.isfinite, scores)):
