@@ -71,7 +71,7 @@ class ImplicitRewardScorer:
         if not trees:
             return []
         for model in self._models:
-            require_room(self.name(trees), limit_of(model.config))
+            require_room(self.name, max(tree.longest_path for tree in trees), limit_of(model.config))
         self._layout = self._layout or _layout_of(self._models, trees[0])
         policy, reference = (self._sums(model, trees, self._layout) for model in self._models)
         return require_scores(self.name, (self._beta * (policy - reference)).tolist(), len(answers))

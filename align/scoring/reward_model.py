@@ -61,7 +61,7 @@ class RewardModelScorer:
         """The score of each answer, in order. Raises InputError for one that is longer than the model's positions."""
         pairs = (encoded(self.encoder, answer, same_ids=self._same_ids) for answer in answers)
         trees = trees_of((trunk, Branch(branch.ids, np.arange(len(branch.ids)) == len(branch.ids) - 1)) for trunk, branch in pairs)
-        require_room(self.name(trees), self._limit)
+        require_room(self.name, max((tree.longest_path for tree in trees), default=0), self._limit)
         settings = {"microbatch_tokens": self._microbatch_tokens, "pad_id": self.encoder.pad_id}
         scores = [score for tree in score_trees(self._model, trees, layout=self.notes.layout, **settings) for score in tree]
         if not all(map(math.isfinite, scores)):
