@@ -17,6 +17,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 from align.errors import EnvironmentFault, InputError
@@ -207,9 +208,20 @@ def import_object(text: str) -> Any:
         found = importlib.import_module(module)
     except Exception as error:  # whatever a third party's module raises while it is imported, the recipe names a module that does not work
         raise InputError(f"cannot import {module}: {type(error).__name__}: {error}") from error
+    _require_the_one_that_is_meant(found, both)
     if not hasattr(found, name):
         raise InputError(f"the module {module} has no `{name}`")
     return getattr(found, name)
+
+
+def _require_the_one_that_is_meant(module: ModuleType, here: list[Path]) -> None:
+    """Raises :class:`InputError` when Python has another module of that name than the user's own file: an installed package, which comes
+    first in ``sys.path``, or a file of another folder, from which the same program imported it before."""
+    loaded = getattr(module, "__file__", None)
+    if here and (loaded is None or len(_different([Path(loaded), *here])) > 1):
+        raise InputError(
+            f"{module.__name__} was imported from {loaded or 'Python itself'}, and {here[0]} is another", hint="rename one of the two"
+        )
 
 
 def _module_file(folder: str, module: str) -> Path | None:

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -84,7 +83,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with a tiny model, prompts, and scorers of their own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     importlib.invalidate_caches()
     save_tiny(tmp_path / "model", max_position_embeddings=512, head_dim=32)  # heads that vLLM serves
     (tmp_path / "my_rewards.py").write_text(

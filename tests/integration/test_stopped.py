@@ -20,6 +20,7 @@ from align.pipeline.runner import run_recipe
 from align.recipe.load import load_recipe
 
 STAGE = """
+import os
 import time
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -35,7 +36,9 @@ class Slow(Stage):
     data: Data
 
 def run(spec, ctx):
-    (ctx.out / "half").write_text("x")
+    first = os.environ.get("RANK", "0") == "0"  # the process that writes, as in every stage; another may start when this one has ended
+    if first:
+        (ctx.out / "half").write_text("x")
     if Path("memory").exists():
         raise MemoryError("no more")
     files.append_line(ctx.work / "metrics.jsonl", {{"step": 1}})
@@ -49,7 +52,8 @@ def run(spec, ctx):
                 raise Interrupted(stop_requested(), "saved at step 1; the same command goes on")
             time.sleep(60)
         time.sleep(0.01)
-    (ctx.out / "half").rename(ctx.out / "config.json")
+    if first:
+        (ctx.out / "half").rename(ctx.out / "config.json")
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -115,10 +116,9 @@ def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pyt
 
 
 def test_objects_by_name(tmp_path: Path) -> None:
-    """The current folder counts, after everything that is installed."""
-    (tmp_path / "json.py").write_text("loads = 'mine'")
+    """The current folder counts."""
     (tmp_path / "only_here.py").write_text("thing = 3")
-    assert import_object("json:loads") != "mine"
+    assert import_object("json:loads") is json.loads
     assert import_object("only_here:thing") == 3
     for text, message in (
         ("only_here", "not of the form"),
@@ -132,6 +132,24 @@ def test_objects_by_name(tmp_path: Path) -> None:
     (tmp_path / "syntax_error.py").write_text("def")
     with pytest.raises(InputError, match="cannot import syntax_error: SyntaxError"):
         import_object("syntax_error:x")
+
+
+def test_a_module_that_python_has_from_elsewhere_is_not_taken_for_the_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed module, one that is built in, and one that the same program imported from another folder before."""
+    for name in ("json", "time"):
+        (tmp_path / f"{name}.py").write_text("loads = 'mine'")
+        with pytest.raises(InputError, match=rf"{name} was imported from .*, and .*/{name}\.py is another; rename one of the two"):
+            import_object(f"{name}:loads")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same_name.py").write_text(f"thing = {folder!r}")
+    monkeypatch.chdir(tmp_path / "one")
+    assert import_object("same_name:thing") == "one"
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(InputError, match=r"same_name was imported from .*/one/same_name\.py, and .*/two/same_name\.py is another"):
+        import_object("same_name:thing")
+    Path("same_name.py").write_text("thing = 'one'")
+    assert import_object("same_name:thing") == "one"
 
 
 def test_modules_beside_the_recipe(tmp_path: Path) -> None:

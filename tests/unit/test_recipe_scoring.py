@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from pathlib import Path
 
@@ -25,7 +24,6 @@ stages:
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     Path("p.jsonl").write_text('{"prompt": "hi"}\n')
     Path("my_rewards.py").write_text("def length(answers):\n    return [len(a.text) for a in answers]\n")
     Path("rm").mkdir()

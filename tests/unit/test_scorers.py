@@ -47,7 +47,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module outside the package, in the user's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     importlib.invalidate_caches()
     return tmp_path / "my_rewards.py"
 
