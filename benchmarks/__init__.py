@@ -10,4 +10,5 @@
 - model.py     the model that everybody trains, and the optimiser's settings that everybody gets
 - ours.py, peer.py, bare.py    how our trainers, TRL's, and a bare loop are run and timed
 - sft.py, reward.py, dpo.py    the benchmarks
+- curves.py    no measurement: training curves to the last bit, to show that a change of the code changes no number
 """
