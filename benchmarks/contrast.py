@@ -40,10 +40,10 @@ def _rows(count: int) -> list[dict[str, Any]]:
 
 def _prepare(quick: bool) -> Work:
     """Prompts with a chosen and eight rejected answers. Contenders do all steps between one ``begin`` and one ``end``."""
-    from align.data.examples import Limits, tree_of
-    from align.data.formats import converter
-    from align.data.readers import Row
+    from align.data.formats.formats import converter
     from align.data.records import Origin
+    from align.data.sources.readers import Row
+    from align.data.trees.build import Limits, tree_of
     from align.recipe.schema import DataSource
 
     convert = converter(DataSource(path="data.jsonl", format="preference"), "preference")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "data" / "quickstart"

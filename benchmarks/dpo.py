@@ -66,7 +66,7 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
 def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.recipe.schema import DpoStage
     from align.stages.dpo import DpoTrainer
-    from align.training.reference import reference_for
+    from align.training.reference_logprobs import reference_for
     from align.training.trainer import autocast
 
     common, loader = ours.common(work, setting), ours.loader(work, setting)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from benchmarks.measure import Recorder, cores, machine, versions
 from benchmarks.model import OUT
 

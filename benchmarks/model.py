@@ -25,7 +25,7 @@ def device() -> str:
 
 def resolved() -> Any:
     """Where its file lies."""
-    from align.recipe.refs import resolve
+    from align.recipe.reference_syntax import resolve
     from align.recipe.schema import Model
 
     return Model(path=str(resolve(REFERENCE, Path.cwd())))

@@ -49,10 +49,10 @@ def recipe(pairs: int) -> dict[str, Any]:
 
 def misleading(folder: Path) -> dict[str, dict[str, float]]:
     """How often the reward model in ``folder`` is right on each part of LLMBar, with its interval."""
+    from align.commands.score import score_rows
     from align.functional.intervals import SHARE, mean_of
     from align.recipe.schema import Model
     from align.scoring.reward_model import RewardModelScorer
-    from align.scoring.rows import score_rows
 
     file = data.misleading()
     parts = [json.loads(line)["subset"] for line in file.read_text(encoding="utf-8").splitlines()]

@@ -25,7 +25,7 @@ def _pairs(quick: bool) -> Work:
 
 def _ended(tree: Any) -> Any:
     """The tree without what a template puts behind the end of an answer."""
-    from align.data.trees import Branch
+    from align.data.tree import Branch
 
     ends = [int(branch.mask.nonzero()[0][-1]) + 1 for branch in tree.branches]
     return replace(tree, branches=tuple(Branch(b.ids[:end], b.mask[:end]) for b, end in zip(tree.branches, ends, strict=True)))
@@ -35,8 +35,8 @@ def _scalar() -> Any:
     """The backbone with a head that is drawn from the same seed for everybody."""
     import torch
 
-    from align.models.heads import ScalarModel
     from align.models.load import without_lm_head
+    from align.models.scalar.heads import ScalarModel
 
     torch.manual_seed(0)
     return ScalarModel(without_lm_head(model.policy()))
@@ -59,7 +59,7 @@ def _classifier(pad_id: int) -> Any:
 
 def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.recipe.schema import RewardStage
-    from align.stages.reward import RewardTrainer
+    from align.stages.reward.run import RewardTrainer
 
     common = {**ours.common(work, setting), "model": _scalar()}
     train = common["train"].model_dump(exclude_unset=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from align.data.trees import Tree
+from align.data.tree import Tree
 from benchmarks import data, model
 from benchmarks.harness import Benchmark, Contender, Setting, Work
 from benchmarks.measure import Recorder
@@ -43,7 +43,7 @@ def _folder() -> Path:
 def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.recipe.schema import Rollout
     from align.rollout.engine import Sampling
-    from align.rollout.open import open_engine
+    from align.rollout.engines import open_engine
     from benchmarks.model import OUT, resolved
 
     rollout = Rollout(engine=setting["engine"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.data.encode import Encoder, Notes
+from align.data.chat.encoder import Encoder, Notes
 from align.data.records import Message
 from tests import tokenizers
 

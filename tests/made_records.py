@@ -6,9 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from align.data.forms import LARGEST
-from align.data.messages import same
-from align.data.personal import PERSONAL
+from align.data.formats.personal import PERSONAL
+from align.data.messages.forms import LARGEST
+from align.data.messages.messages import same
 from align.data.records import Conversation, Graded, Message, Messages, Origin, Preference, Prompt, Record, Unpaired, Votes
 
 ORIGIN = Origin("made.jsonl", 1)

@@ -14,9 +14,9 @@ import yaml
 from align.evaluation.metrics import METRICS
 from align.pipeline.artifacts import Identity, write_manifest
 from align.pipeline.locks import LOCK
-from align.report.changes import Change, changes
-from align.report.page import render
-from align.report.run import read_run
+from align.report.html.page import render
+from align.report.measures import Change, changes
+from align.runs.record import read_run
 
 STEPS = 40
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> \x1b[31m\u202e{{ 7 * 7 }}"

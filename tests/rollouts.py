@@ -14,22 +14,22 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from align.batching.loader import StepPlan, plan_steps
-from align.data.encode import Encoder
-from align.data.prompts import EncodedPrompt
+from align.data.chat.encoder import Encoder
 from align.data.records import Origin, Prompt
-from align.data.trees import Tree
+from align.data.tree import Tree
+from align.data.trees.prompts import EncodedPrompt
 from align.models.adapters import add_lora
-from align.models.critic import ActorCritic, actor_critic
 from align.models.generate import generating
-from align.models.heads import ScalarModel
+from align.models.scalar.critic import ActorCritic, actor_critic
+from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import PpoStage
 from align.rollout.engine import Completion, Sampling, sample_seed
 from align.rollout.sync import push
 from align.scoring.scorer import Answer
-from align.stages.ppo import make_loader
-from align.stages.ppo_making import Ingredients
-from align.stages.ppo_rollouts import Clock, Rollouts
-from align.stages.ppo_trainer import PpoTrainer
+from align.stages.ppo.collect import Ingredients
+from align.stages.ppo.rollouts import Clock, Rollouts
+from align.stages.ppo.run import make_loader
+from align.stages.ppo.trainer import PpoTrainer
 from align.training.launch import Ranks
 from tests.saved import rows
 from tests.tiny import tiny

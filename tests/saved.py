@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.data.records import Message
 from align.models.adapters import add_lora
 from align.models.load import load_encoder, load_policy

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.recipe.schema import Model, Rollout
 from align.rollout.engine import Completion, Sampling
 from align.rollout.scripted import ScriptedEngine

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import models as hf
 
 from align.batching.batch import Batch
-from align.data.trees import Branch, Tree
-from align.models.forward import batch_logprobs
+from align.data.tree import Branch, Tree
+from align.models.compute.forward import batch_logprobs
 
 VOCAB = 97
 _SHAPE: dict[str, Any] = {

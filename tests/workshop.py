@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from align.pipeline.runner import RunResult, run_recipe, status
+from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
+from align.pipeline.status import status
 from align.recipe.load import LoadedRecipe, load_recipe
 
 STAGES = '''

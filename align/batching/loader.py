@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from align.batching.batch import Batch
 from align.batching.tree import Layout, pack
-from align.data.trees import Tree
+from align.data.tree import Tree
 
 
 @dataclass(frozen=True)

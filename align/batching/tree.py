@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from align.batching.batch import Batch, Span
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 
 Layout = Literal["tree", "packed", "padded"]
 

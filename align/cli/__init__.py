@@ -113,7 +113,7 @@ def _report(error: Exception, *, debug: bool) -> int:
 
 def _own_problems(error: AlignError) -> tuple[Problem, ...]:
     """Nothing on a process that only stopped because the first one did: that one prints why."""
-    from align.pipeline.ranks import StoppedWithRank0
+    from align.pipeline.processes import StoppedWithRank0
 
     return () if isinstance(error, StoppedWithRank0) else error.problems
 
@@ -175,16 +175,16 @@ def check(
 ) -> None:
     """Check a recipe and print every problem in it. Loads no model."""
     loaded = _load(arguments, recipe)
-    from align.pipeline.models_here import refused
+    from align.preflight.models_here import refused
 
     if problems := refused(loaded):
         raise InputError(problems)
-    from align.pipeline.model_limits import require_models
+    from align.preflight.model_limits import require_models
 
     notes = require_models(loaded, loaded.order)
     looked = ""
     if data:
-        from align.pipeline.preflight import look
+        from align.preflight.checks import look
 
         found = look(loaded, ctx.obj)
         for line in found.skipped:
@@ -211,7 +211,7 @@ def plan(
     replace: Replace = False,
 ) -> None:
     """Print what a run with these options would do: which stages and why, steps, memory, disk, time. Refuses what cannot fit."""
-    from align.pipeline.plan import make_plan, show
+    from align.planning.plan import make_plan, show
 
     made = make_plan(
         _load(arguments, recipe), ctx.obj, nproc=nproc, selection=selection_of(only, start, force, fresh=fresh, replace=replace)
@@ -248,7 +248,7 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
     if nproc > 1:
         if "WORLD_SIZE" in os.environ:
             raise InputError("--nproc inside a launcher", hint="torchrun, accelerate or Slurm started the processes already")
-        from align.pipeline.preflight import require
+        from align.preflight.checks import require
         from align.training.launch import respawn, this_command
 
         for loaded in recipes:  # one error instead of one from each process
@@ -273,7 +273,7 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
     for result in results if several else ():  # only now: all processes leave their group together
         _summarise(result, out)
     if len(results) > 1:
-        from align.report import seeds
+        from align.report.text import seeds
 
         seeds.show(recipes[0].recipe.name.rpartition("-seed-")[0], [result.folder for result in results], out)
     if as_json:
@@ -281,9 +281,9 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
 
 
 def _print_json(results: Sequence[RunResult]) -> None:
-    from align.report.listing import Listed
-    from align.report.run import read_run
-    from align.report.seeds import as_json
+    from align.report.text.ls import Listed
+    from align.report.text.seeds import as_json
+    from align.runs.record import read_run
 
     found = []
     for result in results:
@@ -300,9 +300,9 @@ def _summarise(result: RunResult, out: Console) -> None:
     if not result.ran:
         return
     try:
-        from align.report.page import write_report
-        from align.report.run import read_run
-        from align.report.terminal import show
+        from align.report.html.page import write_report
+        from align.report.text.summary import show
+        from align.runs.record import read_run
 
         record = read_run(result.folder)
         show(record, write_report(record), out)

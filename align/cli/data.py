@@ -14,8 +14,8 @@ from align.errors import InputError, Problem
 from align.terminal import console
 
 if TYPE_CHECKING:
-    from align.data.encode import Encoder
-    from align.data.formats import Want as Wanted
+    from align.data.chat.encoder import Encoder
+    from align.data.formats.formats import Want as Wanted
 
 File = Annotated[
     str, typer.Argument(help="A data file or folder, package:PKG/FILE, a hub data set id, or a whole source: '{path: ..., where: ...}'.")
@@ -27,7 +27,7 @@ def _want(name: str | None) -> Wanted | None:
     """Raises :class:`InputError` for a name that is no kind of record."""
     from typing import get_args
 
-    from align.data.formats import Want as Wanted
+    from align.data.formats.formats import Want as Wanted
 
     wants: dict[str, Wanted] = {one: one for one in get_args(Wanted)}
     if name is not None and name not in wants:
@@ -39,9 +39,9 @@ def list_formats(
     name: Annotated[str | None, typer.Argument(help="A preset; all are listed when absent.")] = None,
 ) -> None:
     """Print the known row formats, or one preset as the mapping that it stands for, with an example row."""
-    from align.data.words import yaml_line
-    from align.recipe.base import FORMATS
-    from align.recipe.presets import PRESETS
+    from align.data.formats.column_names import yaml_line
+    from align.recipe.blocks.base import FORMATS
+    from align.recipe.rows.presets import PRESETS
 
     if name is None:
         lines = [
@@ -80,12 +80,12 @@ def inspect_data(
 ) -> None:
     """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad, unless
     the source says `on_bad_row: skip`."""
-    from align.recipe.refs import resolve
+    from align.recipe.reference_syntax import resolve
 
     source = source_of(file, **keys)
     location = resolve(source.path, Path.cwd())
     encoder = _encoder(model, ctx.obj)
-    from align.data.inspect import inspect
+    from align.commands.inspect_data import inspect
 
     inspect(source, location, model=encoder, want=_want(want), limit=limit, console=console(), max_length=max_length)
 
@@ -105,9 +105,9 @@ def describe_data(
     rejected. Exits with 2 when rows are bad, unless the source says `on_bad_row: skip`."""
     from rich.table import Table
 
-    from align.data.describe import describe, rows_of, shared_lines
-    from align.data.inspect import wanted_of
-    from align.recipe.refs import resolve
+    from align.commands.describe import describe, rows_of, shared_lines
+    from align.data.sources.contents import wanted_of
+    from align.recipe.reference_syntax import resolve
     from align.terminal import plain
 
     sources = [source_of(file, **keys) for file in files]
@@ -138,7 +138,7 @@ def _encoder(model: str | None, runs_dir: Path) -> Encoder | None:
     if model is None:
         return None
     from align.models.load import load_encoder
-    from align.recipe.refs import resolve
+    from align.recipe.reference_syntax import resolve
     from align.recipe.schema import Model
 
     return load_encoder(Model(path=str(resolve(model, Path.cwd()))), cache=cache_in(runs_dir))
@@ -155,10 +155,10 @@ def convert_data(
     keys: SourceKeys,
 ) -> None:
     """Write data in align's own shape, or in another tool's, with where they come from beside the file. Exits with 2 when rows are bad."""
-    from align.data.convert import convert
-    from align.data.inspect import wanted_of
-    from align.data.others import TARGETS, declaration
-    from align.recipe.refs import resolve
+    from align.commands.convert_data import convert
+    from align.data.formats.other_tools import TARGETS, declaration
+    from align.data.sources.contents import wanted_of
+    from align.recipe.reference_syntax import resolve
 
     if to != "align" and to not in TARGETS:
         raise InputError(f"--to {to[:40]}: must be one of align, {', '.join(TARGETS)}")

@@ -44,13 +44,13 @@ def evaluate_models(
     """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside the run."""
     if engine not in ("auto", "vllm", "transformers"):
         raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
-    from align.evaluation.quick import STAGE, quick_recipe, write_recipe
+    from align.commands.evaluate import STAGE, quick_recipe, write_recipe
+    from align.commands.named_models import model_of_run
     from align.evaluation.table import table
     from align.files import atomic_write
     from align.pipeline.runner import run_recipe
     from align.pipeline.selection import Selection
     from align.recipe.load import load_recipe
-    from align.report.named import model_of_run
 
     options: dict[str, Any] = {"samples_per_prompt": samples, "scorers": scorer, "probes": _names(probes)}
     options |= {"lm_eval_tasks": _names(lm_eval_tasks), "rollout": None if engine == "auto" else {"engine": engine}}

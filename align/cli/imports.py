@@ -10,7 +10,7 @@ import typer
 from align.errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from align.data.declared import Imported
+    from align.commands.import_data import Imported
 
 
 def import_sources(
@@ -21,7 +21,7 @@ def import_sources(
 ) -> None:
     """Print another tool's data sets as sources of a recipe, and below them what has no counterpart."""
     from align import files
-    from align.data.declared import as_yaml
+    from align.commands.import_data import as_yaml
 
     text = as_yaml(_read(file, names or (), columns), file)
     if out is None:
@@ -38,7 +38,7 @@ def import_sources(
 def _read(file: str, names: tuple[str, ...] | list[str], columns: str | None) -> list[Imported]:
     import yaml
 
-    from align.data.declared import axolotl, llama_factory, swift
+    from align.commands.import_data import axolotl, llama_factory, swift
     from align.data.strict_json import RowError, parse_text
 
     path = Path(file)

@@ -22,10 +22,10 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
 ) -> None:
     """Talk to a model in the terminal."""
-    from align.report.named import model_named
+    from align.commands.named_models import model_named
 
     found = model_named(model, ctx.obj)
-    from align.models.chat import chat as talk
+    from align.commands.chat import chat as talk
 
     talk(found, max_new_tokens=max_new_tokens, temperature=temperature, system=system, console=console(), cache=cache_in(ctx.obj))
 
@@ -46,8 +46,8 @@ def generate(
     keys: SourceKeys,
 ) -> None:
     """Sample completions of prompts, one JSON line for each prompt. The same command goes on where it was stopped."""
-    from align.recipe.refs import resolve
-    from align.report.named import model_named
+    from align.commands.named_models import model_named
+    from align.recipe.reference_syntax import resolve
 
     if engine not in ("auto", "vllm", "transformers"):
         raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
@@ -57,9 +57,9 @@ def generate(
     found, location = model_named(model, ctx.obj), resolve(source.path, Path.cwd())
     from rich.console import Console
 
+    from align.commands.generate import generate as sample
     from align.recipe.schema import Rollout
     from align.rollout.engine import Sampling
-    from align.stages.generate import generate as sample
 
     sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
     rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
@@ -76,14 +76,14 @@ def score(
     keys: SourceKeys,
 ) -> None:
     """Score the answers in a file, one JSON object a row."""
-    from align.recipe.refs import resolve
-    from align.report.named import model_named
+    from align.commands.named_models import model_named
+    from align.recipe.reference_syntax import resolve
 
     source = source_of(file, **keys)
     location, found = resolve(source.path, Path.cwd()), model_named(model, ctx.obj, ["reward_model"])
+    from align.commands.score import score_rows
     from align.recipe.schema import Model
     from align.scoring.reward_model import RewardModelScorer
-    from align.scoring.rows import score_rows
     from align.training.launch import ranks
 
     scorer = RewardModelScorer(Model(path=found), device=ranks().device, cache=cache_in(ctx.obj))
@@ -108,7 +108,7 @@ def merge(
     """Merge an adapter into its base: one plain model, proved to be the same."""
     if dtype not in (None, "fp32", "bf16"):
         raise InputError(f"--dtype {dtype}: must be one of fp32, bf16")
-    from align.report.merge import merge as write
+    from align.commands.merge import merge as write
 
     made = write(source, ctx.obj, out, stage=stage, dtype=dtype, cache=cache_in(ctx.obj))  # type: ignore[arg-type]
     print(f"{out}: {made.source} merged into {made.base}, {made.dtype}; {made.difference}")

@@ -11,20 +11,20 @@ import typer
 from align.errors import InputError
 
 if TYPE_CHECKING:
-    from align.report.run import RunRecord
+    from align.runs.record import RunRecord
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder.")]
 
 
 def _read(name: str, runs_dir: Path) -> RunRecord:
-    from align.report.run import find_run, read_run
+    from align.runs.record import find_run, read_run
 
     return read_run(find_run(name, runs_dir))
 
 
 def list_runs(ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
     """List the runs: state, stages, time, and what came out."""
-    from align.report.listing import listed, show
+    from align.report.text.ls import listed, show
     from align.terminal import console
 
     found = list(listed(ctx.obj))
@@ -45,7 +45,7 @@ def show(
     limit: Annotated[int, typer.Option(min=0, help="Samples to show.")] = 3,
 ) -> None:
     """Show what a run is and how it went, or one of its stages."""
-    from align.report.showing import show_run, show_stage
+    from align.report.text.show import show_run, show_stage
     from align.terminal import console
 
     record = _read(run, ctx.obj)
@@ -63,17 +63,17 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="Write it here, instead of report.html in the run's folder.")] = None,
 ) -> None:
     """Write a run's report, one HTML file that opens from disk, and print it in short."""
-    from align.report import terminal
-    from align.report.page import write_report
+    from align.report.html.page import write_report
+    from align.report.text import summary
     from align.terminal import console
 
     record = _read(run, ctx.obj)
-    terminal.show(record, write_report(record, out), console())
+    summary.show(record, write_report(record, out), console())
 
 
 def diff(ctx: typer.Context, run: Run, other: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")]) -> None:
     """Compare two runs: recipes, data, packages, results."""
-    from align.report.compare import show
+    from align.report.text.diff import show
     from align.terminal import console
 
     show(_read(run, ctx.obj), _read(other, ctx.obj), console())
@@ -84,7 +84,7 @@ def verify(
 ) -> None:
     """Hash every file of a run, and compare what its stages were made from with what is there. Exit code 2 when something is wrong."""
     from align.pipeline.artifacts import MANIFEST
-    from align.report.verify import verify_artefact, verify_run
+    from align.runs.verify import verify_artefact, verify_run
 
     alone = (Path(run) / MANIFEST).is_file()
     results = [verify_artefact(run, Path(run))] if alone else verify_run(_read(run, ctx.obj))
@@ -105,8 +105,8 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card and the files; send nothing.")] = False,
 ) -> None:
     """Upload a policy or reward model to the Hugging Face Hub, with a card made from the run."""
-    from align.report.push import prepare
-    from align.report.push import push as send
+    from align.publish.push import prepare
+    from align.publish.push import push as send
 
     upload = prepare(source, ctx.obj, to=to, stage=stage)
     if dry_run:

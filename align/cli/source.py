@@ -84,8 +84,8 @@ def _told(error: Any) -> Problem:
     inside = [str(part) for part in where[1:] if not (key == "format" and part == "name")]  # of a text it says only that it is one
     inner = f" {'.'.join(inside)}" if inside else ""
     if error["type"] == "extra_forbidden" and not inside:
+        from align.recipe.checks.messages import did_you_mean
         from align.recipe.schema import DataSource
-        from align.recipe.wording import did_you_mean
 
         return Problem(f"a data source has no key `{key[:60]}`", hint=did_you_mean(key, DataSource.model_fields))
     return Problem(what, key=f"--{key}{inner}" if key else None)
@@ -103,7 +103,7 @@ def _pairs(texts: Sequence[str]) -> Any:
 
 def _yaml(text: str) -> Any:
     """A mapping as recipes write it."""
-    from align.recipe.source import Place, parse_value
+    from align.recipe.language.yaml_tree import Place, parse_value
 
     problems: list[Problem] = []
     node = parse_value(text, Place("the option"), problems)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from align.data.records import Origin
-from align.data.trees import Tree
+from align.data.tree import Tree
 from align.terminal import counted
 
 SHOWN = 10

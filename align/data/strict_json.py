@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from align.recipe.places import WHOLE
+from align.recipe.rows.places import WHOLE
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from align import files
-from align.data import kept
+from align import files, sealed
 from align.data.strict_json import clip
 from align.errors import EnvironmentFault, InputError, Interrupted
-from align.recipe.judge import Judge
+from align.recipe.kinds.judge import Judge
 from align.signals import stop_requested
 
 T = TypeVar("T")
@@ -137,7 +136,7 @@ class ChatServer:
             known = _known(path)
             reply = known or self._request(body)
             if known is None:
-                kept.keep(path, files.dump_json(vars(reply)).encode())
+                sealed.keep(path, files.dump_json(vars(reply)).encode())
             if path not in self._counted:
                 self._counted.add(path)
                 usage = usage + Usage(1, int(known is not None), 0, reply.input_tokens, reply.output_tokens)
@@ -189,7 +188,7 @@ class ChatServer:
 
 def _known(path: Path) -> _Reply | None:
     """The reply that was kept, if there is one."""
-    return None if kept.find(path) is None else _Reply(**json.loads(path.read_bytes()))
+    return None if sealed.find(path) is None else _Reply(**json.loads(path.read_bytes()))
 
 
 def _parsed(content: bytes) -> _Reply | None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from align.errors import InputError, Problem
-from align.models.forward import causal_lm
+from align.models.compute.forward import causal_lm
 from align.recipe.schema import Lora
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
     """Weights (PEFT's names) and configuration of one adapter that does what the active ones do together.
 
-    What an adapter may be so that this is all of it, :mod:`align.models.adapter_features` has seen to when it was loaded.
+    What an adapter may be so that this is all of it, :mod:`align.models.files.adapter_features` has seen to when it was loaded.
     """
     from peft import get_peft_model_state_dict
 

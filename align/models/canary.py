@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from align.batching.tree import Layout, build
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import InputError
-from align.models.forward import batch_logprobs, causal_lm, hidden_states, own_attention_name
+from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, own_attention_name
 
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
 """Largest difference in nats that rounding can explain, with room. What a wrong mask or scale does is larger."""

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
-from align.models.forward import causal_lm, own_attention_name
+from align.models.compute.forward import causal_lm, own_attention_name
 
 
 def answer(

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from align.errors import InputError, Problem
-from align.models.folder import ModelFolder, tensor_shapes
-from align.models.forward import attention_for
+from align.models.compute.forward import attention_for
+from align.models.files.folder import ModelFolder, tensor_shapes
 
 _log = logging.getLogger("align")
 _told: set[str] = set()

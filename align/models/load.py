@@ -1,7 +1,7 @@
 """Loading policies, tokenizers and encoders: from a folder, a .gguf file, the hub, or an adapter that a stage saved.
 
 No code of a model's folder is ever run (there is no ``trust_remote_code``), and no pickle is opened. A model is read from the local disk
-only; :mod:`align.models.hub` puts hub models there.
+only; :mod:`align.models.files.hub` puts hub models there.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.errors import EnvironmentFault, InputError, Problem
-from align.models import gguf
 from align.models.adapters import START, is_lora, lora_layers
-from align.models.bases import adapter_base
-from align.models.dropout import disable_dropout
-from align.models.folder import ADAPTER_CONFIG, ModelFolder, Wanted, read_folder, require_tokenizer, tensor_shapes
-from align.models.forward import causal_lm, own_attention_name, transformer_of
-from align.models.hub import local_snapshot
-from align.models.identity import is_gguf, is_local
+from align.models.compute.dropout import disable_dropout
+from align.models.compute.forward import causal_lm, own_attention_name, transformer_of
+from align.models.files import gguf
+from align.models.files.bases import adapter_base
+from align.models.files.folder import ADAPTER_CONFIG, ModelFolder, Wanted, read_folder, require_tokenizer, tensor_shapes
+from align.models.files.hub import local_snapshot
+from align.models.files.identity import is_gguf, is_local
+from align.models.files.own_code import refuse_own_code
+from align.models.files.quiet import no_progress_bars, no_reports
+from align.models.files.starts import SCORE, is_classifier
 from align.models.intake import attention_of, require_finite, take_in
-from align.models.own_code import refuse_own_code
-from align.models.quiet import no_progress_bars, no_reports
-from align.models.starts import SCORE, is_classifier
 from align.recipe.schema import Model
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from align.errors import InputError
 from align.models.adapters import is_lora, is_lora_layer, lora_layers, unwrap
-from align.models.forward import causal_lm, own_attention_name
+from align.models.compute.forward import causal_lm, own_attention_name
 from align.models.generate import embedding_rows
 from align.models.intake import keep_heads_apart
 

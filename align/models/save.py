@@ -13,20 +13,20 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align import files
-from align.data.encode import Encoder
-from align.models import gguf
+from align.data.chat.encoder import Encoder
 from align.models.adapters import adapter_to_save, is_lora, unwrap
-from align.models.bases import adapter_base, relative_to
-from align.models.dropout import input_config
-from align.models.folder import ADAPTER_WEIGHTS, MERGED, NOTES, read_folder
-from align.models.forward import causal_lm
+from align.models.compute.dropout import input_config
+from align.models.compute.forward import causal_lm
+from align.models.files import gguf
+from align.models.files.bases import adapter_base, relative_to
+from align.models.files.folder import ADAPTER_WEIGHTS, MERGED, NOTES, read_folder
+from align.models.files.hub import cached_commit
+from align.models.files.identity import is_gguf, is_local, model_digest
+from align.models.files.quiet import no_progress_bars
 from align.models.generate import answer, embedding_rows, generating
-from align.models.hub import cached_commit
-from align.models.identity import is_gguf, is_local, model_digest
 from align.models.intake import LEFT_OUT
 from align.models.load import require_rows
 from align.models.merging import merged_copy, require_same
-from align.models.quiet import no_progress_bars
 from align.recipe.schema import Model
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")

@@ -18,10 +18,10 @@ from pydantic_core import to_jsonable_python
 from align import files, secrets
 from align.errors import InputError
 from align.pipeline.artifacts import Identity
-from align.recipe.fields import mark_of
+from align.recipe.blocks.scoring import FunctionScorer
+from align.recipe.checks.fields import mark_of
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import DataSource, Stage
-from align.recipe.scoring import FunctionScorer
 
 NEUTRAL = {
     "train.report_to": "only shows the metrics elsewhere as well",

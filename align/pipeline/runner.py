@@ -8,58 +8,33 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from rich.console import Console
 
 from align import files, secrets
 from align.errors import EnvironmentFault, InputError, Interrupted, Problem
-from align.models.bases import known_models
+from align.models.files.bases import known_models
 from align.pipeline import artifacts, folder
 from align.pipeline.artifacts import Identity
-from align.pipeline.first_rows import trained_on
 from align.pipeline.folder import RunFolder
-from align.pipeline.identity import as_of_now, explain, identify, left_as_it_was, neutral_values
+from align.pipeline.identity import as_of_now, explain, identify, neutral_values
 from align.pipeline.locks import RunLock
-from align.pipeline.model_limits import local_models, require_engines, require_models
-from align.pipeline.ranks import Ranks, current, on_rank_0
-from align.pipeline.selection import Selection, needed
-from align.recipe import refs
+from align.pipeline.processes import Ranks, current, on_rank_0
+from align.pipeline.selection import ALL, Selection, needed
+from align.pipeline.status import COMPARED_BY_CONTENT, assess, locate, not_selected
+from align.preflight.checks import require
+from align.preflight.first_rows import trained_on
+from align.preflight.model_limits import local_models, require_engines, require_models
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DpoStage, PpoStage, RewardStage, SftStage, Stage, TrlStage
+from align.recipe.schema import Stage
 from align.signals import StopFlag, stop_requested
 from align.stages.context import StageContext
-
-ALL = Selection()
-"""Every stage, as far as it has to run."""
-
-_TRAIN = (SftStage, DpoStage, RewardStage, PpoStage, TrlStage)
-"""Stages that go on from checkpoints, and from nothing else."""
-_DEEP = 2 * 10**9
-"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones only when a stage reads them."""
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """Whether a stage has to run."""
-
-    name: str
-    state: Literal["up to date", "to run", "waits", "not selected"]
-    """``waits``: a stage that it needs has to run first, and only its result will tell. ``not selected``: nobody looked at it."""
-    reason: str
-    folder: Path
-    """Where its result is, or will be."""
-    identity: Identity | None
-    """None while it waits, or is not selected."""
-    replaces: bool = False
-    """To run, and in the place of a finished result of other settings or inputs."""
-    note: str = ""
-    """Of one that is up to date: settings that have changed and change nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -71,32 +46,6 @@ class RunResult:
     up_to_date: tuple[str, ...]
     summaries: Mapping[str, Mapping[str, Any]]
     """Headline numbers of every stage that ran or was up to date."""
-
-
-def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), selection: Selection = ALL) -> dict[str, StageStatus]:
-    """What a run would do with each stage. Reads and hashes, writes nothing, needs no torch.
-
-    Raises :class:`InputError` where the run would: a selected stage needs one that is neither selected nor up to date.
-    """
-    run = RunFolder.of(loaded, runs_dir)
-    selected = selection.stages(loaded)
-    concerned = needed(loaded, selected)
-    found: dict[str, StageStatus] = {}
-    for name in loaded.order:
-        waiting = ", ".join(need for need in loaded.dependencies(name) if found[need].state != "up to date")
-        if name not in concerned:
-            found[name] = StageStatus(name, "not selected", "", run.stage(name), None)
-            continue
-        if waiting and name in selected:
-            found[name] = StageStatus(name, "waits", f"{waiting} to run first", run.stage(name), None)
-            continue
-        if waiting:
-            found[name] = StageStatus(name, "not selected", f"has to be up to date once {waiting} has run", run.stage(name), None)
-            continue
-        found[name] = _assess(loaded, run, name, selection)
-        if found[name].state == "to run" and name not in selected:
-            raise _not_selected(loaded, selected, found[name])
-    return found
 
 
 def run_recipe(
@@ -139,8 +88,6 @@ def run_recipe(
 
 def _look_first(loaded: LoadedRecipe, runs_dir: Path, world: int, selection: Selection) -> None:
     """All that would stop a later stage is told before the first one begins, and before anything is written."""
-    from align.pipeline.preflight import require  # it plans, with the functions of this module
-
     require(loaded, runs_dir, nproc=world, selection=selection)
 
 
@@ -198,63 +145,6 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _assess(loaded: LoadedRecipe, run: RunFolder, name: str, selection: Selection) -> StageStatus:
-    """The status of a stage whose needs are up to date."""
-    identity = identify(loaded, name, lambda text: _content(loaded, run, text))
-    spec = loaded.recipe.stages[name]
-    result = run.stage(name)
-    reason, note, replaces = _why(result, identity, spec)
-    if reason is None and name in selection.force:
-        reason = "forced"
-    if reason is None:
-        return StageStatus(name, "up to date", "", result, identity, note=note)
-    left = run.left(name, identity, checkpoints=isinstance(spec, _TRAIN))
-    if left:
-        reason += "; from the beginning, without what an earlier attempt left" if selection.fresh else f"; {left}"
-    if replaces and not selection.replace:
-        reason += "; refused without --replace"
-    return StageStatus(name, "to run", reason, result, identity, replaces)
-
-
-def _not_selected(loaded: LoadedRecipe, selected: Collection[str], status: StageStatus) -> InputError:
-    needing = ", ".join(other for other in loaded.order if other in selected and status.name in needed(loaded, {other}))
-    message = f"stage {needing} needs the result of stage {status.name}, which is not up to date ({status.reason})"
-    return InputError(loaded.problem(f"stages.{status.name}", message, "`align run` runs all stages"))
-
-
-def _why(result: Path, identity: Identity, spec: Stage) -> tuple[str | None, str, bool]:
-    """Why a result is not what ``identity`` asks for; what it does not show if it is; whether it is a finished one of another identity."""
-    if not result.exists():
-        return "first run", "", False
-    try:
-        manifest = artifacts.read_manifest(result)
-    except InputError:
-        return f"output damaged: {artifacts.MANIFEST}", "", False
-    old = as_of_now(manifest.identity, spec)
-    if old.digest != identity.digest:
-        return explain(old, identity), "", True
-    problems = artifacts.verify(result, deep=manifest.bytes <= _DEEP)
-    if problems:
-        names = [Path(problem.file or "").relative_to(result).as_posix() for problem in problems]
-        return f"output damaged: {', '.join(names)}", "", False
-    return None, left_as_it_was(manifest.neutral, neutral_values(spec)), False
-
-
-def _content(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
-    """Content digest of what a reference names. A hub id stands for itself: its content is not looked at."""
-    location = _locate(loaded, run, text)
-    if isinstance(location, str):
-        return f"hub:{location}"
-    if isinstance(refs.parse(text, loaded.root), refs.StageRef):
-        return artifacts.artefact_digest(location)
-    return files.digest_path(location)
-
-
-def _locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
-    reference = refs.parse(text, loaded.root)
-    return run.stage(reference.name) if isinstance(reference, refs.StageRef) else refs.resolve(text, loaded.root)
-
-
 @dataclass(frozen=True)
 class _Attempt:
     """Rank 0's decision to run a stage."""
@@ -288,14 +178,14 @@ class _Runner:
         signum = stop_requested()
         if signum is not None:
             raise Interrupted(signum, f"stopped before stage {name}; the same command goes on")
-        status = _assess(self._loaded, self._run, name, self._selection)
+        status = assess(self._loaded, self._run, name, self._selection)
         assert status.identity is not None
         if status.state == "up to date":
             self._run.forget(name, status.identity)  # a run that was killed right after publishing had no time to
             _say(self._console, f"{name}: up to date{f'; {status.note}' if status.note else ''}")
             return None
         if name not in self._selected:
-            raise _not_selected(self._loaded, self._selected, status)
+            raise not_selected(self._loaded, self._selected, status)
         if status.replaces and not self._selection.replace:
             raise InputError(_would_replace(self._loaded, name, status.reason.removesuffix("; refused without --replace")))
         self._require_whole(name)
@@ -320,7 +210,7 @@ class _Runner:
         """
         for need in self._loaded.dependencies(name):
             result = self._run.stage(need)
-            if need not in self.ran and artifacts.read_manifest(result).bytes > _DEEP and (found := artifacts.verify(result)):
+            if need not in self.ran and artifacts.read_manifest(result).bytes > COMPARED_BY_CONTENT and (found := artifacts.verify(result)):
                 raise InputError([*found, Problem(f"the result of stage {need} is damaged", hint=f"--force {need} makes it again")])
 
     def _attempt(self, name: str, attempt: _Attempt) -> None:
@@ -335,7 +225,7 @@ class _Runner:
                 work=attempt.work,
                 cache=self._run.cache,
                 model=self._loaded.recipe.model,
-                resolve=lambda text: _locate(self._loaded, self._run, text),
+                resolve=lambda text: locate(self._loaded, self._run, text),
                 trained_on=partial(trained_on, self._loaded.recipe.stages),
                 console=self._console,
             )

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from align.errors import InputError, Problem
+from align.recipe.checks.messages import did_you_mean
 from align.recipe.load import LoadedRecipe
-from align.recipe.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Selection:
             what = f"--force {left_out[0]}: the stage is" if left_out else "the stages that --only or --from names are"
             raise InputError(f"{what} not among those that this command may run", hint="`align run` without --only and --from may run all")
         return frozenset(found)
+
+
+ALL = Selection()
+"""Every stage, as far as it has to run."""
 
 
 def needed(loaded: LoadedRecipe, selected: Collection[str]) -> list[str]:

@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from align import secrets
 from align.errors import EnvironmentFault, InputError, Problem
-from align.recipe import override, references, refs, source, source_keys, wording
-from align.recipe.references import Referred
-from align.recipe.refs import shipped_root
+from align.recipe import reference_syntax
+from align.recipe.checks import messages, override, source_keys, stage_references
+from align.recipe.checks.stage_references import Referred
+from align.recipe.language import yaml_tree
+from align.recipe.language.yaml_tree import Node
+from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import Recipe
-from align.recipe.source import Node
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,18 @@ class LoadedRecipe:
 
     def written(self, path: Sequence[str | int]) -> str:
         """Where ``path`` stands in the recipe as written, dotted: a value that stands for a list or a mapping is named by its own key."""
-        return ".".join(map(str, source.follow(self.tree, path)[0]))
+        return ".".join(map(str, yaml_tree.follow(self.tree, path)[0]))
 
     def references(self, stage: str) -> tuple[Referred, ...]:
         """All references of a stage, defaults included. The recipe's own ``model`` is not among them."""
-        return tuple(references.find(self.recipe.stages[stage], ("stages", stage)))
+        return tuple(stage_references.find(self.recipe.stages[stage], ("stages", stage)))
 
     def dependencies(self, stage: str) -> tuple[str, ...]:
         """The stages that ``stage`` refers to, each once."""
-        return references.needs(self.recipe.stages[stage], stage)
+        return stage_references.needs(self.recipe.stages[stage], stage)
 
     def _node(self, key: str) -> Node:
-        return source.follow(self.tree, key.split("."))[1]
+        return yaml_tree.follow(self.tree, key.split("."))[1]
 
 
 def shipped_recipes() -> list[Path]:
@@ -67,7 +69,7 @@ def shipped_recipes() -> list[Path]:
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path as it is, a bare name among the shipped ones. Raises :class:`InputError`."""
     path = Path(name).expanduser()
-    if refs.is_data(name) and path.exists():
+    if reference_syntax.is_data(name) and path.exists():
         hint = f"`align data inspect {name}` shows it, and a recipe names it: `data: {name}`"
         raise InputError(f"{name} is data, and a recipe is wanted here", hint=hint)
     if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
@@ -79,7 +81,7 @@ def find_recipe(name: str) -> Path:
         if path.exists():
             raise InputError(f"{name} is here, but a recipe's file ends in .yaml", hint=f"write ./{name} if it is one all the same")
         known = f"shipped recipes: {', '.join(shipped)}; a file of your own ends in .yaml"
-        raise InputError(f"no shipped recipe is named {name}", hint=wording.did_you_mean(name, shipped) or known)
+        raise InputError(f"no shipped recipe is named {name}", hint=messages.did_you_mean(name, shipped) or known)
     return shipped[name]
 
 
@@ -97,7 +99,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
     path = find_recipe(path_or_name)
     text = _read(path)
     problems: list[Problem] = []
-    tree = source.parse(text, str(path), problems)
+    tree = yaml_tree.parse(text, str(path), problems)
     if tree is None:
         raise InputError(problems)
     override.apply(tree, overrides, problems)
@@ -105,9 +107,9 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
         raise InputError(leaks)  # before anything is said that could quote one
     absolute = path.resolve()
     root = _root_of(absolute)
-    refs.import_beside(root)
+    reference_syntax.import_beside(root)
     recipe = _validated(tree, problems)
-    wrong, packages = references.check(tree, recipe, root)
+    wrong, packages = stage_references.check(tree, recipe, root)
     problems += wrong
     if recipe is not None:
         problems += source_keys.problems(tree, recipe, root)
@@ -115,7 +117,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
         raise InputError(_in_order([*problems, *packages]))
     if packages:
         raise EnvironmentFault(packages)
-    return LoadedRecipe(recipe, absolute, root, references.order(recipe), text, tuple(overrides), tree)
+    return LoadedRecipe(recipe, absolute, root, stage_references.order(recipe), text, tuple(overrides), tree)
 
 
 def _root_of(path: Path) -> Path:
@@ -152,8 +154,8 @@ def _in_order(problems: Sequence[Problem]) -> list[Problem]:
 def _read(path: Path) -> str:
     try:
         size = path.stat().st_size
-        if size > source.MAX_BYTES:
-            raise InputError(Problem(f"is {size:,} bytes; a recipe has at most {source.MAX_BYTES:,}", file=str(path)))
+        if size > yaml_tree.MAX_BYTES:
+            raise InputError(Problem(f"is {size:,} bytes; a recipe has at most {yaml_tree.MAX_BYTES:,}", file=str(path)))
         data = path.read_bytes()
     except OSError as error:
         raise InputError(Problem(f"cannot be read: {error.strerror}", file=str(path))) from error
@@ -168,5 +170,5 @@ def _validated(tree: Node, problems: list[Problem]) -> Recipe | None:
     try:
         return Recipe.model_validate(tree.plain())
     except ValidationError as error:
-        problems.extend(wording.problems(error, tree))
+        problems.extend(messages.problems(error, tree))
         return None

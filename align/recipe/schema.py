@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Val
 from pydantic_core import InitErrorDetails
 
 from align.errors import InputError
-from align.recipe.base import (
+from align.recipe.blocks.base import (
     FORMATS,
     ArtifactType,
     Condition,
@@ -29,18 +29,18 @@ from align.recipe.base import (
     name_of_stage,
     unknown_name,
 )
-from align.recipe.contrast import SelfContrastStage
-from align.recipe.effects import Needs
-from align.recipe.evaluate import EvaluateStage
-from align.recipe.judge import Judge
-from align.recipe.ppo import Health, PpoStage, PpoTrain
-from align.recipe.refs import import_object
-from align.recipe.reward import RewardStage, RewardTrain
-from align.recipe.rollout import Rollout
-from align.recipe.select import LabelStage, SelectPromptsStage
-from align.recipe.train import DpoTrain, Lora, Train
-from align.recipe.trl import TrlStage
-from align.recipe.tuning import DpoStage, SftStage
+from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.train import DpoTrain, Lora, Train
+from align.recipe.kinds.evaluate import EvaluateStage
+from align.recipe.kinds.judge import Judge
+from align.recipe.kinds.ppo import Health, PpoStage, PpoTrain
+from align.recipe.kinds.reward import RewardStage, RewardTrain
+from align.recipe.kinds.sampling import LabelStage, SelectPromptsStage
+from align.recipe.kinds.self_contrast import SelfContrastStage
+from align.recipe.kinds.sft_dpo import DpoStage, SftStage
+from align.recipe.kinds.trl import TrlStage
+from align.recipe.language.effects import Needs
+from align.recipe.reference_syntax import import_object
 
 __all__ = [
     "BUILTIN_STAGES",

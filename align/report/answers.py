@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.run import StageRecord
-from align.report.values import clipped, count, in_order, jsonl, mapping, number, rows, short, text, texts
+from align.runs.record import StageRecord
+from align.runs.values import clipped, count, in_order, jsonl, mapping, number, rows, short, text, texts
 
 _BUDGET = 600_000
 """Characters of answers that a page shows, so that it opens at once whatever the run's size."""

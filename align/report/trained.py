@@ -9,8 +9,8 @@ from typing import Any
 
 from align.errors import InputError
 from align.pipeline.artifacts import Identity, read_manifest
-from align.report.run import StageRecord
-from align.report.values import mapping, rows, text, texts
+from align.runs.record import StageRecord
+from align.runs.values import mapping, rows, text, texts
 
 _KEYS = ("data", "prompts")
 _ROWS = ("where", "split", "subset")

@@ -56,7 +56,7 @@ class Completion:
 
 
 class RolloutEngine(Protocol):
-    """Samples from a policy. Opened by :func:`align.rollout.open.open_engine`; to be closed, best by ``with``."""
+    """Samples from a policy. Opened by :func:`align.rollout.engines.open_engine`; to be closed, best by ``with``."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         """``sampling.n`` completions of every prompt: ``[prompt][sample]``, the samples of a prompt drawn independently.

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from align.data.kept import Kept
 from align.errors import InputError, Interrupted, Problem
 from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_seed
 from align.rollout.progress import Bar
+from align.sealed import Kept
 from align.signals import stop_requested
 
 SHARD_SAMPLES, LEAST_SAMPLES, SHARD_TOKENS = 512, 128, 2**16

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from align.data.encode import Encoder
-from align.data.readers import BadRow, read_rows
+from align.data.chat.encoder import Encoder
+from align.data.sources.readers import BadRow, read_rows
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 from align.rollout.engine import Completion, Sampling, sample_seed

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from align.batching.tree import pack
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import TrainingFault
 from align.models.adapters import is_lora_layer, unwrap
-from align.models.forward import batch_logprobs, causal_lm
+from align.models.compute.forward import batch_logprobs, causal_lm
 from align.models.merging import merged_weight
 from align.rollout.engine import Completion, RolloutEngine, Sampling
 

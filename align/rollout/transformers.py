@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
 from align.models.generate import answer
 from align.rollout.engine import Completion, Sampling

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import GroupMember
 
 from align.errors import EnvironmentFault
-from align.rollout.arrived import Arrived
 from align.rollout.engine import Completion, Sampling
 from align.rollout.limits import require_room
+from align.rollout.weight_check import Arrived
 
 _QUIET = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core in this process

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.functional.word_model import Floats, WordModel
 
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.data.records import Message
-from align.data.trees import Ids
+from align.data.tree import Ids
 from align.errors import InputError, Problem
 from align.models.load import load_classifier, load_tokenizer
 from align.recipe.schema import Model

@@ -19,12 +19,12 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from align import files
-from align.data.kept import Kept
 from align.errors import EnvironmentFault, InputError, Interrupted, Problem
-from align.models.hub import local_snapshot
-from align.models.identity import is_local
-from align.models.quiet import no_progress_bars
+from align.models.files.hub import local_snapshot
+from align.models.files.identity import is_local
+from align.models.files.quiet import no_progress_bars
 from align.rollout.progress import Bar
+from align.sealed import Kept
 from align.signals import stop_requested
 
 Vectors = npt.NDArray[np.float32]

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.data.records import Message
-from align.data.trees import Branch, Ids, Tree
+from align.data.tree import Branch, Ids, Tree
 from align.errors import InputError
-from align.models.positions import positions
+from align.models.files.positions import positions
 from align.scoring.scorer import Answer
 
 

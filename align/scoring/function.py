@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.errors import InputError
-from align.recipe.refs import import_object
+from align.recipe.reference_syntax import import_object
 from align.scoring.scorer import Answer, require_scores
 
 

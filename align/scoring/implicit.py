@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from align.batching.tree import Layout, pack, row_multiple
-from align.data.encode import Encoder
-from align.data.trees import Tree
+from align.data.chat.encoder import Encoder
+from align.data.tree import Tree
 from align.errors import InputError
 from align.functional.segments import segment_sum
 from align.models.canary import require_own_logprobs
-from align.models.forward import batch_logprobs
+from align.models.compute.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
 from align.recipe.schema import Model
 from align.scoring.encoded import encoded, limit_of, require_room, trees_of

@@ -10,7 +10,7 @@ import torch
 
 from align.errors import InputError
 from align.models.load import locate
-from align.recipe import scoring as spec
+from align.recipe.blocks import scoring as spec
 from align.recipe.schema import Model
 from align.scoring.ensemble import EnsembleScorer
 from align.scoring.function import FunctionScorer

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from align.data.encode import Encoder
-from align.data.trees import Branch
+from align.data.chat.encoder import Encoder
+from align.data.tree import Branch
 from align.errors import InputError, TrainingFault
-from align.models.heads import load_scalar, score_notes, score_trees
 from align.models.load import load_encoder
+from align.models.scalar.heads import load_scalar, score_notes, score_trees
 from align.recipe.schema import Model
 from align.scoring.encoded import encoded, limit_of, require_room, trees_of
 from align.scoring.scorer import Answer

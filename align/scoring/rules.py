@@ -9,7 +9,7 @@ from typing import Any
 import regex
 
 from align.errors import InputError
-from align.recipe.scoring import FormatRule, JsonRule, LanguageMixRule, LengthRule, RegexRule, RepetitionRule, Rule
+from align.recipe.blocks.scoring import FormatRule, JsonRule, LanguageMixRule, LengthRule, RegexRule, RepetitionRule, Rule
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import distinct_n, language_mix, words
 

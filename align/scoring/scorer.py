@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from align.data.forms import LARGEST
+from align.data.messages.forms import LARGEST
 from align.data.records import Messages
 from align.errors import InputError
 

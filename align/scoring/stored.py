@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from align.data.kept import Kept
 from align.errors import InputError, Interrupted, Problem
 from align.files import digest_json
 from align.rollout.progress import Bar
 from align.scoring.scorer import Answer, Scorer, require_scores
+from align.sealed import Kept
 from align.signals import stop_requested
 from align.training.launch import Ranks
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from align.recipe.schema import DataSource, Model
 
 if TYPE_CHECKING:
-    from align.data.formats import Want
+    from align.data.formats.formats import Want
 
 
 @dataclass

@@ -19,17 +19,17 @@ from torch import Tensor
 from align import files
 from align.batching.batch import Batch, Pairs
 from align.batching.loader import Loader
-from align.data.store import TreeStore
+from align.data.trees.store import TreeStore
 from align.functional import losses
 from align.functional.segments import segment_count, segment_mean, segment_sum
 from align.functional.ties import logprob_noise, won
-from align.models.forward import batch_logprobs, rounding_error
-from align.models.stream import Stream, split
+from align.models.compute.forward import batch_logprobs, rounding_error
+from align.models.compute.stream import Stream, split
 from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
-from align.stages.training import TrainingRun, prepare, trained
+from align.stages.shared.training_run import TrainingRun, prepare, trained
 from align.training.metrics import Mean, add_up
-from align.training.reference import Reference, reference_for, weights_digest
+from align.training.reference_logprobs import Reference, reference_for, weights_digest
 from align.training.trainer import LossOutput, Trainer, autocast, computes_in
 
 

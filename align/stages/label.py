@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from align.data.records import Message
 from align.models.load import load_encoder
-from align.recipe.select import LabelStage
+from align.recipe.kinds.sampling import LabelStage
 from align.scoring.text_metrics import spread
-from align.stages.answers import Answered, LeftOut, answer_prompts, leave, prompt_row, read_prompts
 from align.stages.context import StageContext
-from align.stages.sampling import AsSampled
+from align.stages.shared.policy_samples import AsSampled
+from align.stages.shared.scored_answers import Answered, LeftOut, answer_prompts, leave, prompt_row, read_prompts
 
 TIED = "all its answers score the same"
 TOO_CLOSE = "no two answers are min_margin apart"

@@ -13,12 +13,12 @@ from fractions import Fraction
 
 from align.data.records import Prompt
 from align.models.load import load_encoder
-from align.recipe.select import UNANSWERABLE, SelectPromptsStage
+from align.recipe.kinds.sampling import UNANSWERABLE, SelectPromptsStage
 from align.scoring.rules import matches
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import spread
-from align.stages.answers import Asked, LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
 from align.stages.context import StageContext
+from align.stages.shared.scored_answers import Asked, LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
 
 TOO_SHORT = "too short (min_characters)"
 TOO_LONG = "too long (max_characters)"

@@ -12,10 +12,10 @@ from typing import Any
 from align.batching.batch import Batch
 from align.batching.loader import Loader
 from align.functional.losses import sequence_nll, token_nll
-from align.models.forward import batch_logprobs
+from align.models.compute.forward import batch_logprobs
 from align.recipe.schema import SftStage
 from align.stages.context import StageContext
-from align.stages.training import prepare, trained
+from align.stages.shared.training_run import prepare, trained
 from align.training.metrics import Mean
 from align.training.trainer import LossOutput, Trainer
 

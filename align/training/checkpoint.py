@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from align import files
-from align.data import kept
+from align import files, sealed
 from align.errors import EnvironmentFault, InputError, Problem
 
 SAVE_SECONDS = 15 * 60.0
@@ -78,7 +77,7 @@ def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state
             for name, group in tensors.items():
                 save_file({key: value.detach().contiguous() for key, value in group.items()}, tmp / f"{name}.safetensors")
         files.write_json(tmp / "state.json", state or {})
-        kept.seal(tmp)
+        sealed.seal(tmp)
         files.publish_folder(tmp, final)
     except SafetensorError as error:  # safetensors hides the operating system's error in a text of its own
         raise EnvironmentFault(f"{final}: cannot be written: {error}") from error
@@ -128,7 +127,7 @@ def verified(folder: Path, required: Sequence[str]) -> Checkpoint:
 
 def _problems(folder: Path, required: Sequence[str]) -> list[Problem]:
     """What is wrong with a checkpoint folder; empty when it can be trusted."""
-    return kept.damage(folder, [*(f"{name}.safetensors" for name in required), "state.json"])
+    return sealed.damage(folder, [*(f"{name}.safetensors" for name in required), "state.json"])
 
 
 class BestWeights:

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import strategies as st
 
-from align.data.readers import BadRow, Row, read_rows
+from align.data.sources.readers import BadRow, Row, read_rows
 from align.errors import EnvironmentFault, InputError
 from align.recipe.schema import DataSource
 from tests.fuzz.fuzzing import fuzz

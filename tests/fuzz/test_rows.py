@@ -14,14 +14,14 @@ import pytest
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from align.data.encode import Encoder
-from align.data.examples import Limits, Unusable, tree_of
-from align.data.formats import FORMATS, Want
-from align.data.mixture import read_records
+from align.data.chat.encoder import Encoder
+from align.data.formats.formats import FORMATS, Want
 from align.data.records import Conversation, Messages, Preference, Record, Unpaired
-from align.data.trees import Branch
+from align.data.sources.mixture import read_records
+from align.data.tree import Branch
+from align.data.trees.build import Limits, Unusable, tree_of
 from align.errors import EnvironmentFault, InputError
-from align.recipe.presets import PRESETS
+from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
 from tests import tokenizers
 from tests.fuzz.fuzzing import changed, fuzz, trees

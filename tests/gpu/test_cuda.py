@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from align.batching.tree import pack
-from align.models import attention, flex
-from align.models.forward import batch_logprobs
+from align.models.compute import attention, flex
+from align.models.compute.forward import batch_logprobs
 from align.recipe.schema import Lora
 from tests.tiny import gradients, random_trees, tiny
 

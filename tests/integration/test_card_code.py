@@ -14,9 +14,9 @@ import yaml
 from rich.console import Console
 
 from align.pipeline.runner import run_recipe
+from align.publish.push import Upload, prepare
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
-from align.report.push import Upload, prepare
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from tests.saved import save_tiny

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from align.data.mixture import Records, read_records
+from align.data.sources.mixture import Records, read_records
 from align.errors import InputError
 from align.recipe.schema import DataSource
 
@@ -23,7 +23,7 @@ READ = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from align.data.mixture import read_records
+from align.data.sources.mixture import read_records
 from align.recipe.schema import DataSource
 
 source = DataSource(path="answers.jsonl", format=sys.argv[1])
@@ -71,7 +71,7 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
 
 
 FORMATS = """
-from align.data.formats import RowError
+from align.data.formats.formats import RowError
 from align.data.records import Conversation, Origin
 
 

@@ -18,16 +18,16 @@ import pytest
 import torch
 from torch import nn
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.errors import EnvironmentFault, InputError, TrainingFault
 from align.models.adapters import add_lora
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
-from align.recipe.rollout import Rollout
+from align.recipe.blocks.rollout import Rollout
 from align.recipe.schema import Lora, Model
 from align.rollout import sync
 from align.rollout.engine import RolloutEngine, Sampling
-from align.rollout.open import open_engine
+from align.rollout.engines import open_engine
 from align.rollout.process import ProcessEngine
 from align.rollout.transformers import TransformersEngine
 from align.rollout.vllm import VllmEngine

@@ -21,20 +21,20 @@ from rich.console import Console
 
 from align import cli
 from align.errors import EnvironmentFault, InputError
-from align.evaluation import gsm8k
 from align.evaluation.compare import compare
 from align.evaluation.metrics import METRICS, Measured, Targets, metrics_of
+from align.evaluation.tasks import gsm8k
 from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
-from align.recipe.refs import shipped_root
+from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import EvaluateStage, Model
-from align.report.changes import Estimate
+from align.report.measures import Estimate
 from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
 from align.scoring.text_metrics import distinct_n
-from align.stages import sampling
+from align.stages.shared import policy_samples
 from tests.embedder import save_embedder
 from tests.report_run import reported
 from tests.saved import save_tiny
@@ -67,7 +67,7 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         {"id": f"t{i}", "messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]} for i, (a, b) in enumerate(pairs)
     ]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(sampling, "open_engine", open_scripted)
+    monkeypatch.setattr(policy_samples, "open_engine", open_scripted)
     monkeypatch.setattr(Dying, "calls", 0)
     monkeypatch.setattr(Dying, "dies_at", -1)
     yield tmp_path
@@ -116,7 +116,7 @@ def test_numbers_are_those_of_plain_forward_passes(folder: Path) -> None:
     for name in ("./first", "./second"):
         engine = Dying(folder / name / "script.jsonl", encoder)
         trunks = [encoder.encode_prompt(row["prompt"]).tolist() for row in rows(result)]
-        plan = sampling.Sampling(10, n=3, seed=sharding.sample_seed(sharding.sample_seed(5, 0), 0))
+        plan = policy_samples.Sampling(10, n=3, seed=sharding.sample_seed(sharding.sample_seed(5, 0), 0))
         own_samples[name] = [[list(one.ids) for one in group] for group in engine.generate(trunks, plan)]
     for name in ("./first", "./second"):
         model = load_policy(Model(path=name))

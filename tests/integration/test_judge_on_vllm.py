@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from align.evaluation.chat_server import ChatServer, Usage
-from align.recipe.judge import Judge
+from align.recipe.kinds.judge import Judge
 from tests.saved import save_tiny
 from tests.tokenizers import chatml
 

@@ -18,7 +18,7 @@ from align.functional.intervals import wilson
 from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
-from align.stages import sampling
+from align.stages.shared import policy_samples
 from tests.chat_server import Reply, serving
 from tests.saved import save_tiny
 from tests.scripted import open_scripted, write_script
@@ -42,7 +42,7 @@ def _folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> It
         (tmp_path / name).symlink_to(models / name)
     rows = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Tea."}]} for i in range(4)]
     Path("held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(sampling, "open_engine", open_scripted)
+    monkeypatch.setattr(policy_samples, "open_engine", open_scripted)
     yield
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from align.pipeline.plan import make_plan
+from align.planning.plan import make_plan
 from align.recipe.load import load_recipe
 from tests.saved import save_tiny
 

@@ -16,20 +16,20 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from align.batching.tree import build
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import InputError
-from align.models.forward import batch_logprobs
-from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, token_values
+from align.models.compute.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
+from align.models.scalar.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, token_values
 from align.pipeline.artifacts import verify
 from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model, PpoStage
-from align.report.changes import Estimate
-from align.stages import ppo
-from align.stages.ppo_rollouts import read_parquet
-from align.stages.ppo_trainer import PpoTrainer
+from align.report.measures import Estimate
+from align.stages.ppo import run as ppo
+from align.stages.ppo.rollouts import read_parquet
+from align.stages.ppo.trainer import PpoTrainer
 from align.training.launch import Ranks
 from tests.readme import every_file_is_explained
 from tests.report_run import reported

@@ -13,11 +13,11 @@ import torch
 from align.batching.tree import pack
 from align.errors import EnvironmentFault
 from align.models.adapters import add_lora
-from align.models.forward import batch_logprobs
-from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, score_trees
+from align.models.compute.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
+from align.models.scalar.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, score_trees
 from align.recipe.schema import Lora, Model
-from align.stages.reward import build_reward
+from align.stages.reward.run import build_reward
 from tests.invariants.test_dpo import first_step, preferences, stage, trainer
 from tests.invariants.test_reward import first_step as reward_first_step
 from tests.invariants.test_reward import stage as reward_stage

@@ -19,8 +19,8 @@ from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
-from align.report.changes import changes
-from align.report.run import read_run
+from align.report.measures import changes
+from align.runs.record import read_run
 from align.scoring import stored
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
@@ -148,7 +148,7 @@ def test_killed_while_scoring_it_goes_on_and_damaged_scores_are_made_again(folde
             scored.append(len(answers))
             return [float(len(answer.text)) for answer in answers]
 
-    monkeypatch.setattr("align.stages.scored.open_scorer", lambda *_, **__: Counting())
+    monkeypatch.setattr("align.stages.evaluate.scorers.open_scorer", lambda *_, **__: Counting())
     monkeypatch.setattr(stored.score_answers, "__kwdefaults__", {**(stored.score_answers.__kwdefaults__ or {}), "shard_answers": 8})
     with pytest.raises(KeyboardInterrupt):
         run(["rb1.jsonl"], ["./rm"])

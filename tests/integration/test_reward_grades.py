@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from align.errors import InputError
-from align.models.classifier import export_classifier
-from align.models.heads import load_scalar, score_notes
-from align.pipeline.preflight import require
+from align.models.scalar.classifier import export_classifier
+from align.models.scalar.heads import load_scalar, score_notes
 from align.pipeline.selection import Selection
+from align.preflight.checks import require
 from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from align.data.records import Message
 from align.errors import InputError
-from align.models.heads import score_notes
 from align.models.load import load_encoder
-from align.pipeline.plan import make_plan
+from align.models.scalar.heads import score_notes
 from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
+from align.planning.plan import make_plan
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer

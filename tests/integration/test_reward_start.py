@@ -14,19 +14,19 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from align.errors import InputError
-from align.models.classifier import export_classifier
-from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar
 from align.models.load import load_encoder, load_policy, without_lm_head
-from align.models.reward_start import load_start
-from align.pipeline.models_here import refused
-from align.pipeline.preflight import require
+from align.models.scalar.classifier import export_classifier
+from align.models.scalar.heads import ScalarModel, ScoreStats, load_scalar, save_scalar
+from align.models.scalar.reward_start import load_start
 from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
+from align.preflight.checks import require
+from align.preflight.models_here import refused
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import Lora, Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
-from align.stages.reward import build_reward
+from align.stages.reward.run import build_reward
 from tests.saved import save_tiny
 
 ANSWERS = [Answer(({"role": "user", "content": f"Question {i}?"},), said) for i, said in enumerate(("Paris", "no", "the fox runs"))]

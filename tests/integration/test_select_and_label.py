@@ -20,9 +20,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from align.data.encode import Encoder
-from align.data.mixture import read_records
+from align.data.chat.encoder import Encoder
 from align.data.records import Origin, Preference, Prompt
+from align.data.sources.mixture import read_records
 from align.errors import InputError, Interrupted
 from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
@@ -32,10 +32,10 @@ from align.rollout.engine import Completion, Sampling
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
-from align.stages import answers as answering
-from align.stages import sampling
 from align.stages.label import Pair, make_pairs
 from align.stages.select_prompts import rule_against, too_alike
+from align.stages.shared import policy_samples
+from align.stages.shared import scored_answers as answering
 from tests.readme import every_file_is_explained
 from tests.report_run import reported
 from tests.saved import save_tiny
@@ -123,7 +123,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Canned]:
         opened.append(Canned(encoder, SCRIPT))
         yield opened[-1]
 
-    monkeypatch.setattr(sampling, "open_engine", open_engine)
+    monkeypatch.setattr(policy_samples, "open_engine", open_engine)
     SCRIPT.clear()
     SCRIPT.update(
         {

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from align.data.encode import Encoder
-from align.data.examples import Limits, tree_of
-from align.data.mixture import read_records
+from align.data.chat.encoder import Encoder
+from align.data.sources.mixture import read_records
+from align.data.trees.build import Limits, tree_of
 from align.errors import InputError
 from align.functional.selection import normalised
 from align.pipeline.runner import RunResult, run_recipe
@@ -30,7 +30,7 @@ from align.recipe.load import load_recipe
 from align.recipe.schema import DataSource
 from align.rollout import samples as sharding
 from align.scoring import embeddings
-from align.stages import sampling
+from align.stages.shared import policy_samples
 from tests.embedder import save_embedder
 from tests.readme import every_file_is_explained
 from tests.report_run import reported
@@ -71,7 +71,7 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     rows[1]["messages"] = [*turn("Hello.", "Hi."), *rows[1]["messages"]]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_script(tmp_path, COMPLETIONS)
-    monkeypatch.setattr(sampling, "open_engine", open_scripted)
+    monkeypatch.setattr(policy_samples, "open_engine", open_scripted)
     monkeypatch.setattr(Dying, "calls", 0)
     monkeypatch.setattr(Dying, "dies_at", -1)
     yield tmp_path

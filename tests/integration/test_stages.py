@@ -19,16 +19,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from align.batching.tree import build
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import InputError
-from align.models.forward import batch_logprobs
+from align.models.compute.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
-from align.pipeline.preflight import require
 from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
+from align.preflight.checks import require
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import Model
-from align.report.changes import Estimate
+from align.report.measures import Estimate
 from align.stages import dpo as dpo_stage
 from tests.readme import every_file_is_explained
 from tests.report_run import reported

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from align.data.trees import Tree
+from align.data.tree import Tree
 from align.errors import InputError, Interrupted, TrainingFault
 from align.models.adapters import is_lora
 from align.models.load import load_encoder, load_policy
@@ -23,9 +23,9 @@ from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import DataSource, Model
-from align.stages import trl as stage
-from align.stages import trl_training
 from align.stages.context import StageContext
+from align.stages.trl import callback
+from align.stages.trl import run as stage
 from align.training.launch import Ranks
 from tests.saved import save_tiny
 
@@ -97,7 +97,7 @@ def trainer_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def trees(folder: Path) -> list[Tree]:
     """The preferences as every other stage sees them, without the one that TRL cannot train on."""
-    from align.data.datasets import load_trees
+    from align.data.trees.load import load_trees
 
     settings: dict[str, Any] = {"max_length": 120, "too_long": "drop", "train_on": "last", "seed": 0, "rejects": None}
     encoder = load_encoder(Model(path=str(folder / "model")))
@@ -247,7 +247,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         asked.append(1)
         return signal.SIGTERM if len(asked) > step else None
 
-    monkeypatch.setattr(trl_training, "stop_requested", requested)
+    monkeypatch.setattr(callback, "stop_requested", requested)
     monkeypatch.setattr(stage, "stop_requested", requested)
 
 
@@ -269,7 +269,7 @@ def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_loss_that_is_no_number_ends_the_stage(tmp_path: Path) -> None:
     ctx = StageContext("s", 0, tmp_path, tmp_path, tmp_path, Model(path="m"), resolve=lambda text: text)
-    watch = trl_training.Watch(ctx, None)
+    watch = callback.Watch(ctx, None)
 
     class State:
         global_step, max_steps = 3, 9

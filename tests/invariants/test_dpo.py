@@ -16,12 +16,12 @@ from rich.console import Console
 from torch import nn
 
 from align.batching.loader import Loader, plan_steps
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.models.adapters import START, add_lora
 from align.recipe.schema import DpoStage, Lora
 from align.stages.dpo import DpoTrainer, _both_fell
 from align.training.launch import Ranks
-from align.training.reference import Reference, reference_for, weights_digest
+from align.training.reference_logprobs import Reference, reference_for, weights_digest
 from align.training.trainer import autocast
 from tests.tiny import tiny
 

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from align.batching.loader import Loader, plan_steps
-from align.data.trees import Tree
+from align.data.tree import Tree
 from align.functional.losses import squared_errors
-from align.models.heads import ScalarModel
 from align.models.load import without_lm_head
+from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import RewardStage
-from align.stages.regression import GradesTrainer
+from align.stages.reward.regression import GradesTrainer
 from align.training.launch import Ranks
 from tests.invariants.test_dpo import preferences
 from tests.invariants.test_reward import first_step

@@ -20,10 +20,10 @@ from torch.testing import assert_close
 
 from align.batching.batch import Batch, Span
 from align.batching.tree import Layout, pack
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import InputError
-from align.models.attention import Trees, tree_attention, tree_mask
-from align.models.forward import batch_logprobs, hidden_states
+from align.models.compute.attention import Trees, tree_attention, tree_mask
+from align.models.compute.forward import batch_logprobs, hidden_states
 from tests.tiny import FAMILIES, UNSERVED, VOCAB, branch_logprobs, by_branch, gradients, random_tree, random_trees, tiny
 
 LARGE, SMALL = 10_000, 16  # tokens a micro-batch: everything in one; one or two trees each

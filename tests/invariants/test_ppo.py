@@ -25,16 +25,16 @@ from transformers import PreTrainedModel
 
 from align import files
 from align.batching.batch import Batch
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import InputError
-from align.models.forward import batch_logprobs
-from align.models.heads import ScalarModel
+from align.models.compute.forward import batch_logprobs
+from align.models.scalar.heads import ScalarModel
 from align.rollout.engine import Completion, Sampling
 from align.scoring.scorer import Answer
-from align.stages import ppo_making
-from align.stages.ppo_experience import Experience, PolicyBatch, ValueBatch, adapted, folder_of, minibatch_plan
-from align.stages.ppo_rollouts import read_parquet
-from align.stages.ppo_trainer import PpoTrainer
+from align.stages.ppo import collect
+from align.stages.ppo.experience import Experience, PolicyBatch, ValueBatch, adapted, folder_of, minibatch_plan
+from align.stages.ppo.rollouts import read_parquet
+from align.stages.ppo.trainer import PpoTrainer
 from align.training.launch import Ranks
 from tests.rollouts import STOP, VOCAB, ExactEngine, ends_early, policy, prompts, stage, trainer
 from tests.tiny import tiny
@@ -178,7 +178,7 @@ def test_samples_share_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         seen.append(batch.num_tokens)
         return batch_logprobs(model, batch, **options)
 
-    monkeypatch.setattr(ppo_making, "batch_logprobs", counted)
+    monkeypatch.setattr(collect, "batch_logprobs", counted)
     spec = stage(samples_per_prompt=3, sft_data="unused.jsonl", train={"microbatch_tokens": 10_000})
     run = trainer(tmp_path, spec, sft=conversations())
     run.model.train()

@@ -17,12 +17,12 @@ from rich.console import Console
 from torch import nn
 
 from align.batching.loader import Loader, plan_steps
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.functional.losses import bradley_terry, score_l2
-from align.models.heads import ScalarModel
 from align.models.load import without_lm_head
+from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import Lora, RewardStage
-from align.stages.reward import RewardTrainer, build_reward
+from align.stages.reward.run import RewardTrainer, build_reward
 from align.training.launch import Ranks
 from tests.invariants.test_dpo import branch, ids, preferences
 from tests.tiny import tiny

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from align.batching.tree import build
-from align.models import stream
 from align.models.adapters import add_lora
-from align.models.forward import batch_logprobs
-from align.models.stream import Stream, split
+from align.models.compute import stream
+from align.models.compute.forward import batch_logprobs
+from align.models.compute.stream import Stream, split
 from align.recipe.schema import Lora
 from tests.invariants.test_dpo import LOSSES, MARKED, first_step, marked, moved, preferences, reference, stage, trainer
 from tests.tiny import FAMILIES, tiny

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.functional import ties
 from align.functional.preference_metrics import evaluate
 from align.functional.ties import logprob_noise, relative_error, won
-from align.stages import reward as reward_stage
 from align.stages.dpo import DpoTrainer
+from align.stages.reward import run as reward_stage
 from tests.invariants import test_dpo as dpo
 from tests.invariants import test_reward as reward
 from tests.tiny import tiny

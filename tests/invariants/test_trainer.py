@@ -26,11 +26,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from align.batching.batch import Batch
 from align.batching.loader import Loader, plan_steps
 from align.batching.tree import pack
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import EnvironmentFault, InputError, TrainingFault
 from align.functional.losses import sequence_nll
 from align.models.adapters import add_lora
-from align.models.forward import batch_logprobs
+from align.models.compute.forward import batch_logprobs
 from align.recipe.schema import Lora, Train
 from align.stages.sft import SftTrainer
 from align.training.checkpoint import newest_checkpoint, save_checkpoint

@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DRAWN_FROM = [
     *("align/functional/*.py", "align/batching/*.py", "align/training/*.py", "align/rollout/sync.py", "align/stages/dpo.py"),
-    *("align/stages/reward.py", "align/stages/ppo*.py"),
+    *("align/stages/reward/run.py", "align/stages/ppo*.py"),
     *(f"align/models/{name}.py" for name in ("forward", "attention", "stream", "adapters", "heads", "critic")),
 ]
 TESTS = ["tests/oracles", "tests/invariants", "tests/unit", "tests/integration"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from align.batching.tree import build
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.models.adapters import add_lora
-from align.models.forward import batch_logprobs
-from align.recipe.estimate import activation_bytes, layer_bytes
+from align.models.compute.forward import batch_logprobs
 from align.recipe.schema import Lora, Train
-from align.recipe.shapes import from_config
+from align.sizing.needs import activation_bytes, layer_bytes
+from align.sizing.shapes import from_config
 from tests.tiny import tiny
 
 LAYERS, TOKENS = 4, 64

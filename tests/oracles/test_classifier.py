@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BartConfig, BertConfig, PreTrainedTokenizerFast
 
 from align.errors import InputError
-from align.models.folder import read_folder
+from align.models.files.folder import read_folder
 from align.recipe.schema import Model
 from align.scoring.classifier import ClassifierScorer
 from align.scoring.open import open_scorer
@@ -158,7 +158,7 @@ def test_a_template_for_a_model_without_one(tmp_path: Path) -> None:
 
 
 def _spec(folder: Path, **options: Any) -> Any:
-    from align.recipe.scoring import ModelScorer
+    from align.recipe.blocks.scoring import ModelScorer
 
     return ModelScorer(model=str(folder), **options)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch.testing import assert_close
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from tests.invariants.test_dpo import first_step, moved, preferences, reference, stage, trainer
 from tests.tiny import VOCAB, tiny
 

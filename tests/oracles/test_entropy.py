@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from align.batching.tree import build
 from align.functional.logprobs import token_logprobs, token_logprobs_and_entropy
-from align.models.forward import batch_logprobs, batch_logprobs_and_entropy
+from align.models.compute.forward import batch_logprobs, batch_logprobs_and_entropy
 from tests.tiny import random_trees, tiny
 
 N, H, V = 7, 5, 11

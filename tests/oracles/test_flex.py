@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from align.batching.tree import build
-from align.models import flex
-from align.models.attention import Trees, tree_attention, tree_mask
+from align.models.compute import flex
+from align.models.compute.attention import Trees, tree_attention, tree_mask
 from tests.tiny import random_trees
 
 

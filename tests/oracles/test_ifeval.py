@@ -12,7 +12,7 @@ pytest.importorskip("punkt", reason="IFEval's sentences are in the extra `eval`"
 
 from align.data.records import Origin, Prompt
 from align.data.strict_json import RowError
-from align.evaluation import ifeval
+from align.evaluation.tasks import ifeval
 
 ENGLISH = "The weather in this part of the country is mild in spring and the gardens are full of flowers"
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.batching.tree import pack
-from align.data.trees import Tree
+from align.data.tree import Tree
 from align.functional.logprobs import token_logprobs
 from align.functional.losses import token_nll
-from align.models.forward import batch_logprobs
+from align.models.compute.forward import batch_logprobs
 from tests.tiny import CONFIGS, UNSERVED, VOCAB, branch_logprobs, gradients, random_trees, tiny
 
 N, H, V = 7, 5, 11

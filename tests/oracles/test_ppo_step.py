@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.models.adapters import adapter_off
-from align.models.critic import ActorCritic
-from align.models.forward import causal_lm
+from align.models.compute.forward import causal_lm
+from align.models.scalar.critic import ActorCritic
 from align.recipe.schema import PpoStage
 from align.rollout.engine import Completion
-from align.stages.ppo_trainer import PpoTrainer
+from align.stages.ppo.trainer import PpoTrainer
 from tests.rollouts import ExactEngine, policy, stage, trainer
 
 BASE: dict[str, Any] = {

@@ -12,14 +12,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from align.batching.batch import Batch
 from align.batching.tree import build
-from align.data.encode import Encoder
-from align.data.trees import Branch, Tree
+from align.data.chat.encoder import Encoder
+from align.data.tree import Branch, Tree
 from align.errors import InputError
 from align.models.adapters import add_lora, trainable_parameters
-from align.models.classifier import export_classifier
-from align.models.forward import causal_lm
-from align.models.heads import ScalarModel, ScoreStats, branch_scores, load_scalar, save_scalar
+from align.models.compute.forward import causal_lm
 from align.models.load import load_backbone, load_encoder
+from align.models.scalar.classifier import export_classifier
+from align.models.scalar.heads import ScalarModel, ScoreStats, branch_scores, load_scalar, save_scalar
 from align.recipe.schema import Model
 from tests import tokenizers
 from tests.saved import LORA, save_tiny

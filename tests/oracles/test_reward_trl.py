@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from tests.invariants.test_dpo import preferences
 from tests.invariants.test_reward import first_step, marked, scalar, stage, trainer
 from tests.tiny import VOCAB, tiny

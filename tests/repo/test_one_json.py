@@ -6,15 +6,15 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "align"
-ROWS = (*sorted((PACKAGE / "data").glob("*.py")), PACKAGE / "scoring" / "rows.py", PACKAGE / "evaluation" / "gsm8k.py")
+ROWS = tuple(sorted(path for folder in ("data", "commands", "evaluation/tasks") for path in (PACKAGE / folder).rglob("*.py")))
 OWN_FILES = {
     "strict_json.py": "the decoder",
     "grouped.py": "reads back the rows that it put on disk",
     "json_rows.py": "finds where the rows of a file stand; the rows themselves go to the decoder",
     "locations.py": "reads the description that another library left beside the data",
-    "datasets.py": "reads back the report that it wrote",
+    "load.py": "reads back the report that it wrote",
+    "generate.py": "reads back the settings that it wrote",
     "store.py": "reads back what it wrote",
-    "kept.py": "reads back what it wrote",
     "tokens.py": "reads a tokenizer's own description",
 }
 

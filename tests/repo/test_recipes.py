@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.data.records import Message
-from align.pipeline.plan import make_plan
+from align.planning.plan import make_plan
 from align.recipe.load import load_recipe, shipped_recipes
-from align.recipe.reference import render
-from align.recipe.refs import shipped_root
+from align.recipe.manuals.recipe_keys import render
+from align.recipe.reference_syntax import shipped_root
 from tests.tokenizers import mistral
 
 RECIPES = shipped_recipes()
@@ -89,5 +89,5 @@ def test_quickstart_trains_on_few_tokens(stage: str, limit: int) -> None:
 
 
 def test_the_reference_manual_is_current() -> None:
-    """After a change of the schema: python -m align.recipe.reference docs/recipes.md."""
+    """After a change of the schema: python -m align.recipe.manuals.recipe_keys docs/recipes.md."""
     assert (shipped_root() / "docs" / "recipes.md").read_text(encoding="utf-8") == render()

@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM
 
 from align.errors import InputError, TrainingFault
 from align.models import merging
-from align.models.adapter_features import HARMLESS, MERGEABLE, REFUSED, SUPPORTED, refusals
 from align.models.adapters import adapted, adapter_to_save, add_lora, lora_layers
-from align.models.folder import read_folder
+from align.models.files.adapter_features import HARMLESS, MERGEABLE, REFUSED, SUPPORTED, refusals
+from align.models.files.folder import read_folder
 from align.models.load import load_encoder, load_policy
 from align.models.merging import merged_copy, merged_weight, require_same
-from align.recipe.rollout import Rollout
+from align.recipe.blocks.rollout import Rollout
 from align.recipe.schema import Lora, Model
-from align.rollout import open as opening
+from align.rollout import engines as opening
 from align.rollout import sync
 from align.rollout.engine import Sampling
 from align.rollout.transformers import TransformersEngine

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from align.data.mixture import Records, read_records
 from align.data.records import Prompt
+from align.data.sources.mixture import Records, read_records
 from align.errors import InputError
 from align.recipe.schema import DataSource
 

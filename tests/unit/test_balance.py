@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from align.batching.loader import plan_steps
-from align.data.balance import EDGES, BalancedTrees, LengthBalance, PairTable
-from align.data.store import TreeStore, write_store
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
+from align.data.trees.balance import EDGES, BalancedTrees, LengthBalance, PairTable
+from align.data.trees.store import TreeStore, write_store
 from align.errors import InputError
 
 RNG = np.random.default_rng(0)

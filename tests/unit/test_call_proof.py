@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.call_proof import CallProof
-from align.data.encode import Encoder
+from align.data.chat.call_proof import CallProof
+from align.data.chat.encoder import Encoder
+from align.data.chat.rendering import Row
+from align.data.chat.tokens import any_of
 from align.data.records import Message
-from align.data.rendered import Row
-from align.data.tokens import any_of
 from align.errors import InputError
 from tests import tokenizers
 from tests.chat import ASK, TOOLS, call, encoder_of, says, trained

@@ -10,10 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from align.data.encode import Encoder
+from align.commands import chat as module
+from align.commands.chat import chat, printable
+from align.data.chat.encoder import Encoder
 from align.errors import InputError
-from align.models import chat as module
-from align.models.chat import chat, printable
 from align.recipe.schema import Model
 from tests.saved import save_tiny
 from tests.tokenizers import chatml, glm4, mistral

@@ -10,7 +10,7 @@ import pytest
 
 from align.errors import EnvironmentFault, InputError
 from align.evaluation.chat_server import ChatServer, Usage
-from align.recipe.judge import Judge
+from align.recipe.kinds.judge import Judge
 from tests.chat_server import Reply, Server, serving
 
 

@@ -18,11 +18,11 @@ import pytest
 
 from align import __version__, cli
 from align.errors import EnvironmentFault, InputError, Interrupted, TrainingFault
-from align.pipeline import plan as planning
 from align.pipeline import runner
 from align.pipeline.selection import Selection
+from align.planning import plan as planning
 from align.recipe.load import LoadedRecipe
-from align.recipe.refs import shipped_root
+from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import BUILTIN_STAGES
 from tests.report_run import write_run
 
@@ -254,7 +254,7 @@ def test_cuda_out_of_memory_names_the_key_to_lower(call: Any, monkeypatch: pytes
 
 
 def test_only_the_first_process_says_why(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.pipeline.ranks import StoppedWithRank0
+    from align.pipeline.processes import StoppedWithRank0
 
     failing(monkeypatch, StoppedWithRank0("bad row", 2))
     assert call("run", "r.yaml") == (2, "", "")
@@ -296,7 +296,7 @@ def test_doctor_and_its_exit_code(call: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_chat_gets_a_resolved_model(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr("align.models.chat.chat", lambda model, **options: calls.append((model, options)))
+    monkeypatch.setattr("align.commands.chat.chat", lambda model, **options: calls.append((model, options)))
     Path("mine").mkdir()
     Path("runs/.cache").mkdir(parents=True)
     assert call("chat", "./mine", "--system", "Be brief.", "--temperature", "0")[0] == 0
@@ -353,7 +353,7 @@ def test_data_inspect_with_a_model_loads_its_tokenizer(call: Any, monkeypatch: p
     seen: list[Any] = []
     monkeypatch.setattr("align.models.load.load_encoder", lambda model, cache: seen.append((model.path, cache)) or "encoder")
     monkeypatch.setattr(
-        "align.data.inspect.inspect", lambda source, path, **options: seen.append((path, options["model"], options["want"]))
+        "align.commands.inspect_data.inspect", lambda source, path, **options: seen.append((path, options["model"], options["want"]))
     )
     assert call("data", "inspect", "rows.jsonl", "--model", "org/name", "--want", "prompt")[0] == 0
     assert seen == [("org/name", None), (Path("rows.jsonl"), "encoder", "prompt")]

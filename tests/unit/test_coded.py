@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from align.data.coded import CODED
-from align.data.formats import RowError, converter
-from align.data.messages import quiet
-from align.data.readers import Row
+from align.data.formats.formats import RowError, converter
+from align.data.mapping.coded import CODED
+from align.data.messages.messages import quiet
 from align.data.records import Conversation, Origin
 from align.data.rows import LeftOut
-from align.recipe.presets import PRESETS
+from align.data.sources.readers import Row
+from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
 
 ORIGIN = Origin("rows.jsonl", 7)

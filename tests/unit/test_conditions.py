@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.data.conditions import matches
-from align.data.formats import Want
-from align.data.mixture import Records, read_records
-from align.data.personal import PERSONAL
+from align.data.formats.formats import Want
+from align.data.formats.personal import PERSONAL
+from align.data.sources.conditions import matches
+from align.data.sources.mixture import Records, read_records
 from align.errors import InputError
 from align.recipe.schema import Condition, DataSource
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from align import cli
 from align.errors import EnvironmentFault, InputError
-from align.pipeline.plan import make_plan, show
-from align.recipe.contrast import QUICKSTART_EMBEDDER
+from align.planning.plan import make_plan, show
+from align.recipe.kinds.self_contrast import QUICKSTART_EMBEDDER
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import Model
 from align.rollout.engine import Sampling
@@ -192,7 +192,7 @@ def test_convert_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_generate_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Options reach the function; what cannot be is refused before a model is loaded."""
     calls: list[Any] = []
-    monkeypatch.setattr("align.stages.generate.generate", lambda *arguments, **options: calls.append((arguments, options)))
+    monkeypatch.setattr("align.commands.generate.generate", lambda *arguments, **options: calls.append((arguments, options)))
     Path("m").mkdir()
     options = ("--out", "o.jsonl", "--n", "4", "--temperature", "0.5", "--top-p", "0.9", "--max-new-tokens", "7", "--seed", "3")
     assert command(monkeypatch, "generate", "./m", "--prompts", "rows.jsonl", *options, "--engine", "transformers") == 0

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from align import files
-from align.data import others
-from align.data.convert import KINDS, Converted, convert, provenance_of
-from align.data.inspect import wanted_of
-from align.data.mixture import read_records
-from align.data.own_rows import row_of
+from align.commands.convert_data import KINDS, Converted, convert, provenance_of
+from align.data.formats import other_tools
+from align.data.formats.own_rows import row_of
 from align.data.records import Conversation, Messages, Preference, Prompt, Record, Unpaired
+from align.data.sources.contents import wanted_of
+from align.data.sources.mixture import read_records
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from tests.made_records import ORIGIN, records
@@ -127,7 +127,7 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path: Path) -> None:
     """Neither a file nor a part of one, in any shape."""
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     source = write(tmp_path / "a.jsonl", [good] * 600 + [{"prompt": "a", "chosen": "b", "rejected": "b"}])
-    for to in ("align", *others.TARGETS):
+    for to in ("align", *other_tools.TARGETS):
         with pytest.raises(InputError, match=r"a\.jsonl:601 rejected: chosen and rejected are equal"):
             run(source, tmp_path / "out.jsonl", to)
     with pytest.raises(InputError, match="equal"):
@@ -277,7 +277,7 @@ def plain(record: Record, to: str) -> bool:
     return all(map(without_nulls, [*arguments, *record.tools])) and isinstance(answer, (str, int, list)) and not isinstance(answer, bool)
 
 
-SAID = [(to, kind) for to, target in others.TARGETS.items() for kind in target.takes if (to, kind) != ("kto", Preference)]
+SAID = [(to, kind) for to, target in other_tools.TARGETS.items() for kind in target.takes if (to, kind) != ("kto", Preference)]
 
 
 @pytest.mark.parametrize(("to", "kind"), SAID)
@@ -292,8 +292,8 @@ def test_what_another_shape_says_is_read_again_as_the_same(to: str, kind: type[R
         left: list[Record] = []
         for record in made:
             try:
-                list(others.TARGETS[to].rows(record, lambda what: None))
-            except others.Unsayable:
+                list(other_tools.TARGETS[to].rows(record, lambda what: None))
+            except other_tools.Unsayable:
                 left.append(record)
         if len(left) == len(made):
             with pytest.raises(InputError, match="nothing is left that"):
@@ -323,7 +323,7 @@ def test_kto_labels_each_answer_of_a_preference_in_its_direction(tmp_path: Path)
         ("q#1", "No.", False),
         ("q#2", "Perhaps.", False),
     ]
-    assert list(done.unsaid) == [others.MARGIN]
+    assert list(done.unsaid) == [other_tools.MARGIN]
 
 
 ROWS = [
@@ -348,7 +348,7 @@ def test_one_row_for_each_pair_with_the_keys_that_trl_reads(tmp_path: Path) -> N
         ("b", None, "Words."),
     ]
     assert all(set(message) == {"role", "content"} for row in made for key in ("prompt", "chosen", "rejected") for message in row[key])
-    assert {what: count.total for what, count in done.unsaid.items()} == {others.OTHER: 1, others.CUT: 1}
+    assert {what: count.total for what, count in done.unsaid.items()} == {other_tools.OTHER: 1, other_tools.CUT: 1}
     assert f"not written, trl has no place for it: other columns: 1 ({tmp_path / 'rows.jsonl'}:1)" in done.lines()
 
 

@@ -16,10 +16,10 @@ from torch.testing import assert_close
 from align.batching.batch import Batch
 from align.batching.tree import build
 from align.models.adapters import START, TRAINED, VALUE, adapter_off, add_lora, trainable_parameters
-from align.models.critic import ActorCritic, actor_critic
-from align.models.forward import batch_logprobs
-from align.models.heads import ScalarModel, ScoreStats, branch_scores, load_scalar, token_values
+from align.models.compute.forward import batch_logprobs
 from align.models.load import load_encoder, load_policy
+from align.models.scalar.critic import ActorCritic, actor_critic
+from align.models.scalar.heads import ScalarModel, ScoreStats, branch_scores, load_scalar, token_values
 from align.recipe.schema import Lora, Model
 from tests.saved import save_tiny
 from tests.tiny import gradients, random_trees, tiny

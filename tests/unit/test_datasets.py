@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.data import datasets
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.data.report import DataReport
-from align.data.store import TreeStore
+from align.data.trees import load as datasets
+from align.data.trees.store import TreeStore
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from tests import tokenizers
@@ -355,7 +355,7 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(load: Load, monkeypatch: pyt
     """Its files are not at hand to be hashed; ``datasets`` tells one revision from another."""
     import datasets as hf
 
-    from align.data import readers
+    from align.data.sources import readers
 
     for answer, reused in (("Yes.", False), ("Yes.", True), ("No.", False)):
         rows = hf.Dataset.from_dict({"messages": [chat("Hi", answer)["messages"]]})

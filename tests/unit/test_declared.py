@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from align.cli.imports import import_sources
-from align.data.convert import convert
-from align.data.declared import Imported, as_yaml, axolotl, llama_factory, swift
-from align.data.mixture import read_records
+from align.commands.convert_data import convert
+from align.commands.import_data import Imported, as_yaml, axolotl, llama_factory, swift
 from align.data.records import Conversation, Messages, Preference, Record, Unpaired
+from align.data.sources.mixture import read_records
 from align.errors import InputError
+from align.recipe.language.yaml_tree import Place, parse_value
 from align.recipe.schema import DataSource
-from align.recipe.source import Place, parse_value
 
 
 def records(folder: Path, one: Imported, rows: list[Any], want: Any) -> list[Record]:
@@ -219,7 +219,7 @@ def test_data_sets_of_swift(tmp_path: Path) -> None:
 
 
 def test_what_is_written_for_llama_factory_is_imported_again(tmp_path: Path) -> None:
-    from align.data.others import declaration
+    from align.data.formats.other_tools import declaration
 
     row = {"id": "a", "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "2+2?"}], "chosen": "4", "rejected": "5"}
     path, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"

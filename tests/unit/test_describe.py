@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from align.cli import app
-from align.data import describe as describing
-from align.data.describe import Description, describe, rows_of, script_of, shared_lines
-from align.data.encode import Encoder
-from align.data.words_alone import Pair, told_apart
+from align.commands import describe as describing
+from align.commands.describe import Description, describe, rows_of, script_of, shared_lines
+from align.commands.words_alone import Pair, told_apart
+from align.data.chat.encoder import Encoder
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from tests import tokenizers

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import AutoModel, AutoTokenizer
 
 from align.errors import EnvironmentFault, InputError, Interrupted
-from align.recipe.refs import resolve
+from align.recipe.reference_syntax import resolve
 from align.scoring import embeddings
 from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all, find_embedder
 from tests.embedder import MAX_TOKENS, save_embedder

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from align.data.encode import Encoded, Encoder, Notes
+from align.data.chat.encoder import Encoded, Encoder, Notes
 from align.errors import InputError
 from tests import tokenizers
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from tests import tokenizers
 
 QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart"

@@ -13,15 +13,16 @@ import pytest
 import yaml
 
 from align import cli
+from align.commands.evaluate import quick_recipe
 from align.errors import InputError
-from align.evaluation.quick import quick_recipe
-from align.pipeline import preflight, runner
+from align.pipeline import runner
 from align.pipeline.identity import identify, needs_model
-from align.pipeline.plan import make_plan
+from align.planning.plan import make_plan
+from align.preflight import checks
+from align.recipe.kinds.tasks import Gsm8kTask, IfevalTask
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import EvaluateStage
-from align.recipe.tasks import Gsm8kTask, IfevalTask
-from align.stages.scored import scorer_names
+from align.stages.evaluate.scorers import scorer_names
 from tests.reward_benches import rewardbench1, rewardbench2, write
 
 HEAD = "name: r\nmodel: ./m\nstages:\n  e:\n    kind: evaluate\n    policies: [./m, ./n]\n    embedder: null\n"
@@ -175,7 +176,7 @@ def test_the_plan_counts_answers_and_the_judges_replies() -> None:
 )
 def test_the_file_of_a_reward_benchmark_is_looked_at_before_anything_runs(row: dict[str, Any], problem: str) -> None:
     write(Path("rb.jsonl"), [row])
-    found = preflight.look(bench("\njudge: {endpoint: 'http://127.0.0.1:9/v1', model: j}"), Path("runs"))
+    found = checks.look(bench("\njudge: {endpoint: 'http://127.0.0.1:9/v1', model: j}"), Path("runs"))
     assert any(problem in str(one) for one in found.inputs), [str(one) for one in found.inputs]
 
 

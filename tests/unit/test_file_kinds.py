@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.data import json_rows
-from align.data.readers import BadRow, Row, read_rows
+from align.data.files import json_rows
 from align.data.rows import Told
+from align.data.sources.readers import BadRow, Row, read_rows
 from align.errors import InputError
 from align.recipe.schema import DataSource
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from align.data import filters
-from align.data.datasets import load_trees
-from align.data.encode import Encoder
-from align.data.filters import PreferenceFilter, conflicts, prompt_digests
-from align.data.mixture import prompt_digest, read_records
+from align.data.chat.encoder import Encoder
 from align.data.records import Origin, Preference
 from align.data.report import DataReport
-from align.data.store import TreeStore
+from align.data.sources.mixture import prompt_digest, read_records
+from align.data.trees import filters
+from align.data.trees.filters import PreferenceFilter, conflicts, prompt_digests
+from align.data.trees.load import load_trees
+from align.data.trees.store import TreeStore
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from tests import tokenizers

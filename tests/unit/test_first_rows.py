@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from align.data.formats import Want
-from align.data.mixture import read_records
+from align.data.formats.formats import Want
 from align.data.records import Preference, Prompt, Record, Unpaired
+from align.data.sources.mixture import read_records
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from align.scoring import scorer

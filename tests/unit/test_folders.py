@@ -9,11 +9,11 @@ from typing import Any
 import datasets
 import pytest
 
-from align.data.datasets import _identity
-from align.data.readers import BadRow, read_rows
 from align.data.rows import Told
+from align.data.sources.readers import BadRow, read_rows
+from align.data.trees.load import _identity
 from align.errors import InputError
-from align.recipe import source_keys
+from align.recipe.checks import source_keys
 from align.recipe.load import load_recipe
 from align.recipe.schema import DataSource
 

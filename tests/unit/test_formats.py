@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data import words
-from align.data.formats import FIELDS_LIMIT, FORMATS, RowError, Want, converter, detect
-from align.data.own_format import form_of
+from align.data.formats import column_names
+from align.data.formats.formats import FIELDS_LIMIT, FORMATS, RowError, Want, converter, detect
+from align.data.formats.own_format import form_of
 from align.data.records import Conversation, Graded, Messages, Origin, Preference, Prompt, Record
 from align.data.rows import LeftOut, Row
 from align.errors import InputError
@@ -775,4 +775,4 @@ def test_a_record_written_in_our_own_shape_is_read_as_the_same_record(row: dict[
     ],
 )
 def test_the_proposed_line_compares_where_a_column_judges(rows: list[dict[str, str]], line: str) -> None:
-    assert words.line_to_write(rows) == line
+    assert column_names.line_to_write(rows) == line

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.models.adapters import add_lora
 from align.models.generate import answer, generating
 from align.recipe.schema import Lora

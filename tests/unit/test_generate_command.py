@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from align.commands import generate as command
+from align.commands.generate import generate
 from align.errors import InputError
 from align.recipe.schema import Rollout
 from align.rollout import samples as sharding
 from align.rollout.engine import Sampling
-from align.stages import generate as command
-from align.stages.generate import generate
 from tests.saved import save_tiny
 from tests.scripted import Dying, open_scripted, write_script
 

@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from align.errors import InputError
-from align.models import gguf
+from align.models.files import gguf
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy, load_tokenizer
 from align.recipe.schema import Model

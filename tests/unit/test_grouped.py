@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from align.data.grouped import by_key, by_parent
+from align.data.mapping.grouped import by_key, by_parent
 from align.data.records import Origin
 from align.data.rows import Row
 
 _SCRIPT = """
 import re, sys
-from align.data.grouped import by_key, by_parent
+from align.data.mapping.grouped import by_key, by_parent
 from align.data.records import Origin
 from align.data.rows import Row
 

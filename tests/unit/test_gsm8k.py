@@ -8,7 +8,7 @@ import pytest
 
 from align.data.records import Origin, Prompt
 from align.data.strict_json import RowError
-from align.evaluation import gsm8k
+from align.evaluation.tasks import gsm8k
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,24 @@ from torch.testing import assert_close
 
 from align.batching.batch import Batch
 from align.batching.tree import build, pack
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.errors import InputError
 from align.functional.losses import bradley_terry
 from align.models.adapters import START, add_lora, trainable_parameters
-from align.models.forward import causal_lm
-from align.models.heads import ScalarModel, ScoreStats, branch_scores, load_scalar, save_scalar, score_notes, score_trees, token_values
-from align.models.identity import model_digest
+from align.models.compute.forward import causal_lm
+from align.models.files.identity import model_digest
 from align.models.load import load_backbone, load_encoder, load_policy, without_lm_head
 from align.models.save import save_policy
+from align.models.scalar.heads import (
+    ScalarModel,
+    ScoreStats,
+    branch_scores,
+    load_scalar,
+    save_scalar,
+    score_notes,
+    score_trees,
+    token_values,
+)
 from align.recipe.schema import Lora, Model
 from tests.saved import LORA, save_tiny
 from tests.tiny import random_trees, tiny
@@ -256,8 +265,8 @@ def _move(model: torch.nn.Module) -> None:
 FRESH = """
 import json, sys
 import numpy as np
-from align.data.trees import Branch, Tree
-from align.models.heads import load_scalar, score_trees
+from align.data.tree import Branch, Tree
+from align.models.scalar.heads import load_scalar, score_trees
 from align.recipe.schema import Model
 def branch(ids):
     return Branch(np.array(ids, np.int32), np.ones(len(ids), bool))

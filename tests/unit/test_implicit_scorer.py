@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.errors import InputError
+from align.recipe.blocks.scoring import Scoring
 from align.recipe.schema import Model
-from align.recipe.scoring import Scoring
 from align.scoring.implicit import ImplicitRewardScorer
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer

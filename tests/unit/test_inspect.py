@@ -11,8 +11,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from align.data.encode import Encoder
-from align.data.inspect import inspect
+from align.commands.inspect_data import inspect
+from align.data.chat.encoder import Encoder
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from tests import tokenizers

@@ -18,7 +18,7 @@ from align.errors import InputError
 from align.models import intake
 from align.models.adapters import adapted, add_lora, lora_layers
 from align.models.canary import require_own_logprobs
-from align.models.dropout import input_config
+from align.models.compute.dropout import input_config
 from align.models.load import load_encoder, load_policy, without_lm_head
 from align.models.merging import merged_copy
 from align.models.save import save_policy

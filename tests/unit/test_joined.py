@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from align.data.datasets import _identity
-from align.data.formats import Want
-from align.data.mixture import Records, read_records
+from align.data.formats.formats import Want
 from align.data.records import Conversation, Prompt
+from align.data.sources.mixture import Records, read_records
+from align.data.trees.load import _identity
 from align.errors import InputError
 from align.recipe.schema import DataSource
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from align import files
-from align.data import kept as notes
-from align.data.kept import Kept
+from align import sealed as notes
 from align.errors import EnvironmentFault
+from align.sealed import Kept
 
 
 def test_a_part_is_found_by_the_same_work_only(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from align.data.known_sets import TEST_SET, TEST_SETS, is_test_set, licence_of
-from align.data.mixture import read_records
+from align.data.formats.known_sets import TEST_SET, TEST_SETS, is_test_set, licence_of
+from align.data.sources.mixture import read_records
 from align.errors import InputError
 from align.recipe.schema import DataSource
 

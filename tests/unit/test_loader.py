@@ -12,7 +12,7 @@ import torch
 from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan, plan_steps, share
 from align.batching.tree import pack
-from align.data.trees import Tree
+from align.data.tree import Tree
 from tests.tiny import random_tree, random_trees
 
 SIZES = np.random.default_rng(0).integers(3, 40, 23)

@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from align.data import comparisons, labelled
-from align.data.better import compare, number
-from align.data.formats import RowError, Want, converter
-from align.data.mixture import Records, read_records
-from align.data.places import find, find_text, template
-from align.data.readers import Row
+from align.data.formats.formats import RowError, Want, converter
+from align.data.mapping import comparisons, labelled
+from align.data.mapping.better import compare, number
+from align.data.mapping.places import find, find_text, template
 from align.data.records import Conversation, Graded, Messages, Origin, Preference, Prompt, Record, Unpaired
 from align.data.rows import LeftOut
+from align.data.sources.mixture import Records, read_records
+from align.data.sources.readers import Row
 from align.errors import InputError
-from align.recipe.places import place
+from align.recipe.rows.places import place
 from align.recipe.schema import DataSource
 
 ORIGIN = Origin("rows.jsonl", 7)

@@ -11,13 +11,13 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from align.commands.merge import merge
 from align.errors import InputError
 from align.models.adapters import add_lora
-from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar
 from align.models.load import load_encoder, load_policy, load_tokenizer, without_lm_head
 from align.models.save import save_policy
+from align.models.scalar.heads import ScalarModel, ScoreStats, load_scalar, save_scalar
 from align.recipe.schema import Model
-from align.report.merge import merge
 from tests.saved import LORA, edit, save_tiny
 from tests.tiny import tiny
 

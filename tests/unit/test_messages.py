@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from align.data.encode import Encoder
-from align.data.examples import Limits, tree_of
-from align.data.formats import RowError, Want, converter
-from align.data.messages import EMPTY_SYSTEM, PLAIN_CALL, messages_of
-from align.data.readers import Row, read_rows
+from align.data.chat.encoder import Encoder
+from align.data.formats.formats import RowError, Want, converter
+from align.data.messages.messages import EMPTY_SYSTEM, PLAIN_CALL, messages_of
 from align.data.records import Conversation, Messages, Origin, Preference, Prompt, Record, Unpaired
+from align.data.sources.readers import Row, read_rows
 from align.data.strict_json import parse_text
+from align.data.trees.build import Limits, tree_of
 from align.recipe.schema import DataSource
-from align.stages.trl_data import Spellings, _judged
+from align.stages.trl.data import Spellings, _judged
 from tests.tokenizers import chatml
 
 ORIGIN = Origin("rows.jsonl", 7)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import Want
-from align.data.mixture import Records, prompt_digest, read_records, share_out, shared_prompts
+from align.data.formats.formats import Want
 from align.data.records import Conversation, Origin, Preference, Prompt, Record
+from align.data.sources.mixture import Records, prompt_digest, read_records, share_out, shared_prompts
 from align.errors import InputError
 from align.recipe.schema import DataSource
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from align.errors import EnvironmentFault, InputError
-from align.models import hub
 from align.models.adapters import add_lora
-from align.models.identity import model_digest
+from align.models.files import hub
+from align.models.files.identity import model_digest
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe.schema import Model
@@ -127,5 +127,5 @@ def test_names_that_cannot_be_hub_ids() -> None:
 
 def test_checking_a_model_folder_needs_no_torch() -> None:
     """`align check` looks at local models in under 2 s."""
-    script = "import sys, align.models.identity, align.models.gguf; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    script = "import sys, align.models.files.identity, align.models.files.gguf; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from align.errors import InputError
 from align.models.adapters import add_lora
-from align.models.dropout import disable_dropout
-from align.models.identity import model_digest
+from align.models.compute.dropout import disable_dropout
+from align.models.files.identity import model_digest
 from align.models.load import load_encoder, load_policy, load_tokenizer
 from align.recipe.schema import Model
 from tests.saved import LORA, adapter_on, edit, rows, save_tiny

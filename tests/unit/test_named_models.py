@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from align import cli
+from align.commands.named_models import model_named, model_of_run
 from align.errors import InputError
 from align.pipeline.artifacts import read_manifest, write_manifest
-from align.report.named import model_named, model_of_run
 from tests.report_run import write_run
 
 RUNS = Path("runs")
@@ -64,10 +64,12 @@ def test_every_command_that_takes_a_model_takes_a_run(monkeypatch: pytest.Monkey
     seen: dict[str, Any] = {}
     Path("rows.csv").write_text("prompt\nhi\n")
     Path("runs/mine/stages/sft/config.json").write_text("{}")
-    monkeypatch.setattr("align.models.chat.chat", lambda model, **options: seen.update(chat=model))
-    monkeypatch.setattr("align.stages.generate.generate", lambda model, *given, **options: seen.update(generate=(model, options["source"])))
+    monkeypatch.setattr("align.commands.chat.chat", lambda model, **options: seen.update(chat=model))
+    monkeypatch.setattr(
+        "align.commands.generate.generate", lambda model, *given, **options: seen.update(generate=(model, options["source"]))
+    )
     monkeypatch.setattr("align.scoring.reward_model.RewardModelScorer", lambda model, **options: seen.update(score=model.path))
-    monkeypatch.setattr("align.scoring.rows.score_rows", lambda scorer, place, source: seen.update(rows=source) or iter(()))
+    monkeypatch.setattr("align.commands.score.score_rows", lambda scorer, place, source: seen.update(rows=source) or iter(()))
     monkeypatch.setattr("align.pipeline.runner.run_recipe", lambda loaded, **options: seen.update(eval=loaded.recipe) or sys.exit(0))
     reading = ("--format", "prompt")
     assert call(monkeypatch, "chat", "mine") == 0

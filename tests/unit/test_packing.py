@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align.batching.batch import Batch, Span
 from align.batching.tree import Layout, pack
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from tests.tiny import by_branch
 
 LAYOUTS: tuple[Layout, ...] = ("tree", "packed", "padded")

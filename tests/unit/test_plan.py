@@ -17,15 +17,15 @@ from align.batching.loader import plan_steps
 from align.errors import InputError
 from align.functional import logprobs
 from align.models.adapters import add_lora
-from align.pipeline import machine as machines
-from align.pipeline import plan as planning
-from align.pipeline.machine import Machine
-from align.pipeline.plan import Plan, StagePlan, make_plan, show
 from align.pipeline.runner import run_recipe
-from align.recipe import estimate, shapes
+from align.planning import plan as planning
+from align.planning.plan import Plan, StagePlan, make_plan, show
 from align.recipe.load import load_recipe
-from align.recipe.refs import shipped_root
+from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import Hardware, Lora, Train
+from align.sizing import machine as machines
+from align.sizing import needs, shapes
+from align.sizing.machine import Machine
 
 SMALL: dict[str, Any] = {
     "vocab_size": 90,
@@ -88,7 +88,7 @@ def test_unknown_architectures_are_not_guessed() -> None:
 
 
 def test_the_chunks_are_those_of_the_log_probs() -> None:
-    assert estimate.CHUNK_ELEMENTS == logprobs._CHUNK_ELEMENTS
+    assert needs.CHUNK_ELEMENTS == logprobs._CHUNK_ELEMENTS
 
 
 # Estimates
@@ -98,7 +98,7 @@ def test_memory_of_full_fine_tuning_by_hand() -> None:
     """SmolLM2-135M, fp32: 4 + 4 + 8 bytes a parameter, and its activations."""
     smol = shapes.Shape(30, 576, 9, 3, 64, 1536, 49152, tied=True)
     assert smol.parameters == 134_515_008
-    terms = {t.name: t.amount for t in estimate.memory(smol, Train(microbatch_tokens=512), None, device="cpu")}
+    terms = {t.name: t.amount for t in needs.memory(smol, Train(microbatch_tokens=512), None, device="cpu")}
     assert terms["weights"] == terms["gradients"] == 4 * 134_515_008
     assert terms["Adam moments"] == 8 * 134_515_008
     # 6 H + 3 A + 2 K + 4 I floats a token and layer; one layer more is at work.
@@ -111,7 +111,7 @@ def test_memory_moves_as_it_should() -> None:
     glm = shapes.GLM_4_9B
 
     def total(lora: Lora | None = None, device: str = "cuda", processes: int = 1, **train: Any) -> float:
-        return sum(term.amount for term in estimate.memory(glm, Train(**train), lora, device=device, processes=processes))
+        return sum(term.amount for term in needs.memory(glm, Train(**train), lora, device=device, processes=processes))
 
     assert total(dtype="bf16") < total()
     assert total(Lora()) < 0.5 * total()
@@ -124,7 +124,7 @@ def test_memory_moves_as_it_should() -> None:
 def test_four_bit_weights() -> None:
     """QLoRA: all but embeddings, LM head and norms takes half a byte and its share of the scales."""
     glm = shapes.GLM_4_9B
-    terms = {t.name: t.amount for t in estimate.memory(glm, Train(dtype="bf16"), Lora(quantize="nf4"), device="cuda")}
+    terms = {t.name: t.amount for t in needs.memory(glm, Train(dtype="bf16"), Lora(quantize="nf4"), device="cuda")}
     rest = 2 * 151552 * 4096 + 40 * 4 * 4096 + 4096
     assert terms["weights"] == pytest.approx((glm.parameters - rest) * (0.5 + 1 / 64 + 1 / 4096) + 2 * rest)
     assert terms["layer at work"] == 2 * 4096 * 2 * 13696
@@ -132,21 +132,21 @@ def test_four_bit_weights() -> None:
 
 def test_disk_and_speed() -> None:
     qwen = shapes.QWEN3_4B
-    once = {t.name: t.amount for t in estimate.disk(qwen, Train(), None, tokens=1000, dequantises=False)}
+    once = {t.name: t.amount for t in needs.disk(qwen, Train(), None, tokens=1000, dequantises=False)}
     assert once == {"checkpoints": 12 * qwen.parameters, "saved model": 4 * qwen.parameters, "encoded data": 5000}
-    often = estimate.disk(qwen, Train(save_steps=10, save_total_limit=3), None, tokens=None, dequantises=False)
+    often = needs.disk(qwen, Train(save_steps=10, save_total_limit=3), None, tokens=None, dequantises=False)
     assert often[0].amount == 4 * once["checkpoints"]
-    adapter = {t.name: t.amount for t in estimate.disk(qwen, Train(dtype="bf16"), Lora(save_merged=True), tokens=None, dequantises=True)}
+    adapter = {t.name: t.amount for t in needs.disk(qwen, Train(dtype="bf16"), Lora(save_merged=True), tokens=None, dequantises=True)}
     trained = qwen.lora_parameters(16, "all-linear")
     assert adapter["saved model"] == 4 * trained + 2 * qwen.parameters
-    assert estimate.flops_per_token(qwen, Train(), None) == 6 * qwen.parameters
-    assert estimate.flops_per_token(qwen, Train(), Lora()) == 4 * qwen.parameters
-    assert estimate.tokens_per_second(qwen, Train(), None, device="cpu", units=4) == pytest.approx(4 * 50e9 / (6 * qwen.parameters))
+    assert needs.flops_per_token(qwen, Train(), None) == 6 * qwen.parameters
+    assert needs.flops_per_token(qwen, Train(), Lora()) == 4 * qwen.parameters
+    assert needs.tokens_per_second(qwen, Train(), None, device="cpu", units=4) == pytest.approx(4 * 50e9 / (6 * qwen.parameters))
 
 
 @pytest.mark.parametrize(("value", "text"), [(5, "5 s"), (119, "119 s"), (150, "2.5 min"), (9000, "2.5 h"), (400_000, "4.6 days")])
 def test_durations(value: float, text: str) -> None:
-    assert estimate.duration(value) == text
+    assert needs.duration(value) == text
 
 
 # Plans
@@ -199,19 +199,19 @@ def test_small_data_are_counted_exactly_and_nothing_is_left(tmp_path: Path) -> N
 
 
 def test_steps_are_cut_as_the_loader_cuts_them(tmp_path: Path) -> None:
-    from align.data.datasets import load_trees
+    from align.data.trees.load import load_trees
     from align.models.load import load_encoder
-    from align.recipe import refs
+    from align.recipe import reference_syntax
     from align.recipe.schema import Model
 
     write_real_recipe("{epochs: 1.5, batch_size: 7}")
     loaded = load_recipe("r.yaml")
     spec: Any = loaded.recipe.stages["sft"]
-    path = str(refs.resolve(SMOL, loaded.root))
+    path = str(reference_syntax.resolve(SMOL, loaded.root))
     store, _ = load_trees(
         "conversation",
         spec.data,
-        resolve=lambda text: refs.resolve(text, loaded.root),
+        resolve=lambda text: reference_syntax.resolve(text, loaded.root),
         encoder=load_encoder(Model(path=path)),
         max_length=spec.max_length,
         too_long=spec.too_long,
@@ -392,7 +392,7 @@ def test_a_local_model_by_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gguf_with_and_without_a_head_of_its_own(tmp_path: Path) -> None:
-    from align.pipeline.origin import _gguf_shape
+    from align.planning.starting_model import _gguf_shape
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()

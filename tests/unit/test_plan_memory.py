@@ -12,11 +12,11 @@ import yaml
 
 from align.batching.loader import Loader, plan_steps
 from align.batching.tree import Layout, grouped, pack, tokens_of
-from align.models.stream import held_at_once, split
-from align.pipeline import plan as planning
-from align.pipeline.machine import Machine
-from align.pipeline.plan import Plan, make_plan
+from align.models.compute.stream import held_at_once, split
+from align.planning import plan as planning
+from align.planning.plan import Plan, make_plan
 from align.recipe.load import load_recipe
+from align.sizing.machine import Machine
 from tests.saved import save_tiny
 from tests.tiny import random_tree, random_trees
 
@@ -101,9 +101,9 @@ def test_the_parts_are_those_of_the_loader(layout: str) -> None:
     words = terms(planned())["activations"][1]
     from align.models.load import load_encoder
     from align.pipeline.folder import RunFolder
-    from align.pipeline.tokens import locate
+    from align.planning.data_size import locate
     from align.recipe.schema import DpoStage, Model
-    from align.stages.reading import read_data
+    from align.stages.shared.training_data import read_data
 
     loaded = load_recipe("r.yaml")
     spec = loaded.recipe.stages["s"]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from align.pipeline.plan import make_plan
-from align.recipe import estimate_ppo
+from align.planning.plan import make_plan
 from align.recipe.load import load_recipe
 from align.recipe.schema import PpoStage
-from align.recipe.shapes import GLM_4_9B, Shape
+from align.sizing import ppo_needs
+from align.sizing.shapes import GLM_4_9B, Shape
 from tests.saved import save_tiny
 
 SMOL = Shape(30, 576, 9, 3, 64, 1536, 49152, tied=True)
@@ -24,7 +24,7 @@ def spec(**options: Any) -> PpoStage:
 
 
 def terms(shape: Shape, stage: PpoStage, device: str = "cpu", budget: float | None = None) -> dict[str, float]:
-    return {term.name: term.amount for term in estimate_ppo.memory(shape, stage, device=device, budget=budget)}
+    return {term.name: term.amount for term in ppo_needs.memory(shape, stage, device=device, budget=budget)}
 
 
 def test_four_models_in_full_training() -> None:
@@ -64,7 +64,7 @@ def test_fewer_models_need_less() -> None:
 
 def test_disk_holds_the_value_model_too() -> None:
     often = spec(train={"save_steps": 5, "save_total_limit": 3})
-    found = {term.name: term.amount for term in estimate_ppo.disk(SMOL, often, tokens=None, dequantises=False)}
+    found = {term.name: term.amount for term in ppo_needs.disk(SMOL, often, tokens=None, dequantises=False)}
     assert found["value model in checkpoints"] == 4 * 12 * (SMOL.parameters + 576)
     assert found["saved value model"] == 4 * (SMOL.parameters + 576)
 

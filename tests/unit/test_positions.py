@@ -16,13 +16,13 @@ from transformers import models as hf
 
 from align.errors import EnvironmentFault, InputError
 from align.models.adapters import add_lora
-from align.models.bases import known_models
+from align.models.files.bases import known_models
+from align.models.files.positions import LEARNED, Positions, positions, positions_at, require_positions
 from align.models.load import load_encoder, load_policy
-from align.models.positions import LEARNED, Positions, positions, positions_at, require_positions
 from align.models.save import save_policy
-from align.pipeline.model_limits import model_problems, require_engines
-from align.pipeline.models_here import refused
 from align.pipeline.runner import run_recipe
+from align.preflight.model_limits import model_problems, require_engines
+from align.preflight.models_here import refused
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.rollout.limits import CPU_HEAD_SIZES, head_size, require_head_size
@@ -193,8 +193,8 @@ def test_the_head_sizes_are_vllms_own() -> None:
 def test_an_engine_that_cannot_serve_a_model_is_refused_before_the_first_stage(
     here: Path, engine: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.pipeline.model_limits.find_spec", lambda name: object())
-    monkeypatch.setattr("align.pipeline.model_limits.gpu_memory", list)
+    monkeypatch.setattr("align.preflight.model_limits.find_spec", lambda name: object())
+    monkeypatch.setattr("align.preflight.model_limits.gpu_memory", list)
     save_tiny(here / "model")
     loaded = recipe(here, STAGES["ppo"][0].replace("LONG", "9").replace("kind: ppo", f"kind: ppo, rollout: {{engine: {engine}}}"))
     if not refused:

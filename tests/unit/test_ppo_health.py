@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.errors import TrainingFault
-from align.stages.ppo_health import first_ratio_bound, of_first_step, of_rollouts, of_training
+from align.stages.ppo.health import first_ratio_bound, of_first_step, of_rollouts, of_training
 from tests.rollouts import stage, trainer
 
 WELL = {

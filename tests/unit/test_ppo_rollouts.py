@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from align.batching.tree import build
-from align.data.encode import Encoder
-from align.data.prompts import EncodedPrompt, digest, load_prompts
+from align.data.chat.encoder import Encoder
+from align.data.trees.prompts import EncodedPrompt, digest, load_prompts
 from align.errors import InputError, TrainingFault
-from align.models.critic import ActorCritic
+from align.models.scalar.critic import ActorCritic
+from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, JsonRule, ModelScorer
 from align.recipe.schema import DataSource
-from align.recipe.scoring import EnsembleScorer, FunctionScorer, JsonRule, ModelScorer
 from align.rollout.engine import Completion, Sampling
 from align.scoring.scorer import Answer
-from align.stages.ppo import _content
-from align.stages.ppo_experience import Answers, minibatch_plan
-from align.stages.ppo_making import TokenNumbers, valued
-from align.stages.ppo_report import change_of, samples_of
-from align.stages.ppo_rollouts import Clock, Rollouts, Sample, parquet, read_parquet, reference_baselines
+from align.stages.ppo.collect import TokenNumbers, valued
+from align.stages.ppo.experience import Answers, minibatch_plan
+from align.stages.ppo.report import change_of, samples_of
+from align.stages.ppo.rollouts import Clock, Rollouts, Sample, parquet, read_parquet, reference_baselines
+from align.stages.ppo.run import _content
 from align.training.launch import Ranks
 from tests.rollouts import ENCODER, STOP, ByRule, ends_early, policy, prompts, stage, trainer
 from tests.tiny import tiny

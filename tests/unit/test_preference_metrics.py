@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
 from align.functional.preference_metrics import ScoredPairs, evaluate
 from align.functional.ties import won
 from align.functional.word_model import WordModel

@@ -14,13 +14,14 @@ import yaml
 from rich.console import Console
 
 from align.errors import AlignError, EnvironmentFault, InputError
-from align.models import hub
-from align.pipeline import first_rows, machine, preflight
-from align.pipeline.models_here import refused
-from align.pipeline.preflight import look
+from align.models.files import hub
 from align.pipeline.runner import run_recipe
+from align.preflight import checks, first_rows
+from align.preflight.checks import look
+from align.preflight.models_here import refused
 from align.recipe.load import load_recipe
 from align.recipe.schema import BUILTIN_STAGES, DataSource
+from align.sizing import machine
 from align.training import trackers
 from tests.saved import save_tiny
 
@@ -242,7 +243,7 @@ def test_what_cannot_fit_is_refused_before_it_begins(monkeypatch: pytest.MonkeyP
     """With the numbers, by the plan's own estimate."""
     assert told({"a": STAGES["sft"]}, thorough=True) == []
     small = machine.Machine("a small machine", "cpu", 1, 1e6, 1e12, True)
-    monkeypatch.setattr("align.pipeline.plan.this_machine", lambda runs_dir: small)
+    monkeypatch.setattr("align.planning.plan.this_machine", lambda runs_dir: small)
     (problem,) = told({"a": STAGES["sft"]}, thorough=True)
     assert "stages.a" in problem and "needs at least" in problem and "a small machine has 1.0 MB" in problem
 
@@ -301,4 +302,4 @@ def test_check_refuses_the_models_that_a_run_refuses() -> None:
 
 
 def test_every_problem_is_an_error_of_ours() -> None:
-    assert issubclass(EnvironmentFault, AlignError) and preflight.CONNECT_S <= 5
+    assert issubclass(EnvironmentFault, AlignError) and checks.CONNECT_S <= 5

@@ -13,15 +13,15 @@ import yaml
 from rich.console import Console
 
 from align.cli.data import list_formats
-from align.data.formats import Converter, Want, detect
-from align.data.inspect import inspect
-from align.data.mixture import read_records
-from align.data.readers import Row
+from align.commands.inspect_data import inspect
+from align.data.formats.formats import Converter, Want, detect
 from align.data.records import Conversation, Messages, Origin, Preference, Prompt, Record
+from align.data.sources.mixture import read_records
+from align.data.sources.readers import Row
 from align.errors import InputError
-from align.recipe.presets import FILE, PRESETS
+from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.rows.presets import FILE, PRESETS
 from align.recipe.schema import FORMATS, DataSource
-from align.recipe.source import Place, parse_value
 
 COMPARED = [name for name, preset in PRESETS.items() if preset.kind == "preference"]
 FOUND = [name for name, preset in PRESETS.items() if (preset.marks or preset.holds) and not preset.asks]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.data.records import Origin, Prompt
-from align.evaluation import probes
+from align.evaluation.tasks import probes
 
 ROOT = Path(__file__).resolve().parents[2]
 

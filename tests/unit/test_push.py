@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from align.errors import EnvironmentFault, InputError
-from align.report.push import prepare, push
+from align.publish.push import prepare, push
 from tests.fake_hub import Hub, serving
 from tests.fake_run import FakeRun
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.data import arrow_rows, json_rows, streams
-from align.data.readers import BadRow, Row, read_rows
+from align.data.files import arrow_rows, json_rows, streams
 from align.data.rows import Told
+from align.data.sources.readers import BadRow, Row, read_rows
 from align.errors import EnvironmentFault, InputError
 from align.recipe.schema import DataSource
 

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from align.data.encode import Encoder, Notes
-from align.data.examples import CLOSED, TAGS, Limits, tree_of
+from align.data.chat.encoder import Encoder, Notes
 from align.data.records import Conversation, Origin
+from align.data.trees.build import CLOSED, TAGS, Limits, tree_of
 from align.errors import InputError
 from tests import tokenizers
 from tests.chat import ASK, encoder_of, says, trained

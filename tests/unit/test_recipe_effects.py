@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 import align
 from align.errors import InputError
 from align.pipeline.identity import NEUTRAL, normalised
-from align.recipe.effects import declared
-from align.recipe.fields import models_in
+from align.recipe.checks.fields import models_in
+from align.recipe.language.effects import declared
 from align.recipe.load import load_recipe
 from align.recipe.schema import BUILTIN_STAGES, Hardware, Model, Recipe, Stage
 

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from align import files
 from align.errors import EnvironmentFault, InputError
 from align.pipeline.identity import identify
-from align.recipe import elsewhere, refs
-from align.recipe.fields import models_in
+from align.recipe import reference_syntax
+from align.recipe.checks import other_tools
+from align.recipe.checks.fields import models_in
 from align.recipe.load import LoadedRecipe, find_recipe, load_recipe, shipped_recipes
 from align.recipe.schema import BUILTIN_STAGES, DpoStage, Recipe, SftStage, Train
 
@@ -468,8 +469,8 @@ def test_shipped_recipes_are_found_by_name_from_any_folder(tmp_path: Path) -> No
     """The data of a shipped recipe are found as well."""
     assert Path.cwd() == tmp_path
     loaded = load_recipe("quickstart")
-    assert loaded.path == refs.shipped_root() / "recipes" / "quickstart.yaml"
-    assert loaded.root == refs.shipped_root()
+    assert loaded.path == reference_syntax.shipped_root() / "recipes" / "quickstart.yaml"
+    assert loaded.root == reference_syntax.shipped_root()
     assert find_recipe("quickstart") in shipped_recipes()
 
 
@@ -486,10 +487,10 @@ def test_unknown_recipes() -> None:
 def test_the_shipped_root_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site-packages" / "align"
     (package / "recipe").mkdir(parents=True)
-    monkeypatch.setattr(refs, "__file__", str(package / "recipe" / "refs.py"))
-    assert refs.shipped_root() == tmp_path / "site-packages"
+    monkeypatch.setattr(reference_syntax, "__file__", str(package / "recipe" / "refs.py"))
+    assert reference_syntax.shipped_root() == tmp_path / "site-packages"
     (package / "_shipped").mkdir()
-    assert refs.shipped_root() == package / "_shipped"
+    assert reference_syntax.shipped_root() == package / "_shipped"
 
 
 # A third party's stages and formats
@@ -581,7 +582,7 @@ def test_the_schema_says_what_each_field_means() -> None:
         if model in seen:
             return
         seen.add(model)
-        from align.recipe.fields import models_in
+        from align.recipe.checks.fields import models_in
 
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name} has no docstring"
@@ -620,7 +621,7 @@ def beside(tmp_path: Path) -> Path:
 
 
 def content(root: Path, text: str) -> str:
-    place = refs.resolve(text, root)
+    place = reference_syntax.resolve(text, root)
     assert isinstance(place, Path)
     return files.digest_path(place)
 
@@ -691,7 +692,7 @@ def test_addresses_with_secrets_are_refused_and_never_shown(text: str, key: str)
 def test_names_of_other_tools_lead_to_the_key() -> None:
     """Every name is unknown here, and every key that a hint names is one of a stage, of its parts, or of the recipe."""
     known = {name for stage in BUILTIN_STAGES.values() for name in stage.model_fields} | set(Recipe.model_fields)
-    for name, hint in elsewhere.KEYS.items():
+    for name, hint in other_tools.KEYS.items():
         for path in re.findall(r"`([a-z_.]+)(?:: \w+)?`", hint):
             parts = path.split(".")
             assert parts[0] in known, (name, path)
@@ -701,11 +702,11 @@ def test_names_of_other_tools_lead_to_the_key() -> None:
                     m for owner in owners if parts[0] in owner.model_fields for m in models_in(owner.model_fields[parts[0]].annotation)
                 ]
                 assert any(parts[1] in model.model_fields for model in inner), (name, path)
-    assert {kind for kind in elsewhere.KINDS.values()} <= BUILTIN_STAGES.keys()
-    assert not elsewhere.KINDS.keys() & BUILTIN_STAGES.keys()
+    assert {kind for kind in other_tools.KINDS.values()} <= BUILTIN_STAGES.keys()
+    assert not other_tools.KINDS.keys() & BUILTIN_STAGES.keys()
 
 
-@pytest.mark.parametrize("name", elsewhere.KEYS)
+@pytest.mark.parametrize("name", other_tools.KEYS)
 def test_a_name_of_another_tool_has_a_hint(name: str) -> None:
     """In a stage, in its `train`, and as an override; or it is a name of ours there, or near one."""
     for text, *overrides in ((sft(**{name: 1}),), (sft(train=f"{{{name}: 1}}"),), (GOOD, f"{name}=1")):

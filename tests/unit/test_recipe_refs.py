@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import EnvironmentFault, InputError
-from align.recipe.refs import HubRef, PackageRef, PathRef, StageRef, import_beside, import_object, parse, resolve
+from align.recipe.reference_syntax import HubRef, PackageRef, PathRef, StageRef, import_beside, import_object, parse, resolve
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

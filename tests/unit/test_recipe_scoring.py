@@ -9,9 +9,9 @@ import pytest
 
 from align.errors import InputError
 from align.pipeline.identity import identify
+from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, LengthRule, ModelScorer
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import LabelStage, SelectPromptsStage
-from align.recipe.scoring import EnsembleScorer, FunctionScorer, LengthRule, ModelScorer
 
 HEAD = """\
 name: r

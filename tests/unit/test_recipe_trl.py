@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from align.errors import InputError
-from align.pipeline import plan_trl
-from align.recipe import trl_source
+from align.planning import trl
+from align.recipe.kinds import trl_source
+from align.recipe.kinds.trl import OWNED
+from align.recipe.kinds.trl_source import OTHERS, TRAINERS, config_name
 from align.recipe.load import load_recipe
 from align.recipe.schema import TrlStage
-from align.recipe.trl import OWNED
-from align.recipe.trl_source import OTHERS, TRAINERS, config_name
 
 HEAD = "name: r\nmodel: ./model\nstages:\n"
 
@@ -94,7 +94,7 @@ def test_yaml_values_that_fit() -> None:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_the_sources_say_what_the_classes_say(trainer: str) -> None:
     """Names and plain defaults of every config class, read without importing it, are those of the class."""
-    from align.stages.trl import _import
+    from align.stages.trl.run import _import
 
     module = _import(TRAINERS[trainer].module.removesuffix("_trainer") + "_config")
     fields = {field.name: field for field in dataclasses.fields(getattr(module, config_name(trainer))) if not field.name.startswith("_")}
@@ -124,11 +124,11 @@ def test_owned_arguments_exist() -> None:
 
 
 def test_the_plan_says_what_the_arguments_say() -> None:
-    rows = {name: (value, source) for name, value, source in plan_trl.rows(load("trainer: kto, args: {max_steps: 5}"))}
+    rows = {name: (value, source) for name, value, source in trl.rows(load("trainer: kto, args: {max_steps: 5}"))}
     assert rows["steps"] == ("5", "args.max_steps")
     assert rows["learning rate"] == ("1e-06", "default of KTOConfig")
     assert rows["a step takes"][0] == "8 answers, each with its label"
-    rows = {name: (value, source) for name, value, source in plan_trl.rows(load("trainer: grpo, reward: {rule: json}"))}
+    rows = {name: (value, source) for name, value, source in trl.rows(load("trainer: grpo, reward: {rule: json}"))}
     assert rows["passes over the data"] == ("3", "default of GRPOConfig")
     assert rows["a step takes"][0] == "8 sampled answers, 8 to each prompt"
     assert rows["longest answer"] == ("512 tokens", "default of GRPOConfig")

@@ -15,8 +15,8 @@ from align.errors import InputError
 from align.pipeline import artifacts
 from align.pipeline.folder import RunFolder
 from align.pipeline.identity import as_of_now, explain, left_as_it_was, neutral_values, normalised
-from align.pipeline.plan import make_plan
 from align.pipeline.selection import Selection
+from align.planning.plan import make_plan
 from align.recipe.schema import BUILTIN_STAGES, Stage
 from tests.workshop import RECIPE, Workshop, snapshot
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from align.report.page import write_report
-from align.report.run import read_run
+from align.report.html.page import write_report
+from align.runs.record import read_run
 from tests.browser import Page, browser, installed
 from tests.report_run import write_run
 

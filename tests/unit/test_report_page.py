@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from align.report.page import render, write_report
-from align.report.run import read_run
-from align.report.terminal import show
-from align.report.values import visible
+from align.report.html.page import render, write_report
+from align.report.text.summary import show
+from align.runs.record import read_run
+from align.runs.values import visible
 from tests.report_run import HOSTILE, STAGES, jsonl, write_run
 
 VOID = {"meta", "input"}

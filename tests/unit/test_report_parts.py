@@ -13,14 +13,16 @@ import pytest
 
 from align import terminal
 from align.functional.intervals import wilson
-from align.report import charts, notes, values
+from align.report import warnings
 from align.report.answers import answers
-from align.report.audit import audit
-from align.report.changes import Change, Estimate, changes
-from align.report.charts import Line, line_chart, thin, ticks
-from align.report.curves import bars, curves
-from align.report.graph import graph
-from align.report.run import RunRecord, StageRecord, read_run
+from align.report.data_account import audit
+from align.report.html import charts
+from align.report.html.charts import Line, line_chart, thin, ticks
+from align.report.html.curves import bars, curves
+from align.report.html.graph import graph
+from align.report.measures import Change, Estimate, changes
+from align.runs import values
+from align.runs.record import RunRecord, StageRecord, read_run
 from tests.report_run import STAGES, estimate, mean, sft, trained, write_run, write_stage
 
 
@@ -34,7 +36,7 @@ def stage(tmp_path: Path, name: str, **changed: Any) -> StageRecord:
     return read_run(write_run(tmp_path / name, [name], **{name: changed})).stage(name)
 
 
-@pytest.mark.parametrize("module", [values, charts, notes])
+@pytest.mark.parametrize("module", [values, charts, warnings])
 def test_the_examples_in_the_documentation(module: Any) -> None:
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
@@ -314,7 +316,7 @@ def test_a_prompt_is_shown_once_with_all_answers(record: RunRecord) -> None:
 
 
 def said(tmp_path: Path, name: str, **changed: Any) -> str:
-    return "\n".join(note.text for note in notes.notes(stage(tmp_path, name, **changed)))
+    return "\n".join(note.text for note in warnings.notes(stage(tmp_path, name, **changed)))
 
 
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -353,7 +355,7 @@ def test_a_trainer_that_learns_from_rewards_is_judged_by_them(tmp_path: Path) ->
     (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("kind: sft", "kind: trl"))
     for reward, told in ((0.8, False), (0.6, True)):
         write_stage(folder, "sft", "trl", {"report": trained({"loss": 0.1, "reward": 0.7}, {"loss": 0.2, "reward": reward})})
-        words = " ".join(note.text for note in notes.notes(read_run(folder).stage("sft")))
+        words = " ".join(note.text for note in warnings.notes(read_run(folder).stage("sft")))
         assert "loss" not in words and ("the held-out reward fell from 0.700 to 0.600" in words) == told
 
 
@@ -369,7 +371,7 @@ def test_a_stage_that_kept_the_model_it_started_from_says_so(tmp_path: Path, bes
     made = sft()
     made["report"]["best_step"] = best
     write_stage(folder, "sft", "sft", made, train={"load_best_model": True})
-    words = [note.text for note in notes.notes(read_run(folder).stage("sft"))]
+    words = [note.text for note in warnings.notes(read_run(folder).stage("sft"))]
     assert any("the one that the stage started from" in one for one in words) == (best == 0)
 
 
@@ -378,7 +380,7 @@ def test_a_stage_that_failed_says_why(tmp_path: Path) -> None:
     event = {"stage": "sft", "event": "failed", "error": "TrainingFault: loss not finite"}
     with (folder / "history.jsonl").open("a") as history:
         history.write(json.dumps(event) + "\n")
-    words = [note.text for note in notes.notes(read_run(folder).stage("sft"))]
+    words = [note.text for note in warnings.notes(read_run(folder).stage("sft"))]
     assert words[:2] == ["failed: TrainingFault: loss not finite", "the result shown here is of an earlier run, not of this recipe"]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from align.report import seeds
-from align.report.changes import Change, Estimate
-from align.report.seeds import as_json, over_seeds
+from align.report.measures import Change, Estimate
+from align.report.text import seeds
+from align.report.text.seeds import as_json, over_seeds
 from tests.report_run import write_run
 
 

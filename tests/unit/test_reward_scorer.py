@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from align.data.encode import Encoder
-from align.data.examples import Limits, tree_of
+from align.commands.score import score_rows
+from align.data.chat.encoder import Encoder
 from align.data.records import Message, Origin, Preference
+from align.data.trees.build import Limits, tree_of
 from align.errors import InputError, TrainingFault
-from align.models.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, score_trees
 from align.models.load import load_backbone, load_encoder
+from align.models.scalar.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, score_trees
 from align.recipe.schema import Model
 from align.scoring.encoded import encoded
 from align.scoring.reward_model import RewardModelScorer
-from align.scoring.rows import score_rows
 from align.scoring.scorer import Answer
 from tests import tokenizers
 from tests.saved import edit, save_tiny

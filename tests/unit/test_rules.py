@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
-from align.recipe import scoring as spec
+from align.recipe.blocks import scoring as spec
 from align.scoring.rules import RuleScorer, in_range, is_json, matches, one_language, well_formed
 from align.scoring.scorer import Answer
 

@@ -17,8 +17,8 @@ import pytest
 
 from align import cli
 from align.files import sha256_file
-from align.report.run import read_run
-from align.report.verify import verify_run
+from align.runs.record import read_run
+from align.runs.verify import verify_run
 from tests.fake_run import FakeRun, event
 
 Call = Callable[..., tuple[int, str, str]]

@@ -14,7 +14,7 @@ import pytest
 
 from align.errors import InputError
 from align.pipeline.locks import LOCK, OWNER, Owner, RunLock
-from align.report.run import find_run, list_runs, read_run
+from align.runs.record import find_run, list_runs, read_run
 from tests.fake_run import FakeRun, event
 
 CHAIN = {

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from align.errors import InputError
 from align.pipeline import artifacts
-from align.pipeline.plan import make_plan, show
 from align.pipeline.selection import Selection
+from align.planning.plan import make_plan, show
 from tests.workshop import RECIPE, Workshop, snapshot
 
 NAMES = ("sft", "dpo", "last")

@@ -22,7 +22,7 @@ from align.errors import AlignError, EnvironmentFault, InputError, Interrupted
 from align.pipeline import artifacts
 from align.pipeline.identity import redact
 from align.pipeline.locks import RunLock
-from align.pipeline.ranks import StoppedWithRank0
+from align.pipeline.processes import StoppedWithRank0
 from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.encode import Encoder, Notes
-from align.data.examples import TEXT_ONLY, Limits, tree_of
-from align.data.formats import converter
-from align.data.readers import Row
+from align.data.chat.encoder import Encoder, Notes
+from align.data.formats.formats import converter
 from align.data.records import Origin, Record
+from align.data.sources.readers import Row
+from align.data.trees.build import TEXT_ONLY, Limits, tree_of
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from align.rollout.engine import Completion
-from align.stages.sampling import AsSampled, Sample
+from align.stages.shared.policy_samples import AsSampled, Sample
 from tests import tokenizers
 from tests.tokenizers import chatml
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.errors import InputError, Interrupted
 from align.rollout import samples as sharding
 from align.rollout.engine import Completion, Sampling

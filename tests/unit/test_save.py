@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.errors import InputError
 from align.models.adapters import add_lora, trainable_parameters
+from align.models.files.identity import model_digest
 from align.models.generate import answer
-from align.models.identity import model_digest
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe.schema import Model

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from align.errors import InputError, Interrupted
-from align.recipe.scoring import Scoring
+from align.recipe.blocks.scoring import Scoring
 from align.scoring import stored
 from align.scoring.ensemble import EnsembleScorer
 from align.scoring.function import FunctionScorer

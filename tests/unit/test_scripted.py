@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.data.encode import Encoder
+from align.data.chat.encoder import Encoder
 from align.errors import InputError
 from align.rollout.engine import Sampling
 from align.rollout.scripted import ScriptedEngine

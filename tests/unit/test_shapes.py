@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import Want
-from align.data.inspect import wanted_of
-from align.data.mixture import Records, read_records
+from align.data.formats.formats import Want
 from align.data.records import Conversation, Preference, Prompt, Record
+from align.data.sources.contents import wanted_of
+from align.data.sources.mixture import Records, read_records
 from align.errors import InputError
-from align.pipeline.first_rows import faults
-from align.recipe.presets import PRESETS
+from align.preflight.first_rows import faults
+from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.store import DamagedStore, TreeStore, write_store
-from align.data.trees import Branch, Tree
+from align.data.tree import Branch, Tree
+from align.data.trees.store import DamagedStore, TreeStore, write_store
 
 
 def tree(name: str, trunk: list[int], *branches: list[tuple[int, bool]], marks: tuple[float, ...] = (0.0, 1.0)) -> Tree:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from align.data.mixture import read_records
 from align.data.records import Messages, Preference
+from align.data.sources.mixture import read_records
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from tests.tables import KINDS, SUFFIXES, Truth, table

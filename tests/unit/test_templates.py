@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from align.data.encode import Encoder, Notes
+from align.data.chat.encoder import Encoder, Notes
 from align.errors import InputError
 from tests import tokenizers
 from tests.chat import ASK, TOOLS, call, encoder_of, says
@@ -100,7 +100,7 @@ def test_the_dates_of_real_templates(name: str, said: str) -> None:
 
 
 def test_it_is_said_once_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    from align.data import template
+    from align.data.chat import template
 
     template._say_date.cache_clear()
     for _ in range(3):

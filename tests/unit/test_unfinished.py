@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.data.encode import Encoder
-from align.data.examples import Limits, tree_of
-from align.data.formats import RowError, converter
-from align.data.readers import Row
+from align.data.chat.encoder import Encoder
+from align.data.formats.formats import RowError, converter
 from align.data.records import Origin, Record
+from align.data.sources.readers import Row
+from align.data.trees.build import Limits, tree_of
 from align.recipe.schema import DataSource
 from tests import tokenizers
 from tests.tokenizers import TEMPLATES

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from align.data.better import BOTH_BAD, EQUAL, NO_SCORE, NOT_JUDGED, ONE_ANSWER, SMALL_GAP, TIE
-from align.data.mapped import EMPTY_ANSWER
-from align.data.mixture import GROUP_REFUSED, read_records
+from align.data.mapping.better import BOTH_BAD, EQUAL, NO_SCORE, NOT_JUDGED, ONE_ANSWER, SMALL_GAP, TIE
+from align.data.mapping.mapped import EMPTY_ANSWER
 from align.data.records import Conversation, Preference, Prompt, Record
-from align.recipe.preset_table import filled
-from align.recipe.presets import PRESETS
-from align.recipe.refs import shipped_root
+from align.data.sources.mixture import GROUP_REFUSED, read_records
+from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.manuals.preset_table import filled
+from align.recipe.reference_syntax import shipped_root
+from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
-from align.recipe.source import Place, parse_value
 
 PAGE = shipped_root() / "docs" / "your-data.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ EXAMPLES = re.findall(
 
 
 def test_the_table_is_made_from_the_presets() -> None:
-    """After a change of the presets: python -m align.recipe.preset_table docs/your-data.md."""
+    """After a change of the presets: python -m align.recipe.manuals.preset_table docs/your-data.md."""
     assert filled(TEXT) == TEXT
     assert all(f"| `{name}`" in TEXT for name in PRESETS)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from align.data.conditions import Choice
-from align.data.readers import BadRow, read_rows
 from align.data.rows import Row, Told
-from align.data.source_report import SHOWN, count_of
+from align.data.sources.conditions import Choice
+from align.data.sources.readers import BadRow, read_rows
+from align.data.sources.source_report import SHOWN, count_of
 from align.data.strict_json import RowError, clip
 from align.errors import InputError, Problem
 from align.evaluation.reward_bench import judgebench, rewardbench1, rewardbench2, rmbench
 from align.evaluation.reward_bench.items import Bench, Item
-from align.recipe.judge import Judge
+from align.recipe.kinds.judge import Judge
 from align.recipe.schema import DataSource
 
 BENCHES: tuple[Bench, ...] = (rewardbench1, rewardbench2, rmbench, judgebench)

@@ -1,0 +1,226 @@
+"""``align data convert``: records written to a file, in this package's own shape or in another tool's, with where they come from.
+
+Beside the file lies its provenance, ``FILE.provenance.yaml``: the source as a recipe says it with all that was found out, the sha256 of its
+files and of what was written, and the counts of what was left out. It is a file of its own because the shapes of other tools have no place
+for it, because a mapping in every row would be larger than most rows, and because no reader of data takes it for data. Rows in our own
+shape say besides which row of the source they come from (:mod:`align.data.formats.own_rows`), so that a file may be shuffled and cut.
+
+Memory does not grow with the file. The file is written beside its place; the provenance is put into place first and the file last, so that
+a file that is there is whole and has its provenance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from align import __version__, files
+from align.data.files.hub import load_split
+from align.data.files.locations import data_files, names_of
+from align.data.files.written import Row, Sink, opened
+from align.data.formats.column_names import yaml_line
+from align.data.formats.formats import Converter, Want, converter
+from align.data.formats.other_tools import TARGETS, Unsayable
+from align.data.formats.own_rows import row_of
+from align.data.records import Conversation, Graded, Preference, Prompt, Record, Unpaired
+from align.data.report import Counted
+from align.data.rows import Row as ReadRow
+from align.data.sources.as_source import as_source
+from align.data.sources.mixture import Records, read_records
+from align.data.strict_json import RowError
+from align.errors import InputError, Problem
+from align.recipe.schema import DataSource
+from align.terminal import counted
+
+SUFFIXES = (".jsonl", ".parquet")
+KINDS: dict[type[Record], Want] = {
+    Conversation: "conversation",
+    Preference: "preference",
+    Unpaired: "unpaired",
+    Graded: "graded",
+    Prompt: "prompt",
+}
+_NAMES = {
+    Conversation: "conversations",
+    Preference: "preferences",
+    Unpaired: "labelled answers",
+    Graded: "graded answers",
+    Prompt: "prompts",
+}
+_BLOCK = 500
+"""Records that are written, and read again, at a time."""
+
+_Said = tuple[Record, list[Row]]
+"""A record and the rows that say it."""
+
+
+@dataclass
+class Converted:
+    """What became of the records."""
+
+    out: Path
+    to: str
+    kind: type[Record] = Conversation
+    records: int = 0
+    rows: int = 0
+    unsaid: dict[str, Counted] = field(default_factory=dict)
+    """What the shape has no place for, of records that were written."""
+    left_out: dict[str, Counted] = field(default_factory=dict)
+    """Records that the shape cannot say, by reason."""
+    source_lines: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        made = counted(self.records, KINDS[self.kind])
+        rows = f" as {self.rows:,} rows" if self.rows != self.records else ""
+        return [
+            *self.source_lines,
+            *(f"left out, {self.to} cannot say it: {reason}: {count}" for reason, count in self.left_out.items()),
+            *(f"not written, {self.to} has no place for it: {what}: {count}" for what, count in self.unsaid.items()),
+            f"{self.out}: {made}{rows}; where they come from: {provenance_of(self.out).name}",
+        ]
+
+
+def provenance_of(out: Path) -> Path:
+    """The file beside ``out`` that says where it comes from."""
+    return out.with_name(f"{out.name}.provenance.yaml")
+
+
+def convert(source: DataSource, location: Path | str, out: Path, *, to: str = "align", want: Want, replace: bool = False) -> Converted:
+    """Write the records of a source to ``out``, which ends in ``.jsonl`` or ``.parquet``.
+
+    Args:
+        to: ``align``, our own shape, of which every row is read again before it is written and must give the same record; or a name of
+            :data:`~align.data.formats.other_tools.TARGETS`.
+        want: which records. ``wanted_of`` finds out what a file holds.
+        replace: may ``out`` be there already?
+
+    Raises:
+        InputError: bad rows (unless the source skips them), nothing to write, ``out`` exists, or the shape has no place for such records.
+        EnvironmentFault: the disk is full or cannot be written, or the hub does not answer.
+    """
+    _require_place(source, location, out, to, replace=replace)
+    made = Converted(out, to)
+    before = _content(source, location)
+    records = read_records([source], [location], want, seed=0, rejects=None)
+    files.clean_stale(out.parent)
+    with files.atomic_file(out) as scratch:
+        with opened(scratch, out.suffix) as sink:
+            _write(_said(records, made, _name_of(location)), sink, made)
+        if not made.rows:
+            reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in made.left_out.items())
+            raise InputError(Problem(f"nothing is left that {to} can say: {reasons}", file=source.path))
+        if _content(source, location) != before:
+            raise InputError(Problem("changed while it was read", file=str(location)))
+        made.source_lines = records.report.lines()
+        _write_provenance(source, records, made, before, scratch)
+    return made
+
+
+def _require_place(source: DataSource, location: Path | str, out: Path, to: str, *, replace: bool) -> None:
+    """Raises InputError where nothing must or can be written."""
+    suffixes = SUFFIXES if to == "align" else SUFFIXES[:1]
+    if out.suffix not in suffixes:
+        raise InputError(f"{out} must end in {' or '.join(suffixes)}")
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent}")
+    if isinstance(location, Path) and out.exists() and any(out.samefile(path) for path in data_files(location, source)):
+        raise InputError(f"{out} is the file that is read", hint="write to another file")
+    for path in (out, provenance_of(out)):
+        if path.is_dir() or (path.exists() and not replace):
+            raise InputError(f"{path} exists", hint="write to another file, or replace it with --replace")
+
+
+def _name_of(location: Path | str) -> Callable[[Record], str]:
+    """What a row's origin calls its source: the name of a file, which is the same on every machine, or a hub id."""
+    return lambda record: location if isinstance(location, str) else Path(record.origin.source).name
+
+
+def _said(records: Records, made: Converted, name: Callable[[Record], str]) -> Iterator[_Said]:
+    """Each record with the rows that say it. Raises InputError for a record of another kind than the first."""
+    first = next(records, None)
+    if first is None:
+        return
+    made.kind = type(first)
+    target = TARGETS.get(made.to)
+    if target is not None and made.kind not in target.takes:
+        takes = ", ".join(_NAMES[kind] for kind in target.takes)
+        hint = f"it takes {takes}; --want chooses what a file is read as"
+        raise InputError(f"--to {made.to} has no place for {_NAMES[made.kind]}", hint=hint)
+    for record in chain([first], records):
+        if type(record) is not made.kind:
+            what = f"gives {_NAMES[type(record)]} beside {_NAMES[made.kind]}"
+            raise InputError(record.origin.blamed(Problem(what, hint="write them apart, with `where` in the source")))
+        yield record, [row_of(record, name(record))] if target is None else _of_another(record, made)
+
+
+def _of_another(record: Record, made: Converted) -> list[Row]:
+    """The rows of a record in another tool's shape; none, counted, where it cannot be said."""
+    notes: dict[str, None] = {}
+    try:
+        rows = list(TARGETS[made.to].rows(record, lambda what: notes.setdefault(what)))
+    except Unsayable as reason:
+        made.left_out.setdefault(str(reason), Counted()).add(record.origin)
+        return []
+    for what in notes:
+        made.unsaid.setdefault(what, Counted()).add(record.origin)
+    return rows
+
+
+def _write(said: Iterator[_Said], sink: Sink, made: Converted) -> None:
+    """Write block by block. Rows in our own shape are read again as they were written, and must give their records."""
+    reader: Converter | None = None
+    while block := list(islice(said, _BLOCK)):
+        rows = [row for _, rows in block for row in rows]
+        made.records += sum(bool(rows) for _, rows in block)
+        made.rows += len(rows)
+        if rows:
+            written = sink.write(rows)
+            if made.to == "align":
+                reader = reader or converter(DataSource(path=str(made.out)), KINDS[made.kind])
+                for (record, _), row in zip(block, written, strict=True):
+                    _require_same(record, row, reader)
+
+
+def _require_same(record: Record, row: Row, reader: Converter) -> None:
+    """Raises InputError unless the row gives the record. It always should; data must not be damaged by a mistake of ours."""
+    try:
+        (again,) = reader(ReadRow(row, record.origin))
+    except RowError as error:
+        problem = Problem(f"cannot be written as {KINDS[type(record)]}: {error.message}", key=error.field)
+        raise InputError(record.origin.blamed(problem)) from error
+    if again != record:
+        raise InputError(record.origin.blamed(Problem("would not be read again as it is", hint="please report this row")))
+
+
+# Where it comes from
+
+
+def _content(source: DataSource, location: Path | str) -> dict[str, str]:
+    """The files of a source, each with its sha256; of a hub data set its fingerprint."""
+    if isinstance(location, str):
+        return {location: str(load_split(location, source)._fingerprint)}
+    found = data_files(location, source)
+    return {name: files.sha256_file(path) for name, path in zip(names_of(found, location), found, strict=True)}
+
+
+def _write_provenance(source: DataSource, records: Records, made: Converted, content: dict[str, str], scratch: Path) -> None:
+    (read,) = records.report.sources
+    counts = {"read": read.read, "kept": read.kept, "left out by where": read.left_out, "bad": read.bad, **read.reasons}
+    told: dict[str, Any] = {
+        "file": {"name": made.out.name, "sha256": files.sha256_file(scratch), "rows": made.rows},
+        "shape": made.to,
+        "records": {"kind": KINDS[made.kind], "number": made.records},
+        "written_by": f"align {__version__}",
+        "source": as_source(source, read),
+        "source_sha256": content,
+        "source_rows": {key: count for key, count in counts.items() if count},
+    }
+    if made.left_out:
+        told["left_out"] = {reason: count.total for reason, count in made.left_out.items()}
+    if made.unsaid:
+        told["not_written"] = {what: count.total for what, count in made.unsaid.items()}
+    files.atomic_write(provenance_of(made.out), "".join(f"{key}: {yaml_line(value)}\n" for key, value in told.items()))

@@ -1,0 +1,103 @@
+"""``align eval``: the recipe that stands for a command line. It is kept beside the run, to be read, repeated and changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align import files
+from align.data.sources.readers import BadRow, read_rows
+from align.errors import InputError
+from align.recipe.kinds.tasks import ASKED, TASKS
+from align.recipe.reference_syntax import parse, resolve
+from align.recipe.schema import DataSource
+
+STAGE = "eval"
+
+
+def quick_recipe(
+    models: Sequence[str],
+    *,
+    tasks: Sequence[str],
+    data: Sequence[str],
+    limit: int | None,
+    seed: int,
+    max_new_tokens: int | None,
+    options: Mapping[str, Any],
+    reading: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A recipe of one ``evaluate`` stage.
+
+    Args:
+        models: references; the others are compared with the first.
+        data: each file goes to the task whose columns its first row has; the others together are held-out data.
+        limit: rows of each file.
+        max_new_tokens: longest answer, to held-out prompts and to tasks; their own defaults when None.
+        options: further keys of the stage; what is None or empty is left out.
+        reading: further keys of the data sources; a task, which has columns of its own, gets only those about splits.
+
+    Raises:
+        InputError: an unknown task, a task without a file, a file that cannot be read.
+    """
+    for text in (*models, *data):
+        parse(text)  # what is no reference is written into no recipe
+    unknown = [task for task in tasks if task not in ASKED]
+    if unknown and unknown[0] in TASKS:
+        raise InputError(f"{unknown[0]} measures scorers, not models that answer", hint="write a recipe: docs/evaluate.md shows one")
+    if unknown:
+        raise InputError(f"no task {unknown[0]}", hint=f"known: {', '.join(ASKED)}; those of lm-evaluation-harness go to --lm-eval-tasks")
+    reading = dict(reading or {})
+    of_split: dict[str, Any] = {key: reading[key] for key in ("split", "subset") if key in reading}
+    of_task, held_out = _sorted(tasks, data, of_split)
+    longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    stage: dict[str, Any] = {"kind": "evaluate", "policies": list(models)}
+    stage |= {key: value for key, value in options.items() if value}
+    if held_out:
+        stage |= {"data": [_source(path, limit) | reading for path in held_out], "embedder": None, **longest}
+    if of_task:
+        stage["tasks"] = [{"task": task, "data": _source(path, limit) | of_split, **longest} for task, path in of_task.items()]
+    body = {"seed": seed, "model": models[0], "stages": {STAGE: stage}}
+    return {"name": f"eval-{files.digest_json(body)[:8]}", **body}
+
+
+def write_recipe(recipe: Mapping[str, Any], runs_dir: Path) -> Path:
+    """Write it as ``NAME.yaml`` into the folder of the runs."""
+    path = files.make_folder(runs_dir) / f"{recipe['name']}.yaml"
+    files.atomic_write(path, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _sorted(tasks: Sequence[str], data: Sequence[str], of_split: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """(task -> its file, in the order of ``tasks``; the files of no task)."""
+    found: dict[str, str] = {}
+    held_out = []
+    for path in data:
+        columns = _columns(path, of_split)
+        task = next((name for name in tasks if ASKED[name].columns <= columns), None)
+        if task is None:
+            held_out.append(path)
+        elif task in found:
+            raise InputError(f"{path} and {found[task]} both have the columns of {task}; give one file for each task")
+        else:
+            found[task] = path
+    for task in tasks:
+        if task not in found:
+            wanted = ", ".join(sorted(ASKED[task].columns))
+            raise InputError(f"no --data file has the columns of {task}: {wanted}", hint="name the benchmark's file with --data")
+    return {task: found[task] for task in tasks}, held_out
+
+
+def _columns(path: str, of_split: Mapping[str, Any]) -> set[str]:
+    """Of the first row that can be read."""
+    bad: list[BadRow] = []
+    row = next(read_rows(DataSource(path=path, **of_split), resolve(path, Path.cwd()), bad.append), None)
+    if row is None:
+        raise InputError(bad[:1])
+    return set(row.value)
+
+
+def _source(path: str, limit: int | None) -> dict[str, Any]:
+    return {"path": path} | ({} if limit is None else {"limit": limit})

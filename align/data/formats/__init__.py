@@ -1,0 +1,1 @@
+"""Which shape the rows of a source have, and from there to records."""

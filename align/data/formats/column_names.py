@@ -1,0 +1,322 @@
+"""What the field calls its columns, and what such names say about a row that would not be read whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from align.data.mapping.places import find
+from align.data.messages.dialogue import extracted
+from align.data.strict_json import RowError, clip, type_name
+from align.recipe.rows.mapping import RowMapping
+from align.recipe.rows.presets import PRESETS
+
+Row = Mapping[str, Any]
+
+PROMPTS = ("prompt", "question", "query", "instruction", "input", "inputs", "problem", "input_text", "user")
+PROBLEMS = ("problem",)
+COMPLETIONS = (
+    "completion",
+    "response",
+    "output",
+    "answer",
+    "target",
+    "targets",
+    "output_text",
+    "generated_solution",
+    "llm_response",
+    "reply",
+    "assistant",
+)
+TURNS = ("messages", "conversations", "conversation", "trajectory", "dialogue", "dialog", "chat", "turns", "data")
+PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"), ("query", "response"))
+SYSTEMS = ("system", "system_prompt", "system_message", "preamble", "meta_instruction")
+TOOLS = ("tools", "functions", "available_tools", "tool_defs", "function_description")
+REASONING = ("reasoning_content", "reasoning", "thinking", "think", "complex_cot")
+REFERENCES = (
+    "reward_model.ground_truth",
+    "ground_truth",
+    "expected_answer",
+    "gold_standard_solution",
+    "answer",
+    "solutions",
+    "label",
+    "solution",
+)
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
+CONTENT = frozenset({"messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "chosen", "input"})
+HUMAN = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
+SWITCHES = frozenset({"on", "off", "yes", "no", "true", "false", "none"})
+"""What a column of reasoning says where it is a switch."""
+CUT_BY = {"chatml": "chatml_text", "### Human": "human_assistant_text", "[INST]": "inst_text"}
+"""The presets that cut rendered texts, by their kinds."""
+LONG = 60
+"""Characters from which on a text looks like something to be read."""
+
+_RENDERED = (
+    ("<|im_start|>", "chatml"),
+    ("### Human", "### Human"),
+    ("[INST]", "[INST]"),
+    ("<|start_header_id|>", "llama3"),
+    ("### Instruction", "### Instruction"),
+    ("<|user|>", "<|user|>"),
+    ("<start_of_turn>", "gemma"),
+    ("\nHuman:", "Human:"),
+)
+_JUDGES = re.compile(r"winner|prefer|better|chosen|rejected|(^|_)rank(s|ing)?($|_)|safer", re.IGNORECASE)
+_JUDGEMENT = re.compile(r"label|choice|vote|preference|rating|besser|gewinner|urteil|meilleur|mejor", re.IGNORECASE)
+"""The same for a line that is only proposed."""
+_NUMBERED = re.compile(r"(\S.*?)[\s_.-]*\(?([A-Da-d1-4])\)?")
+"""``Antwort A``, ``answer_1``: a name, and which of several."""
+_FEW, _BRIEF = 5, 12
+"""Different values, and characters of each, of a column that may hold judgements."""
+_ANSWERS = re.compile(r"answer|response|reply|repl(ies)|output|completion|chosen|rejected|generation", re.IGNORECASE)
+_MEANS = re.compile(
+    r"^(system|system_prompt|tools|functions|available_tools|rejected|chosen|(rejected|chosen)_(response|messages|answer|completion|output)|winner|preferred?|preference|label"
+    r"|train_turns|loss_mask|train|weight|loss|finish_reason|input_ids)$",
+    re.IGNORECASE,
+)
+GRADES = re.compile(r"score|rating|rank|margin|^status$", re.IGNORECASE)
+_VERDICTS = re.compile(r"^(score|rating|reward|resolved|target|correct|is_correct|passed|verified|success)$", re.IGNORECASE)
+_INSIDE = re.compile(r"^(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)$", re.IGNORECASE)
+_INSIDE_TEXT = re.compile(
+    r'"(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)"\s*:\s*([\[{]\s*[^\]}\s]|")', re.IGNORECASE
+)
+"""The same in an object that is written as JSON text."""
+
+
+def columns(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> list[str]:
+    """The row's columns with one of these names, in any case, in the order of the names; without those that are null or empty."""
+    by_lower = {name.lower(): name for name in row}
+    found = [by_lower[name] for name in names if name in by_lower and by_lower[name] not in without]
+    return [name for name in found if empty or row[name] not in (None, "", [], {})]
+
+
+def column(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> str | None:
+    """The first of them."""
+    return next(iter(columns(row, names, without, empty=empty)), None)
+
+
+def reference(row: Row, without: Collection[str] = ()) -> str | None:
+    """The place of the right answer for rewards that check it: the first known name. A boolean label is a verdict, not an answer."""
+    for name in REFERENCES:
+        if name in without or (name not in row and "." not in name):
+            continue
+        value = find(row, name)
+        if name == "label" and not isinstance(value, str):
+            continue
+        if value is not None or (name in row and name == "answer"):
+            return name
+    return None
+
+
+def extraction(rows: Sequence[Row], mapping: RowMapping) -> str | None:
+    """How the answer is taken out of its text, where 19 of 20 rows say so; a solution needs a box."""
+    if mapping.answer is None or mapping.extract is not None:
+        return None
+    texts = [text for row in rows if isinstance(text := find(row, mapping.answer), str) and text.strip()]
+    for spec in ("####", "boxed"):
+        share = sum(extracted(text, spec) is not None for text in texts) / len(texts) if texts else 0.0
+        if share >= 0.95 if spec == "####" else share >= 0.5 and mapping.answer == "solution":
+            return spec
+    return None
+
+
+def is_transcript(text: Any) -> bool:
+    """Is this a text, and in it a dialogue of Human and Assistant that waits for its answer?"""
+    return isinstance(text, str) and re.match(r"\s*Human:", text) is not None and re.search(r"\n\nAssistant:\s*$", text) is not None
+
+
+def rendered_kind(text: str) -> str | None:
+    """For which template a text was rendered."""
+    return next((kind for mark, kind in _RENDERED if mark in text), None)
+
+
+def seen(row: Row) -> str:
+    """The columns of a row with the types of what stands in them."""
+    parts = [f"{clip(key, 40)} ({type_name(value).removeprefix('a ').removeprefix('an ')})" for key, value in list(row.items())[:12]]
+    return (", ".join(parts) or "it has none") + (", ..." if len(row) > 12 else "")
+
+
+def line_to_write(rows: Sequence[Row]) -> str:
+    """The line of a recipe that would read rows such as these, as far as their columns tell; there is at least one row."""
+    row = rows[0]
+    if line := _comparison(rows):
+        return line
+    texts = [
+        key
+        for key, value in row.items()
+        if isinstance(value, str) and value.strip() and not value.strip().isdigit() and key.lower() not in ("id", "uuid", "source")
+    ]
+    lists = [key for key, value in row.items() if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)]
+    if lists:
+        return f"format: {{messages: {lists[0]}}}"
+    asked, answered = [*texts, "PLACE", "PLACE"][:2]
+    return f"format: {{prompt: {quoted(asked)}, completion: {quoted(answered)}}}"
+
+
+def _comparison(rows: Sequence[Row]) -> str | None:
+    """The line for answers side by side, and a column that judges them by its name or by what stands in it."""
+    row = rows[0]
+    answers, names = _side_by_side(row)
+    said = {key: _short_values(key, rows) for key in row if key not in answers}
+    named = [key for key in said if _JUDGES.search(key) or _JUDGEMENT.search(key)]
+    of_names = [key for key, values in said.items() if values and {value.upper() for value in values} & set(names)]
+    few = [key for key, values in said.items() if 1 < len(values) <= _FEW and 2 * len(values) <= len(rows)]
+    judges = [*(key for key in named if key in of_names), *named, *of_names, *few]
+    if len(answers) < 2 or not judges:
+        return None
+    judge = judges[0]
+    names = names if judge in of_names else [chr(ord("A") + i) for i in range(len(answers))]
+    ties = [value for value in said[judge] if value.upper() not in names and value.isalpha()] if judge in of_names else []
+    others = [key for key, value in row.items() if key not in (*answers, judge) and isinstance(value, str) and not value.strip().isdigit()]
+    asked = column(row, PROMPTS, answers) or next((key for key in others if row[key].strip()), "PLACE")
+    listed, values, equal = (", ".join(map(quoted, texts)) for texts in (answers, names, ties[:3] or ["same"]))
+    better = f"{{winner: {quoted(judge)}, values: [{values}], ties: [{equal}]}}"
+    return f"format: {{prompt: {quoted(asked)}, answers: [{listed}], better: {better}}}"
+
+
+def _side_by_side(row: Row) -> tuple[list[str], list[str]]:
+    """Up to four columns with answers, and what people may call these: by names that differ in a letter or a number at their ends, else by
+    names that mean answers."""
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for key, value in row.items():
+        if isinstance(value, str) and (found := _NUMBERED.fullmatch(key)):
+            alike.setdefault(found[1].lower(), []).append((key, found[2].upper()))
+    for columns in alike.values():
+        if len(columns) > 1:
+            return [key for key, _ in columns[:4]], [name for _, name in columns[:4]]
+    answers = [key for key, value in row.items() if _ANSWERS.search(key) and isinstance(value, str) and len(value.strip()) > 1][:4]
+    return answers, [chr(ord("A") + i) for i in range(len(answers))]
+
+
+def _short_values(key: str, rows: Sequence[Row]) -> list[str]:
+    """The different texts and whole numbers in a column, in any case one; none where there are long ones."""
+    found: dict[str, str] = {}
+    for row in rows:
+        value = row.get(key)
+        text = str(value).strip() if isinstance(value, (str, int)) else ""
+        if len(text) > _BRIEF:
+            return []
+        if text:
+            found.setdefault(text.lower(), text)
+    return list(found.values())
+
+
+def quoted(text: str) -> str:
+    """A text as YAML needs it inside braces."""
+    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def yaml_line(value: Any) -> str:
+    """A mapping in one line, as a recipe says it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{quoted(str(key))}: {yaml_line(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(yaml_line, value)) + "]"
+    if isinstance(value, str):
+        return quoted(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def only_prompt(mapping: RowMapping) -> bool:
+    """Does the mapping read nothing but what is asked?"""
+    return mapping.prompt is not None and not any((mapping.completion, mapping.chosen, mapping.answers, mapping.messages))
+
+
+def complain_of_comparison(unread: Row, row: Row, want: str) -> None:
+    """Raises :class:`RowError` for a row that would be read as a prompt only, and looks like a comparison or like an answer."""
+    answers = [name for name, value in unread.items() if _ANSWERS.search(name) and isinstance(value, (str, list)) and name != "answer"]
+    judges = [name for name in unread if _JUDGES.search(name)]
+    if judges or len(answers) > 1:
+        listed = ", ".join(clip(name, 40) for name in [*answers, *(name for name in judges if name not in answers)][:6])
+        raise _refusal(f"looks like a comparison ({listed}), read as a prompt only; name the format, or say format: prompt{_near(row)}")
+    if want != "prompt" and answers:
+        asked = column(row, PROMPTS) or "prompt"
+        raise _refusal(f"{answers[0]} would stay unread; is it the answer? format: {{prompt: {asked}, completion: {quoted(answers[0])}}}")
+
+
+def may_mean(name: str, value: Any) -> bool:
+    """May this column carry meaning, whatever stands in it? For rows that come later: most columns are passed over by their names."""
+    lower = name.lower()
+    named = lower in MEDIA or any(pattern.search(name) for pattern in (_MEANS, _VERDICTS, _JUDGES, _ANSWERS))
+    empty = value in (None, "", [], {})  # what will stand there is not known yet
+    return named or empty or isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
+
+
+def _holds_meaning(value: Any) -> str:
+    """The key of an object, also of one that is written as JSON, that carries meaning; "" where there is none."""
+    if isinstance(value, Mapping):
+        return next((key for key, item in value.items() if item not in (None, "", [], {}) and _INSIDE.match(str(key))), "")
+    found = _INSIDE_TEXT.search(value) if isinstance(value, str) and value.lstrip().startswith("{") else None
+    return found[1] if found else ""
+
+
+def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None:
+    """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was read.
+
+    ``answers``: all answers are trained on, so that a verdict about them must not be passed over.
+    """
+    for name, value in unread.items():
+        if inside := _holds_meaning(value):
+            said = f"{clip(name, 40)}.{inside}"
+            raise _refusal(f"{said} would stay unread; name the format that reads it, or say that it is meant: ignore: [{quoted(name)}]")
+        if answers and _VERDICTS.match(name) and isinstance(value, (bool, int, float)):
+            raise _refusal(
+                f"column {clip(name, 40)} may say which answers are good: `where: {{{name}: ...}}` keeps those, "
+                f"`ignore: [{name}]` says that all are meant",
+                name,
+            )
+        if not _MEANS.search(name) or isinstance(value, (dict, float)) or (name.lower() == "label" and not isinstance(value, bool)):
+            continue
+        if isinstance(value, str) and value.strip() and any(value in text for text in _texts(row, name)):
+            continue
+        raise _refusal(
+            f"column {clip(name, 40)} would stay unread; name the format that reads it, or say that it is meant: "
+            f"ignore: [{quoted(name)}]{_near(row)}"
+        )
+
+
+def _texts(row: Row, without: str) -> Iterable[str]:
+    stack = [value for key, value in row.items() if key != without]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping):
+            stack += item.values()
+        elif isinstance(item, list):
+            stack += item
+
+
+def _refusal(message: str, field: str | None = None) -> RowError:
+    from align.data.formats.detect import Refusal
+
+    return Refusal(message, field)
+
+
+def _near(row: Row) -> str:
+    nearest = nearest_presets(row)
+    return f" (nearest: {nearest})" if nearest else ""
+
+
+def nearest_presets(row: Row) -> str:
+    """Up to two presets that share columns with the row, and what each lacks."""
+    found = []
+    for name, preset in PRESETS.items():
+        wanted = {re.split(r"[.\[|]", mark)[0] for mark in preset.marks}
+        lacks = sorted(wanted - set(row))
+        if wanted and 0 < len(lacks) < len(wanted):
+            found.append((len(lacks) / len(wanted), f"{name} (lacks {', '.join(lacks)})"))
+    return ", ".join(text for _, text in sorted(found)[:2])

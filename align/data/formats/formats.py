@@ -1,0 +1,398 @@
+"""Foreign row formats, and where they end: every row becomes a conversation, a preference, a
+labelled or graded answer or a prompt, or is refused with a reason.
+
+A format is a function from a row to a dictionary in one of five *forms*; :func:`record_of` checks it and makes the record:
+
+    {"messages": [...]}                                   a conversation, or a prompt if the user speaks last
+    {"prompt": ..., "chosen": ..., "rejected": ...}       a preference; "margin" and "votes" may be there
+    {"prompt": ..., "completion": ..., "label": ...}      a labelled answer; or "messages" (the last is judged) and "label"
+    {"prompt": ..., "completion": ..., "grades": {...}}   a graded answer, numbers by name; or "messages" and "grades"
+    {"prompt": ...}                                       a prompt
+
+Each may have "id", "tools" and "system". A user's own format is such a function too, named as ``package.module:function``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from align.data.formats.absent import require_columns
+from align.data.formats.beside import FIELDS_LIMIT as FIELDS_LIMIT
+from align.data.formats.beside import bounded, id_of, kept
+from align.data.formats.column_names import MEDIA, line_to_write, may_mean, nearest_presets, yaml_line
+from align.data.formats.detect import Found, complain_of_unread, detect_rows
+from align.data.formats.detect import detect as detect
+from align.data.formats.format_names import FORM_KEYS, Format
+from align.data.formats.format_names import FORMATS as FORMATS
+from align.data.formats.known_sets import TEST_SET
+from align.data.formats.own_format import call
+from align.data.formats.own_rows import without_own
+from align.data.formats.unread import unread_grades, unread_texts
+from align.data.formats.wanted import Want as Want
+from align.data.formats.wanted import is_labelled, kinds_of
+from align.data.formats.wanted import narrow as narrow
+from align.data.mapping.better import spelled
+from align.data.mapping.coded import CODED, Coded
+from align.data.mapping.grouped import by_key, by_parent
+from align.data.mapping.labelled import REMARK, key_of_prompt, paired
+from align.data.mapping.mapped import MappedRows
+from align.data.mapping.places import find, place, text_at
+from align.data.mapping.row_parts import SHAPES
+from align.data.mapping.values import PASTED, holds_answer
+from align.data.messages.dialogue import speaker
+from align.data.messages.forms import own_votes, record_of, verdict
+from align.data.records import Origin, Prompt, Record, Unpaired
+from align.data.rows import LeftOut, Row
+from align.data.strict_json import RowError as RowError
+from align.data.strict_json import as_json
+from align.errors import InputError, Problem
+from align.recipe.reference_syntax import import_object
+from align.recipe.rows.mapping import RowMapping
+from align.recipe.rows.presets import PRESETS
+from align.recipe.schema import DataSource
+
+_MEDIA = frozenset(MEDIA)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that belong together."""
+
+    rows: list[Row]
+    path: list[Row] | None = None
+    """Of answers in a tree of rows: the messages that lead to them."""
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The first row."""
+        return self.rows[0].value
+
+    @property
+    def origin(self) -> Origin:
+        """Where the first row stands."""
+        return self.rows[0].origin
+
+
+_Choosing = Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
+
+
+class Converter:
+    """A row, or rows that belong together -> records: one; or, with groups, trees or a user's own format, any number.
+
+    Raises :class:`RowError` for a row that cannot be used, and :class:`~align.data.mapping.better.LeftOut`, which is one, for a
+    sound row that gives no record.
+    """
+
+    def __init__(self, source: DataSource, want: Want) -> None:
+        self.format: str | None = None
+        """The format's name, or the mapping as a recipe says it; found at the first rows when the source does not name it."""
+        self._want = want
+        self._ignored = frozenset(getattr(source, "ignore", ()))
+        reading = source.reading
+        label = reading.better.label if isinstance(reading, RowMapping) and reading.better is not None else None
+        self._chosen_by = {name for where in source.where for name in place(where).columns}
+        self._good = verdict(source.where.get(label or "label")) is True
+        self.notes: dict[str, int] = {}
+        """What a report should mention of the rows, and how often."""
+        self.remarks: list[str] = []
+        """What a report should mention of the source."""
+        self._source = source
+        self._labelled: tuple[Converter, Converter] | None = None
+        """Of labelled answers that are to be compared: what reads them, to find a row's prompt and to make its record."""
+        self.aside: list[tuple[Row, RowError]] = []
+        """Rows of groups that their groups did without, and why; whoever converts takes them."""
+        self._detected: Found | None = None
+        self._watched: dict[tuple[str, ...], tuple[list[str], set[str]]] = {}
+        self._core: Format | None = None
+        self._parts: list[tuple[dict[str, Any], MappedRows]] = []
+        self._own = import_object(source.own_format) if source.own_format else None
+        self._unchecked = reading if isinstance(reading, RowMapping) and reading.preset is None else None
+        """A mapping of the recipe that no row has been held against."""
+        if self._own:
+            self.format = source.own_format
+        elif isinstance(source.reading, RowMapping):
+            self._use(Found(yaml_line(source.reading.model_dump(mode="json", by_alias=True, exclude_unset=True)), source.reading))
+        elif source.reading is not None:
+            self._use(Found(source.reading))
+
+    @property
+    def grouped(self) -> bool:
+        """Do rows belong together, so that none is converted by itself?"""
+        return any(mapped.grouped for _, mapped in self._parts)
+
+    @property
+    def from_labels(self) -> bool:
+        """Are comparisons made of labelled answers, which are something else by themselves?"""
+        return self._labelled is not None
+
+    def means(self, want: Want) -> bool:
+        """Is this what a mapping is for? One with answers to compare could also give their prompt, and nobody who writes it means that."""
+        kinds = [kinds_of(mapped.mapping) for _, mapped in self._parts]
+        return not kinds or any(want in kind for kind in kinds)
+
+    @property
+    def undecided(self) -> bool:
+        """Is the format still to be found, or a mapping to be compared with the columns? :meth:`decide` does it, from the first rows."""
+        return self.format is None or self._unchecked is not None
+
+    def decide(self, rows: Sequence[Row]) -> None:
+        """Find the format, or look whether the columns of a mapping are there.
+
+        Raises :class:`InputError` where they are not, where no format fits, or where one would leave unread what carries meaning.
+        """
+        if self._unchecked is not None:
+            require_columns(self._unchecked, [row.value for row in rows], self._source.path)
+            self._unchecked = None
+            return
+        values = [{key: item for key, item in without_own(row.value).items() if key not in self._ignored} for row in rows]
+        try:
+            found = detect_rows(values, self._want, self._chosen_by)
+        except RowError as error:
+            raise _unknown(error, rows) from error
+        self._use(found)
+        self._detected = found
+        read = columns_read(found, values)
+        if grades := unread_grades(values, read):
+            self.remarks.append(f"columns that may grade the answers, and that nothing reads: {', '.join(grades[:8])}")
+        if unread := unread_texts(values, read):
+            self.remarks.append(f"columns with texts that nothing reads: {', '.join(unread[:8])}")
+
+    def _use(self, found: Found) -> None:
+        self.format = found.name
+        if found.mapping is None and found.name in FORMATS:
+            self._core = FORMATS[found.name]
+            self._pair_labels(found)
+            return
+        wants = {"prompts": self._want == "prompt", "labelled": self._want == "unpaired", "graded": self._want == "graded"}
+        options = {**wants, "compared": self._want in ("preference", "unpaired")}
+        code = code_of(found)
+        self._parts = [(where, MappedRows(mapping, code=code, **options)) for where, mapping in parts_of(found)]
+        if self._want not in ("graded", "prompt") and found.mapping is not None and found.mapping.grades and found.mapping.better:
+            hint = "a `reward` stage with `grades` learns from them"
+            raise InputError(Problem("`grades` have no effect: here answers are compared or labelled", file=self._source.path, hint=hint))
+        self._pair_labels(found)
+        if found.name in PRESETS and PRESETS[found.name].test_set and TEST_SET not in self.remarks:
+            self.remarks.append(TEST_SET)
+
+    def _pair_labels(self, found: Found) -> None:
+        """Compare labelled answers where comparisons are wanted."""
+        mappings = [mapped.mapping for _, mapped in self._parts]
+        if self._want == "preference" and (all(map(is_labelled, mappings)) if mappings else found.name == "unpaired"):
+            source = self._source.model_copy(update={"format": found.mapping or found.name, "columns": None})
+            self._labelled = Converter(source, "unpaired"), Converter(source, "unpaired")
+            self._labelled[1].notes = self.notes
+            self.remarks.append(REMARK)
+
+    def _key_of_prompt(self, row: Row) -> str:
+        assert self._labelled is not None
+        return key_of_prompt(self._labelled[0](row)[0])
+
+    def _from_labels(self, unit: Row | Group, answers: Converter) -> tuple[Record, ...]:
+        found = [answers(row)[0] for row in (unit.rows if isinstance(unit, Group) else [unit])]
+        if not isinstance(unit, Group):
+            raise LeftOut("belongs to a group, and was read by itself")
+        own = self._parts[0][1].mapping if self._parts else None
+        pairs = own.pairs if own is not None and "pairs" in own.model_fields_set else "each"
+        return paired([answer for answer in found if isinstance(answer, Unpaired)], pairs, self._note)
+
+    def units(
+        self, rows: Iterator[Row], chosen: Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
+    ) -> Iterator[Row | Group]:
+        """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those that are ``chosen``.
+
+        ``chosen`` gets rows and what finds a row's place among the others, and leaves out those for which that raises RowError.
+        """
+        first = next(rows, None)  # the format is found before the first row is given
+        grouped = [mapped for _, mapped in self._parts if mapped.grouped]
+        if first is None:
+            return iter(())
+        rows = chain([first], rows)
+        if self._labelled:
+            return map(Group, by_key((self._key_of_prompt(row), row) for row in chosen(rows, self._key_of_prompt)))
+        if not grouped:
+            return rows
+        tree = grouped[0].mapping.tree
+        if tree is None:
+            return map(Group, by_key((self._key(row), row) for row in chosen(rows, self._key)))
+        own, above = tree.id or "id", tree.parent or "parent_id"
+
+        def node(row: Row) -> tuple[str, str | None, Row]:
+            return text_at(find(row.value, own), own), text_at(find(row.value, above), above) or None, row
+
+        return self._siblings(node(row) for row in chosen(rows, node))
+
+    def _siblings(self, nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[Group]:
+        for path, siblings in by_parent(nodes):
+            answers = [row for row in siblings if speaker(row.value) == "assistant"]
+            if answers:
+                yield Group(answers, [] if path is None else path)
+
+    def _key(self, row: Row) -> str:
+        try:
+            number, mapped = self._part(row)
+        except LeftOut:
+            return f"- {row.origin}"  # by itself, to be counted
+        return f"{number} {mapped.key(row.value)}" if mapped.grouped else f"{number} {row.origin}"
+
+    def _part(self, row: Row) -> tuple[int, MappedRows]:
+        """The mapping that this row is for."""
+        for number, (where, mapped) in enumerate(self._parts):
+            if all(_holds(find(row.value, place), value) for place, value in where.items()):
+                return number, mapped
+        raise LeftOut("none of the preset's parts is for it")
+
+    def __call__(self, unit: Row | Group) -> tuple[Record, ...]:
+        row = unit.rows[0] if isinstance(unit, Group) else unit
+        if self.format is None:
+            self.decide([row])
+        if self._detected is not None:
+            for one in unit.rows if isinstance(unit, Group) else (row,):
+                self._watch(without_own(one.value), self._detected)
+        if self._labelled:
+            return self._from_labels(unit, self._labelled[1])
+        if self._own:
+            forms = call(self._own, str(self.format), row)
+            return tuple(self._own_record(form, row, i if len(forms) > 1 else None) for i, form in enumerate(forms, 1))
+        if _MEDIA & row.value.keys():
+            self._refuse_media(row.value)
+        if self._core is None:
+            return self._mapped(unit, row)
+        core = self._core
+        id_column, id = id_of(row.value, row.origin)
+        form = core.convert(row.value)
+        fields = kept(row.value, core.columns | {id_column} | own_votes(form))
+        record = record_of(form, row.origin, id=id, fields=fields, column=core.messages, note=self._note)
+        return (narrow(record, self._want, good=self._good),)
+
+    def _watch(self, row: Mapping[str, Any], found: Found) -> None:
+        """Raises RowError for a column that carries meaning, is not read, and was not there in the rows by which the format was found."""
+        keys = tuple(row)
+        known = self._watched.get(keys)
+        if known is None:
+            read = columns_read(found, [row]) | self._chosen_by | self._ignored
+            known = [name for name in keys if name not in read and may_mean(name, row[name])], read
+            if len(self._watched) < SHAPES:
+                self._watched[keys] = known
+        if any(row[name] not in (None, "", [], {}) for name in known[0]):
+            complain_of_unread(row, found, self._want, known[1])
+
+    def _refuse_media(self, row: Mapping[str, Any]) -> None:
+        """A text that speaks of a picture must not be trained without it, whoever named the format."""
+        read = self._core.columns if self._core else set().union(*(mapped.columns(row) for _, mapped in self._parts))
+        for name in sorted(_MEDIA & row.keys()):
+            if row[name] and name not in read and name not in self._ignored:
+                raise RowError(f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without", name)
+
+    def _mapped(self, unit: Row | Group, row: Row) -> tuple[Record, ...]:
+        _, mapped = self._part(row)
+        forms: list[dict[str, Any]] = []
+        try:
+            forms = self._forms(mapped, unit, row)
+            return self._records(mapped, forms, row)
+        except RowError as error:
+            if forms:
+                error.field = mapped.as_the_row_calls_it(error.field, forms[0])
+            raise
+
+    def _forms(self, mapped: MappedRows, unit: Row | Group, row: Row) -> list[dict[str, Any]]:
+        if not mapped.grouped:
+            return mapped.forms(row.value, self._note)
+        if not isinstance(unit, Group):
+            raise LeftOut("belongs to a group, and was read by itself")
+
+        def aside(number: int, error: RowError) -> None:
+            self.aside.append((unit.rows[number], error))
+
+        if mapped.mapping.tree is None:
+            return mapped.of_group([one.value for one in unit.rows], self._note, aside)
+        if not unit.path:
+            raise LeftOut("its parent is missing")
+        return mapped.of_siblings([one.value for one in unit.path], [one.value for one in unit.rows], self._note, aside)
+
+    def _records(self, mapped: MappedRows, forms: list[dict[str, Any]], row: Row) -> tuple[Record, ...]:
+        id_column, id = id_of(row.value, row.origin)
+        used = mapped.columns(row.value)
+        fields = kept(row.value, used | {id_column})
+        column = "messages" if mapped.mapping.messages is not None or mapped.mapping.completion is not None else "prompt"
+        records = []
+        for number, form in enumerate(forms, 1):
+            own = str(form.get("id") or id) if len(forms) == 1 else f"{form.get('id') or id}#{number}"
+            if form.get("answer") is not None and (answer := as_json(form["answer"])) is not None:
+                fields = {**fields, "answer": answer[0]}
+            record = record_of(form, row.origin, id=own, fields=fields, column=column, note=self._note)
+            if self._want == "prompt" and isinstance(record, Prompt) and holds_answer(record.prompt[-1]["content"], fields.get("answer")):
+                self._note(PASTED)
+            records.append(narrow(record, self._want, good=self._good))
+        return tuple(records)
+
+    def _note(self, what: str) -> None:
+        self.notes[what] = self.notes.get(what, 0) + 1
+
+    def _own_record(self, form: Mapping[str, Any], row: Row, number: int | None) -> Record:
+        id_column, id = id_of(form, row.origin)
+        if id_column is None:
+            id = id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
+        fields = bounded({key: item for key, item in form.items() if key not in FORM_KEYS | own_votes(form) and key != id_column})
+        if isinstance(form.get("label"), bool):  # any other label is a column of the row
+            fields.pop("label", None)
+        else:
+            form = {key: item for key, item in form.items() if key != "label"}
+        return narrow(record_of(form, row.origin, id=id, fields=fields, note=self._note), self._want, good=self._good)
+
+
+def converter(source: DataSource, want: Want) -> Converter:
+    """The function from a row of ``source`` to records of the type that a stage wants.
+
+    A preference also serves as a conversation (prompt and chosen answer) and as a prompt; a conversation also serves as a prompt, without
+    its last message. Raises :class:`InputError` when a user's own format cannot be imported, or the first row's format is not known.
+    """
+    return Converter(source, want)
+
+
+def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:
+    """The mappings that a format stands for, each with the rows that it is for."""
+    mapping = found.mapping
+    name = mapping.preset if mapping is not None else found.name
+    if name is None:
+        assert mapping is not None
+        return [({}, mapping)]
+    changed = mapping.given() if mapping is not None else {}
+    return [(part.where, RowMapping.model_validate({**part.mapping, **changed})) for part in PRESETS[name].parts]
+
+
+def code_of(found: Found) -> Coded | None:
+    """The function that reads a row before its mapping does."""
+    name = found.mapping.preset if found.mapping is not None else found.name
+    code = PRESETS[name].code if name is not None and name in PRESETS else None
+    return CODED[code] if code is not None else None
+
+
+def columns_read(found: Found, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The columns of ``rows`` that a format reads."""
+    if found.mapping is None and found.name in FORMATS:
+        return set(FORMATS[found.name].columns)
+    read: set[str] = set()
+    for where, mapping in parts_of(found):
+        mapped = MappedRows(mapping, code=code_of(found))
+        for row in rows:
+            read |= mapped.columns(row) | {key.split(".")[0] for key in where}
+    return read
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    return value in (None, "") if wanted is None else value is not None and spelled(value) == spelled(wanted)
+
+
+def _unknown(error: RowError, rows: Sequence[Row]) -> InputError:
+    """No format for these rows: what was seen, and the line to write."""
+    row = rows[0]
+    hint = None
+    if error.message.startswith("no known format"):
+        nearest = nearest_presets(row.value)
+        near = f"nearest: {nearest}; " if nearest else ""
+        line = line_to_write([one.value for one in rows])
+        hint = f"{near}say what the columns are, such as `{line}` (or an own function, package.module:function)"
+    return InputError(Problem(error.message, file=row.origin.source, line=row.origin.line, key=error.field, hint=hint))

@@ -1,0 +1,73 @@
+"""What a stage works on, and which records can be that."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from align.data.records import Conversation, Graded, Preference, Prompt, Record, Unpaired
+from align.data.strict_json import RowError
+from align.recipe.rows.mapping import RowMapping
+
+Want = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
+"""The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
+
+_LABELLED = "is one answer with a label: such answers are compared within a prompt where a named format or a mapping reads them"
+_UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
+_NO_GRADES = "has no grades; `format: {prompt: ..., completion: ..., grades: {NAME: PLACE}}` says where they stand"
+_GRADED = (
+    "is one answer with grades: a `reward` stage with `grades` learns from it; to compare answers, use `group` and `better: {score: ...}`"
+)
+_WANTED = {
+    "preference": "a preference, with chosen and rejected answers",
+    "unpaired": "an answer with a label, or chosen and rejected ones",
+}
+
+
+def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
+    """The record as the type that is wanted; ``good`` says that the source keeps answers labelled true alone.
+
+    Raises :class:`RowError` when it does not hold one.
+    """
+    if want == "prompt":
+        asked = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
+        return Prompt(asked, record.id, record.origin, record.tools, record.fields)
+    if isinstance(record, Prompt):
+        raise RowError(f"ends with the {record.prompt[-1]['role']}: there is no answer to train on")
+    if want == "graded" or isinstance(record, Graded):
+        if not isinstance(record, Graded):
+            raise RowError(_NO_GRADES)
+        if want != "graded":
+            raise RowError(_GRADED, "grades")
+    elif isinstance(record, Unpaired):
+        if want == "preference":
+            raise RowError(_LABELLED, "label")
+        if want == "conversation":
+            if not (good and record.label):
+                raise RowError(_UNSORTED, "label")
+            before: Any = [{**m, "train": False} if m["role"] == "assistant" else m for m in record.prompt]
+            return Conversation((*before, *record.completion), record.id, record.origin, record.tools, record.fields)
+    elif isinstance(record, Preference):
+        if want == "conversation":
+            return Conversation(record.prompt + record.chosen, record.id, record.origin, record.tools, record.fields)
+    elif want != "conversation":
+        raise RowError(f"is a conversation; wanted is {_WANTED[want]}")
+    return record
+
+
+def is_labelled(mapping: RowMapping) -> bool:
+    """Does a row hold one answer with a label?"""
+    labels = mapping.better is not None and mapping.better.label is not None
+    return labels and (mapping.completion is not None or mapping.messages is not None)
+
+
+def kinds_of(mapping: RowMapping) -> tuple[Want, ...]:
+    """What the records of a mapping are."""
+    if mapping.grades:
+        return ("graded",)
+    if is_labelled(mapping):
+        return ("unpaired",)
+    if mapping.chosen is not None or mapping.answers is not None or mapping.tree is not None:
+        return ("preference",)
+    if mapping.messages is not None:
+        return ("conversation", "prompt")
+    return ("conversation",) if mapping.completion is not None else ("prompt",)

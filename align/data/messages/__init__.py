@@ -1,0 +1,1 @@
+"""Messages, tool calls and dialogues as other data spell them, turned into ours."""

@@ -1,0 +1,52 @@
+"""Which type of record the rows of a source can be, told from its first rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align.data.formats.detect import LOOK_AT
+from align.data.formats.formats import RowError, Want, converter
+from align.data.rows import LeftOut, Row
+from align.data.sources.conditions import Choice
+from align.data.sources.mixture import looked_at
+from align.data.sources.readers import read_rows
+from align.errors import InputError, Problem
+from align.recipe.schema import DataSource
+
+
+def wanted_of(source: DataSource, location: Path | str) -> Want:
+    """The first type that the first rows can be, of those that a mapping means. Raises :class:`InputError` when there is none."""
+    bad: list[Problem] = []
+    choice = Choice(source)
+    rows: list[Row] = []
+    for row in read_rows(source, location, bad.append):
+        rows += looked_at(choice, row)
+        if len(rows) >= LOOK_AT:
+            break
+    reasons: list[Problem] = []
+    wants: tuple[Want, ...] = ("preference", "unpaired", "graded", "conversation", "prompt")
+    for want in wants if rows else ():
+        try:
+            convert = converter(source, want)
+            if convert.undecided:
+                convert.decide(rows)
+        except InputError as error:
+            reasons += error.problems
+            continue
+        if convert.grouped:
+            return want
+        if convert.from_labels or not convert.means(want):
+            continue
+        sound = False
+        for row in rows:
+            try:
+                if convert(row):
+                    return want
+            except LeftOut:
+                sound = True  # such as a tie: the row is of this type, and gives no record
+            except RowError as error:
+                reasons.append(Problem(error.message, row.origin.source, row.origin.line, key=error.field))
+        if sound:
+            return want
+    last = {(reason.file, reason.line): reason for reason in reasons}  # of each row what the least demanding type says
+    raise InputError([*bad, *(last.values() or [Problem("no row is left to look at", file=str(location))])][:10])

@@ -1,0 +1,1 @@
+"""From records to encoded trees, kept on disk."""

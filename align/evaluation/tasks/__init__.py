@@ -1,0 +1,1 @@
+"""Benchmarks and probes whose answers a program can grade."""

@@ -1,0 +1,1 @@
+"""From a batch of packed trees to log-probs and hidden states."""

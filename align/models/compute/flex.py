@@ -1,0 +1,90 @@
+"""Tree attention on CUDA: the same rule as attention.py, as one fused kernel over whole rows.
+
+``flex_attention`` skips every block of 128 x 128 tokens in which nothing may be seen, so a packed row costs about the sum of its trees.
+The block masks of a batch are made once and shared by all layers. Rows should come in few distinct lengths: each is compiled once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface
+
+from align.batching.batch import Span
+from align.models.compute.attention import counted, refuse_unsupported
+
+NAME = "align_tree_flex"
+
+
+class FlexTrees:
+    """Per token of a batch: its tree (-1 for padding), its branch (0 for a trunk) and its position; and the block masks made from them."""
+
+    def __init__(self, rows: tuple[tuple[Span, ...], ...], position_ids: Tensor) -> None:
+        self.position = position_ids  # [R, L]
+        tree = torch.full(position_ids.shape, -1)
+        branch = torch.zeros(position_ids.shape, dtype=torch.int64)
+        for r, row in enumerate(rows):
+            for t, span in enumerate(row):
+                tree[r, span.start : span.end] = t
+                lengths = torch.tensor([span.trunk, *span.branches])
+                branch[r, span.start : span.end] = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        self.tree, self.branch = tree.to(position_ids.device), branch.to(position_ids.device)
+        self.layers = 0  # that have attended by these bounds
+        self._masks: dict[int | None, BlockMask] = {}
+
+    def allowed(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """flex_attention's mask function: may token q of row b look at token k? Padding sees padding, so that no row is empty."""
+        tree, branch, position = self.tree, self.branch, self.position
+
+        def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            on_path = (branch[b, k] == 0) | (branch[b, k] == branch[b, q])
+            seen = (tree[b, q] == tree[b, k]) & (k <= q) & on_path
+            return seen if window is None else seen & (position[b, q] - position[b, k] < window)
+
+        return may_look
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """The block mask of layers with this sliding window (None: the whole path)."""
+        if window not in self._masks:
+            rows, length = self.position.shape
+            self._masks[window] = create_block_mask(self.allowed(window), rows, None, length, length, device=self.position.device)
+        return self._masks[window]
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    return compiled
+
+
+def flex_tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    trees: FlexTrees | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls; shapes as in :func:`align.models.compute.attention.tree_attention`.
+
+    On the CPU it runs uncompiled and forward only: good for comparing, not for training.
+    """
+    trees = counted(module, trees)
+    refuse_unsupported(module, unused)
+    attend: Any = _compiled() if query.is_cuda else flex_attention
+    output = attend(
+        query, key, value, block_mask=trees.block_mask(sliding_window), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, flex_tree_attention)

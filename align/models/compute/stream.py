@@ -1,0 +1,149 @@
+"""A tree that is larger than a micro-batch: computed in one pass, but never held as a whole.
+
+The trunk and its first branch are computed and kept. The other branches follow in groups: each attends to the trunk's keys and values,
+takes its own backward pass at once, and is forgotten. What the groups' gradients say about the trunk adds up, and the backward passes of
+the first branch and of the trunk come last. Nothing is computed twice, gradients are those of the whole tree, and memory follows the size
+of a group, however many branches there are. A loss fits when it is a sum over branches, each compared at most with the first one:
+preferences, rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from align.batching.batch import Batch, Span
+from align.models.compute.attention import KeyValues, Trees
+from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, project
+
+WHOLE = 2
+"""A tree of up to this many micro-batches is computed whole."""
+GROUP = 4
+"""A group is a micro-batch divided by this: groups come while all gradients are in memory, and cutting is to save some."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A batch of one tree, cut: its trunk, its first branch, and groups of the others."""
+
+    trunk: Batch
+    first: Batch
+    groups: Sequence[Batch]
+
+    def to(self, device: torch.device | str) -> Parts:
+        """The same parts with their tensors on ``device``."""
+        return Parts(self.trunk.to(device), self.first.to(device), [group.to(device) for group in self.groups])
+
+
+def split(batch: Batch, tokens: int) -> Parts | None:
+    """A batch of one tree, cut; ``tokens`` is a micro-batch's limit, and a group has at most ``tokens / GROUP`` or is a single branch.
+
+    None when the batch is small enough, or is not one tree with several branches.
+    """
+    if batch.num_tokens <= WHOLE * tokens or len(batch.rows) != 1 or len(batch.rows[0]) != 1 or len(batch.rows[0][0].branches) < 2:
+        return None
+    span = batch.rows[0][0]
+    cut, start = [], span.trunk
+    for group in [[0], *_groups(span.branches, tokens)]:
+        lengths = tuple(span.branches[b] for b in group)
+        cut.append(_part(batch, group, start, start + sum(lengths), Span(0, 0, lengths)))
+        start += sum(lengths)
+    return Parts(_part(batch, [], 0, span.trunk, Span(0, span.trunk, ())), cut[0], cut[1:])
+
+
+def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
+    """The branches behind the first one, by number, in groups; given the lengths of all."""
+    groups: list[list[int]] = []
+    room = 0
+    for branch, length in enumerate(branches[1:], start=1):
+        if not groups or length > room:
+            groups.append([])
+            room = tokens // GROUP
+        groups[-1].append(branch)
+        room -= length
+    return groups
+
+
+def held_at_once(trunk: int, branches: Sequence[int], tokens: int) -> int:
+    """Tokens of a tree whose activations are in memory at the same time: all of them, or where it is cut, its trunk, its first branch and
+    its largest group. Arguments are lengths, and a micro-batch's limit."""
+    whole = trunk + sum(branches)
+    if whole <= WHOLE * tokens or len(branches) < 2:
+        return whole
+    return trunk + branches[0] + max(sum(branches[b] for b in group) for group in _groups(branches, tokens))
+
+
+def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Span) -> Batch:
+    """Some branches of a batch of one tree. Where a first token is predicted from the trunk, its source is the place after the last."""
+    first, last = (branches[0], branches[-1] + 1) if branches else (0, 0)
+    inside = (batch.branch >= first) & (batch.branch < last)
+    sources = batch.sources[inside] - start
+    return replace(
+        batch,
+        input_ids=batch.input_ids[:, start:end],
+        position_ids=batch.position_ids[:, start:end],
+        rows=((span,),),
+        targets=batch.targets[inside] - start,
+        sources=torch.where(sources < 0, end - start, sources),
+        branch=batch.branch[inside] - first,
+        branch_tree=batch.branch_tree[first:last],
+        branch_slot=batch.branch_slot[first:last],
+        margins=batch.margins[first:last],
+        shares=None if batch.shares is None else batch.shares[first:last],
+    )
+
+
+class Stream:
+    """One tree on its way through the model: ``logprobs`` of its first branch, then :meth:`branches`, at last :meth:`backward`."""
+
+    def __init__(self, model: nn.Module, parts: Parts) -> None:
+        self._model, self._parts = model, parts
+        in_order = (parts.trunk, parts.first, *parts.groups)
+        # Looked up for the whole tree at once: the gradient of an embedding matrix is as large as the matrix, whoever asks for it.
+        self._embedded = causal_lm(model).get_input_embeddings()(torch.cat([part.input_ids for part in in_order], dim=1))
+        inputs = self._embedded.detach().split_with_sizes([part.input_ids.shape[1] for part in in_order], dim=1)
+        self._inputs = [part.requires_grad_(self._embedded.requires_grad) for part in inputs]
+        kept: KeyValues = {}
+        trees = Trees(parts.trunk.rows, parts.trunk.input_ids.device, keep=kept)
+        hidden = hidden_states(model, parts.trunk, trees=trees, embedded=self._inputs[0])
+        self._computed = [hidden[-1], *(part for pair in kept.values() for part in pair)]
+        self._leaves = [part.detach().requires_grad_() for part in self._computed]
+        keys_values = iter(self._leaves[1:])
+        self._trunk = {layer: (next(keys_values), next(keys_values)) for layer in kept}
+        self.logprobs = self._logprobs(parts.first, self._inputs[1])
+        """Log-probs of the first branch's targets, fp32 [N]; their backward pass is :meth:`backward`'s."""
+
+    def branches(self, group: int) -> Tensor:
+        """Log-probs of a group's targets, fp32 [N]. Their backward pass ends at the trunk, where it is remembered."""
+        return self._logprobs(self._parts.groups[group], self._inputs[2 + group])
+
+    def _logprobs(self, part: Batch, embedded: Tensor) -> Tensor:
+        trees = Trees(part.rows, part.input_ids.device, trunk=self._trunk)
+        hidden = hidden_states(self._model, part, trees=trees, embedded=embedded)
+        return project(self._model, torch.cat([hidden, self._leaves[0][None]]), part)
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of ``loss``, a function of :attr:`logprobs`, then that of the trunk with what all branches left there."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        _backward(self._computed, [leaf.grad for leaf in self._leaves])
+        if self._embedded.requires_grad:
+            gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in self._inputs]
+            self._embedded.backward(torch.cat(gradients, dim=1))
+
+
+def _backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    known = [(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True) if gradient is not None]
+    torch.autograd.backward([tensor for tensor, _ in known], [gradient for _, gradient in known])
+
+
+def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool) -> Tensor:
+    """Log-probs of a batch's targets, fp32 [N], without gradient: exactly those that training sees, large trees in groups."""
+    with torch.no_grad():
+        parts = None if own_attention else split(batch, tokens)
+        if parts is None:
+            return batch_logprobs(model, batch, own_attention=own_attention)
+        stream = Stream(model, parts)
+        return torch.cat([stream.logprobs, *(stream.branches(number) for number in range(len(parts.groups)))])

@@ -1,0 +1,1 @@
+"""Models with one number as output: reward models, classifiers and value models."""

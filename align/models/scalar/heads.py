@@ -1,0 +1,310 @@
+"""Scalar models: a transformer without LM head and one linear output. Reward models read it where an answer ends, value models before
+every token.
+
+The head is fp32 whatever the backbone computes in: bf16 has 8 bits, and scores of one pair often differ by less. It has no bias. The
+ranking loss does not see one, and transformers' classifiers of this family have none, so an exported model scores the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align import files
+from align.batching.batch import Batch
+from align.batching.tree import Layout, pack
+from align.data.chat.encoder import Encoder
+from align.data.tree import Tree
+from align.errors import InputError, Problem
+from align.models.adapters import is_lora
+from align.models.compute.forward import causal_lm, hidden_states
+from align.models.files.folder import HEAD, MERGED, ModelFolder, read_folder
+from align.models.files.identity import is_gguf
+from align.models.files.quiet import no_progress_bars
+from align.models.generate import embedding_rows
+from align.models.load import load_backbone, locate, readable, require_rows
+from align.models.merging import merged_copy
+from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
+from align.recipe.schema import Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])
+
+
+class ScalarModel(nn.Module):
+    """``backbone`` (a transformers model without LM head, or a PeftModel around one) and ``head``, an fp32 linear layer to one number, or
+    to one for each of ``grades``: attribute to its weight in the one score, the weighted sum.
+
+    A new head is drawn from a normal distribution of standard deviation 1 / sqrt(d + 1), d the hidden size, as in OpenAI's
+    lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. States behind a final norm have length about sqrt(d), so first scores
+    spread by 1 where the states have nothing in common, and by less where answers end alike.
+    """
+
+    def __init__(self, backbone: PreTrainedModel | PeftModel, grades: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.grades = dict(grades or {})
+        inner = causal_lm(backbone)
+        width = int(inner.config.get_text_config().hidden_size)
+        self.backbone: nn.Module = backbone
+        self.head = nn.Linear(width, len(self.grades) or 1, bias=False, dtype=torch.float32)
+        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)  # on the CPU: the same numbers on every device
+        self.head.to(inner.device)
+
+    def at(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
+        """The one score at ``positions`` of the flattened tokens, fp32 [len(positions)]."""
+        return self.score(self.outputs(batch, positions, own_attention=own_attention))
+
+    def outputs(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
+        """The head's values at ``positions`` of the flattened tokens, fp32 [len(positions), outputs]."""
+        states = hidden_states(self.backbone, batch, own_attention=own_attention)[positions]
+        with torch.autocast(states.device.type, enabled=False):
+            values: Tensor = self.head(states.float())
+        return values
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """The one score that outputs [n, outputs] stand for, [n]."""
+        return outputs @ outputs.new_tensor(list(self.grades.values())) if self.grades else outputs.squeeze(-1)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """As the method of transformers' models."""
+        causal_lm(self.backbone).gradient_checkpointing_enable(**options)
+
+
+def branch_scores(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
+    """The score of each branch: the head at its last target, which is the token that ends the answer. fp32 [B].
+
+    Found by place, never by token id: padding may have the id of an end token (C06). Every branch must have a target.
+    """
+    return model.at(batch, _ends(batch), own_attention=own_attention)
+
+
+def branch_grades(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
+    """Every output of the head for each branch, fp32 [B, outputs], read at the same token as :func:`branch_scores` does."""
+    return model.outputs(batch, _ends(batch), own_attention=own_attention)
+
+
+def _ends(batch: Batch) -> Tensor:
+    """The place of each branch's last target, int64 [B]."""
+    last = torch.full((batch.num_branches,), -1, device=batch.targets.device)
+    return last.scatter_reduce(0, batch.branch, batch.targets, "amax")
+
+
+def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
+    """The value of the state before each target: the head where the target is predicted from. fp32 [N], in the order of the targets."""
+    return model.at(batch, batch.sources, own_attention=own_attention)
+
+
+@torch.no_grad()
+def score_trees(model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int, layout: Layout, pad_id: int) -> list[list[float]]:
+    """Scores of all branches of each tree. The same, to rounding, whatever else is scored with them."""
+    scores = [[0.0] * len(tree.branches) for tree in trees]
+    device = model.head.weight.device
+    multiple = microbatch_tokens if device.type == "cuda" and layout != "padded" else 1  # one row length, for which the kernel is compiled
+    for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id, multiple_of=multiple):
+        batch = cpu_batch.to(device)
+        values = branch_scores(model, batch, own_attention=layout == "padded").tolist()
+        places = zip(cpu_batch.branch_tree.tolist(), cpu_batch.branch_slot.tolist(), strict=True)
+        for value, (tree, slot) in zip(values, places, strict=True):
+            scores[cpu_batch.tree_index[tree]][slot] = value
+    return scores
+
+
+@dataclass(frozen=True)
+class ScoreStats:
+    """Mean and standard deviation of a reward model's scores on the answers that it was trained on, and of how many answers."""
+
+    mean: float
+    std: float
+    count: int
+
+    @classmethod
+    def of(cls, scores: npt.ArrayLike) -> ScoreStats:
+        """Those of ``scores``."""
+        values = np.asarray(scores, dtype=np.float64)
+        return cls(float(values.mean()), float(values.std()), values.size)
+
+    def normalise(self, scores: Number) -> Number:
+        """Scores in standard deviations from the mean. Whoever shows or uses scores says whether they are normalised: once is enough."""
+        return (scores - self.mean) / (self.std or 1.0)
+
+
+# Folders
+
+
+def load_scalar(
+    model: Model,
+    *,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    quantize: Literal["nf4"] | None = None,
+    grades: bool = False,
+) -> ScalarModel:
+    """The reward model at ``model.path`` that a reward stage saved: whole, or an adapter with its base. In eval mode, dropout off.
+
+    The head of one that learned grades gives the one score, their weighted sum; with ``grades`` all of them.
+
+    Raises:
+        InputError: it is no reward model of ours (a plain language model has no head, and none is made up), or it is damaged.
+        EnvironmentFault: as for :func:`~align.models.load.load_policy`.
+    """
+    folder = _reward_folder(model)
+    weights = grade_weights(folder)
+    with readable(folder.path / HEAD):
+        weight = load_file(folder.path / HEAD)["weight"]
+    if weights and not grades and len(weight) == len(weights):
+        weight = weight.new_tensor([list(weights.values())]) @ weight
+    backbone = load_backbone(model, dtype=dtype, device=device, cache=cache, quantize=quantize)
+    scalar = ScalarModel(backbone, weights if grades else None)
+    if weight.shape != scalar.head.weight.shape:
+        shapes = f"{tuple(weight.shape)}, the backbone needs {tuple(scalar.head.weight.shape)}"
+        raise InputError(Problem(f"the head is {shapes}", file=str(folder.path / HEAD)))
+    return with_head(scalar, weight).eval()
+
+
+def grade_weights(folder: ModelFolder) -> dict[str, float]:
+    """The grades that a reward model of ours learned, and their weights in its score; none where it learned to rank.
+
+    Raises :class:`InputError` where align.json has something else there.
+    """
+    found = folder.notes.get("grades") or {}
+    if not isinstance(found, dict) or not all(isinstance(weight, (int, float)) for weight in found.values()):
+        raise InputError(Problem("align.json has no weights of its grades", file=str(folder.path)))
+    return {str(name): float(weight) for name, weight in found.items()}
+
+
+def with_head(scalar: ScalarModel, weight: Tensor) -> ScalarModel:
+    """The same model with the head's ``weight`` [outputs, d] replaced."""
+    with torch.no_grad():
+        scalar.head.weight.copy_(weight)
+    return scalar
+
+
+@dataclass(frozen=True)
+class ScoreNotes:
+    """What a reward model's folder says of its scores."""
+
+    encoder: str
+    """Digest of tokenizer and template that it was trained with."""
+    layout: Layout
+    """How rows are laid out: a model that cannot attend by trees needs ``padded``."""
+    stats: ScoreStats
+
+
+def score_notes(model: Model) -> ScoreNotes:
+    """Those of the reward model at ``model.path``. Raises :class:`InputError` when there are none."""
+    folder = _reward_folder(model)
+    try:
+        notes = folder.notes
+        return ScoreNotes(notes["encoder"], notes["layout"], ScoreStats(**notes["scores"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(Problem("align.json has no statistics of its scores", file=str(folder.path))) from error
+
+
+def _reward_folder(model: Model) -> ModelFolder:
+    location = locate(model)
+    if is_gguf(location):
+        raise InputError(Problem("a .gguf file is a language model, not a reward model", file=str(location)))
+    return read_folder(location, "reward_model")
+
+
+def save_scalar(
+    model: ScalarModel,
+    encoder: Encoder,
+    out: Path,
+    *,
+    base: Model,
+    scores: ScoreStats,
+    layout: Layout = "tree",
+    save_merged: bool = False,
+) -> dict[str, Any]:
+    """Write a reward model into the folder ``out``: head, tokenizer, notes, and the backbone or its adapter when that is what was trained.
+
+    ``base`` is what the stage started from (resolved). ``save_merged`` adds the folder ``merged`` with the adapter merged in. Publishing
+    the folder at once is the caller's. The model is left as it was.
+
+    Returns:
+        For the stage's report: format, dtype, parameters, stop ids, base, and for a merged copy how far its scores are from the adapter's.
+
+    Raises:
+        InputError: the tokenizer has ids beyond the model's embeddings.
+        EnvironmentFault: the disk is full or cannot be written.
+    """
+    inner, adapter = causal_lm(model.backbone), is_lora(model.backbone)
+    require_rows(encoder.tokenizer, embedding_rows(inner), out)
+    origin = origin_of(base, adapter=adapter)
+    report: dict[str, Any] = {
+        "format": "lora" if adapter else "full",
+        "dtype": str(inner.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in inner.parameters()) + model.head.weight.numel(),
+        "stop_ids": list(encoder.stop_ids),
+        "base": origin,
+    }
+    notes = _notes(model, scores, layout)
+    with files.machine_faults(out), no_progress_bars():
+        out.mkdir(parents=True, exist_ok=True)
+        if adapter:
+            report["adapter_parameters"] = save_adapter(model.backbone, out, origin)
+            if save_merged:
+                report["merged"] = {
+                    "max_abs_score_diff": write_merged_scalar(model, encoder, out / MERGED, origin, scores=scores, layout=layout)
+                }
+        else:
+            save_backbone(inner, encoder, out)
+        _save_rest(model, encoder, out, origin, notes)
+    return report
+
+
+def write_merged_scalar(
+    model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], *, scores: ScoreStats, layout: Layout
+) -> float:
+    """Write a reward model into the folder ``out`` with its adapter merged in; returns the largest difference of a score.
+
+    Raises:
+        InputError: the merged model is not the one with the adapter.
+        EnvironmentFault: the disk is full or cannot be written.
+    """
+    plain = with_head(ScalarModel(merged_copy(model.backbone), model.grades), model.head.weight)
+    difference = _drift(model, plain, encoder, layout)
+    with files.machine_faults(out), no_progress_bars():
+        save_backbone(causal_lm(plain.backbone), encoder, out)
+        _save_rest(plain, encoder, out, origin, _notes(plain, scores, layout))
+    return difference
+
+
+def _notes(model: ScalarModel, scores: ScoreStats, layout: Layout) -> dict[str, Any]:
+    return {"scores": vars(scores), "layout": layout, **({"grades": model.grades} if model.grades else {})}
+
+
+def _save_rest(model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], notes: dict[str, Any]) -> None:
+    save_file({"weight": model.head.weight.detach().cpu().contiguous()}, out / HEAD, metadata={"format": "pt"})
+    save_tokenizer(encoder, out)
+    (out / HEAD).chmod((out / "tokenizer_config.json").stat().st_mode)  # safetensors ignores the umask
+    save_notes(encoder, out, origin, **copy.deepcopy(notes))
+
+
+def _drift(model: ScalarModel, merged: ScalarModel, encoder: Encoder, layout: Layout) -> float:
+    """The largest difference of a score between an adapter and its merged copy, on 20 fixed answers."""
+    trees = []
+    for it in SUBJECTS:
+        trunk, answers = encoder.encode_answers(
+            [{"role": "user", "content": f"Do you like {it}?"}], [[{"role": "assistant", "content": f"Yes, {it} is fine."}]]
+        )
+        trees.append(Tree(it, trunk, answers))
+    settings: dict[str, Any] = {"microbatch_tokens": 512, "layout": layout, "pad_id": encoder.pad_id}
+    training = model.training
+    one, other = score_trees(model.eval(), trees, **settings), score_trees(merged.eval(), trees, **settings)
+    model.train(training)
+    return max(abs(a - b) for (a,), (b,) in zip(one, other, strict=True))

@@ -1,0 +1,125 @@
+"""Which stages of a recipe are up to date, and why the others are not. Reads and hashes, writes nothing, needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from align import files
+from align.errors import InputError
+from align.pipeline import artifacts
+from align.pipeline.artifacts import Identity
+from align.pipeline.folder import RunFolder
+from align.pipeline.identity import as_of_now, explain, identify, left_as_it_was, neutral_values
+from align.pipeline.selection import ALL, Selection, needed
+from align.recipe import reference_syntax
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import DpoStage, PpoStage, RewardStage, SftStage, Stage, TrlStage
+
+_TRAIN = (SftStage, DpoStage, RewardStage, PpoStage, TrlStage)
+"""Stages that go on from checkpoints, and from nothing else."""
+COMPARED_BY_CONTENT = 2 * 10**9
+"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones only when a stage reads them."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """Whether a stage has to run."""
+
+    name: str
+    state: Literal["up to date", "to run", "waits", "not selected"]
+    """``waits``: a stage that it needs has to run first, and only its result will tell. ``not selected``: nobody looked at it."""
+    reason: str
+    folder: Path
+    """Where its result is, or will be."""
+    identity: Identity | None
+    """None while it waits, or is not selected."""
+    replaces: bool = False
+    """To run, and in the place of a finished result of other settings or inputs."""
+    note: str = ""
+    """Of one that is up to date: settings that have changed and change nothing of it."""
+
+
+def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), selection: Selection = ALL) -> dict[str, StageStatus]:
+    """What a run would do with each stage. Reads and hashes, writes nothing, needs no torch.
+
+    Raises :class:`InputError` where the run would: a selected stage needs one that is neither selected nor up to date.
+    """
+    run = RunFolder.of(loaded, runs_dir)
+    selected = selection.stages(loaded)
+    concerned = needed(loaded, selected)
+    found: dict[str, StageStatus] = {}
+    for name in loaded.order:
+        waiting = ", ".join(need for need in loaded.dependencies(name) if found[need].state != "up to date")
+        if name not in concerned:
+            found[name] = StageStatus(name, "not selected", "", run.stage(name), None)
+            continue
+        if waiting and name in selected:
+            found[name] = StageStatus(name, "waits", f"{waiting} to run first", run.stage(name), None)
+            continue
+        if waiting:
+            found[name] = StageStatus(name, "not selected", f"has to be up to date once {waiting} has run", run.stage(name), None)
+            continue
+        found[name] = assess(loaded, run, name, selection)
+        if found[name].state == "to run" and name not in selected:
+            raise not_selected(loaded, selected, found[name])
+    return found
+
+
+def assess(loaded: LoadedRecipe, run: RunFolder, name: str, selection: Selection) -> StageStatus:
+    """The status of a stage whose needs are up to date."""
+    identity = identify(loaded, name, lambda text: content_of(loaded, run, text))
+    spec = loaded.recipe.stages[name]
+    result = run.stage(name)
+    reason, note, replaces = _why(result, identity, spec)
+    if reason is None and name in selection.force:
+        reason = "forced"
+    if reason is None:
+        return StageStatus(name, "up to date", "", result, identity, note=note)
+    left = run.left(name, identity, checkpoints=isinstance(spec, _TRAIN))
+    if left:
+        reason += "; from the beginning, without what an earlier attempt left" if selection.fresh else f"; {left}"
+    if replaces and not selection.replace:
+        reason += "; refused without --replace"
+    return StageStatus(name, "to run", reason, result, identity, replaces)
+
+
+def not_selected(loaded: LoadedRecipe, selected: Collection[str], status: StageStatus) -> InputError:
+    needing = ", ".join(other for other in loaded.order if other in selected and status.name in needed(loaded, {other}))
+    message = f"stage {needing} needs the result of stage {status.name}, which is not up to date ({status.reason})"
+    return InputError(loaded.problem(f"stages.{status.name}", message, "`align run` runs all stages"))
+
+
+def _why(result: Path, identity: Identity, spec: Stage) -> tuple[str | None, str, bool]:
+    """Why a result is not what ``identity`` asks for; what it does not show if it is; whether it is a finished one of another identity."""
+    if not result.exists():
+        return "first run", "", False
+    try:
+        manifest = artifacts.read_manifest(result)
+    except InputError:
+        return f"output damaged: {artifacts.MANIFEST}", "", False
+    old = as_of_now(manifest.identity, spec)
+    if old.digest != identity.digest:
+        return explain(old, identity), "", True
+    problems = artifacts.verify(result, deep=manifest.bytes <= COMPARED_BY_CONTENT)
+    if problems:
+        names = [Path(problem.file or "").relative_to(result).as_posix() for problem in problems]
+        return f"output damaged: {', '.join(names)}", "", False
+    return None, left_as_it_was(manifest.neutral, neutral_values(spec)), False
+
+
+def content_of(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
+    """Content digest of what a reference names. A hub id stands for itself: its content is not looked at."""
+    location = locate(loaded, run, text)
+    if isinstance(location, str):
+        return f"hub:{location}"
+    if isinstance(reference_syntax.parse(text, loaded.root), reference_syntax.StageRef):
+        return artifacts.artefact_digest(location)
+    return files.digest_path(location)
+
+
+def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
+    reference = reference_syntax.parse(text, loaded.root)
+    return run.stage(reference.name) if isinstance(reference, reference_syntax.StageRef) else reference_syntax.resolve(text, loaded.root)

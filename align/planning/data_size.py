@@ -1,0 +1,205 @@
+"""How much data a training stage has: counted exactly where that is quick, else estimated, and always said which."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import AlignError, InputError
+from align.pipeline.folder import RunFolder
+from align.recipe import reference_syntax
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import DataSource, EvaluateStage, Model, SelfContrastStage, Train
+
+if TYPE_CHECKING:
+    from align.batching.loader import StepPlan
+    from align.data.formats.formats import Want
+    from align.stages.shared.training_data import StageData
+
+EXACT_BYTES = 8_000_000
+"""Data up to this size are encoded to count them."""
+_BYTES_PER_TOKEN = 4
+_COUNTED = ("sft", "reward", "dpo")
+"""Stage kinds whose data are encoded to count them."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a stage trains on, once through the data unless said otherwise."""
+
+    source: str
+    """How it is known."""
+    examples: int | None = None
+    tokens: int | None = None
+    """Unique tokens."""
+    targets: int | None = None
+    """Trained tokens."""
+    steps: int | None = None
+    """Optimiser steps of the whole stage, where they were counted."""
+    seen: int | None = None
+    """Tokens of all those steps."""
+    at_once: int | None = None
+    """Tokens of the largest forward pass of all those steps."""
+    longest: int | None = None
+    """Tokens of the longest row: counted with the answers that share its prompt, or estimated from the longest line."""
+
+
+class UnreadableData(InputError):
+    """Data of a stage that cannot be read, or have bad rows."""
+
+
+@contextmanager
+def data_faults() -> Iterator[None]:
+    """Tell bad data from other bad input."""
+    try:
+        yield
+    except InputError as error:
+        raise UnreadableData(error.problems) from error
+
+
+def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder, device: str = "cpu") -> Amount:
+    """The data of stage ``name``.
+
+    Args:
+        model: with a local path, whose tokenizer may be used; None when there is none on this machine.
+        device: "cpu" or "cuda", where a row's length is rounded up.
+
+    Raises:
+        UnreadableData: bad rows, or a file that cannot be read.
+        InputError: the model's tokenizer cannot be read.
+    """
+    spec: Any = loaded.recipe.stages[name]
+    sources: Sequence[DataSource] = spec.data
+    try:
+        locations = [locate(loaded, run, source.path) for source in sources]
+    except AlignError as error:  # a stage that has not run yet: what it will make is not known
+        return _of_contrast(loaded, sources, run) or Amount(f"unknown: {error.problems[0].message}")
+    if any(isinstance(location, str) for location in locations):
+        return Amount("unknown: a data set on the hub is not downloaded to plan")
+    size = sum(_size(Path(location)) for location in locations)
+    if spec.kind in _COUNTED and model is not None and size <= EXACT_BYTES:
+        return _encoded(loaded, name, model, run, device)
+    why = "larger than what is encoded to count" if size > EXACT_BYTES else "the tokenizer is not on this machine"
+    filters = ", `where` and `limit` ignored" if any(source.where or source.limit for source in sources) else ""
+    words = f"estimated: {size:,} bytes at {_BYTES_PER_TOKEN} a token{filters} ({why})"
+    lines, longest = _lines([Path(location) for location in locations])
+    return Amount(words, lines, size // _BYTES_PER_TOKEN, longest=None if longest is None else longest // _BYTES_PER_TOKEN)
+
+
+def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
+    """The conversations (for an evaluation also prompts) that a stage samples for: how many, and about how many tokens. Counts them where
+    that is quick.
+
+    Raises :class:`UnreadableData` for bad rows.
+    """
+    from align.data.sources.mixture import read_records
+
+    spec: Any = loaded.recipe.stages[name]
+    try:
+        locations = [locate(loaded, run, source.path) for source in spec.data]
+    except AlignError as error:
+        return Amount(f"unknown: {error.problems[0].message}")
+    if any(isinstance(location, str) for location in locations):
+        return Amount("unknown: a data set on the hub is not downloaded to plan")
+    size = sum(_size(Path(location)) for location in locations)
+    if size > EXACT_BYTES:
+        return Amount("lines of the files", _lines([Path(location) for location in locations])[0], size // _BYTES_PER_TOKEN)
+    rows = characters = 0
+    want: Want = "prompt" if isinstance(spec, EvaluateStage) else "conversation"
+    with data_faults():
+        for record in read_records(spec.data, locations, want, seed=loaded.recipe.seed, rejects=None):
+            rows += 1
+            characters += sum(len(message["content"].encode()) for message in getattr(record, "messages", ()))
+    return Amount("counted; more may be dropped for their length", examples=rows, tokens=characters // _BYTES_PER_TOKEN)
+
+
+def _of_contrast(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFolder) -> Amount | None:
+    """What a Self-Contrast stage that has not run yet will make, at most; None when the data are not all from one."""
+    parsed = [reference_syntax.parse(source.path, loaded.root) for source in sources]
+    names = [ref.name for ref in parsed if isinstance(ref, reference_syntax.StageRef)]
+    spec = loaded.recipe.stages[names[0]] if len(names) == len(parsed) == 1 else None
+    if not isinstance(spec, SelfContrastStage):
+        return None
+    found = conversations(loaded, names[0], run)
+    if found.examples is None or found.tokens is None:
+        return None
+    words = (
+        f"at most: a preference for each conversation of {names[0]}, {spec.negatives} rejected answers of {spec.max_new_tokens:,} tokens"
+    )
+    return Amount(words, examples=found.examples, tokens=found.tokens + found.examples * spec.negatives * spec.max_new_tokens)
+
+
+def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
+    """Where a reference lies, results of stages included. Raises AlignError for a stage that has not run yet."""
+    ref = reference_syntax.parse(text, loaded.root)
+    if not isinstance(ref, reference_syntax.StageRef):
+        return reference_syntax.resolve(text, loaded.root)
+    folder = run.stage(ref.name)
+    if not folder.is_dir():
+        raise AlignError(f"what stage {ref.name} will make")
+    return folder
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _lines(paths: Sequence[Path]) -> tuple[int | None, int | None]:
+    """Rows of JSON Lines files, and bytes of the longest one; None for other formats and for large files."""
+    if any(path.suffix != ".jsonl" or path.stat().st_size > 10 * EXACT_BYTES for path in paths):
+        return None, None
+    lines = [line for path in paths for line in path.read_bytes().split(b"\n") if line]
+    return len(lines), max(map(len, lines), default=0)
+
+
+def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder, device: str) -> Amount:
+    """Encode as the stage will, and cut the steps as it will. Uses the runs' cache if there is one, and leaves nothing behind otherwise."""
+    from align.models.load import load_encoder
+    from align.stages.shared.training_data import read_data
+
+    spec: Any = loaded.recipe.stages[name]
+    seed = loaded.recipe.seed if spec.seed is None else spec.seed
+    encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
+    with tempfile.TemporaryDirectory(prefix="align-plan-") as scratch, data_faults():
+        read = read_data(
+            spec,
+            resolve=lambda text: locate(loaded, run, text),
+            encoder=encoder,
+            cache=run.cache if run.cache.is_dir() else Path(scratch),
+            seed=seed,
+            rejects=None,
+            with_held_out=False,
+        )
+        plan, report = read.plan(spec.train, seed), read.report
+        seen = int(read.examples.sizes[plan.order[: plan.bounds[-1]]].sum())
+        at_once, longest = _largest(read, plan, spec.train, streams=spec.kind == "dpo", device=device)
+        words = "encoded with the model's tokenizer"
+        return Amount(words, len(read.trees), report.tokens, report.targets, len(plan), seen, at_once, longest)
+
+
+def _largest(read: StageData, plan: StepPlan, train: Train, *, streams: bool, device: str) -> tuple[int, int]:
+    """Tokens of the largest forward pass of all steps, packed as the loader packs them, and of the largest single example in its layout.
+
+    Args:
+        streams: the stage cuts a tree that is much larger than a micro-batch.
+    """
+    from align.batching.tree import grouped, row_multiple, tokens_of
+    from align.models.compute.stream import held_at_once
+
+    layout, limit = train.layout, train.microbatch_tokens
+    multiple = row_multiple(layout, limit, device)
+    largest = longest = 0
+    for step in range(len(plan)):
+        trees = [read.examples[i] for i in plan.examples(step).tolist()]
+        longest = max(longest, *(tokens_of([tree], layout) for tree in trees))
+        for group in grouped(trees, limit, layout):
+            size = tokens_of([trees[i] for i in group], layout, multiple)
+            if streams and layout == "tree" and len(group) == 1:
+                lengths = [len(branch.ids) for branch in trees[group[0]].branches]
+                size = min(size, held_at_once(len(trees[group[0]].trunk), lengths, limit))
+            largest = max(largest, size)
+    return largest, longest

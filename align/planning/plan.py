@@ -1,0 +1,218 @@
+"""``align plan``: what a run would do, every derived value with where it comes from, and a refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from align.errors import Problem
+from align.pipeline import artifacts
+from align.pipeline.folder import RunFolder
+from align.pipeline.selection import ALL, Selection
+from align.pipeline.status import StageStatus, status
+from align.planning import ppo, reward_bench, trl
+from align.planning.data_size import Amount, UnreadableData, amount, conversations
+from align.planning.starting_model import origin_of
+from align.planning.training import Rollouts, Row, Training
+from align.recipe.kinds.ppo import PpoStage
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import EvaluateStage, Hardware, SelfContrastStage, Train, TrlStage
+from align.sizing import needs
+from align.sizing.machine import Machine, machine_for, this_machine
+from align.sizing.needs import duration
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage."""
+
+    name: str
+    kind: str
+    produces: str
+    status: StageStatus
+    rows: tuple[Row, ...]
+    memory: float | None = None
+    """Predicted peak bytes of one process."""
+    problems: tuple[Problem, ...] = ()
+    """What cannot fit."""
+    faults: tuple[Problem, ...] = ()
+    """Data that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole recipe."""
+
+    name: str
+    machine: Machine
+    stages: tuple[StagePlan, ...]
+    obstacles: tuple[Problem, ...] = ()
+    """Why nothing could be written, or not so many processes could be started."""
+    notes: tuple[str, ...] = ()
+    """Where it would run, if that is not this machine, and how."""
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What cannot fit, over all stages that would run, and what stands in the way of all of them."""
+        return (*self.obstacles, *(problem for stage in self.stages for problem in stage.problems))
+
+    @property
+    def faults(self) -> tuple[Problem, ...]:
+        """Data that cannot be read, over all stages that would run."""
+        return tuple(fault for stage in self.stages for fault in stage.faults)
+
+
+def make_plan(
+    loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int | None = None, selection: Selection = ALL, here: bool = False
+) -> Plan:
+    """Plan every stage. Loads no weights; data that are small are encoded to count them.
+
+    Args:
+        runs_dir: where the run would write, and where results of earlier runs are.
+        nproc: processes; when None, one for each GPU of the recipe's ``hardware``, or one.
+        selection: the stages that the run may run.
+        here: plan for this machine, whatever the recipe's ``hardware`` says: before a run, ``problems`` are then what cannot fit. Small
+            data are encoded into the run's cache where its folder is there already, so that the run finds them encoded.
+
+    Raises:
+        InputError: a local model cannot be read; the run would refuse the selection.
+    """
+    hardware = None if here else loaded.recipe.hardware
+    machine = machine_for(hardware) if hardware else this_machine(runs_dir)
+    processes = nproc or (machine.units if hardware and machine.device == "cuda" else 1)
+    run = RunFolder.of(loaded, runs_dir)
+    states = status(loaded, runs_dir, selection)
+    obstacles = [] if hardware or not any(stage_runs(state) for state in states.values()) else [run.obstacle()]
+    if machine.device == "cuda" and processes > machine.units and not here:
+        message = f"--nproc {processes}: {machine.name} has {machine.units} GPUs, and every process takes one"
+        obstacles.append(Problem(message, hint=f"at most --nproc {machine.units}"))
+    notes = tuple(_notes(hardware, machine, this_machine(runs_dir), nproc)) if hardware else ()
+    used = dataclasses.replace(machine, units=processes) if machine.device == "cuda" else machine
+    stages = tuple(_plan_stage(loaded, name, states[name], used, processes, run) for name in loaded.order)
+    return Plan(loaded.recipe.name, machine, stages, tuple(problem for problem in obstacles if problem is not None), notes)
+
+
+def _notes(hardware: Hardware, machine: Machine, this: Machine, nproc: int | None) -> Iterator[str]:
+    """What must be known of a plan for the recipe's ``hardware``."""
+    if this.device != machine.device or this.units < hardware.gpus or (this.memory or 0) < 0.9 * (machine.memory or 0):
+        yield f"planned for {machine.name}; this is another machine: {this.name.partition('(')[2].rstrip(')')}"
+    if hardware.gpus and nproc is None and machine.units > 1:
+        started = f"as `align run --nproc {hardware.gpus}` starts them"
+        yield f"planned with one process for each GPU, {started}; without --nproc a run is one process"
+    if hardware.nodes > 1:
+        yield (
+            f"hardware.nodes {hardware.nodes}: --nproc starts the processes of one machine. On several, a launcher that sets RANK, "
+            "WORLD_SIZE and MASTER_ADDR (torchrun, Slurm) starts `align run` without --nproc on each, with a runs folder that all see; "
+            "that is not tested"
+        )
+
+
+def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
+    spec = loaded.recipe.stages[name]
+    plain = StagePlan(name, spec.kind, spec.produces, state, tuple(_inputs(loaded, name)))
+    if not stage_runs(state):
+        return plain
+    try:
+        return _plan_running(loaded, plain, machine, processes, run)
+    except UnreadableData as error:
+        row = Row("data", "cannot be read", error.problems[0].message)
+        return dataclasses.replace(plain, rows=(*plain.rows, row), faults=error.problems)
+
+
+def _plan_running(loaded: LoadedRecipe, plain: StagePlan, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
+    name, state = plain.name, plain.status
+    spec = loaded.recipe.stages[name]
+    if isinstance(spec, (SelfContrastStage, EvaluateStage)):
+        benches = reward_bench.rows(loaded, spec, run) if isinstance(spec, EvaluateStage) else ()
+        return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run), *benches))
+    if isinstance(spec, TrlStage):
+        origin = origin_of(loaded, name, run)
+        start = Row("starts from", origin.name, origin.source)
+        return dataclasses.replace(plain, rows=(*plain.rows, start, *(Row(*row) for row in trl.rows(spec))))
+    if not isinstance(getattr(spec, "train", None), Train):
+        return plain
+    origin = origin_of(loaded, name, run)
+    training: Training
+    if isinstance(spec, PpoStage):
+        prompts = ppo.prompts_of(loaded, name, spec, origin.local, run)
+        training = Rollouts(spec, origin, prompts, machine, processes, _measured_speed(state))
+    else:
+        found = amount(loaded, name, origin.local, run, machine.device) if hasattr(spec, "data") else Amount("unknown")
+        training = Training(spec, origin, found, machine, processes, _measured_speed(state))
+    rows = (*plain.rows, *training.rows())
+    return dataclasses.replace(plain, rows=rows, memory=training.memory, problems=tuple(training.problems(loaded, name)))
+
+
+def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
+    for referred in loaded.references(name):
+        yield Row("reads", referred.text, loaded.written(referred.path).removeprefix(f"stages.{name}.").removesuffix(".path"))
+
+
+def _sampling_rows(
+    loaded: LoadedRecipe, name: str, spec: SelfContrastStage | EvaluateStage, machine: Machine, run: RunFolder
+) -> Iterator[Row]:
+    """Prompts, samples and time of a stage that samples for its data."""
+    if spec.data is None:
+        return
+    data, origin = conversations(loaded, name, run), origin_of(loaded, name, run)
+    policies = len(spec.policies) if isinstance(spec, EvaluateStage) else 1
+    if isinstance(spec, SelfContrastStage):
+        yield Row("samples from", origin.name, origin.source)
+    if data.examples is None:
+        yield Row("prompts, samples, time", "unknown", data.source.removeprefix("unknown: "))
+        return
+    samples = data.examples * spec.samples_per_prompt * policies
+    tokens = samples * spec.max_new_tokens
+    yield Row("prompts", f"{data.examples:,}", data.source)
+    each = f"samples_per_prompt {spec.samples_per_prompt}" + (f" from each of {policies} policies" if policies > 1 else "")
+    yield Row("samples", f"{samples:,}", each)
+    yield Row("sampled tokens", f"{tokens:,} at most", f"max_new_tokens {spec.max_new_tokens:,}")
+    if origin.shape is not None:
+        speed = needs.sampled_tokens_per_second(origin.shape, device=machine.device, units=machine.units)
+        assumed = f"{needs.assumed_speed(machine.device)} x {machine.units}"
+        words = f"estimate for sampling: {speed:,.0f} tokens/s (assumed: {assumed}); loading and embedding come on top"
+        yield Row("time", f"about {duration(tokens / speed)} at most", words)
+
+
+def _measured_speed(state: StageStatus) -> float | None:
+    """Tokens per second of the last run of a stage, whatever its settings were."""
+    if not state.folder.is_dir():
+        return None
+    speed = artifacts.read_manifest(state.folder).summary.get("tokens_per_second")
+    return float(speed) if isinstance(speed, (int, float)) and speed > 0 else None
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan as tables, one for each stage, in running order."""
+    for note in plan.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for stage in plan.stages:
+        state = stage.status.state + (f": {stage.status.reason}" if stage.status.reason else "")
+        console.print(Text.assemble((stage.name, "bold"), f"  {stage.kind} -> {stage.produces.replace('_', ' ')}  ", (state, "cyan")))
+        if stage_runs(stage.status):
+            _print_rows(stage.rows, console)
+    todo = [stage.name for stage in plan.stages if stage_runs(stage.status)]
+    all_or_some = "the selected" if any(stage.status.state == "not selected" for stage in plan.stages) else "all"
+    words = f"would run: {', '.join(todo)}" if todo else f"nothing to do: {all_or_some} stages are up to date"
+    console.print(words, highlight=False)
+
+
+def stage_runs(status: StageStatus) -> bool:
+    """Would it run, or might it, once the stages before it have run?"""
+    return status.state in ("to run", "waits")
+
+
+def _print_rows(rows: Sequence[Row], console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", overflow="fold")
+    for row in rows:
+        table.add_row(Text(row.name), Text(row.value), Text(row.source))
+    console.print(table)

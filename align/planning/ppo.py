@@ -1,0 +1,87 @@
+"""The plan of a PPO stage, which makes what it trains on: how many prompts, how much is sampled, how much of it is trained at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.errors import AlignError
+from align.pipeline.folder import RunFolder
+from align.planning.data_size import EXACT_BYTES, Amount, data_faults, locate
+from align.recipe.kinds.ppo import PpoStage
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import Model
+
+if TYPE_CHECKING:
+    from align.data.trees.prompts import EncodedPrompt
+
+
+def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | None, run: RunFolder) -> Amount:
+    """The prompts of stage ``name``: counted with the model's tokenizer where that is quick, else only said where they come from.
+
+    Args:
+        model: with a local path, whose tokenizer may be used; None when there is none on this machine.
+    """
+    texts = [source.path for source in spec.prompts]
+    bound = f"at most {spec.max_prompt_length:,} tokens each (max_prompt_length)"
+    try:
+        locations = [locate(loaded, run, text) for text in texts]
+    except AlignError:  # a stage that has not run yet
+        return Amount(f"from {', '.join(texts)}; {bound}")
+    local = [location for location in locations if isinstance(location, Path)]
+    size = sum(file.stat().st_size for path in local for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    if model is None or len(local) < len(locations) or size > EXACT_BYTES:
+        return Amount(f"from {', '.join(texts)}; {bound}")
+    found = _encoded(loaded, name, spec, model, run)
+    lengths = [len(prompt.ids) for prompt in found]
+    return Amount("encoded with the model's tokenizer", len(lengths), sum(lengths), longest=max(lengths, default=0))
+
+
+def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run: RunFolder) -> list[EncodedPrompt]:
+    """As the stage will; nothing is left behind."""
+    from align.data.trees.prompts import load_prompts
+    from align.models.load import load_encoder
+
+    encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
+    with data_faults():
+        found, _ = load_prompts(
+            spec.prompts,
+            resolve=lambda text: locate(loaded, run, text),
+            encoder=encoder,
+            max_length=spec.max_prompt_length,
+            limit="max_prompt_length",
+            seed=loaded.recipe.seed if spec.seed is None else spec.seed,
+            rejects=None,
+        )
+    return found
+
+
+def sampled_tokens(spec: PpoStage) -> int:
+    """At most so many tokens are sampled in training."""
+    return spec.iterations * spec.train.prompts * spec.samples_per_prompt * spec.max_new_tokens
+
+
+def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
+    """At most so many tokens pass through a model in training steps: prompts with answers, in every pass, for policy and value model."""
+    length = spec.max_prompt_length if not prompts.examples or prompts.tokens is None else prompts.tokens / prompts.examples
+    read = spec.iterations * spec.train.prompts * length
+    models = 2 if spec.estimator == "gae" else 1
+    return int((read + sampled_tokens(spec)) * spec.ppo_epochs * models)
+
+
+def rows(spec: PpoStage, prompts: Amount) -> Iterator[tuple[str, str, str]]:
+    """(name, value, source) of what an iteration takes and how many there are."""
+    if prompts.examples is None:
+        yield "prompts", prompts.source.partition(";")[0], prompts.source.partition("; ")[2]
+    else:
+        yield "prompts", f"{prompts.examples:,} prompts, {prompts.tokens:,} tokens", prompts.source
+    answers = f"{spec.samples_per_prompt} answer{'s' * (spec.samples_per_prompt > 1)} of at most {spec.max_new_tokens:,} tokens"
+    yield "an iteration takes", f"{spec.train.prompts} prompts x {answers}", "train.batch_size, samples_per_prompt, max_new_tokens"
+    steps = f"iterations {spec.iterations:,} x ppo_epochs {spec.ppo_epochs} x minibatches {spec.minibatches}"
+    yield "steps", f"{spec.total_steps:,}", steps
+    if spec.uses_baseline:
+        yield "reference answers", f"{spec.baseline_samples} to each prompt, before training", "reference_baseline, baseline_samples"
+    yield "sampled in all", f"at most {sampled_tokens(spec):,} tokens", "the four of them"
+    words = "prompts and answers, in every pass" + (", for policy and value model" if spec.estimator == "gae" else "")
+    yield "tokens in all", f"at most {trained_tokens(spec, prompts):,}", f"{words}; conversations come on top"

@@ -1,0 +1,33 @@
+"""What the reward benchmarks of an evaluation will ask for: answers to score and replies of the judge, counted from the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from align.evaluation.reward_bench.read import read_bench
+from align.pipeline.folder import RunFolder
+from align.planning.data_size import data_faults, locate
+from align.planning.training import Row
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import EvaluateStage
+
+
+def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[Row]:
+    """For each benchmark. Raises :class:`~align.planning.data_size.UnreadableData` for a file that is none."""
+    for task in spec.reward_benches:
+        location = locate(loaded, run, task.data.path)
+        if isinstance(location, str):
+            yield Row("reward benchmark", "unknown", f"{task.data.path} on the hub is not downloaded to plan")
+            continue
+        with data_faults():
+            bench, items = read_bench(task.data, location)
+        answers = sum(len(item.answers) for item in items)
+        there = f"{bench.TITLE}: {len(items):,} prompts with {answers:,} answers"
+        if spec.scorers:
+            each = f", by each of {len(spec.scorers)} scorers" if len(spec.scorers) > 1 else ""
+            yield Row("scored answers", f"{answers * len(spec.scorers):,}", there + each)
+        if spec.judge is not None:
+            pairs = sum(len(item.pairs) for item in items) if "pairwise" in spec.judge.methods and not bench.NEEDS_SCORES else 0
+            graded = answers if "pointwise" in spec.judge.methods else 0
+            how = [*([f"{pairs:,} pairs in both orders"] if pairs else []), *([f"{graded:,} grades"] if graded else [])]
+            yield Row("judge's replies", f"{2 * pairs + graded:,} at most", f"{bench.TITLE}: {' and '.join(how)}")

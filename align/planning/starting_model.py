@@ -1,0 +1,110 @@
+"""Which model a stage starts from, and its shape, found without loading weights and without a network."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import InputError, Problem
+from align.pipeline.folder import RunFolder
+from align.recipe import reference_syntax
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import Model
+from align.sizing import shapes
+from align.sizing.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a stage starts from, and what is known of it."""
+
+    name: str
+    """As the recipe writes it; a stage with what it starts from itself."""
+    source: str
+    """Which key says so."""
+    local: Model | None
+    """With a path on this machine, when the model is there."""
+    gguf: bool
+    shape: Shape | None
+    """None when it is not known."""
+    shape_source: str
+
+
+def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> Origin:
+    """Follow a stage's ``policy`` (or ``init``) through the stages before it to a model that exists.
+
+    Raises :class:`InputError` when a local model's configuration cannot be read.
+    """
+    model, key = loaded.recipe.model, "model"
+    trail: list[str] = []
+    name: str | None = stage
+    while name is not None:
+        spec = loaded.recipe.stages[name]
+        field = next((field for field in ("policy", "init") if getattr(spec, field, None)), None)
+        if field is None:
+            break
+        reference = getattr(spec, field)
+        key = f"stages.{name}.{field}" if not trail else key
+        ref = reference_syntax.parse(reference, loaded.root)
+        name = ref.name if isinstance(ref, reference_syntax.StageRef) else None
+        if name is None:
+            model = Model(path=reference)
+        else:
+            trail.append(reference)
+    written = " <- ".join([*trail, model.path])
+    return _found(loaded, model, written, key)
+
+
+def _found(loaded: LoadedRecipe, model: Model, written: str, key: str) -> Origin:
+    location = reference_syntax.resolve(model.path, loaded.root)
+    path = location if isinstance(location, Path) else _downloaded(location, model.revision)
+    template = None if model.chat_template is None else str(reference_syntax.resolve(model.chat_template, loaded.root))
+    local = None if path is None else model.model_copy(update={"path": str(path), "chat_template": template})
+    if path is not None and path.suffix == ".gguf":
+        return Origin(written, key, local, True, _gguf_shape(path), "metadata of the GGUF file")
+    if path is not None:
+        config = _config(path)
+        shape = shapes.from_config(config)
+        kind = str(config.get("model_type"))
+        words = "its config.json" if shape else f"an architecture that is not counted here ({kind})"
+        return Origin(written, key, local, False, shape, words)
+    shape = shapes.KNOWN.get(str(location))
+    words = "published configuration" if shape else "not on this machine; download it once to plan it"
+    return Origin(written, key if shape else words, None, False, shape, words)
+
+
+def _downloaded(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub model in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model's folder; of an adapter's, which has none, only that."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {"model_type": "adapter"}
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(Problem(f"damaged: {error}"[:200], file=str(path))) from error
+    if not isinstance(config, dict):
+        raise InputError(Problem("damaged: expected a JSON object", file=str(path)))
+    return config
+
+
+def _gguf_shape(path: Path) -> Shape | None:
+    from align.models.files.gguf import header
+
+    metadata = header(path)
+    # A file without an LM head of its own shares the embedding. The name is looked for as it is stored: length, then text.
+    name = b"output.weight"
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        tied = content.find(struct.pack("<Q", len(name)) + name, 0, 64 * 2**20) < 0
+    return shapes.from_gguf(metadata, tied)

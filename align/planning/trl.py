@@ -1,0 +1,42 @@
+"""The rows of a plan for a stage that TRL trains: what its arguments say. Nothing is estimated: its loop and its batches are not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from align.recipe.kinds.trl_source import config_name
+from align.recipe.schema import TrlStage
+
+
+def rows(spec: TrlStage) -> Iterator[tuple[str, str, str]]:
+    """Name, value and source of each."""
+    yield "trained by", f"{spec.trainer} of TRL {version('trl')}", "its loop, loss and sampling; the data are encoded here"
+    yield "learning rate", _number(spec.argument("learning_rate")), _source(spec, "learning_rate")
+    batch, accumulated = spec.argument("per_device_train_batch_size"), spec.argument("gradient_accumulation_steps")
+    if isinstance(batch, int) and isinstance(accumulated, int):
+        size = "per_device_train_batch_size x gradient_accumulation_steps"
+        yield "a step takes", f"{batch * accumulated} {_unit(spec)}", f"{size} ({batch} x {accumulated})"
+    steps = spec.argument("max_steps")
+    if isinstance(steps, int) and steps > 0:
+        yield "steps", f"{steps:,}", _source(spec, "max_steps")
+    else:
+        yield "passes over the data", _number(spec.argument("num_train_epochs")), _source(spec, "num_train_epochs")
+    if spec.longest_answer is not None:
+        yield "longest answer", f"{spec.longest_answer:,} tokens", _source(spec, str(spec.method.answer_length))
+    yield "memory, disk, time", "not estimated", "TRL's batches are padded, and its reference and samples are its own"
+
+
+def _unit(spec: TrlStage) -> str:
+    if spec.method.rows != "prompts":
+        return "answers, each with its label" if spec.method.rows == "answers" else "pairs"
+    group = spec.argument("num_generations")
+    return "prompts, two answers each" if group is None else f"sampled answers, {group} to each prompt"
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _source(spec: TrlStage, name: str) -> str:
+    return f"args.{name}" if name in spec.args else f"default of {config_name(spec.trainer)}"

@@ -1,0 +1,1 @@
+"""What a run looks at before its first stage."""

@@ -1,0 +1,306 @@
+"""What a run looks at before its first stage, so that no stage finds out after hours of another that it cannot begin.
+
+All stages that would run are looked at, and all faults are told at once: the first rows of their data, packages, keys and servers of
+judges, trackers, models (here or on the hub), the GPU that the recipe is meant for, memory and disk. No weights are loaded. What another
+stage has to make first is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from align import files
+from align.errors import AlignError, EnvironmentFault, InputError, Problem
+from align.pipeline.folder import RunFolder
+from align.pipeline.selection import ALL, Selection
+from align.pipeline.status import StageStatus, status
+from align.planning import plan
+from align.preflight import first_rows
+from align.preflight.first_tokens import Encoders
+from align.preflight.models_here import heads_not_kept, look_at, needed_models
+from align.recipe import reference_syntax
+from align.recipe.kinds.judge import Judge
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import DataSource, EvaluateStage, Stage, Train, TrlStage
+from align.sizing import machine
+from align.training.trackers import require_tracker
+
+CONNECT_S = 3.0
+"""Seconds that the server of a judge has to take a connection."""
+
+
+@dataclass
+class Findings:
+    """What was found, over all stages."""
+
+    inputs: list[Problem] = field(default_factory=list)
+    """What the user can set right in the recipe or in the data."""
+    machine: list[Problem] = field(default_factory=list)
+    """What this machine cannot do, or does not have."""
+    skipped: list[str] = field(default_factory=list)
+    """What could not be looked at, and why."""
+    looked: int = 0
+    """Stages that were looked at."""
+
+    def add(self, error: AlignError, place: Problem | None = None) -> None:
+        """The problems of an error; those that say no place of their own stand at ``place``."""
+        kind = self.machine if isinstance(error, EnvironmentFault) else self.inputs
+        for problem in error.problems:
+            found = problem if place is None or problem.file is not None else _at(place, problem)
+            if str(found) not in map(str, kind):  # two stages may read the same file
+                kind.append(found)
+
+    def raise_them(self) -> None:
+        """Raises :class:`InputError` with all problems when some are of the input, else :class:`EnvironmentFault` when there are any."""
+        if self.inputs:
+            raise InputError([*self.inputs, *self.machine])
+        if self.machine:
+            raise EnvironmentFault(self.machine)
+
+
+def _at(place: Problem, problem: Problem) -> Problem:
+    key = place.key if problem.key is None or problem.key == place.key else f"{place.key} {problem.key}"
+    return Problem(problem.message, place.file, place.line, place.col, key, problem.hint)
+
+
+def look(
+    loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1, selection: Selection = ALL, thorough: bool = True
+) -> Findings:
+    """Look at every stage that a run with these options would run.
+
+    Args:
+        nproc: processes of the run.
+        thorough: read first rows and count small data with the model's tokenizer as well, and with that what cannot fit into memory and
+            onto the disk.
+
+    Raises:
+        InputError: the run would refuse the selection.
+    """
+    states = status(loaded, runs_dir, selection)
+    todo = [name for name in loaded.order if plan.stage_runs(states[name])]
+    found = Findings(looked=len(todo))
+    if not todo:
+        return found
+    run = RunFolder.of(loaded, runs_dir)
+    _gpus(loaded, nproc, found)
+    hub = _Hub(silent=bool(found.machine))  # on the wrong machine this one fault is enough
+    encoders = Encoders(loaded, run) if thorough else None
+    for name in todo:
+        spec = loaded.recipe.stages[name]
+        for key, need in _needs(spec):
+            try:
+                need()
+            except AlignError as error:
+                found.add(error, loaded.problem(f"stages.{name}.{key}", ""))
+        _data(loaded, run, name, states, hub, found, encoders)
+    _models(loaded, todo, hub, found)
+    if thorough:
+        _fits(loaded, runs_dir, run, nproc, selection, found)
+    return found
+
+
+# The machine
+
+
+def _gpus(loaded: LoadedRecipe, nproc: int, found: Findings) -> None:
+    hardware = loaded.recipe.hardware
+    here = machine.gpu_memory()
+    if hardware is not None and hardware.gpus and not here:
+        what = f"the recipe is meant for {hardware.gpus} GPU{'s' * (hardware.gpus > 1)}, and there is none here"
+        hint = "run it on such a machine; `hardware=null` after the recipe tries it here all the same"
+        found.machine.append(loaded.problem("hardware", what, hint))
+    elif nproc > len(here) > 0:
+        found.machine.append(Problem(f"--nproc {nproc}: there are {len(here)} GPUs, and every process takes one"))
+
+
+def _fits(loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, selection: Selection, found: Findings) -> None:
+    """Memory, disk, and the rows of small data as tokens. What is encoded for that is kept for the run, in the cache of its folder."""
+    try:
+        made = plan.make_plan(loaded, runs_dir, nproc=nproc, selection=selection, here=True)
+    except AlignError as error:
+        found.add(error)
+        return
+    told = {problem.file for problem in found.inputs}
+    faults = [problem for problem in made.faults if problem.file not in told]
+    if any(problem.file for problem in faults) or (faults and not told):  # a sum of rows that are told already names no file
+        found.add(InputError(faults))
+    if made.problems:
+        found.add(EnvironmentFault(made.problems))
+
+
+# Packages, keys, servers
+
+
+def _needs(spec: Stage) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(key, what raises AlignError where the machine lacks what the key asks for) of a stage."""
+    train, lora, rollout = (getattr(spec, name, None) for name in ("train", "lora", "rollout"))
+    if isinstance(train, Train):
+        for tracker in train.report_to:
+            yield "train.report_to", partial(require_tracker, tracker)
+    if lora is not None and lora.quantize:
+        yield "lora.quantize", lambda: _package("bitsandbytes", "4-bit weights need", "pip install bitsandbytes, or remove the key")
+    if rollout is not None and rollout.engine == "vllm":
+        yield "rollout.engine", lambda: _package("vllm", "the engine needs", "`align doctor` says how to install it")
+    if isinstance(spec, TrlStage):
+        yield "trainer", lambda: _package("trl", "the trainer needs", "`align doctor` says what is missing")
+    if isinstance(spec, EvaluateStage):
+        yield from _evaluation_needs(spec)
+
+
+def _evaluation_needs(spec: EvaluateStage) -> Iterator[tuple[str, Callable[[], object]]]:
+    from align.evaluation.tasks.ifeval import checkers
+    from align.evaluation.tasks.lm_eval import require_harness
+
+    if spec.lm_eval_tasks:
+        yield "lm_eval_tasks", require_harness
+    for i, task in enumerate(spec.tasks):
+        if task.task == "ifeval":
+            yield f"tasks.{i}.task", checkers
+    judge = spec.judge
+    if judge is not None:
+        yield "judge", lambda: _package("httpx", "a judge needs", "pip install 'alignkit[eval]'")
+        yield "judge.key_env", lambda: _key(judge)
+        yield "judge.endpoint", lambda: _listening(judge.endpoint)
+
+
+def _package(name: str, needed: str, hint: str) -> None:
+    if find_spec(name) is None:
+        raise EnvironmentFault(f"{needed} the Python package {name}, which is not installed", hint=hint)
+
+
+def _key(judge: Judge) -> None:
+    from align.evaluation.chat_server import key_of
+
+    key_of(judge)
+
+
+def _listening(endpoint: str) -> None:
+    """Does the server take a connection? Nothing is sent. Behind a proxy only the proxy could tell, and it is not asked."""
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    if parts.scheme == "https" and parts.scheme in getproxies() and not proxy_bypass(host):
+        return
+    try:
+        with socket.create_connection((host, parts.port or (443 if parts.scheme == "https" else 80)), timeout=CONNECT_S):
+            return
+    except OSError as error:
+        hint = "start the server first, or leave the stage for later: --only names the stages that run now"
+        raise EnvironmentFault(f"no server answers at {endpoint} ({error.strerror or type(error).__name__})", hint=hint) from error
+
+
+# Data and models
+
+
+def _data(
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    name: str,
+    states: Mapping[str, StageStatus],
+    hub: _Hub,
+    found: Findings,
+    encoders: Encoders | None,
+) -> None:
+    """The first rows of a stage's sources; with ``encoders`` also as tokens."""
+    spec, encoder = loaded.recipe.stages[name], None
+    if encoders is not None and any(first_rows.sources_of(spec)):
+        try:
+            encoder = encoders.of(name)
+        except AlignError as error:
+            found.add(error, loaded.problem(f"stages.{name}", ""))
+    for key, source, faults in first_rows.looks_at(spec, encoder):
+        place = loaded.problem(f"stages.{name}.{key}.path", "")
+        try:
+            ref = reference_syntax.parse(source.path, loaded.root)
+            if isinstance(ref, reference_syntax.StageRef):
+                state = states[ref.name]
+                if state.state != "up to date":
+                    found.skipped.append(f"stages.{name}.{key}: {source.path} has to run first")
+                    continue
+                location: Path | str = run.stage(ref.name)
+            else:
+                location = reference_syntax.resolve(source.path, loaded.root)
+            if isinstance(location, str):
+                hub.has_data(location, source)
+            else:
+                for problem in faults(location):
+                    found.add(InputError(problem), place)
+        except AlignError as error:
+            found.add(error, place)
+
+
+def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -> None:
+    """Folders as far as they can be read without torch; hub models that are not here are asked for."""
+    for key, model, kind in needed_models(loaded, todo):
+        try:
+            location = reference_syntax.resolve(model.path, loaded.root)
+            if isinstance(location, Path):
+                look_at(location, kind)
+            else:
+                hub.has_model(location, model.revision)
+        except AlignError as error:
+            found.add(error, loaded.problem(key, ""))
+    for key, fault in heads_not_kept(loaded, todo):
+        found.add(fault, loaded.problem(key, ""))
+
+
+class _Hub:
+    """Asks the Hugging Face hub, once for each name, and not again once it cannot be reached."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self._silent = silent
+        """Nothing is asked: something else keeps the run from beginning here."""
+        self._unreachable: EnvironmentFault | None = None
+
+    def has_model(self, name: str, revision: str | None) -> None:
+        """Raises as :func:`align.models.files.hub.local_snapshot`; nothing is downloaded."""
+        from align.models.files.hub import cached_commit
+
+        if cached_commit(name, revision) is None:
+            self._ask(name, revision, data=False)
+
+    def has_data(self, name: str, source: DataSource) -> None:
+        """Raises as :func:`align.data.files.hub.load_split`; nothing is downloaded."""
+        try:
+            self._ask(name, source.revision, data=True)
+        except EnvironmentFault:
+            from align.data.files.hub import load_split
+
+            load_split(name, source)  # from the cache, if it is there
+
+    def _ask(self, name: str, revision: str | None, *, data: bool) -> None:
+        from align.models.files.hub import ask
+
+        if self._silent:
+            return
+        if self._unreachable is not None:
+            hint = self._unreachable.problems[0].hint
+            raise EnvironmentFault(f"{name}: not on this machine, and the hub cannot be reached", hint=hint)
+        try:
+            ask(name, revision, data=data)
+        except EnvironmentFault as error:
+            self._unreachable = error
+            raise
+
+
+def require(loaded: LoadedRecipe, runs_dir: Path, *, nproc: int, selection: Selection, thorough: bool = True) -> None:
+    """For a run that is about to begin. Raises what :meth:`Findings.raise_them` says."""
+    cache = RunFolder.of(loaded, runs_dir).cache
+    new = [folder for folder in (cache, runs_dir) if not folder.exists()]
+    if thorough and os.access(runs_dir if runs_dir.is_dir() else runs_dir.absolute().parent, os.W_OK):
+        files.make_folder(cache)  # what is encoded to count it is found again
+    try:
+        look(loaded, runs_dir, nproc=nproc, selection=selection, thorough=thorough).raise_them()
+    except AlignError:
+        if cache in new:
+            files.remove_folder(cache)
+        if runs_dir in new and runs_dir.is_dir() and not any(runs_dir.iterdir()):
+            files.remove_folder(runs_dir)
+        raise

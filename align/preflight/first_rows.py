@@ -1,0 +1,201 @@
+"""The first rows of every source of a stage, read and made into what the stage works on. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.errors import InputError, Problem
+from align.preflight.first_tokens import Fits, fitting
+from align.recipe.kinds.judge import Judge
+from align.recipe.kinds.tasks import AskedTask, RewardBenchTask
+from align.recipe.schema import (
+    DataSource,
+    DpoStage,
+    EvaluateStage,
+    LabelStage,
+    PpoStage,
+    RewardStage,
+    SelectPromptsStage,
+    SelfContrastStage,
+    SftStage,
+    Stage,
+    TrlStage,
+)
+
+if TYPE_CHECKING:
+    from align.data.chat.encoder import Encoder
+    from align.data.formats.formats import Want
+    from align.data.records import Record
+    from align.data.rows import Row
+    from align.data.strict_json import RowError
+
+ROWS = 50
+"""Rows of a source that are looked at."""
+_SEEN = 5_000
+"""Rows that are read to find them, where `where` leaves many out."""
+_SHOWN = 3
+"""Bad rows of a source that are listed."""
+_WHOLE = 100_000_000
+"""Bytes of a `.json` file, which is read whole, up to which it is looked at."""
+
+_WANTED: dict[type[Stage], dict[str, Want]] = {
+    SftStage: {"data": "conversation", "eval_data": "conversation"},
+    DpoStage: {"data": "preference", "eval_data": "preference"},
+    RewardStage: {"data": "preference", "eval_data": "preference"},
+    PpoStage: {"prompts": "prompt", "eval_prompts": "prompt", "sft_data": "conversation", "eval_sft_data": "conversation"},
+    SelectPromptsStage: {"prompts": "prompt"},
+    LabelStage: {"prompts": "prompt"},
+    SelfContrastStage: {"data": "conversation"},
+    EvaluateStage: {"data": "prompt"},
+}
+_TRL: dict[str, Want] = {"prompts": "prompt", "pairs": "preference", "answers": "unpaired"}
+
+
+def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
+    """Key inside the stage, source, and what its rows have to be. Of a third party's stage nobody knows that, so it has none here."""
+    wanted = _WANTED.get(type(spec), {})
+    if isinstance(spec, RewardStage) and spec.grades:
+        wanted = dict.fromkeys(wanted, "graded")
+    if isinstance(spec, TrlStage):
+        wanted = dict.fromkeys(("data", "eval_data"), _TRL[spec.method.rows])
+    for name, want in wanted.items():
+        sources: tuple[DataSource, ...] = getattr(spec, name) or ()
+        for i, source in enumerate(sources):
+            yield f"{name}.{i}", source, want
+    for i, task in enumerate(spec.tasks if isinstance(spec, EvaluateStage) else ()):
+        if not isinstance(task, AskedTask):
+            continue  # the rows of a reward benchmark have a reader of their own: bench_faults
+        form = {"format": f"align.evaluation.{task.task}:as_prompt"}
+        yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
+        if (examples := getattr(task, "examples", None)) is not None:
+            yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"
+
+
+def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSource, Want]]:
+    """What the stages behind a model were trained on, and as what; nothing for a model that no stage of ``stages`` makes."""
+    found: list[tuple[DataSource, Want]] = []
+    seen: set[str] = set()
+    while reference.startswith("stage:") and reference not in seen:
+        seen.add(reference)
+        spec = stages[reference.removeprefix("stage:").strip()]
+        found += [(source, want) for key, source, want in sources_of(spec) if not key.startswith("eval_")]
+        reference = getattr(spec, "policy", None) or getattr(spec, "init", None) or ""
+    return found
+
+
+def looks_at(spec: Stage, encoder: Encoder | None = None) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:
+    """Key inside the stage, source, and what says of the place where it lies what is wrong with its first rows.
+
+    With the ``encoder`` of the stage's model also whether that can be given them.
+    """
+    for key, source, want in sources_of(spec):
+        fits = None if encoder is None else fitting(spec, key, encoder)
+        yield key, source, partial(faults, source, want=want, fits=fits)
+    if not isinstance(spec, EvaluateStage):
+        return
+    for i, task in enumerate(spec.tasks):
+        if isinstance(task, RewardBenchTask):
+            yield f"tasks.{i}.data", task.data, partial(bench_faults, spec.judge, task.data)
+
+
+def bench_faults(judge: Judge | None, source: DataSource, location: Path) -> list[Problem]:
+    """The same of a reward benchmark's file, and whether the stage's judge can serve it."""
+    from align.evaluation.reward_bench.read import read_bench, refuse_pairs_where_scores_are_needed
+
+    if location.suffix == ".json" and location.is_file() and location.stat().st_size > _WHOLE:
+        return []
+    try:
+        bench, _ = read_bench(source, location, most=ROWS)
+        refuse_pairs_where_scores_are_needed(judge, bench, source.path)
+    except InputError as error:
+        return list(error.problems)
+    return []
+
+
+def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = None) -> list[Problem]:
+    """What is wrong with the first rows of ``source``: at most three bad rows, or that nothing of them is left.
+
+    ``fits`` looks at each record as the stage's model is given it, where that can be done.
+
+    Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the readers do.
+    """
+    from align.data.formats.detect import LOOK_AT
+    from align.data.formats.formats import Group, converter
+    from align.data.rows import LeftOut, Told
+    from align.data.sources.conditions import Choice
+    from align.data.sources.readers import read_rows
+    from align.data.strict_json import RowError
+
+    if location.suffix == ".json" and location.is_file() and location.stat().st_size > _WHOLE:
+        return []
+    bad: list[Problem] = []
+    convert, choice = converter(source, want), Choice(source)
+    kept, useless = 0, Counter[str]()
+    first: list[Row] = []
+    enough = min(ROWS, source.limit or ROWS)
+
+    def refused(row: Row, error: RowError) -> None:
+        if not isinstance(error, LeftOut):
+            bad.append(Problem(error.message, row.origin.source, row.origin.line, key=error.field))
+
+    for row in islice(read_rows(source, location, bad.append, Told()), _SEEN):
+        try:
+            first += [choice.stripped(part.row) for part in choice.parts(row) if choice.wanted(part)]
+        except RowError as error:
+            refused(row, error)
+        if len(first) >= enough or len(bad) >= ROWS:
+            break
+    looked = len(first)
+    if first and convert.undecided:
+        convert.decide(first[:LOOK_AT])
+    for unit in convert.units(iter(first), lambda rows, place: _placed(rows, place, refused)):
+        try:
+            for record in convert(unit):
+                kept += _fits(record, fits, useless, bad)
+        except RowError as error:
+            refused(unit.rows[0] if isinstance(unit, Group) else unit, error)
+        for row, reason in convert.aside:
+            refused(row, reason)
+        convert.aside = []
+    if useless and not kept and not bad and looked < enough:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in useless.items())
+        return [Problem(f"none of its rows can be used: {reasons}", file=str(location))]
+    if not bad or (source.on_bad_row == "skip" and kept):
+        return []
+    shown = [Problem(row.message, row.file, row.line, row.col, row.key, row.hint) for row in bad[:_SHOWN]]
+    more = [Problem(f"{len(bad)} of the first {max(looked, len(bad))} rows are bad", file=str(location))] if len(bad) > _SHOWN else []
+    return [*shown, *more]
+
+
+def _fits(record: Record, fits: Fits | None, useless: Counter[str], bad: list[Problem]) -> bool:
+    """Can the record be used? Counts why not in ``useless``, or adds what its row has to be blamed for to ``bad``."""
+    from align.data.trees.build import Unusable
+
+    try:
+        if fits is not None:
+            fits(record)
+    except Unusable as reason:
+        useless[str(reason)] += 1
+    except InputError as error:  # of the chat template
+        bad.append(record.origin.blamed(error.problems[0]))
+    else:
+        return True
+    return False
+
+
+def _placed(rows: Iterator[Row], place: Callable[[Row], object], refused: Callable[[Row, RowError], None]) -> Iterator[Row]:
+    """The rows whose place among the others can be read."""
+    from align.data.strict_json import RowError
+
+    for row in rows:
+        try:
+            place(row)
+        except RowError as error:
+            refused(row, error)
+        else:
+            yield row

@@ -1,0 +1,127 @@
+"""Before anything runs: are the models that a recipe names made for rows as long as its stages read, and does the engine serve them?
+
+Only configurations are read, never weights; no torch is imported. Hub models that are not here yet cannot be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from align.errors import EnvironmentFault, InputError, Problem
+from align.models.files.folder import read_folder
+from align.models.files.positions import positions_at, require_positions
+from align.recipe import reference_syntax
+from align.recipe.checks.stage_references import Referred, find
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import Model
+from align.rollout.limits import require_head_size
+from align.sizing.machine import gpu_memory
+
+
+def model_problems(loaded: LoadedRecipe, stages: Iterable[str] | None = None) -> tuple[list[Problem], list[str]]:
+    """Rows that are longer than their models can read, over the stages (all when None), and what a person should know, one line each."""
+    names = list(loaded.order if stages is None else stages)
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for name in names:
+        for key, tokens in _lengths(loaded.recipe.stages[name]):
+            try:
+                notes += _beyond(loaded, name, f"stages.{name}.{key}", tokens)
+            except InputError as error:
+                problems += [loaded.problem(f"stages.{name}.{key}", problem.message, problem.hint) for problem in error.problems]
+    return problems, notes
+
+
+_SAMPLING = ("ppo", "self_contrast", "label")
+"""Kinds of stages that always open an engine."""
+
+
+def local_models(loaded: LoadedRecipe) -> list[Model]:
+    """All models on this machine that a recipe names, for :func:`align.models.files.bases.known_models`."""
+    return [Model(path=str(path)) for _, path in _models(loaded, list(loaded.order))]
+
+
+def require_models(loaded: LoadedRecipe, stages: Iterable[str]) -> list[str]:
+    """The notes of :func:`model_problems`. Raises :class:`InputError` with its problems."""
+    problems, notes = model_problems(loaded, stages)
+    if problems:
+        raise InputError(problems)
+    return notes
+
+
+def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
+    """Raises :class:`EnvironmentFault` when vLLM, on this machine, cannot serve a model that one of the stages samples from."""
+    if find_spec("vllm") is None or gpu_memory():
+        return
+    for name in stages:
+        spec = loaded.recipe.stages[name]
+        engine = getattr(getattr(spec, "rollout", None), "engine", None)
+        if spec.kind not in _SAMPLING or engine not in ("auto", "vllm"):
+            continue
+        for referred, path in _models(loaded, [name]):
+            if _is_policy(referred) and _starts_here(loaded, name) and (path / "config.json").is_file():
+                try:
+                    require_head_size(read_folder(path, None).config)
+                except EnvironmentFault as fault:
+                    told = [loaded.problem(f"stages.{name}", problem.message, problem.hint) for problem in fault.problems]
+                    raise EnvironmentFault(told) from fault
+
+
+def _models(loaded: LoadedRecipe, names: list[str]) -> Iterator[tuple[Referred, Path]]:
+    """The recipe's model and those that stages name, as far as they lie on this machine; each place once."""
+    ours = [name for name in names if ":" not in loaded.recipe.stages[name].kind]  # what a third party's stage reads is its own affair
+    found = list(find(loaded.recipe.model, ("model",))) if ours else []
+    found += [referred for name in ours for referred in loaded.references(name)]
+    for referred in found:
+        of_recipe = referred.path[0] == "model" and referred.path[-1] == "path"
+        if not of_recipe and not set(referred.wanted.accepts) & {"policy", "reward_model"}:
+            continue
+        ref = reference_syntax.parse(referred.text, loaded.root)
+        location = (
+            None
+            if isinstance(ref, (reference_syntax.StageRef, reference_syntax.HubRef))
+            else reference_syntax.resolve(referred.text, loaded.root)
+        )
+        if isinstance(location, Path):
+            yield referred, location
+
+
+def _lengths(spec: Any) -> Iterator[tuple[str, int]]:
+    """Keys of a stage that say how long its rows may be, with the tokens that they allow."""
+    if isinstance(length := getattr(spec, "max_length", None), int):
+        yield "max_length", length
+    prompt, answer = (getattr(spec, key, None) for key in ("max_prompt_length", "max_new_tokens"))
+    if isinstance(prompt, int) and isinstance(answer, int):
+        yield "max_prompt_length", prompt + answer
+
+
+def _beyond(loaded: LoadedRecipe, name: str, key: str, tokens: int) -> Iterator[str]:
+    """A note for each of the stage's policies that was made for fewer tokens. Raises InputError for one that has no more."""
+    own = [path for referred, path in _models(loaded, [name]) if _is_policy(referred)]
+    told = set()
+    for path in own if _starts_here(loaded, name) else own[1:]:
+        if path in told:
+            continue
+        told.add(path)
+        limit = positions_at(path)
+        what = "max_prompt_length + max_new_tokens" if key.endswith("max_prompt_length") else "max_length"
+        hint = f"lower {what} to {limit.limit:,}" if limit is not None else ""
+        if note := require_positions(limit, tokens, what, hint):
+            yield f"{key}: {note}; rows beyond are read at positions that it has never seen"
+
+
+def _is_policy(referred: Referred) -> bool:
+    return referred.path[0] == "model" or "policy" in referred.wanted.accepts
+
+
+def _starts_here(loaded: LoadedRecipe, name: str) -> bool:
+    """Does a stage use the recipe's model, itself or through the stages before it?"""
+    spec = loaded.recipe.stages[name]
+    named = [referred for referred in loaded.references(name) if "policy" in referred.wanted.accepts]
+    if not named:
+        return hasattr(spec, "policy") or hasattr(spec, "init")
+    stages = [referred.text.removeprefix("stage:").strip() for referred in named if referred.text.startswith("stage:")]
+    return any(_starts_here(loaded, other) for other in stages)

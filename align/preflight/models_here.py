@@ -1,0 +1,95 @@
+"""The models that a recipe names, looked at without torch: whether a run could load them from this machine's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from align.errors import AlignError, Problem
+from align.models.files.folder import read_folder
+from align.models.files.own_code import refuse_own_code
+from align.models.files.starts import require_start
+from align.pipeline.identity import needs_model
+from align.recipe import reference_syntax
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import BUILTIN_STAGES, Model, RewardStage
+
+Kind = Literal["policy", "scorer", "embedder"]
+
+
+def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Model, Kind]]:
+    """Key, model and what it is for, of the recipe's model and of every model that ``stages`` name.
+
+    Results of stages are left out, and so are stages of third parties, which load models in whatever way they like.
+    """
+    recipe = loaded.recipe
+    stages = [name for name in stages if recipe.stages[name].kind in BUILTIN_STAGES]
+    if starting := [recipe.stages[name] for name in stages if needs_model(recipe.stages[name])]:
+        # A reward model may start from another one.
+        yield "model", recipe.model, "scorer" if all(isinstance(spec, RewardStage) for spec in starting) else "policy"
+    for name in stages:
+        for referred in loaded.references(name):
+            accepts = set(referred.wanted.accepts)
+            if not referred.wanted.hub or accepts & {"preferences", "prompts"} or referred.text.startswith("stage:"):
+                continue
+            parent: Any = recipe.stages[name]
+            for part in referred.path[2:-1]:
+                parent = parent[part] if isinstance(part, int) else getattr(parent, part)
+            kind: Kind = "policy" if "policy" in accepts and referred.path[-1] != "init" else "scorer" if accepts else "embedder"
+            if kind == "embedder" and getattr(parent, "data", None) is None:
+                continue  # an evaluation without held-out data measures no similarity
+            yield loaded.written(referred.path), Model(path=referred.text, revision=getattr(parent, "revision", None)), kind
+
+
+def reward_starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Path, dict[str, float]]]:
+    """Key and folder on this machine of what reward models among ``stages`` start from, and the grades that they learn."""
+    for name in stages:
+        spec = loaded.recipe.stages[name]
+        if not isinstance(spec, RewardStage) or (spec.init or "").startswith("stage:"):
+            continue
+        location = reference_syntax.resolve(spec.init or loaded.recipe.model.path, loaded.root)
+        if isinstance(location, Path) and location.is_dir():
+            yield f"stages.{name}.init" if spec.init else "model", location, spec.grades
+
+
+def look_at(location: Path, kind: Kind) -> None:
+    """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, code of its own, another kind."""
+    if kind == "embedder" or location.suffix == ".gguf":
+        return
+    folder = read_folder(location, "policy" if kind == "policy" else None)
+    refuse_own_code(folder)
+
+
+def refused(loaded: LoadedRecipe) -> list[Problem]:
+    """What a run would refuse of the models on this machine, over all stages, each at its key."""
+    problems = []
+
+    def told(key: str, error: AlignError) -> None:
+        place = loaded.problem(key, "")
+        for one in error.problems:
+            where = f"{one.file}: " if one.file else ""
+            problems.append(Problem(f"{where}{one.message}", place.file, place.line, place.col, key, one.hint))
+
+    for key, model, kind in needed_models(loaded, loaded.order):
+        try:
+            location = reference_syntax.resolve(model.path, loaded.root)
+            if isinstance(location, Path):
+                look_at(location, kind)
+        except AlignError as error:
+            told(key, error)
+    for key, fault in heads_not_kept(loaded, [] if problems else loaded.order):
+        told(key, fault)
+    return list(dict.fromkeys(problems))
+
+
+def heads_not_kept(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, AlignError]]:
+    """Of what reward models start from, at its key, why its head cannot be kept."""
+    try:
+        for key, location, grades in reward_starts(loaded, stages):
+            try:
+                require_start(read_folder(location, None), grades)
+            except AlignError as error:
+                yield key, error
+    except AlignError:
+        return  # a reference that leads nowhere is told where it is looked at

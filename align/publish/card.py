@@ -1,0 +1,192 @@
+"""A model card: what a stage's model is, what it was made from and how, what it can do, and how to load it. For people, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align import __version__
+from align.errors import EnvironmentFault, InputError
+from align.models.files.folder import HEAD
+from align.pipeline.artifacts import Manifest
+from align.recipe import reference_syntax
+from align.report.measures import headlines
+from align.runs.record import RunRecord, StageRecord
+from align.terminal import counted
+
+_WORDS = {
+    "sft": "supervised fine-tuning",
+    "dpo": "preference optimisation",
+    "ppo": "reinforcement learning",
+    "reward": "the ranking of preferences",
+}
+
+_POLICY = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+model = AutoModelForCausalLM.from_pretrained("{repo}"){peft}
+messages = [{{"role": "user", "content": "Who are you?"}}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
+"""
+
+_REWARD = """\
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+model = AutoModel.from_pretrained("{repo}"){peft}
+head = load_file(hf_hub_download("{repo}", "{head}"))["weight"]
+messages = [{{"role": "user", "content": "Who are you?"}}, {{"role": "assistant", "content": "A model."}}]
+tokens = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+states = model(**tokens).last_hidden_state[0].detach().float()
+end = max(i for i, token in enumerate(tokens["input_ids"][0].tolist()) if token in {stops})  # the token that ends the answer
+print(float(states[end] @ head[0]))
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a card is about."""
+
+    folder: Path
+    """The result of a stage."""
+    manifest: Manifest
+    run: RunRecord | None
+    """None when the folder stands by itself."""
+    adapter: bool
+    """What is published is an adapter, not a whole model."""
+    stop_ids: Sequence[int]
+
+    @property
+    def chain(self) -> tuple[StageRecord, ...]:
+        """The stage and those that it follows from, in running order; empty without a run."""
+        if self.run is None:
+            return ()
+        wanted = {self.manifest.stage}
+        for stage in reversed(self.run.stages):
+            if stage.name in wanted:
+                wanted.update(stage.needs)
+        return tuple(stage for stage in self.run.stages if stage.name in wanted)
+
+
+def card(subject: Subject, repo: str) -> str:
+    """The card of a model that will be ``repo``."""
+    base = base_of(subject)
+    head: dict[str, Any] = {"library_name": "peft" if subject.adapter else "transformers"}
+    if base is not None and _is_hub_id(base):
+        head["base_model"] = base
+    licence = _licence(subject, base)
+    if licence:
+        head["license"] = licence
+    reward = subject.manifest.type == "reward_model"
+    head |= {"pipeline_tag": "text-classification" if reward else "text-generation", "tags": ["align", subject.manifest.identity.kind]}
+    sections = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {repo.rpartition('/')[2]}",
+        _what(subject, base),
+        *(f"## Results\n\n{table}" for table in _results(subject)),
+        f"## Loading\n\n```python\n{_loading(subject, repo)}```",
+        *(f"## Data\n\n{table}" for table in _data(subject)),
+        *([f"## Recipe\n\n```yaml\n{subject.run.recipe.strip()}\n```"] if subject.run else []),
+        f"## Versions\n\n{', '.join(f'{name} {version}' for name, version in sorted(subject.manifest.packages.items()))}",
+    ]
+    if not licence:
+        sections.append(
+            "## Licence\n\nNot known to the program that wrote this card. The base model's licence applies to what was made from it."
+        )
+    return "\n\n".join(sections) + "\n"
+
+
+def base_of(subject: Subject) -> str | None:
+    """The model that it all began with, as the recipe writes it."""
+    if subject.run is None:
+        model = subject.manifest.identity.model
+        return str(model["path"]) if model and model.get("path") else None
+    stages, name = subject.run.tree["stages"], subject.manifest.stage
+    for _ in stages:  # as long as a chain can be
+        spec = stages.get(name)
+        start = (spec.get("policy") or spec.get("init")) if isinstance(spec, Mapping) else None
+        if not isinstance(start, str):
+            break
+        if not start.startswith("stage:"):
+            return start
+        name = start.removeprefix("stage:").strip()
+    model = subject.run.tree.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else model
+    return str(path) if path else None
+
+
+def _is_hub_id(text: str) -> bool:
+    return not text.startswith("package:") and isinstance(reference_syntax.parse(text), reference_syntax.HubRef)
+
+
+def _what(subject: Subject, base: str | None) -> str:
+    kind = subject.manifest.identity.kind
+    what = "A reward model" if subject.manifest.type == "reward_model" else "A language model"
+    what += " (a LoRA adapter)" if subject.adapter else ""
+    name = None if base is None else base if _is_hub_id(base) or base.startswith("package:") else Path(base).name
+    start = "" if name is None else f", starting from `{name}`"
+    steps = [f"`{stage.name}` ({stage.kind})" for stage in subject.chain]
+    chain = f" The stages that led to it: {', '.join(steps)}." if len(steps) > 1 else ""
+    return f"{what}, made by {_WORDS.get(kind, kind)}{start}, with align {__version__}.{chain}"
+
+
+def _results(subject: Subject) -> Iterator[str]:
+    """A table of held-out numbers, if there are any."""
+    lines = [(stage.name, line) for stage in subject.chain for line in headlines(stage)]
+    if lines:
+        rows = [f"| {name}: {' | '.join((line.title, *line.cells[:2]))} |" for name, line in lines]
+        yield "\n".join(["| | before | after |", "|---|---|---|", *rows])
+
+
+def _loading(subject: Subject, repo: str) -> str:
+    peft = "  # needs peft" if subject.adapter else ""
+    if subject.manifest.type == "reward_model":
+        return _REWARD.format(repo=repo, peft=peft, head=HEAD, stops=list(subject.stop_ids))
+    return _POLICY.format(repo=repo, peft=peft)
+
+
+def _data(subject: Subject) -> Iterator[str]:
+    """What the stages read, in numbers, if they counted it."""
+    rows = []
+    for stage in subject.chain:
+        data = stage.report.get("data")
+        if isinstance(data, Mapping) and isinstance(data.get("trees"), int):
+            places = data.get("sources", {}).get("sources", ()) if isinstance(data.get("sources"), Mapping) else ()
+            known = [place for place in places if isinstance(place, Mapping) and place.get("path")]
+            names = ", ".join(f"`{place['path']}`" + (f" ({place['licence']})" if place.get("licence") else "") for place in known)
+            rows.append(f"| {stage.name} | {names} | {counted(data['trees'], data.get('want', 'row'))} | {data.get('tokens', 0):,} |")
+    if rows:
+        yield "\n".join(["| stage | data | | tokens |", "|---|---|---|---|", *rows])
+
+
+def _licence(subject: Subject, base: str | None) -> str | None:
+    """As the base model's own card says, where that is on this machine."""
+    if base is None or subject.run is None:
+        return None
+    try:
+        place = reference_syntax.resolve(base, Path(str(subject.run.about.get("root", "."))))
+    except (InputError, EnvironmentFault):
+        return None
+    path = place / "README.md" if isinstance(place, Path) else _cached_card(place)
+    try:
+        text = path.read_text(encoding="utf-8") if path else ""
+        head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
+        return None
+    found = head.get("license") if isinstance(head, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _cached_card(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "README.md")
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,244 @@
+"""What every part of a recipe is made of: references, data sources, models, and what all stages have in common."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from datetime import date
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from align.errors import InputError
+from align.recipe.language.marks import ArtifactType as ArtifactType
+from align.recipe.language.marks import Reference as Reference
+from align.recipe.language.strict import Strict as Strict
+from align.recipe.language.strict import unknown_name_of
+from align.recipe.reference_syntax import import_object
+from align.recipe.rows.mapping import RowMapping
+from align.recipe.rows.places import place
+from align.recipe.rows.presets import PRESETS
+
+PolicyRef = Annotated[str, Reference(("policy",)), Field(min_length=1)]
+
+
+def name_of_run(text: str) -> str:
+    """Names become folders, so none may lead elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise ValueError("a name is 1 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit")
+    return text
+
+
+def name_of_stage(text: str) -> str:
+    """Keys are written `stages.NAME.train`, so a stage's name has no dot."""
+    if "." in text:
+        raise ValueError("the name of a stage has no `.`")
+    return name_of_run(text)
+
+
+FORMATS = ("messages", "preference", "unpaired", "graded", "prompt", "alpaca", "sharegpt", "hh_rlhf", "ultrafeedback")
+"""Row formats that have a name; `align.data.formats.formats` implements them."""
+
+
+def _format(text: str) -> str:
+    if text in FORMATS:
+        return text
+    if text in PRESETS:
+        if asks := PRESETS[text].asks:
+            raise ValueError(f"{text} has to be told more: {asks}")
+        return text
+    try:
+        if ":" not in text:
+            known = f"known: {', '.join(FORMATS)}, the presets that `align data formats` lists, or your own as package.module:function"
+            raise InputError(f"no format `{text[:80]}`; {known}")
+        if not callable(import_object(text)):
+            raise InputError(f"`{text[:80]}` is not a function")
+    except InputError as error:
+        raise unknown_name(error, (*FORMATS, *PRESETS)) from error
+    return text
+
+
+def unknown_name(error: InputError, known: Iterable[str]) -> PydanticCustomError:
+    """``known`` is what a misspelt name may have meant."""
+    return unknown_name_of(error.problems[0].message, known)
+
+
+def _encoding(text: str) -> str:
+    try:
+        "a".encode(text)
+        return codecs.lookup(text).name
+    except (LookupError, UnicodeError, ValueError) as error:
+        raise ValueError(f"no encoding `{text[:80]}`; for example utf-8, utf-16, cp1252, gb18030, shift_jis") from error
+
+
+def _listed(value: Any) -> Any:
+    """A path or one source stands for a list of one source."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return tuple({"path": item} if isinstance(item, str) else item for item in items)
+
+
+def _place(text: str) -> str:
+    place(text)
+    return text
+
+
+Scalar = str | int | float | bool | None
+
+
+class Condition(Strict):
+    """What `where` of a data source may ask for at a place, besides a value."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    min: float | None = None
+    """A number at least this large. Text that reads as a number is one, since a CSV cell is always text."""
+    max: float | None = None
+    """A number at most this large."""
+    not_: Scalar | list[Scalar] = Field(default=None, alias="not")
+    """Anything but this value, or these values; `null` stands for nothing there, as an empty cell of a CSV or TSV is."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("an empty condition: expected `min`, `max` or `not`")
+        return self
+
+
+class Join(Strict):
+    """Another file with the rest of each row, such as the questions to a file of answers."""
+
+    path: Annotated[str, Reference(hub=False), Field(min_length=1)]
+    """The other file. Its columns are added to the row, apart from those that the row has itself."""
+    on: Annotated[str, AfterValidator(_place)] | Annotated[dict[str, str], Field(min_length=1, max_length=1)]
+    """The place that says which rows belong together, such as `custom_id`; or `{our place: the other file's place}`."""
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """Where the row says it, and where the other file does."""
+        return (self.on, self.on) if isinstance(self.on, str) else next(iter(self.on.items()))
+
+
+Reading = Annotated[
+    Annotated[str, AfterValidator(_format), Tag("name")] | Annotated[RowMapping, Tag("mapping")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "mapping"),
+]
+"""The name of a row format, or a mapping."""
+
+
+class DataSource(Strict):
+    """Rows of one file, folder, hub data set or stage."""
+
+    path: Annotated[str, Reference(("preferences", "prompts")), Field(min_length=1)]
+    """A local file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; texts also compressed), a folder,
+    `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
+    format: Reading | None = None
+    """How rows are spelled: a name (`messages`, `preference`, `unpaired`, `graded`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`,
+    `ultrafeedback`, or a preset that `align data formats` lists), your own converter (`package.module:function`), or a mapping. Found from
+    the first rows when absent."""
+    columns: RowMapping | None = None
+    """The same mapping, under the name that other tools have for it: `columns: {prompt: Question, completion: Reply}`."""
+    split: str | None = Field(default=None, min_length=1)
+    """Split of a hub data set, or of a folder that has its files by split. `train` when absent."""
+    subset: str | None = Field(default=None, min_length=1)
+    """Of a hub data set that has several (its configurations), such as `main` of `openai/gsm8k`, or of a downloaded one."""
+    revision: str | None = None
+    """Commit of a hub data set. Pin it to make a run repeatable."""
+    encoding: Annotated[str, AfterValidator(_encoding)] | None = None
+    """Of a text file that is not UTF-8, such as `cp1252`, `utf-16` or `gb18030`. Found out, and told, where the file leaves no doubt."""
+    separator: Literal[",", ";", "\t", "|"] | None = None
+    """Between the columns of a text table. Found out from the header, and told."""
+    rows: str | None = Field(default=None, min_length=1)
+    """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is the only row."""
+    where: dict[Annotated[str, AfterValidator(_place)], Scalar | list[Scalar] | Condition] = Field(default={})
+    """Keep rows that have this at a place (`lang`, `info.lang`, `turns[*].lang`): a value, one of a list of values, or a condition, for
+    example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. `null` stands for nothing there; an empty cell of a CSV or TSV is
+    nothing there, a text `""` of JSON is a text. What is left out is counted."""
+    unique: Annotated[str, AfterValidator(_place)] | None = None
+    """Use only the first of the rows that have the same here: `prompt`, whatever the format calls it, or a place. Others are counted."""
+    explode: Annotated[str, AfterValidator(_place)] | None = None
+    """Place of a list: a row for each of its items, which stands in the list's place. In such a row `where` looks at lists of the same
+    length item by item, so that a list of verdicts chooses among a list of answers."""
+    ignore: list[str] = Field(default=[])
+    """Columns that are passed over on purpose: as if they were not there."""
+    join: Join | None = None
+    """Another file with the rest of each row: `{path: questions.jsonl, on: custom_id}`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first N rows that `where` keeps."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share in a mixture, relative to the other sources. All sources have a weight, or none has (then: every row once)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at bad rows and lists them; `skip` writes them to a rejects file with line and reason, and counts them."""
+
+    @property
+    def reading(self) -> str | RowMapping | None:
+        """How rows are spelled, whichever key says it."""
+        return self.columns if self.columns is not None else self.format
+
+    @property
+    def own_format(self) -> str | None:
+        """The user's own converter, as ``module:function``."""
+        return self.format if isinstance(self.format, str) and ":" in self.format else None
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> Self:
+        if self.columns is not None and self.format is not None:
+            raise ValueError("`format` and `columns` both say how rows are read; give one")
+        return self
+
+
+def _all_or_none_weighted(sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
+    if len({source.weight is None for source in sources}) > 1:
+        raise ValueError("some sources have a `weight` and some have none; give all a weight, or none")
+    return sources
+
+
+Data = Annotated[tuple[DataSource, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_all_or_none_weighted)]
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"`{text[:40]}` is no date; write it as year, month and day: 2026-11-30") from None
+
+
+class Model(Strict):
+    """The model that the recipe starts from."""
+
+    path: Annotated[str, Reference(), Field(min_length=1)]
+    """A local folder or `.gguf` file, `package:PKG/FILE`, or a hub id."""
+    revision: str | None = None
+    """Commit of a hub model. Pin it to make a run repeatable."""
+    chat_template: Annotated[str, Reference(hub=False), Field(min_length=1)] | None = None
+    """A Jinja file that replaces the model's own chat template."""
+    chat_template_kwargs: dict[str, str | int | bool] = Field(default={})
+    """Passed to the chat template everywhere: training, rollouts, scoring, chat."""
+    chat_template_date: Annotated[str, AfterValidator(_day)] | None = None
+    """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no result depends on
+    the day it was made on. Refused for a template that prints no date."""
+
+
+def as_model(value: Any) -> Any:
+    """A path stands for a model with nothing else said."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+class Stage(Strict):
+    """What every stage has. A third party's stage is a subclass with `kind: package.module:Class` and a `run` of its own."""
+
+    produces: ClassVar[ArtifactType]
+    implementation: ClassVar[str]
+    """`module:function`, imported only when the stage runs: `function(spec, context) -> None`."""
+    neutral: ClassVar[tuple[str, ...]] = ()
+    """Keys that change no result, so that nothing is done again when one of them changes."""
+
+    kind: str
+    """Which stage this is."""
+    seed: int | None = Field(default=None, ge=0)
+    """Replaces the recipe's seed for this stage."""
+
+    def neutral_keys(self) -> tuple[str, ...]:
+        """:attr:`neutral`, with the keys that change no result only beside the values of others."""
+        return self.neutral

@@ -1,0 +1,152 @@
+"""pydantic's errors in plain words, at the place in the recipe that they are about."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from align.errors import Problem
+from align.recipe.checks import other_tools
+from align.recipe.checks.fields import model_at, models_in
+from align.recipe.language.yaml_tree import Node, Place, follow
+from align.recipe.schema import TrlStage
+
+_EXPECTED = {
+    "string": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+}
+_NEAR = 0.72
+"""How alike two keys are that may be one misspelt: `sed` and `seed`, not `format` and `lora`. Of few names less will do."""
+_RANGES = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than", "less_than_equal": "at most"}
+
+
+def problems(error: ValidationError, root: Node) -> list[Problem]:
+    """Every mistake that the validation of a recipe found, one problem for each place."""
+    mistakes = [_Mistake(details, root) for details in error.errors(include_url=False)]
+    # All members of a union complain. Those that went into the value are nearer to what was meant than those that refused it whole.
+    entered = {m.union for m in mistakes if m.union is not None and m.path != m.union}
+    groups: dict[tuple[str | int, ...], list[_Mistake]] = {}
+    for mistake in mistakes:
+        if mistake.union not in entered or mistake.path != mistake.union:
+            groups.setdefault((*mistake.path, mistake.missing or ""), []).append(mistake)
+    return [_worded(group, root) for group in groups.values()]
+
+
+class _Mistake:
+    """One pydantic error and the node it is about."""
+
+    def __init__(self, details: Any, root: Node) -> None:
+        loc = [part for part in details["loc"] if part != "[key]"]
+        self.type: str = details["type"]
+        self.text: str = details["msg"].removeprefix("Value error, ")
+        self.context: dict[str, Any] = details.get("ctx") or {}
+        self.missing = str(loc.pop()) if self.type == "missing" else None
+        self.at_key = self.type in ("extra_forbidden", "missing") or len(loc) < len(details["loc"])
+        self.path, self.node, gap = follow(root, loc)
+        # A part that is not in the recipe is pydantic's name for the member of a union, such as `list[str]`.
+        self.union = None if gap is None else self.path[:gap]
+
+    @property
+    def place(self) -> Place:
+        return self.node.key_place if self.at_key else self.node.place
+
+
+def _worded(mistakes: list[_Mistake], root: Node) -> Problem:
+    first = mistakes[0]
+    key = ".".join(str(part) for part in (*first.path, *((first.missing,) if first.missing else ())))
+    if len(mistakes) > 1:
+        wanted = " or ".join(dict.fromkeys(_expected(m) for m in mistakes))
+        return first.place.problem(key, f"expected {wanted}; got {shown(first.node)}")
+    if first.type == "extra_forbidden":
+        return first.place.problem(key, "unknown key", _known_keys_hint(str(first.path[-1]), model_at(root, first.path[:-1])))
+    return first.place.problem(key, *_one(first))
+
+
+def _one(m: _Mistake) -> tuple[str, str | None]:
+    got = shown(m.node)
+    if m.type == "missing":
+        return "required key is missing", None
+    if m.type == "literal_error":
+        allowed = _choices(m.context["expected"])
+        return f"must be one of {', '.join(allowed)}; got {got}", did_you_mean(m.node.text, allowed)
+    if m.type in _RANGES:
+        bound = next(m.context[name] for name in ("gt", "ge", "lt", "le") if name in m.context)
+        return f"must be {_RANGES[m.type]} {bound:g}, got {got}", None
+    if m.type in ("string_too_short", "too_short"):
+        least = m.context.get("min_length", 1)
+        return ("must not be empty" if least == 1 else f"needs at least {least} entries"), None
+    if m.type == "finite_number":
+        return f"must be a finite number, got {got}", None
+    if m.type == "unknown_name":
+        kind = other_tools.kind_here(m.node.text) if m.path[-1:] == ("kind",) else None
+        return m.text, did_you_mean(m.node.text, m.context["known"]) or kind
+    if m.type == "value_error":
+        return m.text, None
+    wanted = _expected(m)
+    return (m.text if wanted == m.text else f"expected {wanted}; got {got}"), _type_hint(m, wanted)
+
+
+def _expected(m: _Mistake) -> str:
+    if m.type == "literal_error":
+        return " or ".join(f"`{choice}`" for choice in _choices(m.context["expected"]))
+    return _EXPECTED.get(m.type.split("_")[0], m.text) if m.type.endswith(("_type", "_parsing", "_from_float")) else m.text
+
+
+def _type_hint(m: _Mistake, wanted: str) -> str | None:
+    content = m.node.content
+    if wanted == "text" and isinstance(content, (bool, int, float)):
+        return f'quote it: "{m.node.text[:80]}"'
+    if wanted == "a whole number" and isinstance(content, float) and content.is_integer():
+        return f"write {int(content)}"
+    if wanted == "true or false" and m.node.text.lower() in ("yes", "no", "on", "off"):
+        return "write true or false"
+    return None
+
+
+def shown(node: Node) -> str:
+    """A value as the recipe's author wrote it, with what it was read as."""
+    if isinstance(node.content, (dict, list)):
+        return "a mapping" if isinstance(node.content, dict) else "a list"
+    if node.content is None:
+        return "nothing"
+    kind = "true/false value" if isinstance(node.content, bool) else "text" if isinstance(node.content, str) else "number"
+    return f"the {kind} `{node.text[:80]}`"
+
+
+def _choices(expected: str) -> list[str]:
+    """pydantic writes them as ``'a', 'b' or 'c'``."""
+    return [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
+
+
+def did_you_mean(word: str, known: Iterable[str], near: float = 0.6) -> str | None:
+    """A hint with the nearest known word, if one is near; upper and lower case count as the same."""
+    lower = {name.lower(): name for name in known}
+    nearest = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=near)
+    return f"did you mean `{lower[nearest[0]]}`?" if nearest else None
+
+
+def _known_keys_hint(key: str, model: type[BaseModel] | None) -> str | None:
+    if model is None:
+        return None
+    return key_hint(key, model, model.model_fields) or f"known keys: {', '.join(model.model_fields)}"
+
+
+def key_hint(key: str, model: type[BaseModel], known: Iterable[str]) -> str | None:
+    """What an unknown key of a mapping that ``model`` reads may have meant: a key of a mapping inside it, a misspelt one, or what another
+    tool calls by that name."""
+    if homes := [
+        name for name, field in model.model_fields.items() if any(key in inner.model_fields for inner in models_in(field.annotation))
+    ]:
+        return f"it belongs under `{homes[0]}`"
+    if model is TrlStage and other_tools.key_here(key):
+        return "an argument of TRL's belongs under `args`"
+    return did_you_mean(key, known, _NEAR) or other_tools.key_here(key)

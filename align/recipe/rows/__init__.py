@@ -1,0 +1,1 @@
+"""How rows are read, said in a recipe: places, mappings, and presets."""

@@ -1,0 +1,1 @@
+"""What a finished or broken run left in its folder, read back."""

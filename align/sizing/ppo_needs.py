@@ -1,0 +1,100 @@
+"""What PPO needs on top of training one policy: a value model, a reference, what scores, and the engine that samples.
+
+Bytes; symbols as in :mod:`align.sizing.shapes`. Reward models are taken to be as large as the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from align.recipe.blocks.scoring import EnsembleScorer, ImplicitScorer, ModelScorer, Scorer
+from align.recipe.kinds.ppo import PpoStage
+from align.sizing import needs
+from align.sizing.needs import Pass, Term, count, trained_parameters
+from align.sizing.shapes import Shape
+
+_CACHE_GB = 2.0
+"""Of vLLM's key-value cache on a CPU, where the recipe names none; on a GPU it takes a third of the memory."""
+
+
+def memory(
+    shape: Shape, spec: PpoStage, *, device: str, processes: int = 1, budget: float | None = None, largest: Pass | None = None
+) -> list[Term]:
+    """Peak memory of one process, in terms that add up; the last one is the allocator's slack.
+
+    Args:
+        device: "cpu" or "cuda".
+        budget: bytes of the GPU, of which vLLM's cache takes its share.
+        largest: the largest forward pass of training; a full micro-batch when None.
+    """
+    *used, slack = needs.memory(shape, spec.train, spec.lora, device=device, processes=processes, largest=largest)
+    share = slack.amount / sum(term.amount for term in used)
+    used += [*_value_model(shape, spec), *_frozen(shape, spec)]
+    slack = Term(
+        "slack", share * sum(term.amount for term in used), f"{share:.0%}, held by the allocator; vLLM takes what it takes at once"
+    )
+    return [*used, *_engine(shape, spec, device, budget), slack]
+
+
+def _width(spec: PpoStage) -> int:
+    return 4 if spec.train.dtype == "fp32" else 2
+
+
+def _trained(shape: Shape, spec: PpoStage) -> tuple[int, int]:
+    """Parameters that a value model trains, and bytes of each."""
+    if spec.lora is not None:
+        return trained_parameters(shape, spec.lora) + shape.hidden, 4
+    return shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden) + shape.hidden, _width(spec)
+
+
+def _value_model(shape: Shape, spec: PpoStage) -> list[Term]:
+    if spec.estimator != "gae":
+        return []
+    trained, width = _trained(shape, spec)
+    words = "an adapter on the policy's base" if spec.lora else "a whole model without LM head"
+    return [Term("value model", 4 * trained * width, f"{words}: {count(trained)}, with gradients and moments")]
+
+
+def _frozen(shape: Shape, spec: PpoStage) -> list[Term]:
+    terms = [] if spec.lora else [Term("reference", shape.parameters * _width(spec), "a copy of the starting policy")]
+    for model, dtype in _models_in(spec.reward):
+        words = f"{model}, taken to be as large as the policy, in {dtype}"
+        terms.append(Term("reward model", shape.parameters * (4 if dtype == "fp32" else 2), words))
+    return terms
+
+
+def _models_in(scorer: Scorer) -> Iterator[tuple[str, str]]:
+    """Reference and precision of each model that scores."""
+    if isinstance(scorer, ModelScorer):
+        yield scorer.model, scorer.dtype
+    elif isinstance(scorer, ImplicitScorer):
+        yield from ((model, scorer.dtype) for model in (scorer.policy, scorer.reference))
+    elif isinstance(scorer, EnsembleScorer):
+        for member in scorer.ensemble:
+            yield from _models_in(member)
+
+
+def _engine(shape: Shape, spec: PpoStage, device: str, budget: float | None) -> list[Term]:
+    """vLLM's; the other engines sample from the policy itself."""
+    rollout = spec.rollout
+    if rollout.engine in ("transformers", "scripted"):
+        return []
+    width = {"fp32": 4, "bf16": 2, None: 4 if device == "cpu" else 2}[rollout.dtype]
+    given = rollout.cache_gb
+    cache = given * 1e9 if given else (budget or 0) / 3 if device == "cuda" else _CACHE_GB * 1e9
+    how = "rollout.cache_gb" if given else "a third of the GPU" if device == "cuda" else "default of rollout.cache_gb"
+    return [Term("rollout engine", shape.parameters * width, "vLLM's own copy of the policy"), Term("rollout cache", cache, how)]
+
+
+def disk(shape: Shape, spec: PpoStage, *, tokens: int | None, dequantises: bool) -> list[Term]:
+    """Disk space of the run folder at its fullest; the answers themselves are small."""
+    terms = needs.disk(shape, spec.train, spec.lora, tokens=tokens, dequantises=dequantises)
+    if spec.estimator != "gae":
+        return terms
+    trained, width = _trained(shape, spec)
+    copies = spec.train.save_total_limit + 1 if spec.train.save_steps else 1
+    return [
+        *terms,
+        Term("value model in checkpoints", 3 * trained * width * copies, "as the policy"),
+        Term("saved value model", trained * width, "the folder `value`"),
+    ]

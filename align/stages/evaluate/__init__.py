@@ -1,0 +1,1 @@
+"""``kind: evaluate``: policies compared on held-out data, benchmarks, scorers and judges."""

@@ -1,0 +1,236 @@
+"""Held-out data of an evaluation: prompts, targets where the data have them, and every policy's samples and log-probs.
+
+The baseline's samples are drawn once, and every policy says how likely it finds them beside the data's answer, the target: the margin
+between the two is what preference training from such samples is meant to widen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from align.batching.tree import Layout, pack
+from align.data.chat.encoder import Encoder
+from align.data.records import Messages
+from align.data.report import DataReport
+from align.data.sources.contents import wanted_of
+from align.data.tree import Branch, Tree
+from align.data.trees.prompts import load_prompts
+from align.errors import InputError, Interrupted, Problem
+from align.evaluation.compare import Values
+from align.evaluation.metrics import Measured
+from align.evaluation.metrics import Targets as MeasuredTargets
+from align.functional.segments import segment_sum
+from align.models.canary import require_own_logprobs
+from align.models.compute.forward import batch_logprobs
+from align.models.load import load_policy
+from align.recipe.schema import EvaluateStage, Model
+from align.rollout.engine import Sampling, sample_seed
+from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all
+from align.scoring.scorer import Answer
+from align.scoring.text_metrics import distinct_n, mixed_share
+from align.signals import stop_requested
+from align.stages.context import StageContext
+from align.stages.shared.known_answers import NO_ROOM, Target, read_targets
+from align.stages.shared.policy_samples import Sample, as_samples, sample_policy
+from align.training.launch import Ranks
+
+_TOKENS = 2048
+"""Of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One of the policies that are compared."""
+
+    name: str
+    """As the recipe names it."""
+    model: Model
+    encoder: Encoder
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the data's answer if there is one."""
+
+    id: str
+    prompt: Messages
+    tools: tuple[dict[str, Any], ...]
+    fields: dict[str, Any]
+    ids: tuple[tuple[int, ...], ...]
+    """The prompt's tokens for each policy, in their order."""
+    target: Target | None = None
+
+    def answer(self, sample: Sample, policy: int) -> Answer:
+        """A sample of a policy as scorers take it."""
+        target = None if self.target is None else self.target.text
+        return sample.answer(self.prompt, self.ids[policy], self.fields, target)
+
+    def own_answer(self) -> Answer:
+        """The data's answer as scorers take it."""
+        assert self.target is not None
+        return Answer(self.prompt, self.target.text, target=self.target.text, fields=self.fields)
+
+
+Samples = list[list[list[Sample]]]
+"""[policy][prompt][sample]"""
+
+
+def say(ctx: StageContext, text: str) -> None:
+    """One line for people."""
+    ctx.console.print(f"{ctx.name}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def read_questions(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], group: Ranks) -> tuple[list[Question], DataReport]:
+    """The prompts of ``spec.data``, with targets when all its sources have them.
+
+    Raises :class:`InputError` for bad rows, when nothing is left, and when policies whose log-probs of targets are to be compared have
+    different tokens.
+    """
+    assert spec.data is not None
+    encoder = policies[0].encoder
+    rejects = ctx.out / "rejects.jsonl" if group.first else None
+    if all(wanted_of(source, ctx.resolve(source.path)) != "prompt" for source in spec.data):
+        targets, report = read_targets(
+            spec.data, ctx, encoder, max_length=spec.max_length, max_new_tokens=spec.max_new_tokens, rejects=rejects
+        )
+        _require_same_tokens(policies, targets)
+        return [Question(t.id, t.prompt, t.tools, t.fields, (tuple(t.prompt_ids),) * len(policies), t) for t in targets], report
+    room = spec.max_length - spec.max_new_tokens
+    reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "seed": ctx.seed, "rejects": rejects}
+    prompts, report = load_prompts(spec.data, max_length=room, limit="max_length - max_new_tokens", **reading)
+    questions = []
+    for one in prompts:
+        record = one.record
+        others = (tuple(policy.encoder.encode_prompt(record.prompt, record.tools).tolist()) for policy in policies[1:])
+        ids = (one.ids, *others)
+        if max(map(len, ids)) > room:
+            report.drop(NO_ROOM, record.origin)
+        else:
+            questions.append(Question(record.id, record.prompt, record.tools, record.fields, ids))
+    if not questions:
+        raise InputError(Problem(f"0 prompts left: {NO_ROOM}", file=", ".join(source.path for source in spec.data)))
+    return questions, report
+
+
+def _require_same_tokens(policies: Sequence[Policy], targets: Sequence[Target]) -> None:
+    """One policy's samples are scored by another one token by token, so the same text must be the same tokens to both."""
+    first = policies[0]
+    for policy in policies[1:]:
+        other = policy.encoder
+        same = other.tokenizer.get_vocab() == first.encoder.tokenizer.get_vocab() and other.stop_ids == first.encoder.stop_ids
+        for target in targets if same and other.digest != first.encoder.digest else ():
+            trunk, answers = other.encode_answers(target.prompt, [[target.answer]], target.tools)
+            answer = answers[0].ids[answers[0].mask]
+            same = same and np.array_equal(trunk, target.tree.trunk) and np.array_equal(answer, target.tree.branches[0].ids)
+        if not same:
+            message = f"{policy.name} has another tokenizer or chat template than {first.name}: their log-probs cannot be compared"
+            raise InputError(message, hint="prompts without targets can be")
+
+
+def sample_questions(
+    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], group: Ranks
+) -> Samples:
+    """Own samples of every policy, all from the same seed."""
+    sampling = Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=sample_seed(ctx.seed, 0))
+    found = []
+    for k, policy in enumerate(policies):
+        prompts = [question.ids[k] for question in questions]
+        name = f"{ctx.name}  samples of {policy.name}"
+        made = sample_policy(
+            spec.rollout, policy.model, policy.encoder, prompts, sampling, ctx, group, max_length=spec.max_length, name=name
+        )
+        found.append(as_samples([question.id for question in questions], made, policy.encoder))
+    return found
+
+
+def measure(
+    ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], samples: Samples, logprobs: Sequence[Values] | None
+) -> list[Measured]:
+    """What is known of every policy, similarities aside."""
+    found = []
+    for k in range(len(policies)):
+        own = samples[k]
+        texts = [[sample.text for sample in group] for group in own]
+        found.append(
+            Measured(
+                lengths=np.array([[len(sample.ids) for sample in group] for group in own], dtype=np.float64),
+                finished=np.array([[sample.finished for sample in group] for group in own], dtype=np.float64),
+                distinct=np.array([[distinct_n(group, n) for n in (1, 2)] for group in texts]),
+                mixed=np.array([[mixed_share([text]) for text in group] for group in texts]),
+                targets=None if logprobs is None else _targets(questions, logprobs[k]),
+            )
+        )
+    return found
+
+
+def _targets(questions: Sequence[Question], logprobs: Values) -> MeasuredTargets:
+    tokens = np.array([len(q.target.tree.branches[0].ids) if q.target else 0 for q in questions], dtype=np.float64)
+    return MeasuredTargets(logprobs[:, 0], tokens, logprobs[:, 1:], None)
+
+
+# Log-probs
+
+
+@torch.no_grad()
+def logprobs_of(
+    ctx: StageContext, policy: Policy, questions: Sequence[Question], samples: Sequence[Sequence[Sample]], group: Ranks
+) -> Values:
+    """Log-probs of each target and of its prompt's ``samples`` under ``policy``, [P, 1 + n]. In fp32 on a CPU, in bf16 on a GPU."""
+    if (signum := stop_requested()) is not None:
+        raise Interrupted(signum, f"{ctx.name}: stopped before the log-probs; the samples are kept and the same command continues")
+    cuda = group.device.type == "cuda"
+    model = load_policy(policy.model, dtype="bf16" if cuda else "fp32", device=group.device, cache=ctx.cache)
+    trees = [_tree(question.target, own) for question, own in zip(questions, samples, strict=True) if question.target is not None]
+    layout = _layout(model, trees[0], ctx, policy.model.path)
+    mine = range(group.rank, len(trees), group.world)
+    padded = _TOKENS if cuda and layout != "padded" else 1  # one row length on a GPU, whose attention kernel is compiled for each
+    values = np.full((len(trees), len(trees[0].branches)), np.nan)
+    pad = policy.encoder.pad_id
+    for cpu_batch in pack([trees[i] for i in mine], microbatch_tokens=_TOKENS, layout=layout, pad_id=pad, multiple_of=padded):
+        batch = cpu_batch.to(group.device)
+        sums = segment_sum(batch_logprobs(model, batch, own_attention=layout == "padded"), batch.branch, batch.num_branches)
+        places = [mine[cpu_batch.tree_index[tree]] for tree in cpu_batch.branch_tree.tolist()]
+        values[places, cpu_batch.branch_slot.numpy()] = sums.cpu().numpy()
+    for part in group.gather(values):
+        values = np.where(np.isnan(values), part, values)
+    return values
+
+
+def _tree(target: Target, samples: Sequence[Sample]) -> Tree:
+    """The prompt with the target and with samples as they were drawn, token by token."""
+    drawn = (Branch(sample.ids, np.ones(len(sample.ids), dtype=np.bool_)) for sample in samples)
+    branches = (target.tree.branches[0], *drawn)
+    return Tree(target.id, target.tree.trunk, branches)
+
+
+def _layout(model: nn.Module, tree: Tree, ctx: StageContext, name: str) -> Layout:
+    """Trees, unless the model's layers cannot keep them apart."""
+    ids = [*tree.trunk, *tree.branches[0].ids, *tree.trunk][:12]
+    try:
+        require_own_logprobs(model, ids, "tree")
+    except InputError as error:
+        say(ctx, f"{name}: padded rows ({error.problems[0].message})")
+        require_own_logprobs(model, ids, "padded")
+        return "padded"
+    return "tree"
+
+
+# Similarity
+
+
+def similarities(
+    ctx: StageContext, embedder: SentenceEmbedder, questions: Sequence[Question], samples: Samples
+) -> tuple[list[Values], float]:
+    """Cosines of each policy's samples with the targets, [P, n] each, and the share of texts that the embedder cut."""
+    texts = [question.target.text for question in questions if question.target is not None]
+    texts += [sample.text for policy in samples for own in policy for sample in own]
+    vectors, cut = embed_all(embedder, texts, folder=ctx.work / "embeddings", console=ctx.console, name=f"{ctx.name}  embeddings")
+    wanted: Vectors = vectors[: len(questions)]
+    drawn = vectors[len(questions) :].reshape(len(samples), len(questions), -1, vectors.shape[1])
+    return [np.einsum("pd,pnd->pn", wanted, policy).astype(np.float64) for policy in drawn], round(cut / len(texts), 4)

@@ -1,0 +1,199 @@
+"""Making an iteration's experience: sample, score, and find out what every token is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from align import files
+from align.batching.batch import Batch
+from align.batching.loader import Loader, StepPlan
+from align.data.tree import Tree
+from align.data.trees.prompts import EncodedPrompt
+from align.errors import InputError, TrainingFault
+from align.functional.advantages import k3
+from align.functional.policy_losses import truncated_importance_weights
+from align.functional.segments import segment_sum
+from align.models.adapters import adapter_off
+from align.models.compute.forward import batch_logprobs
+from align.models.scalar.critic import ActorCritic
+from align.models.scalar.heads import token_values
+from align.recipe.kinds.ppo import PpoStage
+from align.rollout.engine import Sampling
+from align.stages.ppo.experience import Answers, Experience, adapted, explained_variance, worth
+from align.stages.ppo.rollouts import Clock, Rollouts, Sample, parquet, rows_of
+from align.training.launch import Ranks
+from align.training.trainer import autocast
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What PPO trains with, besides what every trainer takes."""
+
+    spec: PpoStage
+    models: ActorCritic
+    reference: nn.Module | None
+    """A frozen copy of the starting policy; None when it is the policy with its adapter off."""
+    rollouts: Rollouts
+    prompts: Sequence[EncodedPrompt]
+    baselines: Tensor | None
+    """fp32, by prompt; None without a reference baseline."""
+    plan: StepPlan
+    """Which prompts each iteration takes."""
+    loader: Callable[[Callable[[int], Tree], StepPlan], Loader]
+    sft: Loader | None
+    """Conversations of every step."""
+    eval_prompts: Sequence[EncodedPrompt]
+    eval_sft: Sequence[Batch]
+    ranks: Ranks
+    clock: Clock
+
+
+def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficient: float, rollouts: Path) -> Experience:
+    """Sample with the policy as it is after ``step`` optimiser steps, and value the answers. Draws nothing from torch's generators.
+
+    Args:
+        coefficient: of the KL penalty.
+        rollouts: folder that gets the answers as Parquet.
+
+    Raises:
+        TrainingFault: the engine does not hold the policy's weights, or a log-prob, value or score is not finite.
+    """
+    spec = parts.spec
+    numbers = parts.plan.examples(iteration).tolist()
+    prompts = [parts.prompts[number] for number in numbers]
+    training = parts.models.training
+    parts.models.eval()
+    devices = [parts.ranks.device] if parts.ranks.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        parts.rollouts.sync(step)
+        samples = parts.rollouts.sample(prompts, Sampling(spec.max_new_tokens, spec.samples_per_prompt, spec.temperature), iteration)
+        answers = Answers.of(
+            [prompt.record.id for prompt in prompts],
+            [prompt.ids for prompt in prompts],
+            [[sample.ids for sample in of_prompt] for of_prompt in samples],
+        )
+        with parts.clock("values"):
+            tokens = _token_numbers(parts, answers)
+    parts.models.train(training)
+    baselines = torch.zeros(len(prompts)) if parts.baselines is None else parts.baselines[numbers]
+    flat = [sample for of_prompt in samples for sample in of_prompt]
+    experience = valued(spec, iteration, answers, flat, tokens, baselines[answers.prompt_of], coefficient)
+    if parts.ranks.first:
+        kl = segment_sum(tokens.old - tokens.reference, answers.branch, len(answers)).tolist()
+        rows = rows_of(parts.rollouts.encoder, prompts, samples, iteration=iteration)
+        for row, nats, prompt in zip(rows, kl, answers.prompt_of.tolist(), strict=True):
+            row |= {"baseline": float(baselines[prompt]), "kl": nats}
+        files.atomic_write(files.make_folder(rollouts) / f"iteration-{iteration:06d}.parquet", parquet(rows))
+    return experience
+
+
+@dataclass(frozen=True)
+class TokenNumbers:
+    """fp32 [T] each: log-probs under the policy that sampled and under the reference, and values if there is a value model."""
+
+    old: Tensor
+    reference: Tensor
+    values: Tensor | None
+
+
+def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
+    """The trainer's own, at the sampling temperature, with several processes each for its share."""
+    spec, models = parts.spec, parts.models
+    own_attention = spec.train.layout == "padded"
+    pieces = answers.pieces(spec.train.microbatch_tokens, spec.train.layout)
+    everything = StepPlan(np.arange(len(pieces.ranges)), np.array([0, len(pieces.ranges)]), 1.0)
+    batches = parts.loader(pieces.tree, everything).step(0)
+
+    def every(evaluate: Callable[[Batch], Tensor]) -> Tensor:
+        numbers = torch.full((len(answers.ids),), torch.nan)
+        with torch.no_grad(), autocast(spec.train, parts.ranks.device):
+            for batch in batches:
+                numbers[pieces.places(batch)] = evaluate(batch.to(parts.ranks.device)).cpu()
+        for part in parts.ranks.gather(numbers):
+            numbers = torch.where(numbers.isnan(), part, numbers)
+        if not bool(numbers.isfinite().all()):
+            raise TrainingFault("log-probs or values of the sampled answers are not finite", hint="lower the learning rates")
+        return numbers
+
+    def logprobs(model: nn.Module) -> Tensor:
+        return every(lambda batch: batch_logprobs(model, batch, temperature=spec.temperature, own_attention=own_attention))
+
+    models.use("policy")
+    old = logprobs(models.policy)
+    with _reference(parts) as model:
+        reference = logprobs(model)
+    value = models.value
+    if value is None:
+        return TokenNumbers(old, reference, None)
+    models.use("value")
+    values = every(lambda batch: token_values(value, batch, own_attention=own_attention))
+    models.use("policy")
+    return TokenNumbers(old, reference, values)
+
+
+@contextmanager
+def _reference(parts: Ingredients) -> Iterator[nn.Module]:
+    if parts.reference is not None:
+        yield parts.reference
+    else:
+        with adapter_off(parts.models.policy):
+            yield parts.models.policy
+
+
+def valued(
+    spec: PpoStage,
+    iteration: int,
+    answers: Answers,
+    samples: Sequence[Sample],
+    tokens: TokenNumbers,
+    baselines: Tensor,
+    coefficient: float,
+) -> Experience:
+    """The experience of scored answers. ``samples`` and ``baselines`` are by answer, [B]."""
+    scores = torch.tensor([sample.score - spec.unfinished_penalty * (not sample.finished) for sample in samples])
+    log_ratio = tokens.old - tokens.reference
+    found = worth(spec, answers, scores, baselines, log_ratio, tokens.values, coefficient)
+    summary = {
+        "answers": float(len(samples)),
+        "score": float(scores.mean()),
+        "score_std": float(scores.std(unbiased=False)),
+        "baseline": float(baselines.mean()),
+        "reward": float((scores - baselines).mean()),
+        "kl": float(log_ratio.mean()),
+        "kl_k3": float(k3(log_ratio).mean()),
+        "kl_of_answer": float(segment_sum(log_ratio, answers.branch, len(answers)).mean()),
+        "kl_coefficient": coefficient,
+        "entropy": float(-tokens.old.mean()),
+        "length": float(answers.lengths.double().mean()),
+        "finished": sum(sample.finished for sample in samples) / len(samples),
+        "distinct": len({sample.ids for sample in samples}) / len(samples),
+    }
+    if tokens.values is not None and found.returns is not None:
+        summary |= {
+            "explained_variance": explained_variance(tokens.values, found.returns),
+            "return": float(found.returns.mean()),
+            "return_std": float(found.returns.std(unbiased=False)),
+        }
+    weights = None
+    if all(sample.logprobs is not None for sample in samples):
+        engine = torch.tensor([logprob for sample in samples for logprob in sample.logprobs or ()])
+        summary |= _mismatch(tokens.old, engine)
+        if spec.importance_cap is not None:
+            weights = truncated_importance_weights(tokens.old, engine, spec.importance_cap)
+    elif spec.importance_cap is not None:
+        raise InputError("importance_cap compares log-probs with the engine's, and this engine gives none", hint="remove it")
+    following = adapted(coefficient, summary["kl_of_answer"], spec.kl_target)
+    return Experience(iteration, answers, tokens.old, found.advantages, found.returns, tokens.values, weights, summary, following)
+
+
+def _mismatch(trainer: Tensor, engine: Tensor) -> Mapping[str, float]:
+    """How far the engine's log-probs are from the trainer's, in nats: mean and largest, and the mean of their ratio (1 when unbiased)."""
+    off = trainer.double() - engine.double()
+    return {"mismatch": float(off.abs().mean()), "mismatch_max": float(off.abs().max()), "importance": float(off.exp().mean())}

@@ -1,0 +1,277 @@
+"""An iteration's experience: the answers, and what each of their tokens is worth. Made once, kept on disk until the iteration is trained.
+
+The policy moves while it trains on the experience, so nothing here could be computed again later; a run that was interrupted inside an
+iteration goes on from what was kept.
+
+Shapes: P prompts, B answers, T tokens of all answers, answer after answer. No padding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.batching.batch import Batch
+from align.batching.loader import StepPlan
+from align.batching.tree import Layout
+from align.data.tree import Branch, Tree
+from align.functional.advantages import gae, group_normalised, k1, reinforce_baseline, rloo, token_rewards, whiten
+from align.functional.segments import segment_count, segment_sum
+from align.recipe.kinds.ppo import PpoStage
+from align.sealed import damage
+from align.training.checkpoint import save_tensors, verified
+
+_log = logging.getLogger("align")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to an iteration's prompts, as tokens."""
+
+    names: Sequence[str]  # [P], record ids
+    prompts: Sequence[Sequence[int]]  # [P], token ids
+    prompt_of: Tensor  # int64 [B], place of the answer's prompt; never falls, every prompt has an answer
+    lengths: Tensor  # int64 [B], at least 1
+    ids: Tensor  # int32 [T]
+
+    @classmethod
+    def of(cls, names: Sequence[str], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Answers:
+        """From token ids ``[prompt][sample]``."""
+        flat = [ids for of_prompt in answers for ids in of_prompt]
+        return cls(
+            names,
+            prompts,
+            torch.repeat_interleave(torch.arange(len(answers)), torch.tensor([len(of_prompt) for of_prompt in answers])),
+            torch.tensor([len(ids) for ids in flat]),
+            torch.tensor([i for ids in flat for i in ids], dtype=torch.int32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def branch(self) -> Tensor:
+        """Which answer each token belongs to, int64 [T]."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
+
+    def pieces(self, tokens: int, layout: Layout) -> Pieces:
+        """The answers as trees of at most ``tokens`` tokens where possible; without shared prompts every answer by itself."""
+        ranges: list[range] = []
+        size = 0
+        for answer, (prompt, length) in enumerate(zip(self.prompt_of.tolist(), self.lengths.tolist(), strict=True)):
+            joins = ranges and layout == "tree" and self.prompt_of[ranges[-1].start] == prompt and size + length <= tokens
+            if joins:
+                ranges[-1] = range(ranges[-1].start, answer + 1)
+                size += length
+            else:
+                ranges.append(range(answer, answer + 1))
+                size = len(self.prompts[prompt]) + length
+        return Pieces(self, tuple(ranges))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Answers as trees. A prompt shares its tree with all its answers, or with as many as fit a micro-batch, and is then repeated: the
+    losses here are sums over answers, so nothing but time depends on it."""
+
+    answers: Answers
+    ranges: tuple[range, ...]
+    """Which answers each tree holds; all to one prompt."""
+
+    def tree(self, number: int) -> Tree:
+        """A prompt with answers; all their tokens are targets."""
+        answers, members = self.answers, self.ranges[number]
+        prompt = int(answers.prompt_of[members.start])
+        ends = answers.lengths.cumsum(0)
+        branches = []
+        for answer in members:
+            ids = answers.ids[int(ends[answer] - answers.lengths[answer]) : int(ends[answer])].numpy()
+            branches.append(Branch(ids, np.ones(len(ids), dtype=np.bool_)))
+        return Tree(answers.names[prompt], np.array(answers.prompts[prompt], dtype=np.int32), tuple(branches))
+
+    def places(self, batch: Batch) -> Tensor:
+        """Where the targets of a batch of these trees lie among all tokens: int64 [N], on the CPU. ``tree_index`` are trees' numbers."""
+        first = torch.tensor([members.start for members in self.ranges])
+        answer = first[torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]] + batch.branch_slot.cpu()
+        lengths, branch = self.answers.lengths, batch.branch.cpu()
+        counts = segment_count(branch, batch.num_branches)
+        inside = torch.arange(len(branch)) - (counts.cumsum(0) - counts)[branch]
+        return (lengths.cumsum(0) - lengths)[answer][branch] + inside
+
+    def plan(self, prompts: StepPlan) -> StepPlan:
+        """Steps over prompts as steps over their trees."""
+        trees_of: dict[int, list[int]] = {}
+        for number, members in enumerate(self.ranges):
+            trees_of.setdefault(int(self.answers.prompt_of[members.start]), []).append(number)
+        steps = [[tree for prompt in prompts.examples(step).tolist() for tree in trees_of[prompt]] for step in range(len(prompts))]
+        return StepPlan(np.array([tree for step in steps for tree in step]), np.cumsum([0, *map(len, steps)]), prompts.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What tokens are worth; fp32 [T] each."""
+
+    advantages: Tensor
+    returns: Tensor | None
+    """What the value model should have said; only with one."""
+
+
+def worth(
+    spec: PpoStage, answers: Answers, scores: Tensor, baselines: Tensor, log_ratio: Tensor, values: Tensor | None, coefficient: float
+) -> Worth:
+    """Advantages by the recipe's estimator.
+
+    Args:
+        scores: fp32 [B], penalties included.
+        baselines: fp32 [B], what to subtract from them; zeros without a baseline.
+        log_ratio: fp32 [T], log-probs of the sampled tokens under the policy that sampled, minus those under the reference.
+        values: fp32 [T], for ``gae``.
+        coefficient: of the KL penalty.
+    """
+    branch = answers.branch
+    kl = k1(log_ratio)
+    if spec.estimator == "gae":
+        assert values is not None, "gae needs values"
+        rewards = token_rewards(kl, scores - baselines, branch, coefficient)
+        if spec.whiten_rewards:
+            rewards = whiten(rewards, shift_mean=False)
+        advantages = gae(rewards, values, branch, spec.gamma, spec.lam)
+        returns: Tensor | None = advantages + values
+    else:
+        penalised = segment_sum(token_rewards(kl, scores, branch, coefficient), branch, len(answers))
+        match spec.estimator:
+            case "rloo":
+                of_answers = rloo(penalised, answers.prompt_of)
+            case "group":
+                of_answers = group_normalised(penalised, answers.prompt_of)
+            case "reinforce":
+                of_answers = reinforce_baseline(penalised, baselines)
+        advantages, returns = of_answers[branch], None
+    if spec.whiten_advantages:
+        advantages = whiten(advantages)
+    return Worth(advantages, returns)
+
+
+def adapted(coefficient: float, kl: float, target: float | None) -> float:
+    """The next iteration's KL coefficient: up to 2 % more or less, by how far ``kl`` (nats per answer) is from ``target``.
+
+    The proportional controller of https://arxiv.org/abs/1909.08593, section 2.2, with its constants.
+    """
+    if target is None:
+        return coefficient
+    return coefficient * (1 + 0.1 * min(max((kl - target) / target, -0.2), 0.2))
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns); 0 where the returns do not vary."""
+    spread = float(returns.double().var(unbiased=False))
+    return 1 - float((returns - values).double().var(unbiased=False)) / spread if spread > 1e-12 else 0.0
+
+
+def minibatch_plan(prompts: int, spec: PpoStage, seed: int, iteration: int) -> StepPlan:
+    """An iteration's optimiser steps: in every pass the prompts in another order, cut into minibatches as equal as possible."""
+    passes = [np.random.default_rng([seed, iteration, epoch]).permutation(prompts) for epoch in range(spec.ppo_epochs)]
+    parts = [part for order in passes for part in np.array_split(order, spec.minibatches)]
+    return StepPlan(np.concatenate(parts), np.cumsum([0, *map(len, parts)]), float(spec.minibatches))
+
+
+@dataclass(frozen=True)
+class Experience:
+    """All that an iteration trains on. Tensors are fp32 [T] on the CPU."""
+
+    iteration: int
+    answers: Answers
+    old: Tensor
+    """Log-probs of the tokens under the policy that sampled them, by the trainer."""
+    advantages: Tensor
+    returns: Tensor | None
+    values: Tensor | None
+    """By the value model before it trains on this; with ``returns``."""
+    weights: Tensor | None
+    """Importance weights, when they are asked for."""
+    summary: Mapping[str, float]
+    """Means over the iteration, for people and for health checks."""
+    next_coefficient: float
+    """KL coefficient of the next iteration."""
+
+    def save(self, folder: Path) -> None:
+        """Write the folder, whole or not at all."""
+        named = {name: getattr(self, name) for name in ("old", "advantages", "returns", "values", "weights")}
+        tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
+        tensors |= {name: getattr(self.answers, name) for name in ("prompt_of", "lengths", "ids")}
+        state: dict[str, Any] = {
+            "iteration": self.iteration,
+            "names": list(self.answers.names),
+            "prompts": [list(map(int, prompt)) for prompt in self.answers.prompts],
+            "summary": dict(self.summary),
+            "next_coefficient": self.next_coefficient,
+        }
+        save_tensors(folder, {"experience": tensors}, state)
+
+    @classmethod
+    def load(cls, folder: Path) -> Experience:
+        """What :meth:`save` wrote. Raises InputError when it is damaged."""
+        kept = verified(folder, ["experience"])
+        tensors, state = kept.tensors("experience"), kept.state()
+        answers = Answers(state["names"], state["prompts"], tensors.pop("prompt_of"), tensors.pop("lengths"), tensors.pop("ids"))
+        optional = {name: tensors.get(name) for name in ("returns", "values", "weights")}
+        return cls(
+            state["iteration"],
+            answers,
+            tensors["old"],
+            tensors["advantages"],
+            **optional,
+            summary=state["summary"],
+            next_coefficient=state["next_coefficient"],
+        )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an experience is there, as it was saved. One that is damaged is told of."""
+    problems = damage(folder) if folder.exists() else []
+    if problems:
+        _log.warning("%s: made again", problems[0])
+    return folder.exists() and not problems
+
+
+def folder_of(work: Path, iteration: int) -> Path:
+    """Where an iteration's experience is kept."""
+    return work / "experience" / f"iteration-{iteration:06d}"
+
+
+@dataclass(frozen=True)
+class PolicyBatch(Batch):
+    """Answers that the policy trains on."""
+
+    old: Tensor  # fp32 [N]
+    advantages: Tensor  # fp32 [N]
+    weights: Tensor  # fp32 [N]; ones without importance weights
+
+
+@dataclass(frozen=True)
+class ValueBatch(Batch):
+    """Answers that the value model trains on."""
+
+    old: Tensor  # fp32 [N], values
+    returns: Tensor  # fp32 [N]
+
+
+def training_batches(experience: Experience, pieces: Pieces, batches: Sequence[Batch]) -> list[Batch]:
+    """The same answers for the policy and, with one, for the value model: apart, so that only one of them is in memory at a time."""
+    made: list[Batch] = []
+    for batch in batches:
+        at = pieces.places(batch)
+        weights = torch.ones(len(at)) if experience.weights is None else experience.weights[at]
+        made.append(PolicyBatch(**vars(batch), old=experience.old[at], advantages=experience.advantages[at], weights=weights))
+    if experience.values is not None and experience.returns is not None:
+        for batch in batches:
+            at = pieces.places(batch)
+            made.append(ValueBatch(**vars(batch), old=experience.values[at], returns=experience.returns[at]))
+    return made

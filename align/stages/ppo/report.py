@@ -1,0 +1,119 @@
+"""What a person sees of PPO: a few lines each iteration, and at the end the held-out answers before and after, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align import files
+from align.data.report import DataReport
+from align.functional.intervals import mean_of
+from align.sizing.needs import gigabytes
+from align.stages.context import StageContext
+from align.stages.ppo.rollouts import read_parquet
+from align.stages.shared.training_run import before_and_after, headlines, keep_logs
+from align.terminal import fixed
+from align.training.trainer import Trainer
+
+PHASES = ("sync", "generate", "score", "values", "train")
+
+
+def iteration_lines(
+    iteration: int,
+    iterations: int,
+    summary: Mapping[str, float],
+    lap: Mapping[str, float],
+    clip_fraction: float,
+    sft_losses: Sequence[float],
+) -> Iterator[str]:
+    """An iteration in numbers: what the answers were worth, and where the time went.
+
+    Args:
+        summary: of its experience.
+        lap: seconds by phase.
+        sft_losses: of all iterations so far, this one last; empty without such data.
+    """
+    parts = [f"reward {summary['reward']:.3f}"]
+    if summary["baseline"]:
+        parts[0] += f" (score {summary['score']:.3f}, baseline {summary['baseline']:.3f})"
+    parts += [f"KL {summary['kl']:.4f} nats/token", f"length {summary['length']:.0f}", f"finished {summary['finished']:.0%}"]
+    parts += [f"entropy {summary['entropy']:.2f}", f"clipped {clip_fraction:.1%}"]
+    if "explained_variance" in summary:
+        parts.append(f"values explain {summary['explained_variance']:.2f}")
+    if sft_losses:
+        parts.append(f"SFT loss {sft_losses[-1]:.3f}")
+    yield f"iteration {iteration + 1}/{iterations}  {', '.join(parts)}"
+    parts = [phase_words(lap)]
+    if "mismatch" in summary:
+        off = f"engine's log-probs off by {summary['mismatch']:.2g} nats (largest {summary['mismatch_max']:.2g})"
+        parts.append(f"{off}, importance ratio {summary['importance']:.4f}")
+    yield f"iteration {iteration + 1}/{iterations}  {'; '.join(parts)}"
+
+
+def phase_words(seconds: Mapping[str, float]) -> str:
+    """``12.1 s: sync 0.4 (3 %), generate ...``."""
+    total = sum(seconds.values())
+    shares = [f"{phase} {seconds[phase]:.1f} ({seconds[phase] / max(total, 1e-9):.0%})" for phase in PHASES if phase in seconds]
+    return f"{total:.1f} s: {', '.join(shares)}"
+
+
+def held_out(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The held-out prompts as they were answered after ``step``; empty when they were not."""
+    path = folder / f"held-out-{step:08d}.parquet"
+    return read_parquet(path) if path.exists() else []
+
+
+def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How the scores of the same prompts changed: the mean difference, and its 95 % interval over prompts, [None, None] when they are too
+    few for one."""
+    changes = [b["score"] - a["score"] for a, b in zip(before, after, strict=True)] if before and after else []
+    if not changes:
+        return None
+    found = mean_of(changes)
+    return {"prompts": found.count, "mean": found.mean, "interval": [found.low, found.high]}
+
+
+def samples_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Prompts with their answers before and after, for people."""
+    pairs = zip(before, after, strict=True) if before and after else ()
+    return [{"prompt": a["prompt"], "before": _scored(a), "after": _scored(b)} for a, b in pairs]
+
+
+def _scored(row: Mapping[str, Any]) -> str:
+    return f"{row['answer'].strip()}\n[score {row['score']:.3f}]"
+
+
+def report(
+    ctx: StageContext,
+    trainer: Trainer,
+    data: DataReport,
+    samples: Sequence[Mapping[str, str]],
+    outcome: Mapping[str, Any],
+    change: Any,
+    *,
+    printed: int,
+) -> None:
+    """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show what changed.
+
+    ``printed`` of the ``samples`` are shown here; the report has all of them.
+    """
+    keep_logs(ctx, "rollouts", "trackers")
+    result = {**headlines(trainer), "held_out_change": change, **outcome}
+    files.write_json(ctx.out / "report.json", {**result, "samples": samples, "data": data.as_json()})
+    ctx.note(result)
+    _show(ctx, result, samples[:printed])
+
+
+def _show(ctx: StageContext, result: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+    """The before/after table."""
+    before, after, change = (result[name] for name in ("eval_before", "eval_after", "held_out_change"))
+    without_loss = {name: value for name, value in (before or {}).items() if name != "loss"}
+    before_and_after(ctx, without_loss, after, samples if before and after else ())
+    if change:
+        low, high = (bound if bound is None else fixed(bound, 4, signed=True) for bound in change["interval"])
+        sure = "too few for an interval" if low is None else f"95 % interval {low} to {high}"
+        words = f"the reward on {change['prompts']} held-out prompts changed by {fixed(change['mean'], 4, signed=True)} ({sure})"
+        ctx.console.print(f"{ctx.name}  {words}", highlight=False, soft_wrap=True)
+    words = f"{result['iterations']} iterations, {result['steps']} steps, {phase_words(result['phase_seconds'])}"
+    ctx.console.print(f"{ctx.name}  {words}, peak memory {gigabytes(result['peak_memory_bytes'])}", highlight=False, soft_wrap=True)

@@ -1,0 +1,223 @@
+"""Sampling from the policy as it is now, having the samples scored, and writing them down for people to read."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from align import sealed
+from align.data.chat.encoder import Encoder
+from align.data.trees.prompts import EncodedPrompt
+from align.errors import TrainingFault
+from align.models.scalar.critic import ActorCritic
+from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_seed
+from align.scoring.scorer import Scorer, require_scores
+from align.stages.shared.policy_samples import Sample as PolicySample
+from align.training.launch import Ranks
+
+
+@dataclass
+class Clock:
+    """Seconds by phase, since the last :meth:`take`."""
+
+    lap: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count what happens inside as ``phase``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - began)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count ``seconds`` that were measured elsewhere."""
+        self.lap[phase] = self.lap.get(phase, 0.0) + seconds
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Nothing that happens inside is counted."""
+        lap = self.take()
+        try:
+            yield
+        finally:
+            self.lap = lap
+
+    def take(self) -> dict[str, float]:
+        """What was counted; counting begins anew."""
+        lap, self.lap = self.lap, {}
+        return lap
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer and its score."""
+
+    ids: tuple[int, ...]
+    """Up to and including the first stop id."""
+    finished: bool
+    """Does it end with a stop id?"""
+    logprobs: tuple[float, ...] | None
+    """The engine's own."""
+    text: str
+    score: float
+    """As the scorer gave it."""
+
+
+class Rollouts:
+    """Samples of the live policy, with scores. With several processes each samples for its share of the prompts, and all get everything.
+
+    Args:
+        push: ``push(engine, model, version=..., canaries=...)`` gives the engine the policy's weights and proves it; None for an engine
+            that has none.
+        canaries: prompts for that proof.
+    """
+
+    def __init__(
+        self,
+        models: ActorCritic,
+        encoder: Encoder,
+        engine: RolloutEngine,
+        scorer: Scorer,
+        *,
+        push: Callable[..., Any] | None,
+        canaries: Sequence[Sequence[int]],
+        seed: int,
+        ranks: Ranks,
+        clock: Clock,
+    ) -> None:
+        self.models, self.encoder, self.engine, self.scorer = models, encoder, engine, scorer
+        self._push, self._canaries, self._seed, self._ranks, self._clock = push, canaries, seed, ranks, clock
+        self._version, self._at = 0, -1
+
+    def sync(self, step: int) -> None:
+        """Let the engine sample from the policy as it is after optimiser step ``step``. Raises TrainingFault when it does not."""
+        self.models.use("policy")
+        if self._push is None or step == self._at:
+            return
+        self._version += 1
+        with self._clock("sync"):
+            self._push(self.engine, self.models.policy, version=self._version, canaries=self._canaries)
+        self._at = step
+
+    def sample(self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *place: int) -> list[list[Sample]]:
+        """``sampling.n`` scored answers to every prompt, ``[prompt][sample]``.
+
+        Args:
+            place: numbers that name this occasion; another one has other random numbers. They replace ``sampling.seed``.
+
+        Raises:
+            TrainingFault: an answer is empty.
+            InputError: a score is not a finite number.
+        """
+        ranks = self._ranks
+        mine = prompts[ranks.rank :: ranks.world]
+        seed = sample_seed(self._seed, *place, ranks.rank)
+        settings = Sampling(sampling.max_new_tokens, sampling.n, sampling.temperature, seed=seed)
+        with self._clock("generate"):
+            completions = self.engine.generate([prompt.ids for prompt in mine], settings) if mine else []
+        with self._clock("score"):
+            scored = self._scored(mine, completions)
+        parts = ranks.gather(scored)
+        return [parts[i % ranks.world][i // ranks.world] for i in range(len(prompts))]
+
+    def _scored(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Completion]]) -> list[list[Sample]]:
+        stops = self.encoder.stop_ids
+        cut = [[_cut(completion, stops) for completion in of_prompt] for of_prompt in completions]
+        answers = [
+            PolicySample.of_ids(ids, self.encoder).answer(prompt.record.prompt, prompt.ids, prompt.record.fields)
+            for prompt, of_prompt in zip(prompts, cut, strict=True)
+            for ids, _ in of_prompt
+        ]
+        scores = iter(require_scores(self.scorer.name, self.scorer.score(answers), len(answers)))
+        made = iter(answers)
+        samples = []
+        for of_prompt in cut:
+            row = []
+            for ids, logprobs in of_prompt:
+                answer = next(made)
+                row.append(Sample(ids, answer.finished, logprobs, answer.text, next(scores)))
+            samples.append(row)
+        return samples
+
+
+def _cut(completion: Completion, stops: Sequence[int]) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+    """Ids and log-probs up to and including the first stop id: what follows it was never said."""
+    end = next((place + 1 for place, token in enumerate(completion.ids) if token in stops), len(completion.ids))
+    if not end:
+        raise TrainingFault("the engine gave an empty answer")
+    return completion.ids[:end], None if completion.logprobs is None else completion.logprobs[:end]
+
+
+# Written down
+
+
+def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), buffer)
+    return buffer.getvalue()
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """The rows that :func:`parquet` wrote."""
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def rows_of(encoder: Encoder, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[Sample]], **common: Any) -> list[dict[str, Any]]:
+    """One row an answer: what was asked and said, and what it scored."""
+    return [
+        {
+            **common,
+            "prompt_id": prompt.record.id,
+            "sample": number,
+            "prompt": encoder.decode(prompt.ids),
+            "answer": sample.text,
+            "finished": sample.finished,
+            "length": len(sample.ids),
+            "score": sample.score,
+        }
+        for prompt, of_prompt in zip(prompts, samples, strict=True)
+        for number, sample in enumerate(of_prompt)
+    ]
+
+
+def reference_baselines(
+    rollouts: Rollouts,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    *,
+    penalty: float,
+    key: str,
+    cache: Path,
+    ranks: Ranks,
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """What the starting policy's own answers score, a mean for each prompt: fp32 [number of prompts]; and those answers as rows.
+
+    Sampled once and kept under ``key``. The policy must not have been trained yet.
+
+    Args:
+        penalty: subtracted from the score of an answer that does not end.
+        key: names everything else that the answers and scores follow from.
+    """
+    path = cache / f"{key}.parquet"
+    if not ranks.broadcast_object(ranks.first and sealed.find(path, key) is not None):
+        rollouts.sync(0)
+        samples = rollouts.sample(prompts, sampling, -1)
+        if ranks.first:
+            sealed.keep(path, parquet(rows_of(rollouts.encoder, prompts, samples)), key)
+        ranks.barrier()
+    rows = read_parquet(path)
+    worth = torch.tensor([row["score"] - penalty * (not row["finished"]) for row in rows], dtype=torch.float64)
+    return worth.view(len(prompts), sampling.n).mean(1).float(), rows

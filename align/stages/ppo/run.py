@@ -1,0 +1,290 @@
+"""``kind: ppo``: reinforcement learning from a reward model, the ChatGLM-RLHF way. Prompts and a reward model in, a policy out.
+
+Here everything is put together; :mod:`align.stages.ppo.trainer` says what an iteration does. The reference is always the stage's own
+starting policy. Where adapters are trained, policy, reference and value model share one base.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from align import files
+from align.batching.batch import Batch
+from align.batching.loader import Loader, StepPlan, plan_steps
+from align.batching.tree import row_multiple
+from align.data.chat.encoder import Encoder
+from align.data.report import DataReport
+from align.data.tree import Tree
+from align.data.trees.load import load_trees
+from align.data.trees.prompts import EncodedPrompt, digest, load_prompts
+from align.data.trees.store import TreeStore
+from align.errors import InputError
+from align.models.adapters import adapted
+from align.models.canary import require_own_logprobs
+from align.models.load import load_encoder, load_policy
+from align.models.save import save_policy
+from align.models.scalar.critic import ActorCritic, actor_critic
+from align.models.scalar.heads import ScoreStats, load_scalar, score_notes
+from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, Scorer
+from align.recipe.checks import stage_references
+from align.recipe.kinds.ppo import PpoStage
+from align.recipe.reference_syntax import import_object
+from align.recipe.schema import Data, Model, Train
+from align.rollout.engine import RolloutEngine, Sampling
+from align.rollout.engines import open_engine, precision
+from align.rollout.sync import CANARY_TOKENS, push
+from align.scoring.open import open_scorer
+from align.stages.context import StageContext
+from align.stages.ppo.collect import Ingredients
+from align.stages.ppo.report import change_of, held_out, report, samples_of
+from align.stages.ppo.rollouts import Clock, Rollouts, parquet, reference_baselines
+from align.stages.ppo.trainer import PpoTrainer
+from align.stages.shared.training_run import trained
+from align.training.launch import Ranks, ranks
+from align.training.reference_logprobs import weights_digest
+
+
+def run(spec: PpoStage, ctx: StageContext) -> None:
+    """Train, and save the policy, its value model, and what was said on the way."""
+    group = ranks()
+    base = ctx.policy(spec.policy)
+    encoder = load_encoder(base, cache=ctx.cache)
+    ctx.encoder_digest = encoder.digest
+    data = _read(spec, ctx, encoder, group)
+    models, reference = _models(spec, ctx, base, encoder, group, [*data.prompts[0].ids, *data.prompts[0].ids][:12])
+    clock = Clock()
+    places: dict[str, Any] = {"cache": ctx.cache, "resolve": ctx.resolve}
+    longest = spec.max_prompt_length + max(spec.max_new_tokens, CANARY_TOKENS)
+    with open_engine(spec.rollout, base, encoder, max_length=longest, live=models.policy, **places) as engine:
+        rollouts = _rollouts(spec, ctx, models, encoder, engine, data.prompts, group, clock)
+        parts = Ingredients(
+            spec=spec,
+            models=models,
+            reference=reference,
+            rollouts=rollouts,
+            prompts=data.prompts,
+            baselines=_baselines(spec, ctx, rollouts, data, group) if spec.uses_baseline else None,
+            plan=data.plan,
+            loader=partial(make_loader, spec.train, encoder, group),
+            sft=data.sft,
+            eval_prompts=data.eval_prompts,
+            eval_sft=data.eval_sft,
+            ranks=group,
+            clock=clock,
+        )
+        trainer = PpoTrainer(parts, work=ctx.work, name=ctx.name, seed=ctx.seed, console=ctx.console)
+        clock.take()  # the reference's answers are no part of an iteration
+        trainer.fit()
+    if group.first:
+        _save(spec, ctx, trainer, encoder, base, data)
+
+
+# What it starts from
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Prompts and conversations."""
+
+    prompts: list[EncodedPrompt]
+    plan: StepPlan
+    eval_prompts: list[EncodedPrompt]
+    sft: Loader | None
+    eval_sft: list[Batch]
+    report: DataReport
+
+    @property
+    def leaked(self) -> int:
+        """Held-out prompts that are trained on as well."""
+        trained = {tuple(prompt.ids) for prompt in self.prompts}
+        return sum(tuple(prompt.ids) in trained for prompt in self.eval_prompts)
+
+
+def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> _Data:
+    """Read and encode everything; says what was read and what was left out."""
+    reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "seed": ctx.seed}
+    lines: list[str] = []
+
+    def prompts_of(sources: Data, name: str, rejects: Path | None) -> tuple[list[EncodedPrompt], DataReport]:
+        found, report = load_prompts(sources, max_length=spec.max_prompt_length, limit="max_prompt_length", rejects=rejects, **reading)
+        lines.extend(f"{name}{line}" for line in report.lines())
+        return found, report
+
+    def conversations_of(sources: Data, name: str) -> TreeStore:
+        longest = spec.max_prompt_length + spec.max_new_tokens
+        limits: dict[str, Any] = {"max_length": longest, "too_long": "drop", "train_on": "all", "rejects": None}
+        store, report = load_trees("conversation", sources, cache=ctx.cache, **limits, **reading)
+        lines.extend(f"{name}{line}" for line in report.lines())
+        return store
+
+    prompts, report = prompts_of(spec.prompts, "", ctx.out / "rejects.jsonl" if group.first else None)
+    plan = _plan([1] * len(prompts), ctx.seed, spec.train.prompts, spec.iterations)
+    held_out = [] if spec.eval_prompts is None else prompts_of(spec.eval_prompts, "held out: ", None)[0]
+    sft, eval_sft = None, []
+    if spec.sft_data is not None:
+        store = conversations_of(spec.sft_data, "sft: ")
+        size = spec.sft_batch_size or -(-spec.train.prompts // spec.minibatches)
+        sft = make_loader(spec.train, encoder, group, store.__getitem__, _plan(store.sizes, ctx.seed, size, spec.total_steps))
+    if spec.eval_sft_data is not None:
+        store = conversations_of(spec.eval_sft_data, "held out: ")
+        eval_sft = make_loader(spec.train, encoder, group, store.__getitem__, plan).batches(range(len(store)))
+    found = _Data(prompts, plan, held_out, sft, eval_sft, report)
+    if group.first:
+        for line in lines:
+            ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if found.leaked:
+            ctx.warn(f"{found.leaked:,} of {len(held_out):,} held-out prompts are trained on too: the held-out numbers are too good")
+    return found
+
+
+def _plan(sizes: Sequence[int] | npt.NDArray[np.int64], seed: int, batch_size: int, steps: int) -> StepPlan:
+    """``steps`` times ``batch_size`` examples, in shuffled passes, as many as that takes."""
+    passes = steps * batch_size / len(sizes)
+    return plan_steps(sizes, seed=seed, epochs=passes + 1, batch_size=batch_size, max_steps=steps)
+
+
+def _models(
+    spec: PpoStage, ctx: StageContext, base: Model, encoder: Encoder, group: Ranks, canary: Sequence[int]
+) -> tuple[ActorCritic, nn.Module | None]:
+    """Policy and value model to train, and the reference where it is not the policy with its adapter off."""
+    quantize = spec.lora.quantize if spec.lora else None
+    loading: dict[str, Any] = {"dtype": spec.train.dtype, "device": group.device, "cache": ctx.cache, "quantize": quantize}
+    loaded = load_policy(base, **loading)
+    require_own_logprobs(loaded, canary, spec.train.layout)
+    policy = trained(loaded, spec.lora, ctx.seed)
+    if group.first and spec.lora is not None:
+        ctx.console.print(f"{ctx.name}  {adapted(policy)}", highlight=False, markup=False, soft_wrap=True)
+    reference = None if spec.lora is not None else copy.deepcopy(policy).requires_grad_(False).eval()
+    if spec.estimator != "gae":
+        return ActorCritic(policy, None), reference
+    start = None
+    if spec.value_start is not None:
+        place = Model(path=str(ctx.resolve(spec.value_start)))
+        if score_notes(place).encoder != encoder.digest:
+            message = f"{spec.value_start} has another tokenizer or chat template than the policy, whose tokens the value model has to read"
+            raise InputError(message, hint="write value_init: policy")
+        start = load_scalar(place, **loading)
+    models = actor_critic(policy, start, spec.lora)
+    if group.first and spec.lora is not None and not models.shared:
+        text = "the value model does not start from an adapter on the policy's base, so it is a second model in memory"
+        ctx.console.print(f"{ctx.name}  note: {text}", highlight=False, soft_wrap=True)
+    return models, reference
+
+
+def _rollouts(
+    spec: PpoStage,
+    ctx: StageContext,
+    models: ActorCritic,
+    encoder: Encoder,
+    engine: RolloutEngine,
+    prompts: Sequence[EncodedPrompt],
+    group: Ranks,
+    clock: Clock,
+) -> Rollouts:
+    return Rollouts(
+        models,
+        encoder,
+        engine,
+        open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=encoder.digest),
+        push=None if spec.rollout.engine == "scripted" else partial(push, dtype=precision(spec.rollout)),
+        canaries=[min((prompt.ids for prompt in prompts), key=len)],
+        seed=ctx.seed,
+        ranks=group,
+        clock=clock,
+    )
+
+
+def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Data, group: Ranks) -> Tensor:
+    """The reference's mean score on every prompt that will be used, fp32 by prompt; its answers are written down."""
+    used = sorted({int(number) for number in data.plan.order[: data.plan.bounds[-1]]})
+    prompts = [data.prompts[number] for number in used]
+    sampling = Sampling(spec.max_new_tokens, spec.baseline_samples, spec.temperature)
+    key = {
+        "policy": weights_digest(rollouts.models.policy),
+        "encoder": rollouts.encoder.digest,
+        "prompts": digest(prompts),
+        "reward": _content(spec.reward, ctx.resolve),
+        "sampling": [sampling.max_new_tokens, sampling.n, sampling.temperature, ctx.seed, group.world],
+        "rollout": _content(spec.rollout.model_copy(update={"cache_gb": None, "own_process": None}), ctx.resolve),
+    }
+    found, rows = reference_baselines(
+        rollouts,
+        prompts,
+        sampling,
+        penalty=spec.unfinished_penalty,
+        key=files.digest_json(key),
+        cache=ctx.cache / "baseline",
+        ranks=group,
+    )
+    if group.first:
+        files.atomic_write(files.make_folder(ctx.work / "rollouts") / "reference.parquet", parquet(rows))
+        text = f"reference answers to {len(prompts)} prompts score {float(found.mean()):.3f} on average"
+        ctx.console.print(f"{ctx.name}  {text}", highlight=False, soft_wrap=True)
+    baselines = torch.full((len(data.prompts),), torch.nan)
+    baselines[used] = found
+    return baselines
+
+
+def _content(part: Scorer | Rollout, resolve: Callable[[str], Path | str]) -> list[Any]:
+    """What scores or samples follow from: settings, the content of models and files, the source of functions."""
+    found: list[Any] = [part.model_dump(mode="json")]
+    for referred in stage_references.find(part):
+        place = resolve(referred.text)
+        found.append(files.digest_path(place) if isinstance(place, Path) else place)
+    if isinstance(part, FunctionScorer):
+        source = inspect.getsourcefile(import_object(part.function))
+        found.append(files.sha256_file(Path(source)) if source else None)
+    return [*found, *(_content(member, resolve) for member in (part.ensemble if isinstance(part, EnsembleScorer) else ()))]
+
+
+def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:
+    """Micro-batches of trees, by number, for this process."""
+    return Loader(
+        tree,
+        plan,
+        microbatch_tokens=train.microbatch_tokens,
+        layout=train.layout,
+        pad_id=encoder.pad_id,
+        rank=group.rank,
+        world=group.world,
+        row_multiple=row_multiple(train.layout, train.microbatch_tokens, group.device.type),
+    )
+
+
+# What it leaves
+
+
+def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encoder, base: Model, data: _Data) -> None:
+    """Policy, value model, answers of every iteration, and the report."""
+    models, last = trainer.models, trainer.history[-1]
+    models.use("policy")
+    merged = spec.lora is not None and spec.lora.save_merged
+    saved = save_policy(models.policy, encoder, ctx.out, base=base, save_merged=merged)
+    if models.value is not None:
+        returns = ScoreStats(last["return"], last["return_std"], int(last["answers"]))
+        models.save_value(encoder, ctx.out / "value", base=base, scores=returns, layout=spec.train.layout)
+    outcome = {
+        "iterations": len(trainer.history),
+        "last_iteration": dict(last),
+        "phase_seconds": {phase: round(seconds, 2) for phase, seconds in trainer.seconds.items()},
+        "unhealthy": trainer.unhealthy,
+        "held_out_leaked": data.leaked,
+        **saved,
+        "parameters": sum(p.numel() for p in models.parameters()),
+    }
+    progress = trainer.progress
+    kept = progress.best_step if spec.train.load_best_model and progress.best_eval else progress.step
+    before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept))
+    report(ctx, trainer, data.report, samples_of(before, after), outcome, change_of(before, after), printed=spec.samples)

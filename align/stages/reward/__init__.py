@@ -1,0 +1,1 @@
+"""``kind: reward``: a reward model, from comparisons or from grades."""

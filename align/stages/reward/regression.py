@@ -1,0 +1,114 @@
+"""``kind: reward`` with ``grades``: a reward model learns the grades of answers by regression, one output for each.
+
+The loss of an answer is the mean, over the grades that it has, of the squared difference between the head's output at the answer's end and
+the grade; the step's is the mean over its answers. The one score of the saved model is the weighted sum of its outputs (HelpSteer2,
+https://arxiv.org/abs/2406.08673, trains and uses its models so).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from align.batching.batch import Batch
+from align.data.trees.store import TreeStore
+from align.functional import losses
+from align.functional.grade_metrics import evaluate_grades
+from align.models.scalar.heads import branch_grades, save_scalar
+from align.models.scalar.reward_start import load_start
+from align.recipe.schema import RewardStage
+from align.stages.context import StageContext
+from align.stages.reward.run import RewardTrainer, build_reward, places, shown, statistics
+from align.stages.shared.training_run import TrainingRun, prepare
+from align.training.metrics import Mean
+from align.training.trainer import LossOutput, Trainer
+
+Outputs = dict[tuple[int, int], list[float]]
+"""(tree, branch) to the head's outputs."""
+
+
+class GradesTrainer(RewardTrainer):
+    """The squared error on the common loop."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._outputs: list[tuple[int, int, list[float]]] = []
+
+    def eval_batches(self) -> Sequence[Batch]:
+        """Held-out answers."""
+        self._outputs = []
+        return self.held_out
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """Answers."""
+        return {"regression": batch.num_branches}
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Summed over answers: the mean squared error over each answer's grades."""
+        assert batch.grades is not None
+        outputs = branch_grades(self.scalar, batch, own_attention=self.loader.layout == "padded")
+        if not self.model.training:
+            self._outputs += places(batch, outputs)
+        found = outputs.detach()
+        given = ~batch.grades.isnan()
+        errors = ((found - batch.grades) ** 2).where(given, found.new_zeros(()))
+        values = {f"error/{name}": Mean(errors[:, i].sum(), int(given[:, i].sum())) for i, name in enumerate(self.spec.grades)}
+        values["scores/mean"] = Mean(self.scalar.score(found).sum(), batch.num_branches)
+        return LossOutput({"regression": losses.squared_errors(outputs, batch.grades).sum()}, values)
+
+    def _values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
+        return Trainer._values(self, sums)
+
+    def held_out_outputs(self) -> Outputs:
+        """Of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that were kept."""
+        if self.train.load_best_model or not any(self.ranks.gather(bool(self._outputs))):
+            self.evaluate()
+            self.model.eval()
+        return {(tree, slot): values for part in self.ranks.gather(self._outputs) for tree, slot, values in part}
+
+
+def learn_grades(spec: RewardStage, ctx: StageContext) -> None:
+    """Train on graded answers, measure the scores on them, and say how near the held-out ones are."""
+    stage = prepare(spec, ctx, partial(build_reward, grades=spec.grades), partial(load_start, grades=spec.grades))
+    trainer = GradesTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec, **stage.trainer_arguments)
+    trainer.fit()
+    outputs = trainer.held_out_outputs() if stage.held_out is not None else {}
+    stats = statistics(stage, trainer)
+    if not stage.group.first:
+        return
+    merged = spec.lora is not None and spec.lora.save_merged
+    layout = spec.train.layout
+    saved = save_scalar(trainer.scalar, stage.encoder, ctx.out, base=stage.base, scores=stats, layout=layout, save_merged=merged)
+    held_out = _held_out(stage, spec, outputs)
+    stage.report(trainer, {**saved, "scores": vars(stats), "grades": spec.grades, "held_out_grades": held_out})
+    if held_out:
+        _show(ctx, held_out)
+
+
+def _held_out(stage: TrainingRun, spec: RewardStage, outputs: Outputs) -> dict[str, Any] | None:
+    if stage.held_out is None:
+        return None
+    trees = [stage.held_out[index] for index in range(len(stage.held_out))]
+    digests = [hashlib.sha256(tree.trunk.tobytes()).hexdigest() for tree in trees]
+    prompt = np.unique(digests, return_inverse=True)[1].astype(np.int64)
+    found = np.array([outputs[index, 0] for index in range(len(trees))])
+    return evaluate_grades(prompt, found, _grades(stage.held_out, spec), spec.grades, np.nanmean(_grades(stage.data, spec), axis=0))
+
+
+def _grades(store: TreeStore, spec: RewardStage) -> Any:
+    return store.marks(len(spec.grades))[:, 2:]
+
+
+def _show(ctx: StageContext, held_out: Mapping[str, Mapping[str, Any]]) -> None:
+    title = f"{ctx.name}: held-out answers, with 95 % intervals over prompts"
+    table = Table(title=title, title_justify="left")
+    for header in ("", "answers", "mean squared error", "of the training mean alone", "correlation"):
+        table.add_column(header)
+    for name, numbers in held_out.items():
+        table.add_row(name, str(numbers["answers"]), *(shown(numbers[key]) for key in ("error", "error_of_mean", "correlation")))
+    ctx.console.print(table)

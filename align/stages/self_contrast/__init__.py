@@ -1,0 +1,1 @@
+"""``kind: self_contrast``: preferences from a policy and the data it was tuned on."""

@@ -1,0 +1,169 @@
+"""``kind: self_contrast``: preferences from a policy and the data it was tuned on (https://arxiv.org/abs/2404.00604).
+
+For each conversation the policy samples many answers to the prompt. They and the data's answer, the target, are embedded, without the
+prompt. The samples least similar to the target are what negatives are drawn from: those most similar are likely good answers too. A
+prompt with its target (chosen) and its negatives (rejected) is one preference; ``dpo`` learns from all its pairs at once.
+
+Everything slow is kept as it is made: samples shard by shard, embeddings block by block. A run that was killed goes on from there and
+ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align import files
+from align.errors import InputError
+from align.functional.selection import Selection, select_negatives
+from align.models.load import load_encoder
+from align.recipe.schema import SelfContrastStage
+from align.rollout.engine import Sampling, sample_seed
+from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all, find_embedder
+from align.stages.context import StageContext
+from align.stages.self_contrast.report import Account, show
+from align.stages.shared.known_answers import Target, read_targets
+from align.stages.shared.policy_samples import AsSampled, Sample, as_samples, sample_policy
+from align.training.launch import Ranks, ranks
+
+_NOT_FIELDS = frozenset(
+    {"id", "prompt", "messages", "chosen", "rejected", "margin", "votes", "grades", "tools", "system", "similarities", "sample_ids"}
+)
+"""Columns of the data that would mean something else in a preference."""
+
+
+@dataclass
+class Clock:
+    """Seconds of each phase of this attempt, for people: no part of the result."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time spent inside under ``name``."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+
+
+def run(spec: SelfContrastStage, ctx: StageContext) -> None:
+    """Sample, embed, choose, write."""
+    group, clock = ranks(), Clock()
+    policy = ctx.policy(spec.policy)
+    encoder = load_encoder(policy, cache=ctx.cache)
+    ctx.encoder_digest = encoder.digest
+    embedder = find_embedder(ctx.resolve(spec.embedder)) if group.first else None
+    lengths: dict[str, Any] = {"max_length": spec.max_length, "max_new_tokens": spec.max_new_tokens}
+    targets, report = read_targets(spec.data, ctx, encoder, rejects=ctx.out / "rejects.jsonl" if group.first else None, **lengths)
+    for line in report.lines():
+        ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if spec.source == "other_prompts" and len(targets) < 2:
+        raise InputError("source: other_prompts needs two prompts at least")
+    sampling = Sampling(
+        spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, top_p=spec.top_p, seed=sample_seed(ctx.seed, 0)
+    )
+    prompts = [target.prompt_ids for target in targets]
+    with clock.phase("sampling"):
+        places: dict[str, Any] = {"max_length": spec.max_length, "name": f"{ctx.name}  samples"}
+        made = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, **places)
+    if embedder is None:  # the first process does the rest
+        return
+    samples = as_samples([target.id for target in targets], made, encoder)
+    if spec.source == "other_prompts":
+        samples = _of_others(samples, ctx.seed)
+    with clock.phase("embedding"):
+        similarities, cut = _similarities(spec, ctx, embedder, targets, samples, group)
+    with clock.phase("selection"):
+        account = Account(spec.samples_per_prompt, spec.negatives, report.as_json(), cut)
+        as_sampled = AsSampled(encoder)
+        _write(spec, ctx, targets, samples, similarities, account, as_sampled)
+    ctx.note({**account.headline(), "answers_with_ids": as_sampled.with_ids, "seconds": clock.seconds})
+    show(ctx.console, ctx.name, account, clock.seconds)
+    if (kept := as_sampled.line(ctx.name)) is not None:
+        ctx.console.print(kept, highlight=False, soft_wrap=True)
+
+
+def _of_others(samples: Sequence[Sequence[Sample]], seed: int) -> list[list[Sample]]:
+    """For each prompt, in place of its k-th sample the k-th of another prompt, at random for each k."""
+    count = len(samples)
+    return [
+        [samples[(p + 1 + sample_seed(seed, 1, p, k) % (count - 1)) % count][k] for k in range(len(own))] for p, own in enumerate(samples)
+    ]
+
+
+def _similarities(
+    spec: SelfContrastStage,
+    ctx: StageContext,
+    folder: Path,
+    targets: Sequence[Target],
+    samples: Sequence[Sequence[Sample]],
+    group: Ranks,
+) -> tuple[list[list[float]], dict[str, Any]]:
+    """Cosines of each prompt's samples with its target, to six places (what is less depends on the batch), and what the embedder cut."""
+    embedder = SentenceEmbedder(folder, device=group.device)
+    texts = [text for target, own in zip(targets, samples, strict=True) for text in (target.text, *(s.text for s in own))]
+    vectors, cut = embed_all(embedder, texts, folder=ctx.work / "embeddings", console=ctx.console, name=f"{ctx.name}  embeddings")
+    grouped: Vectors = vectors.reshape(len(targets), 1 + spec.samples_per_prompt, -1)
+    cosines = np.einsum("pd,pnd->pn", grouped[:, 0], grouped[:, 1:])
+    limit = {"embedder": spec.embedder, "max_tokens": embedder.max_tokens, "texts": len(texts), "cut": cut}
+    return [[round(float(value), 6) for value in row] for row in cosines], limit
+
+
+def _write(
+    spec: SelfContrastStage,
+    ctx: StageContext,
+    targets: Sequence[Target],
+    samples: Sequence[Sequence[Sample]],
+    similarities: Sequence[Sequence[float]],
+    account: Account,
+    as_sampled: AsSampled,
+) -> None:
+    """Choose the negatives of every prompt and write the preferences and the report; raises InputError when there is none."""
+    enough = spec.negatives if spec.too_few == "drop" else 1
+    with files.atomic_lines(ctx.out / "data.jsonl") as write:
+        for target, own, scores in zip(targets, samples, similarities, strict=True):
+            chosen = _select(spec, ctx.seed, target, own, scores)
+            kept = len(chosen.indices) >= enough
+            account.add(chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept)
+            if kept:
+                write(_row(target, own, scores, chosen, as_sampled))
+    if not account.kept:
+        what = f"none of {account.prompts:,} prompts has {enough} negatives: {account.words()}"
+        raise InputError(what, hint="sample more answers, or ask for fewer negatives")
+    files.write_json(ctx.out / "report.json", account.as_json())
+
+
+def _select(spec: SelfContrastStage, seed: int, target: Target, own: Sequence[Sample], scores: Sequence[float]) -> Selection:
+    return select_negatives(
+        target.text,
+        [sample.text for sample in own],
+        scores,
+        keep_least_similar=spec.keep_least_similar,
+        negatives=spec.negatives,
+        dedup=spec.dedup,
+        seed=seed,
+        id=target.id,
+        unfinished={i for i, sample in enumerate(own) if not sample.finished} if spec.unfinished == "drop" else (),
+    )
+
+
+def _row(target: Target, own: Sequence[Sample], scores: Sequence[float], chosen: Selection, as_sampled: AsSampled) -> dict[str, Any]:
+    """A preference as data are read: one chosen answer, the negatives as rejected ones, and where these come from."""
+    row: dict[str, Any] = {key: value for key, value in target.fields.items() if key not in _NOT_FIELDS}
+    row |= {"id": target.id, "prompt": list(target.prompt)}
+    if target.tools:
+        row["tools"] = list(target.tools)
+    row["chosen"] = [target.answer]
+    row["rejected"] = [
+        [as_sampled.message(target.prompt, target.tools, own[i].text, own[i].ids.tolist(), finished=own[i].finished)]
+        for i in chosen.indices
+    ]
+    row["similarities"] = [scores[i] for i in chosen.indices]
+    row["sample_ids"] = [own[i].id for i in chosen.indices]
+    return row

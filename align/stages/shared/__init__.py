@@ -1,0 +1,1 @@
+"""What several stages do in the same way."""

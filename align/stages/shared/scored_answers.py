@@ -1,0 +1,257 @@
+"""What the stages that sample and score have in common: prompts with room for an answer, answers, scores, and an account of it all.
+
+Every process of a run reads the prompts and comes to the same result; they share the sampling and the scoring, and the first one writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from align import files
+from align.data.chat.encoder import Encoder
+from align.data.records import Prompt
+from align.data.sources.mixture import prompt_digest, read_records
+from align.data.trees.load import origins_to_skip
+from align.errors import InputError, Problem
+from align.recipe.blocks.scoring import Scorer as ScorerSpec
+from align.recipe.kinds.sampling import SamplingStage
+from align.recipe.schema import DataSource, Model
+from align.rollout.engine import Sampling
+from align.scoring.open import open_scorer
+from align.scoring.scorer import Answer
+from align.scoring.stored import score_answers
+from align.scoring.text_metrics import correlation, describe, normalised, spread
+from align.stages.context import StageContext
+from align.stages.shared.policy_samples import as_samples, sample_policy
+from align.training.launch import ranks
+
+REPEATED = "asked before"
+NO_ROOM = "leaves no room for an answer (max_length)"
+TOO_FEW = "fewer than two answers that can be used"
+
+_SHOWN = 5
+_STEERING = frozenset(
+    {"messages", "prompt", "completion", "completions", "chosen", "rejected", "conversations", "instruction"}
+    | {"id", "margin", "votes", "grades", "scores", "system", "tools"}
+)
+"""Columns by which a row's format is found, or that are written here: a row of ours must not take them from the row it follows."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt that is put to the policy."""
+
+    record: Prompt
+    ids: tuple[int, ...]
+    """Its tokens, with the generation prompt."""
+
+
+class LeftOut:
+    """Prompts that were left out, each with the reason."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, record: Prompt, reason: str, **details: float) -> None:
+        """``details`` are numbers that the reason speaks of."""
+        place = f"{record.origin.source.rpartition('/')[2]}:{record.origin.line}"
+        self.rows.append({"id": record.id, "row": place, "reason": reason, **details})
+
+    def counts(self) -> dict[str, int]:
+        """How many for each reason, in the order in which the reasons came up."""
+        return dict(Counter(row["reason"] for row in self.rows))
+
+    def require(self, left: Sequence[Any], what: str, sources: Sequence[DataSource]) -> None:
+        """Raise InputError when nothing is left."""
+        if not left:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts().items())
+            raise InputError(Problem(f"0 {what} left: {reasons}", file=", ".join(source.path for source in sources)))
+
+    def table(self, title: str) -> Table:
+        """For people."""
+        table = Table(title=title, title_justify="left")
+        table.add_column("left out", overflow="fold")
+        table.add_column("prompts", justify="right")
+        table.add_column("ids", overflow="fold")
+        for reason, count in self.counts().items():
+            ids = [row["id"] for row in self.rows if row["reason"] == reason]
+            table.add_row(Text(reason), f"{count:,}", Text(", ".join(ids[:_SHOWN]) + (", ..." if count > _SHOWN else "")))
+        return table
+
+
+def read_prompts(
+    spec: SamplingStage, ctx: StageContext, encoder: Encoder, left_out: LeftOut, refuse: Callable[[Prompt], str | None]
+) -> list[Asked]:
+    """The prompts of a stage that ``refuse`` has no reason against, each once, with room for an answer.
+
+    Raises :class:`InputError` for bad rows and for prompts that the chat template refuses (unless their source skips them), and when
+    nothing is left.
+    """
+    locations = [ctx.resolve(source.path) for source in spec.prompts]
+    rejects = ctx.out / "rejects.jsonl" if ranks().first else None
+    skipping = origins_to_skip(spec.prompts, locations)
+    records = read_records(spec.prompts, locations, "prompt", seed=ctx.seed, rejects=rejects)
+    asked: list[Asked] = []
+    seen: set[str] = set()
+    for record in records:
+        assert isinstance(record, Prompt)
+        digest = prompt_digest(record)
+        reason = refuse(record) or (REPEATED if digest in seen else None)
+        if reason is None:
+            seen.add(digest)
+            try:
+                ids = tuple(encoder.encode_prompt(record.prompt, record.tools).tolist())
+            except InputError as error:
+                if record.origin.source not in skipping:
+                    raise InputError(record.origin.blamed(error.problems[0])) from error
+                left_out.add(record, error.problems[0].message)
+                continue
+            if len(ids) + spec.max_new_tokens <= spec.max_length:
+                asked.append(Asked(record, ids))
+                continue
+            reason = NO_ROOM
+        left_out.add(record, reason)
+    for line in records.report.lines():
+        ctx.console.print(f"{ctx.name}  {line}", highlight=False, markup=False, soft_wrap=True)
+    left_out.require(asked, "prompts", spec.prompts)
+    return asked
+
+
+# Answers
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and a policy's answers to it."""
+
+    record: Prompt
+    answers: tuple[Answer, ...]
+    fates: tuple[str | None, ...]
+    """Why an answer is not used: see :func:`fates_of`. None for one that is."""
+    scores: tuple[float, ...]
+    """Of the used ones, in order. Empty when fewer than two are: there is nothing to compare."""
+
+    @property
+    def used(self) -> list[Answer]:
+        """The answers that are scored."""
+        return [answer for answer, fate in zip(self.answers, self.fates, strict=True) if fate is None] if self.scores else []
+
+    def row(self) -> dict[str, Any]:
+        """All answers, for people to read."""
+        scores = iter(self.scores)
+        said = []
+        for answer, fate in zip(self.answers, self.fates, strict=True):
+            value = next(scores) if fate is None and self.scores else None
+            said.append({"text": answer.text, "tokens": len(answer.ids), "finished": answer.finished, "left_out": fate, "score": value})
+        return {"id": self.record.id, "answers": said}
+
+
+def answer_prompts(
+    spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[Asked], left_out: LeftOut, *, distinct: bool
+) -> list[Answered]:
+    """Sample answers to every prompt and score them; prompts with fewer than two that can be used go to ``left_out`` as well.
+
+    ``distinct``: an answer that says what an earlier one says is not used. What an interrupted run sampled and scored is found again. The
+    engine is gone before a model that scores is loaded.
+    """
+    answers = _sample(spec, ctx, policy, encoder, asked)
+    fates = [fates_of(group, keep_unfinished=spec.unfinished == "keep", distinct=distinct) for group in answers]
+    used = [[a for a, fate in zip(group, of, strict=True) if fate is None] for group, of in zip(answers, fates, strict=True)]
+    scores = iter(score(spec.reward, ctx, [answer for group in used if len(group) > 1 for answer in group], "scores"))
+    answered = []
+    for one, group, of, found in zip(asked, answers, fates, used, strict=True):
+        if len(found) < 2:
+            left_out.add(one.record, TOO_FEW, answers=len(found))
+        answered.append(Answered(one.record, tuple(group), of, tuple(next(scores) for _ in found) if len(found) > 1 else ()))
+    return answered
+
+
+def fates_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool) -> tuple[str | None, ...]:
+    """Why an answer is not used: ``unfinished``, ``empty``, or ``repeated`` (with ``distinct``); None for one that is."""
+    fates: list[str | None] = []
+    seen: set[str] = set()
+    for answer in answers:
+        plain = normalised(answer.text)
+        unfinished = not answer.finished and not keep_unfinished
+        fates.append("unfinished" if unfinished else "empty" if not plain else "repeated" if distinct and plain in seen else None)
+        if fates[-1] is None:
+            seen.add(plain)
+    return tuple(fates)
+
+
+def _sample(spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[Asked]) -> list[list[Answer]]:
+    samples = sample_policy(
+        spec.rollout,
+        policy,
+        encoder,
+        [one.ids for one in asked],
+        Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=ctx.seed),
+        ctx,
+        ranks(),
+        max_length=spec.max_length,
+        name=ctx.name,
+    )
+    said = as_samples([one.record.id for one in asked], samples, encoder)
+    return [
+        [sample.answer(one.record.prompt, one.ids, one.record.fields) for sample in group] for one, group in zip(asked, said, strict=True)
+    ]
+
+
+def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part: str) -> list[float]:
+    """A score for each answer; ``part`` names the folder in which an interrupted run finds its scores again."""
+    return score_answers(
+        lambda: open_scorer(scorer, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest),
+        answers,
+        folder=ctx.work / part,
+        key={"scorer": scorer.model_dump(mode="json")},
+        console=ctx.console,
+        name=ctx.name,
+        group=ranks(),
+    )
+
+
+# What is left behind
+
+
+def prompt_row(record: Prompt) -> dict[str, Any]:
+    """A prompt as a row of ours, with the other columns of the row that it comes from."""
+    tools = {"tools": list(record.tools)} if record.tools else {}
+    others = {key: value for key, value in record.fields.items() if key not in _STEERING}
+    return {"id": record.id, "prompt": list(record.prompt), **tools, **others}
+
+
+def about(answered: Sequence[Answered]) -> dict[str, Any]:
+    """What a report says of a policy's answers: their text, why some were not used, scores, and whether longer ones score higher (C35)."""
+    fates = [fate for one in answered for fate in one.fates]
+    scores = [value for one in answered for value in one.scores]
+    return {
+        "answers": describe([answer for one in answered for answer in one.answers]),
+        "answers_left_out": {fate: fates.count(fate) for fate in ("unfinished", "empty", "repeated") if fate in fates},
+        "scores": spread(scores),
+        "length_correlation": correlation(scores, [len(answer.ids) for one in answered for answer in one.used]),
+    }
+
+
+def leave(
+    ctx: StageContext, rows: Sequence[Mapping[str, Any]], answered: Sequence[Answered], left_out: LeftOut, outcome: Mapping[str, Any]
+) -> None:
+    """Write the rows, all samples, what was left out and the report, and show the last two. Nothing of it depends on time or place."""
+    if not ranks().first:
+        return
+    outcome = {**outcome, **about(answered), "left_out": left_out.counts()}
+    for name, lines in (("data", rows), ("samples", [one.row() for one in answered]), ("left_out", left_out.rows)):
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        files.atomic_write(ctx.out / f"{name}.jsonl", text)
+    files.write_json(ctx.out / "report.json", outcome)
+    ctx.note(outcome)
+    if left_out.rows:
+        ctx.console.print(left_out.table(f"{ctx.name}: left out (all of them are in left_out.jsonl)"))
+    for warning in outcome.get("warnings", ()):
+        ctx.console.print(f"{ctx.name}  note: {warning}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,143 @@
+"""The data of a training stage, read as its kind wants them. The plan of a run reads them in the same way, to count steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.batching.loader import StepPlan, plan_steps
+from align.data.chat.encoder import Encoder
+from align.data.report import DataReport
+from align.data.sources.mixture import read_records
+from align.data.tree import Tree
+from align.data.trees.balance import BalancedTrees
+from align.data.trees.build import UNLEARNED
+from align.data.trees.load import load_trees
+from align.data.trees.store import TreeStore
+from align.errors import InputError, Problem
+from align.recipe.schema import Data, DpoStage, RewardStage, SftStage, Train
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on."""
+
+    trees: TreeStore
+    report: DataReport
+    examples: TreeStore | BalancedTrees
+    """What steps are made of: the trees, or those of them (and of their answers) that each epoch draws."""
+    held_out: TreeStore | None
+    held_out_report: DataReport | None
+    marks: str | None = None
+    """For people: the margins that the loss uses."""
+
+    def plan(self, train: Train, seed: int) -> StepPlan:
+        """The steps that a stage will take."""
+        return plan_steps(
+            self.examples.sizes,
+            seed=seed,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+            tokens_per_step=train.tokens_per_step,
+            max_steps=train.max_steps,
+            epoch_indices=self.examples.epoch if isinstance(self.examples, BalancedTrees) else None,
+        )
+
+    def leaked(self) -> list[str]:
+        """Ids of held-out trees whose prompt is trained on as well (C73): what they say of the model is too good."""
+        if self.held_out is None:
+            return []
+        held_out = {index: _digest(self.held_out[index]) for index in range(len(self.held_out))}
+        wanted = set(held_out.values())
+        trained = {digest for index in range(len(self.trees)) if (digest := _digest(self.trees[index])) in wanted}
+        return [self.held_out[index].id for index, digest in held_out.items() if digest in trained]
+
+    def lines(self) -> list[str]:
+        """For people: what was read, and what was left out and why."""
+        held_out = self.held_out_report.lines() if self.held_out_report else []
+        marks = [self.marks] if self.marks else []
+        return [*self.report.lines(), *marks, *(f"held out: {line}" for line in held_out)]
+
+
+def _digest(tree: Tree) -> bytes:
+    return hashlib.sha256(tree.trunk.tobytes()).digest()
+
+
+def read_data(
+    spec: SftStage | RewardStage | DpoStage,
+    *,
+    resolve: Callable[[str], Path | str],
+    encoder: Encoder,
+    cache: Path,
+    seed: int,
+    rejects: Path | None,
+    with_held_out: bool = True,
+) -> StageData:
+    """The stage's ``data`` as trees and, unless not wanted, its ``eval_data``. Raises as :func:`~align.data.trees.load.load_trees`."""
+    common: dict[str, Any] = {"resolve": resolve, "encoder": encoder, "max_length": spec.max_length, "too_long": spec.too_long}
+    common |= {"cache": cache, "seed": seed, "train_on": spec.train_on if isinstance(spec, SftStage) else "last"}
+    want: Any = "conversation" if isinstance(spec, SftStage) else "preference"
+    filters, eval_filters = None, None
+    if isinstance(spec, RewardStage) and spec.grades:
+        want, common["grades"] = "graded", tuple(spec.grades)
+    elif isinstance(spec, RewardStage) and spec.filters:
+        filters, eval_filters = _filters(spec, resolve, seed)
+    trees, report = load_trees(want, spec.data, rejects=rejects, filters=filters, **common)
+    held_out: TreeStore | None = None
+    held_out_report: DataReport | None = None
+    if spec.eval_data and with_held_out:
+        held_out, held_out_report = load_trees(want, spec.eval_data, rejects=None, filters=eval_filters, **common)
+    examples: TreeStore | BalancedTrees = trees
+    if isinstance(spec, RewardStage) and spec.length_balance:
+        examples = BalancedTrees(trees, seed=seed, epochs=spec.train.epochs)
+    if isinstance(spec, RewardStage) and spec.grades:
+        _require_grades(spec, trees, report)
+        return StageData(trees, report, examples, held_out, held_out_report)
+    return StageData(trees, report, examples, held_out, held_out_report, _marks(spec, trees))
+
+
+def _require_grades(spec: RewardStage, trees: TreeStore, report: DataReport) -> None:
+    """Raises InputError for a grade that no answer has."""
+    given = trees.marks(len(spec.grades))[:, 2:]
+    absent = [name for i, name in enumerate(spec.grades) if np.isnan(given[:, i]).all()]
+    if absent:
+        others = [what.removeprefix(f"{UNLEARNED}: ") for what in report.noted if what.startswith(UNLEARNED)]
+        hint = f"the data have {', '.join(others)} as well" if others else None
+        paths = ", ".join(source.path for source in spec.data)
+        raise InputError([Problem("no answer has this grade", file=paths, key=f"grades.{name}", hint=hint) for name in absent])
+
+
+def _marks(spec: SftStage | RewardStage | DpoStage, trees: TreeStore) -> str | None:
+    """What the loss uses of the pairs' margins, in words. Raises InputError for a key that the data give nothing to work with."""
+    if isinstance(spec, SftStage):
+        return None
+    margins, shares = trees.marks().T
+    paths = ", ".join(source.path for source in spec.data)
+    if spec.soft_labels and (shares == 1).all():
+        hint = "remove it; votes come from a `better` with several judges, or from the column `votes`"
+        raise InputError(Problem("has no effect: no judges disagree in these data", file=paths, key="soft_labels", hint=hint))
+    offset = spec.offset if isinstance(spec, DpoStage) else 1.0
+    margins = margins[margins != 0]
+    if isinstance(spec, DpoStage) and offset and not len(margins):
+        hint = "remove it; `margin: gap` in `format` takes margins from the answers' scores, a column `margin` has its own"
+        raise InputError(Problem("has no effect: no pair of these data has a margin", file=paths, key="offset", hint=hint))
+    if not offset or not len(margins):
+        return None
+    low, middle, high = (float(number) for number in np.quantile(margins, (0, 0.5, 1)))
+    return f"margins of {len(margins):,} pairs: {low:.4g} to {high:.4g}, median {middle:.4g}"
+
+
+def _filters(spec: RewardStage, resolve: Callable[[str], Path | str], seed: int) -> tuple[Any, Any]:
+    """What leaves preferences out of the training data, and of the held-out data."""
+    from align.data.trees.filters import PreferenceFilter, prompt_digests
+
+    return PreferenceFilter(prompt_digests(_records(spec.eval_data, resolve, seed)) if spec.eval_data else ()), PreferenceFilter()
+
+
+def _records(data: Data, resolve: Callable[[str], Path | str], seed: int) -> Any:
+    return read_records(data, [resolve(source.path) for source in data], "preference", seed=seed, rejects=None)

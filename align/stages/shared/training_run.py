@@ -1,0 +1,270 @@
+"""What the training stages share: read the data, load the model, train, save, and show what changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from align import files, sealed
+from align.batching.batch import Batch
+from align.batching.loader import Loader, StepPlan
+from align.batching.tree import row_multiple
+from align.data.chat.encoder import Encoder
+from align.data.tree import Tree
+from align.data.trees.balance import BalancedTrees
+from align.data.trees.store import TreeStore
+from align.models.adapters import adapted, add_lora, is_lora
+from align.models.canary import require_own_logprobs, require_own_states
+from align.models.compute.forward import causal_lm
+from align.models.files.positions import positions, require_positions
+from align.models.generate import answer
+from align.models.load import load_encoder, load_policy
+from align.models.merging import merged_copy
+from align.models.save import save_policy
+from align.models.scalar.heads import ScalarModel
+from align.recipe.schema import DpoStage, Lora, Model, RewardStage, SftStage
+from align.sizing.needs import gigabytes
+from align.stages.context import StageContext
+from align.stages.shared.training_data import StageData, read_data
+from align.terminal import fixed, plain
+from align.training.launch import Ranks, ranks
+from align.training.memory import peak_memory_bytes
+from align.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Everything that a training stage starts from."""
+
+    spec: SftStage | RewardStage | DpoStage
+    ctx: StageContext
+    group: Ranks
+    base: Model
+    encoder: Encoder
+    read: StageData
+    model: nn.Module
+    plan: StepPlan
+    leaked: int = 0
+    """Held-out prompts that are trained on as well."""
+
+    @property
+    def data(self) -> TreeStore:
+        """All training data."""
+        return self.read.trees
+
+    @property
+    def held_out(self) -> TreeStore | None:
+        """All held-out data, if there are any."""
+        return self.read.held_out
+
+    def training_loader(self) -> Loader:
+        """The steps of the plan."""
+        return self.loader(self.read.examples)
+
+    def loader(self, trees: TreeStore | BalancedTrees) -> Loader:
+        """Micro-batches of trees for this process."""
+        train = self.spec.train
+        return Loader(
+            trees.__getitem__,
+            self.plan,
+            microbatch_tokens=train.microbatch_tokens,
+            layout=train.layout,
+            pad_id=self.encoder.pad_id,
+            rank=self.group.rank,
+            world=self.group.world,
+            row_multiple=row_multiple(train.layout, train.microbatch_tokens, self.group.device.type),
+        )
+
+    def all_of(self, store: TreeStore | None) -> list[Batch]:
+        """This process's micro-batches of a whole data set; empty without one."""
+        return [] if store is None else self.loader(store).batches(range(len(store)))
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What every trainer takes."""
+        return {
+            "model": self.model,
+            "train": self.spec.train,
+            "work": self.ctx.work,
+            "name": self.ctx.name,
+            "seed": self.ctx.seed,
+            "console": self.ctx.console,
+            "ranks": self.group,
+        }
+
+    def train_and_save(self, trainer: Trainer, samples: int) -> None:
+        """Train, save the policy, and report held-out metrics and the answers to some prompts, before and after."""
+        shown = self.held_out if self.held_out is not None else self.data
+        prompts = [shown[i] for i in range(min(samples, len(shown)))]
+        before = remembered(self.ctx, "samples-before", lambda: self._answers(prompts)) if self.group.first else []
+        trainer.fit()
+        if not self.group.first:
+            return
+        merged = self.spec.lora is not None and self.spec.lora.save_merged
+        saved = save_policy(self.model, self.encoder, self.ctx.out, base=self.base, save_merged=merged)
+        after = self._answers(prompts)
+        answers = [
+            {"prompt": self.encoder.decode(tree.trunk), "before": b, "after": a} for tree, b, a in zip(prompts, before, after, strict=True)
+        ]
+        self.report(trainer, saved, samples=answers)
+
+    def report(self, trainer: Trainer, outcome: Mapping[str, Any], *, samples: Sequence[Mapping[str, str]] = (), **more: Any) -> None:
+        """Write ``report.json`` and the metrics, note the headline numbers, and show them; on the first process.
+
+        ``outcome`` is what the headlines say besides how training went; ``samples`` and ``more`` are in the report only.
+        """
+        keep_logs(self.ctx, "trackers")
+        outcome = {**headlines(trainer), **outcome}
+        if self.read.held_out_report is not None:
+            more |= {"held_out_data": self.read.held_out_report.as_json(), "held_out_leaked": self.leaked}
+        files.write_json(self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more})
+        self.ctx.note(outcome)
+        _show(self.ctx, outcome, samples)
+
+    def _answers(self, trees: Sequence[Tree], max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers of the policy as it is now."""
+        trunks = [tree.trunk.tolist() for tree in trees]
+        return [self.encoder.decode(ids).strip() for ids in answer(self.model, self.encoder, trunks, max_new_tokens=max_new_tokens)]
+
+
+def keep_logs(ctx: StageContext, *folders: str) -> None:
+    """Metrics, and what else of the work folder belongs into the result, if it is there."""
+    files.atomic_write(ctx.out / "metrics.jsonl", (ctx.work / "metrics.jsonl").read_bytes())
+    for name in folders:
+        if (ctx.work / name).exists():
+            shutil.copytree(ctx.work / name, ctx.out / name)
+
+
+def headlines(trainer: Trainer) -> dict[str, Any]:
+    """How training went, for the manifest and the report."""
+    progress = trainer.progress
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
+        "eval_before": progress.first_eval,
+        "eval_after": progress.last_eval,
+        "best_step": progress.best_step,
+    }
+
+
+def prepare(
+    spec: SftStage | RewardStage | DpoStage,
+    ctx: StageContext,
+    build: Callable[[Any, Lora | None, int], nn.Module],
+    load: Callable[..., nn.Module] = load_policy,
+) -> TrainingRun:
+    """Read and encode the data, plan the steps, and load the model; says what was read and what was left out.
+
+    Args:
+        build: makes what is trained of the loaded model, the recipe's ``lora`` and the seed; every process has to make the same.
+        load: loads it, called as :func:`load_policy` is; may also give a reward model.
+    """
+    group = ranks()
+    base = ctx.policy(spec.init if isinstance(spec, RewardStage) else spec.policy)
+    encoder = load_encoder(base, cache=ctx.cache)
+    ctx.encoder_digest = encoder.digest
+    rejects = ctx.out / "rejects.jsonl" if group.first else None
+    read = read_data(spec, resolve=ctx.resolve, encoder=encoder, cache=ctx.cache, seed=ctx.seed, rejects=rejects)
+    leaked: list[str] = []
+    if group.first:
+        for line in read.lines():
+            ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        leaked = read.leaked()
+        if leaked:
+            ctx.warn(_leak(leaked, len(read.held_out or ())))
+    train, lora, first = spec.train, spec.lora, read.trees[0]
+    start: Any = load(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
+    canary, inner = [*first.trunk, *first.branches[0].ids, *first.trunk][:12], start.backbone if isinstance(start, ScalarModel) else None
+    if inner is None:
+        require_own_logprobs(start, canary, train.layout)
+    else:
+        require_own_states(inner, canary, train.layout)
+    if group.first and (note := _beyond(start if inner is None else inner, read.trees)):
+        ctx.warn(note)
+    own_adapter = is_lora(start if inner is None else inner)
+    model = build(start, lora, ctx.seed)
+    if group.first:
+        say_adapters(ctx, model, new=lora is not None, own=own_adapter)
+    return TrainingRun(spec, ctx, group, base, encoder, read, model, read.plan(train, ctx.seed), len(leaked))
+
+
+def _beyond(policy: Any, trees: TreeStore) -> str | None:
+    """A note on rows that are longer than the model's positions. Raises InputError where it has none for them."""
+    found, longest = positions(causal_lm(policy).config.to_dict()), int(trees.path_lengths.max())
+    hint = "lower max_length, or use a model that reads longer texts"
+    if (note := require_positions(found, longest, "the longest row", hint)) is None or found is None:
+        return None
+    rows = int((trees.path_lengths > found.limit).sum())
+    return f"{note}; {rows:,} of {len(trees):,} rows are trained at positions that it has never seen"
+
+
+def _leak(ids: Sequence[str], held_out: int) -> str:
+    shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    return f"{len(ids):,} of {held_out:,} held-out prompts are in the training data too ({shown}): the held-out numbers are too good"
+
+
+def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
+    """What is trained of a model: all its weights, or new adapters on the frozen rest."""
+    if lora is not None:
+        torch.manual_seed(seed)  # every process draws the same adapters
+        model = add_lora(model, lora)
+    elif is_lora(model):
+        model = merged_copy(model)  # all weights are trained, so the policy's own adapter becomes part of them
+    whole: nn.Module = model
+    return whole
+
+
+def say_adapters(ctx: StageContext, model: nn.Module, *, new: bool, own: bool) -> None:
+    """One line, where adapters are trained (``new``), or where the policy had one of its ``own`` that is part of all weights now."""
+    if new:
+        line = adapted(cast(nn.Module, getattr(model, "backbone", model)))
+    elif own:
+        line = "the policy's adapter is merged into its base, and all weights are trained"
+    else:
+        return
+    ctx.console.print(f"{ctx.name}  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
+    """A value made once in this stage run, and found again when it continues after an interruption."""
+    path = ctx.work / f"{name}.json"
+    if sealed.find(path) is None:
+        sealed.keep(path, files.dump_json(make()).encode())
+    return json.loads(path.read_bytes())
+
+
+def before_and_after(
+    ctx: StageContext, before: Mapping[str, float] | None, after: Mapping[str, float] | None, samples: Sequence[Mapping[str, str]]
+) -> None:
+    """A table of held-out numbers and answers before and after a stage; nothing when there are neither."""
+    table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
+    for header in ("", "before", "after"):
+        table.add_column(header, overflow="fold")
+    for key in before or ():
+        if before and after and key in after:
+            table.add_row(f"held-out {key}", fixed(before[key], 4), fixed(after[key], 4))
+    for sample in samples:
+        table.add_row(*(plain(sample[part]) for part in ("prompt", "before", "after")))
+    if table.row_count:
+        ctx.console.print(table)
+
+
+def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+    """What changed, and what it took."""
+    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], samples)
+    ctx.console.print(
+        f"{ctx.name}  {outcome['steps']} steps, {outcome['tokens']} tokens, {outcome['seconds']} s, "
+        f"{outcome['tokens_per_second']:.0f} tokens/s, peak memory {gigabytes(outcome['peak_memory_bytes'])}",
+        highlight=False,
+    )

@@ -1,0 +1,1 @@
+"""``kind: trl``: one of TRL's trainers as a stage."""

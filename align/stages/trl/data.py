@@ -1,0 +1,190 @@
+"""The data of a TRL trainer: rows of texts, and a tokenizer that knows by heart which tokens each of them stands for.
+
+Every trainer of TRL tokenises its texts itself, each in a way of its own. The tokenizer it is given here looks them up instead, so what is
+trained, and what samples continue, are the ids of the one encoder. It refuses every other text.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from align.data.chat.encoder import Encoder
+from align.data.report import Counted, DataReport
+from align.data.tree import Branch, Tree
+from align.data.trees.build import Unusable
+from align.data.trees.load import load_trees
+from align.data.trees.prompts import EncodedPrompt, load_prompts
+from align.errors import InputError, Problem
+from align.recipe.schema import Data, TrlStage
+from align.stages.context import StageContext
+
+OPEN_END = "an answer that was cut, or has messages in between: TRL would train on an end, or on more than the answer"
+SPELT_ALIKE = "spelt like another text that has other tokens"
+
+
+@dataclass
+class Spellings:
+    """Texts, and the tokens that they stand for."""
+
+    encoder: Encoder
+    ids: dict[str, list[int]] = field(default_factory=dict)
+
+    def learn(self, text: str, ids: Sequence[int]) -> bool:
+        """Remember what ``text`` stands for. False when it stands for something else already."""
+        return self.ids.setdefault(text, list(ids)) == list(ids)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's tokenizer, except that it looks texts up. Its end token is the one that ends a turn of the chat template."""
+        own = self.encoder.tokenizer
+        twin = copy.deepcopy(own)
+        twin.__class__ = type(type(own).__name__, (_ByHeart, type(own)), {})
+        vars(twin)["spellings"] = self.ids
+        twin.eos_token = own.convert_ids_to_tokens(self.encoder.stop_ids[0])
+        twin.pad_token = own.convert_ids_to_tokens(self.encoder.pad_id)
+        twin.bos_token = None  # the encoder's ids have theirs where the template has it; TRL must not add one
+        return twin
+
+
+class _ByHeart:
+    """The part of a tokenizer that turns texts into ids."""
+
+    def __call__(
+        self, text: str | list[str], *, padding: bool = False, padding_side: str | None = None, return_tensors: str | None = None, **_: Any
+    ) -> BatchEncoding:
+        """What each text stands for. Raises KeyError for a text that was not learnt."""
+        known: dict[str, list[int]] = vars(self)["spellings"]
+        texts = [text] if isinstance(text, str) else text
+        ids = [list(known[one]) for one in texts]
+        if padding:
+            pad: Any = getattr(self, "pad")  # noqa: B009 - of the tokenizer that this is mixed into
+            padded: BatchEncoding = pad({"input_ids": ids}, padding=True, padding_side=padding_side, return_tensors=return_tensors)
+            return padded
+        masks = [[1] * len(one) for one in ids]
+        if isinstance(text, str):
+            return BatchEncoding({"input_ids": ids[0], "attention_mask": masks[0]})
+        return BatchEncoding({"input_ids": ids, "attention_mask": masks})
+
+
+@dataclass
+class TrlData:
+    """What a trainer learns from and is evaluated on."""
+
+    train: Dataset
+    held_out: Dataset | None
+    spellings: Spellings
+    shown: list[list[int]]
+    """Prompts to answer for the report: held-out ones where there are some."""
+    asked: list[EncodedPrompt]
+    """For a trainer that samples: the prompt that each ``row`` of the data sets is."""
+    report: DataReport
+    held_out_report: DataReport | None
+
+    def lines(self) -> list[str]:
+        """For people: what was read, what was left out and why, and how many rows TRL gets."""
+        held_out = self.held_out_report.lines() if self.held_out_report else []
+        return [*self.report.lines(), *(f"held out: {line}" for line in held_out), f"{len(self.train):,} rows for TRL"]
+
+
+def read(spec: TrlStage, ctx: StageContext, encoder: Encoder) -> TrlData:
+    """The stage's data. Raises InputError for bad rows, and when nothing is left."""
+    spellings = Spellings(encoder)
+    asked: list[EncodedPrompt] = []
+    make = _prompts if spec.method.rows == "prompts" else _preferences
+    train, report, prompts = make(spec, spec.data, ctx, spellings, asked, ctx.out / "rejects.jsonl")
+    held_out: Dataset | None = None
+    held_out_report: DataReport | None = None
+    if spec.eval_data is not None:
+        held_out, held_out_report, prompts = make(spec, spec.eval_data, ctx, spellings, asked, None)
+    return TrlData(train, held_out, spellings, prompts[: spec.samples], asked, report, held_out_report)
+
+
+Made = tuple[Dataset, DataReport, list[list[int]]]
+
+
+def _prompts(
+    spec: TrlStage, sources: Data, ctx: StageContext, spellings: Spellings, asked: list[EncodedPrompt], rejects: Path | None
+) -> Made:
+    """Rows ``prompt`` and ``row``, its place in ``asked``."""
+    room = spec.max_length - (spec.longest_answer or 0)
+    settings: dict[str, Any] = {"resolve": ctx.resolve, "encoder": spellings.encoder, "seed": ctx.seed, "rejects": rejects}
+    prompts, report = load_prompts(sources, max_length=room, limit="max_length, less the longest answer", **settings)
+    rows = []
+    for prompt in prompts:
+        text = spellings.encoder.spell(prompt.ids)
+        if spellings.learn(text, prompt.ids):
+            rows.append({"prompt": text, "row": len(asked)})
+            asked.append(prompt)
+        else:
+            report.drop(SPELT_ALIKE, prompt.record.origin)
+    return Dataset.from_list(rows), report, [list(prompt.ids) for prompt in prompts]
+
+
+def _preferences(
+    spec: TrlStage, sources: Data, ctx: StageContext, spellings: Spellings, asked: list[EncodedPrompt], rejects: Path | None
+) -> Made:
+    """Rows ``prompt``, ``completion`` and ``label``, or ``prompt``, ``chosen`` and ``rejected``, in an order that follows from the seed."""
+    trees, report = load_trees(
+        "unpaired" if spec.method.rows == "answers" else "preference",
+        sources,
+        resolve=ctx.resolve,
+        encoder=spellings.encoder,
+        max_length=spec.max_length,
+        too_long=spec.too_long,
+        train_on="last",
+        seed=ctx.seed,
+        cache=ctx.cache,
+        rejects=rejects,
+    )
+    make: Callable[[Tree, Spellings], list[dict[str, Any]]] = _judged if spec.method.rows == "answers" else _pairs
+    rows: list[dict[str, Any]] = []
+    for place in range(len(trees)):
+        try:
+            rows += make(trees[place], spellings)
+        except Unusable as reason:
+            report.dropped.setdefault(str(reason), Counted()).total += 1
+    if not rows:
+        reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
+        raise InputError(Problem(f"0 preferences left: {reasons}", file=", ".join(source.path for source in sources)))
+    # KTO goes through its rows in order, and takes its reference point from a row's neighbours: no run of one label, no pair side by side.
+    random.Random(ctx.seed).shuffle(rows)
+    return Dataset.from_list(rows), report, [trees[place].trunk.tolist() for place in range(min(spec.samples, len(trees)))]
+
+
+def _judged(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
+    """A row for each answer. A tree of one answer was judged by itself; of a preference the first is the good one."""
+    prompt, answers = _texts(tree, spellings)
+    good = tree.branches[0].margin > 0 if len(answers) == 1 else True
+    return [{"prompt": prompt, "completion": answer, "label": good and place == 0} for place, answer in enumerate(answers)]
+
+
+def _pairs(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
+    prompt, (chosen, *rejected) = _texts(tree, spellings)
+    return [{"prompt": prompt, "chosen": chosen, "rejected": one} for one in rejected]
+
+
+def _texts(tree: Tree, spellings: Spellings) -> tuple[str, list[str]]:
+    """A prompt and its answers as texts, learnt. Raises Unusable when TRL cannot train on them as they are."""
+    if not all(_closed(branch, spellings.encoder) for branch in tree.branches):
+        raise Unusable(OPEN_END)
+    spell = spellings.encoder.spell
+    prompt, answers = spell(tree.trunk), [spell(branch.ids) for branch in tree.branches]
+    learnt = [spellings.learn(prompt, tree.trunk.tolist())]
+    for branch, answer in zip(tree.branches, answers, strict=True):
+        learnt.append(spellings.learn(prompt + answer, np.concatenate([tree.trunk, branch.ids]).tolist()))
+    if not all(learnt):
+        raise Unusable(SPELT_ALIKE)
+    return prompt, answers
+
+
+def _closed(branch: Branch, encoder: Encoder) -> bool:
+    """Is all of the answer trained, up to the end token that TRL would otherwise add?"""
+    return bool(branch.mask.all()) and int(branch.ids[-1]) == encoder.stop_ids[0]

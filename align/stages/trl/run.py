@@ -1,0 +1,254 @@
+"""``kind: trl``: a policy from one of TRL's trainers, with the data, artefacts, caching and report of the other stages.
+
+The loop, the loss and the sampling are TRL's. What goes in (tokens, weights, scores) and what comes out (the policy, metrics, checkpoints)
+is the same here as everywhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from torch import nn
+from transformers import PrinterCallback, set_seed
+
+from align import files
+from align.data.chat.encoder import Encoder
+from align.errors import InputError, Interrupted, Problem
+from align.models.adapters import is_lora, lora_config, trainable_parameters
+from align.models.files.quiet import no_progress_bars
+from align.models.generate import answer, embedding_rows
+from align.models.load import load_encoder, load_policy
+from align.models.save import save_policy, save_weights
+from align.recipe.kinds.trl_source import config_name
+from align.recipe.schema import TrlStage
+from align.scoring.open import open_scorer
+from align.scoring.scorer import Scorer
+from align.signals import stop_requested
+from align.sizing.needs import gigabytes
+from align.stages.context import StageContext
+from align.stages.shared.policy_samples import Sample
+from align.stages.shared.training_run import before_and_after, keep_logs, remembered, say_adapters, trained
+from align.stages.trl import data as trl_data
+from align.stages.trl.callback import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
+from align.stages.trl.data import TrlData
+from align.training.launch import ranks
+from align.training.memory import keep_freed_memory, peak_memory_bytes
+
+
+def run(spec: TrlStage, ctx: StageContext) -> None:
+    """Train with TRL and save the policy; goes on from its checkpoint after an interruption."""
+    group = ranks()
+    if group.world > 1:
+        raise InputError(f"{ctx.name}: `kind: trl` runs in one process", hint="leave --nproc out")
+    config = _config(spec, ctx, group.device)
+    base = ctx.policy(spec.policy)
+    encoder = load_encoder(base, cache=ctx.cache)
+    ctx.encoder_digest = encoder.digest
+    data = trl_data.read(spec, ctx, encoder)
+    for line in data.lines():
+        ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    policy = load_policy(base, dtype=spec.dtype, device=group.device, cache=ctx.cache)
+    if is_lora(policy) and spec.lora is not None:
+        message = "the policy is an adapter, and TRL would take its base as the reference"
+        hint = "leave `lora` out: the adapter is merged and all weights are trained"
+        raise InputError(Problem(message, key=f"stages.{ctx.name}.lora", hint=hint))
+    if group.device.type == "cpu":
+        keep_freed_memory()
+    own_adapter = is_lora(policy)
+    model: Any = trained(policy, None, ctx.seed)
+    scorer = None if spec.reward is None else _open(spec, ctx)
+    with no_progress_bars(), sealed(), _its_own_name(model):
+        trainer, watch, since = _build(spec, ctx, model, encoder, data, config, scorer)
+        say_adapters(ctx, trainer.model, new=spec.lora is not None, own=own_adapter)
+        before = remembered(ctx, "samples-before", lambda: _answers(model, encoder, data))
+        first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
+        if (signum := stop_requested()) is not None:
+            raise Interrupted(signum, f"{ctx.name}: stopped before training; the same command goes on")
+        set_seed(ctx.seed)  # the same samples, whether something was evaluated before or not
+        trainer.train(resume_from_checkpoint=None if since is None else str(since.folder))
+        _require_the_end(ctx, trainer)
+        last = _evaluate(trainer, data)
+        result: nn.Module = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    merged = spec.lora is not None and spec.lora.save_merged
+    saved = save_policy(result, encoder, ctx.out, base=base, save_merged=merged)
+    keep_logs(ctx)
+    outcome = {
+        "trainer": spec.trainer,
+        "trl": trl.__version__,
+        "steps": trainer.state.global_step,
+        "tokens": watch.tokens,
+        "seconds": round(watch.seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "trainable_parameters": sum(p.numel() for p in trainable_parameters(result).values()),
+        "eval_before": first,
+        "eval_after": last,
+        **saved,
+    }
+    after = _answers(result, encoder, data)
+    samples = [{"prompt": encoder.decode(ids), "before": b, "after": a} for ids, b, a in zip(data.shown, before, after, strict=True)]
+    files.write_json(ctx.out / "report.json", {**outcome, "samples": samples, "data": data.report.as_json()})
+    ctx.note(outcome)
+    _show(ctx, outcome, samples)
+
+
+# What TRL is given
+
+
+def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
+    """The trainer's config. Raises InputError for arguments that contradict each other."""
+    cls = getattr(_import(spec.method.module.removesuffix("_trainer") + "_config"), config_name(spec.trainer))
+    known = cls.__dataclass_fields__
+    evaluates = spec.eval_data is not None
+    defaults: dict[str, Any] = {
+        "bf16": False,  # TRL's own default is true, on a CPU as well
+        "logging_steps": 1,
+        "save_strategy": "steps" if "save_steps" in spec.args else "no",  # an interrupt saves in any case
+        "save_total_limit": 2,
+        "eval_strategy": "steps" if evaluates and "eval_steps" in spec.args else "no",
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+    if spec.method.rows == "prompts" and evaluates:  # whole groups of answers in a batch
+        defaults["per_device_eval_batch_size"] = spec.argument("num_generations_eval") or spec.argument("num_generations")
+    own: dict[str, Any] = {
+        "output_dir": str(ctx.work / "trl"),
+        "seed": ctx.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # else a loss that is no number is logged as the mean of those before it
+        "use_cpu": device.type == "cpu",
+        "max_length": spec.max_length,
+        "remove_unused_columns": spec.method.rows == "answers",
+    }
+    try:
+        return cls(**defaults | spec.args | {name: value for name, value in own.items() if name in known})
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise _refused(ctx, error) from error
+
+
+def _import(module: str) -> Any:
+    """A module of TRL, which does not see an installed vLLM: it would import it, for an option that a stage does not have."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the manual says which trainers are experimental
+    utils: Any = importlib.import_module("trl.import_utils")
+    available, utils.is_vllm_available = utils.is_vllm_available, lambda min_version=None: False
+    try:
+        return importlib.import_module(module)
+    finally:
+        utils.is_vllm_available = available
+
+
+def _refused(ctx: StageContext, error: Exception) -> InputError:
+    """What TRL says of arguments that it does not take, as one line at its key."""
+    return InputError(Problem(" ".join(str(error).split())[:400], key=f"stages.{ctx.name}.args"))
+
+
+def _open(spec: TrlStage, ctx: StageContext) -> Scorer:
+    assert spec.reward is not None
+    return open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest)
+
+
+def _build(
+    spec: TrlStage, ctx: StageContext, model: Any, encoder: Encoder, data: TrlData, config: Any, scorer: Scorer | None
+) -> tuple[Any, Watch, TrlCheckpoint | None]:
+    """The trainer, what watches over it, and the checkpoint to go on from."""
+    output = Path(config.output_dir)
+    since = newest_checkpoint(output)
+    watch = Watch(ctx, since)
+    model.generation_config.eos_token_id = list(encoder.stop_ids)
+    more: dict[str, Any] = {}
+    if spec.lora is not None:
+        more["peft_config"] = lora_config(model, spec.lora)
+    elif spec.method.reference and getattr(config, "beta", 1.0) != 0.0:
+        # TRL reads the reference from where the policy says that it came from, which a GGUF file or a merged adapter is not.
+        save_weights(model, files.make_folder(ctx.work / "start"))
+        model.config._name_or_path = str(ctx.work / "start")
+    if scorer is not None:
+        more["reward_funcs"] = [_reward(scorer, encoder, data)]
+        if unknown := list(range(encoder.vocabulary, embedding_rows(model))):  # rows of the embedding that are no token
+            config.generation_kwargs = {"suppress_tokens": unknown, **(config.generation_kwargs or {})}
+    cls = getattr(_import(spec.method.module), spec.trainer)
+    try:
+        trainer = cls(
+            model=model,
+            args=config,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            processing_class=data.spellings.tokenizer(),
+            callbacks=[watch],
+            **more,
+        )
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise _refused(ctx, error) from error
+    trainer.remove_callback(PrinterCallback)
+    if since is not None:
+        ctx.console.print(f"{ctx.name}  continues from step {since.step}", highlight=False)
+    return trainer, watch, since
+
+
+def _reward(scorer: Scorer, encoder: Encoder, data: TrlData) -> Callable[..., list[float]]:
+    """The scorer as TRL calls one: lists of columns, one entry for each answer."""
+
+    def reward(*, row: Sequence[int], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        answers = []
+        for place, sampled in zip(row, completion_ids, strict=True):
+            asked = data.asked[int(place)]
+            sample = Sample.of_ids(_up_to_stop(sampled, encoder.stop_ids), encoder)
+            answers.append(sample.answer(asked.record.prompt, asked.ids, asked.record.fields))
+        return scorer.score(answers)
+
+    return reward
+
+
+def _up_to_stop(ids: Sequence[int], stops: Sequence[int]) -> tuple[int, ...]:
+    """Some trainers hand over an answer with the padding behind it."""
+    end = next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))
+    return tuple(int(token) for token in ids[:end])
+
+
+@contextmanager
+def _its_own_name(model: Any) -> Iterator[None]:
+    """Inside, the model may say that it comes from elsewhere."""
+    name = model.config._name_or_path
+    try:
+        yield
+    finally:
+        model.config._name_or_path = name
+
+
+# What came out
+
+
+def _require_the_end(ctx: StageContext, trainer: Any) -> None:
+    """Raises Interrupted when a signal stopped the training, and InputError when there was none."""
+    state, signum = trainer.state, stop_requested()
+    if signum is not None and state.global_step < state.max_steps:
+        raise Interrupted(signum, f"{ctx.name}: saved at step {state.global_step} of {state.max_steps}; the same command goes on")
+    if state.global_step == 0:
+        prompts = getattr(trainer.args, "generation_batch_size", 0) // getattr(trainer.args, "num_generations", 1)
+        hint = f"a batch takes {prompts} prompts (generation_batch_size / num_generations)" if prompts else "lower the batch size"
+        raise InputError(Problem("the data are too few for a single step", key=f"stages.{ctx.name}.data", hint=hint))
+
+
+def _evaluate(trainer: Any, data: TrlData) -> dict[str, float] | None:
+    """TRL's evaluation on the held-out data, if there are some."""
+    return None if data.held_out is None else held_out(trainer.evaluate())
+
+
+def _answers(model: nn.Module, encoder: Encoder, data: TrlData) -> list[str]:
+    """Greedy answers to the prompts of the report."""
+    return [encoder.decode(ids).strip() for ids in answer(model, encoder, data.shown, max_new_tokens=64)]
+
+
+def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], samples)
+    memory = gigabytes(outcome["peak_memory_bytes"])
+    ctx.console.print(
+        f"{ctx.name}  {outcome['steps']} steps of {outcome['trainer']}, {outcome['seconds']} s, peak memory {memory}",
+        highlight=False,
+    )

@@ -1,0 +1,89 @@
+"""Reference log-probs: of the stage's own starting policy, computed once, before anything is trained.
+
+The key of a cached result holds everything it follows from: the weights in memory (adapters included, so a policy that was changed after
+loading is another reference), the encoded data (which holds tokenizer, template and lengths), and the precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from align import sealed
+from align.batching.batch import Batch
+from align.functional.segments import segment_sum
+from align.models.compute.stream import logprobs_in_groups
+from align.training.launch import Ranks
+
+
+class Reference:
+    """Summed log-probs of every branch of every tree under the reference: fp32, by (tree, branch)."""
+
+    def __init__(self, sums: Tensor, first_branch: Tensor) -> None:
+        self._sums, self._first_branch = sums, first_branch  # [branches of all trees], [trees]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Summed reference log-probs of a batch's branches, fp32 [B]."""
+        trees = torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]
+        return self._sums[self._first_branch[trees] + batch.branch_slot.cpu()].to(batch.branch.device)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names, types and bytes of all parameters and persistent buffers, as they are in memory."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().contiguous().view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
+
+
+def reference_for(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    branches: list[int],
+    *,
+    key: str,
+    cache: Path,
+    ranks: Ranks,
+    autocast: AbstractContextManager[None],
+    own_attention: bool,
+    microbatch_tokens: int,
+) -> Reference:
+    """Compute the reference log-probs of this process's ``batches``, share them with all, and keep them under ``key``.
+
+    Args:
+        model: the starting policy; must not have been trained yet.
+        batches: this process's share of all trees; ``tree_index`` are tree numbers.
+        branches: number of branches of every tree.
+        key: names everything the result follows from.
+        cache: folder for cached results.
+        microbatch_tokens: of training. Trees larger than that go through in groups there, so they do here: the first loss is ln 2.
+    """
+    first = torch.tensor([0, *branches]).cumsum(0)
+    path = cache / f"{key}.safetensors"
+    if ranks.broadcast_object(ranks.first and sealed.find(path, key) is not None):
+        return Reference(load_file(path)["sums"], first[:-1])
+    sums = torch.full((int(first[-1]),), torch.nan)
+    training = model.training
+    model.eval()
+    with torch.no_grad(), autocast:
+        for cpu_batch in batches:
+            batch = cpu_batch.to(ranks.device)
+            logprobs = logprobs_in_groups(model, batch, microbatch_tokens, own_attention=own_attention)
+            trees = torch.tensor(cpu_batch.tree_index)[cpu_batch.branch_tree]
+            sums[first[trees] + cpu_batch.branch_slot] = segment_sum(logprobs, batch.branch, batch.num_branches).cpu()
+    model.train(training)
+    for part in ranks.gather(sums):
+        sums = torch.where(sums.isnan(), part, sums)
+    if sums.isnan().any():
+        raise RuntimeError("a tree was in no batch, so it has no reference log-probs")
+    if ranks.first:
+        sealed.keep(path, save({"sums": sums}), key)
+    ranks.barrier()
+    return Reference(sums, first[:-1])
