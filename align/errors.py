@@ -1,6 +1,7 @@
 """The error tree. Every failure a user can cause or fix is one of these, and prints as one line per problem.
 
-Exit codes: 2 input or configuration, 3 environment (disk, memory, device, a missing package), 1 internal, 129/130/143 signals.
+Exit codes: 2 input or configuration, 3 environment (disk, memory, device, a missing package), 1 internal, 129/130/143
+signals.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class TrainingFault(AlignError):
 
 
 class Interrupted(AlignError):
-    """Stopped by a signal after saving; ``exit_code`` is 129 (SIGHUP), 130 (SIGINT) or 143 (SIGTERM). With SIGPIPE it is standard output
-    that was closed: the machine's fault, 3."""
+    """Stopped by a signal after saving; ``exit_code`` is 129 (SIGHUP), 130 (SIGINT) or 143 (SIGTERM). With SIGPIPE it
+    is standard output that was closed: the machine's fault, 3."""
 
     def __init__(self, signum: int, message: str) -> None:
         closed = signum == signal.SIGPIPE

@@ -1,8 +1,8 @@
 """Every write that matters goes through here: durable, all or nothing, and possible to interrupt at any call.
 
-A file or folder is written under a hidden temporary name beside its final name (so that a rename never crosses file systems), flushed to
-disk, and renamed. What a crash leaves behind is put right by :func:`recover`. A failed write raises :class:`EnvironmentFault` and removes
-its own temporary file.
+A file or folder is written under a hidden temporary name beside its final name (so that a rename never crosses file
+systems), flushed to disk, and renamed. What a crash leaves behind is put right by :func:`recover`. A failed write
+raises :class:`EnvironmentFault` and removes its own temporary file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 from align.errors import AlignError, EnvironmentFault, InputError
 
 fault: Callable[[str, Path], None] | None = None
-"""For fault-injection tests: called with the operation (``write fsync rename remove``) and its path before every one of them."""
+"""For fault-injection tests: called with the operation (``write fsync rename remove``) and its path before every one of
+them."""
 
 _log = logging.getLogger("align")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]{32}")
@@ -31,11 +32,23 @@ _OLD = ".old-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TEXT = re.compile(
-    r"No space left|os error (28|122)\b|disk (is )?full|[Dd]isk quota|requested and \d+ written|file write failed|unexpected pos \d+ vs"
+    r"No space left|os error (28|122)\b|disk (is )?full|[Dd]isk quota|requested and \d+ written|file write"
+    r" failed|unexpected pos \d+ vs"
 )
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENODEV, errno.EMFILE, errno.ENFILE}
+_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENODEV,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 _live: set[str] = set()
-"""Temporary names that this process is writing now; all others that carry its pid are left over from an earlier process."""
+"""Temporary names that this process is writing now; all others that carry its pid are left over from an earlier
+process."""
 
 
 def _point(operation: str, path: Path) -> None:
@@ -67,15 +80,18 @@ def fault_of(error: OSError, path: Path, needed: int | None = None) -> Environme
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full. Some libraries (safetensors, torch, NumPy, SQLite) say it only in their own words."""
+    """Whether an error says that the disk is full. Some libraries (safetensors, torch, NumPy, SQLite) say it only in
+    their own words."""
     return getattr(error, "errno", None) in _FULL or bool(_FULL_TEXT.search(str(error)))
 
 
 @contextmanager
 def machine_faults(path: Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
-    """Turn errors of the machine (disk full, read-only, no permission, I/O) into :class:`EnvironmentFault`; all others pass.
+    """Turn errors of the machine (disk full, read-only, no permission, I/O) into :class:`EnvironmentFault`; all others
+    pass.
 
-    ``path`` is named when the error names no file; ``needed`` gives the bytes that are written inside, as far as that is known then.
+    ``path`` is named when the error names no file; ``needed`` gives the bytes that are written inside, as far as that
+    is known then.
     """
     try:
         yield
@@ -87,7 +103,9 @@ def machine_faults(path: Path, needed: Callable[[], int] | None = None) -> Itera
             raise
         named = getattr(error, "filename", None)
         fault = error if isinstance(error, OSError) and known else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise fault_of(fault, Path(named) if isinstance(named, str) else path, None if needed is None else needed()) from error
+        raise fault_of(
+            fault, Path(named) if isinstance(named, str) else path, None if needed is None else needed()
+        ) from error
 
 
 @contextmanager
@@ -102,14 +120,16 @@ def _writing(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def temporary(parent: Path) -> Path:
-    """A new hidden name in ``parent`` to write to and publish from. Nothing is created; a crash leaves it for :func:`clean_stale`."""
+    """A new hidden name in ``parent`` to write to and publish from. Nothing is created; a crash leaves it for
+    :func:`clean_stale`."""
     name = f".tmp-{os.getpid()}-{uuid.uuid4().hex}"
     _live.add(name)
     return parent / name
 
 
 def make_folder(path: Path) -> Path:
-    """Create ``path`` and its parents (modes follow the umask); fine when it exists. Raises :class:`EnvironmentFault`."""
+    """Create ``path`` and its parents (modes follow the umask); fine when it exists. Raises
+    :class:`EnvironmentFault`."""
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -137,7 +157,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def dump_json(value: Any) -> str:
-    """``value`` as JSON text with sorted keys: equal values give equal bytes. NaN and infinity are refused (ValueError)."""
+    """``value`` as JSON text with sorted keys: equal values give equal bytes. NaN and infinity are refused
+    (ValueError)."""
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -148,8 +169,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Replace ``path`` by a file that is written under the name that this gives: all at once, at the end; not at all when something
-    raises."""
+    """Replace ``path`` by a file that is written under the name that this gives: all at once, at the end; not at all
+    when something raises."""
     tmp = temporary(path.parent)
     try:
         with machine_faults(path):
@@ -167,7 +188,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_lines(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Replace ``path`` by lines of JSON, without holding them all in memory: call what this gives with one value after another.
+    """Replace ``path`` by lines of JSON, without holding them all in memory: call what this gives with one value after
+    another.
 
     As with :func:`atomic_write`, ``path`` changes all at once, at the end; not at all when something raises.
     """
@@ -176,7 +198,8 @@ def atomic_lines(path: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append ``value`` as one line of JSON in one write call; a line that does not fit on the disk is taken back whole."""
+    """Append ``value`` as one line of JSON in one write call; a line that does not fit on the disk is taken back
+    whole."""
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     with _writing(path, len(line)):
         _point("write", path)
@@ -193,7 +216,8 @@ def append_line(path: Path, value: Any) -> None:
 def publish_folder(tmp: Path, final: Path) -> None:
     """Make ``tmp`` visible as ``final``, in the same parent, after flushing all of it. An older ``final`` is replaced.
 
-    The older one is moved aside first and removed last. A crash in between leaves it aside; :func:`recover` puts it back.
+    The older one is moved aside first and removed last. A crash in between leaves it aside; :func:`recover` puts it
+    back.
     """
     if tmp.parent != final.parent:
         raise ValueError(f"{tmp} and {final} are not in one folder, so one rename cannot publish")
@@ -210,10 +234,11 @@ def publish_folder(tmp: Path, final: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, if it is there, so that it is gone at once or not at all: renamed to a temporary name, then deleted.
+    """Remove a folder, if it is there, so that it is gone at once or not at all: renamed to a temporary name, then
+    deleted.
 
-    A folder that is not needed any more must not stop the work that replaced it. So what cannot be deleted now (a file still open on a
-    network file system, say) is a warning and stays, hidden, for the next :func:`recover`.
+    A folder that is not needed any more must not stop the work that replaced it. So what cannot be deleted now (a file
+    still open on a network file system, say) is a warning and stays, hidden, for the next :func:`recover`.
     """
     if not path.exists():
         return
@@ -282,7 +307,8 @@ def fsync_tree(folder: Path) -> None:
 
 
 def clean_stale(parent: Path) -> None:
-    """Delete temporary files and folders in ``parent`` whose process is gone. Safe while other processes write there."""
+    """Delete temporary files and folders in ``parent`` whose process is gone. Safe while other processes write
+    there."""
     for path, pid in _temporaries(parent):
         mine = pid == os.getpid() and path.name not in _live
         if mine or not alive(pid):
@@ -292,7 +318,8 @@ def clean_stale(parent: Path) -> None:
 def recover(parent: Path) -> None:
     """Undo what a crash left in ``parent``: put back folders that were moved aside, delete everything temporary.
 
-    Only for the one process that owns ``parent`` (it holds the run's lock): another one's half-done work would be deleted.
+    Only for the one process that owns ``parent`` (it holds the run's lock): another one's half-done work would be
+    deleted.
     """
     if not parent.is_dir():
         return
@@ -329,12 +356,15 @@ def alive(pid: int) -> bool:
 
 
 def safe_name(text: str) -> str:
-    """``text``, if it may be the name of a file or folder: letters, digits, ``. _ -``, at most 64, not starting with a dot.
+    """``text``, if it may be the name of a file or folder: letters, digits, ``. _ -``, at most 64, not starting with a
+    dot.
 
     Raises :class:`InputError`.
     """
     if not _NAME.fullmatch(text):
-        raise InputError(f"{text[:80]!r} is not a name", hint="use 1 to 64 of A-Z a-z 0-9 . _ -, and begin with a letter or digit")
+        raise InputError(
+            f"{text[:80]!r} is not a name", hint="use 1 to 64 of A-Z a-z 0-9 . _ -, and begin with a letter or digit"
+        )
     return text
 
 
@@ -361,8 +391,8 @@ def digest_json(value: Any) -> str:
 
 
 def tree_files(folder: Path) -> dict[str, Path]:
-    """The files under ``folder`` by relative POSIX path, sorted. Links are followed; names that start with a dot are left out
-    (version control and download caches keep their state there, models and data do not)."""
+    """The files under ``folder`` by relative POSIX path, sorted. Links are followed; names that start with a dot are
+    left out (version control and download caches keep their state there, models and data do not)."""
     found: dict[str, Path] = {}
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):

@@ -1,8 +1,10 @@
-"""What is kept on disk to be read again, with a note of what was written: nothing is taken back without comparing it with its note.
+"""What is kept on disk to be read again, with a note of what was written: nothing is taken back without comparing it
+with its note.
 
-A file's note lies beside it: its sha256, and the digest of all that it follows from. A folder's note is a file in it: the sha256 of every
-other. Notes are written last. So what has no note is not finished and simply not there, and so is what belongs to other settings. What is
-there and not as it was written is damaged: that is told in one line, and whoever wanted it makes it again.
+A file's note lies beside it: its sha256, and the digest of all that it follows from. A folder's note is a file in it:
+the sha256 of every other. Notes are written last. So what has no note is not finished and simply not there, and so is
+what belongs to other settings. What is there and not as it was written is damaged: that is told in one line, and
+whoever wanted it makes it again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _log = logging.getLogger("align")
 
 
 class Kept:
-    """The parts of one piece of work, numbered from 0, in ``folder``: a run that was killed finds them again and goes on with the next.
+    """The parts of one piece of work, numbered from 0, in ``folder``: a run that was killed finds them again and goes
+    on with the next.
 
     Args:
         folder: made when the first part is kept.
@@ -44,7 +47,8 @@ class Kept:
         return find(self.path(number), self._key)
 
     def keep(self, number: int, content: bytes) -> Path:
-        """Write a part. Raises EnvironmentFault when the disk is full or cannot be written; an earlier part is then still whole."""
+        """Write a part. Raises EnvironmentFault when the disk is full or cannot be written; an earlier part is then
+        still whole."""
         return keep(self.path(number), content, self._key)
 
 
@@ -90,7 +94,9 @@ def seal(folder: Path) -> None:
     files.write_json(folder / MANIFEST, {name: files.sha256_file(folder / name) for name in _content(folder)})
 
 
-def damage(folder: Path, required: Sequence[str] = (), *, only: Callable[[str], bool] = lambda name: True) -> list[Problem]:
+def damage(
+    folder: Path, required: Sequence[str] = (), *, only: Callable[[str], bool] = lambda name: True
+) -> list[Problem]:
     """How a folder differs from its note; empty when it is as it was sealed, and has the ``required`` files.
 
     ``only`` says which files are looked at.

@@ -13,7 +13,8 @@ _QUERY = (
 )
 """``?token=...`` of an address."""
 _KNOWN = (
-    r"\b(?:hf_[A-Za-z0-9]{12,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
+    r"\b(?:hf_[A-Za-z0-9]{12,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+    r"|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
 )
 """Keys that tell by their beginning whose they are."""
 

@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and a terminal that is closed: the first asks the running stage to save and stop, the second ends the process at once.
-Standard output that is closed (``align run ... | head``) asks as well.
+"""Ctrl-C, SIGTERM and a terminal that is closed: the first asks the running stage to save and stop, the second ends the
+process at once. Standard output that is closed (``align run ... | head``) asks as well.
 
 Also: how a process that was started by another one ends with it.
 """
@@ -26,14 +26,17 @@ _entered = 0
 
 
 def stop_requested() -> int | None:
-    """The number of the signal that asked to stop, or None. Stages poll it after every step, save, and raise ``Interrupted`` with it."""
+    """The number of the signal that asked to stop, or None. Stages poll it after every step, save, and raise
+    ``Interrupted`` with it."""
     return _requested
 
 
 def output_closed() -> None:
-    """Whoever read standard output is gone: asks to stop, as a first signal would; nothing outside of a :class:`StopFlag`.
+    """Whoever read standard output is gone: asks to stop, as a first signal would; nothing outside of a
+    :class:`StopFlag`.
 
-    A Ctrl-C that comes now is the first one: in ``align run ... | tee log`` it reaches both, and may end the reader first.
+    A Ctrl-C that comes now is the first one: in ``align run ... | tee log`` it reaches both, and may end the reader
+    first.
     """
     global _requested
     if _entered and _requested is None:
@@ -46,10 +49,11 @@ def handled() -> list[signal.Signals]:
 
 
 def end_with(parent: int) -> None:
-    """From now on this process is killed when its parent, process ``parent``, ends, however it does; exit when it has ended already.
+    """From now on this process is killed when its parent, process ``parent``, ends, however it does; exit when it has
+    ended already.
 
-    The kernel does it (Linux; elsewhere only the second half holds), so it works for a parent that was killed. What a child starts in its
-    turn has to do the same.
+    The kernel does it (Linux; elsewhere only the second half holds), so it works for a parent that was killed. What a
+    child starts in its turn has to do the same.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -58,14 +62,15 @@ def end_with(parent: int) -> None:
 
 
 class StopFlag:
-    """While entered, the first of :data:`SIGNALS` only sets :func:`stop_requested`; a second one exits at once with 128 + its number.
+    """While entered, the first of :data:`SIGNALS` only sets :func:`stop_requested`; a second one exits at once with 128
+    + its number.
 
-    A closed terminal may send SIGHUP more than once, from the shell and from the kernel, so that is never the second one; and where it was
-    to be ignored from the start (``nohup``), it is.
+    A closed terminal may send SIGHUP more than once, from the shell and from the kernel, so that is never the second
+    one; and where it was to be ignored from the start (``nohup``), it is.
 
-    ``same_within`` seconds: further signals so soon belong to the first. A launcher passes on the Ctrl-C that the terminal sent to
-    every process already, and that must not count as a second one. Outside the main thread, where Python allows no handlers, nothing
-    is installed.
+    ``same_within`` seconds: further signals so soon belong to the first. A launcher passes on the Ctrl-C that the
+    terminal sent to every process already, and that must not count as a second one. Outside the main thread, where
+    Python allows no handlers, nothing is installed.
     """
 
     def __init__(self, same_within: float = 0.0) -> None:
@@ -81,7 +86,9 @@ class StopFlag:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         global _requested, _entered
         for number, handler in self._before.items():
             signal.signal(number, handler)

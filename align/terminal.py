@@ -21,7 +21,8 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def whoever_reads(gone: Callable[[], None]) -> Iterator[None]:
-    """Inside, standard output and standard error are :class:`Lasting`. ``gone`` is called when nobody reads standard output any more."""
+    """Inside, standard output and standard error are :class:`Lasting`. ``gone`` is called when nobody reads standard
+    output any more."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout, gone)), cast(Any, Lasting(sys.stderr))
     try:
@@ -31,10 +32,11 @@ def whoever_reads(gone: Callable[[], None]) -> Iterator[None]:
 
 
 class Lasting:
-    """A stream that a closed terminal or a reader that is gone cannot make fail: from then on, what is written to it is lost.
+    """A stream that a closed terminal or a reader that is gone cannot make fail: from then on, what is written to it is
+    lost.
 
-    Hours of training must not be lost because nobody looks at their progress any more. What is to be done about a pipe that nobody reads
-    (``| head``) is for ``gone``; a terminal that is closed sends a signal.
+    Hours of training must not be lost because nobody looks at their progress any more. What is to be done about a pipe
+    that nobody reads (``| head``) is for ``gone``; a terminal that is closed sends a signal.
     """
 
     def __init__(self, stream: IO[str], gone: Callable[[], None] = lambda: None) -> None:
@@ -62,7 +64,8 @@ class Lasting:
             if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
             nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self._stream.fileno())  # for what is buffered, and for all that writes to it without this class
+            # For what is buffered, and for all that writes to it without this class
+            os.dup2(nothing, self._stream.fileno())
             os.close(nothing)
             if error.errno == errno.EPIPE:
                 self._gone()

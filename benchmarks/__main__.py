@@ -25,11 +25,15 @@ def main(arguments: list[str]) -> int:
     if arguments == ["docs"]:
         report.write_docs()
         return 0
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=f"`docs`, or any of: {', '.join(BENCHMARKS)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=f"`docs`, or any of: {', '.join(BENCHMARKS)}"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(DEFAULT)}")
     parser.add_argument("--quick", action="store_true", help="a few rows, one turn, no settings tried: does it run?")
     parser.add_argument("--repeats", type=int, default=3, help="turns that every contender gets (3)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="CONTENDER", help="some contenders only; the result is not kept")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="CONTENDER", help="some contenders only; the result is not kept"
+    )
     chosen = parser.parse_args(arguments)
     names = chosen.names or DEFAULT
     for unknown in set(names) - set(BENCHMARKS):

@@ -1,8 +1,9 @@
 """The floor: forward, backward, clip and AdamW, with nothing around them.
 
-The unique tokens of the trees are laid end to end in rows, packed like ours, and the model's plain causal attention runs over a whole row:
-rows see each other, so this is no training step that anybody wants, only what its arithmetic costs. The loss is the model's own, which
-projects every position to the vocabulary. Rows of 512 tokens: the fastest here (1024: 3 % more, 2048: 10 % more, in the same trial).
+The unique tokens of the trees are laid end to end in rows, packed like ours, and the model's plain causal attention
+runs over a whole row: rows see each other, so this is no training step that anybody wants, only what its arithmetic
+costs. The loss is the model's own, which projects every position to the vocabulary. Rows of 512 tokens: the fastest
+here (1024: 3 % more, 2048: 10 % more, in the same trial).
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def _run(work: Work, setting: Setting, recorder: Recorder) -> None:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=0.0, fused=True)
     for step in work.steps:
-        batches = [b.to(model.device) for b in pack([work.trees[i] for i in step], microbatch_tokens=setting["microbatch_tokens"])]
+        batches = [
+            b.to(model.device)
+            for b in pack([work.trees[i] for i in step], microbatch_tokens=setting["microbatch_tokens"])
+        ]
         count = sum(batch.num_targets for batch in batches)
         recorder.begin()
         for batch in batches:
@@ -47,7 +51,8 @@ def _own_loss(model: Any, batch: Any, count: int) -> Any:
 
 BARE = Contender(
     "bare",
-    "forward and backward over the same unique tokens, plain causal attention, the model's own loss, the same AdamW step",
+    "forward and backward over the same unique tokens, plain causal attention, the model's own loss, the same AdamW"
+    " step",
     tuple({"microbatch_tokens": tokens} for tokens in ROWS),
     _run,
     same_loss=False,

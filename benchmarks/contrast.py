@@ -1,6 +1,7 @@
 """Self-Contrast's DPO stage from end to end, against TRL's pairwise trainer on the same samples, expanded to pairs.
 
-Timed is everything from the preferences on disk to the trained model on disk: loading, encoding, reference log-probs, training, saving.
+Timed is everything from the preferences on disk to the trained model on disk: loading, encoding, reference log-probs,
+training, saving.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def _rows(count: int) -> list[dict[str, Any]]:
 
 
 def _prepare(quick: bool) -> Work:
-    """Prompts with a chosen and eight rejected answers. Contenders do all steps between one ``begin`` and one ``end``."""
+    """Prompts with a chosen and eight rejected answers. Contenders do all steps between one ``begin`` and one
+    ``end``."""
     from align.data.formats.formats import converter
     from align.data.records import Origin
     from align.data.sources.readers import Row
@@ -47,7 +49,11 @@ def _prepare(quick: bool) -> Work:
     from align.recipe.schema import DataSource
 
     convert = converter(DataSource(path="data.jsonl", format="preference"), "preference")
-    rows = [record for i, row in enumerate(_rows(4 if quick else PROMPTS), 1) for record in convert(Row(row, Origin("data.jsonl", i)))]
+    rows = [
+        record
+        for i, row in enumerate(_rows(4 if quick else PROMPTS), 1)
+        for record in convert(Row(row, Origin("data.jsonl", i)))
+    ]
     encoder = model.encoder()
     trees = [tree_of(row, encoder, Limits(2048, "drop", "last"), lambda reason: None) for row in rows]
     return Work(trees, [[0], list(range(len(trees)))], "the first prompts of the shipped recipe self_contrast")
@@ -63,12 +69,19 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     folder = Path(tempfile.mkdtemp(prefix="align-bench-"))
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in _rows(len(work.trees))), encoding="utf-8")
-    train = {"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "batch_size": PROMPTS_PER_STEP}
+    train = {
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "warmup_ratio": 0.0,
+        "batch_size": PROMPTS_PER_STEP,
+    }
     spec = DpoStage.model_validate({"kind": "dpo", "data": str(data), "beta": BETA, "samples": 0, "train": train})
     places = {name: folder / name for name in ("out", "work", "cache")}
     for place in places.values():
         place.mkdir()
-    ctx = StageContext("dpo", 0, **places, model=Model(path=str(_made() / "sft")), resolve=Path, console=Console(quiet=True))
+    ctx = StageContext(
+        "dpo", 0, **places, model=Model(path=str(_made() / "sft")), resolve=Path, console=Console(quiet=True)
+    )
     recorder.begin()
     recorder.end()
     recorder.begin()
@@ -88,11 +101,15 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset  # the rows are token ids already
 
-    rows = [pair for tree in work.trees for pair in sorted(expanded(tree), key=lambda pair: -sum(map(len, pair.values())))]
+    rows = [
+        pair for tree in work.trees for pair in sorted(expanded(tree), key=lambda pair: -sum(map(len, pair.values())))
+    ]
     settings = peer.arguments(setting["per_device_batch"], PROMPTS_PER_STEP * (len(work.trees[0].branches) - 1))
     config = DPOConfig(**settings, beta=BETA, loss_type="sigmoid", precompute_ref_log_probs=True, num_train_epochs=1)
     policy = AutoModelForCausalLM.from_pretrained(str(_made() / "sft"), dtype="float32")
-    trainer = Encoded(model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=model.encoder().tokenizer)
+    trainer = Encoded(
+        model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=model.encoder().tokenizer
+    )
     trainer.train()
     trainer.save_model()
     recorder.end()
@@ -106,8 +123,20 @@ BENCHMARKS = (
         "pairs",
         _prepare,
         (
-            Contender("ours", "align's dpo stage, as a recipe runs it", ({"microbatch_tokens": 512},), _ours, default_counts=True),
-            Contender("TRL", "TRL's DPOTrainer on the pairs, reference log-probs precomputed", TRL.settings, _trl, same_loss=False),
+            Contender(
+                "ours",
+                "align's dpo stage, as a recipe runs it",
+                ({"microbatch_tokens": 512},),
+                _ours,
+                default_counts=True,
+            ),
+            Contender(
+                "TRL",
+                "TRL's DPOTrainer on the pairs, reference log-probs precomputed",
+                TRL.settings,
+                _trl,
+                same_loss=False,
+            ),
         ),
     ),
 )

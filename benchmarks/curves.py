@@ -1,13 +1,15 @@
-"""Training curves of tiny models to the last bit, so that a change which must not change any number can be shown not to.
+"""Training curves of tiny models to the last bit, so that a change which must not change any number can be shown not
+to.
 
-python -m benchmarks.curves --out before.json            train, and write down the metrics of every step and the hashes of the weights
+python -m benchmarks.curves --out before.json            train; keep the metrics of every step and the weights' hashes
 python -m benchmarks.curves --compare before.json after.json
 
-The same file has to work before and after modules of align have moved. So it imports nothing of align, nor what imports it, and knows
-only the command line, recipes, and the files that a run leaves. Which align is run is decided by PYTHONPATH; where that is not set, it is
-the one beside this file.
+The same file has to work before and after modules of align have moved. So it imports nothing of align, nor what imports
+it, and knows only the command line, recipes, and the files that a run leaves. Which align is run is decided by
+PYTHONPATH; where that is not set, it is the one beside this file.
 
-Two recordings are comparable on one machine with the same packages: other processors and other versions of torch add up in another order.
+Two recordings are comparable on one machine with the same packages: other processors and other versions of torch add up
+in another order.
 """
 
 from __future__ import annotations
@@ -32,7 +34,22 @@ STEPS = 20
 CLOCK = ("step_seconds", "tokens_per_second")
 """Metrics of a step that differ from run to run."""
 
-WORDS = ("tea", "rain", "sun", "snow", "river", "stone", "green", "quiet", "seven", "always", "window", "table", "winter", "garden")
+WORDS = (
+    "tea",
+    "rain",
+    "sun",
+    "snow",
+    "river",
+    "stone",
+    "green",
+    "quiet",
+    "seven",
+    "always",
+    "window",
+    "table",
+    "winter",
+    "garden",
+)
 MARKS = ("<|endoftext|>", "<|start|>", "<|end|>")
 TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
@@ -53,7 +70,9 @@ def save_model(folder: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=MARKS[1], eos_token=MARKS[2], pad_token=MARKS[0])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=MARKS[1], eos_token=MARKS[2], pad_token=MARKS[0]
+    )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(11)
@@ -74,7 +93,8 @@ def save_model(folder: Path) -> None:
 
 
 def save_data(folder: Path) -> None:
-    """Conversations, preferences with one and with six rejected answers, prompts, and a script of answers; the same rows every time."""
+    """Conversations, preferences with one and with six rejected answers, prompts, and a script of answers; the same
+    rows every time."""
     rng = random.Random(5)
 
     def text(longest: int = 8) -> str:
@@ -103,7 +123,8 @@ def save_data(folder: Path) -> None:
 
 
 def recipe() -> dict[str, Any]:
-    """A stage for each curve. 36 rows in steps of 4: the third pass begins inside the twenty steps, so shuffling is in the curves too."""
+    """A stage for each curve. 36 rows in steps of 4: the third pass begins inside the twenty steps, so shuffling is in
+    the curves too."""
     train = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 3, "max_steps": STEPS, "microbatch_tokens": 256}
     lora = {"rank": 4, "alpha": 8}
     dropped = {**lora, "dropout": 0.1}  # random numbers while training are in the curves too
@@ -140,7 +161,8 @@ def recipe() -> dict[str, Any]:
 
 
 def record() -> dict[str, Any]:
-    """Run the recipe in a temporary folder; what it was run with, and of every stage the steps and the hashes of the weights.
+    """Run the recipe in a temporary folder; what it was run with, and of every stage the steps and the hashes of the
+    weights.
 
     Raises:
         SystemExit: the run failed, or a stage did not take twenty steps.
@@ -158,15 +180,27 @@ def record() -> dict[str, Any]:
         curves = {name: {"steps": _steps(stages / name), "weights": _weights(stages / name)} for name in made["stages"]}
         for name, curve in curves.items():
             if len(curve["steps"]) != STEPS or not curve["weights"]:
-                raise SystemExit(f"{name}: {len(curve['steps'])} steps with a loss and {len(curve['weights'])} files of weights were found")
+                raise SystemExit(
+                    f"{name}: {len(curve['steps'])} steps with a loss and {len(curve['weights'])} files of weights were"
+                    " found"
+                )
         return {"made_with": _made_with(folder), "curves": curves}
 
 
 def _python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in ``folder``: on the CPU, and with one thread, since sums over several threads would depend on the machine's load."""
+    """Python in ``folder``: on the CPU, and with one thread, since sums over several threads would depend on the
+    machine's load."""
     places = os.environ.get("PYTHONPATH") or str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in places.split(os.pathsep))}
-    environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in places.split(os.pathsep)),
+    }
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -175,7 +209,8 @@ def _steps(stage: Path) -> list[dict[str, Any]]:
     """The optimiser steps among a stage's metrics: everything but what the clock says."""
     rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: float(value).hex() for name, value in row.items() if name not in (*CLOCK, "step")} | {"step": row["step"]}
+        {name: float(value).hex() for name, value in row.items() if name not in (*CLOCK, "step")}
+        | {"step": row["step"]}
         for row in rows
         if "grad_norm" in row
     ]
@@ -189,7 +224,11 @@ def _weights(stage: Path) -> dict[str, str]:
 
 def _made_with(folder: Path) -> dict[str, str | None]:
     """The commit of align (None where it is not in a git checkout), and all else that bits depend on."""
-    found: dict[str, str | None] = {"align": _commit(folder), "cpu": machine()["cpu"], "python": platform.python_version()}
+    found: dict[str, str | None] = {
+        "align": _commit(folder),
+        "cpu": machine()["cpu"],
+        "python": platform.python_version(),
+    }
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -231,7 +270,10 @@ def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str |
         return f"{len(one['steps'])} and {len(other['steps'])} steps"
     for file in sorted(one["weights"].keys() | other["weights"].keys()):
         if one["weights"].get(file) != other["weights"].get(file):
-            return f"the steps are equal, the weights are not: {file}: {one['weights'].get(file)} and {other['weights'].get(file)}"
+            return (
+                f"the steps are equal, the weights are not: {file}: {one['weights'].get(file)} and"
+                f" {other['weights'].get(file)}"
+            )
     return None
 
 
@@ -262,7 +304,10 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"{chosen.out}: cannot be written; name a file in a folder that exists")
         recording = record()
         chosen.out.write_text(json.dumps(recording, indent=1) + "\n")
-        print(f"{len(recording['curves'])} curves of {STEPS} steps in {chosen.out}, of align {recording['made_with']['align']}")
+        print(
+            f"{len(recording['curves'])} curves of {STEPS} steps in {chosen.out}, of align"
+            f" {recording['made_with']['align']}"
+        )
         return 0
     one, other = (_read(parser, file) for file in chosen.compare)
     for key in sorted(one["made_with"].keys() | other["made_with"].keys()):

@@ -1,7 +1,8 @@
 """The rows that are trained on: real text, as trees of tokens, the same for all contenders.
 
-Real rows come from the folder named by ALIGN_BENCH_DATA (sft_en.train.jsonl, prefs_helpful_en.train.jsonl), by default ``../shared/data``
-beside the repository; without it the project's own quickstart rows are used, which are shorter. The result says which.
+Real rows come from the folder named by ALIGN_BENCH_DATA (sft_en.train.jsonl, prefs_helpful_en.train.jsonl), by default
+``../shared/data`` beside the repository; without it the project's own quickstart rows are used, which are shorter. The
+result says which.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def conversations(encoder: Any, count: int, shorter_than: int) -> Rows:
 
 def preferences(split: str) -> Path:
     """The file of ``train`` or ``test`` pairs."""
-    return _file(f"prefs_helpful_en.{split}.jsonl", {"train": "preferences.jsonl", "test": "preferences.test.jsonl"}[split])
+    return _file(
+        f"prefs_helpful_en.{split}.jsonl", {"train": "preferences.jsonl", "test": "preferences.test.jsonl"}[split]
+    )
 
 
 def misleading() -> Path:
@@ -91,11 +94,14 @@ def pairs(encoder: Any, count: int, shorter_than: int) -> Rows:
 
 
 def many_rejected(encoder: Any, count: int, rejected: int, shorter_than: int) -> Rows:
-    """Pairs whose rejected answer is joined by those of the rows after it: real text in real lengths, if not real preferences."""
+    """Pairs whose rejected answer is joined by those of the rows after it: real text in real lengths, if not real
+    preferences."""
     rows = pairs(encoder, count + rejected - 1, shorter_than)
     others = [tree.branches[1] for tree in rows.trees]
     trees = [Tree(t.id, t.trunk, (t.branches[0], *others[i : i + rejected])) for i, t in enumerate(rows.trees[:count])]
-    return Rows(trees, f"{rows.source}; each with its own rejected answer and those of the {rejected - 1} rows after it")
+    return Rows(
+        trees, f"{rows.source}; each with its own rejected answer and those of the {rejected - 1} rows after it"
+    )
 
 
 def random_tokens(count: int, rejected: int, part: int = 128, vocabulary: int = 49152, seed: int = 0) -> Rows:

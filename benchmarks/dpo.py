@@ -1,4 +1,5 @@
-"""DPO against TRL's DPOTrainer (reference log-probs computed beforehand, unmeasured) and a bare loop over the unique tokens.
+"""DPO against TRL's DPOTrainer (reference log-probs computed beforehand, unmeasured) and a bare loop over the unique
+tokens.
 
 TRL takes pairs: a prompt with K rejected answers becomes K pairs, each with its own copy of prompt and chosen answer.
 """
@@ -31,9 +32,14 @@ def _pairs(quick: bool) -> Work:
 
 def _many(rejected: int, real: bool) -> Callable[[bool], Work]:
     def prepare(quick: bool) -> Work:
-        """Steps of one prompt. Settings are tried on a prompt with at most eight rejected answers: for TRL a pair is a pair."""
+        """Steps of one prompt. Settings are tried on a prompt with at most eight rejected answers: for TRL a pair is a
+        pair."""
         trees, answers = (1, min(8, rejected)) if quick else (max(1, 16 // rejected), rejected)
-        rows = data.many_rejected(model.encoder(), trees, answers, SHORTER_THAN) if real else data.random_tokens(trees, answers)
+        rows = (
+            data.many_rejected(model.encoder(), trees, answers, SHORTER_THAN)
+            if real
+            else data.random_tokens(trees, answers)
+        )
         return equal_steps(rows, 1)
 
     return prepare
@@ -42,7 +48,10 @@ def _many(rejected: int, real: bool) -> Callable[[bool], Work]:
 def expanded(tree: Any) -> list[dict[str, list[int]]]:
     """A tree as pairs."""
     chosen, *rejected = tree.branches
-    return [{"prompt_ids": tree.trunk.tolist(), "chosen_ids": chosen.ids.tolist(), "rejected_ids": r.ids.tolist()} for r in rejected]
+    return [
+        {"prompt_ids": tree.trunk.tolist(), "chosen_ids": chosen.ids.tolist(), "rejected_ids": r.ids.tolist()}
+        for r in rejected
+    ]
 
 
 def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
@@ -58,7 +67,10 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
     settings = peer.arguments(setting["per_device_batch"], len(steps[0]))
     config = DPOConfig(**settings, beta=BETA, loss_type="sigmoid", precompute_ref_log_probs=True, num_train_epochs=1)
     trainer = peer.recorded(Encoded, recorder)(
-        model=model.policy(), args=config, train_dataset=Dataset.from_list(rows), processing_class=model.encoder().tokenizer
+        model=model.policy(),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=model.encoder().tokenizer,
     )
     trainer.train()
 
@@ -88,7 +100,8 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
 
 OURS = Contender(
     "ours",
-    "align's dpo stage, layout `tree`, reference log-probs computed beforehand; what counts is the recipe's default micro-batch",
+    "align's dpo stage, layout `tree`, reference log-probs computed beforehand; what counts is the recipe's default"
+    " micro-batch",
     tuple({"layout": "tree", "microbatch_tokens": tokens} for tokens in (512,)),
     _ours,
     default_counts=True,
@@ -109,5 +122,7 @@ BENCHMARKS = (
     _benchmark("dpo", "DPO on real pairs", f"Optimiser steps of {PAIRS_PER_STEP} pairs.", _pairs),
     _benchmark("dpo-k8", "DPO, 8 rejected answers", "Optimiser steps of one prompt.", _many(8, real=False)),
     _benchmark("dpo-k16", "DPO, 16 rejected answers", "Optimiser steps of one prompt.", _many(16, real=False)),
-    _benchmark("dpo-k8-real", "DPO, 8 rejected answers, real text", "Optimiser steps of one prompt.", _many(8, real=True)),
+    _benchmark(
+        "dpo-k8-real", "DPO, 8 rejected answers, real text", "Optimiser steps of one prompt.", _many(8, real=True)
+    ),
 )

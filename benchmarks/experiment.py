@@ -1,7 +1,8 @@
-"""What experiments have in common: a recipe with a stage for every setting and seed, run like any other, and kept as JSON.
+"""What experiments have in common: a recipe with a stage for every setting and seed, run like any other, and kept as
+JSON.
 
-Killed anywhere, the same command goes on. Results go to ``benchmarks/results/experiments``; of each, ``python -m benchmarks docs``
-makes a section of ``docs/experiments.md``.
+Killed anywhere, the same command goes on. Results go to ``benchmarks/results/experiments``; of each, ``python -m
+benchmarks docs`` makes a section of ``docs/experiments.md``.
 """
 
 from __future__ import annotations

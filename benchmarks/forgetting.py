@@ -1,6 +1,6 @@
 """What the reference baseline and the SFT loss do in PPO: with both, without the one, without the other.
 
-python -m benchmarks.forgetting small [--seeds 3]     a model of 7 million parameters, made here and tuned on the quickstart's conversations
+python -m benchmarks.forgetting small [--seeds 3]      a model of 7 million parameters, made and tuned here
 python -m benchmarks.forgetting real [--seeds 1]      SmolLM2-135M-Instruct
 """
 
@@ -71,10 +71,21 @@ def small_model() -> Path:
 
     folder, encoder = OUT / "small", model.encoder()
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
     tokenizer: Any = encoder.tokenizer
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": encoder.pad_id}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **shape, **ids)).save_pretrained(folder)
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": encoder.pad_id,
+    }
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **shape, **ids)).save_pretrained(
+        folder
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -138,7 +149,14 @@ def run(name: str, seeds: int) -> list[dict[str, Any]]:
             curves = {key: [row[f"rollout/{key}"] for row in rows] for key in ("score", "reward", "kl")}
             report = experiment.report(stages, stage_key(arm, seed))
             before_after = {when: report[f"eval_{when}"] for when in ("before", "after")}
-            found.append({"seed": seed, "arm": arm, **before_after, "curves": {**curves, "sft_loss": [row["sft_loss"] for row in rows]}})
+            found.append(
+                {
+                    "seed": seed,
+                    "arm": arm,
+                    **before_after,
+                    "curves": {**curves, "sft_loss": [row["sft_loss"] for row in rows]},
+                }
+            )
     return found
 
 
@@ -149,26 +167,32 @@ def section(result: Mapping[str, Any]) -> str:
     lines = [
         f"## PPO with and without reference baseline and SFT loss: {s['size']}",
         "",
-        f"{s['words']}; a reward model from the quickstart's English preferences; {s['iterations']} iterations of {s['prompts']} prompts "
-        f"with {s['samples']} answers each of at most {s['max_new_tokens']} tokens, at a rate of {s['learning_rate']:g}, KL coefficient "
-        f"{s['kl_coefficient']:g}, weight of the SFT loss {s['sft_weight']:g}. "
+        f"{s['words']}; a reward model from the quickstart's English preferences; {s['iterations']} iterations of"
+        f" {s['prompts']} prompts with {s['samples']} answers each of at most {s['max_new_tokens']} tokens, at a rate"
+        f" of {s['learning_rate']:g}, KL coefficient {s['kl_coefficient']:g}, weight of the SFT loss"
+        f" {s['sft_weight']:g}. "
         + (f"Mean over {seeds} seeds (smallest to largest). " if seeds > 1 else "One seed. ")
-        + f"*Score*: of the samples, without baseline and KL, last {LAST} iterations above the first. *Noise*: standard deviation of the "
-        f"reward that PPO sees, over those {LAST}. *KL*: from the tuned model, nats per token, last {LAST}. *SFT loss*: of the "
-        f"conversations that the model was tuned on, nats per token, first {LAST} → last {LAST}. Held-out score: of greedy answers to "
-        "held-out prompts; held-out SFT loss: of held-out conversations, nats per token; both before → after. Made by "
-        "`python -m benchmarks.forgetting`.",
+        + f"*Score*: of the samples, without baseline and KL, last {LAST} iterations above the first. *Noise*: standard"
+        f" deviation of the reward that PPO sees, over those {LAST}. *KL*: from the tuned model, nats per token, last"
+        f" {LAST}. *SFT loss*: of the conversations that the model was tuned on, nats per token, first {LAST} → last"
+        f" {LAST}. Held-out score: of greedy answers to held-out prompts; held-out SFT loss: of held-out"
+        " conversations, nats per token; both before → after. Made by `python -m benchmarks.forgetting`.",
         "",
         "| | score gained | noise of the reward | KL | SFT loss | held-out score | held-out SFT loss |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
         own = [run for run in runs if run["arm"] == arm]
-        gained = experiment.spread([_mean(run["curves"]["score"][-LAST:]) - run["curves"]["score"][0] for run in own], "+.3f")
+        gained = experiment.spread(
+            [_mean(run["curves"]["score"][-LAST:]) - run["curves"]["score"][0] for run in own], "+.3f"
+        )
         noise = experiment.spread([_deviation(run["curves"]["reward"][-LAST:]) for run in own])
         kl = experiment.spread([_mean(run["curves"]["kl"][-LAST:]) for run in own], ".4f")
         losses = [run["curves"]["sft_loss"] for run in own]
-        sft = f"{_mean([_mean(curve[:LAST]) for curve in losses]):.3f} → {experiment.spread([_mean(curve[-LAST:]) for curve in losses])}"
+        sft = (
+            f"{_mean([_mean(curve[:LAST]) for curve in losses]):.3f} →"
+            f" {experiment.spread([_mean(curve[-LAST:]) for curve in losses])}"
+        )
         held_out = [_change(own, key) for key in ("reward", "sft_loss")]
         lines.append(f"| {arm} | {' | '.join([gained, noise, kl, sft, *held_out])} |")
     return "\n".join([*lines, "", experiment.where(result), ""])
@@ -194,7 +218,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     chosen = parser.parse_args(arguments)
     settings = {key: value for key, value in asdict(SIZES[chosen.size]).items() if key not in ("sft", "reward")}
-    settings |= {"size": chosen.size, "prompts": PROMPTS, "samples": SAMPLES, "sft_weight": SFT_WEIGHT, "kl_coefficient": KL_COEFFICIENT}
+    settings |= {
+        "size": chosen.size,
+        "prompts": PROMPTS,
+        "samples": SAMPLES,
+        "sft_weight": SFT_WEIGHT,
+        "kl_coefficient": KL_COEFFICIENT,
+    }
     experiment.keep(f"forgetting-{chosen.size}", settings, run(chosen.size, chosen.seeds))
     return 0
 

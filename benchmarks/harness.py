@@ -1,8 +1,9 @@
 """What a benchmark is, and how it is run.
 
-A benchmark is a named piece of work and its contenders. Every (contender, setting, repetition) runs in a process of its own, on all cores.
-First each contender's settings are tried once, on a small part of the work; then all contenders, each at its fastest setting, take turns
-(A B C A B C ...), so that a machine that slows down slows everybody. What counts is the ratio of medians over those turns.
+A benchmark is a named piece of work and its contenders. Every (contender, setting, repetition) runs in a process of its
+own, on all cores. First each contender's settings are tried once, on a small part of the work; then all contenders,
+each at its fastest setting, take turns (A B C A B C ...), so that a machine that slows down slows everybody. What
+counts is the ratio of medians over those turns.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ Setting = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """The same for all contenders: ``steps`` lists the trees of each optimiser step; the first step warms up and is not timed."""
+    """The same for all contenders: ``steps`` lists the trees of each optimiser step; the first step warms up and is not
+    timed."""
 
     trees: list[Tree]
     steps: list[list[int]]
     source: str
 
     def facts(self) -> dict[str, Any]:
-        """Totals over the timed steps. ``pairs`` are (chosen, rejected); ``tokens`` are unique ones: a prompt counts once."""
+        """Totals over the timed steps. ``pairs`` are (chosen, rejected); ``tokens`` are unique ones: a prompt counts
+        once."""
         timed = [self.trees[i] for step in self.steps[1:] for i in step]
         return {
             "source": self.source,
@@ -56,7 +59,8 @@ class Work:
     def save(self, path: Path) -> None:
         """As JSON, for the processes."""
         trees = [
-            {"id": t.id, "trunk": t.trunk.tolist(), "branches": [[b.ids.tolist(), b.mask.tolist()] for b in t.branches]} for t in self.trees
+            {"id": t.id, "trunk": t.trunk.tolist(), "branches": [[b.ids.tolist(), b.mask.tolist()] for b in t.branches]}
+            for t in self.trees
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"trees": trees, "steps": self.steps, "source": self.source}))
@@ -67,7 +71,9 @@ class Work:
         saved = json.loads(path.read_text())
         trees = []
         for tree in saved["trees"]:
-            branches = tuple(Branch(np.array(ids, np.int32), np.array(mask, np.bool_)) for ids, mask in tree["branches"])
+            branches = tuple(
+                Branch(np.array(ids, np.int32), np.array(mask, np.bool_)) for ids, mask in tree["branches"]
+            )
             trees.append(Tree(tree["id"], np.array(tree["trunk"], np.int32), branches))
         return Work(trees, saved["steps"], saved["source"])
 
@@ -81,7 +87,8 @@ class Contender:
     settings: tuple[Setting, ...]
     run: Callable[[Work, Setting, Recorder], None]
     default_counts: bool = False
-    """The first setting is what users get, so it is the one that counts; the others are measured once, for information."""
+    """The first setting is what users get, so it is the one that counts; the others are measured once, for
+    information."""
     same_loss: bool = True
     """Does the loss have to equal ours? (Not for a bare loop that lets rows see each other.)"""
 
@@ -104,7 +111,9 @@ class Benchmark:
         return next(c for c in self.contenders if c.name == name)
 
 
-def run(benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(
+    benchmark: Benchmark, *, quick: bool, repeats: int, only: Sequence[str] = (), say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Run a benchmark; returns what is kept of it. ``quick`` tries no settings: every contender runs at its first."""
     work = benchmark.prepare(quick)
     file = OUT / f"{benchmark.name}.work.json"
@@ -156,8 +165,17 @@ def _in_own_process(benchmark: str, contender: str, index: int, work: Path) -> d
     out = OUT / f"{benchmark}.result.json"
     out.unlink(missing_ok=True)
     threads = str(cores())
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_CACHE": str(OUT / "cache" / "datasets")}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_CACHE": str(OUT / "cache" / "datasets"),
+    }
     command = [sys.executable, "-m", "benchmarks", "worker", benchmark, contender, str(index), str(work), str(out)]
     with tempfile.TemporaryDirectory(prefix="align-bench-") as scratch:  # what trainers write goes with it
         environment["TMPDIR"] = scratch
@@ -205,7 +223,8 @@ def turns(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Per contender: median and spread in seconds, rate, how many times as long as ours (ratio of medians), peak memory, losses.
+    """Per contender: median and spread in seconds, rate, how many times as long as ours (ratio of medians), peak
+    memory, losses.
 
     Of sampling: seconds for as many tokens as ours sampled in its first turn.
     """
@@ -250,7 +269,8 @@ def _distance(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def faults(benchmark: Benchmark, result: Mapping[str, Any]) -> list[str]:
-    """Why a result is no finding: a contender's loss differs from ours, so it did other work, or one of its turns failed."""
+    """Why a result is no finding: a contender's loss differs from ours, so it did other work, or one of its turns
+    failed."""
     exact = {c.name for c in benchmark.contenders if c.same_loss}
     differ = [n for n, s in result["summary"].items() if n in exact and (s["loss_difference"] or 0.0) > LOSS_TOLERANCE]
     failed = [run for run in result["runs"] if run["phase"].startswith("turn") and "error" in run]

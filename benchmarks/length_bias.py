@@ -1,4 +1,5 @@
-"""Does a reward model learn length? With and without length balancing, with and without the L2 term, on pairs that the longer answer wins.
+"""Does a reward model learn length? With and without length balancing, with and without the L2 term, on pairs that the
+longer answer wins.
 
 python -m benchmarks.length_bias [--seeds 3]
 """
@@ -27,7 +28,8 @@ LEARNING_RATE = 2e-5
 
 
 def pairs(split: str, wanted: Mapping[str, int]) -> tuple[Path, dict[str, int]]:
-    """The first pairs of a file that are short enough and won as wanted, in a file of their own; how many of each there were."""
+    """The first pairs of a file that are short enough and won as wanted, in a file of their own; how many of each there
+    were."""
     source = data.preferences(split)
     encoder = model.encoder()
     found: dict[str, list[str]] = {side: [] for side in wanted}
@@ -96,20 +98,32 @@ def section(result: Mapping[str, Any]) -> str:
     lines = [
         "## What length balancing and the L2 term do to a reward model",
         "",
-        f"SmolLM2-135M-Instruct with a new head, {s['steps']} steps of 8 pairs at a rate of {s['learning_rate']:g}. Training pairs: "
-        f"{s['training']['longer']} that the longer answer wins and {s['training']['shorter']} that the shorter one wins, of real people's "
-        f"preferences, each under {s['shorter_than']} tokens. Held out: {s['held_out']['longer']} and {s['held_out']['shorter']}. "
-        f"Mean over {seeds} seeds (smallest to largest). Always preferring the longer answer is right in {s['length_alone']:.3f} of these. "
-        "Made by `python -m benchmarks.length_bias`.",
+        (
+            f"SmolLM2-135M-Instruct with a new head, {s['steps']} steps of 8 pairs at a rate of {s['learning_rate']:g}."
+            f" Training pairs: {s['training']['longer']} that the longer answer wins and {s['training']['shorter']}"
+            f" that the shorter one wins, of real people's preferences, each under {s['shorter_than']} tokens. Held"
+            f" out: {s['held_out']['longer']} and {s['held_out']['shorter']}. Mean over {seeds} seeds (smallest to"
+            f" largest). Always preferring the longer answer is right in {s['length_alone']:.3f} of these. Made by"
+            " `python -m benchmarks.length_bias`."
+        ),
         "",
-        "| pairs | l2 | accuracy | where the shorter wins | where the longer wins | correlation of score and length | spread of scores | "
-        "mean score | mean score at the start |",
+        (
+            "| pairs | l2 | accuracy | where the shorter wins | where the longer wins | correlation of score and length"
+            " | spread of scores | mean score | mean score at the start |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for balancing in BALANCING:
         for l2 in L2:
             runs = [run for run in result["runs"] if run["balancing"] == balancing and run["l2"] == l2]
-            names = ("accuracy", "accuracy_shorter_wins", "accuracy_longer_wins", "length_correlation", "score_std", "score_mean")
+            names = (
+                "accuracy",
+                "accuracy_shorter_wins",
+                "accuracy_longer_wins",
+                "length_correlation",
+                "score_std",
+                "score_mean",
+            )
             cells = [experiment.spread([run[name] for run in runs]) for name in names]
             cells.append(experiment.spread([run["start"]["score_mean"] for run in runs]))
             lines.append(f"| {balancing} | {l2:g} | {' | '.join(cells)} |")

@@ -14,7 +14,8 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "n
 
 
 class Recorder:
-    """Times optimiser steps: ``begin`` right before the first forward pass of a step, ``end`` right after the optimiser has moved.
+    """Times optimiser steps: ``begin`` right before the first forward pass of a step, ``end`` right after the optimiser
+    has moved.
 
     The first step warms up; peak memory is counted from its beginning, so loading the model leaves no trace in it.
     """
@@ -47,13 +48,16 @@ class Recorder:
         self.losses.append(sum(float(part) for part in self._parts))
 
     def result(self) -> dict[str, Any]:
-        """What is kept of a run: seconds of the timed steps (on the clock, and of CPU over all threads), every loss, peak memory in bytes.
+        """What is kept of a run: seconds of the timed steps (on the clock, and of CPU over all threads), every loss,
+        peak memory in bytes.
 
         Raises:
             RuntimeError: there was no step after the warm-up.
         """
         if len(self.seconds) < 2:
-            raise RuntimeError(f"{len(self.seconds)} steps were run; the first is a warm-up, so there is nothing to report")
+            raise RuntimeError(
+                f"{len(self.seconds)} steps were run; the first is a warm-up, so there is nothing to report"
+            )
         return {
             "warm_up_seconds": self.seconds[0],
             "seconds": self.seconds[1:],
@@ -73,7 +77,8 @@ def _synchronize() -> None:
 
 
 def reset_peak_memory() -> bool:
-    """Start counting peak memory anew. False where the kernel does not let a process do that (then it counts from the process's start)."""
+    """Start counting peak memory anew. False where the kernel does not let a process do that (then it counts from the
+    process's start)."""
     import torch
 
     if torch.cuda.is_available():
@@ -126,7 +131,10 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""What more negatives buy: Self-Contrast with K = 1, 2, 4, 8, 16 rejected answers, with and without the filter, on several seeds.
+"""What more negatives buy: Self-Contrast with K = 1, 2, 4, 8, 16 rejected answers, with and without the filter, on
+several seeds.
 
 python -m benchmarks.negatives [--seeds 3] [--prompts 16] [--held-out 24]
 """
@@ -78,7 +79,9 @@ def run(seeds: int, prompts: int, held_out: int) -> list[dict[str, Any]]:
     for seed in range(1, seeds + 1):
         trained = [stage_key(seed, name, k) for name in FILTERS for k in NEGATIVES]
         tokens = {f"dpo-{key}": experiment.report(stages, f"dpo-{key}")["tokens"] for key in trained}
-        found.append({"seed": seed, "metrics": experiment.report(stages, f"compare-{seed}")["metrics"], "tokens": tokens})
+        found.append(
+            {"seed": seed, "metrics": experiment.report(stages, f"compare-{seed}")["metrics"], "tokens": tokens}
+        )
     return found
 
 
@@ -88,13 +91,15 @@ def section(result: Mapping[str, Any]) -> str:
     lines = [
         "## What more negatives buy",
         "",
-        f"SmolLM2-135M-Instruct, tuned on the quickstart's English conversations; Self-Contrast on {s['prompts']} of their prompts, "
-        f"{s['samples']} samples each of at most {s['max_new_tokens']} tokens, then DPO (beta 0.1, rate {s['learning_rate']:g}, two "
-        f"epochs of 4 prompts a step, the same number of steps for every K). {s['held_out']} held-out prompts, "
-        f"{len(result['runs'])} seeds. "
-        "Differences to the tuned model: mean over seeds (smallest to largest seed). *Margin*: log-prob of the data's answer above that of "
-        "the tuned model's samples, in nats. *Similarity*: of the model's own new samples to the data's answer. *Tokens*: "
-        "of the training with the filter. Made by `python -m benchmarks.negatives`.",
+        (
+            f"SmolLM2-135M-Instruct, tuned on the quickstart's English conversations; Self-Contrast on {s['prompts']}"
+            f" of their prompts, {s['samples']} samples each of at most {s['max_new_tokens']} tokens, then DPO (beta"
+            f" 0.1, rate {s['learning_rate']:g}, two epochs of 4 prompts a step, the same number of steps for every K)."
+            f" {s['held_out']} held-out prompts, {len(result['runs'])} seeds. Differences to the tuned model: mean over"
+            " seeds (smallest to largest seed). *Margin*: log-prob of the data's answer above that of the tuned"
+            " model's samples, in nats. *Similarity*: of the model's own new samples to the data's answer. *Tokens*:"
+            " of the training with the filter. Made by `python -m benchmarks.negatives`."
+        ),
         "",
         "| K | margin, filter | margin, no filter | similarity, filter | similarity, no filter | tokens |",
         "|---|---|---|---|---|---|",
@@ -108,7 +113,9 @@ def section(result: Mapping[str, Any]) -> str:
 
 def _spread(result: Mapping[str, Any], metric: str, name: str, negatives: int) -> str:
     policy = {run["seed"]: f"stage:dpo-{stage_key(run['seed'], name, negatives)}" for run in result["runs"]}
-    return experiment.spread([run["metrics"][metric][policy[run["seed"]]]["difference"]["mean"] for run in result["runs"]], "+.3f")
+    return experiment.spread(
+        [run["metrics"][metric][policy[run["seed"]]]["difference"]["mean"] for run in result["runs"]], "+.3f"
+    )
 
 
 def main(arguments: list[str]) -> int:

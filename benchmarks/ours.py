@@ -35,7 +35,9 @@ def loader(work: Work, setting: Setting) -> Any:
 
     bounds = np.array([0, *itertools.accumulate(len(step) for step in work.steps)])
     plan = StepPlan(np.array([i for step in work.steps for i in step]), bounds, steps_per_epoch=1)
-    return Loader(work.trees.__getitem__, plan, setting["microbatch_tokens"], setting["layout"], pad_id=encoder().pad_id)
+    return Loader(
+        work.trees.__getitem__, plan, setting["microbatch_tokens"], setting["layout"], pad_id=encoder().pad_id
+    )
 
 
 def common(work: Work, setting: Setting) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """TRL's trainers, as they are, with a clock around their optimiser step.
 
-They get the same tokens (already encoded), the same optimiser, and rows sorted by length inside each step, so that they pad as little as
-their batch size allows. Gradient checkpointing and bf16, both on by default, are off; nothing is logged, saved or reported.
+They get the same tokens (already encoded), the same optimiser, and rows sorted by length inside each step, so that they
+pad as little as their batch size allows. Gradient checkpointing and bf16, both on by default, are off; nothing is
+logged, saved or reported.
 """
 
 from __future__ import annotations

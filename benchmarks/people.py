@@ -1,8 +1,10 @@
-"""A reward model from real people's preferences: how often it is right on their held-out pairs, and on pairs made to mislead it.
+"""A reward model from real people's preferences: how often it is right on their held-out pairs, and on pairs made to
+mislead it.
 
 python -m benchmarks.people [--pairs 1000]
 
-The pairs are those of Anthropic's hh-rlhf (helpful), the misleading ones LLMBar's, both in the folder that benchmarks/data.py reads.
+The pairs are those of Anthropic's hh-rlhf (helpful), the misleading ones LLMBar's, both in the folder that
+benchmarks/data.py reads.
 """
 
 from __future__ import annotations
@@ -69,8 +71,18 @@ def run(pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     stages = experiment.run(recipe(pairs))
     report = experiment.report(stages, "reward")
     natural = report["held_out"]["natural"]
-    settings = {"pairs": report["data"]["trees"], "tokens": report["tokens"], "seconds": report["seconds"], "held_out": natural["pairs"]}
-    settings |= {"learning_rate": LEARNING_RATE, "pairs_per_step": PAIRS_PER_STEP, "l2": L2, "threads": torch.get_num_threads()}
+    settings = {
+        "pairs": report["data"]["trees"],
+        "tokens": report["tokens"],
+        "seconds": report["seconds"],
+        "held_out": natural["pairs"],
+    }
+    settings |= {
+        "learning_rate": LEARNING_RATE,
+        "pairs_per_step": PAIRS_PER_STEP,
+        "l2": L2,
+        "threads": torch.get_num_threads(),
+    }
     return settings, {"held_out": {name: natural[name] for name in JUDGED}, "misleading": misleading(stages / "reward")}
 
 
@@ -80,11 +92,14 @@ def section(result: Mapping[str, Any]) -> str:
     lines = [
         "## A reward model from people's preferences",
         "",
-        f"SmolLM2-135M-Instruct with a new head, one pass over {s['pairs']:,} pairs of Anthropic's hh-rlhf (helpful; {s['tokens']:,} "
-        f"tokens, {s['seconds'] / 60:.0f} minutes of training on {s['threads']} thread{'s' * (s['threads'] > 1)}) in steps of "
-        f"{s['pairs_per_step']} at a rate of {s['learning_rate']:g}, L2 term {s['l2']:g}, no length balancing. Judged on "
-        f"{s['held_out']:,} held-out pairs of the same kind, and on LLMBar, whose adversarial parts have a worse answer that looks "
-        "better. Share of pairs ranked right, 95 % interval; guessing gives 0.5. Made by `python -m benchmarks.people`.",
+        (
+            f"SmolLM2-135M-Instruct with a new head, one pass over {s['pairs']:,} pairs of Anthropic's hh-rlhf"
+            f" (helpful; {s['tokens']:,} tokens, {s['seconds'] / 60:.0f} minutes of training on {s['threads']}"
+            f" thread{'s' * (s['threads'] > 1)}) in steps of {s['pairs_per_step']} at a rate of {s['learning_rate']:g},"
+            f" L2 term {s['l2']:g}, no length balancing. Judged on {s['held_out']:,} held-out pairs of the same kind,"
+            " and on LLMBar, whose adversarial parts have a worse answer that looks better. Share of pairs ranked"
+            " right, 95 % interval; guessing gives 0.5. Made by `python -m benchmarks.people`."
+        ),
         "",
         "| held-out pairs | share right |",
         "|---|---|",
@@ -92,7 +107,10 @@ def section(result: Mapping[str, Any]) -> str:
         "",
         "| LLMBar | pairs | share right |",
         "|---|---|---|",
-        *(f"| {part.replace('_', ', ')} | {of['count']} | {_cell(of, 'mean')} |" for part, of in found["misleading"].items()),
+        *(
+            f"| {part.replace('_', ', ')} | {of['count']} | {_cell(of, 'mean')} |"
+            for part, of in found["misleading"].items()
+        ),
     ]
     return "\n".join([*lines, "", experiment.where(result), ""])
 

@@ -1,6 +1,7 @@
 """Reward models: ours against TRL's RewardTrainer, from the same backbone and the same new head, on the same pairs.
 
-TRL's classifier reads the last token that is not padding, so its padding is a token of its own here, and an answer ends with its end token.
+TRL's classifier reads the last token that is not padding, so its padding is a token of its own here, and an answer ends
+with its end token.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _ended(tree: Any) -> Any:
     from align.data.tree import Branch
 
     ends = [int(branch.mask.nonzero()[0][-1]) + 1 for branch in tree.branches]
-    return replace(tree, branches=tuple(Branch(b.ids[:end], b.mask[:end]) for b, end in zip(tree.branches, ends, strict=True)))
+    return replace(
+        tree, branches=tuple(Branch(b.ids[:end], b.mask[:end]) for b, end in zip(tree.branches, ends, strict=True))
+    )
 
 
 def _scalar() -> Any:
@@ -78,7 +81,10 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
     settings = peer.arguments(setting["per_device_batch"], len(steps[0]))
     config = RewardConfig(**settings, max_length=None, num_train_epochs=1)
     trainer = peer.recorded(RewardTrainer, recorder)(
-        model=_classifier(tokenizer.pad_token_id), args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        model=_classifier(tokenizer.pad_token_id),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
     )
     trainer.train()
 

@@ -1,6 +1,7 @@
 """Sampling answers that end by themselves: our vLLM engine against vLLM as it is, and against transformers' generate.
 
-Everybody samples from the same model in fp32 at temperature 1, the same number of answers to the same prompts, with the same limit.
+Everybody samples from the same model in fp32 at temperature 1, the same number of answers to the same prompts, with the
+same limit.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ MAX_LENGTH = 512
 def _prepare(quick: bool) -> Work:
     """Prompts of real conversations; the first step, which warms up, is a few of them."""
     trees = [
-        Tree(t.id, t.trunk, ()) for t in data.conversations(model.encoder(), 8 if quick else PROMPTS, MAX_LENGTH - MAX_NEW_TOKENS).trees
+        Tree(t.id, t.trunk, ())
+        for t in data.conversations(model.encoder(), 8 if quick else PROMPTS, MAX_LENGTH - MAX_NEW_TOKENS).trees
     ]
-    return Work(trees, [list(range(4)), list(range(len(trees)))], "first prompts of the conversations of the sft benchmark")
+    return Work(
+        trees, [list(range(4)), list(range(len(trees)))], "first prompts of the conversations of the sft benchmark"
+    )
 
 
 def _prompts(work: Work, step: list[int]) -> list[list[int]]:
@@ -47,7 +51,9 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from benchmarks.model import OUT, resolved
 
     rollout = Rollout(engine=setting["engine"])
-    with open_engine(rollout, resolved(), model.encoder(), max_length=MAX_LENGTH, cache=OUT / "cache", resolve=Path) as engine:
+    with open_engine(
+        rollout, resolved(), model.encoder(), max_length=MAX_LENGTH, cache=OUT / "cache", resolve=Path
+    ) as engine:
         for step in work.steps:
             recorder.begin()
             made = engine.generate(_prompts(work, step), Sampling(MAX_NEW_TOKENS, n=SAMPLES, seed=1))
@@ -66,7 +72,9 @@ def _raw_vllm(work: Work, setting: Setting, recorder: Recorder) -> None:
     llm = LLM(str(_folder()), dtype="float32", enforce_eager=True, skip_tokenizer_init=True, **limits)
     stops = list(model.encoder().stop_ids)
     seed = 1 if setting["seeded"] else None
-    sampling = SamplingParams(n=SAMPLES, max_tokens=MAX_NEW_TOKENS, stop_token_ids=stops, seed=seed, logprobs=0, detokenize=False)
+    sampling = SamplingParams(
+        n=SAMPLES, max_tokens=MAX_NEW_TOKENS, stop_token_ids=stops, seed=seed, logprobs=0, detokenize=False
+    )
     for step in work.steps:
         recorder.begin()
         made = llm.generate([{"prompt_token_ids": ids} for ids in _prompts(work, step)], sampling, use_tqdm=False)
@@ -81,7 +89,9 @@ def _generate(work: Work, setting: Setting, recorder: Recorder) -> None:
     for step in work.steps:
         prompts = [prompt for prompt in _prompts(work, step) for _ in range(SAMPLES)]
         recorder.begin()
-        made = answer(policy, encoder, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, seed=1, batch=setting["batch"])
+        made = answer(
+            policy, encoder, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, seed=1, batch=setting["batch"]
+        )
         recorder.add(sum(len(ids) for ids in made))
         recorder.end()
 
@@ -90,11 +100,14 @@ BENCHMARKS = (
     Benchmark(
         "rollout",
         "Rollouts",
-        f"{model.NAME}. {SAMPLES} answers to each prompt at temperature 1, ended by a stop token or at {MAX_NEW_TOKENS} tokens.",
+        f"{model.NAME}. {SAMPLES} answers to each prompt at temperature 1, ended by a stop token or at {MAX_NEW_TOKENS}"
+        " tokens.",
         "tokens",
         _prepare,
         (
-            Contender("ours", "align's vllm engine, in process: token ids, log-probs, seeded", ({"engine": "vllm"},), _ours),
+            Contender(
+                "ours", "align's vllm engine, in process: token ids, log-probs, seeded", ({"engine": "vllm"},), _ours
+            ),
             Contender(
                 "fallback",
                 "align's transformers engine: the same promises as the vllm engine's",

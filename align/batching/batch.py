@@ -30,8 +30,9 @@ class Span:
 class Batch:
     """One micro-batch.
 
-    ``logprobs[n]`` of target n belongs to the token at ``targets[n]``; it is predicted from the hidden state at ``sources[n]``, the token
-    before it on its path (for a branch's first token: the trunk's last). Both index the flattened [R * L] tokens.
+    ``logprobs[n]`` of target n belongs to the token at ``targets[n]``; it is predicted from the hidden state at
+    ``sources[n]``, the token before it on its path (for a branch's first token: the trunk's last). Both index the
+    flattened [R * L] tokens.
 
     Example, one tree with trunk ``P0 P1`` and branches ``a b`` and ``c``::
 

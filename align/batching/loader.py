@@ -1,6 +1,7 @@
 """From epochs to optimiser steps: which examples, in which order, in which micro-batch, on which process.
 
-Everything follows from (seed, sizes, settings), so a run resumes by its step number alone and any number of processes sees the same steps.
+Everything follows from (seed, sizes, settings), so a run resumes by its step number alone and any number of processes
+sees the same steps.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ def plan_steps(
     max_steps: int | None = None,
     epoch_indices: Callable[[int], npt.NDArray[np.int64]] | None = None,
 ) -> StepPlan:
-    """Cut shuffled epochs into steps of ``batch_size`` examples, or of as many as fit ``tokens_per_step`` (at least one).
+    """Cut shuffled epochs into steps of ``batch_size`` examples, or of as many as fit ``tokens_per_step`` (at least
+    one).
 
-    A step may span two epochs, so that only the last step of a run can be smaller than the others; every example is seen equally often
-    (with a fraction of an epoch: up to one time more). Sizes are unique tokens per example, the same for every layout.
-    ``epoch_indices`` says which examples an epoch has (at least one), by its number from 0; all of them when absent.
+    A step may span two epochs, so that only the last step of a run can be smaller than the others; every example is
+    seen equally often (with a fraction of an epoch: up to one time more). Sizes are unique tokens per example, the same
+    for every layout. ``epoch_indices`` says which examples an epoch has (at least one), by its number from 0; all of
+    them when absent.
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     parts = []
@@ -74,7 +77,8 @@ def plan_steps(
 
 
 def share(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
-    """The micro-batches that one of ``world`` processes computes: largest first, each to the process with the least work so far."""
+    """The micro-batches that one of ``world`` processes computes: largest first, each to the process with the least
+    work so far."""
     load = [0] * world
     mine = []
     for batch in sorted(batches, key=lambda b: -b.input_ids.numel()):

@@ -23,11 +23,14 @@ from align.data.tree import Branch, Tree
 Layout = Literal["tree", "packed", "padded"]
 
 
-def pack(trees: Sequence[Tree], *, microbatch_tokens: int, layout: Layout = "tree", pad_id: int = 0, multiple_of: int = 1) -> list[Batch]:
-    """Distribute trees over as few micro-batches of at most ``microbatch_tokens`` tokens as a best-fit decreasing packing finds.
+def pack(
+    trees: Sequence[Tree], *, microbatch_tokens: int, layout: Layout = "tree", pad_id: int = 0, multiple_of: int = 1
+) -> list[Batch]:
+    """Distribute trees over as few micro-batches of at most ``microbatch_tokens`` tokens as a best-fit decreasing
+    packing finds.
 
-    A tree larger than that gets a micro-batch of its own: the limit is about memory, and nothing is ever cut here. ``multiple_of`` rounds
-    the row length up with padding (compiled kernels want few distinct lengths).
+    A tree larger than that gets a micro-batch of its own: the limit is about memory, and nothing is ever cut here.
+    ``multiple_of`` rounds the row length up with padding (compiled kernels want few distinct lengths).
     """
     groups = grouped(trees, microbatch_tokens, layout)
     return [build(trees, group, layout=layout, pad_id=pad_id, multiple_of=multiple_of) for group in groups]
@@ -41,7 +44,8 @@ def grouped(trees: Sequence[Tree], microbatch_tokens: int, layout: Layout) -> li
 
 
 def row_multiple(layout: Layout, microbatch_tokens: int, device: str) -> int:
-    """What a row's length is rounded up to: one length on a GPU ("cuda"), whose attention kernel is compiled for each; none elsewhere."""
+    """What a row's length is rounded up to: one length on a GPU ("cuda"), whose attention kernel is compiled for each;
+    none elsewhere."""
     return microbatch_tokens if device == "cuda" and layout != "padded" else 1
 
 
@@ -87,7 +91,9 @@ def _pad_groups(trees: Sequence[Tree], capacity: int) -> list[list[int]]:
     return groups
 
 
-def build(trees: Sequence[Tree], members: Sequence[int], *, layout: Layout, pad_id: int = 0, multiple_of: int = 1) -> Batch:
+def build(
+    trees: Sequence[Tree], members: Sequence[int], *, layout: Layout, pad_id: int = 0, multiple_of: int = 1
+) -> Batch:
     """One micro-batch of the trees at ``members``, in that order."""
     chosen = [trees[i] for i in members]
     placed: list[list[_Part]] = [[]]  # rows of (tree, branches that share one copy of its trunk)
@@ -156,6 +162,8 @@ def _assemble(placed: list[list[_Part]], length: int, chosen: list[Tree], member
         tree_ids=tuple(tree.id for tree in chosen),
         margins=torch.tensor([branch.margin for branch in branches], dtype=torch.float32),
         tree_index=tuple(members),
-        shares=torch.tensor([branch.share for branch in branches]) if any(branch.share != 1.0 for branch in branches) else None,
+        shares=torch.tensor([branch.share for branch in branches])
+        if any(branch.share != 1.0 for branch in branches)
+        else None,
         grades=torch.tensor([branch.grades for branch in branches]) if branches and branches[0].grades else None,
     )

@@ -1,4 +1,5 @@
-"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it, so that help is instant."""
+"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it, so that help is
+instant."""
 
 from __future__ import annotations
 
@@ -122,9 +123,14 @@ def _machine_fault(error: Exception) -> Problem | None:
     """Memory, disk and permissions, whichever library noticed them."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     torch: Any = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
+    if (
+        isinstance(error, MemoryError)
+        or (torch and isinstance(error, torch.OutOfMemoryError))
+        or "DefaultCPUAllocator" in text
+    ):
         return Problem(
-            f"out of memory{_where(error)}: {text}", hint="lower train.microbatch_tokens, or set train.gradient_checkpointing: true"
+            f"out of memory{_where(error)}: {text}",
+            hint="lower train.microbatch_tokens, or set train.gradient_checkpointing: true",
         )
     if is_full(error):
         return Problem(f"{os.strerror(errno.ENOSPC)}{_where(error)}: {getattr(error, 'filename', None) or text}")
@@ -151,7 +157,9 @@ def _globals(
     ctx: typer.Context,
     runs_dir: Annotated[Path, typer.Option("--runs-dir", help="Where runs are kept.")] = Path("runs"),
     debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
 ) -> None:
     ctx.obj = runs_dir
 
@@ -171,7 +179,9 @@ def check(
     ctx: typer.Context,
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    data: Annotated[bool, typer.Option("--data", help="Look at the first rows of all data, and at all else that `run` looks at.")] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Look at the first rows of all data, and at all else that `run` looks at.")
+    ] = False,
 ) -> None:
     """Check a recipe and print every problem in it. Loads no model."""
     loaded = _load(arguments, recipe)
@@ -191,7 +201,11 @@ def check(
             print(f"not looked at: {line}")
         found.raise_them()
         stages_looked_at = f"{found.looked} {'stage starts' if found.looked == 1 else 'stages start'} from"
-        looked = f"; looked at what {stages_looked_at}" if found.looked else "; all stages are up to date: nothing to look at"
+        looked = (
+            f"; looked at what {stages_looked_at}"
+            if found.looked
+            else "; all stages are up to date: nothing to look at"
+        )
     stages = ", ".join(f"{name} ({loaded.recipe.stages[name].kind})" for name in loaded.order)
     print(f"{loaded.recipe.name}: ok; stages in order: {stages}{looked}")
     for note in notes:
@@ -210,11 +224,15 @@ def plan(
     fresh: Fresh = False,
     replace: Replace = False,
 ) -> None:
-    """Print what a run with these options would do: which stages and why, steps, memory, disk, time. Refuses what cannot fit."""
+    """Print what a run with these options would do: which stages and why, steps, memory, disk, time. Refuses what
+    cannot fit."""
     from align.planning.plan import make_plan, show
 
     made = make_plan(
-        _load(arguments, recipe), ctx.obj, nproc=nproc, selection=selection_of(only, start, force, fresh=fresh, replace=replace)
+        _load(arguments, recipe),
+        ctx.obj,
+        nproc=nproc,
+        selection=selection_of(only, start, force, fresh=fresh, replace=replace),
     )
     show(made, console())
     if made.faults:
@@ -247,7 +265,9 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
     selection.stages(recipes[0])  # a wrong name is told before any process starts
     if nproc > 1:
         if "WORLD_SIZE" in os.environ:
-            raise InputError("--nproc inside a launcher", hint="torchrun, accelerate or Slurm started the processes already")
+            raise InputError(
+                "--nproc inside a launcher", hint="torchrun, accelerate or Slurm started the processes already"
+            )
         from align.preflight.checks import require
         from align.training.launch import respawn, this_command
 
@@ -292,11 +312,16 @@ def _print_json(results: Sequence[RunResult]) -> None:
     if len(results) == 1:
         print(json.dumps(found[0], ensure_ascii=False))
     else:
-        print(json.dumps({"runs": found, "over_seeds": as_json([result.folder for result in results])}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"runs": found, "over_seeds": as_json([result.folder for result in results])}, ensure_ascii=False
+            )
+        )
 
 
 def _summarise(result: RunResult, out: Console) -> None:
-    """Write the report of a run that did something and print it in short. What it made is there in any case, so a failure is a warning."""
+    """Write the report of a run that did something and print it in short. What it made is there in any case, so a
+    failure is a warning."""
     if not result.ran:
         return
     try:
@@ -323,7 +348,11 @@ def _stage_command(kind: str) -> Callable[..., None]:
         as_json: AsJson = False,
     ) -> None:
         _run(
-            [_load(arguments, recipe)], ctx.obj, nproc, selection_of(only, None, force, fresh=fresh, replace=replace, kinds=[kind]), as_json
+            [_load(arguments, recipe)],
+            ctx.obj,
+            nproc,
+            selection_of(only, None, force, fresh=fresh, replace=replace, kinds=[kind]),
+            as_json,
         )
 
     return command

@@ -1,4 +1,5 @@
-"""``align data``: look at data, and write them in align's own shape or for other tools. Heavy imports wait until a command runs."""
+"""``align data``: look at data, and write them in align's own shape or for other tools. Heavy imports wait until a
+command runs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from align.data.formats.formats import Want as Wanted
 
 File = Annotated[
-    str, typer.Argument(help="A data file or folder, package:PKG/FILE, a hub data set id, or a whole source: '{path: ..., where: ...}'.")
+    str,
+    typer.Argument(
+        help="A data file or folder, package:PKG/FILE, a hub data set id, or a whole source: '{path: ..., where: ...}'."
+    ),
 ]
 Want = Annotated[str | None, typer.Option(help="conversation, preference, unpaired or prompt; found out when absent.")]
 
@@ -54,7 +58,10 @@ def list_formats(
         lines += [f"has to be told more: format: {preset.asks}"] if preset.asks else []
         lines += ["a test set of the field: not to be trained on"] if preset.test_set else []
         if preset.code is not None:
-            lines += [f"format: {name}", f"a function of the package reads it; what can be changed: {yaml_line(preset.parts[0].mapping)}"]
+            lines += [
+                f"format: {name}",
+                f"a function of the package reads it; what can be changed: {yaml_line(preset.parts[0].mapping)}",
+            ]
         for part in preset.parts if preset.code is None else ():
             where = f"where: {yaml_line(part.where)}, " if part.where else ""
             lines.append(f"{where}format: {yaml_line(part.mapping)}")
@@ -71,15 +78,17 @@ def list_formats(
 def inspect_data(
     ctx: typer.Context,
     file: File,
-    model: Annotated[str | None, typer.Option(help="Show the rows as this model's tokens, trained ones coloured.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Show the rows as this model's tokens, trained ones coloured.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows to show; all are counted.")] = 3,
     want: Want = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longer rows count as dropped, in tokens.")] = 2048,
     *,
     keys: SourceKeys,
 ) -> None:
-    """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are bad, unless
-    the source says `on_bad_row: skip`."""
+    """Show rows as a model will see them, with token counts, and what is left out and why. Exits with 2 when rows are
+    bad, unless the source says `on_bad_row: skip`."""
     from align.recipe.reference_syntax import resolve
 
     source = source_of(file, **keys)
@@ -94,15 +103,16 @@ def inspect_data(
 def describe_data(
     ctx: typer.Context,
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="As for inspect; of several files it is also said what they share.")
+        list[str],
+        typer.Argument(metavar="FILE...", help="As for inspect; of several files it is also said what they share."),
     ],
     model: Annotated[str | None, typer.Option(help="Also count tokens, with this model's tokenizer.")] = None,
     want: Want = None,
     *,
     keys: SourceKeys,
 ) -> None:
-    """Print what data hold in figures: rows, prompts, lengths, margins, scripts, duplicates, and how far words alone tell chosen from
-    rejected. Exits with 2 when rows are bad, unless the source says `on_bad_row: skip`."""
+    """Print what data hold in figures: rows, prompts, lengths, margins, scripts, duplicates, and how far words alone
+    tell chosen from rejected. Exits with 2 when rows are bad, unless the source says `on_bad_row: skip`."""
     from rich.table import Table
 
     from align.commands.describe import describe, rows_of, shared_lines
@@ -113,7 +123,10 @@ def describe_data(
     sources = [source_of(file, **keys) for file in files]
     locations = [resolve(source.path, Path.cwd()) for source in sources]
     encoder = _encoder(model, ctx.obj)
-    found = [describe(one, at, _want(want) or wanted_of(one, at), encoder) for one, at in zip(sources, locations, strict=True)]
+    found = [
+        describe(one, at, _want(want) or wanted_of(one, at), encoder)
+        for one, at in zip(sources, locations, strict=True)
+    ]
     table = Table("", box=None, pad_edge=False)
     for one in found:
         table.add_column(plain(one.name), overflow="fold")
@@ -154,7 +167,8 @@ def convert_data(
     *,
     keys: SourceKeys,
 ) -> None:
-    """Write data in align's own shape, or in another tool's, with where they come from beside the file. Exits with 2 when rows are bad."""
+    """Write data in align's own shape, or in another tool's, with where they come from beside the file. Exits with 2
+    when rows are bad."""
     from align.commands.convert_data import convert
     from align.data.formats.other_tools import TARGETS, declaration
     from align.data.sources.contents import wanted_of
@@ -176,7 +190,9 @@ def convert_data(
 def add_to(app: typer.Typer) -> None:
     """Make them commands of ``app data``."""
     group = typer.Typer(
-        help="Look at data, and write them in align's own shape or for other tools.", no_args_is_help=True, rich_markup_mode=None
+        help="Look at data, and write them in align's own shape or for other tools.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     group.command("inspect")(inspect_data)
     group.command("formats")(list_formats)

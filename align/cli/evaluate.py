@@ -1,4 +1,5 @@
-"""``align eval``: models evaluated from the command line, by the recipe that stands for it. Heavy imports wait until it runs."""
+"""``align eval``: models evaluated from the command line, by the recipe that stands for it. Heavy imports wait until it
+runs."""
 
 from __future__ import annotations
 
@@ -19,16 +20,23 @@ def evaluate_models(
     ctx: typer.Context,
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Runs, RUN/STAGE, folders, .gguf files or hub ids; compared with the first."),
+        typer.Argument(
+            metavar="MODEL...", help="Runs, RUN/STAGE, folders, .gguf files or hub ids; compared with the first."
+        ),
     ],
     data: Annotated[
-        list[str] | None, typer.Option(help="A benchmark's file, or held-out conversations or prompts. May be repeated.")
+        list[str] | None,
+        typer.Option(help="A benchmark's file, or held-out conversations or prompts. May be repeated."),
     ] = None,
-    tasks: Annotated[str, typer.Option(help="Benchmarks, with commas: ifeval, gsm8k. Each takes the --data file with its columns.")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="Benchmarks, with commas: ifeval, gsm8k. Each takes the --data file with its columns.")
+    ] = "",
     probes: Annotated[str, typer.Option(help="Shipped probes, with commas: identity, json.")] = "",
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="Scorer of answers to held-out prompts: a reward model or package.module:function. May be repeated."),
+        typer.Option(
+            help="Scorer of answers to held-out prompts: a reward model or package.module:function. May be repeated."
+        ),
     ] = None,
     lm_eval_tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows of each file.")] = None,
@@ -41,7 +49,8 @@ def evaluate_models(
     *,
     keys: SourceKeys,
 ) -> None:
-    """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside the run."""
+    """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside
+    the run."""
     if engine not in ("auto", "vllm", "transformers"):
         raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
     from align.commands.evaluate import STAGE, quick_recipe, write_recipe

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def import_sources(
-    file: Annotated[str, typer.Argument(help="LLaMA-Factory's dataset_info.json, an axolotl recipe, or ms-swift's id:subset#n.")],
+    file: Annotated[
+        str, typer.Argument(help="LLaMA-Factory's dataset_info.json, an axolotl recipe, or ms-swift's id:subset#n.")
+    ],
     names: Annotated[list[str] | None, typer.Argument(help="Which data sets of it; all when absent.")] = None,
     columns: Annotated[str | None, typer.Option(help='ms-swift\'s --columns: {"their column": "query"}.')] = None,
     out: Annotated[Path | None, typer.Option(help="A new file for the sources; standard output when absent.")] = None,

@@ -16,7 +16,9 @@ from align.terminal import console
 
 def chat(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, a folder, a .gguf file, package:PKG/FILE, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="A run, RUN/STAGE, a folder, a .gguf file, package:PKG/FILE, or a hub id.")
+    ],
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
@@ -27,18 +29,31 @@ def chat(
     found = model_named(model, ctx.obj)
     from align.commands.chat import chat as talk
 
-    talk(found, max_new_tokens=max_new_tokens, temperature=temperature, system=system, console=console(), cache=cache_in(ctx.obj))
+    talk(
+        found,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        system=system,
+        console=console(),
+        cache=cache_in(ctx.obj),
+    )
 
 
 @takes_source_keys
 def generate(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, a folder, a .gguf file, package:PKG/FILE, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="A run, RUN/STAGE, a folder, a .gguf file, package:PKG/FILE, or a hub id.")
+    ],
     prompts: Annotated[str, typer.Option(help="A file or folder of prompts, package:PKG/FILE, or a hub data set id.")],
-    out: Annotated[Path | None, typer.Option(help="JSONL file to write; standard output when absent, and then nothing is kept.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL file to write; standard output when absent, and then nothing is kept.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Completions of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")
+    ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
@@ -63,15 +78,29 @@ def generate(
 
     sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
     rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
-    sample(found, location, sampling, rollout, source=source, out=out, cache=cache, console=Console(stderr=True), show=print)
+    sample(
+        found,
+        location,
+        sampling,
+        rollout,
+        source=source,
+        out=out,
+        cache=cache,
+        console=Console(stderr=True),
+        show=print,
+    )
 
 
 @takes_source_keys
 def score(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A run, RUN/STAGE, or the folder of a reward model.")],
-    file: Annotated[str, typer.Argument(help="Preferences, conversations, or prompts with `answers`: a file, or a hub data set id.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the scores to this file; printed when absent.")] = None,
+    file: Annotated[
+        str, typer.Argument(help="Preferences, conversations, or prompts with `answers`: a file, or a hub data set id.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the scores to this file; printed when absent.")
+    ] = None,
     *,
     keys: SourceKeys,
 ) -> None:
@@ -100,7 +129,9 @@ def score(
 
 def merge(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_FOLDER", help="An adapter's folder, a stage's result, or a run.")],
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_FOLDER", help="An adapter's folder, a stage's result, or a run.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The new folder for the merged model.")],
     stage: Annotated[str | None, typer.Option(help="Of the run; the last one that left a model when absent.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; the base's own when absent.")] = None,

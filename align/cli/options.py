@@ -15,35 +15,56 @@ if TYPE_CHECKING:
     from align.recipe.load import LoadedRecipe
 
 Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A file or a shipped recipe's name, then overrides.")
+    list[str] | None,
+    typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A file or a shipped recipe's name, then overrides."),
 ]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="The recipe, instead of the first argument.")]
 PlannedProcesses = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Processes; without it one for each GPU of the recipe's `hardware`, or one.")
+    int | None,
+    typer.Option("--nproc", min=1, help="Processes; without it one for each GPU of the recipe's `hardware`, or one."),
 ]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine (data parallel).")]
 Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="STAGE", help="Run these stages only (A,B or repeated); what they need must be there.")
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="STAGE", help="Run these stages only (A,B or repeated); what they need must be there."
+    ),
 ]
-From = Annotated[list[str] | None, typer.Option("--from", metavar="STAGE", help="Run this stage and what follows from it only.")]
+From = Annotated[
+    list[str] | None, typer.Option("--from", metavar="STAGE", help="Run this stage and what follows from it only.")
+]
 Force = Annotated[
     list[str] | None,
     typer.Option(
         "--force",
         metavar="STAGE",
-        help="Run this stage though it is up to date. What follows from it runs again only if its result comes out different.",
+        help=(
+            "Run this stage though it is up to date. What follows from it runs again only if its result comes out"
+            " different."
+        ),
     ),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Throw away the checkpoints of what is about to run: it starts from the beginning.")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Throw away the checkpoints of what is about to run: it starts from the beginning."),
+]
 Replace = Annotated[
     bool,
-    typer.Option("--replace", help="Let finished results be replaced by those of other settings or inputs; also of what follows."),
+    typer.Option(
+        "--replace", help="Let finished results be replaced by those of other settings or inputs; also of what follows."
+    ),
 ]
 Seeds = Annotated[
     str | None,
-    typer.Option("--seeds", metavar="A,B,...", help="Run it once with each of these seeds, as NAME-seed-A ..., and show means over them."),
+    typer.Option(
+        "--seeds",
+        metavar="A,B,...",
+        help="Run it once with each of these seeds, as NAME-seed-A ..., and show means over them.",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, as `ls --json` does; the rest on stderr.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object, as `ls --json` does; the rest on stderr.")
+]
 
 
 def with_seeds(load: Callable[[Sequence[str]], LoadedRecipe], seeds: str | None) -> list[LoadedRecipe]:
@@ -56,8 +77,14 @@ def with_seeds(load: Callable[[Sequence[str]], LoadedRecipe], seeds: str | None)
     if seeds is None:
         return [loaded]
     wanted = [text.strip() for text in seeds.split(",")]
-    if len(wanted) < 2 or len(set(wanted)) < len(wanted) or not all(text.isascii() and text.isdecimal() for text in wanted):
-        raise InputError(f"--seeds: expected two or more different whole numbers, got `{seeds[:80]}`", hint="they are written 1,2,3")
+    if (
+        len(wanted) < 2
+        or len(set(wanted)) < len(wanted)
+        or not all(text.isascii() and text.isdecimal() for text in wanted)
+    ):
+        raise InputError(
+            f"--seeds: expected two or more different whole numbers, got `{seeds[:80]}`", hint="they are written 1,2,3"
+        )
     return [load((f"name={loaded.recipe.name}-seed-{int(text)}", f"seed={int(text)}")) for text in wanted]
 
 
@@ -70,11 +97,15 @@ def selection_of(
     replace: bool,
     kinds: Sequence[str] = (),
 ) -> Selection:
-    """What ``--only``, ``--from``, ``--force``, ``--fresh`` and ``--replace`` ask for. Raises :class:`InputError` for an empty name."""
+    """What ``--only``, ``--from``, ``--force``, ``--fresh`` and ``--replace`` ask for. Raises :class:`InputError` for
+    an empty name."""
     from align.pipeline.selection import Selection
 
     found = {"--only": only, "--from": start, "--force": force}
-    names = {option: tuple(name.strip() for text in texts or () for name in text.split(",")) for option, texts in found.items()}
+    names = {
+        option: tuple(name.strip() for text in texts or () for name in text.split(","))
+        for option, texts in found.items()
+    }
     for option, given in names.items():
         if "" in given:
             raise InputError(f"{option}: an empty name", hint="stages are written A,B")

@@ -1,4 +1,5 @@
-"""The commands that look at runs that are there, and publish what they made: parse, call, print. No torch is imported."""
+"""The commands that look at runs that are there, and publish what they made: parse, call, print. No torch is
+imported."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def _read(name: str, runs_dir: Path) -> RunRecord:
     return read_run(find_run(name, runs_dir))
 
 
-def list_runs(ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
+def list_runs(
+    ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False
+) -> None:
     """List the runs: state, stages, time, and what came out."""
     from align.report.text.ls import listed, show
     from align.terminal import console
@@ -40,8 +43,12 @@ def list_runs(ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json"
 def show(
     ctx: typer.Context,
     run: Run,
-    stage: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="Show this stage: numbers, data, samples.")] = None,
-    iteration: Annotated[int | None, typer.Option(min=1, help="Samples of this iteration of a stage with rollouts; else the last.")] = None,
+    stage: Annotated[
+        str | None, typer.Argument(metavar="[STAGE]", help="Show this stage: numbers, data, samples.")
+    ] = None,
+    iteration: Annotated[
+        int | None, typer.Option(min=1, help="Samples of this iteration of a stage with rollouts; else the last.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Samples to show.")] = 3,
 ) -> None:
     """Show what a run is and how it went, or one of its stages."""
@@ -60,7 +67,9 @@ def show(
 def report(
     ctx: typer.Context,
     run: Run,
-    out: Annotated[Path | None, typer.Option("--out", help="Write it here, instead of report.html in the run's folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write it here, instead of report.html in the run's folder.")
+    ] = None,
 ) -> None:
     """Write a run's report, one HTML file that opens from disk, and print it in short."""
     from align.report.html.page import write_report
@@ -71,7 +80,11 @@ def report(
     summary.show(record, write_report(record, out), console())
 
 
-def diff(ctx: typer.Context, run: Run, other: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")]) -> None:
+def diff(
+    ctx: typer.Context,
+    run: Run,
+    other: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
+) -> None:
     """Compare two runs: recipes, data, packages, results."""
     from align.report.text.diff import show
     from align.terminal import console
@@ -80,9 +93,11 @@ def diff(ctx: typer.Context, run: Run, other: Annotated[str, typer.Argument(meta
 
 
 def verify(
-    ctx: typer.Context, run: Annotated[str, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, or the folder of one result.")]
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, or the folder of one result.")],
 ) -> None:
-    """Hash every file of a run, and compare what its stages were made from with what is there. Exit code 2 when something is wrong."""
+    """Hash every file of a run, and compare what its stages were made from with what is there. Exit code 2 when
+    something is wrong."""
     from align.pipeline.artifacts import MANIFEST
     from align.runs.verify import verify_artefact, verify_run
 

@@ -1,4 +1,5 @@
-"""The keys of a data source as options of commands that read data: the same words as in a recipe, checked by the same schema."""
+"""The keys of a data source as options of commands that read data: the same words as in a recipe, checked by the same
+schema."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def _option(name: str, words: str, kind: Any = str, **more: Any) -> Any:
     return Annotated[kind | None, typer.Option(f"--{name}", help=words, **more)]
 
 
-_COLUMNS = "What columns hold: prompt=Question; or a mapping as recipes write it: '{prompt: Question, answers: [A, B], ...}'."
+_COLUMNS = (
+    "What columns hold: prompt=Question; or a mapping as recipes write it: '{prompt: Question, answers: [A, B], ...}'."
+)
 _OPTIONS: dict[str, Any] = {
     "format": _option("format", "Row format: a name, or package.module:function; found out when absent."),
     "columns": _option("columns", _COLUMNS, list[str], metavar="NAME=COLUMN,..."),
@@ -45,14 +48,19 @@ def takes_source_keys(command: Callable[..., None]) -> Callable[..., None]:
 
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "keys"]
-    options = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in _OPTIONS.items()]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in _OPTIONS.items()
+    ]
     called.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]  # typer reads it
     return called
 
 
-def source_of(file: str, *, columns: Sequence[str] | None = None, separator: str | None = None, **keys: Any) -> DataSource:
-    """The data source that a command's options describe; options left out are keys left out. ``file`` may be a whole source, as recipes
-    write it and ``inspect`` prints it: ``{path: ..., where: ...}``.
+def source_of(
+    file: str, *, columns: Sequence[str] | None = None, separator: str | None = None, **keys: Any
+) -> DataSource:
+    """The data source that a command's options describe; options left out are keys left out. ``file`` may be a whole
+    source, as recipes write it and ``inspect`` prints it: ``{path: ..., where: ...}``.
 
     Raises :class:`InputError` for what the schema refuses, naming the option.
     """
@@ -81,7 +89,8 @@ def source_of(file: str, *, columns: Sequence[str] | None = None, separator: str
 def _told(error: Any) -> Problem:
     where, what = error["loc"], error["msg"].removeprefix("Value error, ")
     key = str(where[0]) if where else ""
-    inside = [str(part) for part in where[1:] if not (key == "format" and part == "name")]  # of a text it says only that it is one
+    # Of a text it says only that it is one
+    inside = [str(part) for part in where[1:] if not (key == "format" and part == "name")]
     inner = f" {'.'.join(inside)}" if inside else ""
     if error["type"] == "extra_forbidden" and not inside:
         from align.recipe.checks.messages import did_you_mean
@@ -97,7 +106,9 @@ def _pairs(texts: Sequence[str]) -> Any:
     pairs = [part.partition("=") for text in texts for part in text.split(",")]
     for name, _, column in pairs:
         if not name.strip() or not column.strip():
-            raise InputError("--columns: expected NAME=COLUMN", hint="for example --columns prompt=Question,completion=Reply")
+            raise InputError(
+                "--columns: expected NAME=COLUMN", hint="for example --columns prompt=Question,completion=Reply"
+            )
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 

@@ -26,12 +26,22 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters, so that a model's output cannot move the cursor, change colours or reorder what is shown."""
+    """``text`` without control characters, so that a model's output cannot move the cursor, change colours or reorder
+    what is shown."""
     return _UNPRINTABLE.sub("", text)
 
 
-def chat(model: str, *, max_new_tokens: int, temperature: float, system: str | None, console: Console, cache: Path | None = None) -> None:
-    """Talk to the model at ``model`` (a folder, a .gguf file or a hub id). Ctrl-C stops an answer, Ctrl-D ends the chat.
+def chat(
+    model: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    system: str | None,
+    console: Console,
+    cache: Path | None = None,
+) -> None:
+    """Talk to the model at ``model`` (a folder, a .gguf file or a hub id). Ctrl-C stops an answer, Ctrl-D ends the
+    chat.
 
     Raises:
         InputError: the model cannot be loaded, or its template refuses a system message.
@@ -40,7 +50,8 @@ def chat(model: str, *, max_new_tokens: int, temperature: float, system: str | N
     chosen = Model(path=model)
     encoder = load_encoder(chosen, cache=cache)
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
-    encoder.encode_prompt([*opening, {"role": "user", "content": "?"}])  # a template without a system role is refused here
+    # A template without a system role is refused here
+    encoder.encode_prompt([*opening, {"role": "user", "content": "?"}])
     policy = load_policy(chosen, cache=cache)
     console.print("Ctrl-C stops an answer, Ctrl-D ends the chat.", style="dim")
     history: list[Message] = []
@@ -96,7 +107,9 @@ def _turn(
         history.pop()
 
 
-def _fit(lm: PreTrainedModel, encoder: Encoder, opening: list[Message], history: list[Message], room: int, console: Console) -> Ids:
+def _fit(
+    lm: PreTrainedModel, encoder: Encoder, opening: list[Message], history: list[Message], room: int, console: Console
+) -> Ids:
     """The prompt's ids; the oldest turns are forgotten when the model cannot hold them beside ``room`` new tokens."""
     limit = getattr(lm.config, "max_position_embeddings", None)
     prompt = encoder.encode_prompt([*opening, *history])
@@ -136,7 +149,8 @@ class _Stream(BaseStreamer):
         self._emit(self._text())
 
     def _text(self) -> str:
-        return self._encoder.decode(self._ids or []).lstrip()  # GLM's models begin with a line break, which its template writes itself
+        # GLM's models begin with a line break, which its template writes itself
+        return self._encoder.decode(self._ids or []).lstrip()
 
     def _emit(self, text: str) -> None:
         self._show(text[len(self.shown) :])

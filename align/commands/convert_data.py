@@ -1,12 +1,14 @@
-"""``align data convert``: records written to a file, in this package's own shape or in another tool's, with where they come from.
+"""``align data convert``: records written to a file, in this package's own shape or in another tool's, with where they
+come from.
 
-Beside the file lies its provenance, ``FILE.provenance.yaml``: the source as a recipe says it with all that was found out, the sha256 of its
-files and of what was written, and the counts of what was left out. It is a file of its own because the shapes of other tools have no place
-for it, because a mapping in every row would be larger than most rows, and because no reader of data takes it for data. Rows in our own
-shape say besides which row of the source they come from (:mod:`align.data.formats.own_rows`), so that a file may be shuffled and cut.
+Beside the file lies its provenance, ``FILE.provenance.yaml``: the source as a recipe says it with all that was found
+out, the sha256 of its files and of what was written, and the counts of what was left out. It is a file of its own
+because the shapes of other tools have no place for it, because a mapping in every row would be larger than most rows,
+and because no reader of data takes it for data. Rows in our own shape say besides which row of the source they come
+from (:mod:`align.data.formats.own_rows`), so that a file may be shuffled and cut.
 
-Memory does not grow with the file. The file is written beside its place; the provenance is put into place first and the file last, so that
-a file that is there is whole and has its provenance.
+Memory does not grow with the file. The file is written beside its place; the provenance is put into place first and the
+file last, so that a file that is there is whole and has its provenance.
 """
 
 from __future__ import annotations
@@ -89,17 +91,20 @@ def provenance_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.provenance.yaml")
 
 
-def convert(source: DataSource, location: Path | str, out: Path, *, to: str = "align", want: Want, replace: bool = False) -> Converted:
+def convert(
+    source: DataSource, location: Path | str, out: Path, *, to: str = "align", want: Want, replace: bool = False
+) -> Converted:
     """Write the records of a source to ``out``, which ends in ``.jsonl`` or ``.parquet``.
 
     Args:
-        to: ``align``, our own shape, of which every row is read again before it is written and must give the same record; or a name of
-            :data:`~align.data.formats.other_tools.TARGETS`.
+        to: ``align``, our own shape, of which every row is read again before it is written and must give the same
+            record; or a name of :data:`~align.data.formats.other_tools.TARGETS`.
         want: which records. ``wanted_of`` finds out what a file holds.
         replace: may ``out`` be there already?
 
     Raises:
-        InputError: bad rows (unless the source skips them), nothing to write, ``out`` exists, or the shape has no place for such records.
+        InputError: bad rows (unless the source skips them), nothing to write, ``out`` exists, or the shape has no place
+            for such records.
         EnvironmentFault: the disk is full or cannot be written, or the hub does not answer.
     """
     _require_place(source, location, out, to, replace=replace)
@@ -186,14 +191,17 @@ def _write(said: Iterator[_Said], sink: Sink, made: Converted) -> None:
 
 
 def _require_same(record: Record, row: Row, reader: Converter) -> None:
-    """Raises InputError unless the row gives the record. It always should; data must not be damaged by a mistake of ours."""
+    """Raises InputError unless the row gives the record. It always should; data must not be damaged by a mistake of
+    ours."""
     try:
         (again,) = reader(ReadRow(row, record.origin))
     except RowError as error:
         problem = Problem(f"cannot be written as {KINDS[type(record)]}: {error.message}", key=error.field)
         raise InputError(record.origin.blamed(problem)) from error
     if again != record:
-        raise InputError(record.origin.blamed(Problem("would not be read again as it is", hint="please report this row")))
+        raise InputError(
+            record.origin.blamed(Problem("would not be read again as it is", hint="please report this row"))
+        )
 
 
 # Where it comes from
@@ -207,7 +215,9 @@ def _content(source: DataSource, location: Path | str) -> dict[str, str]:
     return {name: files.sha256_file(path) for name, path in zip(names_of(found, location), found, strict=True)}
 
 
-def _write_provenance(source: DataSource, records: Records, made: Converted, content: dict[str, str], scratch: Path) -> None:
+def _write_provenance(
+    source: DataSource, records: Records, made: Converted, content: dict[str, str], scratch: Path
+) -> None:
     (read,) = records.report.sources
     counts = {"read": read.read, "kept": read.kept, "left out by where": read.left_out, "bad": read.bad, **read.reasons}
     told: dict[str, Any] = {

@@ -30,7 +30,8 @@ from align.recipe.schema import DataSource
 from align.terminal import fixed
 
 SAMPLE = 2_000
-"""Pairs from which it is told how far words alone go: those of the prompts whose digests come first, which is a random choice."""
+"""Pairs from which it is told how far words alone go: those of the prompts whose digests come first, which is a random
+choice."""
 _LETTERS = 400
 """Letters of a record by which its script is judged."""
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"}
@@ -68,7 +69,9 @@ class Description:
         prompt = bytes.fromhex(prompt_digest(record))[:12]
         self.prompts[prompt] += 1
         said = {key: part for key, part in form_of(record).items() if key != "id"}
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).digest()[:12]
+        digest = hashlib.sha256(
+            json.dumps(said, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
+        ).digest()[:12]
         self.doubles += digest in self.seen
         self.seen.add(digest)
         parts = parts_of(record)
@@ -82,7 +85,9 @@ class Description:
             self._compare(record, prompt, parts)
         for key in ("label", "grades"):
             if (value := getattr(record, key, None)) is not None:
-                self.labels.update([f"{key}: {str(value).lower()}"] if key == "label" else [f"graded: {name}" for name in value])
+                self.labels.update(
+                    [f"{key}: {str(value).lower()}"] if key == "label" else [f"graded: {name}" for name in value]
+                )
 
     def _compare(self, record: Preference, prompt: bytes, parts: dict[str, list[str]]) -> None:
         (chosen,) = parts["chosen"]
@@ -143,7 +148,8 @@ def describe(source: DataSource, location: Path | str, want: Want, encoder: Enco
         assert encoder is not None
         texts = parts_of(record)
         return {
-            name: [len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in part] for name, part in texts.items()
+            name: [len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in part]
+            for name, part in texts.items()
         }
 
     for record in records:
@@ -182,7 +188,8 @@ def _figures(one: Description) -> dict[str, str]:
         **({"left out by where": f"{one.read.left_out:,}"} if one.read.left_out else {}),
         "bad rows": f"{one.read.bad:,}",
         **{f"times {what}": f"{count:,}" for what, count in one.read.notes.items()},
-        "prompts": f"{len(one.prompts):,}" + (f"; {len(several):,} of them in several rows, up to {max(several):,}" if several else ""),
+        "prompts": f"{len(one.prompts):,}"
+        + (f"; {len(several):,} of them in several rows, up to {max(several):,}" if several else ""),
         "answers a prompt": f"{one.answers / max(1, len(one.prompts)):.2f}" if one.answers else "",
         "rows equal to an earlier one": f"{one.doubles:,}",
         **{name: _spread(values) for name, values in one.lengths.items()},
@@ -197,11 +204,15 @@ def _figures(one: Description) -> dict[str, str]:
 def _of_pairs(one: Description) -> dict[str, str]:
     differences = np.array(one.differences)
     unequal = max(1, int((differences != 0).sum()))
-    figures = {"longer answer chosen": f"{(differences > 0).sum() / unequal:.0%} of {unequal:,} pairs of unequal length"}
+    figures = {
+        "longer answer chosen": f"{(differences > 0).sum() / unequal:.0%} of {unequal:,} pairs of unequal length"
+    }
     if len(one.margins):
         values = np.array(one.margins)
         low, middle, high = (f"{value:.4g}" for value in (values.min(), np.median(values), values.max()))
-        figures["margins"] = f"{low} to {high}, median {middle}; {(values == 0).sum():,} ties, {(values < 0).sum():,} below 0"
+        figures["margins"] = (
+            f"{low} to {high}, median {middle}; {(values == 0).sum():,} ties, {(values < 0).sum():,} below 0"
+        )
     else:
         figures["margins"] = "none"
     if one.told is None:
@@ -219,5 +230,9 @@ def _spread(values: Iterable[int]) -> str:
 
 def _share(estimate: Estimate) -> str:
     text = fixed(estimate.mean, 3)
-    bounds = "" if estimate.low is None or estimate.high is None else f" [{fixed(estimate.low, 3)}, {fixed(estimate.high, 3)}]"
+    bounds = (
+        ""
+        if estimate.low is None or estimate.high is None
+        else f" [{fixed(estimate.low, 3)}, {fixed(estimate.high, 3)}]"
+    )
     return f"{text}{bounds} of {estimate.count:,} pairs"

@@ -1,4 +1,5 @@
-"""``align eval``: the recipe that stands for a command line. It is kept beside the run, to be read, repeated and changed."""
+"""``align eval``: the recipe that stands for a command line. It is kept beside the run, to be read, repeated and
+changed."""
 
 from __future__ import annotations
 
@@ -46,9 +47,14 @@ def quick_recipe(
         parse(text)  # what is no reference is written into no recipe
     unknown = [task for task in tasks if task not in ASKED]
     if unknown and unknown[0] in TASKS:
-        raise InputError(f"{unknown[0]} measures scorers, not models that answer", hint="write a recipe: docs/evaluate.md shows one")
+        raise InputError(
+            f"{unknown[0]} measures scorers, not models that answer", hint="write a recipe: docs/evaluate.md shows one"
+        )
     if unknown:
-        raise InputError(f"no task {unknown[0]}", hint=f"known: {', '.join(ASKED)}; those of lm-evaluation-harness go to --lm-eval-tasks")
+        raise InputError(
+            f"no task {unknown[0]}",
+            hint=f"known: {', '.join(ASKED)}; those of lm-evaluation-harness go to --lm-eval-tasks",
+        )
     reading = dict(reading or {})
     of_split: dict[str, Any] = {key: reading[key] for key in ("split", "subset") if key in reading}
     of_task, held_out = _sorted(tasks, data, of_split)
@@ -58,7 +64,9 @@ def quick_recipe(
     if held_out:
         stage |= {"data": [_source(path, limit) | reading for path in held_out], "embedder": None, **longest}
     if of_task:
-        stage["tasks"] = [{"task": task, "data": _source(path, limit) | of_split, **longest} for task, path in of_task.items()]
+        stage["tasks"] = [
+            {"task": task, "data": _source(path, limit) | of_split, **longest} for task, path in of_task.items()
+        ]
     body = {"seed": seed, "model": models[0], "stages": {STAGE: stage}}
     return {"name": f"eval-{files.digest_json(body)[:8]}", **body}
 
@@ -86,7 +94,9 @@ def _sorted(tasks: Sequence[str], data: Sequence[str], of_split: Mapping[str, An
     for task in tasks:
         if task not in found:
             wanted = ", ".join(sorted(ASKED[task].columns))
-            raise InputError(f"no --data file has the columns of {task}: {wanted}", hint="name the benchmark's file with --data")
+            raise InputError(
+                f"no --data file has the columns of {task}: {wanted}", hint="name the benchmark's file with --data"
+            )
     return {task: found[task] for task in tasks}, held_out
 
 

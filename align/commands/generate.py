@@ -1,7 +1,7 @@
 """``align generate``: samples of a model for a file of prompts, for whoever only wants samples.
 
-A hidden folder beside the output says which settings it is made from, and holds the shards until it is written: a run that was killed goes
-on, and an output of other settings is never taken for that of these.
+A hidden folder beside the output says which settings it is made from, and holds the shards until it is written: a run
+that was killed goes on, and an output of other settings is never taken for that of these.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def generate(
     console: Console,
     show: Callable[[str], None],
 ) -> None:
-    """Sample ``sampling.n`` completions of every prompt; JSON lines, one a prompt: ``id``, ``prompt``, and ``completions`` with their
-    ``text``, ``tokens`` and ``finished``.
+    """Sample ``sampling.n`` completions of every prompt; JSON lines, one a prompt: ``id``, ``prompt``, and
+    ``completions`` with their ``text``, ``tokens`` and ``finished``.
 
     Args:
         model: resolved: a folder, a .gguf file or a hub id.
@@ -81,7 +81,9 @@ def generate(
         console.print(f"{out}: up to date", highlight=False, markup=False, soft_wrap=True)
         return
     longest = max(map(len, ids)) + sampling.max_new_tokens
-    engine = open_engine(rollout, policy, encoder, max_length=longest, cache=cache, resolve=partial(resolve, root=Path.cwd()))
+    engine = open_engine(
+        rollout, policy, encoder, max_length=longest, cache=cache, resolve=partial(resolve, root=Path.cwd())
+    )
     with _work(out, settings) as folder, StopFlag():
         samples = sample_shards(engine, ids, sampling, folder=folder, key=settings, console=console, name="generate")
         if out is None:
@@ -110,19 +112,29 @@ def _encode(record: Prompt, encoder: Encoder) -> list[int]:
 
 
 def _require_room(records: list[Prompt], ids: list[list[int]], sampling: Sampling, positions: int | None) -> None:
-    """Raises InputError that names the prompts which leave no room for an answer in the model, before any is sampled."""
+    """Raises InputError that names the prompts which leave no room for an answer in the model, before any is
+    sampled."""
     room = None if positions is None else positions - sampling.max_new_tokens
-    long = [(record, len(own)) for record, own in zip(records, ids, strict=True) if room is not None and len(own) > room]
+    long = [
+        (record, len(own)) for record, own in zip(records, ids, strict=True) if room is not None and len(own) > room
+    ]
     if not long:
         return
     origins = [(record.origin, length) for record, length in long[:SHOWN]]
     problems = [
         Problem(
-            f"{length:,} tokens leave no room for {sampling.max_new_tokens:,} more: the model holds {positions:,}", one.source, one.line
+            f"{length:,} tokens leave no room for {sampling.max_new_tokens:,} more: the model holds {positions:,}",
+            one.source,
+            one.line,
         )
         for one, length in origins
     ]
-    raise InputError([*problems, Problem(f"{len(long):,} such prompts in all", hint="shorten or remove them, or lower --max-new-tokens")])
+    raise InputError(
+        [
+            *problems,
+            Problem(f"{len(long):,} such prompts in all", hint="shorten or remove them, or lower --max-new-tokens"),
+        ]
+    )
 
 
 def _lines(records: list[Prompt], samples: Samples, encoder: Encoder) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Declarations of data in other tools, as sources of a recipe; what has no counterpart is listed and never passed over.
 
-Read are LLaMA-Factory's dataset_info.json, axolotl's ``datasets:``, and ms-swift's ``hf::id:subset#500`` with its columns. Sources:
-LLaMA-Factory's data/README.md and data/parser.py, axolotl's documentation of dataset formats, ms-swift's of ``--dataset`` and
-``--columns``.
+Read are LLaMA-Factory's dataset_info.json, axolotl's ``datasets:``, and ms-swift's ``hf::id:subset#500`` with its
+columns. Sources: LLaMA-Factory's data/README.md and data/parser.py, axolotl's documentation of dataset formats,
+ms-swift's of ``--dataset`` and ``--columns``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,13 @@ _LF_NONE = {
 }
 _LF_MEDIA = ("images", "videos", "audios")
 _LF_ROLES = {"user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool", "system_tag": "system"}
-_LF_TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "function_tag": "function_call"}
+_LF_TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "function_tag": "function_call",
+}
 
 
 def llama_factory(declared: Mapping[str, Any], folder: PurePath, names: Iterable[str] = ()) -> list[Imported]:
@@ -109,13 +115,20 @@ def _lf_entry(name: str, entry: Any, folder: PurePath) -> Imported:
     source["format"] = mapping
     if entry.get("num_samples"):
         source["limit"] = entry["num_samples"]
-        notes.append("num_samples: a random sample there, repeated where it is larger than the set; `limit` takes the first rows")
+        notes.append(
+            "num_samples: a random sample there, repeated where it is larger than the set; `limit` takes the first rows"
+        )
     if undeclared := [key for key in ("system", "tools") if not columns.get(key)]:
-        notes.append(f"a column {' or '.join(undeclared)} that is not declared is not read there; here it is, unless it is ignored")
+        notes.append(
+            f"a column {' or '.join(undeclared)} that is not declared is not read there; here it is, unless it is"
+            " ignored"
+        )
     return Imported(name, source, notes)
 
 
-def _lf_alpaca(entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mapping[str, Any], notes: list[str]) -> Keys | None:
+def _lf_alpaca(
+    entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mapping[str, Any], notes: list[str]
+) -> Keys | None:
     given = columns or {"prompt": "instruction", "query": "input", "response": "output"}
     if not given.get("prompt"):
         notes.append("columns.prompt: is missing")
@@ -123,7 +136,11 @@ def _lf_alpaca(entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mappi
     asked = _joined(given["prompt"], given.get("query"), by="\n")
     prompt: Any = [given["history"], asked] if given.get("history") else asked
     if entry.get("ranking"):
-        return {"prompt": prompt, "chosen": given.get("chosen", "chosen"), "rejected": given.get("rejected", "rejected")}
+        return {
+            "prompt": prompt,
+            "chosen": given.get("chosen", "chosen"),
+            "rejected": given.get("rejected", "rejected"),
+        }
     if not given.get("response"):
         notes.append("columns.response: is missing, so these are texts for pre-training, or prompts")
         return None
@@ -131,7 +148,9 @@ def _lf_alpaca(entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mappi
     return {**answered, "better": {"label": given["kto_tag"]}} if given.get("kto_tag") else answered
 
 
-def _lf_turns(entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mapping[str, Any], notes: list[str]) -> Keys | None:
+def _lf_turns(
+    entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mapping[str, Any], notes: list[str]
+) -> Keys | None:
     if entry.get("formatting") == "openai":
         notes.append('formatting: openai adds "detailed thinking off" to the system there; here nothing is added')
     elif entry.get("formatting") != "sharegpt":
@@ -152,7 +171,11 @@ def _lf_turns(entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mappin
     if entry.get("ranking"):
         if turns:
             notes.append("tags: they are read in the prompt; chosen and rejected must have usual names")
-        mapping: Keys = {"prompt": place, "chosen": columns.get("chosen", "chosen"), "rejected": columns.get("rejected", "rejected")}
+        mapping: Keys = {
+            "prompt": place,
+            "chosen": columns.get("chosen", "chosen"),
+            "rejected": columns.get("rejected", "rejected"),
+        }
     else:
         mapping = {"messages": place}
         if columns.get("kto_tag"):
@@ -179,23 +202,40 @@ _AX_PAIRS = {
     "intel": {"prompt": "question", "chosen": "chosen", "rejected": "rejected", "system": "system"},
     "icr": {"prompt": "input", "chosen": "chosen", "rejected": "rejected", "system": "system"},
     "prompt_pairs": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "system": "system"},
-    "argilla": {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response", "system": "system"},
+    "argilla": {
+        "prompt": "instruction",
+        "chosen": "chosen_response",
+        "rejected": "rejected_response",
+        "system": "system",
+    },
     "ultra": {"chosen": "chosen", "rejected": "rejected"},
     "argilla_chat": {"chosen": "chosen", "rejected": "rejected"},
 }
 _AX_TEXT = "renders a prompt text of its own; here the model's template does, so the tokens are others"
-_AX_OWN = ("test_datasets", "pretraining_dataset", "dataset_prepared_path", "val_set_size", "split_thinking", "train_on_inputs")
+_AX_OWN = (
+    "test_datasets",
+    "pretraining_dataset",
+    "dataset_prepared_path",
+    "val_set_size",
+    "split_thinking",
+    "train_on_inputs",
+)
 
 
 def axolotl(declared: Mapping[str, Any], names: Iterable[str] = ()) -> list[Imported]:
-    """The entries of ``datasets:`` of an axolotl recipe whose path is among the names, or all. Raises :class:`InputError`."""
+    """The entries of ``datasets:`` of an axolotl recipe whose path is among the names, or all. Raises
+    :class:`InputError`."""
     entries = [entry for entry in declared.get("datasets") or [] if isinstance(entry, Mapping)]
     wanted = set(names)
     if unknown := wanted - {str(entry.get("path")) for entry in entries}:
         raise InputError(f"no data set `{sorted(unknown)[0][:60]}`", hint="they are named by their path")
     pairs = declared.get("rl") is not None or declared.get("reward_model") is True
     found = [_ax_entry(entry, pairs=pairs) for entry in entries if not wanted or entry.get("path") in wanted]
-    left = [f"{key}: belongs to no source; eval_data, held-out rows and the cache are the recipe's" for key in _AX_OWN if declared.get(key)]
+    left = [
+        f"{key}: belongs to no source; eval_data, held-out rows and the cache are the recipe's"
+        for key in _AX_OWN
+        if declared.get(key)
+    ]
     return [*found, Imported("the recipe", None, left)] if left else found
 
 
@@ -248,7 +288,10 @@ def _ax_mapping(entry: Mapping[str, Any], notes: list[str], *, pairs: bool) -> K
         return {"prompt": "{instruction}\n\n{input}", "completion": "output"}
     if first == "sharegpt":
         return {"messages": "conversations"}
-    known = {"completion": "plain texts are for pre-training", "input_output": "segments with their own loss are not read"}
+    known = {
+        "completion": "plain texts are for pre-training",
+        "input_output": "segments with their own loss are not read",
+    }
     notes.append(f"type: {known.get(first, f'{str(kind)[:40]} is not known; say what the columns are with `format`')}")
     return None
 
@@ -274,7 +317,14 @@ def _ax_turns(entry: Mapping[str, Any], notes: list[str], *, pairs: bool) -> Key
         roles["system"] = []
     if roles:
         turns["roles"] = roles
-    if entry.get("roles_to_train") not in (None, [], ["assistant"], ["gpt"], ["assistant", "gpt"], ["gpt", "assistant"]):
+    if entry.get("roles_to_train") not in (
+        None,
+        [],
+        ["assistant"],
+        ["gpt"],
+        ["assistant", "gpt"],
+        ["gpt", "assistant"],
+    ):
         notes.append("roles_to_train: only the assistant is trained on")
     if entry.get("train_on_eos") not in (None, "turn"):
         notes.append("train_on_eos: the end of every trained turn is trained")
@@ -295,17 +345,31 @@ def _ax_turns(entry: Mapping[str, Any], notes: list[str], *, pairs: bool) -> Key
 
 _SWIFT = re.compile(r"(?:(?P<hub>hf|ms|HF|MS)::)?(?P<path>[^:#]+)(?::(?P<subsets>[^#]+))?(?:#(?P<number>\d+))?")
 _SWIFT_NAMES = {"query": "prompt", "prompt": "prompt", "response": "completion", "output": "completion"}
-_SWIFT_KNOWN = ("query", "response", "system", "history", "messages", "rejected_response", "rejected_messages", "label", "tools", "answer")
+_SWIFT_KNOWN = (
+    "query",
+    "response",
+    "system",
+    "history",
+    "messages",
+    "rejected_response",
+    "rejected_messages",
+    "label",
+    "tools",
+    "answer",
+)
 
 
 def swift(text: str, columns: Mapping[str, str] | None = None) -> list[Imported]:
-    """``hf::id:subset/subset#500``: a source for each subset. ``columns`` are as ``--columns`` has them: ``{"their column": "query"}``.
+    """``hf::id:subset/subset#500``: a source for each subset. ``columns`` are as ``--columns`` has them: ``{"their
+    column": "query"}``.
 
     Raises :class:`InputError` for a text of another shape.
     """
     match = _SWIFT.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"`{text[:80]}` is no data set as ms-swift writes it", hint="for example hf::org/name:subset#500")
+        raise InputError(
+            f"`{text[:80]}` is no data set as ms-swift writes it", hint="for example hf::org/name:subset#500"
+        )
     notes: list[str] = []
     local = is_data(match["path"])
     if not local and (match["hub"] or "ms").lower() != "hf":
@@ -331,7 +395,9 @@ def swift(text: str, columns: Mapping[str, str] | None = None) -> list[Imported]
 def _swift_mapping(columns: dict[str, str], notes: list[str]) -> Keys:
     """``--columns`` renames columns; the roles of the new names are ms-swift's."""
     notes += [
-        f"columns.{theirs}: {role} has no counterpart" for theirs, role in columns.items() if role not in (*_SWIFT_KNOWN, *_SWIFT_NAMES)
+        f"columns.{theirs}: {role} has no counterpart"
+        for theirs, role in columns.items()
+        if role not in (*_SWIFT_KNOWN, *_SWIFT_NAMES)
     ]
     by_role = {_SWIFT_NAMES.get(role, role): theirs for theirs, role in columns.items()}
     if not by_role:

@@ -1,4 +1,5 @@
-"""``align data inspect``: rows as a model will see them, with what is trained in green, and what would be left out and why."""
+"""``align data inspect``: rows as a model will see them, with what is trained in green, and what would be left out and
+why."""
 
 from __future__ import annotations
 
@@ -39,14 +40,15 @@ def inspect(
     console: Console,
     max_length: int = 2048,
 ) -> DataReport:
-    """Print the first ``limit`` records of a source, the account of all of them, and how it was read, as a recipe would say it.
+    """Print the first ``limit`` records of a source, the account of all of them, and how it was read, as a recipe would
+    say it.
 
-    With ``model`` they are printed as its tokens: control tokens bold, trained ones green, all others dim; on a console without colours
-    the trained ones stand in ``⟦ ⟧``. Records longer than ``max_length`` tokens count as dropped. Without ``model``, messages are printed
-    as text. ``want`` is found out when it is None.
+    With ``model`` they are printed as its tokens: control tokens bold, trained ones green, all others dim; on a console
+    without colours the trained ones stand in ``⟦ ⟧``. Records longer than ``max_length`` tokens count as dropped.
+    Without ``model``, messages are printed as text. ``want`` is found out when it is None.
 
-    Raises :class:`InputError` when there is nothing to read, and, once all is printed, for bad rows: the first ten, and their number.
-    Those of a source that skips them are listed in the same way, and are no error.
+    Raises :class:`InputError` when there is nothing to read, and, once all is printed, for bad rows: the first ten, and
+    their number. Those of a source that skips them are listed in the same way, and are no error.
     """
     want = want or wanted_of(source, location)
     records = read_records([source.model_copy(update={"on_bad_row": "skip"})], [location], want, seed=0, rejects=None)
@@ -56,7 +58,9 @@ def inspect(
             report.trees += 1
             shown = _spoken(record)
         else:
-            shown = _encoded(record, model, Limits(max_length, "drop", "all"), report, marks=console.color_system is None)
+            shown = _encoded(
+                record, model, Limits(max_length, "drop", "all"), report, marks=console.color_system is None
+            )
         if limit > 0:
             limit -= 1
             console.print(Text(f"{record.origin}  {record.id}", style="bold cyan"), soft_wrap=True)
@@ -140,7 +144,9 @@ def _visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-def _print_account(source: DataSource, report: DataReport, records: Records, model: Encoder | None, console: Console) -> None:
+def _print_account(
+    source: DataSource, report: DataReport, records: Records, model: Encoder | None, console: Console
+) -> None:
     report.source_lines, report.sources = records.report.lines(), records.report.as_json()
     lines = report.lines() if model else [*report.source_lines, counted(report.trees, report.want)]
     keys = as_source(source, records.report.sources[0])

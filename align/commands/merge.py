@@ -31,12 +31,19 @@ class Merged:
 
 
 def merge(
-    source: str, runs_dir: Path, out: Path, *, stage: str | None = None, dtype: Dtype | None = None, cache: Path | None = None
+    source: str,
+    runs_dir: Path,
+    out: Path,
+    *,
+    stage: str | None = None,
+    dtype: Dtype | None = None,
+    cache: Path | None = None,
 ) -> Merged:
     """Merge an adapter into its base and write the whole model into the new folder ``out``.
 
-    The merge is PEFT's own, in fp32, and the merged model's logits are compared with the adapter's before anything is written. ``out``
-    appears all at once, or not at all. The result of a stage keeps its manifest's account of how it was made, so that it can be pushed.
+    The merge is PEFT's own, in fp32, and the merged model's logits are compared with the adapter's before anything is
+    written. ``out`` appears all at once, or not at all. The result of a stage keeps its manifest's account of how it
+    was made, so that it can be pushed.
 
     Args:
         source: the folder of an adapter, of this package or another tool; the result of a stage; or a run's name.
@@ -55,7 +62,9 @@ def merge(
     folder = _adapter_folder(source, runs_dir, stage)
     found = read_folder(folder, "mergeable")
     if found.adapter is None:
-        raise InputError(Problem("no adapter: it is a whole model already, so there is nothing to merge", file=str(folder)))
+        raise InputError(
+            Problem("no adapter: it is a whole model already, so there is nothing to merge", file=str(folder))
+        )
     if (folder / MANIFEST).is_file() and (problems := verify(folder)):
         raise InputError(problems)
     chosen = dtype or _stored_dtype(found)
@@ -66,7 +75,9 @@ def merge(
             if (folder / MANIFEST).is_file():
                 made = read_manifest(folder)
                 summary = {**made.summary, "format": "full", "merged_from": folder.name}
-                write_manifest(tmp, type=made.type, stage=made.stage, identity=made.identity, encoder=made.encoder, summary=summary)
+                write_manifest(
+                    tmp, type=made.type, stage=made.stage, identity=made.identity, encoder=made.encoder, summary=summary
+                )
             files.publish_folder(tmp, out.absolute())
     finally:
         files.discard(tmp)
@@ -91,7 +102,9 @@ def _stored_dtype(folder: ModelFolder) -> Dtype:
     if config.adapter is not None:
         return _stored_dtype(config)
     text = config.config.get("text_config") or {}
-    stored = next((part[key] for part in (config.config, text) for key in ("dtype", "torch_dtype") if part.get(key)), None)
+    stored = next(
+        (part[key] for part in (config.config, text) for key in ("dtype", "torch_dtype") if part.get(key)), None
+    )
     return "bf16" if stored == "bfloat16" else "fp32"
 
 

@@ -32,8 +32,8 @@ def model_named(text: str, runs_dir: Path, kinds: Collection[str] = ("policy",))
 def model_of_run(text: str, runs_dir: Path, kinds: Collection[str] = ("policy",)) -> Path | None:
     """The folder of a model that a run made; None when ``text`` names no run.
 
-    ``RUN``, a run's name or folder, stands for the model that its last stage with one of these ``kinds`` left, ``RUN/STAGE`` for that
-    stage's. Names of runs come before paths and hub ids.
+    ``RUN``, a run's name or folder, stands for the model that its last stage with one of these ``kinds`` left,
+    ``RUN/STAGE`` for that stage's. Names of runs come before paths and hub ids.
 
     Raises :class:`InputError` when the run has no such model.
     """
@@ -50,7 +50,10 @@ def _of_run(run: RunRecord, stage: str, kinds: Collection[str]) -> Path:
     wanted = " or ".join(_WORDS.get(kind, kind) for kind in kinds)
     if stage and stage not in left:
         run.stage(stage)  # says which stages there are, if it is none
-        raise InputError(f"stage {stage} of {run.folder} left no {wanted}", hint=f"stages that did: {', '.join(left)}" if left else None)
+        raise InputError(
+            f"stage {stage} of {run.folder} left no {wanted}",
+            hint=f"stages that did: {', '.join(left)}" if left else None,
+        )
     if not left:
         raise InputError(f"{run.folder} has no {wanted} yet", hint=f"`align show {run.name}` says how it went")
     return left[stage].folder if stage else list(left.values())[-1].folder

@@ -42,7 +42,9 @@ def score_rows(scorer: Scorer, location: Path | str, source: DataSource | None =
         raise InputError([*bad[:SHOWN], Problem(f"{count} in all; their scores are missing")])
 
 
-def _read(rows: Iterable[Row], convert: Converter, want: Want, bad: list[Problem]) -> Iterator[tuple[str, str, list[Answer]]]:
+def _read(
+    rows: Iterable[Row], convert: Converter, want: Want, bad: list[Problem]
+) -> Iterator[tuple[str, str, list[Answer]]]:
     """(id, what the row is, its answers), a chosen answer first."""
     for row in rows:
         try:

@@ -1,8 +1,9 @@
 """How well chosen answers can be told from rejected ones by their lengths alone, and by their words alone.
 
-Where that is easy, a model may learn it instead of what is better. Every pair is judged by what was learned from the pairs of other prompts
-(five folds, no prompt in two of them): the length's rule is that the longer answer wins, or the shorter one, whichever holds more often;
-the words' is :mod:`align.functional.word_model`. A Chinese, Japanese or Korean character counts as a word.
+Where that is easy, a model may learn it instead of what is better. Every pair is judged by what was learned from the
+pairs of other prompts (five folds, no prompt in two of them): the length's rule is that the longer answer wins, or the
+shorter one, whichever holds more often; the words' is :mod:`align.functional.word_model`. A Chinese, Japanese or Korean
+character counts as a word.
 """
 
 from __future__ import annotations
@@ -72,4 +73,6 @@ def _by_words(learned: Sequence[Pair], judged: Sequence[Pair]) -> Floats:
 
 def _words_of(pairs: Sequence[Pair]) -> tuple[list[list[str]], list[list[str]]]:
     """The words of the chosen answers, and of the rejected ones."""
-    return [_WORDS.findall(pair.chosen.lower()) for pair in pairs], [_WORDS.findall(pair.rejected.lower()) for pair in pairs]
+    return [_WORDS.findall(pair.chosen.lower()) for pair in pairs], [
+        _WORDS.findall(pair.rejected.lower()) for pair in pairs
+    ]

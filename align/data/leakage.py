@@ -16,12 +16,15 @@ def prompt_digest(record: Record) -> str:
     Roles and text count; runs of white space, and how Unicode composes a character, do not.
     """
     messages = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
-    said = [[message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split())] for message in messages]
+    said = [
+        [message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split())] for message in messages
+    ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def shared_prompts(one: Iterable[Record], other: Iterable[Record]) -> list[tuple[Origin, Origin]]:
-    """For each record of ``other`` whose prompt is in ``one`` as well: where it first stands in ``one``, and where in ``other``."""
+    """For each record of ``other`` whose prompt is in ``one`` as well: where it first stands in ``one``, and where in
+    ``other``."""
     first: dict[str, Origin] = {}
     for record in one:
         first.setdefault(prompt_digest(record), record.origin)

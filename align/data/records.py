@@ -1,14 +1,15 @@
-"""What a data row is once it is inside: a conversation, a preference, a labelled or a graded answer, or a prompt. Foreign spellings stop at
-formats.py.
+"""What a data row is once it is inside: a conversation, a preference, a labelled or a graded answer, or a prompt.
+Foreign spellings stop at formats.py.
 
-A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant message may carry
-``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for an answer that was cut off, which must
-not be trained to end where it was cut), ``reasoning`` (what the model thought before it answered; never part of ``content``) and
-``tool_calls`` in OpenAI's two forms: ``{"type": "function", "function": {"name": ..., "arguments": {...}}}``, or, where the call takes a
-text as it is, ``{"type": "custom", "custom": {"name": ..., "input": "..."}}``. A tool message may carry ``metadata``, the head of GLM-4's
-``observation``.
+A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant
+message may carry ``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for
+an answer that was cut off, which must not be trained to end where it was cut), ``reasoning`` (what the model thought
+before it answered; never part of ``content``) and ``tool_calls`` in OpenAI's two forms: ``{"type": "function",
+"function": {"name": ..., "arguments": {...}}}``, or, where the call takes a text as it is, ``{"type": "custom",
+"custom": {"name": ..., "input": "..."}}``. A tool message may carry ``metadata``, the head of GLM-4's ``observation``.
 
-``sampled`` is there where a policy's answer is not what its text would be encoded as: its tokens, and which encoder they belong to.
+``sampled`` is there where a policy's answer is not what its text would be encoded as: its tokens, and which encoder
+they belong to.
 """
 
 from __future__ import annotations
@@ -74,20 +75,23 @@ class Conversation:
 
 
 class Votes(NamedTuple):
-    """How many of several judges found the chosen answer better, and how many the rejected one; a tie is half a vote for each."""
+    """How many of several judges found the chosen answer better, and how many the rejected one; a tie is half a vote
+    for each."""
 
     chosen: float
     rejected: float
 
     @property
     def share(self) -> float:
-        """Of all votes, those for the chosen answer; 1 where nobody compared the two, so that nobody contradicts the row."""
+        """Of all votes, those for the chosen answer; 1 where nobody compared the two, so that nobody contradicts the
+        row."""
         return self.chosen / (self.chosen + self.rejected) if self.chosen + self.rejected else 1.0
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt, one preferred completion and one or many rejected ones. Completions are message lists (usually of one message)."""
+    """A prompt, one preferred completion and one or many rejected ones. Completions are message lists (usually of one
+    message)."""
 
     prompt: Messages
     chosen: Messages
@@ -95,7 +99,8 @@ class Preference:
     id: str
     origin: Origin
     margins: tuple[float, ...] | None = None
-    """How much better the chosen answer is than each rejected one, on the data's own scale; None where the data do not say."""
+    """How much better the chosen answer is than each rejected one, on the data's own scale; None where the data do not
+    say."""
     tools: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
     votes: tuple[Votes, ...] | None = None
@@ -112,7 +117,8 @@ class Preference:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """A prompt, one completion, and whether it is a good one: a judgement of an answer by itself, as KTO learns from."""
+    """A prompt, one completion, and whether it is a good one: a judgement of an answer by itself, as KTO learns
+    from."""
 
     prompt: Messages
     completion: Messages
@@ -125,7 +131,8 @@ class Unpaired:
 
 @dataclass(frozen=True)
 class Graded:
-    """A prompt, one completion, and its grades by name, such as helpfulness and correctness: what a reward model learns by regression."""
+    """A prompt, one completion, and its grades by name, such as helpfulness and correctness: what a reward model learns
+    by regression."""
 
     prompt: Messages
     completion: Messages

@@ -1,4 +1,5 @@
-"""What became of the rows of a data set: what was kept, what was left out and why, and what a person should know about the rest."""
+"""What became of the rows of a data set: what was kept, what was left out and why, and what a person should know about
+the rest."""
 
 from __future__ import annotations
 
@@ -82,7 +83,10 @@ class DataReport:
         cached = " (encoded before)" if self.reused else ""
         return [
             *self.source_lines,
-            f"{counted(self.trees, self.want)}{cached}: {self.tokens:,} tokens{trained}, the longest has {self.longest:,}",
+            (
+                f"{counted(self.trees, self.want)}{cached}: {self.tokens:,} tokens{trained}, the longest has"
+                f" {self.longest:,}"
+            ),
             *(f"dropped, {reason}: {count}" for reason, count in self.dropped.items()),
             *(f"note, {what}: {count}" for what, count in self.noted.items()),
         ]
@@ -96,5 +100,7 @@ class DataReport:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, reused: bool) -> DataReport:
         """The report that :meth:`as_json` wrote. Raises TypeError or KeyError for anything else."""
-        counts = {key: {reason: Counted(**entry) for reason, entry in content[key].items()} for key in ("dropped", "noted")}
+        counts = {
+            key: {reason: Counted(**entry) for reason, entry in content[key].items()} for key in ("dropped", "noted")
+        }
         return cls(**{**content, **counts, "reused": reused})

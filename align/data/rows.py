@@ -1,4 +1,5 @@
-"""What the readers of files give: rows, each with the place it stands at, rows that cannot be used, and what was found out about a file."""
+"""What the readers of files give: rows, each with the place it stands at, rows that cannot be used, and what was found
+out about a file."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Row:
     value: dict[str, Any]
     origin: Origin
     cells: frozenset[str] = frozenset()
-    """Its columns that are cells of a text table, in which an empty text is nothing there. The rows of a file share the set."""
+    """Its columns that are cells of a text table, in which an empty text is nothing there. The rows of a file share the
+    set."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class BadRow(Problem):
 
 
 class LeftOut(RowError):
-    """A row that is sound and gives no record, such as a tie; the message is the reason, counted and written to the rejects file."""
+    """A row that is sound and gives no record, such as a tie; the message is the reason, counted and written to the
+    rejects file."""
 
 
 Bad = Callable[[BadRow], None]

@@ -1,6 +1,8 @@
-"""JSON as rows need it: what Python's decoder lets pass (duplicate keys, NaN, 1e400, lone surrogates, NUL) is a fault here.
+"""JSON as rows need it: what Python's decoder lets pass (duplicate keys, NaN, 1e400, lone surrogates, NUL) is a fault
+here.
 
-All JSON of rows is decoded here: that of files, and that of texts inside a row, such as a cell with messages or a call's arguments.
+All JSON of rows is decoded here: that of files, and that of texts inside a row, such as a cell with messages or a
+call's arguments.
 """
 
 from __future__ import annotations
@@ -17,14 +19,23 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 DEPTH = 100
 """How many objects and lists may stand inside each other in what a model is shown. Templates and encoders recurse."""
-_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 _CONTROL = {code: repr(chr(code))[1:-1] for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
 
 
 def one_line(text: str) -> str:
-    r"""``text`` with line breaks and other control characters as Python writes them (``\n``): names in data may hold any."""
+    r"""``text`` with line breaks and other control characters as Python writes them (``\n``): names in data may hold
+    any."""
     return text.translate(_CONTROL)
 
 
@@ -52,18 +63,25 @@ class RowDecoder:
     def __init__(self, *, lists: bool = False) -> None:
         self._lists = lists
         self._found: list[str] = []
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float)
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
+        )
 
     def decode(self, text: str, at: int) -> tuple[Any, int, Fault | None]:
         """``(value, end, fault)`` of the row, which is an object, that begins at ``text[at]``.
 
-        Raises :class:`ValueError` (of which ``json.JSONDecodeError`` is one) where it is not JSON, so that its end is not known.
+        Raises :class:`ValueError` (of which ``json.JSONDecodeError`` is one) where it is not JSON, so that its end is
+        not known.
         """
         value, end, fault = self.value(text, at)
         if not fault and not isinstance(value, dict):
             if self._lists and isinstance(value, list):
                 return {WHOLE: value}, end, None
-            hint = "where each row is a list, the places of a mapping begin with an index: `[0].value`" if isinstance(value, list) else None
+            hint = (
+                "where each row is a list, the places of a mapping begin with an index: `[0].value`"
+                if isinstance(value, list)
+                else None
+            )
             fault = Fault(f"a row must be an object, found {type_name(value)}", hint=hint)
         return value, end, fault
 
@@ -103,8 +121,8 @@ _TEXTS = RowDecoder()
 def parse_text(text: str, field: str, expected: str) -> Any:
     """The value of a text that has to be JSON, such as a CSV cell with messages.
 
-    Raises :class:`RowError` with ``field``: where it is not JSON (``expected`` says what was looked for), has a key twice, NaN, a number
-    without end, a lone surrogate or a NUL.
+    Raises :class:`RowError` with ``field``: where it is not JSON (``expected`` says what was looked for), has a key
+    twice, NaN, a number without end, a lone surrogate or a NUL.
     """
     try:
         value, end, fault = _TEXTS.value(text, skip_space(text, 0))
@@ -121,20 +139,26 @@ def _not_json(text: str, expected: str, reason: str) -> str:
     if reason == "nested too deeply":
         return f"{expected}, found JSON that is nested too deeply"
     python = re.match(r"\s*(\[\s*)*\{\s*'", text) is not None
-    return f"{expected}, found a string that is not JSON" + (" (single quotes: Python wrote it); write it as JSON" if python else "")
+    return f"{expected}, found a string that is not JSON" + (
+        " (single quotes: Python wrote it); write it as JSON" if python else ""
+    )
 
 
 def checked(value: Any, field: str, *, keep_nulls: bool = True, depth: int = 0) -> Any:
     """``value`` as JSON has it: what a model is shown of a call or a tool.
 
-    Without ``keep_nulls`` the keys of objects whose value is null are left out: a table gives every row the keys of all rows. Raises
-    :class:`RowError` for what nests deeper than :data:`DEPTH`, NaN, infinities, and types that JSON does not have.
+    Without ``keep_nulls`` the keys of objects whose value is null are left out: a table gives every row the keys of all
+    rows. Raises :class:`RowError` for what nests deeper than :data:`DEPTH`, NaN, infinities, and types that JSON does
+    not have.
     """
     if depth > DEPTH:
         raise RowError("nested too deeply", field)
     if isinstance(value, dict):
         given = {str(key): item for key, item in value.items() if keep_nulls or item is not None}
-        return {key: checked(item, f"{field}.{clip(key, 40)}", keep_nulls=keep_nulls, depth=depth + 1) for key, item in given.items()}
+        return {
+            key: checked(item, f"{field}.{clip(key, 40)}", keep_nulls=keep_nulls, depth=depth + 1)
+            for key, item in given.items()
+        }
     if isinstance(value, list):
         return [checked(item, f"{field}.{i}", keep_nulls=keep_nulls, depth=depth + 1) for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
@@ -145,7 +169,8 @@ def checked(value: Any, field: str, *, keep_nulls: bool = True, depth: int = 0) 
 
 
 def as_json(value: Any) -> tuple[Any, int] | None:
-    """``value`` as JSON has it, and its length as text; a table's dates and decimals become text. None for NaN, and for deep nesting."""
+    """``value`` as JSON has it, and its length as text; a table's dates and decimals become text. None for NaN, and for
+    deep nesting."""
     try:
         text = json.dumps(value, default=str, allow_nan=False)
     except (ValueError, RecursionError):

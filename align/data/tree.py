@@ -1,4 +1,5 @@
-"""The token-level example: a trunk (the prompt) and one or more branches (its completions). Every stage trains on these."""
+"""The token-level example: a trunk (the prompt) and one or more branches (its completions). Every stage trains on
+these."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class Branch:
     ids: Ids  # [c]
     mask: Mask  # [c]
     margin: float = 0.0
-    """Of a rejected answer: how much better the chosen one is. Of an answer that was labelled: 1 for a good one, -1 for a bad one."""
+    """Of a rejected answer: how much better the chosen one is. Of an answer that was labelled: 1 for a good one, -1 for
+    a bad one."""
     share: float = 1.0
     """Of a rejected answer: the share of the judges who found the chosen one better."""
     grades: tuple[float, ...] = ()
@@ -29,8 +31,9 @@ class Branch:
 class Tree:
     """A prompt and its completions.
 
-    The trunk is never a target; its last token predicts the first token of each branch. A supervised conversation is one branch, cut where
-    its first target begins. A preference has the chosen answer as branch 0 and the rejected ones after it.
+    The trunk is never a target; its last token predicts the first token of each branch. A supervised conversation is
+    one branch, cut where its first target begins. A preference has the chosen answer as branch 0 and the rejected ones
+    after it.
 
     >>> Tree(id="a", trunk=ids([1, 2]), branches=(Branch(ids([3, 4]), mask([1, 1])), Branch(ids([5]), mask([1]))))
     unique tokens: 5; paths: [1 2 3 4] and [1 2 5]

@@ -1,1 +1,2 @@
-"""What an evaluation measures, and how numbers of several policies are compared. Needs no models: answers are text here."""
+"""What an evaluation measures, and how numbers of several policies are compared. Needs no models: answers are text
+here."""

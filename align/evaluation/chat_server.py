@@ -1,4 +1,5 @@
-"""Asking a language model behind an OpenAI-compatible server: replies kept by content, bounded retries, tokens counted."""
+"""Asking a language model behind an OpenAI-compatible server: replies kept by content, bounded retries, tokens
+counted."""
 
 from __future__ import annotations
 
@@ -56,12 +57,15 @@ class _Reply:
 
 
 def key_of(judge: Judge) -> str | None:
-    """The key in the environment variable that ``judge`` names; None when it names none. Raises EnvironmentFault when there is none."""
+    """The key in the environment variable that ``judge`` names; None when it names none. Raises EnvironmentFault when
+    there is none."""
     if judge.key_env is None:
         return None
     key = os.environ.get(judge.key_env, "").strip()
     if not key:
-        raise EnvironmentFault(f"the environment variable {judge.key_env} holds no key", hint="set it, or name another in judge.key_env")
+        raise EnvironmentFault(
+            f"the environment variable {judge.key_env} holds no key", hint="set it, or name another in judge.key_env"
+        )
     return key
 
 
@@ -80,7 +84,9 @@ class ChatServer:
         try:
             import httpx
         except ModuleNotFoundError as error:
-            raise EnvironmentFault("a judge needs the Python package httpx", hint="pip install 'alignkit[eval]'") from error
+            raise EnvironmentFault(
+                "a judge needs the Python package httpx", hint="pip install 'alignkit[eval]'"
+            ) from error
         self._judge, self._cache, self._httpx = judge, cache, httpx
         self._failed = threading.Event()
         self._sleep = sleep or self._failed.wait
@@ -96,10 +102,14 @@ class ChatServer:
         """Close connections."""
         self._client.close()
 
-    def ask(self, questions: Sequence[str], read: Callable[[str], T | None], done: Callable[[int], None]) -> tuple[list[T | None], Usage]:
-        """What ``read`` finds in the reply to each question, in order, and what all of it took: every reply counts once, whenever it came.
+    def ask(
+        self, questions: Sequence[str], read: Callable[[str], T | None], done: Callable[[int], None]
+    ) -> tuple[list[T | None], Usage]:
+        """What ``read`` finds in the reply to each question, in order, and what all of it took: every reply counts
+        once, whenever it came.
 
-        A reply that cannot be read (None) is asked for again, at most ``judge.retries`` times. ``done`` is told of finished questions.
+        A reply that cannot be read (None) is asked for again, at most ``judge.retries`` times. ``done`` is told of
+        finished questions.
 
         Raises:
             InputError: the server refuses the request.
@@ -153,7 +163,9 @@ class ChatServer:
             if attempt:
                 self._sleep(min(pause, LONGEST_PAUSE_S))
             if (signum := stop_requested()) is not None:
-                raise Interrupted(signum, "stopped while the judge was asked; its replies are kept and the same command continues")
+                raise Interrupted(
+                    signum, "stopped while the judge was asked; its replies are kept and the same command continues"
+                )
             if self._failed.is_set():
                 break
             pause = 2.0**attempt
@@ -170,7 +182,8 @@ class ChatServer:
                 pause = max(pause, _seconds(response.headers.get("retry-after")))
             elif not response.is_success:
                 raise InputError(
-                    f"the judge at {judge.endpoint} refuses: status {response.status_code}: {self._said(response.text)}",
+                    f"the judge at {judge.endpoint} refuses: status {response.status_code}:"
+                    f" {self._said(response.text)}",
                     hint="check judge.endpoint, judge.model and the key",
                 )
             elif (reply := _parsed(response.content)) is not None:

@@ -1,4 +1,5 @@
-"""Numbers of several policies on the same items, as means with intervals and differences to the first policy, item by item."""
+"""Numbers of several policies on the same items, as means with intervals and differences to the first policy, item by
+item."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class Statistic:
     values: Mapping[str, Values]
     """Policy -> [P, K]: what it is computed from, a row for each independent item."""
     of: Callable[..., Values]
-    """``of(values, axis=0)`` -> the number; ``of(draws, axis=1)`` of [draws, P, K] -> [draws], NaN where a draw does not have it."""
+    """``of(values, axis=0)`` -> the number; ``of(draws, axis=1)`` of [draws, P, K] -> [draws], NaN where a draw does
+    not have it."""
     within: Range = ANY
     """The least and the largest value that it can have."""
 
@@ -104,7 +106,8 @@ Found = Metric | LengthControlled | Statistic
 
 
 def compare(found: Mapping[str, Found], baseline: str, *, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{metric: {policy: {mean, low, high, count}}}``; most policies but the baseline have a ``difference`` of the same form as well.
+    """``{metric: {policy: {mean, low, high, count}}}``; most policies but the baseline have a ``difference`` of the
+    same form as well.
 
     ``low`` and ``high`` are None where the items are too few for an interval.
     """

@@ -48,14 +48,17 @@ def settle(ours_first: float, ours_second: float) -> tuple[float, bool]:
 
 
 def read_grades(reply: str) -> dict[str, float] | None:
-    """The grade of each of :data:`DIMENSIONS`; None when the reply's last object does not give all of them, from 1 to 10."""
+    """The grade of each of :data:`DIMENSIONS`; None when the reply's last object does not give all of them, from 1 to
+    10."""
     for text in reversed(_OBJECT.findall(reply)):
         try:
             value = json.loads(text)
         except ValueError:
             continue
         grades = [value.get(name) for name in DIMENSIONS]
-        if all(isinstance(grade, (int, float)) and not isinstance(grade, bool) and 1 <= grade <= 10 for grade in grades):
+        if all(
+            isinstance(grade, (int, float)) and not isinstance(grade, bool) and 1 <= grade <= 10 for grade in grades
+        ):
             return {name: float(grade) for name, grade in zip(DIMENSIONS, grades, strict=True)}
         return None
     return None

@@ -1,4 +1,5 @@
-"""What is measured of answers to held-out data: each metric is a small function from what is known of a policy to one number a prompt.
+"""What is measured of answers to held-out data: each metric is a small function from what is known of a policy to one
+number a prompt.
 
 A new metric is one more entry of :data:`METRICS`. Shapes: P prompts, n samples of each.
 """
@@ -17,7 +18,8 @@ from align.functional.intervals import ANY, SHARE, Range
 
 @dataclass(frozen=True)
 class Targets:
-    """What is known of a policy because the data have answers. Log-probs are in nats, at temperature 1, with the end token."""
+    """What is known of a policy because the data have answers. Log-probs are in nats, at temperature 1, with the end
+    token."""
 
     logprobs: Values  # [P], of the data's answers, summed over their tokens
     tokens: Values  # [P], of the data's answers
@@ -60,7 +62,8 @@ def _tokens(measured: Measured) -> Values:
 
 METRICS: dict[str, Kind] = {
     "margin": Kind(
-        "target's log-prob over the baseline's samples, nats", _of_targets(lambda t: t.logprobs - t.baseline_logprobs.mean(axis=1))
+        "target's log-prob over the baseline's samples, nats",
+        _of_targets(lambda t: t.logprobs - t.baseline_logprobs.mean(axis=1)),
     ),
     "target_logprob": Kind("target's log-prob, nats", _of_targets(lambda t: t.logprobs)),
     "loss": Kind("held-out loss, nats per target token", _of_targets(lambda t: -t.logprobs), _tokens, (0.0, math.inf)),
@@ -73,7 +76,9 @@ METRICS: dict[str, Kind] = {
     "unfinished": Kind("share of own samples that never end", lambda m: 1 - m.finished.mean(axis=1), within=SHARE),
     "distinct_1": Kind("different words of a prompt's samples, share", lambda m: m.distinct[:, 0], within=SHARE),
     "distinct_2": Kind("different word pairs of a prompt's samples, share", lambda m: m.distinct[:, 1], within=SHARE),
-    "mixed_languages": Kind("share of own samples that mix Chinese and English", lambda m: m.mixed.mean(axis=1), within=SHARE),
+    "mixed_languages": Kind(
+        "share of own samples that mix Chinese and English", lambda m: m.mixed.mean(axis=1), within=SHARE
+    ),
 }
 
 
@@ -85,7 +90,9 @@ def metrics_of(measured: Mapping[str, Measured]) -> dict[str, Found]:
         values = {policy: kind.of(one) for policy, one in measured.items()}
         known = {policy: value for policy, value in values.items() if value is not None}
         if known:
-            found[name] = Metric(kind.words, known, None if kind.counts is None else kind.counts(first), within=kind.within)
+            found[name] = Metric(
+                kind.words, known, None if kind.counts is None else kind.counts(first), within=kind.within
+            )
     return found
 
 

@@ -24,7 +24,12 @@ def table(title: str, report: Mapping[str, Any]) -> Table:
         words = report["words"].get(name, name)
         for place, (policy, entry) in enumerate(policies.items()):
             difference = entry.get("difference")
-            cells = (Text(words if place == 0 else ""), Text(policy), _interval(entry), _interval(difference) if difference else Text())
+            cells = (
+                Text(words if place == 0 else ""),
+                Text(policy),
+                _interval(entry),
+                _interval(difference) if difference else Text(),
+            )
             shown.add_row(*cells, f"{entry['count']:,}" if entry.get("count") is not None else "")
     return shown
 

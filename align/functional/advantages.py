@@ -1,7 +1,7 @@
 """From log-probs and scores to advantages: what an answer is worth, and what each of its tokens is worth.
 
-Shapes: T tokens of B answers, answer after answer. ``branch`` int64 [T] says which answer a token belongs to; it never falls, and every
-answer has at least one token. There is no padding anywhere, so no mask can be forgotten.
+Shapes: T tokens of B answers, answer after answer. ``branch`` int64 [T] says which answer a token belongs to; it never
+falls, and every answer has at least one token. There is no padding anywhere, so no mask can be forgotten.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from align.functional.segments import segment_count, segment_mean, segment_sum
 
 # KL estimators: of KL(policy || reference) in nats, one value for each token that the policy sampled.
 #
-# ``log_ratio`` is log pi(token) - log ref(token). All three are from http://joschu.net/blog/kl-approx.html, where r = ref / pi.
+# ``log_ratio`` is log pi(token) - log ref(token). All three are from http://joschu.net/blog/kl-approx.html, where r =
+# ref / pi.
 
 
 def k1(log_ratio: Tensor) -> Tensor:
     """``log_ratio``: unbiased, negative for about half of the tokens.
 
-    The one to subtract from a reward, detached: the policy gradient of that is the gradient of the KL itself. As a *loss* it teaches
-    nothing (the expectation of its gradient is zero), and k3 detached in a reward has another gradient than the KL.
+    The one to subtract from a reward, detached: the policy gradient of that is the gradient of the KL itself. As a
+    *loss* it teaches nothing (the expectation of its gradient is zero), and k3 detached in a reward has another
+    gradient than the KL.
     """
     return log_ratio
 
@@ -41,8 +43,8 @@ def k3(log_ratio: Tensor) -> Tensor:
 def token_rewards(kl: Tensor, scores: Tensor, branch: Tensor, beta: float) -> Tensor:
     """``-beta * kl`` at every token, and the answer's score at its last token -> [T], without gradient.
 
-    The KL-penalised objective of https://arxiv.org/abs/1909.08593, eq. 2, paid out token by token. An answer's rewards sum to
-    ``score - beta * sum(kl)``.
+    The KL-penalised objective of https://arxiv.org/abs/1909.08593, eq. 2, paid out token by token. An answer's rewards
+    sum to ``score - beta * sum(kl)``.
 
     Args:
         kl: [T], of each token.
@@ -69,10 +71,11 @@ def last_tokens(branch: Tensor, num_branches: int) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, branch: Tensor, gamma: float, lam: float) -> Tensor:
-    """Generalised advantage estimation -> [T] (https://arxiv.org/abs/1506.02438, eq. 16); ``advantages + values`` are the returns.
+    """Generalised advantage estimation -> [T] (https://arxiv.org/abs/1506.02438, eq. 16); ``advantages + values`` are
+    the returns.
 
-    ``A[t] = delta[t] + gamma * lam * A[t + 1]`` with ``delta[t] = r[t] + gamma * V[t + 1] - V[t]``; after an answer's last token there is
-    nothing to come. ``values[t]`` is the value of the state in which token t is chosen.
+    ``A[t] = delta[t] + gamma * lam * A[t + 1]`` with ``delta[t] = r[t] + gamma * V[t + 1] - V[t]``; after an answer's
+    last token there is nothing to come. ``values[t]`` is the value of the state in which token t is chosen.
 
     Example: rewards 0 0 1, values .2 .4 .6, gamma 1, lam .95 -> .751 .58 .4
     """
@@ -91,8 +94,8 @@ def gae(rewards: Tensor, values: Tensor, branch: Tensor, gamma: float, lam: floa
 def whiten(values: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
     """``values`` scaled to variance 1 over everything given, and moved to mean 0 if ``shift_mean``; same shape.
 
-    Give it the whole step at once: over a part, the result would depend on how the step is cut. A single value has no variance: it
-    becomes 0, or stays what it is without the shift.
+    Give it the whole step at once: over a part, the result would depend on how the step is cut. A single value has no
+    variance: it becomes 0, or stays what it is without the shift.
     """
     mean = values.mean()
     scaled = (values - mean) * torch.rsqrt(values.var(unbiased=False) + epsilon)
@@ -101,11 +104,13 @@ def whiten(values: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) ->
 
 # Advantages of answers: one number for all tokens of an answer
 #
-# ``scores`` [B] are what an answer is worth, KL penalty included; ``prompt`` int64 [B] says which answers are to the same prompt.
+# ``scores`` [B] are what an answer is worth, KL penalty included; ``prompt`` int64 [B] says which answers are to the
+# same prompt.
 
 
 def rloo(scores: Tensor, prompt: Tensor) -> Tensor:
-    """The score minus the mean of the prompt's other answers -> [B] (REINFORCE leave-one-out, https://arxiv.org/abs/2402.14740).
+    """The score minus the mean of the prompt's other answers -> [B] (REINFORCE leave-one-out,
+    https://arxiv.org/abs/2402.14740).
 
     Raises:
         ValueError: a prompt has a single answer.
@@ -119,8 +124,8 @@ def rloo(scores: Tensor, prompt: Tensor) -> Tensor:
 def group_normalised(scores: Tensor, prompt: Tensor, epsilon: float = 1e-6) -> Tensor:
     """The score minus the mean of the prompt's answers, in units of their standard deviation -> [B].
 
-    GRPO (https://arxiv.org/abs/2402.03300, section 4.1.2), with the deviation of these answers themselves (divided by n). Zero where all
-    answers of a prompt score the same.
+    GRPO (https://arxiv.org/abs/2402.03300, section 4.1.2), with the deviation of these answers themselves (divided by
+    n). Zero where all answers of a prompt score the same.
 
     Raises:
         ValueError: a prompt has a single answer.

@@ -1,6 +1,8 @@
-"""How near a reward model's numbers are to the grades that people gave, attribute by attribute, with intervals over prompts.
+"""How near a reward model's numbers are to the grades that people gave, attribute by attribute, with intervals over
+prompts.
 
-The answers to one prompt are one item: they share what they answer. Intervals follow the rule of :mod:`align.functional.intervals`.
+The answers to one prompt are one item: they share what they answer. Intervals follow the rule of
+:mod:`align.functional.intervals`.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ def evaluate_grades(
         guess: [attributes], what is guessed without looking: the mean of the training grades.
 
     Returns:
-        Name to ``{"answers", "error", "error_of_mean", "correlation"}``: the mean squared error, that of ``guess``, and Pearson's
-        correlation; each ``{"value", "low", "high"}``, or None where nothing was graded or nothing varies.
+        Name to ``{"answers", "error", "error_of_mean", "correlation"}``: the mean squared error, that of ``guess``, and
+        Pearson's correlation; each ``{"value", "low", "high"}``, or None where nothing was graded or nothing varies.
     """
     columns = {name: (found[:, i], given[:, i], guess[i]) for i, name in enumerate(weights)}
     weight = np.array(list(weights.values()))

@@ -13,11 +13,12 @@ a correlation                        Fisher's (1921)                            
 another statistic of the items       the percentile bootstrap (Efron, 1979)                 :data:`FEWEST_DRAWN`
 ===================================  =====================================================  =============
 
-With fewer items there is none. No interval leaves the range of its quantity, and items that are all alike give one only when there are at
-least :data:`ENOUGH` of them: before, that they are alike may be chance. Student's interval is exact for normal items; the bootstrap-t makes
-up for skewed ones, which it notices from about five items on; with three or four the items have to be near normal, as means over seeds
-are (``tests/unit/test_intervals.py`` counts how often each holds the truth). What hardly ever occurs, and is large when it does, no
-interval from few items knows of.
+With fewer items there is none. No interval leaves the range of its quantity, and items that are all alike give one only
+when there are at least :data:`ENOUGH` of them: before, that they are alike may be chance. Student's interval is exact
+for normal items; the bootstrap-t makes up for skewed ones, which it notices from about five items on; with three or
+four the items have to be near normal, as means over seeds are (``tests/unit/functional/test_intervals.py`` counts
+how often each holds the truth). What hardly ever occurs, and is large when it does, no interval from few
+items knows of.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def wilson(share: float, n: float, level: float = LEVEL) -> tuple[float, float]:
 
 
 def _matched(values: Floats, level: float) -> tuple[float, float]:
-    """Of differences between two shares of the same items: four halves of an item are added, one for each way the two can come out
-    (Agresti and Min, 2005)."""
+    """Of differences between two shares of the same items: four halves of an item are added, one for each way the two
+    can come out (Agresti and Min, 2005)."""
     n = len(values) + 2
     mean, square = values.sum() / n, ((values**2).sum() + 1) / n
     half = _normal(level) * math.sqrt(max(0.0, square - mean**2) / n)
@@ -147,8 +148,8 @@ def _student(n: int, level: float) -> tuple[float, float]:
 
 
 def _studentised(values: Floats, level: float, seed: int) -> tuple[float, float]:
-    """The same for resamples of ``values``, none of which is beyond 1: quantiles of (mean of a resample - mean) / (its own standard error).
-    A resample whose items are all alike counts as infinitely far off, on both sides in turn."""
+    """The same for resamples of ``values``, none of which is beyond 1: quantiles of (mean of a resample - mean) / (its
+    own standard error). A resample whose items are all alike counts as infinitely far off, on both sides in turn."""
     rng, n = np.random.default_rng(seed), len(values)
     drawn = values[rng.integers(n, size=(_DRAWS, n))]
     spread = drawn.std(axis=1, ddof=1)
@@ -160,11 +161,14 @@ def _studentised(values: Floats, level: float, seed: int) -> tuple[float, float]
     return float(low), float(high)
 
 
-def ratio_of(values: npt.ArrayLike, counts: npt.ArrayLike, within: Range = ANY, *, level: float = LEVEL, seed: int = 0) -> Estimate | None:
-    """``sum(values) / sum(counts)`` over items [n], each a part of both sums, with its interval; None where nothing was counted.
+def ratio_of(
+    values: npt.ArrayLike, counts: npt.ArrayLike, within: Range = ANY, *, level: float = LEVEL, seed: int = 0
+) -> Estimate | None:
+    """``sum(values) / sum(counts)`` over items [n], each a part of both sums, with its interval; None where nothing was
+    counted.
 
-    The interval is that of the mean of ``r + (value - r * count) / mean count``, which has the ratio r as its mean and, for many items, its
-    spread (Cochran, *Sampling Techniques*, 6.3). Items that count nothing are left out.
+    The interval is that of the mean of ``r + (value - r * count) / mean count``, which has the ratio r as its mean and,
+    for many items, its spread (Cochran, *Sampling Techniques*, 6.3). Items that count nothing are left out.
     """
     array, weight = np.asarray(values, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     array, weight = array[weight > 0], weight[weight > 0]
@@ -182,7 +186,8 @@ def ratio_of(values: npt.ArrayLike, counts: npt.ArrayLike, within: Range = ANY, 
 def correlation(found: float, n: int, level: float = LEVEL) -> Bounds:
     """Of Pearson's correlation of ``n`` pairs (Fisher, 1921); None with fewer than :data:`RESAMPLED`.
 
-    A correlation of exactly 1 is taken to be as far from it as half an item's weight, since the formula has no interval there.
+    A correlation of exactly 1 is taken to be as far from it as half an item's weight, since the formula has no interval
+    there.
     """
     if n < RESAMPLED:
         return None
@@ -192,18 +197,26 @@ def correlation(found: float, n: int, level: float = LEVEL) -> Bounds:
 
 
 def statistic_of(
-    values: npt.ArrayLike, statistic: Callable[..., Any], within: Range = ANY, *, draws: int = _DRAWS, seed: int = 0, level: float = LEVEL
+    values: npt.ArrayLike,
+    statistic: Callable[..., Any],
+    within: Range = ANY,
+    *,
+    draws: int = _DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> Bounds:
-    """Interval of any other statistic: items are drawn with replacement, as many as there are, and its quantiles taken (Efron, 1979).
+    """Interval of any other statistic: items are drawn with replacement, as many as there are, and its quantiles taken
+    (Efron, 1979).
 
     Args:
-        values: [n] or [n, ...], one entry for each independent item: numbers that belong to one prompt belong into one entry.
-        statistic: called as ``statistic(draws, axis=1)`` on [draws, n, ...]; gives one number for each draw. A draw for which it is
-            not defined (NaN) is left out.
+        values: [n] or [n, ...], one entry for each independent item: numbers that belong to one prompt belong into one
+            entry.
+        statistic: called as ``statistic(draws, axis=1)`` on [draws, n, ...]; gives one number for each draw. A draw for
+            which it is not defined (NaN) is left out.
 
     Returns:
-        (low, high) inside ``within``; None with fewer than :data:`FEWEST_DRAWN` items, and where all draws agree in fewer than
-        :data:`ENOUGH`.
+        (low, high) inside ``within``; None with fewer than :data:`FEWEST_DRAWN` items, and where all draws agree in
+        fewer than :data:`ENOUGH`.
     """
     items = np.asarray(values, dtype=np.float64)
     if len(items) < FEWEST_DRAWN:

@@ -1,7 +1,7 @@
 """The one log-prob function: every policy, reference and old-policy log-prob of every stage comes from here.
 
-Convention, once and for all: ``logprobs[t]`` belongs to ``tokens[t]``. The caller gathers the hidden states of the tokens *before* the
-targets; nothing else in the package shifts.
+Convention, once and for all: ``logprobs[t]`` belongs to ``tokens[t]``. The caller gathers the hidden states of the
+tokens *before* the targets; nothing else in the package shifts.
 
 Shapes: N target tokens, H hidden size, V vocabulary.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# fp32 logits that exist at once, in elements. Small on CPU so that a chunk stays near the cache; large on a GPU so that the matrix product
-# fills it. 2**25 elements are 128 MiB.
+# fp32 logits that exist at once, in elements. Small on CPU so that a chunk stays near the cache; large on a GPU so that
+# the matrix product fills it. 2**25 elements are 128 MiB.
 _CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 
 
@@ -44,14 +44,17 @@ def token_logprobs(
         chunk_tokens: targets projected at once; chosen from V when None. Changes memory, not the result.
 
     Returns:
-        fp32 [N]. The [N, V] logits never exist as a whole: they are made chunk by chunk, and made again in the backward pass. Only the
-        last chunk's are kept for it: the backward pass begins there, so that costs no memory and saves a matrix product.
+        fp32 [N]. The [N, V] logits never exist as a whole: they are made chunk by chunk, and made again in the backward
+        pass. Only the last chunk's are kept for it: the backward pass begins there, so that costs no memory and saves a
+        matrix product.
 
     Raises:
         ValueError: temperature is not positive.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; greedy rollouts have no log-probs to train on")
+        raise ValueError(
+            f"temperature must be positive, got {temperature}; greedy rollouts have no log-probs to train on"
+        )
     chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
     apply: Callable[..., Tensor] = _TokenLogprobs.apply
     return apply(hidden, weight, bias, targets, logit_scale, logit_softcap, temperature, chunk_tokens)
@@ -61,7 +64,9 @@ def _chunk_tokens(hidden: Tensor, weight: Tensor) -> int:
     return max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // weight.shape[0])
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, temperature: float) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, temperature: float
+) -> Tensor:
     """fp32 logits [n, V] of one chunk, as they enter the softmax. The caller may overwrite them."""
     logits = torch.mm(hidden, weight.t()).float()
     if bias is not None:
@@ -121,7 +126,8 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden) if needs_hidden else None
             grad_weight: Tensor | None = None  # summed in fp32 over the chunks, whatever the head is stored in
             grad_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if needs_bias else None
-            logits, ctx.last_logits = ctx.last_logits, None  # overwritten below: a second backward pass makes them again
+            # Overwritten below: a second backward pass makes them again
+            logits, ctx.last_logits = ctx.last_logits, None
             for start in reversed(range(0, len(targets), chunk)):
                 part = slice(start, start + chunk)
                 if logits is None:
@@ -170,10 +176,11 @@ def token_logprobs_and_entropy(
     logit_softcap: float | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs as :func:`token_logprobs` has them, and the entropy in nats of each distribution they come from: fp32 [N] and [N].
+    """Log-probs as :func:`token_logprobs` has them, and the entropy in nats of each distribution they come from: fp32
+    [N] and [N].
 
-    Both have gradients. Arguments as there. Chunk by chunk as well, with every chunk made again in the backward pass; it keeps nothing of
-    the last one, so it costs a matrix product more and is for those who need the entropy.
+    Both have gradients. Arguments as there. Chunk by chunk as well, with every chunk made again in the backward pass;
+    it keeps nothing of the last one, so it costs a matrix product more and is for those who need the entropy.
 
     Raises:
         ValueError: temperature is not positive.

@@ -1,4 +1,5 @@
-"""PPO's losses as pure functions: one value for each token. The trainer sums and divides, once, by the step's global count.
+"""PPO's losses as pure functions: one value for each token. The trainer sums and divides, once, by the step's global
+count.
 
 Shapes: N tokens. "Old" is of the policy (or value model) that sampled the answers, before the iteration's first step.
 """
@@ -27,8 +28,8 @@ def policy_clipped(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: floa
 def ppo_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
     """Half the squared error, or the clipped one where that is larger -> [N].
 
-    The value may move by at most ``clip`` from the old one before it stops to gain: ``max((V - R)^2, (clip(V, old +- clip) - R)^2) / 2``,
-    as in the code of https://arxiv.org/abs/1707.06347. None does not clip.
+    The value may move by at most ``clip`` from the old one before it stops to gain: ``max((V - R)^2, (clip(V, old +-
+    clip) - R)^2) / 2``, as in the code of https://arxiv.org/abs/1707.06347. None does not clip.
     """
     error = (values - returns) ** 2
     if clip is not None:
@@ -47,7 +48,8 @@ def _held(values: Tensor, old: Tensor, clip: float) -> Tensor:
 
 
 def truncated_importance_weights(trainer: Tensor, engine: Tensor, cap: float) -> Tensor:
-    """``min(exp(trainer - engine), cap)`` -> [N], without gradient: a token's weight where the engine's log-probs are not the trainer's.
+    """``min(exp(trainer - engine), cap)`` -> [N], without gradient: a token's weight where the engine's log-probs are
+    not the trainer's.
 
     Truncation bounds the variance (https://arxiv.org/abs/1802.01561, eq. 1).
 

@@ -1,8 +1,8 @@
 """How good a reward model is on pairs: accuracy, what length has to do with it, calibration, each with an interval.
 
-A prompt counts once, however many rejected answers it has: its K pairs weigh 1 / K each. Intervals are over prompts, not pairs, because the
-pairs of a prompt share its chosen answer. They follow the rule of :mod:`align.functional.intervals`; an estimate from too few prompts has
-none (``low`` and ``high`` are None).
+A prompt counts once, however many rejected answers it has: its K pairs weigh 1 / K each. Intervals are over prompts,
+not pairs, because the pairs of a prompt share its chosen answer. They follow the rule of
+:mod:`align.functional.intervals`; an estimate from too few prompts has none (``low`` and ``high`` are None).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class ScoredPairs:
 
     def only(self, which: Bools) -> ScoredPairs:
         """Some of the pairs."""
-        return ScoredPairs(**{name: values[which] if isinstance(values, np.ndarray) else values for name, values in vars(self).items()})
+        return ScoredPairs(
+            **{name: values[which] if isinstance(values, np.ndarray) else values for name, values in vars(self).items()}
+        )
 
     @property
     def length_difference(self) -> Ints:
@@ -61,20 +63,25 @@ def evaluate(pairs: ScoredPairs, margins: Mapping[str, Floats] | None = None, se
     """The numbers of one set of pairs. An estimate is ``{"value", "low", "high"}``, the bounds None where the prompts
     are too few for an interval; the whole is None where there is nothing to estimate it from.
 
-    - accuracy, accuracy_longer_wins, accuracy_shorter_wins: share of the pairs that are ranked right; of those whose chosen answer is the
-      longer (shorter) one.
-    - accuracy_NAME for each of ``margins`` [P]: the same for another predictor, by its score of the chosen minus the rejected answer.
+    - accuracy, accuracy_longer_wins, accuracy_shorter_wins: share of the pairs that are ranked right; of those whose
+      chosen answer is the longer (shorter) one.
+    - accuracy_NAME for each of ``margins`` [P]: the same for another predictor, by its score of the chosen minus the
+      rejected answer.
     - length_correlation: Pearson's, of an answer's score with its length.
     - score_mean, score_std: of all answers.
-    - calibration_error: over the bins, the mean distance between the predicted probability that the preferred answer wins (the sigmoid of
-      the difference of scores) and how often it does (ECE, https://arxiv.org/abs/1706.04599, eq. 3). ``calibration`` lists the bins.
+    - calibration_error: over the bins, the mean distance between the predicted probability that the preferred answer
+      wins (the sigmoid of the difference of scores) and how often it does (ECE, https://arxiv.org/abs/1706.04599, eq.
+      3). ``calibration`` lists the bins.
     """
     sums = _Sums(pairs, seed)
     scores = np.stack([pairs.chosen, pairs.rejected])  # [2, P]
     middle = scores.mean() if len(pairs) else 0.0
     lengths = np.stack([pairs.chosen_length, pairs.rejected_length]).astype(np.float64)
     lengths -= lengths.mean() if len(pairs) else 0.0
-    moments = [part.mean(0) for part in (scores - middle, (scores - middle) ** 2, lengths, lengths**2, (scores - middle) * lengths)]
+    moments = [
+        part.mean(0)
+        for part in (scores - middle, (scores - middle) ** 2, lengths, lengths**2, (scores - middle) * lengths)
+    ]
     confidence = 1 / (1 + np.exp(-np.abs(pairs.chosen - pairs.rejected)))
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     errors = [(confidence - pairs.right) * (bins == b) for b in range(BINS)]
@@ -134,7 +141,11 @@ class _Sums:
         """The weighted mean."""
         table = self._table(values, only=only)
         found = ratio_of(table[:, 1], table[:, 0], within, seed=self._seed)
-        return None if found is None else _numbers(found.mean, None if found.low is None or found.high is None else (found.low, found.high))
+        return (
+            None
+            if found is None
+            else _numbers(found.mean, None if found.low is None or found.high is None else (found.low, found.high))
+        )
 
 
 def _numbers(value: float, bounds: tuple[float, float] | None) -> Numbers:

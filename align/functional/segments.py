@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def segment_sum(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
-    """Sum ``values`` [N] over equal ``segment`` [N] (int64 in ``0..num_segments-1``) -> [num_segments]; 0 for an empty segment."""
+    """Sum ``values`` [N] over equal ``segment`` [N] (int64 in ``0..num_segments-1``) -> [num_segments]; 0 for an empty
+    segment."""
     return torch.zeros(num_segments, dtype=values.dtype, device=values.device).index_add(0, segment, values)
 
 

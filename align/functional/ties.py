@@ -1,15 +1,17 @@
 """Which differences are ties: those that rounding alone can make.
 
-The same number, computed among other rows or in another order, comes out a little different. How much follows from the precision: every
-stored value is off by up to a unit roundoff u of its type (2^-24 for fp32, 2^-9 for bf16), and a sum of K products, which is kept in fp32,
-by about 2^-24 sqrt(K) of its size, since its K roundings go both ways (Higham and Mary, 2019). A layer makes S = 7 such sums that feed the
-next: queries and keys, their scores, values, the weighted values, the output, the gate, and the way down. Through the L layers of a model
-all these add up as independent errors do, so that a hidden state is off by about
+The same number, computed among other rows or in another order, comes out a little different. How much follows from the
+precision: every stored value is off by up to a unit roundoff u of its type (2^-24 for fp32, 2^-9 for bf16), and a sum
+of K products, which is kept in fp32, by about 2^-24 sqrt(K) of its size, since its K roundings go both ways (Higham and
+Mary, 2019). A layer makes S = 7 such sums that feed the next: queries and keys, their scores, values, the weighted
+values, the output, the gate, and the way down. Through the L layers of a model all these add up as independent errors
+do, so that a hidden state is off by about
 
     e = sqrt(L) * (u + 2^-24 * sqrt(S K))
 
-of its size, and a logit by as much of the spread of the logits, which is about that of the log-probs. Summed over an answer's n tokens with
-log-probs l_t, again as independent errors, a log-prob is off by e * sqrt(sum(1 + l_t^2)). Two computations of it differ by sqrt(2) of that.
+of its size, and a logit by as much of the spread of the logits, which is about that of the log-probs. Summed over an
+answer's n tokens with log-probs l_t, again as independent errors, a log-prob is off by e * sqrt(sum(1 + l_t^2)). Two
+computations of it differ by sqrt(2) of that.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ PRODUCTS = 7
 
 
 def relative_error(layers: int, longest_sum: int, dtype: str) -> float:
-    """``e`` above, behind ``layers`` layers whose largest products sum ``longest_sum`` terms, with values kept in ``dtype``."""
+    """``e`` above, behind ``layers`` layers whose largest products sum ``longest_sum`` terms, with values kept in
+    ``dtype``."""
     return math.sqrt(layers) * (UNIT[dtype] + UNIT["fp32"] * math.sqrt(PRODUCTS * longest_sum))
 
 
@@ -45,7 +48,8 @@ def logprob_noise(sums: Numbers, lengths: Numbers, error: float) -> Numbers:
         lengths: its tokens, [B], at least 1.
         error: :func:`relative_error`.
 
-    Single log-probs l_t are taken to be spread as an exponential distribution is, whose mean square is twice the square of its mean.
+    Single log-probs l_t are taken to be spread as an exponential distribution is, whose mean square is twice the square
+    of its mean.
     """
     found: Numbers = error * (2 * (lengths + 2 * sums**2 / lengths)) ** 0.5
     return found

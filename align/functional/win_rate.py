@@ -1,4 +1,5 @@
-"""Win rates: how often one policy's answers score higher than another's, ties counting half, and what is left of that at equal length."""
+"""Win rates: how often one policy's answers score higher than another's, ties counting half, and what is left of that
+at equal length."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 RIDGE = 0.01
-"""Weight of the penalty ``(theta^2 + phi^2) / 2`` beside a sum over comparisons: it keeps both finite where one side always wins."""
+"""Weight of the penalty ``(theta^2 + phi^2) / 2`` beside a sum over comparisons: it keeps both finite where one side
+always wins."""
 _STEPS = 60
 _LONGEST_STEP = 2.0
 
 
 def wins(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Floats:
-    """Every answer of ours against every one of theirs to the same prompt: 1 for a higher score, 0 for a lower one, 0.5 for a tie.
+    """Every answer of ours against every one of theirs to the same prompt: 1 for a higher score, 0 for a lower one, 0.5
+    for a tie.
 
     Args:
         ours: scores [P, n].
@@ -29,7 +32,8 @@ def wins(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Floats:
 
 
 def differences(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Floats:
-    """How much longer each answer of ours is than each of theirs, in the order of :func:`wins`: lengths [P, n], [P, m] -> [P, n * m]."""
+    """How much longer each answer of ours is than each of theirs, in the order of :func:`wins`: lengths [P, n], [P, m]
+    -> [P, n * m]."""
     left, right = np.asarray(ours, dtype=np.float64)[:, :, None], np.asarray(theirs, dtype=np.float64)[:, None, :]
     return (left - right).reshape(len(left), -1)
 
@@ -41,15 +45,17 @@ def length_controlled(comparisons: npt.ArrayLike, axis: int = 0) -> Floats:
 
         P(y = 1) = sigmoid(theta + phi * tanh(d / std(d)))
 
-    is fitted by maximum likelihood, with a small penalty (:data:`RIDGE`); the result is ``sigmoid(theta)``, the prediction at ``d = 0``.
+    is fitted by maximum likelihood, with a small penalty (:data:`RIDGE`); the result is ``sigmoid(theta)``, the
+    prediction at ``d = 0``.
 
-    This is the form of AlpacaEval 2's length-controlled win rate (Dubois et al., "Length-Controlled AlpacaEval", arXiv 2404.04475).
-    It departs from it in this: there is no term for how hard a prompt is, which that benchmark fits over many published models; ``y`` is
-    the sign of a difference of scores, not a judge's probability; and the penalty is fixed instead of being chosen by cross-validation.
-    So numbers are not comparable with that leaderboard's.
+    This is the form of AlpacaEval 2's length-controlled win rate (Dubois et al., "Length-Controlled AlpacaEval", arXiv
+    2404.04475). It departs from it in this: there is no term for how hard a prompt is, which that benchmark fits over
+    many published models; ``y`` is the sign of a difference of scores, not a judge's probability; and the penalty is
+    fixed instead of being chosen by cross-validation. So numbers are not comparable with that leaderboard's.
 
     Args:
-        comparisons: [P, m, 2], results and differences of length; or [draws, P, m, 2] with ``axis=1``, as a bootstrap calls it.
+        comparisons: [P, m, 2], results and differences of length; or [draws, P, m, 2] with ``axis=1``, as a bootstrap
+            calls it.
         axis: where P is.
 
     Returns:
@@ -63,7 +69,8 @@ def length_controlled(comparisons: npt.ArrayLike, axis: int = 0) -> Floats:
     term = np.where(spread > 0, np.tanh(length / np.where(spread > 0, spread, 1.0)), 0.0)
     theta = np.zeros(flat.shape[:-2])
     phi = np.zeros_like(theta)
-    for _ in range(_STEPS):  # Newton's method on two numbers, for all draws at once; steps are bounded, so that it cannot run away
+    # Newton's method on two numbers, for all draws at once; steps are bounded, so that it cannot run away
+    for _ in range(_STEPS):
         predicted = _sigmoid(theta[..., None] + phi[..., None] * term)
         left, weight = result - predicted, predicted * (1 - predicted)
         slope, slope_length = left.sum(-1) - RIDGE * theta, (left * term).sum(-1) - RIDGE * phi

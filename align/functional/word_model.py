@@ -1,7 +1,7 @@
 """Bradley and Terry's model of comparisons on the words of the answers, and on nothing else.
 
-A logistic regression without intercept on differences of TF-IDF vectors of words and pairs of words. What a word is, is for the caller: a
-text's words, or a tokenizer's ids.
+A logistic regression without intercept on differences of TF-IDF vectors of words and pairs of words. What a word is, is
+for the caller: a text's words, or a tokenizer's ids.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class WordModel:
         texts: the words of every answer; how common a word is, is counted over them.
         chosen, rejected: the words of both answers of every comparison, [P] each.
         weights: of the comparisons, [P]; 1 for each when absent.
-        strengths: inverse strengths of regularisation; of several the best is found by cross-validation, where there are 20 comparisons.
+        strengths: inverse strengths of regularisation; of several the best is found by cross-validation, where there
+            are 20 comparisons.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ def _fitted(features: Any, labels: Floats, weights: Floats | None, strengths: Se
         if len(strengths) > 1:
             best = 1.0
             if len(labels) >= 4 * _FOLDS:
-                accuracy = [cross_val_score(model(strength), features, labels, cv=_FOLDS).mean() for strength in strengths]
+                accuracy = [
+                    cross_val_score(model(strength), features, labels, cv=_FOLDS).mean() for strength in strengths
+                ]
                 best = strengths[int(np.argmax(accuracy))]
         return model(best).fit(features, labels, sample_weight=weights)

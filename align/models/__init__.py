@@ -2,5 +2,6 @@
 
 import logging
 
-# On some processors bitsandbytes, which PEFT imports, asks to have code from the hub installed. Nothing here runs such code.
+# On some processors bitsandbytes, which PEFT imports, asks to have code from the hub installed. Nothing here runs such
+# code.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,9 +1,10 @@
 """LoRA adapters (https://arxiv.org/abs/2106.09685): adding, switching off, and joining them for saving.
 
-A stage that trains an adapter on top of a policy that is itself an adapter keeps the first one, ``start``: frozen and active. The stage
-trains a second one, ``default``. So "without what this stage trains" is bit for bit the policy that the stage began with, in any dtype;
-had the first been merged into the base instead, rounding would have changed it (by 0.1 in the logits of a bf16 model). Saving joins the
-two into one adapter of the original base, which is exact: the ranks add up.
+A stage that trains an adapter on top of a policy that is itself an adapter keeps the first one, ``start``: frozen and
+active. The stage trains a second one, ``default``. So "without what this stage trains" is bit for bit the policy that
+the stage began with, in any dtype; had the first been merged into the base instead, rounding would have changed it (by
+0.1 in the logits of a bf16 model). Saving joins the two into one adapter of the original base, which is exact: the
+ranks add up.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def is_lora(model: nn.Module) -> bool:
     """Has the model adapters (under whatever wrapper)?
 
-    PEFT is imported where adapters are made, and only there: it takes seconds and more than 150 MB. Before that no model has any.
+    PEFT is imported where adapters are made, and only there: it takes seconds and more than 150 MB. Before that no
+    model has any.
     """
     return _is(unwrap(model), "peft", "PeftModel")
 
@@ -87,7 +89,9 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
         model.add_adapter(TRAINED, config)
     except ValueError as error:  # a kind of layer that PEFT does not adapt
         reason = str(error).splitlines()[0][:200]
-        raise InputError(Problem(f"PEFT refuses: {reason}", key="lora.target_modules", hint="name other layers there")) from error
+        raise InputError(
+            Problem(f"PEFT refuses: {reason}", key="lora.target_modules", hint="name other layers there")
+        ) from error
     model.base_model.set_adapter([START, TRAINED])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name)
@@ -123,15 +127,16 @@ def active_adapters(model: nn.Module) -> tuple[str, ...]:
 
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:
-    """From now on only the adapters ``names`` have an effect. What is trained stays as it is (PEFT's own switch changes that as well)."""
+    """From now on only the adapters ``names`` have an effect. What is trained stays as it is (PEFT's own switch changes
+    that as well)."""
     for layer in lora_layers(model).values():
         layer._active_adapter = list(names)
 
 
 @contextmanager
 def value_in_front(model: nn.Module, *, on_start: bool) -> Iterator[None]:
-    """Inside, the adapter ``VALUE`` stands where the policy's stood, under its name and active, so that whatever saves a policy's adapter
-    saves it. ``on_start`` says whether it builds on ``START``. Weights stay where they are."""
+    """Inside, the adapter ``VALUE`` stands where the policy's stood, under its name and active, so that whatever saves
+    a policy's adapter saves it. ``on_start`` says whether it builds on ``START``. Weights stay where they are."""
     peft: Any = unwrap(model)
     active, named = active_adapters(peft), peft.active_adapter
     exchanged = [(VALUE, TRAINED), *([] if on_start else [(START, "aside")])]
@@ -150,7 +155,9 @@ def value_in_front(model: nn.Module, *, on_start: bool) -> Iterator[None]:
 
 def _swap_names(peft: Any, one: str, other: str) -> None:
     tables = [
-        getattr(layer, name) for layer in lora_layers(peft).values() for name in (*layer.adapter_layer_names, *layer.other_param_names)
+        getattr(layer, name)
+        for layer in lora_layers(peft).values()
+        for name in (*layer.adapter_layer_names, *layer.other_param_names)
     ]
     for table in [*tables, peft.peft_config]:
         found = {new: table.pop(old) for old, new in ((one, other), (other, one)) if old in table}
@@ -164,14 +171,16 @@ def _lm_head(base: PreTrainedModel) -> nn.Module | None:
 
 
 def _linear_layers(base: PreTrainedModel) -> list[str]:
-    """Full names of the linear layers inside the transformer that reads text: neither the LM head nor a vision tower is part of it."""
+    """Full names of the linear layers inside the transformer that reads text: neither the LM head nor a vision tower is
+    part of it."""
     head, text = _lm_head(base), _text_part(base)
     names = []
     for name, module in base.named_modules():
         inner: Any = module.get_base_layer() if is_lora_layer(module) else module
         inside_adapter = any(part in name.split(".") for part in ("base_layer", "lora_A", "lora_B"))
         inside_text = not text or name.startswith(f"{text}.")
-        own_kind = type(inner).__module__.startswith("transformers.models.")  # a router, say, that returns more than a product
+        # A router, say, that returns more than a product
+        own_kind = type(inner).__module__.startswith("transformers.models.")
         linear = isinstance(inner, (nn.Linear, Conv1D)) and not own_kind
         if linear and inner is not head and inside_text and not inside_adapter:
             names.append(name)
@@ -179,7 +188,8 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
 
 def _text_part(base: PreTrainedModel) -> str:
-    """Where the transformer that reads text is inside a model with more parts, such as a vision tower; empty where it is all there is."""
+    """Where the transformer that reads text is inside a model with more parts, such as a vision tower; empty where it
+    is all there is."""
     if base.config.get_text_config() is base.config:
         return ""
     decoder = base.get_decoder()  # type: ignore[no-untyped-call]
@@ -194,16 +204,28 @@ def _targets(base: PreTrainedModel, wanted: str | list[str]) -> list[str]:
         for name in wanted:
             if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
                 # Log-probs are computed from the head's weight itself: an adapter there would be trained by nobody.
-                problems.append(Problem(f"no linear layer inside the model is called {name!r}", key="lora.target_modules"))
+                problems.append(
+                    Problem(f"no linear layer inside the model is called {name!r}", key="lora.target_modules")
+                )
             elif name.rsplit(".", 1)[-1] in renamed:
-                problems.append(Problem(f"{name!r}: PEFT would adapt the experts instead, which are no layers", key="lora.target_modules"))
+                problems.append(
+                    Problem(
+                        f"{name!r}: PEFT would adapt the experts instead, which are no layers",
+                        key="lora.target_modules",
+                    )
+                )
         if problems:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers} - renamed))
-            raise InputError([*problems[:-1], Problem(problems[-1].message, key=problems[-1].key, hint=f"choose from {known}")])
+            raise InputError(
+                [*problems[:-1], Problem(problems[-1].message, key=problems[-1].key, hint=f"choose from {known}")]
+            )
         layers = [layer for layer in layers if any(layer == name or layer.endswith(f".{name}") for name in wanted)]
     chosen = [layer for layer in layers if layer.rsplit(".", 1)[-1] not in renamed]
     if not chosen:
-        raise InputError(f"{type(base).__name__} has no linear layer that could get an adapter", hint="train all weights: remove lora")
+        raise InputError(
+            f"{type(base).__name__} has no linear layer that could get an adapter",
+            hint="train all weights: remove lora",
+        )
     if _text_part(base):
         return sorted(chosen)  # a tower's layers have the same last names
     return list(wanted) if not isinstance(wanted, str) else sorted({name.rsplit(".", 1)[-1] for name in chosen})
@@ -232,8 +254,14 @@ def adapted(model: nn.Module) -> str:
     paths = list(lora_layers(base))
     names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
     line = f"adapters on {len(paths)} linear layers: {names}"
-    experts = sum(p.numel() for name, p in base.named_parameters() if ".experts." in f".{name}" and ".lora_" not in name)
-    without = [f"the experts ({experts:,} parameters)"] if experts and not any(".experts." in f".{path}." for path in paths) else []
+    experts = sum(
+        p.numel() for name, p in base.named_parameters() if ".experts." in f".{name}" and ".lora_" not in name
+    )
+    without = (
+        [f"the experts ({experts:,} parameters)"]
+        if experts and not any(".experts." in f".{path}." for path in paths)
+        else []
+    )
     if text := _text_part(base):
         head = _lm_head(base)
         outside = sum(p.numel() for name, p in base.named_parameters() if not name.startswith(f"{text}."))
@@ -251,8 +279,8 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """The policy that the stage began with: inside, the adapter that the stage trains has no effect.
 
-    Bit-exact, under any wrapper, whether ``model`` is in training mode or not. PEFT's own switch is not used: leaving it sets
-    ``requires_grad`` on every adapter, the frozen one included.
+    Bit-exact, under any wrapper, whether ``model`` is in training mode or not. PEFT's own switch is not used: leaving
+    it sets ``requires_grad`` on every adapter, the frozen one included.
 
     Raises:
         ValueError: the stage trains no adapter, so the policy it began with is gone.
@@ -273,7 +301,8 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
     """Weights (PEFT's names) and configuration of one adapter that does what the active ones do together.
 
-    What an adapter may be so that this is all of it, :mod:`align.models.files.adapter_features` has seen to when it was loaded.
+    What an adapter may be so that this is all of it, :mod:`align.models.files.adapter_features` has seen to when it was
+    loaded.
     """
     from peft import get_peft_model_state_dict
 

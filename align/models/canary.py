@@ -1,7 +1,7 @@
 """Before anything is trained: does our road through this model give the model's own log-probs?
 
-Models differ in what they do around attention and to their logits, and new ones keep coming. A few short forwards at the start of a stage
-find every difference, whatever its cause, where a list of known models would not.
+Models differ in what they do around attention and to their logits, and new ones keep coming. A few short forwards at
+the start of a stage find every difference, whatever its cause, where a list of known models would not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def require_own_logprobs(model: nn.Module, ids: Sequence[int], layout: Layout) -
     model.eval()
     trunk, first, second = (np.array(part, dtype=np.int32) for part in (ids[:2], ids[2:], ids[:1:-1]))
     tree = Tree("canary", trunk, tuple(Branch(part, np.ones(len(part), dtype=np.bool_)) for part in (first, second)))
-    batch = build([tree, tree], [0, 1], layout=layout).to(lm.device)  # the second copy shows whether the first leaks into it
+    # The second copy shows whether the first leaks into it
+    batch = build([tree, tree], [0, 1], layout=layout).to(lm.device)
     ours = batch_logprobs(model, batch, own_attention=layout == "padded")
     lm.set_attn_implementation(own_attention_name(lm))
     expected = torch.cat([_path_logprobs(lm, trunk, branch) for branch in (first, second)] * 2)
@@ -63,7 +64,9 @@ def require_own_states(backbone: nn.Module, ids: Sequence[int], layout: Layout) 
     ours = hidden_states(backbone, batch, own_attention=layout == "padded")[batch.targets].float()
     inner.set_attn_implementation(own_attention_name(inner))
     paths = [torch.tensor(np.concatenate([trunk, branch]), device=inner.device).long() for branch in (first, second)]
-    expected = torch.cat([inner(path[None], use_cache=False).last_hidden_state[0, len(trunk) :].float() for path in paths] * 2)
+    expected = torch.cat(
+        [inner(path[None], use_cache=False).last_hidden_state[0, len(trunk) :].float() for path in paths] * 2
+    )
     backbone.train(training)
     difference = float((ours - expected).abs().max() / expected.abs().max().clamp(min=1.0))
     if not difference <= _TOLERANCE.get(inner.dtype, 0.5):

@@ -30,22 +30,27 @@ def answer(
     seed: int = 0,
     batch: int = 16,
 ) -> list[list[int]]:
-    """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``; ``batch`` at a time.
+    """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``;
+    ``batch`` at a time.
 
-    Greedy at temperature 0, else sampling from ``seed``. Returns the generated ids, each with its stop id when it stopped by itself.
-    The caller's random state, training mode and attention are left as they were.
+    Greedy at temperature 0, else sampling from ``seed``. Returns the generated ids, each with its stop id when it
+    stopped by itself. The caller's random state, training mode and attention are left as they were.
     """
     answers: list[list[int]] = []
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with generating(model) as lm, torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        settings = generation_settings(lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
+        settings = generation_settings(
+            lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+        )
         for start in range(0, len(prompts), batch):
             answers += _continue(lm, encoder, prompts[start : start + batch], settings)
     return answers
 
 
-def _continue(lm: Any, encoder: Encoder, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
+def _continue(
+    lm: Any, encoder: Encoder, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+) -> list[list[int]]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), encoder.pad_id)
     attended = torch.zeros_like(ids)
@@ -70,12 +75,21 @@ def embedding_rows(lm: PreTrainedModel) -> int:
 
 
 def generation_settings(
-    lm: PreTrainedModel, encoder: Encoder, *, max_new_tokens: int, temperature: float, top_p: float = 1.0, top_k: int = 0
+    lm: PreTrainedModel,
+    encoder: Encoder,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> GenerationConfig:
-    """Plain greedy search or sampling, none of a model's own defaults; never an id for which the tokenizer has no token."""
+    """Plain greedy search or sampling, none of a model's own defaults; never an id for which the tokenizer has no
+    token."""
     rows = embedding_rows(lm)
     known = encoder.vocabulary
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature > 0 else {}
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature > 0 else {}
+    )
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         eos_token_id=list(encoder.stop_ids),

@@ -22,7 +22,9 @@ _told: set[str] = set()
 LEFT_OUT = "left_out_of_checkpoint"
 """Attribute of a model: one line about the tensors of its checkpoint that it has no place for, where there are some."""
 
-_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|embed_positions)$")
+_COMPUTED = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|embed_positions)$"
+)
 """Buffers that older versions of transformers saved, and newer ones compute."""
 
 
@@ -37,8 +39,8 @@ def attention_of(config: Any, *, backbone: bool = False) -> str:
 def take_in(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str]) -> None:
     """Look at a model that was just loaded.
 
-    Notes on it (``LEFT_OUT``), and says once, what of the checkpoint it has no place for; sets its configuration right where that says that
-    the LM head is the embedding and the checkpoint has another one.
+    Notes on it (``LEFT_OUT``), and says once, what of the checkpoint it has no place for; sets its configuration right
+    where that says that the LM head is the embedding and the checkpoint has another one.
 
     Raises:
         InputError: a weight is not a finite number; it is named.
@@ -46,8 +48,8 @@ def take_in(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str
     require_finite(lm, str(folder.path))
     if keep_heads_apart(lm):
         _say(
-            f"{folder.path}: config.json says that the LM head is the embedding, and the weights hold another head; they are right, and "
-            "what is saved says tie_word_embeddings: false"
+            f"{folder.path}: config.json says that the LM head is the embedding, and the weights hold another head;"
+            " they are right, and what is saved says tie_word_embeddings: false"
         )
     if line := _left_out(lm, folder, unexpected):
         setattr(lm, LEFT_OUT, line)
@@ -58,15 +60,24 @@ def require_finite(lm: torch.nn.Module, file: str) -> None:
     """Raises :class:`InputError` for the first weight that is not a finite number."""
     for name, parameter in lm.named_parameters():
         # The sum is not finite when a part is not, and costs one reading; only then is it looked at closely.
-        if parameter.is_floating_point() and parameter.numel() and not math.isfinite(float(parameter.detach().sum(dtype=torch.float32))):
+        if (
+            parameter.is_floating_point()
+            and parameter.numel()
+            and not math.isfinite(float(parameter.detach().sum(dtype=torch.float32)))
+        ):
             wrong = int((~torch.isfinite(parameter)).sum())
             if wrong:
                 problem = f"{wrong:,} of {parameter.numel():,} numbers of {name} are NaN or infinite"
-                raise InputError(Problem(problem, file=file, hint="the file is damaged, or its training diverged; use another checkpoint"))
+                raise InputError(
+                    Problem(
+                        problem, file=file, hint="the file is damaged, or its training diverged; use another checkpoint"
+                    )
+                )
 
 
 def keep_heads_apart(lm: PreTrainedModel) -> bool:
-    """Set the configuration of a model right that says that the LM head is the embedding, where it is not; returns whether it was wrong."""
+    """Set the configuration of a model right that says that the LM head is the embedding, where it is not; returns
+    whether it was wrong."""
     head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     embedding: Any = lm.get_input_embeddings()
     says = [part for part in (lm.config, lm.config.get_text_config()) if getattr(part, "tie_word_embeddings", False)]
@@ -84,7 +95,9 @@ def _left_out(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[s
     shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
     ignored = [re.compile(pattern) for pattern in getattr(lm, "_keys_to_ignore_on_load_unexpected", None) or ()]
     here = lm.state_dict().keys()
-    names = {name for name in shapes if name not in here and any(pattern.search(name) for pattern in ignored)} | set(unexpected)
+    names = {name for name in shapes if name not in here and any(pattern.search(name) for pattern in ignored)} | set(
+        unexpected
+    )
     names = {name for name in names if not _COMPUTED.search(name)}
     if not names:
         return None

@@ -1,7 +1,7 @@
 """Loading policies, tokenizers and encoders: from a folder, a .gguf file, the hub, or an adapter that a stage saved.
 
-No code of a model's folder is ever run (there is no ``trust_remote_code``), and no pickle is opened. A model is read from the local disk
-only; :mod:`align.models.files.hub` puts hub models there.
+No code of a model's folder is ever run (there is no ``trust_remote_code``), and no pickle is opened. A model is read
+from the local disk only; :mod:`align.models.files.hub` puts hub models there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from transformers.pytorch_utils import Conv1D
 
 from align.data.chat.encoder import Encoder
@@ -60,11 +63,11 @@ def load_policy(
 ) -> PreTrainedModel:
     """The language model at ``model.path``, already resolved: a folder, a .gguf file, or a hub id. Dropout is off.
 
-    An adapter's folder gives its base with the adapter attached, frozen and active (a ``PeftModel``, which forwards everything); the base
-    must be, byte for byte, the one the adapter was trained on. ``cache`` is where dequantised GGUF files are kept; without it they are
-    dequantised every time. ``quantize`` keeps the weights of linear layers in 4 bits (QLoRA) and computes in ``dtype``.
-    ``attn_implementation`` is sdpa, or eager for a class that has no other, when None. ``merging``: an adapter may be one that PEFT can
-    only merge.
+    An adapter's folder gives its base with the adapter attached, frozen and active (a ``PeftModel``, which forwards
+    everything); the base must be, byte for byte, the one the adapter was trained on. ``cache`` is where dequantised
+    GGUF files are kept; without it they are dequantised every time. ``quantize`` keeps the weights of linear layers in
+    4 bits (QLoRA) and computes in ``dtype``. ``attn_implementation`` is sdpa, or eager for a class that has no other,
+    when None. ``merging``: an adapter may be one that PEFT can only merge.
 
     Raises:
         InputError: a part is missing, damaged or of the wrong kind, or wants code of its own to be run.
@@ -82,7 +85,13 @@ def load_policy(
             same: dict[str, Any] = {"attn_implementation": attn_implementation, "cache": cache, "quantize": quantize}
             base = load_policy(adapter_base(folder), dtype=dtype, device=device, **same)
             return _attach(base, folder, merging=merging)
-        lm = _load_folder(folder, AutoModelForCausalLM, DTYPES[dtype], attn_implementation, _four_bits(quantize, DTYPES[dtype], device))
+        lm = _load_folder(
+            folder,
+            AutoModelForCausalLM,
+            DTYPES[dtype],
+            attn_implementation,
+            _four_bits(quantize, DTYPES[dtype], device),
+        )
         if not is_gguf(location):
             lm.name_or_path = lm.config.name_or_path = model.path  # a hub model's id, not the cache's folder
     return _ready(lm, dtype, device, quantize)
@@ -96,7 +105,8 @@ def load_backbone(
     cache: Path | None = None,
     quantize: Literal["nf4"] | None = None,
 ) -> PreTrainedModel:
-    """Load a model without its head: the transformer of a language model, a reward model of ours, or a sequence classifier.
+    """Load a model without its head: the transformer of a language model, a reward model of ours, or a sequence
+    classifier.
 
     Arguments and errors are those of :func:`load_policy`.
     """
@@ -126,18 +136,21 @@ def without_lm_head(model: Any) -> Any:
         return backbone
     wrapper: Any = model
     wrapper.base_model.model = backbone
-    vars(wrapper).pop("base_model_prepare_inputs_for_generation", None)  # a method of the language model, which would keep it alive
+    # A method of the language model, which would keep it alive
+    vars(wrapper).pop("base_model_prepare_inputs_for_generation", None)
     return model
 
 
-def _ready(lm: PreTrainedModel, dtype: Literal["fp32", "bf16"], device: torch.device | str, quantize: str | None) -> PreTrainedModel:
+def _ready(
+    lm: PreTrainedModel, dtype: Literal["fp32", "bf16"], device: torch.device | str, quantize: str | None
+) -> PreTrainedModel:
     disable_dropout(lm)
     if quantize is None:  # 4-bit weights are on their device already, and have no other type
         nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
     layer: Any
     for layer in lm.modules():
-        # On processors with bf16 units bitsandbytes repacks a layer in its first pass in eval mode, for a kernel that has no gradient, and
-        # uses that in training as well: log-probs of the reference first, then wrong gradients.
+        # On processors with bf16 units bitsandbytes repacks a layer in its first pass in eval mode, for a kernel that
+        # has no gradient, and uses that in training as well: log-probs of the reference first, then wrong gradients.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return lm
@@ -148,9 +161,13 @@ def _four_bits(quantize: Literal["nf4"] | None, compute: torch.dtype, device: to
     if quantize is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise EnvironmentFault("lora.quantize needs the Python package bitsandbytes", hint="pip install bitsandbytes, or remove the key")
+        raise EnvironmentFault(
+            "lora.quantize needs the Python package bitsandbytes", hint="pip install bitsandbytes, or remove the key"
+        )
     settings: Any = BitsAndBytesConfig
-    config = settings(load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=compute, bnb_4bit_use_double_quant=True)
+    config = settings(
+        load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=compute, bnb_4bit_use_double_quant=True
+    )
     return {"quantization_config": config, "device_map": {"": torch.device(device)}}
 
 
@@ -163,11 +180,17 @@ def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedToke
     """
     location = locate(model)
     if is_gguf(location):
-        tokenizer = _load_tokenizer(gguf.dequantised(location, cache, weights=False)) if cache else gguf.read_tokenizer(location)
+        tokenizer = (
+            _load_tokenizer(gguf.dequantised(location, cache, weights=False))
+            if cache
+            else gguf.read_tokenizer(location)
+        )
     else:
         folder = read_folder(location, None)
         if folder.adapter is not None and not (location / "tokenizer_config.json").is_file():
-            return load_tokenizer(adapter_base(folder).model_copy(update={"chat_template": model.chat_template}), cache=cache)
+            return load_tokenizer(
+                adapter_base(folder).model_copy(update={"chat_template": model.chat_template}), cache=cache
+            )
         require_tokenizer(location)
         refuse_own_code(folder)
         tokenizer = _load_tokenizer(location)
@@ -181,8 +204,8 @@ def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedToke
 def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
     """The one way from chat to tokens for this model: its tokenizer, template and template settings.
 
-    A policy that a stage saved brings its settings along; those of ``model`` replace them. Raises as :func:`load_tokenizer`, and InputError
-    as :class:`Encoder` does.
+    A policy that a stage saved brings its settings along; those of ``model`` replace them. Raises as
+    :func:`load_tokenizer`, and InputError as :class:`Encoder` does.
     """
     tokenizer = load_tokenizer(model, cache=cache)
     location = locate(model)
@@ -193,7 +216,8 @@ def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
 
 
 def locate(model: Model) -> Path:
-    """Where the model lies on this machine: a folder or a .gguf file. Fetches a hub model that is not here yet. Raises as it."""
+    """Where the model lies on this machine: a folder or a .gguf file. Fetches a hub model that is not here yet. Raises
+    as it."""
     if is_local(model.path):
         return Path(model.path).expanduser()
     return local_snapshot(model.path, model.revision)
@@ -206,8 +230,8 @@ def is_adapter(model: Model) -> bool:
 
 
 def whole_folder(model: Model, cache: Path) -> Path:
-    """A folder with configuration and weights, as other programs load them: the model's own, its base's when it is an adapter, or the
-    dequantised copy of a .gguf file in ``cache``. Raises as :func:`load_policy`.
+    """A folder with configuration and weights, as other programs load them: the model's own, its base's when it is an
+    adapter, or the dequantised copy of a .gguf file in ``cache``. Raises as :func:`load_policy`.
     """
     location = locate(model)
     if is_gguf(location):
@@ -217,7 +241,8 @@ def whole_folder(model: Model, cache: Path) -> Path:
 
 
 def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path | str) -> None:
-    """Raises :class:`InputError` when the tokenizer has ids beyond the model's ``rows`` embeddings. More rows than ids are fine."""
+    """Raises :class:`InputError` when the tokenizer has ids beyond the model's ``rows`` embeddings. More rows than ids
+    are fine."""
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
         token = tokenizer.convert_ids_to_tokens(highest)
@@ -229,12 +254,14 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path |
 # Other people's reward models
 
 
-def load_classifier(model: Model, *, dtype: Literal["fp32", "bf16"] = "fp32", device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_classifier(
+    model: Model, *, dtype: Literal["fp32", "bf16"] = "fp32", device: torch.device | str = "cpu"
+) -> PreTrainedModel:
     """The sequence-classification model with one label at ``model.path``, already resolved. In eval mode, dropout off.
 
     Raises:
-        InputError: as for :func:`load_policy`; or it gives several numbers, or is an encoder with a decoder, which reads its score where it
-            finds an end token.
+        InputError: as for :func:`load_policy`; or it gives several numbers, or is an encoder with a decoder, which
+            reads its score where it finds an end token.
         EnvironmentFault: as for :func:`load_policy`.
     """
     folder = read_folder(locate(model), "classifier")
@@ -263,13 +290,18 @@ def _attach(base: PreTrainedModel, folder: ModelFolder, *, merging: bool = False
         config.base_model_name_or_path = base.name_or_path or None  # paths may differ; the base was compared by content
         config.lora_dropout = 0.0  # it is frozen: what it computes must be the same in training
         config.init_lora_weights = True  # the weights come from the file; a costly initialisation would be for nothing
-        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())  # a fact of the base, whatever the file says
+        # A fact of the base, whatever the file says
+        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
         tensors = load_file(folder.weights[0])
         model: Any = get_peft_model(base, config, adapter_name=START)
         loaded = set_peft_model_state_dict(model, tensors, adapter_name=START)
     own = dict(model.named_parameters())  # a tensor that two modules share has one name here
     missing = [name for name in loaded.missing_keys if f".{START}" in name and name in own]
-    wrong = [f"no weights for {missing[0]}"] if missing else [f"{name} fits nothing in the base" for name in loaded.unexpected_keys[:1]]
+    wrong = (
+        [f"no weights for {missing[0]}"]
+        if missing
+        else [f"{name} fits nothing in the base" for name in loaded.unexpected_keys[:1]]
+    )
     wrong += [f"{name} is not finite" for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     wrong += [] if merging else _beyond_layers(model)
     if wrong:
@@ -279,7 +311,8 @@ def _attach(base: PreTrainedModel, folder: ModelFolder, *, merging: bool = False
 
 
 def _beyond_layers(model: Any) -> list[str]:
-    """Adapters of what is no linear layer inside the transformer; PEFT finds some (experts) by names that meant layers before."""
+    """Adapters of what is no linear layer inside the transformer; PEFT finds some (experts) by names that meant layers
+    before."""
     head: Any = causal_lm(model).get_output_embeddings()  # type: ignore[no-untyped-call]
     layers = lora_layers(model)
     for name, layer in layers.items():
@@ -301,7 +334,9 @@ def _load_folder(
     with readable(folder.path), no_progress_bars(), no_reports():
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         if auto is AutoModelForSequenceClassification and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise InputError(Problem(f"transformers has no sequence classifier for {config.model_type} models", file=path))
+            raise InputError(
+                Problem(f"transformers has no sequence classifier for {config.model_type} models", file=path)
+            )
         if auto is not AutoModelForSequenceClassification and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(Problem(f"a {config.model_type} model is no causal language model", file=path))
         if auto is AutoModelForSequenceClassification and not {"num_labels", "id2label"} & folder.config.keys():
@@ -323,7 +358,8 @@ def _load_folder(
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise InputError(Problem(f"the weights lack {len(missing)} tensors, such as {missing[0]}", file=path))
-    elsewhere = {SCORE} if auto is AutoModel and is_classifier(folder) else set()  # whoever asks for the transformer reads the head itself
+    # Whoever asks for the transformer reads the head itself
+    elsewhere = {SCORE} if auto is AutoModel and is_classifier(folder) else set()
     take_in(lm, folder, set(loaded[1]["unexpected_keys"]) - elsewhere)
     return lm
 
@@ -333,7 +369,10 @@ def _head_rows(folder: ModelFolder) -> int:
     shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
     if "score.weight" not in shapes:
         outside = [name for name in shapes if "." in name and not any(part.isdigit() for part in name.split("."))]
-        problem = f"config.json has no num_labels, and the weights no score.weight ({', '.join(sorted(outside)[:5])} are there)"
+        problem = (
+            f"config.json has no num_labels, and the weights no score.weight ({', '.join(sorted(outside)[:5])} are"
+            " there)"
+        )
         hint = "save it as transformers' classifier with num_labels: 1, whose head is called score"
         raise InputError(Problem(problem, file=str(folder.path), hint=hint))
     return shapes["score.weight"][0]
@@ -341,7 +380,9 @@ def _head_rows(folder: ModelFolder) -> int:
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with readable(folder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     return tokenizer
 
 
@@ -350,7 +391,9 @@ def _template(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise InputError(Problem(f"cannot read the chat template: {reason}", file=str(path), key="model.chat_template")) from error
+        raise InputError(
+            Problem(f"cannot read the chat template: {reason}", file=str(path), key="model.chat_template")
+        ) from error
 
 
 @contextmanager
@@ -360,4 +403,6 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(Problem(f"cannot be loaded: {reason[:200] or type(error).__name__}", file=str(path))) from error
+        raise InputError(
+            Problem(f"cannot be loaded: {reason[:200] or type(error).__name__}", file=str(path))
+        ) from error

@@ -1,7 +1,8 @@
-"""Adapters merged into their base, by PEFT's own merge, and the proof that the merged model is the one with the adapters.
+"""Adapters merged into their base, by PEFT's own merge, and the proof that the merged model is the one with the
+adapters.
 
-Each layer is merged in fp32 and rounded to the base's dtype once. Nothing uses a merged copy before its logits have been compared with the
-adapters' own.
+Each layer is merged in fp32 and rounded to the base's dtype once. Nothing uses a merged copy before its logits have
+been compared with the adapters' own.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from align.models.generate import embedding_rows
 from align.models.intake import keep_heads_apart
 
 _ROUNDINGS = 64
-"""How many roundings of the dtype a merged model's logits may be away from the adapters', relative to how much the logits vary. Measured
-on models from 2 to 30 layers: at most 10, in fp32 and in bf16. An adapter that is left out moves an fp32 model by far more."""
+"""How many roundings of the dtype a merged model's logits may be away from the adapters', relative to how much the
+logits vary. Measured on models from 2 to 30 layers: at most 10, in fp32 and in bf16. An adapter that is left out moves
+an fp32 model by far more."""
 _ORDINARY_IDS = 20_000
 """Vocabularies begin with ordinary tokens; those that stand for images come later."""
 
 
 @torch.no_grad()
 def merged_weight(layer: Any) -> Tensor:
-    """The weight of a layer of PEFT's with all its active adapters, fp32, in the shape of the base's. The layer is left as it was.
+    """The weight of a layer of PEFT's with all its active adapters, fp32, in the shape of the base's. The layer is left
+    as it was.
 
     Raises:
         InputError: an adapter holds numbers that are not finite.
@@ -52,7 +55,11 @@ def merged_weight(layer: Any) -> Tensor:
 def _merge(layer: Any, dtype: torch.dtype = torch.float32) -> None:
     """Merge a layer's active adapters in fp32; ``dtype`` is what its parameters have afterwards."""
     base = layer.get_base_layer()
-    own = [p for name in ("weight", "bias") if isinstance(p := getattr(base, name, None), nn.Parameter) and p.is_floating_point()]
+    own = [
+        p
+        for name in ("weight", "bias")
+        if isinstance(p := getattr(base, name, None), nn.Parameter) and p.is_floating_point()
+    ]
     for parameter in own:
         parameter.data = parameter.data.float()
     try:
@@ -65,10 +72,11 @@ def _merge(layer: Any, dtype: torch.dtype = torch.float32) -> None:
 
 @torch.no_grad()
 def merged_copy(model: nn.Module) -> PreTrainedModel:
-    """A plain model that computes what ``model`` with its active adapters does, proved on its logits; ``model`` itself stays as it is.
+    """A plain model that computes what ``model`` with its active adapters does, proved on its logits; ``model`` itself
+    stays as it is.
 
-    Merged in fp32, then stored in the dtype of the base: exact to about 1e-5 in the logits of an fp32 model, to rounding in bf16.
-    All parameters of the copy require gradients.
+    Merged in fp32, then stored in the dtype of the base: exact to about 1e-5 in the logits of an fp32 model, to
+    rounding in bf16. All parameters of the copy require gradients.
 
     Raises:
         ValueError: the base is kept in 4 bits, which have no room for the sum.
@@ -85,12 +93,17 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
         if not weight.is_floating_point():
             raise ValueError("the base is quantised: load the saved adapter on the full model and merge it there")
         if isinstance(layer.get_base_layer(), nn.Embedding) or layer.get_base_layer() is head:
-            layer.get_base_layer().weight = nn.Parameter(weight.data.clone())  # what is merged into one is no part of the other
+            # What is merged into one is no part of the other
+            layer.get_base_layer().weight = nn.Parameter(weight.data.clone())
         _merge(layer, weight.dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="All adapters are already merged|Already following adapters were merged")
-        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # each has its own weight, as meant
-        plain: PreTrainedModel = twin.merge_and_unload(safe_merge=True)  # what is no layer with adapters, such as rows of an embedding
+        warnings.filterwarnings(
+            "ignore", message="All adapters are already merged|Already following adapters were merged"
+        )
+        # Each has its own weight, as meant
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        # What is no layer with adapters, such as rows of an embedding
+        plain: PreTrainedModel = twin.merge_and_unload(safe_merge=True)
     keep_heads_apart(plain)
     require_same(wrapped, plain)
     return plain.requires_grad_(True)
@@ -98,9 +111,11 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
 
 @torch.no_grad()
 def require_same(model: nn.Module, merged: nn.Module) -> float:
-    """Compare what a merged model computes of a few tokens with what the model with adapters does; returns the difference in roundings.
+    """Compare what a merged model computes of a few tokens with what the model with adapters does; returns the
+    difference in roundings.
 
-    Logits are compared, or hidden states where there is no LM head: the root mean square of the differences, over that of the values.
+    Logits are compared, or hidden states where there is no LM head: the root mean square of the differences, over that
+    of the values.
 
     Raises:
         InputError: they differ by more than rounding.
@@ -112,7 +127,8 @@ def require_same(model: nn.Module, merged: nn.Module) -> float:
     roundings /= torch.finfo(causal_lm(unwrap(merged)).dtype).eps
     if not roundings <= _ROUNDINGS:
         raise InputError(
-            f"the merged model is another one than its adapter: they differ by {roundings:.3g} roundings, {_ROUNDINGS} would be explained",
+            f"the merged model is another one than its adapter: they differ by {roundings:.3g} roundings, {_ROUNDINGS}"
+            " would be explained",
             hint="merge the adapter into its base with the tool that made it, and name the merged model",
         )
     return roundings
@@ -139,7 +155,8 @@ def _computed(model: nn.Module, rows: list[int]) -> Tensor:
 
 
 def _trained_rows(model: nn.Module) -> list[int]:
-    """Token ids whose rows of the embedding were trained alone: no other token would show whether they were merged. At most 24."""
+    """Token ids whose rows of the embedding were trained alone: no other token would show whether they were merged. At
+    most 24."""
     wrapped: Any = unwrap(model)
     if not is_lora(wrapped):
         return []

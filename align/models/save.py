@@ -1,4 +1,5 @@
-"""Saving a policy so that transformers, vLLM and TRL load it with no help from here, with the template and stop ids it was trained with."""
+"""Saving a policy so that transformers, vLLM and TRL load it with no help from here, with the template and stop ids it
+was trained with."""
 
 from __future__ import annotations
 
@@ -36,16 +37,19 @@ SUBJECTS = (
 )
 
 
-def save_policy(model: nn.Module, encoder: Encoder, out: Path, *, base: Model, save_merged: bool = False) -> dict[str, Any]:
+def save_policy(
+    model: nn.Module, encoder: Encoder, out: Path, *, base: Model, save_merged: bool = False
+) -> dict[str, Any]:
     """Write a policy into the folder ``out``: the whole model, or its adapter when that is what was trained.
 
-    ``base`` is what the stage started from (resolved): its content digest is saved with an adapter, which will load onto nothing else.
-    ``save_merged`` adds the folder ``merged`` with the adapter merged in. Files appear in place, one after another: publishing the folder
-    at once is the caller's. The model is left as it was.
+    ``base`` is what the stage started from (resolved): its content digest is saved with an adapter, which will load
+    onto nothing else. ``save_merged`` adds the folder ``merged`` with the adapter merged in. Files appear in place, one
+    after another: publishing the folder at once is the caller's. The model is left as it was.
 
     Returns:
-        For the stage's report: format, dtype, parameters, stop ids, base (with ``dequantised_from``), generation flags left out, and for
-        a merged copy how far its logits are from the adapter's and how many of 20 greedy answers are the same.
+        For the stage's report: format, dtype, parameters, stop ids, base (with ``dequantised_from``), generation flags
+        left out, and for a merged copy how far its logits are from the adapter's and how many of 20 greedy answers are
+        the same.
 
     Raises:
         InputError: the tokenizer has ids beyond the model's embeddings.
@@ -94,7 +98,8 @@ def write_merged(model: nn.Module, encoder: Encoder, out: Path, origin: dict[str
 
 
 def save_untemplated(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path) -> float:
-    """Write a policy without chat template into the folder ``out`` with its adapters merged in; returns how many roundings it differs by.
+    """Write a policy without chat template into the folder ``out`` with its adapters merged in; returns how many
+    roundings it differs by.
 
     Raises as :func:`write_merged`.
     """
@@ -146,7 +151,8 @@ def _config(lm: PreTrainedModel, encoder: Encoder) -> PreTrainedConfig:
 
 
 def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig, list[str]]:
-    """The model's own generation settings with all stop ids, and the names of the settings that contradict the others, left out."""
+    """The model's own generation settings with all stop ids, and the names of the settings that contradict the others,
+    left out."""
     own = lm.generation_config if lm.generation_config is not None else GenerationConfig()
     stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     special = {
@@ -154,7 +160,9 @@ def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig
         "eos_token_id": list(dict.fromkeys([*encoder.stop_ids, *(int(i) for i in stops if i is not None)])),
         "pad_token_id": encoder.pad_id,
     }
-    settings = {name: value for name, value in own.to_diff_dict().items() if name not in special and not name.startswith("_")}
+    settings = {
+        name: value for name, value in own.to_diff_dict().items() if name not in special and not name.startswith("_")
+    }
     settings.pop("transformers_version", None)
     left_out = [] if own.do_sample else [name for name in _SAMPLING if settings.pop(name, None) is not None]
     try:
@@ -167,8 +175,8 @@ def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig
 
 
 def save_tokenizer(encoder: Encoder, out: Path, changed: PreTrainedTokenizerBase | None = None) -> None:
-    """Write the tokenizer (or a ``changed`` one) with the template of training, or all that it has by their names, by a class name that
-    transformers 4 knows as well."""
+    """Write the tokenizer (or a ``changed`` one) with the template of training, or all that it has by their names, by a
+    class name that transformers 4 knows as well."""
     tokenizer = copy.copy(changed or encoder.tokenizer)
     tokenizer.chat_template = encoder.chat_template
     tokenizer.save_pretrained(out)
@@ -214,13 +222,19 @@ def save_notes(encoder: Encoder, out: Path, origin: dict[str, Any], **more: Any)
 
 
 def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
-    """Path or hub id, revision and digest of what the saved weights build on, and the format they were dequantised from, if any.
+    """Path or hub id, revision and digest of what the saved weights build on, and the format they were dequantised
+    from, if any.
 
     An adapter on top of an adapter is saved as one adapter of the first one's base.
     """
     if not is_local(base.path):
         commit = cached_commit(base.path, base.revision) or base.revision
-        return {"path": base.path, "revision": commit, "digest": model_digest(base.path, commit), "dequantised_from": None}
+        return {
+            "path": base.path,
+            "revision": commit,
+            "digest": model_digest(base.path, commit),
+            "dequantised_from": None,
+        }
     path = Path(base.path).expanduser().absolute()
     notes: dict[str, Any] = {}
     if not is_gguf(path):
@@ -228,7 +242,8 @@ def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
         notes = folder.notes.get("base") or {}
         if adapter and folder.adapter is not None:
             under = Model(path=folder.adapter["base_model_name_or_path"], revision=folder.adapter.get("revision"))
-            if notes and is_local(notes["path"]) and not Path(notes["path"]).exists():  # it has moved, and was found all the same
+            # It has moved, and was found all the same
+            if notes and is_local(notes["path"]) and not Path(notes["path"]).exists():
                 return notes | {"path": str(Path(adapter_base(folder).path).expanduser().absolute())}
             return notes or origin_of(under, adapter=True)
     format = gguf.quantisation(path) if is_gguf(path) else notes.get("dequantised_from")
@@ -240,8 +255,12 @@ def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
 
 @torch.no_grad()
 def drift(model: nn.Module, merged: PreTrainedModel, encoder: Encoder) -> dict[str, float | int]:
-    """How far a merged copy is from its adapter on 20 fixed prompts: largest difference of a logit, and equal greedy answers (8 tokens)."""
-    prompts = [encoder.encode_prompt([{"role": "user", "content": f"Write one sentence about {it}."}]).tolist() for it in SUBJECTS]
+    """How far a merged copy is from its adapter on 20 fixed prompts: largest difference of a logit, and equal greedy
+    answers (8 tokens)."""
+    prompts = [
+        encoder.encode_prompt([{"role": "user", "content": f"Write one sentence about {it}."}]).tolist()
+        for it in SUBJECTS
+    ]
     widest = 0.0
     with generating(model) as one, generating(merged) as other:
         for prompt in prompts:

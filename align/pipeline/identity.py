@@ -28,8 +28,8 @@ NEUTRAL = {
     "train.save_steps": "a run that goes on from a checkpoint is the one that never stopped",
     "train.save_total_limit": "how many checkpoints are kept in the meantime",
 }
-"""Keys that are no part of the identity, and why: nothing must be trained again because one of them changed. A stage may have more of its
-own (``Stage.neutral_keys``)."""
+"""Keys that are no part of the identity, and why: nothing must be trained again because one of them changed. A stage
+may have more of its own (``Stage.neutral_keys``)."""
 _SHOWN_IN = {
     "samples": "its report keeps the answers that it has",
     "train.eval_steps": "its curves keep the points that they have",
@@ -38,7 +38,8 @@ _SHOWN_IN = {
 """Neutral keys that somebody may wait to see something of, and what to tell them when the stage does not run again."""
 
 _SECRET = re.compile(
-    r"token|(.*_)?((api|access|private|secret|auth)_?key|(api|access|auth|bearer|hf)_?token|secret|password|passwd)", re.IGNORECASE
+    r"token|(.*_)?((api|access|private|secret|auth)_?key|(api|access|auth|bearer|hf)_?token|secret|password|passwd)",
+    re.IGNORECASE,
 )
 
 ContentDigest = Callable[[str], str]
@@ -48,8 +49,9 @@ ContentDigest = Callable[[str], str]
 def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity:
     """The identity of stage ``name``.
 
-    The recipe's model is an input unless the stage names a policy wherever it could. A third party's stage, converters and scorers count by
-    the source of the module that they are in, not by what that module imports; our own stages by the schema version.
+    The recipe's model is an input unless the stage names a policy wherever it could. A third party's stage, converters
+    and scorers count by the source of the module that they are in, not by what that module imports; our own stages by
+    the schema version.
     """
     spec = loaded.recipe.stages[name]
     inputs = {referred.text: digest(referred.text) for referred in loaded.references(name)}
@@ -98,8 +100,9 @@ def _take_out(config: dict[str, Any], spec: Stage) -> dict[str, Any]:
 
 
 def as_of_now(old: Identity, spec: Stage) -> Identity:
-    """The identity of an earlier result as this version writes it, so that nothing is made anew only because a key counts no more since, or
-    did not exist yet: it has its default then. (A default that means something else than before needs a new schema version.)"""
+    """The identity of an earlier result as this version writes it, so that nothing is made anew only because a key
+    counts no more since, or did not exist yet: it has its default then. (A default that means something else than
+    before needs a new schema version.)"""
     config = copy.deepcopy(dict(old.config))
     _fill_in(config, spec)
     _take_out(config, spec)
@@ -148,7 +151,8 @@ def needs_model(spec: Stage) -> bool:
 
 
 def _foreign_modules(spec: Stage) -> Iterator[str]:
-    """Modules outside this package whose code decides the result: of the stage's kind and function, of converters of rows, of scorers."""
+    """Modules outside this package whose code decides the result: of the stage's kind and function, of converters of
+    rows, of scorers."""
     if ":" in spec.kind:
         yield spec.kind.partition(":")[0]
         yield spec.implementation.partition(":")[0]
@@ -189,7 +193,8 @@ def explain(old: Identity, new: Identity) -> str:
     if old.schema_version != new.schema_version or old.kind != new.kind:
         return f"kind changed: {old.kind} -> {new.kind}" if old.kind != new.kind else "made by another version of align"
     before, after = {**old.config, "seed": old.seed}, {**new.config, "seed": new.seed}
-    if old.model is not None and new.model is not None:  # else a policy was named, or not any more, and that is in the config
+    # Else a policy was named, or not any more, and that is in the config
+    if old.model is not None and new.model is not None:
         before, after = before | {"model": old.model}, after | {"model": new.model}
     changes = list(_changes(before, after))
     if changes:
@@ -202,10 +207,13 @@ def explain(old: Identity, new: Identity) -> str:
 
 
 def _changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value before, value after) of each difference. What is only on one side is one difference, however much is in it."""
+    """(dotted key, value before, value after) of each difference. What is only on one side is one difference, however
+    much is in it."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         pairs = [(str(name), before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in {**before, **after}]
-    elif all(isinstance(side, (list, tuple)) and all(isinstance(item, Mapping) for item in side) for side in (before, after)):
+    elif all(
+        isinstance(side, (list, tuple)) and all(isinstance(item, Mapping) for item in side) for side in (before, after)
+    ):
         pairs = [(str(i), *pair) for i, pair in enumerate(itertools.zip_longest(before, after, fillvalue=_ABSENT))]
     else:
         if before != after:
@@ -221,16 +229,20 @@ def _says_nothing(value: Any) -> bool:
 
 
 def left_as_it_was(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What a result that is up to date does not show of neutral keys that have changed; empty where nobody waits for anything."""
+    """What a result that is up to date does not show of neutral keys that have changed; empty where nobody waits for
+    anything."""
     changed = [key for key in _SHOWN_IN if key in old and key in new and old[key] != new[key]]
-    return "; ".join(f"{key} {_show(old[key])} -> {_show(new[key])} trains nothing: {_SHOWN_IN[key]}" for key in changed)
+    return "; ".join(
+        f"{key} {_show(old[key])} -> {_show(new[key])} trains nothing: {_SHOWN_IN[key]}" for key in changed
+    )
 
 
 _ABSENT = object()
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings and lists of mappings by dotted key, as problems and overrides write them. An empty mapping is a value."""
+    """Nested mappings and lists of mappings by dotted key, as problems and overrides write them. An empty mapping is a
+    value."""
     if isinstance(value, Mapping) and (value or not key):
         items = [(str(name), item) for name, item in value.items()]
     elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):

@@ -35,12 +35,14 @@ class Owner:
 
     @property
     def lives(self) -> bool:
-        """Whether the process is there. Where nobody can tell, on another host or from a damaged file, it counts as there."""
+        """Whether the process is there. Where nobody can tell, on another host or from a damaged file, it counts as
+        there."""
         if self.pid <= 0 or self.host != socket.gethostname():
             return True
         try:
             began: float = psutil.Process(self.pid).create_time()
-            return began <= datetime.fromisoformat(self.start).timestamp() + _CLOCKS_S  # else another process has the number by now
+            # Else another process has the number by now
+            return began <= datetime.fromisoformat(self.start).timestamp() + _CLOCKS_S
         except psutil.NoSuchProcess:
             return False
         except (psutil.AccessDenied, ValueError):
@@ -51,10 +53,12 @@ class Owner:
 
 
 class RunLock:
-    """Holds ``folder`` for this process while entered. Raises :class:`EnvironmentFault` at once when another process holds it.
+    """Holds ``folder`` for this process while entered. Raises :class:`EnvironmentFault` at once when another process
+    holds it.
 
-    The lock itself is the kernel's (flock), so that it ends with its process, even by SIGKILL, and no clean-up can be forgotten. The file
-    beside it only says who the owner is. Found without a lock, it tells that the earlier run was killed: ``taken_over`` names that run.
+    The lock itself is the kernel's (flock), so that it ends with its process, even by SIGKILL, and no clean-up can be
+    forgotten. The file beside it only says who the owner is. Found without a lock, it tells that the earlier run was
+    killed: ``taken_over`` names that run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +84,9 @@ class RunLock:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         files.discard(self._folder / OWNER)
         self._release()
 
@@ -95,7 +101,9 @@ class RunLock:
             owner = read_owner(self._folder)
             return EnvironmentFault(f"{self._folder}: in use by {owner or 'another run that is just starting'}")
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            return EnvironmentFault(f"{self._folder}: this file system has no file locks", hint="keep runs on a file system with flock")
+            return EnvironmentFault(
+                f"{self._folder}: this file system has no file locks", hint="keep runs on a file system with flock"
+            )
         return files.fault_of(error, self._folder)
 
 

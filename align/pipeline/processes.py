@@ -52,7 +52,8 @@ class StoppedWithRank0(AlignError):
 
 
 def current() -> Ranks:
-    """The processes that a launcher (``align run --nproc``, torchrun, Slurm) started, by ``WORLD_SIZE``; else this one alone."""
+    """The processes that a launcher (``align run --nproc``, torchrun, Slurm) started, by ``WORLD_SIZE``; else this one
+    alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Alone()
     from align.training.launch import ranks  # imports torch

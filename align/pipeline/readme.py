@@ -10,11 +10,15 @@ _RUN = {
     "README.md": "this file",
     "recipe.yaml": "the recipe as it was run last, overrides included; `align run recipe.yaml` makes the same",
     "run.json": "command, time and folder of the last start, and the versions of Python and the packages",
-    "history.jsonl": "one line for each stage that started, finished, failed or was interrupted, with the time and the reason",
+    "history.jsonl": (
+        "one line for each stage that started, finished, failed or was interrupted, with the time and the reason"
+    ),
     "report.html": "what came of it; opens in a browser, from disk",
     "stages/NAME/": "the result of stage NAME, all of it or none",
-    "work/NAME/": "checkpoints, metrics and answers of a stage that has not finished (`nan.json`: the examples of a step whose loss was no "
-    "number); deleting it loses that progress and nothing else",
+    "work/NAME/": (
+        "checkpoints, metrics and answers of a stage that has not finished (`nan.json`: the examples of a step whose"
+        " loss was no number); deleting it loses that progress and nothing else"
+    ),
 }
 
 _RESULT = {
@@ -26,29 +30,39 @@ _RESULT = {
         "trackers/": "the same for tensorboard and others, where `report_to` asks for them",
     },
     "Models, policies (sft, dpo, ppo) and reward models (reward)": {
-        "*.safetensors": "weights; `adapter_model.safetensors` those of an adapter, `reward_head.safetensors` a reward model's head",
+        "*.safetensors": (
+            "weights; `adapter_model.safetensors` those of an adapter, `reward_head.safetensors` a reward model's head"
+        ),
         "*.safetensors.index.json": "which weights are in which file",
         "config.json": "architecture",
         "generation_config.json": "how to sample, with all ids that end an answer",
         "adapter_config.json": "rank and places of the adapter, and the model that it belongs to",
-        "align.json": "what this package has to know to load the model again: base, template settings, ids that end an answer",
+        "align.json": (
+            "what this package has to know to load the model again: base, template settings, ids that end an answer"
+        ),
         "tokenizer*": "the tokenizer, and which class reads it",
         "special_tokens_map.json": "the tokenizer's special tokens",
         "added_tokens.json": "tokens that were added to the tokenizer",
         "vocab.*": "the tokenizer's vocabulary, in its older form",
         "merges.txt": "the tokenizer's merges, in their older form",
         "chat_template.jinja": "the chat template of training",
-        "additional_chat_templates/": "the model's other chat templates, by name (`tool_use`: for conversations with tools)",
+        "additional_chat_templates/": (
+            "the model's other chat templates, by name (`tool_use`: for conversations with tools)"
+        ),
         "merged/": "the whole model with its adapter merged in, where `save_merged` asks for it",
     },
     "Besides that, ppo": {
         "value/": "the value model, in the form of a reward model",
-        "rollouts/": "Parquet: `iteration-N` every answer with its score, KL and length, `held-out-N` the held-out prompts after step N, "
-        "`reference` the starting policy's answers",
+        "rollouts/": (
+            "Parquet: `iteration-N` every answer with its score, KL and length, `held-out-N` the held-out prompts after"
+            " step N, `reference` the starting policy's answers"
+        ),
     },
     "Data (self_contrast, label, select_prompts) and comparisons (evaluate)": {
         "data.jsonl": "the result: preferences, prompts, or each prompt with every policy's numbers and samples",
-        "rewardbench1.jsonl": "each pair of a reward benchmark with every scorer's scores and how they are counted (evaluate)",
+        "rewardbench1.jsonl": (
+            "each pair of a reward benchmark with every scorer's scores and how they are counted (evaluate)"
+        ),
         "rewardbench2.jsonl": "the same of RewardBench 2's prompts",
         "rmbench.jsonl": "the same of RM-Bench's",
         "judgebench.jsonl": "the same of JudgeBench's pairs",
@@ -61,7 +75,10 @@ _RESULT = {
 def readme(name: str) -> str:
     """The README of run ``name``."""
     sections = [
-        f"# {name}\n\nMade by `align run`. The same command goes on where it stopped, and does nothing when all is up to date.",
+        (
+            f"# {name}\n\nMade by `align run`. The same command goes on where it stopped, and does nothing when all is"
+            " up to date."
+        ),
         f"`align show {name}` tells how it went, `align verify {name}` whether all of it is as it was written.",
         _table(_RUN),
         "## In a stage's result",
@@ -71,7 +88,9 @@ def readme(name: str) -> str:
 
 
 def _table(files: Mapping[str, str]) -> str:
-    return "\n".join(["| file | what it is |", "|---|---|", *(f"| `{name}` | {words} |" for name, words in files.items())])
+    return "\n".join(
+        ["| file | what it is |", "|---|---|", *(f"| `{name}` | {words} |" for name, words in files.items())]
+    )
 
 
 def unexplained(result: Path) -> Iterator[str]:

@@ -1,7 +1,9 @@
-"""Runs a recipe: each stage once, again only when something it follows from has changed, and nothing half-done ever visible.
+"""Runs a recipe: each stage once, again only when something it follows from has changed, and nothing half-done ever
+visible.
 
-A run folder is ``runs/NAME/``: the recipe and versions, ``stages/NAME/`` the results, ``work/NAME/IDENTITY/`` the checkpoints of a stage
-that has not finished. Every process of a distributed run calls :func:`run_recipe`; rank 0 decides, publishes and prints.
+A run folder is ``runs/NAME/``: the recipe and versions, ``stages/NAME/`` the results, ``work/NAME/IDENTITY/`` the
+checkpoints of a stage that has not finished. Every process of a distributed run calls :func:`run_recipe`; rank 0
+decides, publishes and prints.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ def run_recipe(
         ranks: the processes of this run; found from the environment when absent.
 
     Raises:
-        InputError: something that the user can set right; a needed stage is missing or out of date; a finished result would be replaced,
-            and ``selection`` does not allow that.
+        InputError: something that the user can set right; a needed stage is missing or out of date; a finished result
+            would be replaced, and ``selection`` does not allow that.
         EnvironmentFault: the machine cannot, or another process runs in this folder.
         Interrupted: a signal asked to stop; the same command goes on.
     """
@@ -112,7 +114,8 @@ def _clear_up(run: RunFolder, absent: Sequence[Path], error: BaseException | Non
 
 
 def _refuse_to_replace(loaded: LoadedRecipe, run: RunFolder, selection: Selection) -> None:
-    """As far as it shows without reading models and data: before the first stage runs, not when the last one's turn has come.
+    """As far as it shows without reading models and data: before the first stage runs, not when the last one's turn has
+    come.
 
     Raises :class:`InputError`.
     """
@@ -121,7 +124,9 @@ def _refuse_to_replace(loaded: LoadedRecipe, run: RunFolder, selection: Selectio
     foreign = run.foreign(loaded)
     if foreign:
         message = f"{run.path} holds the results of another recipe (stages: {', '.join(foreign)})"
-        raise InputError(loaded.problem("name", message, "give this recipe another `name`; with --replace it goes on in that folder"))
+        raise InputError(
+            loaded.problem("name", message, "give this recipe another `name`; with --replace it goes on in that folder")
+        )
     problems = []
     for name in sorted(selection.stages(loaded), key=loaded.order.index):
         try:
@@ -157,7 +162,9 @@ class _Attempt:
 class _Runner:
     """One run, stage by stage."""
 
-    def __init__(self, loaded: LoadedRecipe, run: RunFolder, selection: Selection, console: Console, ranks: Ranks) -> None:
+    def __init__(
+        self, loaded: LoadedRecipe, run: RunFolder, selection: Selection, console: Console, ranks: Ranks
+    ) -> None:
         self._loaded, self._run, self._selection, self._console, self._ranks = loaded, run, selection, console, ranks
         self._selected = selection.stages(loaded)
         self.ran: list[str] = []
@@ -187,13 +194,18 @@ class _Runner:
         if name not in self._selected:
             raise not_selected(self._loaded, self._selected, status)
         if status.replaces and not self._selection.replace:
-            raise InputError(_would_replace(self._loaded, name, status.reason.removesuffix("; refused without --replace")))
+            raise InputError(
+                _would_replace(self._loaded, name, status.reason.removesuffix("; refused without --replace"))
+            )
         self._require_whole(name)
         if not self.ran:
             self._run.record(self._loaded)
         _say(self._console, f"{name}: running ({status.reason})")
         for step in self._run.others(name, status.identity):
-            _say(self._console, f"{name}: an unfinished attempt with other settings or inputs ({step}) goes once this one is finished")
+            _say(
+                self._console,
+                f"{name}: an unfinished attempt with other settings or inputs ({step}) goes once this one is finished",
+            )
         self._run.log(name, "started", reason=status.reason, identity=status.identity.digest)
         if self._selection.fresh:
             self._run.forget(name, status.identity)
@@ -210,8 +222,14 @@ class _Runner:
         """
         for need in self._loaded.dependencies(name):
             result = self._run.stage(need)
-            if need not in self.ran and artifacts.read_manifest(result).bytes > COMPARED_BY_CONTENT and (found := artifacts.verify(result)):
-                raise InputError([*found, Problem(f"the result of stage {need} is damaged", hint=f"--force {need} makes it again")])
+            if (
+                need not in self.ran
+                and artifacts.read_manifest(result).bytes > COMPARED_BY_CONTENT
+                and (found := artifacts.verify(result))
+            ):
+                raise InputError(
+                    [*found, Problem(f"the result of stage {need} is damaged", hint=f"--force {need} makes it again")]
+                )
 
     def _attempt(self, name: str, attempt: _Attempt) -> None:
         spec = self._loaded.recipe.stages[name]
@@ -273,7 +291,9 @@ def _implementation(spec: Stage, name: str) -> Callable[[Any, StageContext], Non
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"stage {name}: no module named {module}") from error
         hint = "`align doctor` says what is missing"
-        raise EnvironmentFault(f"stage {name} needs the Python package {error.name}, which is not installed", hint=hint) from error
+        raise EnvironmentFault(
+            f"stage {name} needs the Python package {error.name}, which is not installed", hint=hint
+        ) from error
     if not hasattr(found, function):
         raise InputError(f"stage {name}: the module {module} has no {function}")
     return cast(Callable[[Any, StageContext], None], getattr(found, function))

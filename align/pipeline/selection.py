@@ -1,4 +1,5 @@
-"""Which stages of a recipe a run takes up, and which of them it runs although they are up to date: what the command line asks for."""
+"""Which stages of a recipe a run takes up, and which of them it runs although they are up to date: what the command
+line asks for."""
 
 from __future__ import annotations
 
@@ -21,16 +22,19 @@ class Selection:
     start: Sequence[str] = ()
     """Only these stages and all that follow from them."""
     force: Sequence[str] = ()
-    """These run although they are up to date. What follows from them runs again only if their result has other content."""
+    """These run although they are up to date. What follows from them runs again only if their result has other
+    content."""
     fresh: bool = False
     """What runs begins anew, without the checkpoints of an earlier attempt."""
     replace: bool = False
-    """A finished result of other settings or inputs may be replaced; else the run refuses, whatever the other options say."""
+    """A finished result of other settings or inputs may be replaced; else the run refuses, whatever the other options
+    say."""
 
     def stages(self, loaded: LoadedRecipe) -> frozenset[str]:
         """The stages that may run. What they need and is not among them has to be up to date.
 
-        Raises :class:`InputError` for a name that no stage has, and for a choice that leaves nothing or contradicts itself.
+        Raises :class:`InputError` for a name that no stage has, and for a choice that leaves nothing or contradicts
+        itself.
         """
         options = {"--only": self.only, "--from": self.start, "--force": self.force}
         problems = [p for option, names in options.items() for p in _unknown(option, names, loaded)]
@@ -42,7 +46,9 @@ class Selection:
         found = {name for name in loaded.order if not self.kinds or stages[name].kind in self.kinds}
         if not found:
             kinds = ", ".join(sorted({spec.kind for spec in stages.values()}))
-            raise InputError(f"{loaded.path.name} has no stage of kind {' or '.join(sorted(self.kinds))}", hint=f"it has: {kinds}")
+            raise InputError(
+                f"{loaded.path.name} has no stage of kind {' or '.join(sorted(self.kinds))}", hint=f"it has: {kinds}"
+            )
         if self.only:
             found &= set(self.only)
         elif self.start:
@@ -50,7 +56,10 @@ class Selection:
         left_out = [name for name in self.force if name not in found]
         if left_out or not found:
             what = f"--force {left_out[0]}: the stage is" if left_out else "the stages that --only or --from names are"
-            raise InputError(f"{what} not among those that this command may run", hint="`align run` without --only and --from may run all")
+            raise InputError(
+                f"{what} not among those that this command may run",
+                hint="`align run` without --only and --from may run all",
+            )
         return frozenset(found)
 
 
@@ -80,6 +89,9 @@ def _unknown(option: str, names: Sequence[str], loaded: LoadedRecipe) -> list[Pr
     known = f"it has: {', '.join(loaded.order)}"
     wrong = [name for name in names if name not in loaded.order]
     return [
-        Problem(f"{option} {name[:80]}: {loaded.path.name} has no such stage", hint=did_you_mean(name, loaded.order) or known)
+        Problem(
+            f"{option} {name[:80]}: {loaded.path.name} has no such stage",
+            hint=did_you_mean(name, loaded.order) or known,
+        )
         for name in wrong
     ]

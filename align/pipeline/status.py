@@ -1,4 +1,5 @@
-"""Which stages of a recipe are up to date, and why the others are not. Reads and hashes, writes nothing, needs no torch."""
+"""Which stages of a recipe are up to date, and why the others are not. Reads and hashes, writes nothing, needs no
+torch."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from align.recipe.schema import DpoStage, PpoStage, RewardStage, SftStage, Stage
 _TRAIN = (SftStage, DpoStage, RewardStage, PpoStage, TrlStage)
 """Stages that go on from checkpoints, and from nothing else."""
 COMPARED_BY_CONTENT = 2 * 10**9
-"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones only when a stage reads them."""
+"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones only when a
+stage reads them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class StageStatus:
 
     name: str
     state: Literal["up to date", "to run", "waits", "not selected"]
-    """``waits``: a stage that it needs has to run first, and only its result will tell. ``not selected``: nobody looked at it."""
+    """``waits``: a stage that it needs has to run first, and only its result will tell. ``not selected``: nobody looked
+    at it."""
     reason: str
     folder: Path
     """Where its result is, or will be."""
@@ -60,7 +63,9 @@ def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), selection: Selec
             found[name] = StageStatus(name, "waits", f"{waiting} to run first", run.stage(name), None)
             continue
         if waiting:
-            found[name] = StageStatus(name, "not selected", f"has to be up to date once {waiting} has run", run.stage(name), None)
+            found[name] = StageStatus(
+                name, "not selected", f"has to be up to date once {waiting} has run", run.stage(name), None
+            )
             continue
         found[name] = assess(loaded, run, name, selection)
         if found[name].state == "to run" and name not in selected:
@@ -87,13 +92,15 @@ def assess(loaded: LoadedRecipe, run: RunFolder, name: str, selection: Selection
 
 
 def not_selected(loaded: LoadedRecipe, selected: Collection[str], status: StageStatus) -> InputError:
+    """The error for a stage that a selected one needs, which is neither selected nor up to date."""
     needing = ", ".join(other for other in loaded.order if other in selected and status.name in needed(loaded, {other}))
     message = f"stage {needing} needs the result of stage {status.name}, which is not up to date ({status.reason})"
     return InputError(loaded.problem(f"stages.{status.name}", message, "`align run` runs all stages"))
 
 
 def _why(result: Path, identity: Identity, spec: Stage) -> tuple[str | None, str, bool]:
-    """Why a result is not what ``identity`` asks for; what it does not show if it is; whether it is a finished one of another identity."""
+    """Why a result is not what ``identity`` asks for; what it does not show if it is; whether it is a finished one of
+    another identity."""
     if not result.exists():
         return "first run", "", False
     try:
@@ -121,5 +128,8 @@ def content_of(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
 
 
 def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
+    """Where what a reference names lies: a path, or a hub id. Raises what :func:`reference_syntax.resolve` does."""
     reference = reference_syntax.parse(text, loaded.root)
-    return run.stage(reference.name) if isinstance(reference, reference_syntax.StageRef) else reference_syntax.resolve(text, loaded.root)
+    if isinstance(reference, reference_syntax.StageRef):
+        return run.stage(reference.name)
+    return reference_syntax.resolve(text, loaded.root)

@@ -87,12 +87,14 @@ def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder,
     filters = ", `where` and `limit` ignored" if any(source.where or source.limit for source in sources) else ""
     words = f"estimated: {size:,} bytes at {_BYTES_PER_TOKEN} a token{filters} ({why})"
     lines, longest = _lines([Path(location) for location in locations])
-    return Amount(words, lines, size // _BYTES_PER_TOKEN, longest=None if longest is None else longest // _BYTES_PER_TOKEN)
+    return Amount(
+        words, lines, size // _BYTES_PER_TOKEN, longest=None if longest is None else longest // _BYTES_PER_TOKEN
+    )
 
 
 def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
-    """The conversations (for an evaluation also prompts) that a stage samples for: how many, and about how many tokens. Counts them where
-    that is quick.
+    """The conversations (for an evaluation also prompts) that a stage samples for: how many, and about how many tokens.
+    Counts them where that is quick.
 
     Raises :class:`UnreadableData` for bad rows.
     """
@@ -107,7 +109,9 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
         return Amount("unknown: a data set on the hub is not downloaded to plan")
     size = sum(_size(Path(location)) for location in locations)
     if size > EXACT_BYTES:
-        return Amount("lines of the files", _lines([Path(location) for location in locations])[0], size // _BYTES_PER_TOKEN)
+        return Amount(
+            "lines of the files", _lines([Path(location) for location in locations])[0], size // _BYTES_PER_TOKEN
+        )
     rows = characters = 0
     want: Want = "prompt" if isinstance(spec, EvaluateStage) else "conversation"
     with data_faults():
@@ -128,9 +132,12 @@ def _of_contrast(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFo
     if found.examples is None or found.tokens is None:
         return None
     words = (
-        f"at most: a preference for each conversation of {names[0]}, {spec.negatives} rejected answers of {spec.max_new_tokens:,} tokens"
+        f"at most: a preference for each conversation of {names[0]}, {spec.negatives} rejected answers of"
+        f" {spec.max_new_tokens:,} tokens"
     )
-    return Amount(words, examples=found.examples, tokens=found.tokens + found.examples * spec.negatives * spec.max_new_tokens)
+    return Amount(
+        words, examples=found.examples, tokens=found.tokens + found.examples * spec.negatives * spec.max_new_tokens
+    )
 
 
 def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
@@ -145,7 +152,9 @@ def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
 
 
 def _lines(paths: Sequence[Path]) -> tuple[int | None, int | None]:
@@ -157,7 +166,8 @@ def _lines(paths: Sequence[Path]) -> tuple[int | None, int | None]:
 
 
 def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder, device: str) -> Amount:
-    """Encode as the stage will, and cut the steps as it will. Uses the runs' cache if there is one, and leaves nothing behind otherwise."""
+    """Encode as the stage will, and cut the steps as it will. Uses the runs' cache if there is one, and leaves nothing
+    behind otherwise."""
     from align.models.load import load_encoder
     from align.stages.shared.training_data import read_data
 
@@ -182,7 +192,8 @@ def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder, devi
 
 
 def _largest(read: StageData, plan: StepPlan, train: Train, *, streams: bool, device: str) -> tuple[int, int]:
-    """Tokens of the largest forward pass of all steps, packed as the loader packs them, and of the largest single example in its layout.
+    """Tokens of the largest forward pass of all steps, packed as the loader packs them, and of the largest single
+    example in its layout.
 
     Args:
         streams: the stage cuts a tree that is much larger than a micro-batch.

@@ -1,4 +1,5 @@
-"""``align plan``: what a run would do, every derived value with where it comes from, and a refusal of what cannot fit."""
+"""``align plan``: what a run would do, every derived value with where it comes from, and a refusal of what cannot
+fit."""
 
 from __future__ import annotations
 
@@ -69,7 +70,12 @@ class Plan:
 
 
 def make_plan(
-    loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int | None = None, selection: Selection = ALL, here: bool = False
+    loaded: LoadedRecipe,
+    runs_dir: Path = Path("runs"),
+    *,
+    nproc: int | None = None,
+    selection: Selection = ALL,
+    here: bool = False,
 ) -> Plan:
     """Plan every stage. Loads no weights; data that are small are encoded to count them.
 
@@ -77,8 +83,9 @@ def make_plan(
         runs_dir: where the run would write, and where results of earlier runs are.
         nproc: processes; when None, one for each GPU of the recipe's ``hardware``, or one.
         selection: the stages that the run may run.
-        here: plan for this machine, whatever the recipe's ``hardware`` says: before a run, ``problems`` are then what cannot fit. Small
-            data are encoded into the run's cache where its folder is there already, so that the run finds them encoded.
+        here: plan for this machine, whatever the recipe's ``hardware`` says: before a run, ``problems`` are then what
+            cannot fit. Small data are encoded into the run's cache where its folder is there already, so that the run
+            finds them encoded.
 
     Raises:
         InputError: a local model cannot be read; the run would refuse the selection.
@@ -95,7 +102,9 @@ def make_plan(
     notes = tuple(_notes(hardware, machine, this_machine(runs_dir), nproc)) if hardware else ()
     used = dataclasses.replace(machine, units=processes) if machine.device == "cuda" else machine
     stages = tuple(_plan_stage(loaded, name, states[name], used, processes, run) for name in loaded.order)
-    return Plan(loaded.recipe.name, machine, stages, tuple(problem for problem in obstacles if problem is not None), notes)
+    return Plan(
+        loaded.recipe.name, machine, stages, tuple(problem for problem in obstacles if problem is not None), notes
+    )
 
 
 def _notes(hardware: Hardware, machine: Machine, this: Machine, nproc: int | None) -> Iterator[str]:
@@ -107,13 +116,15 @@ def _notes(hardware: Hardware, machine: Machine, this: Machine, nproc: int | Non
         yield f"planned with one process for each GPU, {started}; without --nproc a run is one process"
     if hardware.nodes > 1:
         yield (
-            f"hardware.nodes {hardware.nodes}: --nproc starts the processes of one machine. On several, a launcher that sets RANK, "
-            "WORLD_SIZE and MASTER_ADDR (torchrun, Slurm) starts `align run` without --nproc on each, with a runs folder that all see; "
-            "that is not tested"
+            f"hardware.nodes {hardware.nodes}: --nproc starts the processes of one machine. On several, a launcher that"
+            " sets RANK, WORLD_SIZE and MASTER_ADDR (torchrun, Slurm) starts `align run` without --nproc on each, with"
+            " a runs folder that all see; that is not tested"
         )
 
 
-def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
+def _plan_stage(
+    loaded: LoadedRecipe, name: str, state: StageStatus, machine: Machine, processes: int, run: RunFolder
+) -> StagePlan:
     spec = loaded.recipe.stages[name]
     plain = StagePlan(name, spec.kind, spec.produces, state, tuple(_inputs(loaded, name)))
     if not stage_runs(state):
@@ -125,12 +136,16 @@ def _plan_stage(loaded: LoadedRecipe, name: str, state: StageStatus, machine: Ma
         return dataclasses.replace(plain, rows=(*plain.rows, row), faults=error.problems)
 
 
-def _plan_running(loaded: LoadedRecipe, plain: StagePlan, machine: Machine, processes: int, run: RunFolder) -> StagePlan:
+def _plan_running(
+    loaded: LoadedRecipe, plain: StagePlan, machine: Machine, processes: int, run: RunFolder
+) -> StagePlan:
     name, state = plain.name, plain.status
     spec = loaded.recipe.stages[name]
     if isinstance(spec, (SelfContrastStage, EvaluateStage)):
         benches = reward_bench.rows(loaded, spec, run) if isinstance(spec, EvaluateStage) else ()
-        return dataclasses.replace(plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run), *benches))
+        return dataclasses.replace(
+            plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run), *benches)
+        )
     if isinstance(spec, TrlStage):
         origin = origin_of(loaded, name, run)
         start = Row("starts from", origin.name, origin.source)
@@ -146,12 +161,16 @@ def _plan_running(loaded: LoadedRecipe, plain: StagePlan, machine: Machine, proc
         found = amount(loaded, name, origin.local, run, machine.device) if hasattr(spec, "data") else Amount("unknown")
         training = Training(spec, origin, found, machine, processes, _measured_speed(state))
     rows = (*plain.rows, *training.rows())
-    return dataclasses.replace(plain, rows=rows, memory=training.memory, problems=tuple(training.problems(loaded, name)))
+    return dataclasses.replace(
+        plain, rows=rows, memory=training.memory, problems=tuple(training.problems(loaded, name))
+    )
 
 
 def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
     for referred in loaded.references(name):
-        yield Row("reads", referred.text, loaded.written(referred.path).removeprefix(f"stages.{name}.").removesuffix(".path"))
+        yield Row(
+            "reads", referred.text, loaded.written(referred.path).removeprefix(f"stages.{name}.").removesuffix(".path")
+        )
 
 
 def _sampling_rows(
@@ -170,7 +189,9 @@ def _sampling_rows(
     samples = data.examples * spec.samples_per_prompt * policies
     tokens = samples * spec.max_new_tokens
     yield Row("prompts", f"{data.examples:,}", data.source)
-    each = f"samples_per_prompt {spec.samples_per_prompt}" + (f" from each of {policies} policies" if policies > 1 else "")
+    each = f"samples_per_prompt {spec.samples_per_prompt}" + (
+        f" from each of {policies} policies" if policies > 1 else ""
+    )
     yield Row("samples", f"{samples:,}", each)
     yield Row("sampled tokens", f"{tokens:,} at most", f"max_new_tokens {spec.max_new_tokens:,}")
     if origin.shape is not None:
@@ -194,7 +215,11 @@ def show(plan: Plan, console: Console) -> None:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     for stage in plan.stages:
         state = stage.status.state + (f": {stage.status.reason}" if stage.status.reason else "")
-        console.print(Text.assemble((stage.name, "bold"), f"  {stage.kind} -> {stage.produces.replace('_', ' ')}  ", (state, "cyan")))
+        console.print(
+            Text.assemble(
+                (stage.name, "bold"), f"  {stage.kind} -> {stage.produces.replace('_', ' ')}  ", (state, "cyan")
+            )
+        )
         if stage_runs(stage.status):
             _print_rows(stage.rows, console)
     todo = [stage.name for stage in plan.stages if stage_runs(stage.status)]

@@ -1,4 +1,5 @@
-"""The plan of a PPO stage, which makes what it trains on: how many prompts, how much is sampled, how much of it is trained at most."""
+"""The plan of a PPO stage, which makes what it trains on: how many prompts, how much is sampled, how much of it is
+trained at most."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | None, run: RunFolder) -> Amount:
-    """The prompts of stage ``name``: counted with the model's tokenizer where that is quick, else only said where they come from.
+    """The prompts of stage ``name``: counted with the model's tokenizer where that is quick, else only said where they
+    come from.
 
     Args:
         model: with a local path, whose tokenizer may be used; None when there is none on this machine.
@@ -30,7 +32,12 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
     except AlignError:  # a stage that has not run yet
         return Amount(f"from {', '.join(texts)}; {bound}")
     local = [location for location in locations if isinstance(location, Path)]
-    size = sum(file.stat().st_size for path in local for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    size = sum(
+        file.stat().st_size
+        for path in local
+        for file in ([path] if path.is_file() else path.rglob("*"))
+        if file.is_file()
+    )
     if model is None or len(local) < len(locations) or size > EXACT_BYTES:
         return Amount(f"from {', '.join(texts)}; {bound}")
     found = _encoded(loaded, name, spec, model, run)
@@ -63,8 +70,11 @@ def sampled_tokens(spec: PpoStage) -> int:
 
 
 def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
-    """At most so many tokens pass through a model in training steps: prompts with answers, in every pass, for policy and value model."""
-    length = spec.max_prompt_length if not prompts.examples or prompts.tokens is None else prompts.tokens / prompts.examples
+    """At most so many tokens pass through a model in training steps: prompts with answers, in every pass, for policy
+    and value model."""
+    length = (
+        spec.max_prompt_length if not prompts.examples or prompts.tokens is None else prompts.tokens / prompts.examples
+    )
     read = spec.iterations * spec.train.prompts * length
     models = 2 if spec.estimator == "gae" else 1
     return int((read + sampled_tokens(spec)) * spec.ppo_epochs * models)
@@ -76,12 +86,23 @@ def rows(spec: PpoStage, prompts: Amount) -> Iterator[tuple[str, str, str]]:
         yield "prompts", prompts.source.partition(";")[0], prompts.source.partition("; ")[2]
     else:
         yield "prompts", f"{prompts.examples:,} prompts, {prompts.tokens:,} tokens", prompts.source
-    answers = f"{spec.samples_per_prompt} answer{'s' * (spec.samples_per_prompt > 1)} of at most {spec.max_new_tokens:,} tokens"
-    yield "an iteration takes", f"{spec.train.prompts} prompts x {answers}", "train.batch_size, samples_per_prompt, max_new_tokens"
+    answers = (
+        f"{spec.samples_per_prompt} answer{'s' * (spec.samples_per_prompt > 1)} of at most {spec.max_new_tokens:,}"
+        " tokens"
+    )
+    yield (
+        "an iteration takes",
+        f"{spec.train.prompts} prompts x {answers}",
+        "train.batch_size, samples_per_prompt, max_new_tokens",
+    )
     steps = f"iterations {spec.iterations:,} x ppo_epochs {spec.ppo_epochs} x minibatches {spec.minibatches}"
     yield "steps", f"{spec.total_steps:,}", steps
     if spec.uses_baseline:
-        yield "reference answers", f"{spec.baseline_samples} to each prompt, before training", "reference_baseline, baseline_samples"
+        yield (
+            "reference answers",
+            f"{spec.baseline_samples} to each prompt, before training",
+            "reference_baseline, baseline_samples",
+        )
     yield "sampled in all", f"at most {sampled_tokens(spec):,} tokens", "the four of them"
     words = "prompts and answers, in every pass" + (", for policy and value model" if spec.estimator == "gae" else "")
     yield "tokens in all", f"at most {trained_tokens(spec, prompts):,}", f"{words}; conversations come on top"

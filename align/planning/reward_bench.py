@@ -1,4 +1,5 @@
-"""What the reward benchmarks of an evaluation will ask for: answers to score and replies of the judge, counted from the files."""
+"""What the reward benchmarks of an evaluation will ask for: answers to score and replies of the judge, counted from the
+files."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[
             each = f", by each of {len(spec.scorers)} scorers" if len(spec.scorers) > 1 else ""
             yield Row("scored answers", f"{answers * len(spec.scorers):,}", there + each)
         if spec.judge is not None:
-            pairs = sum(len(item.pairs) for item in items) if "pairwise" in spec.judge.methods and not bench.NEEDS_SCORES else 0
+            pairs = (
+                sum(len(item.pairs) for item in items)
+                if "pairwise" in spec.judge.methods and not bench.NEEDS_SCORES
+                else 0
+            )
             graded = answers if "pointwise" in spec.judge.methods else 0
             how = [*([f"{pairs:,} pairs in both orders"] if pairs else []), *([f"{graded:,} grades"] if graded else [])]
             yield Row("judge's replies", f"{2 * pairs + graded:,} at most", f"{bench.TITLE}: {' and '.join(how)}")

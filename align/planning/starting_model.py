@@ -103,7 +103,8 @@ def _gguf_shape(path: Path) -> Shape | None:
     from align.models.files.gguf import header
 
     metadata = header(path)
-    # A file without an LM head of its own shares the embedding. The name is looked for as it is stored: length, then text.
+    # A file without an LM head of its own shares the embedding. The name is looked for as it is stored: length, then
+    # text.
     name = b"output.weight"
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
         tied = content.find(struct.pack("<Q", len(name)) + name, 0, 64 * 2**20) < 0

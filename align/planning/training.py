@@ -1,4 +1,5 @@
-"""The plan of one training stage: steps, memory, disk and time, with where each number comes from, and what of it cannot fit."""
+"""The plan of one training stage: steps, memory, disk and time, with where each number comes from, and what of it
+cannot fit."""
 
 from __future__ import annotations
 
@@ -33,10 +34,18 @@ class Row:
 class Training:
     """The numbers of a stage that trains."""
 
-    def __init__(self, spec: Stage, origin: Origin, data: Amount, machine: Machine, processes: int, measured_speed: float | None) -> None:
+    def __init__(
+        self, spec: Stage, origin: Origin, data: Amount, machine: Machine, processes: int, measured_speed: float | None
+    ) -> None:
         self.train: Train = getattr(spec, "train")  # noqa: B009 - a field that not every stage has
         self.lora: Lora | None = getattr(spec, "lora", None)
-        self.origin, self.data, self.machine, self.processes, self.measured_speed = origin, data, machine, processes, measured_speed
+        self.origin, self.data, self.machine, self.processes, self.measured_speed = (
+            origin,
+            data,
+            machine,
+            processes,
+            measured_speed,
+        )
         self.shape = origin.shape
         if self.shape is not None and spec.produces == "reward_model":
             self.shape = dataclasses.replace(self.shape, lm_head=False)
@@ -70,7 +79,9 @@ class Training:
         longest = min(data.longest or 0, self._most_tokens_of_a_row())
         if longest > limit and not certain:
             return Pass(self._padded(longest), "the longest line, estimated: a row is never cut for a forward pass")
-        return Pass(self._padded(filled), "train.microbatch_tokens" if filled == limit else "all of the data, estimated")
+        return Pass(
+            self._padded(filled), "train.microbatch_tokens" if filled == limit else "all of the data, estimated"
+        )
 
     def _why(self, tokens: int) -> str:
         """Why a forward pass has so many tokens, where they were counted."""
@@ -98,7 +109,13 @@ class Training:
         if shape is None:
             return [*rows, Row("parameters, memory, disk, time", "unknown", self.origin.source)]
         rows.append(self._trained_row(shape))
-        rows.append(Row("peak memory", f"{gigabytes(self.memory or 0)} a process", f"estimate for {self.machine.device}, the sum of:"))
+        rows.append(
+            Row(
+                "peak memory",
+                f"{gigabytes(self.memory or 0)} a process",
+                f"estimate for {self.machine.device}, the sum of:",
+            )
+        )
         rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.terms]
         rows.append(Row("disk", gigabytes(sum(term.amount for term in self.disk)), "at its fullest, the sum of:"))
         rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.disk]
@@ -156,7 +173,9 @@ class Training:
         targets = ", ".join(sorted(named)) + f" in {shape.layers} layers"
         share = f"{trained / shape.parameters:.2%} of {count(shape.parameters)}"
         return Row(
-            "trains", f"{count(trained)} parameters, {share}", f"LoRA of rank {self.lora.rank} on {targets}; {self.origin.shape_source}"
+            "trains",
+            f"{count(trained)} parameters, {share}",
+            f"LoRA of rank {self.lora.rank} on {targets}; {self.origin.shape_source}",
         )
 
     def _time_row(self, shape: Shape) -> Row:
@@ -164,8 +183,15 @@ class Training:
         units = self.machine.units
         assumed = needs.tokens_per_second(shape, self.train, self.lora, device=self.machine.device, units=units)
         speed = self.measured_speed if self.measured_speed and self.machine.here else assumed
-        what = "the last run's speed" if speed is self.measured_speed else f"assumed: {needs.assumed_speed(self.machine.device)} x {units}"
-        source = f"estimate: {speed:,.0f} tokens/s ({what}); loading, evaluation, samples (and for dpo the reference) come on top"
+        what = (
+            "the last run's speed"
+            if speed is self.measured_speed
+            else f"assumed: {needs.assumed_speed(self.machine.device)} x {units}"
+        )
+        source = (
+            f"estimate: {speed:,.0f} tokens/s ({what}); loading, evaluation, samples (and for dpo the reference) come"
+            " on top"
+        )
         return Row("time", "unknown" if seen is None else f"about {duration(seen / speed)}", source)
 
     # What cannot fit
@@ -182,7 +208,10 @@ class Training:
             words = [f"{term.name} {gigabytes(together * term.amount)}" for term in parts]
             words += [f"all else {gigabytes(needed - together * sum(term.amount for term in parts))}"]
             each = f" ({together} processes)" if together > 1 else ""
-            message = f"needs at least {gigabytes(needed)} of memory{each}: {', '.join(words)}; {self.machine.name} has {gigabytes(budget)}"
+            message = (
+                f"needs at least {gigabytes(needed)} of memory{each}: {', '.join(words)}; {self.machine.name} has"
+                f" {gigabytes(budget)}"
+            )
             yield loaded.problem(key, message, self._memory_hint(terms, largest, budget / together))
         space = sum(term.amount for term in self.disk)
         if self.machine.disk is not None and space > self.machine.disk:
@@ -191,14 +220,25 @@ class Training:
 
     def _memory_hint(self, terms: list[Term], largest: Pass, budget: float) -> str:
         activations = next(term.amount for term in terms if term.name == "activations")
-        room = int((budget - sum(term.amount for term in terms) + activations) / (activations / largest.tokens)) if largest.tokens else 0
+        room = (
+            int((budget - sum(term.amount for term in terms) + activations) / (activations / largest.tokens))
+            if largest.tokens
+            else 0
+        )
         if room >= 128 and activations:
             longest = self.data.longest or 0
             if longest > room:
-                smaller = f"lower `max_length`: there is room for {room:,} tokens at once, and the longest row has {longest:,}"
+                smaller = (
+                    f"lower `max_length`: there is room for {room:,} tokens at once, and the longest row has"
+                    f" {longest:,}"
+                )
             else:
                 smaller = f"lower `train.microbatch_tokens` to {room // 128 * 128}"
-            return smaller if self.train.gradient_checkpointing else f"{smaller}, or set `train.gradient_checkpointing: true`"
+            return (
+                smaller
+                if self.train.gradient_checkpointing
+                else f"{smaller}, or set `train.gradient_checkpointing: true`"
+            )
         if self.lora is None:
             return "set `lora: {}` to train adapters only, or `train.dtype: bf16`"
         return "set `train.dtype: bf16`" if self.train.dtype == "fp32" else "a smaller model, or a GPU with more memory"
@@ -214,14 +254,20 @@ class Rollouts(Training):
             return []
         device = self.machine.device
         budget = self.machine.memory if device == "cuda" else None
-        return ppo_needs.memory(self.shape, self.spec, device=device, processes=self.processes, budget=budget, largest=largest)
+        return ppo_needs.memory(
+            self.shape, self.spec, device=device, processes=self.processes, budget=budget, largest=largest
+        )
 
     def _disk(self) -> list[Term]:
-        return [] if self.shape is None else ppo_needs.disk(self.shape, self.spec, tokens=None, dequantises=self.origin.gguf)
+        return (
+            []
+            if self.shape is None
+            else ppo_needs.disk(self.shape, self.spec, tokens=None, dequantises=self.origin.gguf)
+        )
 
     def _largest(self, *, certain: bool = False) -> Pass:
-        """Prompts share a forward pass with as many of their answers as fit; one prompt with one answer is never cut. How long answers
-        get is not known."""
+        """Prompts share a forward pass with as many of their answers as fit; one prompt with one answer is never cut.
+        How long answers get is not known."""
         spec, limit = self.spec, self.train.microbatch_tokens
         longest = (self.data.longest or spec.max_prompt_length) + spec.max_new_tokens
         if longest > limit and not certain:

@@ -1,4 +1,5 @@
-"""The rows of a plan for a stage that TRL trains: what its arguments say. Nothing is estimated: its loop and its batches are not ours."""
+"""The rows of a plan for a stage that TRL trains: what its arguments say. Nothing is estimated: its loop and its
+batches are not ours."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ from align.recipe.schema import TrlStage
 
 def rows(spec: TrlStage) -> Iterator[tuple[str, str, str]]:
     """Name, value and source of each."""
-    yield "trained by", f"{spec.trainer} of TRL {version('trl')}", "its loop, loss and sampling; the data are encoded here"
+    yield (
+        "trained by",
+        f"{spec.trainer} of TRL {version('trl')}",
+        "its loop, loss and sampling; the data are encoded here",
+    )
     yield "learning rate", _number(spec.argument("learning_rate")), _source(spec, "learning_rate")
     batch, accumulated = spec.argument("per_device_train_batch_size"), spec.argument("gradient_accumulation_steps")
     if isinstance(batch, int) and isinstance(accumulated, int):

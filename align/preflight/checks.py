@@ -1,8 +1,8 @@
 """What a run looks at before its first stage, so that no stage finds out after hours of another that it cannot begin.
 
-All stages that would run are looked at, and all faults are told at once: the first rows of their data, packages, keys and servers of
-judges, trackers, models (here or on the hub), the GPU that the recipe is meant for, memory and disk. No weights are loaded. What another
-stage has to make first is left out, with the reason.
+All stages that would run are looked at, and all faults are told at once: the first rows of their data, packages, keys
+and servers of judges, trackers, models (here or on the hub), the GPU that the recipe is meant for, memory and disk. No
+weights are loaded. What another stage has to make first is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Findings:
                 kind.append(found)
 
     def raise_them(self) -> None:
-        """Raises :class:`InputError` with all problems when some are of the input, else :class:`EnvironmentFault` when there are any."""
+        """Raises :class:`InputError` with all problems when some are of the input, else :class:`EnvironmentFault` when
+        there are any."""
         if self.inputs:
             raise InputError([*self.inputs, *self.machine])
         if self.machine:
@@ -72,14 +73,19 @@ def _at(place: Problem, problem: Problem) -> Problem:
 
 
 def look(
-    loaded: LoadedRecipe, runs_dir: Path = Path("runs"), *, nproc: int = 1, selection: Selection = ALL, thorough: bool = True
+    loaded: LoadedRecipe,
+    runs_dir: Path = Path("runs"),
+    *,
+    nproc: int = 1,
+    selection: Selection = ALL,
+    thorough: bool = True,
 ) -> Findings:
     """Look at every stage that a run with these options would run.
 
     Args:
         nproc: processes of the run.
-        thorough: read first rows and count small data with the model's tokenizer as well, and with that what cannot fit into memory and
-            onto the disk.
+        thorough: read first rows and count small data with the model's tokenizer as well, and with that what cannot fit
+            into memory and onto the disk.
 
     Raises:
         InputError: the run would refuse the selection.
@@ -121,8 +127,11 @@ def _gpus(loaded: LoadedRecipe, nproc: int, found: Findings) -> None:
         found.machine.append(Problem(f"--nproc {nproc}: there are {len(here)} GPUs, and every process takes one"))
 
 
-def _fits(loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, selection: Selection, found: Findings) -> None:
-    """Memory, disk, and the rows of small data as tokens. What is encoded for that is kept for the run, in the cache of its folder."""
+def _fits(
+    loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, selection: Selection, found: Findings
+) -> None:
+    """Memory, disk, and the rows of small data as tokens. What is encoded for that is kept for the run, in the cache of
+    its folder."""
     try:
         made = plan.make_plan(loaded, runs_dir, nproc=nproc, selection=selection, here=True)
     except AlignError as error:
@@ -130,7 +139,8 @@ def _fits(loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, sele
         return
     told = {problem.file for problem in found.inputs}
     faults = [problem for problem in made.faults if problem.file not in told]
-    if any(problem.file for problem in faults) or (faults and not told):  # a sum of rows that are told already names no file
+    # A sum of rows that are told already names no file
+    if any(problem.file for problem in faults) or (faults and not told):
         found.add(InputError(faults))
     if made.problems:
         found.add(EnvironmentFault(made.problems))
@@ -146,7 +156,10 @@ def _needs(spec: Stage) -> Iterator[tuple[str, Callable[[], object]]]:
         for tracker in train.report_to:
             yield "train.report_to", partial(require_tracker, tracker)
     if lora is not None and lora.quantize:
-        yield "lora.quantize", lambda: _package("bitsandbytes", "4-bit weights need", "pip install bitsandbytes, or remove the key")
+        yield (
+            "lora.quantize",
+            lambda: _package("bitsandbytes", "4-bit weights need", "pip install bitsandbytes, or remove the key"),
+        )
     if rollout is not None and rollout.engine == "vllm":
         yield "rollout.engine", lambda: _package("vllm", "the engine needs", "`align doctor` says how to install it")
     if isinstance(spec, TrlStage):
@@ -183,17 +196,22 @@ def _key(judge: Judge) -> None:
 
 
 def _listening(endpoint: str) -> None:
-    """Does the server take a connection? Nothing is sent. Behind a proxy only the proxy could tell, and it is not asked."""
+    """Does the server take a connection? Nothing is sent. Behind a proxy only the proxy could tell, and it is not
+    asked."""
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if parts.scheme == "https" and parts.scheme in getproxies() and not proxy_bypass(host):
         return
     try:
-        with socket.create_connection((host, parts.port or (443 if parts.scheme == "https" else 80)), timeout=CONNECT_S):
+        with socket.create_connection(
+            (host, parts.port or (443 if parts.scheme == "https" else 80)), timeout=CONNECT_S
+        ):
             return
     except OSError as error:
         hint = "start the server first, or leave the stage for later: --only names the stages that run now"
-        raise EnvironmentFault(f"no server answers at {endpoint} ({error.strerror or type(error).__name__})", hint=hint) from error
+        raise EnvironmentFault(
+            f"no server answers at {endpoint} ({error.strerror or type(error).__name__})", hint=hint
+        ) from error
 
 
 # Data and models

@@ -47,7 +47,12 @@ _WANTED: dict[type[Stage], dict[str, Want]] = {
     SftStage: {"data": "conversation", "eval_data": "conversation"},
     DpoStage: {"data": "preference", "eval_data": "preference"},
     RewardStage: {"data": "preference", "eval_data": "preference"},
-    PpoStage: {"prompts": "prompt", "eval_prompts": "prompt", "sft_data": "conversation", "eval_sft_data": "conversation"},
+    PpoStage: {
+        "prompts": "prompt",
+        "eval_prompts": "prompt",
+        "sft_data": "conversation",
+        "eval_sft_data": "conversation",
+    },
     SelectPromptsStage: {"prompts": "prompt"},
     LabelStage: {"prompts": "prompt"},
     SelfContrastStage: {"data": "conversation"},
@@ -57,7 +62,8 @@ _TRL: dict[str, Want] = {"prompts": "prompt", "pairs": "preference", "answers": 
 
 
 def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
-    """Key inside the stage, source, and what its rows have to be. Of a third party's stage nobody knows that, so it has none here."""
+    """Key inside the stage, source, and what its rows have to be. Of a third party's stage nobody knows that, so it has
+    none here."""
     wanted = _WANTED.get(type(spec), {})
     if isinstance(spec, RewardStage) and spec.grades:
         wanted = dict.fromkeys(wanted, "graded")
@@ -77,7 +83,8 @@ def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
 
 
 def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSource, Want]]:
-    """What the stages behind a model were trained on, and as what; nothing for a model that no stage of ``stages`` makes."""
+    """What the stages behind a model were trained on, and as what; nothing for a model that no stage of ``stages``
+    makes."""
     found: list[tuple[DataSource, Want]] = []
     seen: set[str] = set()
     while reference.startswith("stage:") and reference not in seen:
@@ -88,7 +95,9 @@ def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSo
     return found
 
 
-def looks_at(spec: Stage, encoder: Encoder | None = None) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:
+def looks_at(
+    spec: Stage, encoder: Encoder | None = None
+) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:
     """Key inside the stage, source, and what says of the place where it lies what is wrong with its first rows.
 
     With the ``encoder`` of the stage's model also whether that can be given them.
@@ -122,7 +131,8 @@ def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = N
 
     ``fits`` looks at each record as the stage's model is given it, where that can be done.
 
-    Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the readers do.
+    Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the
+    readers do.
     """
     from align.data.formats.detect import LOOK_AT
     from align.data.formats.formats import Group, converter
@@ -168,7 +178,11 @@ def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = N
     if not bad or (source.on_bad_row == "skip" and kept):
         return []
     shown = [Problem(row.message, row.file, row.line, row.col, row.key, row.hint) for row in bad[:_SHOWN]]
-    more = [Problem(f"{len(bad)} of the first {max(looked, len(bad))} rows are bad", file=str(location))] if len(bad) > _SHOWN else []
+    more = (
+        [Problem(f"{len(bad)} of the first {max(looked, len(bad))} rows are bad", file=str(location))]
+        if len(bad) > _SHOWN
+        else []
+    )
     return [*shown, *more]
 
 
@@ -188,7 +202,9 @@ def _fits(record: Record, fits: Fits | None, useless: Counter[str], bad: list[Pr
     return False
 
 
-def _placed(rows: Iterator[Row], place: Callable[[Row], object], refused: Callable[[Row, RowError], None]) -> Iterator[Row]:
+def _placed(
+    rows: Iterator[Row], place: Callable[[Row], object], refused: Callable[[Row, RowError], None]
+) -> Iterator[Row]:
     """The rows whose place among the others can be read."""
     from align.data.strict_json import RowError
 

@@ -43,7 +43,9 @@ class Encoders:
         if key not in self._known:
             from align.models.load import load_encoder
 
-            self._known[key] = load_encoder(model, cache=self._run.cache if (self._run.cache / "gguf").is_dir() else None)
+            self._known[key] = load_encoder(
+                model, cache=self._run.cache if (self._run.cache / "gguf").is_dir() else None
+            )
         return self._known[key]
 
     def _model(self, name: str) -> Model | None:
@@ -80,7 +82,12 @@ def fitting(spec: Stage, key: str, encoder: Encoder) -> Fits | None:
         limits = Limits(of.max_length, of.too_long, "last")
 
     def fits(record: Record) -> None:
-        if part == "data" and room and isinstance(record, Conversation) and not record.messages[-1].get("content", "").strip():
+        if (
+            part == "data"
+            and room
+            and isinstance(record, Conversation)
+            and not record.messages[-1].get("content", "").strip()
+        ):
             raise Unusable("the answer has no text")  # as the stage leaves it out, before it is encoded
         tree = tree_of(record, encoder, limits, lambda note: None)
         if len(tree.trunk) + room > limits.max_length:

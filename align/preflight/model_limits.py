@@ -1,4 +1,5 @@
-"""Before anything runs: are the models that a recipe names made for rows as long as its stages read, and does the engine serve them?
+"""Before anything runs: are the models that a recipe names made for rows as long as its stages read, and does the
+engine serve them?
 
 Only configurations are read, never weights; no torch is imported. Hub models that are not here yet cannot be looked at.
 """
@@ -22,7 +23,8 @@ from align.sizing.machine import gpu_memory
 
 
 def model_problems(loaded: LoadedRecipe, stages: Iterable[str] | None = None) -> tuple[list[Problem], list[str]]:
-    """Rows that are longer than their models can read, over the stages (all when None), and what a person should know, one line each."""
+    """Rows that are longer than their models can read, over the stages (all when None), and what a person should know,
+    one line each."""
     names = list(loaded.order if stages is None else stages)
     problems: list[Problem] = []
     notes: list[str] = []
@@ -31,7 +33,9 @@ def model_problems(loaded: LoadedRecipe, stages: Iterable[str] | None = None) ->
             try:
                 notes += _beyond(loaded, name, f"stages.{name}.{key}", tokens)
             except InputError as error:
-                problems += [loaded.problem(f"stages.{name}.{key}", problem.message, problem.hint) for problem in error.problems]
+                problems += [
+                    loaded.problem(f"stages.{name}.{key}", problem.message, problem.hint) for problem in error.problems
+                ]
     return problems, notes
 
 
@@ -53,7 +57,8 @@ def require_models(loaded: LoadedRecipe, stages: Iterable[str]) -> list[str]:
 
 
 def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
-    """Raises :class:`EnvironmentFault` when vLLM, on this machine, cannot serve a model that one of the stages samples from."""
+    """Raises :class:`EnvironmentFault` when vLLM, on this machine, cannot serve a model that one of the stages samples
+    from."""
     if find_spec("vllm") is None or gpu_memory():
         return
     for name in stages:
@@ -66,13 +71,16 @@ def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
                 try:
                     require_head_size(read_folder(path, None).config)
                 except EnvironmentFault as fault:
-                    told = [loaded.problem(f"stages.{name}", problem.message, problem.hint) for problem in fault.problems]
+                    told = [
+                        loaded.problem(f"stages.{name}", problem.message, problem.hint) for problem in fault.problems
+                    ]
                     raise EnvironmentFault(told) from fault
 
 
 def _models(loaded: LoadedRecipe, names: list[str]) -> Iterator[tuple[Referred, Path]]:
     """The recipe's model and those that stages name, as far as they lie on this machine; each place once."""
-    ours = [name for name in names if ":" not in loaded.recipe.stages[name].kind]  # what a third party's stage reads is its own affair
+    # What a third party's stage reads is its own affair
+    ours = [name for name in names if ":" not in loaded.recipe.stages[name].kind]
     found = list(find(loaded.recipe.model, ("model",))) if ours else []
     found += [referred for name in ours for referred in loaded.references(name)]
     for referred in found:
@@ -99,7 +107,8 @@ def _lengths(spec: Any) -> Iterator[tuple[str, int]]:
 
 
 def _beyond(loaded: LoadedRecipe, name: str, key: str, tokens: int) -> Iterator[str]:
-    """A note for each of the stage's policies that was made for fewer tokens. Raises InputError for one that has no more."""
+    """A note for each of the stage's policies that was made for fewer tokens. Raises InputError for one that has no
+    more."""
     own = [path for referred, path in _models(loaded, [name]) if _is_policy(referred)]
     told = set()
     for path in own if _starts_here(loaded, name) else own[1:]:

@@ -36,14 +36,21 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
             parent: Any = recipe.stages[name]
             for part in referred.path[2:-1]:
                 parent = parent[part] if isinstance(part, int) else getattr(parent, part)
-            kind: Kind = "policy" if "policy" in accepts and referred.path[-1] != "init" else "scorer" if accepts else "embedder"
+            kind: Kind = (
+                "policy" if "policy" in accepts and referred.path[-1] != "init" else "scorer" if accepts else "embedder"
+            )
             if kind == "embedder" and getattr(parent, "data", None) is None:
                 continue  # an evaluation without held-out data measures no similarity
-            yield loaded.written(referred.path), Model(path=referred.text, revision=getattr(parent, "revision", None)), kind
+            yield (
+                loaded.written(referred.path),
+                Model(path=referred.text, revision=getattr(parent, "revision", None)),
+                kind,
+            )
 
 
 def reward_starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Path, dict[str, float]]]:
-    """Key and folder on this machine of what reward models among ``stages`` start from, and the grades that they learn."""
+    """Key and folder on this machine of what reward models among ``stages`` start from, and the grades that they
+    learn."""
     for name in stages:
         spec = loaded.recipe.stages[name]
         if not isinstance(spec, RewardStage) or (spec.init or "").startswith("stage:"):
@@ -54,7 +61,8 @@ def reward_starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
 
 
 def look_at(location: Path, kind: Kind) -> None:
-    """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, code of its own, another kind."""
+    """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, code of its own,
+    another kind."""
     if kind == "embedder" or location.suffix == ".gguf":
         return
     folder = read_folder(location, "policy" if kind == "policy" else None)

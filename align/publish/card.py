@@ -1,4 +1,5 @@
-"""A model card: what a stage's model is, what it was made from and how, what it can do, and how to load it. For people, in Markdown."""
+"""A model card: what a stage's model is, what it was made from and how, what it can do, and how to load it. For people,
+in Markdown."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ head = load_file(hf_hub_download("{repo}", "{head}"))["weight"]
 messages = [{{"role": "user", "content": "Who are you?"}}, {{"role": "assistant", "content": "A model."}}]
 tokens = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
 states = model(**tokens).last_hidden_state[0].detach().float()
-end = max(i for i, token in enumerate(tokens["input_ids"][0].tolist()) if token in {stops})  # the token that ends the answer
+# The token that ends the answer.
+end = max(i for i, token in enumerate(tokens["input_ids"][0].tolist()) if token in {stops})
 print(float(states[end] @ head[0]))
 """
 
@@ -86,7 +88,11 @@ def card(subject: Subject, repo: str) -> str:
     if licence:
         head["license"] = licence
     reward = subject.manifest.type == "reward_model"
-    head |= {"pipeline_tag": "text-classification" if reward else "text-generation", "tags": ["align", subject.manifest.identity.kind]}
+    head |= {
+        "pipeline_tag": "text-classification" if reward else "text-generation",
+        "tags": ["align", subject.manifest.identity.kind],
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(subject.manifest.packages.items()))
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {repo.rpartition('/')[2]}",
@@ -95,11 +101,12 @@ def card(subject: Subject, repo: str) -> str:
         f"## Loading\n\n```python\n{_loading(subject, repo)}```",
         *(f"## Data\n\n{table}" for table in _data(subject)),
         *([f"## Recipe\n\n```yaml\n{subject.run.recipe.strip()}\n```"] if subject.run else []),
-        f"## Versions\n\n{', '.join(f'{name} {version}' for name, version in sorted(subject.manifest.packages.items()))}",
+        f"## Versions\n\n{versions}",
     ]
     if not licence:
         sections.append(
-            "## Licence\n\nNot known to the program that wrote this card. The base model's licence applies to what was made from it."
+            "## Licence\n\nNot known to the program that wrote this card. The base model's licence applies to what was"
+            " made from it."
         )
     return "\n\n".join(sections) + "\n"
 
@@ -161,8 +168,13 @@ def _data(subject: Subject) -> Iterator[str]:
         if isinstance(data, Mapping) and isinstance(data.get("trees"), int):
             places = data.get("sources", {}).get("sources", ()) if isinstance(data.get("sources"), Mapping) else ()
             known = [place for place in places if isinstance(place, Mapping) and place.get("path")]
-            names = ", ".join(f"`{place['path']}`" + (f" ({place['licence']})" if place.get("licence") else "") for place in known)
-            rows.append(f"| {stage.name} | {names} | {counted(data['trees'], data.get('want', 'row'))} | {data.get('tokens', 0):,} |")
+            names = ", ".join(
+                f"`{place['path']}`" + (f" ({place['licence']})" if place.get("licence") else "") for place in known
+            )
+            rows.append(
+                f"| {stage.name} | {names} | {counted(data['trees'], data.get('want', 'row'))} |"
+                f" {data.get('tokens', 0):,} |"
+            )
     if rows:
         yield "\n".join(["| stage | data | | tokens |", "|---|---|---|---|", *rows])
 

@@ -1,7 +1,7 @@
 """``align push``: a trained model to the Hugging Face Hub, with a card that says how it was made.
 
-Only the model goes: weights, configuration, tokenizer. What a stage keeps besides (samples, rejected rows, logs) may hold the user's data
-and stays. Paths of this machine are taken out of the configuration.
+Only the model goes: weights, configuration, tokenizer. What a stage keeps besides (samples, rejected rows, logs) may
+hold the user's data and stays. Paths of this machine are taken out of the configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ MODELS = ("policy", "reward_model")
 _MERGED = f"{MERGED}/"
 _MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", ADAPTER_CONFIG, NOTES),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.jinja"),
+    *(
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "*.model",
+        "*.tiktoken",
+        "*.jinja",
+    ),
 )
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _PATH_KEYS = ("path", "name_or_path", "_name_or_path", "base_model_name_or_path")
@@ -47,7 +56,10 @@ class Upload:
     def listing(self) -> Iterator[str]:
         """One line for each file, the card first."""
         sizes = {"README.md": len(self.card.encode())}
-        sizes |= {name: len(content) if isinstance(content, bytes) else content.stat().st_size for name, content in self.files.items()}
+        sizes |= {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in self.files.items()
+        }
         yield from (f"{size:>15,}  {name}" for name, size in sizes.items())
 
 
@@ -69,10 +81,14 @@ def prepare(source: str, runs_dir: Path, *, to: str, stage: str | None = None) -
         raise InputError(problems)
     manifest = read_manifest(folder)
     if manifest.type not in MODELS:
-        raise InputError(f"stage {manifest.stage} left {manifest.type.replace('_', ' ')}, which is no model", hint=_models_of(run))
+        raise InputError(
+            f"stage {manifest.stage} left {manifest.type.replace('_', ' ')}, which is no model", hint=_models_of(run)
+        )
     merged = any(name.startswith(_MERGED) for name in manifest.files)
     chosen = {
-        name.removeprefix(_MERGED) if merged else name: folder / name for name in manifest.files if name.startswith(_MERGED) == merged
+        name.removeprefix(_MERGED) if merged else name: folder / name
+        for name in manifest.files
+        if name.startswith(_MERGED) == merged
     }
     chosen = {name: path for name, path in chosen.items() if _is_of_model(name)}
     notes = _json(chosen.get(NOTES))
@@ -81,7 +97,11 @@ def prepare(source: str, runs_dir: Path, *, to: str, stage: str | None = None) -
     if adapter and Path(str(origin.get("path", "/"))).is_absolute():
         hint = f"`align merge {folder} --out DIR` makes a whole model of it; then push DIR"
         raise InputError(
-            Problem("an adapter on a model that is on this machine only: nobody else could load it", file=str(folder), hint=hint)
+            Problem(
+                "an adapter on a model that is on this machine only: nobody else could load it",
+                file=str(folder),
+                hint=hint,
+            )
         )
     subject = Subject(folder, manifest, run, adapter, notes.get("stop_ids") or ())
     contents = {name: _published(path, origin if adapter else {}) for name, path in sorted(chosen.items())}
@@ -135,7 +155,8 @@ def _faults(to: str) -> Iterator[None]:
             raise EnvironmentFault(f"{to}: the hub refuses access ({status})", hint=hint) from error
         reason = error.server_message or f"status {status}"
         raise EnvironmentFault(f"{to}: the hub refuses: {reason.splitlines()[0][:200]}") from error
-    except Exception as error:  # the client's transport errors have no public base class; all of them mean the same here
+    # The client's transport errors have no public base class; all of them mean the same here
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentFault(f"{to}: the hub cannot be reached ({reason[:120]})") from error
 
@@ -149,7 +170,9 @@ def _require_visibility(to: str, is_private: bool, private: bool) -> None:
     """What exists keeps its visibility: a model that was meant to be private must not become public that way."""
     if is_private != private:
         there, option = ("private", "--private") if is_private else ("public", "--public")
-        raise InputError(f"{to} exists and is {there}; nothing was sent", hint=f"write {option}, or name another repository")
+        raise InputError(
+            f"{to} exists and is {there}; nothing was sent", hint=f"write {option}, or name another repository"
+        )
 
 
 def locate(source: str, runs_dir: Path, stage: str | None) -> tuple[Path, RunRecord | None]:

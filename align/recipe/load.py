@@ -1,4 +1,5 @@
-"""From a recipe's name or path, and overrides, to a checked recipe; or to all of its problems at once, each with file, line and column."""
+"""From a recipe's name or path, and overrides, to a checked recipe; or to all of its problems at once, each with file,
+line and column."""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ from align.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe, and where everything in it stands. Nothing rewrites a recipe: ``text`` and ``overrides`` are what was asked for."""
+    """A checked recipe, and where everything in it stands. Nothing rewrites a recipe: ``text`` and ``overrides`` are
+    what was asked for."""
 
     recipe: Recipe
     path: Path
     """The recipe's file, absolute."""
     root: Path
-    """Where relative paths are looked for besides the current folder: the recipe's own folder; for a shipped recipe the folder above it,
-    and for the copy in a run's folder that of the recipe which was run."""
+    """Where relative paths are looked for besides the current folder: the recipe's own folder; for a shipped recipe the
+    folder above it, and for the copy in a run's folder that of the recipe which was run."""
     order: tuple[str, ...]
     """Stage names, each after the stages that it needs; file order otherwise."""
     text: str
@@ -46,7 +48,8 @@ class LoadedRecipe:
         return self._node(key).key_place.problem(key, message, hint)
 
     def written(self, path: Sequence[str | int]) -> str:
-        """Where ``path`` stands in the recipe as written, dotted: a value that stands for a list or a mapping is named by its own key."""
+        """Where ``path`` stands in the recipe as written, dotted: a value that stands for a list or a mapping is named
+        by its own key."""
         return ".".join(map(str, yaml_tree.follow(self.tree, path)[0]))
 
     def references(self, stage: str) -> tuple[Referred, ...]:
@@ -79,7 +82,9 @@ def find_recipe(name: str) -> Path:
     shipped = {path.stem: path for path in shipped_recipes()}
     if name not in shipped:
         if path.exists():
-            raise InputError(f"{name} is here, but a recipe's file ends in .yaml", hint=f"write ./{name} if it is one all the same")
+            raise InputError(
+                f"{name} is here, but a recipe's file ends in .yaml", hint=f"write ./{name} if it is one all the same"
+            )
         known = f"shipped recipes: {', '.join(shipped)}; a file of your own ends in .yaml"
         raise InputError(f"no shipped recipe is named {name}", hint=messages.did_you_mean(name, shipped) or known)
     return shipped[name]
@@ -125,9 +130,14 @@ def _root_of(path: Path) -> Path:
     if path.is_relative_to(shipped_root() / "recipes"):
         return shipped_root()
     try:
-        recorded = Path(json.loads((path.parent / "run.json").read_bytes())["root"]) if path.name == "recipe.yaml" else path.parent
+        recorded = (
+            Path(json.loads((path.parent / "run.json").read_bytes())["root"])
+            if path.name == "recipe.yaml"
+            else path.parent
+        )
         return recorded if recorded.is_dir() else path.parent
-    except (OSError, ValueError, KeyError, TypeError):  # no copy in a run's folder, or a damaged one: a recipe like any other
+    # No copy in a run's folder, or a damaged one: a recipe like any other
+    except (OSError, ValueError, KeyError, TypeError):
         return path.parent
 
 
@@ -155,7 +165,9 @@ def _read(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > yaml_tree.MAX_BYTES:
-            raise InputError(Problem(f"is {size:,} bytes; a recipe has at most {yaml_tree.MAX_BYTES:,}", file=str(path)))
+            raise InputError(
+                Problem(f"is {size:,} bytes; a recipe has at most {yaml_tree.MAX_BYTES:,}", file=str(path))
+            )
         data = path.read_bytes()
     except OSError as error:
         raise InputError(Problem(f"cannot be read: {error.strerror}", file=str(path))) from error

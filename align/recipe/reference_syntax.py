@@ -1,10 +1,12 @@
-"""References: the one syntax for "that thing" everywhere in a recipe, and how each kind becomes a place on this machine.
+"""References: the one syntax for "that thing" everywhere in a recipe, and how each kind becomes a place on this
+machine.
 
-``stage:NAME`` is the result of a stage, ``package:PKG/FILE`` a file or folder shipped inside an installed Python package (which is not
-imported to find it); then come paths, then hub ids (``org/name``). Apart from these, ``module:name`` names code.
+``stage:NAME`` is the result of a stage, ``package:PKG/FILE`` a file or folder shipped inside an installed Python
+package (which is not imported to find it); then come paths, then hub ids (``org/name``). Apart from these,
+``module:name`` names code.
 
-Relative paths, and modules of the user's own, are looked for in the current folder and beside the recipe. What is in both places has to be
-the same in both: nothing else says which of the two is meant.
+Relative paths, and modules of the user's own, are looked for in the current folder and beside the recipe. What is in
+both places has to be the same in both: nothing else says which of the two is meant.
 """
 
 from __future__ import annotations
@@ -69,15 +71,17 @@ Ref = StageRef | PackageRef | PathRef | HubRef
 def parse(text: str, root: Path | None = None) -> Ref:
     """What kind of reference ``text`` is.
 
-    A text that exists as a path (from the current folder, or from ``root``) is a path, and so is one that looks like it: it starts with
-    ``./``, ``../``, ``/`` or ``~``, or ends like a data or model file. ``org/name`` otherwise is a hub id.
+    A text that exists as a path (from the current folder, or from ``root``) is a path, and so is one that looks like
+    it: it starts with ``./``, ``../``, ``/`` or ``~``, or ends like a data or model file. ``org/name`` otherwise is a
+    hub id.
 
     Raises:
         InputError: ``package:`` without a package and a file inside it; an address.
     """
     if "://" in text:
         raise InputError(
-            f"`{hide(text)[:80]}` is an address, and nothing is read from one", hint="download it, and name the file or folder"
+            f"`{hide(text)[:80]}` is an address, and nothing is read from one",
+            hint="download it, and name the file or folder",
         )
     if text.startswith("stage:"):
         return StageRef(text.removeprefix("stage:").strip())
@@ -112,7 +116,9 @@ def resolve(text: str, root: Path) -> Path | str:
         raise InputError(f"`{text[:80]}`: a stage cannot be named here")
     found = existing(text, root)
     if not found:
-        places = "" if Path(text).is_absolute() else f" (looked in {', '.join(dict.fromkeys((str(Path.cwd()), str(root))))})"
+        places = (
+            "" if Path(text).is_absolute() else f" (looked in {', '.join(dict.fromkeys((str(Path.cwd()), str(root))))})"
+        )
         hint = None if "/" in text or _looks_local(text) else "a hub id is written org/name"
         raise InputError(f"no such file or folder: {text[:200]}{places}", hint=hint)
     if len(found) > 1:
@@ -138,12 +144,14 @@ def _looks_local(text: str) -> bool:
 
 
 def existing(text: str, root: Path | None) -> list[Path]:
-    """Where a path exists: in the current folder, then in ``root``. A second place counts only if its content is another."""
+    """Where a path exists: in the current folder, then in ``root``. A second place counts only if its content is
+    another."""
     try:
         path = Path(text).expanduser()
         places = [path] if root is None or path.is_absolute() else [path, root / path]
         return _different([place for place in places if place.exists()])
-    except (OSError, ValueError, RuntimeError):  # a name too long for the file system, a NUL in it, no home folder: no such file
+    # A name too long for the file system, a NUL in it, no home folder: no such file
+    except (OSError, ValueError, RuntimeError):
         return []
 
 
@@ -159,7 +167,11 @@ def _in_package(ref: PackageRef) -> Path:
     spec = importlib.util.find_spec(ref.package)
     if spec is None:
         extra = _EXTRAS.get(ref.package)
-        hint = f"pip install 'alignkit[{extra}]', or see `align doctor`" if extra else "install the distribution that has it"
+        hint = (
+            f"pip install 'alignkit[{extra}]', or see `align doctor`"
+            if extra
+            else "install the distribution that has it"
+        )
         raise EnvironmentFault(f"the Python package {ref.package} is not installed", hint=hint)
     for folder in spec.submodule_search_locations or ():
         path = Path(folder, ref.file)
@@ -169,7 +181,8 @@ def _in_package(ref: PackageRef) -> Path:
 
 
 def resolve_beside(text: str) -> Path:
-    """A file on this machine, looked for in the current folder and beside the recipe at hand. Raises what :func:`resolve` does."""
+    """A file on this machine, looked for in the current folder and beside the recipe at hand. Raises what
+    :func:`resolve` does."""
     return Path(resolve(text, Path(_beside[0]) if _beside else Path.cwd()))
 
 
@@ -186,11 +199,12 @@ def import_beside(folder: Path | None) -> None:
 
 
 def import_object(text: str) -> Any:
-    """The object that ``package.module:name`` names, its module imported. The current folder counts as a place to import from, and so does
-    the folder of the recipe (:func:`import_beside`).
+    """The object that ``package.module:name`` names, its module imported. The current folder counts as a place to
+    import from, and so does the folder of the recipe (:func:`import_beside`).
 
     Raises:
-        InputError: not of that form, or the module cannot be imported, or has no such name, or there are two different ones.
+        InputError: not of that form, or the module cannot be imported, or has no such name, or there are two different
+            ones.
     """
     module, _, name = text.partition(":")
     if not _CODE.fullmatch(text):
@@ -202,11 +216,13 @@ def import_object(text: str) -> Any:
     both = _different([file for folder in (here, *_beside) if (file := _module_file(folder, module)) is not None])
     if len(both) > 1:
         raise InputError(
-            f"{module} is in two places, with different content: {both[0]}, {both[1]}", hint="remove or rename the one that is not meant"
+            f"{module} is in two places, with different content: {both[0]}, {both[1]}",
+            hint="remove or rename the one that is not meant",
         )
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # whatever a third party's module raises while it is imported, the recipe names a module that does not work
+    # Whatever a third party's module raises while it is imported, the recipe names a module that does not work
+    except Exception as error:
         raise InputError(f"cannot import {module}: {type(error).__name__}: {error}") from error
     _require_the_one_that_is_meant(found, both)
     if not hasattr(found, name):
@@ -215,12 +231,14 @@ def import_object(text: str) -> Any:
 
 
 def _require_the_one_that_is_meant(module: ModuleType, here: list[Path]) -> None:
-    """Raises :class:`InputError` when Python has another module of that name than the user's own file: an installed package, which comes
-    first in ``sys.path``, or a file of another folder, from which the same program imported it before."""
+    """Raises :class:`InputError` when Python has another module of that name than the user's own file: an installed
+    package, which comes first in ``sys.path``, or a file of another folder, from which the same program imported it
+    before."""
     loaded = getattr(module, "__file__", None)
     if here and (loaded is None or len(_different([Path(loaded), *here])) > 1):
         raise InputError(
-            f"{module.__name__} was imported from {loaded or 'Python itself'}, and {here[0]} is another", hint="rename one of the two"
+            f"{module.__name__} was imported from {loaded or 'Python itself'}, and {here[0]} is another",
+            hint="rename one of the two",
         )
 
 
@@ -231,6 +249,7 @@ def _module_file(folder: str, module: str) -> Path | None:
 
 
 def shipped_root() -> Path:
-    """The folder with the shipped ``recipes/`` and ``data/``: inside the installed package, or the repository it is installed from."""
+    """The folder with the shipped ``recipes/`` and ``data/``: inside the installed package, or the repository it is
+    installed from."""
     package = Path(__file__).resolve().parent.parent
     return package / "_shipped" if (package / "_shipped").is_dir() else package.parent

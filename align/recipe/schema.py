@@ -1,7 +1,8 @@
-"""The recipe schema: the single source of what a recipe may say. The docstring under each field is the reference manual.
+"""The recipe schema: the single source of what a recipe may say. The docstring under each field is the reference
+manual.
 
-Closed to unknown keys, strict about types, frozen: nothing rewrites a recipe. Imports no torch. The parts are in the modules beside this
-one; this is the place to import them from.
+Closed to unknown keys, strict about types, frozen: nothing rewrites a recipe. Imports no torch. The parts are in the
+modules beside this one; this is the place to import them from.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def stage_class(kind: str) -> type[Stage]:
     if kind in BUILTIN_STAGES:
         return BUILTIN_STAGES[kind]
     if ":" not in kind:
-        raise InputError(f"no stage kind `{kind[:80]}`; known: {', '.join(BUILTIN_STAGES)}, or your own as package.module:Class")
+        raise InputError(
+            f"no stage kind `{kind[:80]}`; known: {', '.join(BUILTIN_STAGES)}, or your own as package.module:Class"
+        )
     found = import_object(kind)
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise InputError(f"`{kind}` is not a subclass of align.recipe.schema.Stage")
@@ -113,7 +116,9 @@ def _stage(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if not isinstance(value.get("kind"), str):
-        details = InitErrorDetails(type="string_type" if "kind" in value else "missing", loc=("kind",), input=value.get("kind"))
+        details = InitErrorDetails(
+            type="string_type" if "kind" in value else "missing", loc=("kind",), input=value.get("kind")
+        )
         raise ValidationError.from_exception_data("Stage", [details])
     try:
         found = stage_class(value["kind"])
@@ -126,7 +131,9 @@ def _stage(value: Any) -> Any:
 class Hardware(Strict):
     """The machine that a recipe is meant for. `align plan` takes it as the budget; it has no effect on a run."""
 
-    key_needs: ClassVar[tuple[Needs, ...]] = (Needs("nodes", lambda hardware: hardware.gpus, "without gpus: one process trains"),)
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs("nodes", lambda hardware: hardware.gpus, "without gpus: one process trains"),
+    )
 
     gpus: int = Field(default=0, ge=0)
     """GPUs of one node; 0 trains on the CPU. One process for each."""
@@ -149,7 +156,7 @@ class Recipe(Strict):
     """The model to start from: a reference, or a mapping with more."""
     hardware: Hardware | None = None
     """The machine that the recipe is meant for, used by `align plan` only; absent means this one."""
-    stages: dict[Annotated[str, AfterValidator(name_of_stage)], Annotated[SerializeAsAny[Stage], BeforeValidator(_stage)]] = Field(
-        min_length=1
-    )
+    stages: dict[
+        Annotated[str, AfterValidator(name_of_stage)], Annotated[SerializeAsAny[Stage], BeforeValidator(_stage)]
+    ] = Field(min_length=1)
     """Stage name to stage. `stage:NAME` elsewhere refers to its result."""

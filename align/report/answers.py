@@ -1,4 +1,5 @@
-"""What the policies say: answers to the same prompts side by side, from evaluations and from what the stages asked before and after."""
+"""What the policies say: answers to the same prompts side by side, from evaluations and from what the stages asked
+before and after."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class Asked:
     @property
     def length(self) -> int:
         """Characters."""
-        return sum(len(text) for _, text in self.prompt) + sum(len(text) for one in self.answers for text in (one.text, *one.more))
+        return sum(len(text) for _, text in self.prompt) + sum(
+            len(text) for one in self.answers for text in (one.text, *one.more)
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def _evaluated(stage: StageRecord) -> Iterator[Asked]:
             samples = [clipped(sample, _LONGEST) for sample in texts(of_policy, "samples")[:_SAMPLES]]
             if samples:
                 said.append(Answer(name, samples[0], tuple(samples[1:]), _facts(of_policy)))
-        prompt = tuple((text(message, "role"), clipped(text(message, "content"), _LONGEST)) for message in rows(row, "prompt"))
+        prompt = tuple(
+            (text(message, "role"), clipped(text(message, "content"), _LONGEST)) for message in rows(row, "prompt")
+        )
         if said:
             yield Asked(f"{stage.name}, {text(row, 'id')}", prompt, tuple(said))
 

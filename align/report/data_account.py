@@ -1,4 +1,5 @@
-"""What became of a stage's data: rows read, kept, left out and why, lengths, and what could teach length instead of quality."""
+"""What became of a stage's data: rows read, kept, left out and why, lengths, and what could teach length instead of
+quality."""
 
 from __future__ import annotations
 
@@ -82,7 +83,10 @@ def _sums(data: Mapping[str, Any]) -> str:
     tokens, targets = count(data, "tokens"), count(data, "targets")
     trained = f", {targets:,} of them trained" if targets else ""
     longest = count(data, "longest")
-    return f"{counted(trees, text(data, 'want') or 'row')}, {tokens:,} tokens{trained}; mean {tokens / trees:,.0f}, longest {longest:,}"
+    return (
+        f"{counted(trees, text(data, 'want') or 'row')}, {tokens:,} tokens{trained}; mean {tokens / trees:,.0f},"
+        f" longest {longest:,}"
+    )
 
 
 def _own_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -91,7 +95,11 @@ def _own_lines(report: Mapping[str, Any]) -> Iterator[str]:
         named = [(key.replace("_", " "), number(answers, key)) for key in answers if key != "answers"]
         shown = ", ".join(f"{name} {short(value)}" for name, value in named if value is not None)
         yield f"{count(answers, 'answers'):,} answers: {shown}"
-    for key, words in (("scores", "scores"), ("margins", "margins"), ("reward_std", "standard deviation of a prompt's scores")):
+    for key, words in (
+        ("scores", "scores"),
+        ("margins", "margins"),
+        ("reward_std", "standard deviation of a prompt's scores"),
+    ):
         if "median" in (spread := mapping(report, key)):
             yield f"{words}: " + ", ".join(f"{name} {short(number(spread, name))}" for name in spread)
     if (correlation := number(report, "length_correlation")) is not None:
@@ -109,7 +117,12 @@ def _sources(prefix: str, data: Mapping[str, Any]) -> Iterator[Row]:
     for source in rows(data, "sources", "sources"):
         counts = [f"{count(source, key):,}" for key in ("read", "kept", "left_out", "bad", "dropped")]
         share = percent(number(source, "share") or 0.0)
-        yield (f"{prefix}{text(source, 'path')}", text(source, "format"), *counts, f"{count(source, 'given'):,} ({share})")
+        yield (
+            f"{prefix}{text(source, 'path')}",
+            text(source, "format"),
+            *counts,
+            f"{count(source, 'given'):,} ({share})",
+        )
 
 
 def _left_out(prefix: str, data: Mapping[str, Any]) -> Iterator[Row]:

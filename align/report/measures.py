@@ -1,4 +1,5 @@
-"""Before and after: the numbers that say whether a stage did what it was run for, with intervals where the stage left what they need."""
+"""Before and after: the numbers that say whether a stage did what it was run for, with intervals where the stage left
+what they need."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ class Estimate:
     @property
     def scale(self) -> float:
         """Its size, or that of its uncertainty where this is larger: what decimals are chosen by."""
-        return abs(self.value) if self.low is None or self.high is None else max(abs(self.value), (self.high - self.low) / 2)
+        return (
+            abs(self.value)
+            if self.low is None or self.high is None
+            else max(abs(self.value), (self.high - self.low) / 2)
+        )
 
     def words(self, digits: int, *, signed: bool = False) -> str:
         """``0.712 [0.651, 0.773]``."""
@@ -77,7 +82,9 @@ class Change:
         return f"{self.measure}: {self.subject}" if self.subject else self.measure
 
     @classmethod
-    def between(cls, stage: str, measure: str, before: float | None, after: Estimate | None, **more: Any) -> Change | None:
+    def between(
+        cls, stage: str, measure: str, before: float | None, after: Estimate | None, **more: Any
+    ) -> Change | None:
         """With the difference of two numbers; None without an ``after``."""
         if after is None:
             return None
@@ -125,8 +132,8 @@ def changes(stage: StageRecord) -> list[Change]:
 
 
 def headlines(stage: StageRecord) -> list[Change]:
-    """The few of them that say how the stage went, for lists, comparisons and model cards: of an evaluation one measure of every policy, of
-    other stages the first two."""
+    """The few of them that say how the stage went, for lists, comparisons and model cards: of an evaluation one measure
+    of every policy, of other stages the first two."""
     found = changes(stage)
     return of_the_first_measure(found) if stage.kind == "evaluate" else found[:2]
 
@@ -166,7 +173,13 @@ def _training(stage: StageRecord) -> Iterator[Change | None]:
         words, better = _EVALUATED.get(key, (f"held-out {key}", None))
         within = SHARE if key in _SHARES else ANY
         yield Change.between(
-            stage.name, words, number(before, key), Estimate.of(after, key), better=better, within=within, **_circumstances(stage)
+            stage.name,
+            words,
+            number(before, key),
+            Estimate.of(after, key),
+            better=better,
+            within=within,
+            **_circumstances(stage),
         )
 
 
@@ -185,7 +198,13 @@ def _circumstances(stage: StageRecord) -> dict[str, Any]:
 
 def _dpo(stage: StageRecord) -> Iterator[Change | None]:
     for change in _training(stage):
-        if change and change.after and change.measure == "held-out accuracy" and change.items and 0 <= change.after.value <= 1:
+        if (
+            change
+            and change.after
+            and change.measure == "held-out accuracy"
+            and change.items
+            and 0 <= change.after.value <= 1
+        ):
             bounds = wilson(change.after.value, change.items) if change.items > 1 else (None, None)
             note = f"{change.items:,} prompts; guessing gives 0.5"
             change = replace(change, after=Estimate(change.after.value, *bounds), chance=0.5, note=note)
@@ -217,7 +236,10 @@ def _reward(stage: StageRecord) -> Iterator[Change | None]:
 
 
 def _pairs(held_out: Mapping[str, Any], which: str) -> str:
-    return f"{count(held_out, which, 'pairs'):,} pairs of {count(held_out, which, 'prompts'):,} prompts; guessing gives 0.5"
+    return (
+        f"{count(held_out, which, 'pairs'):,} pairs of {count(held_out, which, 'prompts'):,} prompts; guessing"
+        " gives 0.5"
+    )
 
 
 def _ppo(stage: StageRecord) -> Iterator[Change | None]:
@@ -225,11 +247,22 @@ def _ppo(stage: StageRecord) -> Iterator[Change | None]:
     interval = changed.get("interval")
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
     for change in _training(stage):
-        if change and change.difference and change.measure == _EVALUATED["reward"][0] and (mean := number(changed, "mean")) is not None:
+        if (
+            change
+            and change.difference
+            and change.measure == _EVALUATED["reward"][0]
+            and (mean := number(changed, "mean")) is not None
+        ):
             difference, prompts = Estimate(mean, number(low), number(high)), count(changed, "prompts")
-            change = replace(change, difference=difference, items=prompts or None, note=f"{prompts:,} prompts, greedy answers")
+            change = replace(
+                change, difference=difference, items=prompts or None, note=f"{prompts:,} prompts, greedy answers"
+            )
         yield change
-    for key, words in (("reward", "reward of sampled answers"), ("kl", "KL from the reference, nats per token"), ("entropy", "entropy")):
+    for key, words in (
+        ("reward", "reward of sampled answers"),
+        ("kl", "KL from the reference, nats per token"),
+        ("entropy", "entropy"),
+    ):
         values = [value for row in stage.metrics if (value := number(row, f"rollout/{key}")) is not None]
         if values:
             quarter = max(1, len(values) // 4)  # a single iteration's prompts may be easy or hard
@@ -255,7 +288,9 @@ def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
     metrics, scorers = mapping(stage.report, "metrics"), texts(stage.report, "scorers")
     on_data, on_benches = trained_on(stage), trained_on_bench(stage)
     order, control = [*texts(stage.report, "policies"), *scorers], text(stage.report, "control")
-    for name in sorted(in_order(metrics, texts(stage.report, "measures")), key=lambda name: name in _ORDER and _ORDER.index(name) + 1):
+    for name in sorted(
+        in_order(metrics, texts(stage.report, "measures")), key=lambda name: name in _ORDER and _ORDER.index(name) + 1
+    ):
         policies = metrics[name]
         words = text(stage.report, "words", name) or name
         of_bench = name.partition("/")[0] in mapping(stage.report, "benches")
@@ -276,7 +311,20 @@ def _evaluate(stage: StageRecord) -> Iterator[Change | None]:
                 items = None if number(policies, policy, "count") is None else count(policies, policy, "count")
                 within = SHARE if chance is not None else ANY
                 seen = trained or count(stage.report, "benches", name.partition("/")[0], "trained_on", policy) > 0
-                yield Change(stage.name, words, before, after, difference, _better(name), chance, policy, note, items, seen, within=within)
+                yield Change(
+                    stage.name,
+                    words,
+                    before,
+                    after,
+                    difference,
+                    _better(name),
+                    chance,
+                    policy,
+                    note,
+                    items,
+                    seen,
+                    within=within,
+                )
 
 
 def _select_prompts(stage: StageRecord) -> Iterator[Change | None]:
@@ -289,7 +337,11 @@ def _label(stage: StageRecord) -> Iterator[Change | None]:
     longer = number(stage.report, "longer_chosen")
     if pairs and longer is not None:
         yield Change.between(
-            stage.name, "share of pairs whose longer answer is chosen", None, Estimate(longer / pairs), note=f"{pairs:,} pairs"
+            stage.name,
+            "share of pairs whose longer answer is chosen",
+            None,
+            Estimate(longer / pairs),
+            note=f"{pairs:,} pairs",
         )
 
 
@@ -304,7 +356,13 @@ def _counts(stage: StageRecord, words: str, given: str, left: str) -> Change | N
     before, after = number(stage.report, given), number(stage.report, left)
     if before is None or after is None:
         return None
-    return Change(stage.name, words, Estimate(before), Estimate(after), note=f"{percent(after, before)} of them" if "kept" in words else "")
+    return Change(
+        stage.name,
+        words,
+        Estimate(before),
+        Estimate(after),
+        note=f"{percent(after, before)} of them" if "kept" in words else "",
+    )
 
 
 _KINDS: dict[str, Callable[[StageRecord], Iterator[Change | None]]] = {
@@ -319,20 +377,45 @@ _KINDS: dict[str, Callable[[StageRecord], Iterator[Change | None]]] = {
 
 
 def facts(stage: StageRecord) -> list[tuple[str, str]]:
-    """What a stage cost and is made of, as (word, value); of a kind that is not known here, all plain numbers of its summary."""
+    """What a stage cost and is made of, as (word, value); of a kind that is not known here, all plain numbers of its
+    summary."""
     report = stage.report
     found: list[tuple[str, str]] = []
-    for key, words in (("steps", "steps"), ("iterations", "iterations"), ("tokens", "tokens"), ("tokens_per_second", "tokens/s")):
+    for key, words in (
+        ("steps", "steps"),
+        ("iterations", "iterations"),
+        ("tokens", "tokens"),
+        ("tokens_per_second", "tokens/s"),
+    ):
         if (value := number(report, key)) is not None:
             found.append((words, short(round(value, 1))))
     if (memory := number(report, "peak_memory_bytes")) is not None:
         found.append(("peak memory", size(memory)))
     if (trained := number(report, "trainable_parameters")) is not None:
         whole = number(report, "parameters")
-        found.append(("trained parameters", f"all {short(trained)}" if trained == whole else f"{short(trained)} of {short(whole)}"))
+        found.append(
+            (
+                "trained parameters",
+                f"all {short(trained)}" if trained == whole else f"{short(trained)} of {short(whole)}",
+            )
+        )
     if best := number(report, "best_step"):
-        found.append(("highest held-out reward" if stage.kind == "ppo" else "lowest held-out loss", f"after step {short(best)}"))
+        found.append(
+            ("highest held-out reward" if stage.kind == "ppo" else "lowest held-out loss", f"after step {short(best)}")
+        )
     if stage.kind not in {*_KINDS, "sft"}:
-        known = {"steps", "iterations", "tokens", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "best_step"}
-        found += [(key, short(value)) for key in stage.summary if key not in known and (value := number(stage.summary, key)) is not None]
+        known = {
+            "steps",
+            "iterations",
+            "tokens",
+            "tokens_per_second",
+            "peak_memory_bytes",
+            "trainable_parameters",
+            "best_step",
+        }
+        found += [
+            (key, short(value))
+            for key in stage.summary
+            if key not in known and (value := number(stage.summary, key)) is not None
+        ]
     return found

@@ -1,4 +1,5 @@
-"""Was a policy trained on the very data that it is evaluated on? Told from the manifests of the run's stages, by content."""
+"""Was a policy trained on the very data that it is evaluated on? Told from the manifests of the run's stages, by
+content."""
 
 from __future__ import annotations
 
@@ -18,12 +19,17 @@ _ROWS = ("where", "split", "subset")
 
 
 def trained_on(stage: StageRecord) -> bool:
-    """Whether a source of an evaluation's data is one that a stage of this run behind one of its policies was trained on: a file of the
-    same content, and the same choice of rows from it. Sources that only share some of their prompts are not found."""
+    """Whether a source of an evaluation's data is one that a stage of this run behind one of its policies was trained
+    on: a file of the same content, and the same choice of rows from it. Sources that only share some of their prompts
+    are not found."""
     if stage.manifest is None:
         return False
     own = set(_sources(stage.manifest.identity))
-    return any(own & set(_sources(made)) for policy in texts(stage.report, "policies") for made in _behind(policy, stage.folder.parent))
+    return any(
+        own & set(_sources(made))
+        for policy in texts(stage.report, "policies")
+        for made in _behind(policy, stage.folder.parent)
+    )
 
 
 def trained_on_bench(stage: StageRecord) -> bool:

@@ -1,8 +1,10 @@
-"""The one rule for verdicts: what a number with its interval allows to say of a stage. Terminal, page, lists and seeds all ask here.
+"""The one rule for verdicts: what a number with its interval allows to say of a stage. Terminal, page, lists and seeds
+all ask here.
 
-A stage is called better or worse only where the interval of the change excludes none, the change is larger than what rounding makes, and
-both were measured on at least :data:`~align.functional.intervals.ENOUGH` prompts that the stage was not trained on. An accuracy is called
-above or below chance under the same conditions. In all other cases the verdict says which of these is missing.
+A stage is called better or worse only where the interval of the change excludes none, the change is larger than what
+rounding makes, and both were measured on at least :data:`~align.functional.intervals.ENOUGH` prompts that the stage was
+not trained on. An accuracy is called above or below chance under the same conditions. In all other cases the verdict
+says which of these is missing.
 """
 
 from __future__ import annotations
@@ -77,5 +79,6 @@ def verdict(
 
 
 def rounding_of(scale: float, dtype: str, items: int | None) -> float:
-    """What rounding makes of a mean over ``items`` numbers of about size ``scale``, computed in ``dtype`` ("fp32", "bf16")."""
+    """What rounding makes of a mean over ``items`` numbers of about size ``scale``, computed in ``dtype`` ("fp32",
+    "bf16")."""
     return scale * relative_error(_LAYERS, _WIDTH, dtype) / math.sqrt(items or 1)

@@ -1,4 +1,5 @@
-"""What a reader must be told in plain words: the stages' own warnings, and ours, each drawn from numbers that the run left."""
+"""What a reader must be told in plain words: the stages' own warnings, and ours, each drawn from numbers that the run
+left."""
 
 from __future__ import annotations
 
@@ -54,14 +55,20 @@ def _state(stage: StageRecord) -> Iterator[str]:
     if stage.manifest is not None and stage.state != "finished":
         yield "the result shown here is of an earlier run, not of this recipe"
     if stage.manifest is None and stage.folder.is_dir():
-        yield "its manifest is damaged or missing, so nothing says whether the numbers shown here are those it wrote: see `align verify`"
+        yield (
+            "its manifest is damaged or missing, so nothing says whether the numbers shown here are those it wrote: see"
+            " `align verify`"
+        )
 
 
 def _unhealthy(stage: StageRecord) -> Iterator[str]:
     """What PPO's health checks found."""
     for kind, finding in mapping(stage.report, "unhealthy").items():
         times = count(finding, "times")
-        yield f"{text(finding, 'message') or kind} (first at step {count(finding, 'step')}, {times} time{'s' if times != 1 else ''})"
+        yield (
+            f"{text(finding, 'message') or kind} (first at step {count(finding, 'step')}, {times}"
+            f" time{'s' if times != 1 else ''})"
+        )
 
 
 def _both_fell(stage: StageRecord) -> Iterator[str]:
@@ -71,8 +78,8 @@ def _both_fell(stage: StageRecord) -> Iterator[str]:
     if not told and all(b is not None and a is not None and a < b - 0.1 for b, a in pairs):
         (chosen_before, chosen), (rejected_before, rejected) = pairs
         yield (
-            f"both log-probs fell: chosen answers from {short(chosen_before)} to {short(chosen)} nats, rejected ones from "
-            f"{short(rejected_before)} to {short(rejected)}; the policy moved away from both"
+            f"both log-probs fell: chosen answers from {short(chosen_before)} to {short(chosen)} nats, rejected ones"
+            f" from {short(rejected_before)} to {short(rejected)}; the policy moved away from both"
         )
 
 
@@ -85,9 +92,17 @@ def _held_out(stage: StageRecord) -> Iterator[str]:
     # The loss of what learns from rewards says nothing of how good it is.
     measure = "loss" if number(report, "eval_after", "reward") is None else "reward"
     sign = -1 if measure == "reward" else 1
-    before, after = (None if (value := number(report, when, measure)) is None else sign * value for when in ("eval_before", "eval_after"))
+    before, after = (
+        None if (value := number(report, when, measure)) is None else sign * value
+        for when in ("eval_before", "eval_after")
+    )
     best, steps = number(report, "best_step"), number(report, "steps")
-    if best == 0 and steps and stage.manifest and at(stage.manifest.identity.config, "train", "load_best_model") is True:
+    if (
+        best == 0
+        and steps
+        and stage.manifest
+        and at(stage.manifest.identity.config, "train", "load_best_model") is True
+    ):
         yield "no step lowered the held-out loss, so the model that was kept is the one that the stage started from"
     elif before is not None and after is not None and after > before:
         verb = "fell" if measure == "reward" else "rose"
@@ -96,8 +111,8 @@ def _held_out(stage: StageRecord) -> Iterator[str]:
         lowest = [number(row, "eval/loss") for row in stage.metrics if row["step"] == best]
         if lowest and lowest[-1] is not None and after is not None and after > lowest[-1]:
             yield (
-                f"the held-out loss was lowest after step {short(best)} ({short(lowest[-1])}) and {short(after)} at the end: later steps "
-                "learned the training data; see load_best_model"
+                f"the held-out loss was lowest after step {short(best)} ({short(lowest[-1])}) and {short(after)} at the"
+                " end: later steps learned the training data; see load_best_model"
             )
 
 
@@ -123,7 +138,10 @@ def _certainty(stage: StageRecord) -> Iterator[str]:
 
 
 def _dropped(stage: StageRecord) -> Iterator[str]:
-    for prefix, data in (("", mapping(stage.report, "data")), ("held-out data: ", mapping(stage.report, "held_out_data"))):
+    for prefix, data in (
+        ("", mapping(stage.report, "data")),
+        ("held-out data: ", mapping(stage.report, "held_out_data")),
+    ):
         given = sum(count(source, "read") - count(source, "left_out") for source in rows(data, "sources", "sources"))
         lost = dropped(data)
         if given and lost > MANY_DROPPED * given:
@@ -149,7 +167,9 @@ def _unfinished(stage: StageRecord) -> Iterator[str]:
 
 def _length(stage: StageRecord) -> Iterator[str]:
     """Is it length that was learned?"""
-    correlation = Estimate.of(stage.report, "held_out", "natural", "length_correlation") or Estimate.of(stage.report, "length_correlation")
+    correlation = Estimate.of(stage.report, "held_out", "natural", "length_correlation") or Estimate.of(
+        stage.report, "length_correlation"
+    )
     if correlation is not None and abs(correlation.value) > CORRELATED:
         low, high = correlation.low, correlation.high
         if low is None or high is None:  # of a stage that counts it without one
@@ -174,18 +194,25 @@ def _embedder(stage: StageRecord) -> Iterator[str]:
 def _same_answers(stage: StageRecord) -> Iterator[str]:
     samples = rows(stage.report, "samples")
     if samples and all(text(sample, "before") == text(sample, "after") for sample in samples):
-        yield f"its greedy answers to {len(samples)} shown prompt{'s' if len(samples) != 1 else ''} are the same before and after"
+        yield (
+            f"its greedy answers to {len(samples)} shown prompt{'s' if len(samples) != 1 else ''} are the same before"
+            " and after"
+        )
 
 
 def _repeats(stage: StageRecord) -> Iterator[str]:
     after = [text(sample, "after") for sample in rows(stage.report, "samples")]
     repeating = sum(map(repeats, after))
     if repeating:
-        yield f"{repeating} of {len(after)} shown answers after it say{'s' if repeating == 1 else ''} the same over and over"
+        yield (
+            f"{repeating} of {len(after)} shown answers after it say{'s' if repeating == 1 else ''} the same over and"
+            " over"
+        )
 
 
 def repeats(answer: str) -> bool:
-    """Whether most of a longer answer was said before in it: fewer than half of its runs of eight characters are different ones.
+    """Whether most of a longer answer was said before in it: fewer than half of its runs of eight characters are
+    different ones.
 
     >>> repeats("a sight to the road, " * 10), repeats("a sight to the road")
     (True, False)

@@ -32,7 +32,8 @@ class Sampling:
 
     @property
     def unbiased(self) -> bool:
-        """Are completions drawn from the policy's own distribution at this temperature? Only then are importance ratios right."""
+        """Are completions drawn from the policy's own distribution at this temperature? Only then are importance ratios
+        right."""
         return self.temperature > 0 and self.top_p == 1.0 and self.top_k == 0
 
 
@@ -47,7 +48,8 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     """``stop``: ended by itself. ``length``: cut at ``max_new_tokens``."""
     version: int
-    """Which weights it was sampled from: the ``version`` of the last :meth:`RolloutEngine.load_weights`, 0 before the first."""
+    """Which weights it was sampled from: the ``version`` of the last :meth:`RolloutEngine.load_weights`, 0 before the
+    first."""
 
     @property
     def finished(self) -> bool:
@@ -59,14 +61,16 @@ class RolloutEngine(Protocol):
     """Samples from a policy. Opened by :func:`align.rollout.engines.open_engine`; to be closed, best by ``with``."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
-        """``sampling.n`` completions of every prompt: ``[prompt][sample]``, the samples of a prompt drawn independently.
+        """``sampling.n`` completions of every prompt: ``[prompt][sample]``, the samples of a prompt drawn
+        independently.
 
         A prompt must leave room for ``max_new_tokens`` in the engine's context. Raises InputError when one does not.
         """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Sample from these weights from now on: all tensors of the model by their names in transformers, adapters merged in."""
+        """Sample from these weights from now on: all tensors of the model by their names in transformers, adapters
+        merged in."""
         ...
 
     def close(self) -> None:

@@ -51,12 +51,13 @@ def open_engine(
         max_length: longest prompt with its answer, in tokens.
         cache: where dequantised weights are kept.
         resolve: from a reference of the recipe to a place.
-        live: the model in training, if there is one; its weights are the ones that are sampled from (``transformers`` shares it, ``vllm``
-            gets them by :func:`align.rollout.sync.push`).
+        live: the model in training, if there is one; its weights are the ones that are sampled from (``transformers``
+            shares it, ``vllm`` gets them by :func:`align.rollout.sync.push`).
 
     Raises:
         InputError: the model has no positions for ``max_length``.
-        EnvironmentFault: vllm is asked for and not installed, cannot serve the model on this machine, or does not start.
+        EnvironmentFault: vllm is asked for and not installed, cannot serve the model on this machine, or does not
+            start.
     """
     kind = _kind(rollout)
     if kind != "scripted":
@@ -91,7 +92,9 @@ def precision(rollout: Rollout) -> Literal["fp32", "bf16"]:
 def _kind(rollout: Rollout) -> str:
     installed = importlib.util.find_spec("vllm") is not None
     if rollout.engine == "vllm" and not installed:
-        raise EnvironmentFault("rollout.engine: vllm needs vLLM, which is not installed", hint="`align doctor` says how to install it")
+        raise EnvironmentFault(
+            "rollout.engine: vllm needs vLLM, which is not installed", hint="`align doctor` says how to install it"
+        )
     if rollout.engine != "auto":
         return rollout.engine
     if not installed:
@@ -99,7 +102,9 @@ def _kind(rollout: Rollout) -> str:
     return "vllm" if installed else "transformers"
 
 
-def _vllm(rollout: Rollout, model: Model, encoder: Encoder, max_length: int, cache: Path, *, several: bool) -> RolloutEngine:
+def _vllm(
+    rollout: Rollout, model: Model, encoder: Encoder, max_length: int, cache: Path, *, several: bool
+) -> RolloutEngine:
     folder = whole_folder(model, cache)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not torch.cuda.is_available():
@@ -112,7 +117,9 @@ def _vllm(rollout: Rollout, model: Model, encoder: Encoder, max_length: int, cac
         "cache_bytes": int(rollout.cache_gb * 1e9) if rollout.cache_gb is not None else _default_cache(),
         "max_sequences": rollout.max_sequences,
     }
-    own_process = rollout.own_process if rollout.own_process is not None else several or VllmEngine.in_use or not _native(config)
+    own_process = (
+        rollout.own_process if rollout.own_process is not None else several or VllmEngine.in_use or not _native(config)
+    )
     return ProcessEngine(folder, **settings) if own_process else VllmEngine(folder, **settings)
 
 
@@ -121,11 +128,16 @@ def _default_cache() -> int:
 
 
 def _native(config: Mapping[str, Any]) -> bool:
-    """Does vLLM have code of its own for this model? Otherwise it runs transformers' code, and changes its classes to do so."""
+    """Does vLLM have code of its own for this model? Otherwise it runs transformers' code, and changes its classes to
+    do so."""
     architectures = config.get("architectures") or []
     from vllm.model_executor.models import ModelRegistry
 
-    modules = [str(getattr(ModelRegistry.models[name], "module_name", "")) for name in architectures if name in ModelRegistry.models]
+    modules = [
+        str(getattr(ModelRegistry.models[name], "module_name", ""))
+        for name in architectures
+        if name in ModelRegistry.models
+    ]
     return any(not module.endswith(".transformers") for module in modules)
 
 

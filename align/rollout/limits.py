@@ -16,7 +16,9 @@ def head_size(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config") or config
     if isinstance(text.get("head_dim"), int):
         return int(text["head_dim"])
-    width, heads = (next((text[key] for key in keys if isinstance(text.get(key), int)), None) for keys in (_WIDTHS, _HEADS))
+    width, heads = (
+        next((text[key] for key in keys if isinstance(text.get(key), int)), None) for keys in (_WIDTHS, _HEADS)
+    )
     return width // heads if width and heads else None
 
 
@@ -28,19 +30,30 @@ def require_head_size(config: Mapping[str, Any]) -> None:
     """Raises :class:`EnvironmentFault` when vLLM has no attention for heads of this size on a CPU."""
     size = head_size(config)
     if size is not None and size not in CPU_HEAD_SIZES and "kv_lora_rank" not in config:
-        problem = f"vLLM on a CPU has no attention for heads of {size} ({', '.join(map(str, CPU_HEAD_SIZES))} are served)"
+        problem = (
+            f"vLLM on a CPU has no attention for heads of {size} ({', '.join(map(str, CPU_HEAD_SIZES))} are served)"
+        )
         raise EnvironmentFault(Problem(problem, hint="set rollout.engine: transformers, or sample on a GPU"))
 
 
 def require_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_length: int) -> None:
-    """Raises :class:`InputError` when a prompt (token ids) leaves no room for an answer in an engine that holds ``max_length`` tokens.
+    """Raises :class:`InputError` when a prompt (token ids) leaves no room for an answer in an engine that holds
+    ``max_length`` tokens.
 
     Asked before anything is sampled, so that one long prompt does not cost the answers to the others.
     """
-    long = [(number, len(prompt)) for number, prompt in enumerate(prompts, 1) if len(prompt) + max_new_tokens > max_length]
+    long = [
+        (number, len(prompt)) for number, prompt in enumerate(prompts, 1) if len(prompt) + max_new_tokens > max_length
+    ]
     if long:
         number, length = long[0]
-        what = f"prompt {number:,} of {len(prompts):,} has {length:,} tokens: no room for {max_new_tokens:,} more in {max_length:,}"
+        what = (
+            f"prompt {number:,} of {len(prompts):,} has {length:,} tokens: no room for {max_new_tokens:,} more in"
+            f" {max_length:,}"
+        )
         others = f" ({len(long):,} such prompts)" if len(long) > 1 else ""
-        hint = "set max_length (of ppo: max_prompt_length) so that the two fit into it: longer prompts are left out then, and counted"
+        hint = (
+            "set max_length (of ppo: max_prompt_length) so that the two fit into it: longer prompts are left out then,"
+            " and counted"
+        )
         raise InputError(f"{what}{others}", hint=hint)

@@ -1,4 +1,5 @@
-"""vLLM in a process of its own: for models whose classes vLLM would change under the trainer, and for training with several processes."""
+"""vLLM in a process of its own: for models whose classes vLLM would change under the trainer, and for training with
+several processes."""
 
 from __future__ import annotations
 
@@ -42,7 +43,12 @@ class ProcessEngine:
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_WORKER}
         command = [sys.executable, "-m", "align.rollout.worker", str(theirs.fileno()), str(os.getpid())]
         self._child = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+            command,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
         )
         theirs.close()
         self._socket, self._unread = ours, b""
@@ -59,14 +65,21 @@ class ProcessEngine:
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         """See :class:`align.rollout.engine.RolloutEngine`."""
-        reply = self._ask({"do": "generate", "prompts": [[int(i) for i in prompt] for prompt in prompts], "sampling": asdict(sampling)})
+        reply = self._ask(
+            {
+                "do": "generate",
+                "prompts": [[int(i) for i in prompt] for prompt in prompts],
+                "sampling": asdict(sampling),
+            }
+        )
         return [
             [Completion(tuple(c["ids"]), tuple(c["logprobs"]), c["finish_reason"], c["version"]) for c in answers]
             for answers in reply["completions"]
         ]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """See :class:`align.rollout.engine.RolloutEngine`. The weights pass through a file in memory, which only this user can read."""
+        """See :class:`align.rollout.engine.RolloutEngine`. The weights pass through a file in memory, which only this
+        user can read."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
         places = set()
         for name, tensor in tensors.items():
@@ -137,4 +150,6 @@ class ProcessEngine:
         words = self._log.read().decode(errors="replace").strip().splitlines()
         last = f": {words[-1][:300]}" if words else ""
         how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
-        return EnvironmentFault(f"the vLLM worker {what}{how}{last}", hint="the same command continues from what was saved")
+        return EnvironmentFault(
+            f"the vLLM worker {what}{how}{last}", hint="the same command continues from what was saved"
+        )

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """A bar while entered; a plain line now and then where there is no terminal. Speed counts what was done since then, nothing found."""
+    """A bar while entered; a plain line now and then where there is no terminal. Speed counts what was done since then,
+    nothing found."""
 
     def __init__(self, console: Console, name: str, unit: str, total: int) -> None:
         self._console, self._name, self._unit, self._total = console, name, unit, total
@@ -47,6 +48,8 @@ class Bar:
             text = f"{self._name}  {self._done}/{self._total} {self._unit}  {line}  {left:.0f} s left"
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()

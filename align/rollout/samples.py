@@ -1,7 +1,8 @@
-"""Many samples of many prompts, in shards that are written as they are done: killed anywhere, the same call ends with the same bytes.
+"""Many samples of many prompts, in shards that are written as they are done: killed anywhere, the same call ends with
+the same bytes.
 
-A shard holds the samples of a fixed run of prompts, and its seed follows from the sampling's seed and its number. So it does not matter in
-how many attempts, or by how many processes, the shards were made.
+A shard holds the samples of a fixed run of prompts, and its seed follows from the sampling's seed and its number. So it
+does not matter in how many attempts, or by how many processes, the shards were made.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from align.sealed import Kept
 from align.signals import stop_requested
 
 SHARD_SAMPLES, LEAST_SAMPLES, SHARD_TOKENS = 512, 128, 2**16
-"""Samples of a shard, about: as many as could make so many tokens, within these bounds. Enough to keep an engine busy, and few enough that
-progress is seen and a kill loses little where answers are long."""
+"""Samples of a shard, about: as many as could make so many tokens, within these bounds. Enough to keep an engine busy,
+and few enough that progress is seen and a kill loses little where answers are long."""
 
 
 class Samples:
-    """The samples of all prompts: iterating gives the list of each prompt in turn, with one shard in memory at a time."""
+    """The samples of all prompts: iterating gives the list of each prompt in turn, with one shard in memory at a
+    time."""
 
     def __init__(self, kept: Kept, sizes: Sequence[int]) -> None:
         self._kept, self._sizes = kept, sizes
@@ -42,7 +44,11 @@ class Samples:
         for number, size in enumerate(self._sizes):
             path = self._kept.find(number)
             if path is None:
-                raise InputError(Problem("is missing or damaged", file=str(self._kept.path(number)), hint="run the same command again"))
+                raise InputError(
+                    Problem(
+                        "is missing or damaged", file=str(self._kept.path(number)), hint="run the same command again"
+                    )
+                )
             yield from _read(path, size)
 
 
@@ -62,12 +68,15 @@ def sample_shards(
     """``sampling.n`` completions of every prompt; shards that are in ``folder`` already are not made again.
 
     Args:
-        engine: entered only when a shard is to be made, and left as soon as all are. ``nullcontext(engine)`` for one that stays open.
+        engine: entered only when a shard is to be made, and left as soon as all are. ``nullcontext(engine)`` for one
+            that stays open.
         prompts: token ids, ending with the generation prompt.
         folder: for this piece of work alone.
-        key: JSON values; all that the samples follow from besides ``prompts`` and ``sampling``: the weights, the engine and its precision.
+        key: JSON values; all that the samples follow from besides ``prompts`` and ``sampling``: the weights, the engine
+            and its precision.
         name: for the progress line and for messages.
-        shard_prompts: prompts of a shard; about 512 samples of them when None, fewer where answers may be long. Samples depend on it.
+        shard_prompts: prompts of a shard; about 512 samples of them when None, fewer where answers may be long. Samples
+            depend on it.
         rank, world: this process makes every ``world``-th shard. Wait for the others before reading what is returned.
 
     Raises:
@@ -87,7 +96,9 @@ def sample_shards(
             bar.found(sum(lengths[number] for number in set(mine) - set(todo)) * sampling.n)
             for place, number in enumerate(todo):
                 if (signum := stop_requested()) is not None:
-                    raise Interrupted(signum, f"{name}: stopped with {len(todo) - place} shards to go; the same command continues")
+                    raise Interrupted(
+                        signum, f"{name}: stopped with {len(todo) - place} shards to go; the same command continues"
+                    )
                 batch = prompts[starts[number] : starts[number] + size]
                 made = running.generate(batch, replace(sampling, seed=sample_seed(sampling.seed, number)))
                 kept.keep(number, _content(made, starts[number]))
@@ -109,7 +120,9 @@ def _content(made: Sequence[Sequence[Completion]], first: int) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    rows: list[tuple[int, int, Completion]] = [(first + p, s, one) for p, group in enumerate(made) for s, one in enumerate(group)]
+    rows: list[tuple[int, int, Completion]] = [
+        (first + p, s, one) for p, group in enumerate(made) for s, one in enumerate(group)
+    ]
     table = pyarrow.table(
         {
             "prompt": pyarrow.array([p for p, _, _ in rows], pyarrow.int64()),
@@ -134,5 +147,7 @@ def _read(path: Path, prompts: int) -> list[list[Completion]]:
     first = rows[0]["prompt"] if rows else 0
     for row in rows:
         logprobs = None if row["logprobs"] is None else tuple(row["logprobs"])
-        groups[row["prompt"] - first].append(Completion(tuple(row["ids"]), logprobs, row["finish_reason"], row["version"]))
+        groups[row["prompt"] - first].append(
+            Completion(tuple(row["ids"]), logprobs, row["finish_reason"], row["version"])
+        )
     return groups

@@ -1,4 +1,5 @@
-"""Canned completions behind the interface of a real engine: for tests, for documentation, and for trying a recipe out without a model."""
+"""Canned completions behind the interface of a real engine: for tests, for documentation, and for trying a recipe out
+without a model."""
 
 from __future__ import annotations
 
@@ -19,11 +20,12 @@ _PROBE = "probequestion"
 
 
 class ScriptedEngine:
-    """Answers from a script: a JSONL file of rows ``{"completion": text}``. A row with a ``prompt`` answers only prompts whose last user
-    message is that text, and these have no other answers; all other prompts share the rows without one.
+    """Answers from a script: a JSONL file of rows ``{"completion": text}``. A row with a ``prompt`` answers only
+    prompts whose last user message is that text, and these have no other answers; all other prompts share the rows
+    without one.
 
-    Which row a sample is follows from the sampling's seed and the numbers of prompt and sample alone. Temperature and top-p have no effect,
-    and there are no log-probs.
+    Which row a sample is follows from the sampling's seed and the numbers of prompt and sample alone. Temperature and
+    top-p have no effect, and there are no log-probs.
 
     Args:
         encoder: of the policy that the script stands for; turns text into ids, and its first stop id ends a completion.
@@ -64,7 +66,9 @@ class ScriptedEngine:
         found = self._answers.get(self._last_user_text(prompt)) if self._tail else None
         found = found or self._answers.get(None)
         if not found:
-            raise InputError(Problem("no row answers a prompt", file=str(self._script), hint="add rows without `prompt`"))
+            raise InputError(
+                Problem("no row answers a prompt", file=str(self._script), hint="add rows without `prompt`")
+            )
         return found
 
     def _last_user_text(self, prompt: Sequence[int]) -> str:

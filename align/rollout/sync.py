@@ -1,4 +1,5 @@
-"""From the model in training to the engine: its weights, adapters merged in, and the proof that the engine samples from them."""
+"""From the model in training to the engine: its weights, adapters merged in, and the proof that the engine samples from
+them."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from align.models.merging import merged_weight
 from align.rollout.engine import Completion, RolloutEngine, Sampling
 
 CANARY_TOKENS = 2
-"""Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In every such step the
-engine reads all weights, so more of them would cost more than they prove."""
+"""Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In
+every such step the engine reads all weights, so more of them would cost more than they prove."""
 CANARY_SAMPLES = 8
 """Answers to each canary. They share their prompt in the trainer's forward pass."""
 
@@ -44,10 +45,13 @@ class Bound:
 
 
 BOUNDS = {"fp32": Bound(1e-3, 2e-4), "bf16": Bound(1.0, 0.1)}
-"""By the engine's precision. Measured: fp32 3e-5 and 6e-6; bf16 0.19 and 0.04. An LM head of an earlier step: 0.57 and 0.18."""
+"""By the engine's precision. Measured: fp32 3e-5 and 6e-6; bf16 0.19 and 0.04. An LM head of an earlier step: 0.57 and
+0.18."""
 
 
-def push(engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Sequence[Sequence[int]], dtype: str = "fp32") -> Proof:
+def push(
+    engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Sequence[Sequence[int]], dtype: str = "fp32"
+) -> Proof:
     """Let the engine sample from ``model`` as it is now, and prove that it does.
 
     Args:
@@ -63,21 +67,30 @@ def push(engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Seq
     return prove(engine, model, version=version, canaries=canaries, dtype=dtype)
 
 
-def prove(engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Sequence[Sequence[int]], dtype: str = "fp32") -> Proof:
-    """Sample from the canary prompts and compare the engine's log-probs with the model's own. Raises as :func:`push`."""
+def prove(
+    engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Sequence[Sequence[int]], dtype: str = "fp32"
+) -> Proof:
+    """Sample from the canary prompts and compare the engine's log-probs with the model's own. Raises as
+    :func:`push`."""
     sampled = engine.generate(canaries, Sampling(max_new_tokens=CANARY_TOKENS, n=CANARY_SAMPLES, seed=version))
     stale = {completion.version for answers in sampled for completion in answers} - {version}
     if stale:
-        raise TrainingFault(f"the engine sampled from version {stale.pop()} of the weights, version {version} was pushed")
+        raise TrainingFault(
+            f"the engine sampled from version {stale.pop()} of the weights, version {version} was pushed"
+        )
     differences = np.concatenate(
-        [np.abs(a - b) for a, b in zip(_engine_logprobs(sampled), policy_logprobs(model, canaries, sampled), strict=True)]
+        [
+            np.abs(a - b)
+            for a, b in zip(_engine_logprobs(sampled), policy_logprobs(model, canaries, sampled), strict=True)
+        ]
     )
     proof = Proof(version, len(differences), float(differences.max()), float(differences.mean()))
     bound = BOUNDS[dtype]
     if not (proof.max_difference <= bound.max_difference and proof.mean_difference <= bound.mean_difference):
         raise TrainingFault(
-            f"the engine does not sample from the trained weights: its log-probs are off by {proof.max_difference:.2g} nats at most and "
-            f"{proof.mean_difference:.2g} on average, rounding explains {bound.max_difference:g} and {bound.mean_difference:g}",
+            f"the engine does not sample from the trained weights: its log-probs are off by {proof.max_difference:.2g}"
+            f" nats at most and {proof.mean_difference:.2g} on average, rounding explains {bound.max_difference:g} and"
+            f" {bound.mean_difference:g}",
             hint="set rollout.engine: transformers, and please report it with the model's name",
         )
     return proof
@@ -115,7 +128,8 @@ def policy_logprobs(
     temperature: float = 1.0,
     microbatch_tokens: int = 2048,
 ) -> list[np.ndarray]:
-    """Log-probs of completions under the model by the trainer's own road: fp32, one array for each, prompt by prompt."""
+    """Log-probs of completions under the model by the trainer's own road: fp32, one array for each, prompt by
+    prompt."""
     trees = [
         Tree(str(p), np.array(prompt, np.int32), tuple(_branch(c) for c in answers))
         for p, (prompt, answers) in enumerate(zip(prompts, completions, strict=True))

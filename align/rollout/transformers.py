@@ -22,7 +22,13 @@ class TransformersEngine:
     """
 
     def __init__(self, model: nn.Module, encoder: Encoder, *, max_length: int, shared: bool) -> None:
-        self._model, self._encoder, self._max_length, self._shared, self._version = model, encoder, max_length, shared, 0
+        self._model, self._encoder, self._max_length, self._shared, self._version = (
+            model,
+            encoder,
+            max_length,
+            shared,
+            0,
+        )
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         """See :class:`align.rollout.engine.RolloutEngine`."""
@@ -37,20 +43,27 @@ class TransformersEngine:
             top_k=sampling.top_k,
             seed=sampling.seed,
         )
-        grouped = [[self._completion(ids) for ids in sampled[p * sampling.n : (p + 1) * sampling.n]] for p in range(len(prompts))]
+        grouped = [
+            [self._completion(ids) for ids in sampled[p * sampling.n : (p + 1) * sampling.n]]
+            for p in range(len(prompts))
+        ]
         return self._with_logprobs(prompts, grouped, sampling) if prompts else []
 
     def _completion(self, ids: list[int]) -> Completion:
-        return Completion(tuple(ids), None, "stop" if ids and ids[-1] in self._encoder.stop_ids else "length", self._version)
+        return Completion(
+            tuple(ids), None, "stop" if ids and ids[-1] in self._encoder.stop_ids else "length", self._version
+        )
 
     def _with_logprobs(
         self, prompts: Sequence[Sequence[int]], answers: list[list[Completion]], sampling: Sampling
     ) -> list[list[Completion]]:
-        # Greedy choices are judged by the unscaled policy; with top-p or top-k it is the policy's log-probs, not the cut distribution's.
+        # Greedy choices are judged by the unscaled policy; with top-p or top-k it is the policy's log-probs, not the
+        # cut distribution's.
         temperature = sampling.temperature if sampling.temperature > 0 else 1.0
         logprobs = iter(policy_logprobs(self._model, prompts, answers, temperature=temperature))
         return [
-            [Completion(c.ids, tuple(next(logprobs).tolist()), c.finish_reason, c.version) for c in completions] for completions in answers
+            [Completion(c.ids, tuple(next(logprobs).tolist()), c.finish_reason, c.version) for c in completions]
+            for completions in answers
         ]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:

@@ -1,8 +1,10 @@
-"""Rollouts on vLLM, inside this process: the trainer's random state, threads, process groups and compiler are left as they were.
+"""Rollouts on vLLM, inside this process: the trainer's random state, threads, process groups and compiler are left as
+they were.
 
-vLLM packs the weights of linear layers when it loads them, and packs them again at every :meth:`VllmEngine.load_weights`. What came out is
-compared with what went in, tensor by tensor, each through a product with a fixed vector, so a tensor that did not arrive is named at once
-(vLLM 0.32 keeps the old LM head of a tied model unless it is given one under its own name).
+vLLM packs the weights of linear layers when it loads them, and packs them again at every
+:meth:`VllmEngine.load_weights`. What came out is compared with what went in, tensor by tensor, each through a product
+with a fixed vector, so a tensor that did not arrive is named at once (vLLM 0.32 keeps the old LM head of a tied model
+unless it is given one under its own name).
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ class VllmEngine:
         alive: called after every step of sampling.
 
     Raises:
-        EnvironmentFault: vLLM does not start with this model on this machine, or there is one in this process already: they would share
-            their process groups.
+        EnvironmentFault: vLLM does not start with this model on this machine, or there is one in this process already:
+            they would share their process groups.
     """
 
     in_use: ClassVar[bool] = False
@@ -76,7 +78,9 @@ class VllmEngine:
         self._group: Any = None  # vLLM's default process group, while it is not at work
         self._llm: Any = None
         if VllmEngine.in_use:
-            raise EnvironmentFault("there is a vLLM engine in this process already", hint="set rollout.own_process: true")
+            raise EnvironmentFault(
+                "there is a vLLM engine in this process already", hint="set rollout.own_process: true"
+            )
         self._closed, VllmEngine.in_use = False, True
         settings: dict[str, Any] = {
             "model": str(folder),
@@ -107,15 +111,16 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         """See :class:`align.rollout.engine.RolloutEngine`.
 
-        One stream of random numbers for the whole call, so the samples of a prompt follow from all prompts of the call. (vLLM 0.32 cannot
-        give each request a seed of its own on a CPU: a prompt that is read in parts fails there.)
+        One stream of random numbers for the whole call, so the samples of a prompt follow from all prompts of the call.
+        (vLLM 0.32 cannot give each request a seed of its own on a CPU: a prompt that is read in parts fails there.)
         """
         require_room(prompts, sampling.max_new_tokens, self._max_length)
         if not prompts:
             return []
         with self._at_work():
             engine = self._llm.llm_engine
-            # What an earlier call left in the cache would change what is computed together, and with it the order of the draws.
+            # What an earlier call left in the cache would change what is computed together, and with it the order of
+            # the draws.
             self._llm.reset_prefix_cache()
             torch.manual_seed(sampling.seed)
             parameters = self._parameters(sampling)
@@ -189,13 +194,15 @@ class VllmEngine:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """vLLM reseeds the global generators, replaces torch.set_num_threads and joins a process group of its own: only in here."""
+        """vLLM reseeds the global generators, replaces torch.set_num_threads and joins a process group of its own: only
+        in here."""
         generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         set_threads, threads, outer = torch.set_num_threads, torch.get_num_threads(), GroupMember.WORLD
         GroupMember.WORLD = self._group
         try:
-            # On a CPU vLLM would compile small functions at their first use, which needs a C++ compiler and half a minute.
+            # On a CPU vLLM would compile small functions at their first use, which needs a C++ compiler and half a
+            # minute.
             with torch._dynamo.config.patch(disable=not torch.cuda.is_available()):
                 yield
         finally:
@@ -212,7 +219,8 @@ class VllmEngine:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """vLLM's libraries write notes about this machine to stderr while they start, from C++ as well. What matters comes as an exception."""
+    """vLLM's libraries write notes about this machine to stderr while they start, from C++ as well. What matters comes
+    as an exception."""
     with warnings.catch_warnings(), tempfile.TemporaryFile() as notes:
         warnings.simplefilter("ignore")
         stderr = os.dup(2)

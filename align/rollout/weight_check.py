@@ -1,7 +1,8 @@
 """Did the weights that went into vLLM come out of it? Compared tensor by tensor, after they were fused and packed.
 
-vLLM fuses several of a model's matrices into one (q, k and v; gate and up) and keeps matrices in a form of its own, so they cannot be read
-back. What can be compared is what they do: the product with one fixed vector, a single token's worth of work for the whole model.
+vLLM fuses several of a model's matrices into one (q, k and v; gate and up) and keeps matrices in a form of its own, so
+they cannot be read back. What can be compared is what they do: the product with one fixed vector, a single token's
+worth of work for the whole model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from align.errors import TrainingFault
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Largest difference that rounding explains, as a share of the largest value. A matrix of an earlier step differs by more."""
+"""Largest difference that rounding explains, as a share of the largest value. A matrix of an earlier step differs by
+more."""
 
 
 class Arrived:
@@ -66,7 +68,10 @@ class Arrived:
                 hint="set rollout.engine: transformers, and please report it with the model's name",
             )
         if not compared:
-            raise TrainingFault("none of vLLM's tensors could be compared with the trained ones", hint="set rollout.engine: transformers")
+            raise TrainingFault(
+                "none of vLLM's tensors could be compared with the trained ones",
+                hint="set rollout.engine: transformers",
+            )
         return compared
 
     def _pieces(self, name: str, fused: Mapping[str, list[str]], *, head: bool) -> dict[str, Tensor]:
@@ -77,7 +82,9 @@ class Arrived:
         names = [".".join((*parents, part, own)) for part in fused.get(module, ())]
         if names and all(part in self._sent for part in names):
             return {part: self._sent[part] for part in names}
-        embedding = next((key for key in self._sent if key.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))), None)
+        embedding = next(
+            (key for key in self._sent if key.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))), None
+        )
         return {name: self._sent[embedding]} if head and own == "weight" and embedding else {}
 
 
@@ -98,9 +105,11 @@ def _product(tensor: Tensor) -> Tensor:
 
 
 def _applied(module: nn.Module, parameter: Tensor) -> Tensor:
-    """fp32: what a layer of vLLM does to the fixed vector, through the very code that sampling runs, its bias left out."""
-    width = getattr(module, "input_size_per_partition", None) or getattr(module, "input_size", None) or getattr(module, "embedding_dim")  # noqa: B009
+    """fp32: what a layer of vLLM does to the fixed vector, through the very code that sampling runs, its bias left
+    out."""
+    names = ("input_size_per_partition", "input_size", "embedding_dim")
+    width = int(next(filter(None, (getattr(module, name, None) for name in names))))
     like = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
     method: Any = module.quant_method
-    applied: Tensor = method.apply(module, _vector(int(width), like)[None], bias=None)[0]
+    applied: Tensor = method.apply(module, _vector(width, like)[None], bias=None)[0]
     return applied.float().cpu()

@@ -1,7 +1,8 @@
-"""vLLM in a process of its own: what :mod:`align.rollout.process` starts, and speaks to over a private pair of sockets, in lines of JSON.
+"""vLLM in a process of its own: what :mod:`align.rollout.process` starts, and speaks to over a private pair of sockets,
+in lines of JSON.
 
-Weights come as a safetensors file in memory. The process ends with the one that started it, however that ended, and at the latest when
-the socket is closed.
+Weights come as a safetensors file in memory. The process ends with the one that started it, however that ended, and at
+the latest when the socket is closed.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class _Server:
 
                 with safe_open(request["file"], framework="pt") as tensors:
                     names = tensors.keys()
-                    self._engine.load_weights(((name, tensors.get_tensor(name)) for name in names), version=request["version"])
+                    self._engine.load_weights(
+                        ((name, tensors.get_tensor(name)) for name in names), version=request["version"]
+                    )
                 return {}
         raise ValueError("unknown request")
 
@@ -68,16 +71,28 @@ def main() -> None:
     """Serve until the client is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the process that decides
     end_with(int(sys.argv[2]))
-    with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("r") as requests, connection.makefile("w") as out:
+    with (
+        socket.socket(fileno=int(sys.argv[1])) as connection,
+        connection.makefile("r") as requests,
+        connection.makefile("w") as out,
+    ):
         server = _Server(out)
         try:
             for line in requests:
                 try:
                     reply = server.answer(json.loads(line))
                 except AlignError as error:
-                    reply = {"error": type(error).__name__, "message": error.problems[0].message, "hint": error.problems[0].hint}
+                    reply = {
+                        "error": type(error).__name__,
+                        "message": error.problems[0].message,
+                        "hint": error.problems[0].hint,
+                    }
                 except Exception as error:  # whatever vLLM raises is the client's to report
-                    reply = {"error": "EnvironmentFault", "message": f"{type(error).__name__}: {error}"[:2000], "hint": None}
+                    reply = {
+                        "error": "EnvironmentFault",
+                        "message": f"{type(error).__name__}: {error}"[:2000],
+                        "hint": None,
+                    }
                 server.say(done=True, **reply)
         finally:
             server.close()

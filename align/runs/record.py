@@ -104,7 +104,10 @@ class RunRecord:
         found = next((stage for stage in self.stages if stage.name == name), None)
         if found is None:
             known = [stage.name for stage in self.stages]
-            raise InputError(f"{self.folder} has no stage {name[:80]}", hint=did_you_mean(name, known) or f"it has: {', '.join(known)}")
+            raise InputError(
+                f"{self.folder} has no stage {name[:80]}",
+                hint=did_you_mean(name, known) or f"it has: {', '.join(known)}",
+            )
         return found
 
 
@@ -116,7 +119,13 @@ def is_run(folder: Path) -> bool:
 def list_runs(runs_dir: Path) -> list[Path]:
     """The run folders in ``runs_dir``, the one that was run last first."""
     found = [folder for folder in runs_dir.iterdir() if is_run(folder)] if runs_dir.is_dir() else []
-    return sorted(found, key=lambda folder: (-(folder / "run.json").stat().st_mtime if (folder / "run.json").exists() else 0, folder.name))
+    return sorted(
+        found,
+        key=lambda folder: (
+            -(folder / "run.json").stat().st_mtime if (folder / "run.json").exists() else 0,
+            folder.name,
+        ),
+    )
 
 
 def find_run(name: str, runs_dir: Path) -> Path:
@@ -125,7 +134,10 @@ def find_run(name: str, runs_dir: Path) -> Path:
         if is_run(folder):
             return folder
     known = ", ".join(folder.name for folder in list_runs(runs_dir))
-    raise InputError(f"no run {name}", hint=f"{runs_dir} has: {known}" if known else f"{runs_dir} has no run; `align run RECIPE` makes one")
+    raise InputError(
+        f"no run {name}",
+        hint=f"{runs_dir} has: {known}" if known else f"{runs_dir} has no run; `align run RECIPE` makes one",
+    )
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -149,11 +161,15 @@ def read_run(folder: Path) -> RunRecord:
     owner = read_owner(folder)
     live = str(history[-1].get("stage")) if history and owner is not None and owner.lives else None
     kinds = {name: str(spec.get("kind")) if isinstance(spec, dict) else "" for name, spec in tree["stages"].items()}
-    stages = tuple(_stage(folder, name, kinds[name], needs[name], history, live=name == live) for name in _ordered(needs))
+    stages = tuple(
+        _stage(folder, name, kinds[name], needs[name], history, live=name == live) for name in _ordered(needs)
+    )
     return RunRecord(folder, folder.name, text, tree, _object(folder / "run.json"), stages, history)
 
 
-def _stage(folder: Path, name: str, kind: str, needs: tuple[str, ...], history: Sequence[Row], *, live: bool) -> StageRecord:
+def _stage(
+    folder: Path, name: str, kind: str, needs: tuple[str, ...], history: Sequence[Row], *, live: bool
+) -> StageRecord:
     """``live``: the last that happened in this run happened to this stage, and the run's process is there."""
     result = folder / "stages" / files.safe_name(name)
     events = tuple(event for event in history if event.get("stage") == name)
@@ -172,7 +188,12 @@ def _stage(folder: Path, name: str, kind: str, needs: tuple[str, ...], history: 
 
 def _state(events: Sequence[Row], manifest: Manifest | None, *, live: bool) -> State:
     started: State = "running" if live else "killed"
-    states: dict[str, State] = {"started": started, "finished": "finished", "failed": "failed", "interrupted": "interrupted"}
+    states: dict[str, State] = {
+        "started": started,
+        "finished": "finished",
+        "failed": "failed",
+        "interrupted": "interrupted",
+    }
     state = states.get(str(events[-1].get("event")), "not run") if events else "not run"
     return "not run" if state == "finished" and manifest is None else state
 
@@ -182,7 +203,11 @@ def _needs(spec: Any, stages: Mapping[str, Any]) -> tuple[str, ...]:
     found: dict[str, None] = {}
 
     def visit(value: Any) -> None:
-        if isinstance(value, str) and value.startswith("stage:") and (name := value.removeprefix("stage:").strip()) in stages:
+        if (
+            isinstance(value, str)
+            and value.startswith("stage:")
+            and (name := value.removeprefix("stage:").strip()) in stages
+        ):
             found[name] = None
         for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             visit(child)

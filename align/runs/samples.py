@@ -1,4 +1,5 @@
-"""What a stage's model was asked and what it answered, read back from the files that the stage left. Imports no torch."""
+"""What a stage's model was asked and what it answered, read back from the files that the stage left. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def samples(stage: StageRecord, limit: int, iteration: int | None = None) -> Ite
     found = stage.report.get("samples")
     if isinstance(found, list) and found:
         rows = (row for row in found if isinstance(row, Mapping))
-        yield from ([(part, _text(row.get(part))) for part in ("prompt", "before", "after")] for row in islice(rows, limit))
+        yield from (
+            [(part, _text(row.get(part))) for part in ("prompt", "before", "after")] for row in islice(rows, limit)
+        )
         return
     yield from map(_row, jsonl(stage.place / "data.jsonl", limit))
 
@@ -55,7 +58,9 @@ def iterations(stage: StageRecord) -> Iterator[dict[str, float]]:
     wanted = ("score", "baseline", "kl", "length", "finished")
     for number, path in rollouts(stage).items():
         table = pq.read_table(path)
-        means = {name: float(pc.mean(table[name].cast("float64")).as_py()) for name in wanted if name in table.column_names}
+        means = {
+            name: float(pc.mean(table[name].cast("float64")).as_py()) for name in wanted if name in table.column_names
+        }
         yield {"iteration": number, "answers": table.num_rows, **means}
 
 
@@ -67,14 +72,17 @@ def _rollout_rows(stage: StageRecord, iteration: int | None) -> Iterator[Parts]:
     if number not in files:
         raise InputError(f"--iteration {number}: stage {stage.name} has the iterations {min(files)} to {max(files)}")
     for row in pq.read_table(files[number]).to_pylist():
-        numbers = [f"{name} {row[name]:.4g}" for name in ("score", "baseline", "kl") if isinstance(row.get(name), float)]
+        numbers = [
+            f"{name} {row[name]:.4g}" for name in ("score", "baseline", "kl") if isinstance(row.get(name), float)
+        ]
         numbers += [f"{row.get('length')} tokens", *([] if row.get("finished", True) else ["cut off"])]
         prompt, answer = f"iteration {number}, prompt {row.get('prompt_id')}", f"answer, {', '.join(numbers)}"
         yield [(prompt, _text(row.get("prompt"))), (answer, _text(row.get("answer")))]
 
 
 def _row(row: Mapping[str, Any]) -> Parts:
-    """A row that a stage wrote for the next one, or for people: a prompt with answers, preferences, or policies' samples."""
+    """A row that a stage wrote for the next one, or for people: a prompt with answers, preferences, or policies'
+    samples."""
     parts: Parts = [("prompt", _text(row.get("prompt")))]
     parts += [(name, _text(row[name])) for name in ("target", "chosen") if name in row]
     rejected = row.get("rejected")
@@ -91,14 +99,20 @@ def _row(row: Mapping[str, Any]) -> Parts:
 def _numbers(value: Any) -> str:
     """A number, or several; nothing for anything else."""
     values = value if isinstance(value, list) else [value]
-    return ", ".join(f"{one:.4g}" for one in values) if values and all(isinstance(one, (int, float)) for one in values) else ""
+    return (
+        ", ".join(f"{one:.4g}" for one in values)
+        if values and all(isinstance(one, (int, float)) for one in values)
+        else ""
+    )
 
 
 def _text(value: Any) -> str:
     """A text as it is; messages with their roles; anything else as JSON."""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, list) and all(isinstance(item, Mapping) and isinstance(item.get("content"), str) for item in value):
+    if isinstance(value, list) and all(
+        isinstance(item, Mapping) and isinstance(item.get("content"), str) for item in value
+    ):
         said = [(str(item.get("role")), item["content"].strip()) for item in value]
         return said[0][1] if len(said) == 1 else "\n".join(f"{role}: {text}" for role, text in said)
     return json.dumps(value, ensure_ascii=False)

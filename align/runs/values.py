@@ -1,4 +1,5 @@
-"""JSON of a run's folder, which may be damaged, read without exceptions; and how numbers, sizes and untrusted text look to people."""
+"""JSON of a run's folder, which may be damaged, read without exceptions; and how numbers, sizes and untrusted text look
+to people."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 
 def jsonl(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The objects in the lines of a file, or in its first ``most``; nothing of a damaged line, nor of a file that is missing."""
+    """The objects in the lines of a file, or in its first ``most``; nothing of a damaged line, nor of a file that is
+    missing."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for line in islice(lines, most):
@@ -143,7 +145,8 @@ def size(number_of_bytes: float) -> str:
 
 
 def visible(untrusted: str) -> str:
-    """``untrusted`` with everything that a reader would not see, or that would change what is read around it, written out.
+    """``untrusted`` with everything that a reader would not see, or that would change what is read around it, written
+    out.
 
     Control characters, text direction marks, zero-width characters and lone surrogates; white space and joiners stay.
 

@@ -1,7 +1,8 @@
-"""``align verify``: does everything in a run still have the content that it was published with, and does one stage fit the next?
+"""``align verify``: does everything in a run still have the content that it was published with, and does one stage fit
+the next?
 
-Every file of every result is hashed. What a stage was made from is compared with what is there now: the result of another stage, or a
-source file, if it lies on this machine.
+Every file of every result is hashed. What a stage was made from is compared with what is there now: the result of
+another stage, or a source file, if it lies on this machine.
 """
 
 from __future__ import annotations
@@ -69,10 +70,15 @@ def verify_artefact(name: str, folder: Path) -> Checked:
 def verify_run(run: RunRecord) -> Iterator[Checked]:
     """All results in a run's folder, those of stages that the recipe does not name any more last."""
     named = {stage.folder.name for stage in run.stages}
-    others = [path for path in sorted((run.folder / "stages").glob("[!.]*")) if path.is_dir() and path.name not in named]
+    others = [
+        path for path in sorted((run.folder / "stages").glob("[!.]*")) if path.is_dir() and path.name not in named
+    ]
     sources = _Sources(run)
     finished = {stage.name for stage in run.stages if stage.events and stage.events[-1].get("event") == "finished"}
-    for name, folder in [*((stage.name, stage.folder) for stage in run.stages), *((path.name, path) for path in others)]:
+    for name, folder in [
+        *((stage.name, stage.folder) for stage in run.stages),
+        *((path.name, path) for path in others),
+    ]:
         if not folder.exists():
             yield Checked(name, damaged=("its folder is gone",) if name in finished else ())
             continue

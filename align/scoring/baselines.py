@@ -19,7 +19,8 @@ MOST_PROMPTS = 10_000
 
 
 class LengthBaseline:
-    """Prefers the longer answer, or the shorter one where that wins more of the training pairs (a prompt's pairs weigh 1 together)."""
+    """Prefers the longer answer, or the shorter one where that wins more of the training pairs (a prompt's pairs weigh
+    1 together)."""
 
     def __init__(self, differences: npt.NDArray[np.int64], weights: Floats) -> None:
         """``differences`` [P] in tokens, chosen minus rejected."""
@@ -34,7 +35,8 @@ class LengthBaseline:
 
 
 class WordsBaseline:
-    """:class:`~align.functional.word_model.WordModel` with the model's own tokens as words, so that Chinese needs no rules of its own.
+    """:class:`~align.functional.word_model.WordModel` with the model's own tokens as words, so that Chinese needs no
+    rules of its own.
 
     Learned from the pairs of the first :data:`MOST_PROMPTS` training prompts.
     """

@@ -1,7 +1,8 @@
-"""Other people's reward models: any sequence-classification model of transformers with one label, with its own tokenizer and template.
+"""Other people's reward models: any sequence-classification model of transformers with one label, with its own
+tokenizer and template.
 
-What a policy sampled is text here, encoded anew by the reward model's own template (C33). Its answer always ends with the end token that
-the template writes: a foreign template cannot say that an answer was cut off.
+What a policy sampled is text here, encoded anew by the reward model's own template (C33). Its answer always ends with
+the end token that the template writes: a foreign template cannot say that an answer was cut off.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from align.scoring.scorer import Answer, require_scores
 
 _PROBE = (
     Answer(({"role": "user", "content": "Is the sun a star?"},), "Yes."),
-    Answer(({"role": "user", "content": "Is the sun a star?"},), "No, it is a planet, as everybody knows, and so is the moon."),
+    Answer(
+        ({"role": "user", "content": "Is the sun a star?"},),
+        "No, it is a planet, as everybody knows, and so is the moon.",
+    ),
 )
 
 
 class ClassifierScorer:
     """Scores conversations with the classifier at ``model.path`` (resolved: a folder or a hub id), on ``device``.
 
-    A decoder's score is the head's value at the last token of the conversation. It is found by place: transformers looks for the last
-    token that is not padding, and finds another one where padding and end token have one id (C06). An encoder gives its score itself.
+    A decoder's score is the head's value at the last token of the conversation. It is found by place: transformers
+    looks for the last token that is not padding, and finds another one where padding and end token have one id (C06).
+    An encoder gives its score itself.
 
     Args:
         dtype: of the weights; the head computes in fp32 always.
@@ -39,8 +44,8 @@ class ClassifierScorer:
         batch_tokens: of one forward pass, padding included; a single longer conversation makes a pass of its own.
 
     Raises:
-        InputError: the model cannot be used: see :func:`~align.models.load.load_classifier`; it has no chat template; or its scores change
-            with padding.
+        InputError: the model cannot be used: see :func:`~align.models.load.load_classifier`; it has no chat template;
+            or its scores change with padding.
         EnvironmentFault: a hub model is not on this machine and cannot be fetched.
     """
 
@@ -64,8 +69,8 @@ class ClassifierScorer:
         self._require_padding_to_be_ignored(tolerance=1e-3 if dtype == "fp32" else 0.1)
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """The model's score of each conversation, in order; of the prompt alone where there is no answer. Raises InputError for one that is
-        too long, or that the template refuses."""
+        """The model's score of each conversation, in order; of the prompt alone where there is no answer. Raises
+        InputError for one that is too long, or that the template refuses."""
         encoded = [self._encode(answer) for answer in answers]
         require_room(self.name, max(map(len, encoded), default=0), self._max_length)
         scores = [0.0] * len(encoded)
@@ -95,7 +100,8 @@ class ClassifierScorer:
 
     @torch.no_grad()
     def _forward(self, rows: Sequence[Ids]) -> Tensor:
-        """Scores of conversations, fp32 [R]. Rows are padded on the right, where no earlier token of a decoder looks."""
+        """Scores of conversations, fp32 [R]. Rows are padded on the right, where no earlier token of a decoder
+        looks."""
         device = self._model.device
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.full((len(rows), int(lengths.max())), self._encoder.pad_id)
@@ -122,10 +128,13 @@ class ClassifierScorer:
 
 
 def _encoder(model: Model) -> Encoder:
-    """Raises InputError when the reward model has no chat template: it is the scorer's key that gives it one, not the policy's."""
+    """Raises InputError when the reward model has no chat template: it is the scorer's key that gives it one, not the
+    policy's."""
     tokenizer = load_tokenizer(model)
     if tokenizer.chat_template is None:
         problem = "the reward model's tokenizer has no chat template"
-        hint = "set `chat_template` beside `model` in `reward` to a Jinja file with the template that it was trained with"
+        hint = (
+            "set `chat_template` beside `model` in `reward` to a Jinja file with the template that it was trained with"
+        )
         raise InputError(Problem(problem, file=model.path, hint=hint))
     return Encoder(tokenizer, template_kwargs=model.chat_template_kwargs)

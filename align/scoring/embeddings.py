@@ -1,4 +1,5 @@
-"""Sentence embeddings: any sentence-transformers model, from a folder, an installed package or the hub, and texts embedded block by block.
+"""Sentence embeddings: any sentence-transformers model, from a folder, an installed package or the hub, and texts
+embedded block by block.
 
 No code of a model's folder is run and no pickle is opened, as with language models.
 """
@@ -41,7 +42,8 @@ class Embedder(Protocol):
     digest: str
     """Of all that the vectors follow from, besides the text."""
     max_tokens: int | None
-    """Longest text, in the embedder's own tokens with its control tokens; what is beyond is not seen. None: no limit."""
+    """Longest text, in the embedder's own tokens with its control tokens; what is beyond is not seen. None: no
+    limit."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors of length 1, fp32 [n, d]; each the same, within 1e-6, whatever is embedded with it."""
@@ -62,7 +64,8 @@ class SentenceEmbedder:
         self.digest = files.digest_path(folder)
         self._model = _load(folder, device)
         limit = self._model.max_seq_length
-        self.max_tokens: int | None = limit if limit is not None and limit < 10**6 else None  # transformers writes "none" as 1e30
+        # Transformers writes "none" as 1e30
+        self.max_tokens: int | None = limit if limit is not None and limit < 10**6 else None
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """See :class:`Embedder`. Raises InputError when a vector is not finite."""
@@ -83,8 +86,11 @@ class SentenceEmbedder:
         return sum(len(tokens) > self.max_tokens for tokens in ids)
 
 
-def embed_all(embedder: Embedder, texts: Sequence[str], *, folder: Path, console: Console, name: str) -> tuple[Vectors, int]:
-    """Vectors of all ``texts``, fp32 [n, d], and how many texts were cut; blocks that are in ``folder`` already are not embedded again.
+def embed_all(
+    embedder: Embedder, texts: Sequence[str], *, folder: Path, console: Console, name: str
+) -> tuple[Vectors, int]:
+    """Vectors of all ``texts``, fp32 [n, d], and how many texts were cut; blocks that are in ``folder`` already are not
+    embedded again.
 
     Raises:
         Interrupted: a signal asked to stop; the same call goes on.
@@ -101,7 +107,9 @@ def embed_all(embedder: Embedder, texts: Sequence[str], *, folder: Path, console
                 bar.found(len(block))
             else:
                 if (signum := stop_requested()) is not None:
-                    raise Interrupted(signum, f"{name}: stopped after {start} of {len(texts)} texts; the same command continues")
+                    raise Interrupted(
+                        signum, f"{name}: stopped after {start} of {len(texts)} texts; the same command continues"
+                    )
                 path = kept.keep(number, _bytes(embedder.embed(block)))
                 bar.advance(len(block))
             found.append(np.load(path, allow_pickle=False))
@@ -118,7 +126,8 @@ def _bytes(vectors: Vectors) -> bytes:
 
 
 def find_embedder(location: Path | str) -> Path:
-    """The folder of a sentence-transformers model, checked before anything of it is loaded: quick, so that a stage may begin with it.
+    """The folder of a sentence-transformers model, checked before anything of it is loaded: quick, so that a stage may
+    begin with it.
 
     Args:
         location: a folder, or a hub id as text, which is downloaded unless it is here.
@@ -128,7 +137,9 @@ def find_embedder(location: Path | str) -> Path:
         EnvironmentFault: sentence-transformers is not installed; a hub model is not here and cannot be fetched.
     """
     if find_spec("sentence_transformers") is None:
-        raise EnvironmentFault("embeddings need the Python package sentence-transformers", hint="pip install sentence-transformers")
+        raise EnvironmentFault(
+            "embeddings need the Python package sentence-transformers", hint="pip install sentence-transformers"
+        )
     if isinstance(location, Path) or is_local(location):
         folder = Path(location).expanduser()
     else:
@@ -138,7 +149,8 @@ def find_embedder(location: Path | str) -> Path:
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    """The parts that ``modules.json`` lists; none in the folder of a plain transformer, whose token vectors are then averaged."""
+    """The parts that ``modules.json`` lists; none in the folder of a plain transformer, whose token vectors are then
+    averaged."""
     path = folder / "modules.json"
     if not path.is_file():
         return []
@@ -155,9 +167,9 @@ def _complete(snapshot: Path) -> bool:
         modules = _modules(snapshot) or [{"type": "Transformer", "path": ""}]
     except InputError:
         return False
-    return all((snapshot / part["path"]).is_dir() for part in modules if not part["type"].endswith("Normalize")) and any(
-        snapshot.glob("**/*.safetensors")
-    )
+    return all(
+        (snapshot / part["path"]).is_dir() for part in modules if not part["type"].endswith("Normalize")
+    ) and any(snapshot.glob("**/*.safetensors"))
 
 
 def _check(folder: Path) -> None:
@@ -168,7 +180,11 @@ def _check(folder: Path) -> None:
         path = files.inside(folder, folder / module["path"])
         if not module["type"].startswith(_OWN_CLASSES):
             problem = f"wants code of its own to be run ({module['type'][:60]}), which align never does"
-            raise InputError(Problem(problem, file=str(folder / "modules.json"), hint="use a model of sentence-transformers' own modules"))
+            raise InputError(
+                Problem(
+                    problem, file=str(folder / "modules.json"), hint="use a model of sentence-transformers' own modules"
+                )
+            )
         _refuse_pickle(path)
     _refuse_pickle(folder)
 
@@ -176,7 +192,9 @@ def _check(folder: Path) -> None:
 def _refuse_pickle(folder: Path) -> None:
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         problem = "refused: weights in pickle, no safetensors"
-        raise InputError(Problem(problem, file=str(folder), hint="convert them to model.safetensors with a tool you trust"))
+        raise InputError(
+            Problem(problem, file=str(folder), hint="convert them to model.safetensors with a tool you trust")
+        )
 
 
 def _load(folder: Path, device: torch.device | str) -> Any:
@@ -191,6 +209,15 @@ def _load(folder: Path, device: torch.device | str) -> Any:
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True, "dtype": torch.float32},
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        ImportError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(Problem(f"cannot be loaded as an embedder: {reason[:200]}", file=str(folder))) from error

@@ -17,7 +17,8 @@ from align.scoring.scorer import Answer
 
 
 def encoded(encoder: Encoder, answer: Answer, *, same_ids: bool) -> tuple[Ids, Branch]:
-    """Prompt and answer, up to the last token that a model would have to generate: the end token, unless the answer was cut off.
+    """Prompt and answer, up to the last token that a model would have to generate: the end token, unless the answer was
+    cut off.
 
     An empty answer is its end token alone. ``same_ids``: the answer's ids are this encoder's, and taken as they are.
     """
@@ -52,8 +53,10 @@ def limit_of(config: Any) -> int | None:
 
 
 def require_room(name: str, longest: int, limit: int | None) -> None:
-    """Raises InputError where the ``longest`` conversation goes beyond ``limit`` tokens: a score from positions that the model has not seen
-    in its training says nothing."""
+    """Raises InputError where the ``longest`` conversation goes beyond ``limit`` tokens: a score from positions that
+    the model has not seen in its training says nothing."""
     if limit is not None and longest > limit:
         message = f"the scorer {name} reads {limit:,} of its tokens; an answer with its prompt has {longest:,}"
-        raise InputError(message, hint="sample shorter answers (max_new_tokens), drop long prompts, or use another reward model")
+        raise InputError(
+            message, hint="sample shorter answers (max_new_tokens), drop long prompts, or use another reward model"
+        )

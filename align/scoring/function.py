@@ -22,7 +22,8 @@ class FunctionScorer:
         self._function = import_object(function)
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """What the function says of each answer. Raises InputError when it fails, or does not return a finite number for each."""
+        """What the function says of each answer. Raises InputError when it fails, or does not return a finite number
+        for each."""
         if not answers:
             return []
         try:
@@ -31,5 +32,7 @@ class FunctionScorer:
         except Exception as error:  # whatever a third party's function raises; a user's mistake, told with its place
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
-            raise InputError(f"the scorer {self.name} raised {type(error).__name__}: {str(error)[:200]} ({where})") from error
+            raise InputError(
+                f"the scorer {self.name} raised {type(error).__name__}: {str(error)[:200]} ({where})"
+            ) from error
         return require_scores(self.name, scores, len(answers))

@@ -31,12 +31,15 @@ from align.scoring.scorer import Answer, require_scores
 
 
 class ImplicitRewardScorer:
-    """Scores of ``policy`` over ``reference``. Both read the same tokens: the policy's tokenizer and template, as in its training.
+    """Scores of ``policy`` over ``reference``. Both read the same tokens: the policy's tokenizer and template, as in
+    its training.
 
-    Answers of a policy with the same encoder (``ids_from`` is its ``Encoder.digest``) are scored by their ids; all others by their text.
+    Answers of a policy with the same encoder (``ids_from`` is its ``Encoder.digest``) are scored by their ids; all
+    others by their text.
 
     Args:
-        ids_from: digest of the encoder that made the answers' ids; None when there are none, or they are another tokenizer's.
+        ids_from: digest of the encoder that made the answers' ids; None when there are none, or they are another
+            tokenizer's.
         microbatch_tokens: tokens of one forward pass: a matter of memory, not of scores.
 
     Raises:
@@ -66,7 +69,8 @@ class ImplicitRewardScorer:
         self._layout: Layout | None = None
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """The reward of each answer, in nats times beta, in order. Raises InputError for one that is longer than a model's positions."""
+        """The reward of each answer, in nats times beta, in order. Raises InputError for one that is longer than a
+        model's positions."""
         trees = trees_of(encoded(self.encoder, answer, same_ids=self._same_ids) for answer in answers)
         if not trees:
             return []
@@ -81,7 +85,10 @@ class ImplicitRewardScorer:
         """Log-probs of all answers under one model, in order."""
         first = torch.tensor([0, *(len(tree.branches) for tree in trees)]).cumsum(0)
         sums = torch.full((int(first[-1]),), torch.nan, dtype=torch.float64)
-        settings = {"microbatch_tokens": self._tokens, "multiple_of": row_multiple(layout, self._tokens, self._device.type)}
+        settings = {
+            "microbatch_tokens": self._tokens,
+            "multiple_of": row_multiple(layout, self._tokens, self._device.type),
+        }
         for cpu_batch in pack(trees, layout=layout, pad_id=self.encoder.pad_id, **settings):
             batch = cpu_batch.to(self._device)
             logprobs = batch_logprobs(model, batch, own_attention=layout == "padded")

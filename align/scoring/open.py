@@ -35,8 +35,8 @@ def open_scorer(
         resolve: from a reference of the recipe to a place.
         cache: where dequantised weights are kept.
         device: of models.
-        ids_from: digest of the encoder that made the ids of the answers to come, if they have some: a reward model of this package with
-            the same encoder reads the ids as they are.
+        ids_from: digest of the encoder that made the ids of the answers to come, if they have some: a reward model of
+            this package with the same encoder reads the ids as they are.
 
     Raises:
         InputError: a model or a function cannot be used.
@@ -76,7 +76,9 @@ def open_scorer(
 
         return ClassifierScorer(model, **settings, max_length=scorer.max_length, batch_tokens=scorer.batch_tokens)
     if foreign := [name for name in ("chat_template", "chat_template_kwargs", "max_length") if getattr(scorer, name)]:
-        raise InputError(f"{scorer.model} was made here and knows its own template and length", hint=f"remove {', '.join(foreign)}")
+        raise InputError(
+            f"{scorer.model} was made here and knows its own template and length", hint=f"remove {', '.join(foreign)}"
+        )
     from align.scoring.reward_model import RewardModelScorer
 
     return RewardModelScorer(model, **settings, cache=cache, ids_from=ids_from, microbatch_tokens=scorer.batch_tokens)

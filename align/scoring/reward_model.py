@@ -23,12 +23,14 @@ from align.scoring.scorer import Answer
 class RewardModelScorer:
     """Scores of the reward model in a folder that a reward stage saved.
 
-    Answers of a policy with the reward model's own tokenizer and template (``ids_from`` is that policy's ``Encoder.digest``) are scored by
-    their ids as they are; of any other policy, and without ids, their text is encoded anew, as the training data were (C33). An answer
-    that did not end by itself is scored without an end token, as it stands. Answers to one prompt that follow each other share its tokens.
+    Answers of a policy with the reward model's own tokenizer and template (``ids_from`` is that policy's
+    ``Encoder.digest``) are scored by their ids as they are; of any other policy, and without ids, their text is encoded
+    anew, as the training data were (C33). An answer that did not end by itself is scored without an end token, as it
+    stands. Answers to one prompt that follow each other share its tokens.
 
     Args:
-        ids_from: digest of the encoder that made the answers' ids; None when there are none, or they are another tokenizer's.
+        ids_from: digest of the encoder that made the answers' ids; None when there are none, or they are another
+            tokenizer's.
         normalise: give (score - mean) / std, by the statistics on the training answers that the model carries.
         microbatch_tokens: tokens of one forward pass: a matter of memory, not of scores.
 
@@ -60,10 +62,16 @@ class RewardModelScorer:
     def score(self, answers: Sequence[Answer]) -> list[float]:
         """The score of each answer, in order. Raises InputError for one that is longer than the model's positions."""
         pairs = (encoded(self.encoder, answer, same_ids=self._same_ids) for answer in answers)
-        trees = trees_of((trunk, Branch(branch.ids, np.arange(len(branch.ids)) == len(branch.ids) - 1)) for trunk, branch in pairs)
+        trees = trees_of(
+            (trunk, Branch(branch.ids, np.arange(len(branch.ids)) == len(branch.ids) - 1)) for trunk, branch in pairs
+        )
         require_room(self.name, max((tree.longest_path for tree in trees), default=0), self._limit)
         settings = {"microbatch_tokens": self._microbatch_tokens, "pad_id": self.encoder.pad_id}
-        scores = [score for tree in score_trees(self._model, trees, layout=self.notes.layout, **settings) for score in tree]
+        scores = [
+            score for tree in score_trees(self._model, trees, layout=self.notes.layout, **settings) for score in tree
+        ]
         if not all(map(math.isfinite, scores)):
-            raise TrainingFault(f"{self.name}: a score is not finite", hint="the reward model is broken; train it with a lower rate")
+            raise TrainingFault(
+                f"{self.name}: a score is not finite", hint="the reward model is broken; train it with a lower rate"
+            )
         return [self.notes.stats.normalise(score) for score in scores] if self._normalise else scores

@@ -1,4 +1,5 @@
-"""Rules as rewards: pure functions of an answer's text, from 0 (broken) to 1 (kept), and the scorer that applies one."""
+"""Rules as rewards: pure functions of an answer's text, from 0 (broken) to 1 (kept), and the scorer that applies
+one."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from typing import Any
 import regex
 
 from align.errors import InputError
-from align.recipe.blocks.scoring import FormatRule, JsonRule, LanguageMixRule, LengthRule, RegexRule, RepetitionRule, Rule
+from align.recipe.blocks.scoring import (
+    FormatRule,
+    JsonRule,
+    LanguageMixRule,
+    LengthRule,
+    RegexRule,
+    RepetitionRule,
+    Rule,
+)
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import distinct_n, language_mix, words
 
@@ -18,14 +27,20 @@ REGEX_SECONDS = 1.0
 
 
 def in_range(length: int, least: int, most: int | None) -> float:
-    """1 inside the range; outside it the ratio to the nearer end, so that half as long and twice as long both score 0.5."""
+    """1 inside the range; outside it the ratio to the nearer end, so that half as long and twice as long both score
+    0.5."""
     if length < least:
         return length / least
     return most / length if most is not None and length > most else 1.0
 
 
 def well_formed(
-    text: str, *, starts_with: str | None = None, ends_with: str | None = None, contains: Sequence[str] = (), max_lines: int | None = None
+    text: str,
+    *,
+    starts_with: str | None = None,
+    ends_with: str | None = None,
+    contains: Sequence[str] = (),
+    max_lines: int | None = None,
 ) -> float:
     """The share of the conditions that ``text`` meets, white space at its ends aside; at least one must be given."""
     text = text.strip()
@@ -37,7 +52,8 @@ def well_formed(
 
 
 def matches(pattern: str, text: str, *, full: bool = False) -> bool:
-    """Whether a regular expression (of the package `regex`) is found in ``text``, or with ``full`` matches the whole of it.
+    """Whether a regular expression (of the package `regex`) is found in ``text``, or with ``full`` matches the whole of
+    it.
 
     Raises InputError when that takes longer than :data:`REGEX_SECONDS`.
     """
@@ -45,13 +61,17 @@ def matches(pattern: str, text: str, *, full: bool = False) -> bool:
     try:
         found = (compiled.fullmatch if full else compiled.search)(text, timeout=REGEX_SECONDS)
     except TimeoutError as error:
-        message = f"the regular expression `{pattern[:80]}` takes more than {REGEX_SECONDS:g} s on one text ({len(text):,} characters)"
+        message = (
+            f"the regular expression `{pattern[:80]}` takes more than {REGEX_SECONDS:g} s on one text ({len(text):,}"
+            " characters)"
+        )
         raise InputError(message, hint="avoid repetitions inside repetitions, such as (a+)+") from error
     return found is not None
 
 
 def is_json(text: str, required: Sequence[str] = ()) -> bool:
-    """Whether ``text`` is one JSON value, and an object with the ``required`` keys where there are any. NaN and Infinity are not JSON."""
+    """Whether ``text`` is one JSON value, and an object with the ``required`` keys where there are any. NaN and
+    Infinity are not JSON."""
     try:
         value = json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError):
@@ -64,12 +84,15 @@ def _not_json(name: str) -> None:
 
 
 def one_language(text: str, tolerance: float) -> float:
-    """1 while the smaller of Chinese and English has at most ``tolerance`` of the words; then straight down to 0 for half and half."""
+    """1 while the smaller of Chinese and English has at most ``tolerance`` of the words; then straight down to 0 for
+    half and half."""
     return 1.0 - max(0.0, language_mix(text) - tolerance) / (0.5 - tolerance)
 
 
 _RULES: dict[type[Rule], Callable[[Any, str], float]] = {
-    LengthRule: lambda rule, text: in_range(len(words(text)) if rule.unit == "words" else len(text), rule.min, rule.max),
+    LengthRule: lambda rule, text: in_range(
+        len(words(text)) if rule.unit == "words" else len(text), rule.min, rule.max
+    ),
     FormatRule: lambda rule, text: well_formed(
         text, starts_with=rule.starts_with, ends_with=rule.ends_with, contains=rule.contains, max_lines=rule.max_lines
     ),
@@ -88,6 +111,9 @@ class RuleScorer:
         self.name = rule.rule
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """The rule's score of each answer, from 0 to 1. Raises InputError for a regular expression that takes too long."""
+        """The rule's score of each answer, from 0 to 1. Raises InputError for a regular expression that takes too
+        long."""
         apply = _RULES[type(self._rule)]
-        return [apply(self._rule, answer.prompt[-1]["content"] if answer.prompt_only else answer.text) for answer in answers]
+        return [
+            apply(self._rule, answer.prompt[-1]["content"] if answer.prompt_only else answer.text) for answer in answers
+        ]

@@ -16,7 +16,8 @@ from align.errors import InputError
 class Answer:
     """An answer to a prompt, as it is scored.
 
-    Scorers that share the policy's tokenizer and template read the ids, which are never tokenised again; all others read the text.
+    Scorers that share the policy's tokenizer and template read the ids, which are never tokenised again; all others
+    read the text.
     """
 
     prompt: Messages
@@ -26,7 +27,8 @@ class Answer:
     prompt_ids: tuple[int, ...] = ()
     """The prompt as the policy saw it, with the generation prompt; empty when the answer did not come from a policy."""
     ids: tuple[int, ...] = ()
-    """The answer's ids as sampled, with its stop id when it ended by itself; empty when it did not come from a policy."""
+    """The answer's ids as sampled, with its stop id when it ended by itself; empty when it did not come from a
+    policy."""
     finished: bool = True
     """Did it end by itself, within the length allowed?"""
     target: str | None = None
@@ -36,7 +38,8 @@ class Answer:
 
     @property
     def prompt_only(self) -> bool:
-        """Is there no answer, so that the prompt itself is to be scored? A policy that answers with nothing still has its stop id."""
+        """Is there no answer, so that the prompt itself is to be scored? A policy that answers with nothing still has
+        its stop id."""
         return not self.text and not self.ids
 
 
@@ -64,10 +67,19 @@ def require_scores(name: str, scores: Sequence[Any], count: int) -> list[float]:
         try:
             numbers.append(float(score))
         except (TypeError, ValueError) as error:
-            raise InputError(f"the scorer {name} gave {type(score).__name__} as score {place} of {count}; expected a number") from error
+            raise InputError(
+                f"the scorer {name} gave {type(score).__name__} as score {place} of {count}; expected a number"
+            ) from error
         if not math.isfinite(numbers[-1]):
-            raise InputError(f"the scorer {name} gave {numbers[-1]} as score {place} of {count}; expected a finite number")
+            raise InputError(
+                f"the scorer {name} gave {numbers[-1]} as score {place} of {count}; expected a finite number"
+            )
         if abs(numbers[-1]) > LARGEST:
-            message = f"the scorer {name} gave {numbers[-1]:.3g} as score {place} of {count}; expected at most {LARGEST:.0e} in size"
-            raise InputError(message, hint="what is too large to compute with teaches nothing: bound the score, or scale it")
+            message = (
+                f"the scorer {name} gave {numbers[-1]:.3g} as score {place} of {count}; expected at most {LARGEST:.0e}"
+                " in size"
+            )
+            raise InputError(
+                message, hint="what is too large to compute with teaches nothing: bound the score, or scale it"
+            )
     return numbers

@@ -1,4 +1,5 @@
-"""Scores of many answers, kept shard by shard: killed anywhere, the same call goes on where it stopped and ends with the same scores."""
+"""Scores of many answers, kept shard by shard: killed anywhere, the same call goes on where it stopped and ends with
+the same scores."""
 
 from __future__ import annotations
 
@@ -60,7 +61,10 @@ def score_answers(
                 bar.found(len(shard))
                 continue
             if (signum := stop_requested()) is not None:
-                raise Interrupted(signum, f"{name}: stopped after {number} of {len(shards)} shards of scores; the same command continues")
+                raise Interrupted(
+                    signum,
+                    f"{name}: stopped after {number} of {len(shards)} shards of scores; the same command continues",
+                )
             scorer = scorer or open_scorer()
             kept.keep(number, json.dumps(require_scores(scorer.name, scorer.score(shard), len(shard))).encode())
             bar.advance(len(shard))
@@ -71,5 +75,7 @@ def score_answers(
 def _read(kept: Kept, number: int, count: int) -> list[float]:
     path = kept.find(number)
     if path is None:
-        raise InputError(Problem("is missing or damaged", file=str(kept.path(number)), hint="run the same command again"))
+        raise InputError(
+            Problem("is missing or damaged", file=str(kept.path(number)), hint="run the same command again")
+        )
     return require_scores(f"that made {path}", json.loads(path.read_bytes()), count)

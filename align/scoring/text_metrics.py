@@ -1,4 +1,5 @@
-"""What can be said of answers by looking at their text: length, repetition, mixed languages, whether they end. Pure functions."""
+"""What can be said of answers by looking at their text: length, repetition, mixed languages, whether they end. Pure
+functions."""
 
 from __future__ import annotations
 
@@ -17,18 +18,21 @@ _LATIN = regex.compile(r"\p{Latin}")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters and digits (``don't`` is one), and every Chinese character by itself."""
+    """The words of a text in lower case: runs of letters and digits (``don't`` is one), and every Chinese character by
+    itself."""
     found: list[str] = _WORD.findall(text.lower())
     return found
 
 
 def normalised(text: str) -> str:
-    """``text`` without what does not make two answers different: runs of white space, and how Unicode composes a character."""
+    """``text`` without what does not make two answers different: runs of white space, and how Unicode composes a
+    character."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all texts, as a share of all of them (distinct-n of Li et al., arXiv 1510.03055); 1 without any.
+    """Different n-grams of words over all texts, as a share of all of them (distinct-n of Li et al., arXiv 1510.03055);
+    1 without any.
 
     >>> distinct_n(["a b a b"], 2)   # a b, b a, a b
     0.6666666666666666
@@ -38,7 +42,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def language_mix(text: str) -> float:
-    """The smaller of the shares of Chinese and Latin words, from 0 (one language) to 0.5 (half and half). Other words are left out."""
+    """The smaller of the shares of Chinese and Latin words, from 0 (one language) to 0.5 (half and half). Other words
+    are left out."""
     said = words(text)
     chinese = sum(_HAN.match(word) is not None for word in said)
     latin = sum(_LATIN.search(word) is not None for word in said)

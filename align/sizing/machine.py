@@ -36,7 +36,14 @@ def this_machine(runs_dir: Path) -> Machine:
     disk = float(free_space(runs_dir))
     gpus = gpu_memory()
     if gpus:
-        return Machine(f"this machine ({len(gpus)} x {min(gpus) / 1e9:.0f} GB GPU)", "cuda", len(gpus), float(min(gpus)), disk, True)
+        return Machine(
+            f"this machine ({len(gpus)} x {min(gpus) / 1e9:.0f} GB GPU)",
+            "cuda",
+            len(gpus),
+            float(min(gpus)),
+            disk,
+            True,
+        )
     memory = cpu_memory()
     name = f"this machine ({os.cpu_count()} cores{f', {memory / 1e9:.0f} GB' if memory else ''}, no GPU)"
     return Machine(name, "cpu", os.cpu_count() or 1, memory, disk, True)

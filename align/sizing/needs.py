@@ -1,7 +1,7 @@
 """What a training stage will need: memory, disk and time, each as terms that can be checked one by one.
 
-Counted for this package's own code: the trainer's copies, what autograd keeps of a Llama-like layer, and the chunked log-probs.
-Bytes are bytes and GB are 10^9 of them. Symbols as in :mod:`align.sizing.shapes`.
+Counted for this package's own code: the trainer's copies, what autograd keeps of a Llama-like layer, and the chunked
+log-probs. Bytes are bytes and GB are 10^9 of them. Symbols as in :mod:`align.sizing.shapes`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _RUNTIME = {"cpu": 0.55e9, "cuda": 0.8e9}
 _SLACK = {"cpu": 0.15, "cuda": 0.10}
 """What allocators hold without using it. Measured on a CPU (glibc): 0 to 29 % of the rest."""
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in 4 bits: an 8-bit scale for each 64 of them, an fp32 one for each 256 scales (arXiv 2305.14314)."""
+"""Bytes of a weight in 4 bits: an 8-bit scale for each 64 of them, an fp32 one for each 256 scales (arXiv
+2305.14314)."""
 _FLOPS = {"cpu": 50e9, "cuda": 100e12}
 """Floating point operations a second of one core, or of one GPU, that training really gets. Assumed."""
 
@@ -55,7 +56,9 @@ class Pass:
         return cls(train.microbatch_tokens, "train.microbatch_tokens")
 
 
-def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, processes: int = 1, largest: Pass | None = None) -> list[Term]:
+def memory(
+    shape: Shape, train: Train, lora: Lora | None, *, device: str, processes: int = 1, largest: Pass | None = None
+) -> list[Term]:
     """Peak memory of one process while it trains, in terms that add up; the last one is the allocator's slack.
 
     Args:
@@ -70,7 +73,11 @@ def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, proces
         *_weights(shape, lora, width, train.dtype),
         Term("gradients", trained * kept, f"{count(trained)} trained, {kept} bytes each"),
         Term("Adam moments", 2 * trained * kept, "two for each trained parameter"),
-        Term("activations", largest.tokens * activation_bytes(shape, train, lora), _activation_words(shape, train, largest)),
+        Term(
+            "activations",
+            largest.tokens * activation_bytes(shape, train, lora),
+            _activation_words(shape, train, largest),
+        ),
     ]
     if shape.lm_head:
         words = f"chunks of up to {CHUNK_ELEMENTS[device] // shape.vocab:,} tokens, twice"
@@ -80,9 +87,13 @@ def memory(shape: Shape, train: Train, lora: Lora | None, *, device: str, proces
     if lora is not None:
         terms.append(Term("adapters", trained * kept, "fp32"))
     if train.autocast and train.dtype == "fp32":
-        terms.append(Term("bf16 copies of the weights", 2 * shape.matrices, "autocast keeps them for the backward pass"))
+        terms.append(
+            Term("bf16 copies of the weights", 2 * shape.matrices, "autocast keeps them for the backward pass")
+        )
     if processes > 1:
-        terms.append(Term("gradient exchange", min(trained * kept, 64 * 2**20 + 4 * shape.vocab * shape.hidden), "one bucket"))
+        terms.append(
+            Term("gradient exchange", min(trained * kept, 64 * 2**20 + 4 * shape.vocab * shape.hidden), "one bucket")
+        )
     terms.append(Term("runtime", _RUNTIME[device], "CUDA context" if device == "cuda" else "Python and libraries"))
     used = sum(term.amount for term in terms)
     return [*terms, Term("slack", used * _SLACK[device], f"{_SLACK[device]:.0%}, held by the allocator")]
@@ -101,9 +112,11 @@ def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str) -> list[Te
 
 
 def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
-    """Bytes that autograd keeps for each token of a micro-batch, in all layers; one layer more is at work in the backward pass.
+    """Bytes that autograd keeps for each token of a micro-batch, in all layers; one layer more is at work in the
+    backward pass.
 
-    With checkpointing that is one layer whose values were computed again, and the gradients of these while it is at work.
+    With checkpointing that is one layer whose values were computed again, and the gradients of these while it is at
+    work.
     """
     layer = layer_bytes(shape, train, lora)
     if train.gradient_checkpointing:
@@ -112,13 +125,15 @@ def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
 
 
 def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
-    """Bytes kept for each token in one layer, counted from the tensors that autograd saves (tests/oracles/test_activation_count.py)."""
+    """Bytes kept for each token in one layer, counted from the tensors that autograd saves
+    (tests/oracles/test_activation_count.py)."""
     h, a, k, i = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.intermediate
     half_weights, half_compute = train.dtype == "bf16", train.dtype == "bf16" or train.autocast == "bf16"
     wide, narrow = 4, 2 if half_compute else 4
     # Attention: queries, keys, values and the output. MLP: gate, its activation, up, and their product.
     kept = (2 * a + 2 * k + 4 * i) * narrow
-    # Inputs of the linear layers. Casting makes one copy for each layer that reads them; otherwise the layers share one.
+    # Inputs of the linear layers. Casting makes one copy for each layer that reads them; otherwise the layers share
+    # one.
     readers = (4 if shape.fused_mlp else 5) * h + a
     casts_up = lora is not None and half_weights and train.autocast is None  # adapters compute in fp32
     if casts_up:
@@ -134,7 +149,11 @@ def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
 
 
 def _activation_words(shape: Shape, train: Train, largest: Pass) -> str:
-    layers = f"inputs of {shape.layers} layers, one recomputed and at work" if train.gradient_checkpointing else f"{shape.layers} layers"
+    layers = (
+        f"inputs of {shape.layers} layers, one recomputed and at work"
+        if train.gradient_checkpointing
+        else f"{shape.layers} layers"
+    )
     return f"{largest.tokens:,} tokens ({largest.words}), {layers}"
 
 
@@ -168,12 +187,15 @@ def disk(shape: Shape, train: Train, lora: Lora | None, *, tokens: int | None, d
 
 
 def _copies_words(train: Train, copies: int) -> str:
-    return f"{train.save_total_limit} kept and one being written" if train.save_steps else "one, if the run is interrupted"
+    return (
+        f"{train.save_total_limit} kept and one being written" if train.save_steps else "one, if the run is interrupted"
+    )
 
 
 def flops_per_token(shape: Shape, train: Train, lora: Lora | None) -> float:
-    """Floating point operations to train on one token: 2 for each weight in the forward pass and 2 for the gradient of what enters it,
-    2 more for its own gradient where it is trained, and another forward pass where activations are recomputed."""
+    """Floating point operations to train on one token: 2 for each weight in the forward pass and 2 for the gradient of
+    what enters it, 2 more for its own gradient where it is trained, and another forward pass where activations are
+    recomputed."""
     passes = 2 + (1 if lora is None else 0) + (1 if train.gradient_checkpointing else 0)
     return 2.0 * _multiplied(shape) * passes
 
@@ -184,7 +206,8 @@ def _multiplied(shape: Shape) -> int:
 
 
 def sampled_tokens_per_second(shape: Shape, *, device: str, units: int) -> float:
-    """An assumed speed of sampling: a forward pass for each token, at the speed of training. Right for many samples at a time."""
+    """An assumed speed of sampling: a forward pass for each token, at the speed of training. Right for many samples at
+    a time."""
     return _FLOPS[device] * units / (2.0 * _multiplied(shape))
 
 
@@ -199,7 +222,11 @@ def tokens_per_second(shape: Shape, train: Train, lora: Lora | None, *, device: 
 
 def assumed_speed(device: str) -> str:
     """The assumption behind :func:`tokens_per_second`, in words."""
-    return f"{_FLOPS[device] / 1e9:,.0f} GFLOP/s a core" if device == "cpu" else f"{_FLOPS[device] / 1e12:,.0f} TFLOP/s a GPU"
+    return (
+        f"{_FLOPS[device] / 1e9:,.0f} GFLOP/s a core"
+        if device == "cpu"
+        else f"{_FLOPS[device] / 1e12:,.0f} TFLOP/s a GPU"
+    )
 
 
 def count(number: float) -> str:

@@ -18,7 +18,13 @@ _CACHE_GB = 2.0
 
 
 def memory(
-    shape: Shape, spec: PpoStage, *, device: str, processes: int = 1, budget: float | None = None, largest: Pass | None = None
+    shape: Shape,
+    spec: PpoStage,
+    *,
+    device: str,
+    processes: int = 1,
+    budget: float | None = None,
+    largest: Pass | None = None,
 ) -> list[Term]:
     """Peak memory of one process, in terms that add up; the last one is the allocator's slack.
 
@@ -31,7 +37,9 @@ def memory(
     share = slack.amount / sum(term.amount for term in used)
     used += [*_value_model(shape, spec), *_frozen(shape, spec)]
     slack = Term(
-        "slack", share * sum(term.amount for term in used), f"{share:.0%}, held by the allocator; vLLM takes what it takes at once"
+        "slack",
+        share * sum(term.amount for term in used),
+        f"{share:.0%}, held by the allocator; vLLM takes what it takes at once",
     )
     return [*used, *_engine(shape, spec, device, budget), slack]
 
@@ -83,7 +91,10 @@ def _engine(shape: Shape, spec: PpoStage, device: str, budget: float | None) -> 
     given = rollout.cache_gb
     cache = given * 1e9 if given else (budget or 0) / 3 if device == "cuda" else _CACHE_GB * 1e9
     how = "rollout.cache_gb" if given else "a third of the GPU" if device == "cuda" else "default of rollout.cache_gb"
-    return [Term("rollout engine", shape.parameters * width, "vLLM's own copy of the policy"), Term("rollout cache", cache, how)]
+    return [
+        Term("rollout engine", shape.parameters * width, "vLLM's own copy of the policy"),
+        Term("rollout cache", cache, how),
+    ]
 
 
 def disk(shape: Shape, spec: PpoStage, *, tokens: int | None, dequantises: bool) -> list[Term]:

@@ -1,6 +1,7 @@
 """The shape of a transformer, and what follows from it by counting: parameters, adapters, activations.
 
-Symbols: L layers, H hidden size, A = heads x head size, K = key-value heads x head size, I intermediate size, V vocabulary.
+Symbols: L layers, H hidden size, A = heads x head size, K = key-value heads x head size, I intermediate size, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Shape:
     def lora_parameters(self, rank: int, targets: str | list[str]) -> int:
         """Parameters of LoRA adapters: rank x (inputs + outputs) for each linear layer that ``targets`` names."""
         chosen = [
-            size for name, size in self.linears.items() if targets == "all-linear" or any(name.endswith(target) for target in targets)
+            size
+            for name, size in self.linears.items()
+            if targets == "all-linear" or any(name.endswith(target) for target in targets)
         ]
         return self.layers * rank * sum(inputs + outputs for inputs, outputs in chosen)
 
@@ -96,7 +99,11 @@ def from_config(config: Mapping[str, Any]) -> Shape | None:
     bias = bool(config.get("attention_bias", family == "glm"))
     varying: dict[str, Any] = {}
     if family in ("llama", "qwen3"):
-        varying = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": bool(config.get("mlp_bias", False)) and family == "llama"}
+        varying = {
+            "qkv_bias": bias,
+            "out_bias": bias,
+            "mlp_bias": bool(config.get("mlp_bias", False)) and family == "llama",
+        }
     elif family in ("glm", "glm4"):
         varying = {"qkv_bias": bias}
     heads = int(config["num_attention_heads"])

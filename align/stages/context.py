@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class StageContext:
     """One run of one stage.
 
-    ``out`` is an empty folder; what the stage leaves in it becomes the artefact, visible by one rename after the stage returned.
-    ``work`` survives an interruption: checkpoints and caches of this very identity (same config, same inputs) go there.
+    ``out`` is an empty folder; what the stage leaves in it becomes the artefact, visible by one rename after the stage
+    returned. ``work`` survives an interruption: checkpoints and caches of this very identity (same config, same inputs)
+    go there.
     """
 
     name: str
@@ -34,7 +35,8 @@ class StageContext:
     resolve: Callable[[str], Path | str]
     """A reference as written in the recipe -> a local path, or a hub id (str)."""
     trained_on: Callable[[str], Sequence[tuple[DataSource, Want]]] = lambda reference: ()
-    """A reference to a model -> what the stages of this recipe that made it were trained on, and as what; nothing for any other model."""
+    """A reference to a model -> what the stages of this recipe that made it were trained on, and as what; nothing for
+    any other model."""
     console: Console = field(default_factory=Console)
     summary: dict[str, Any] = field(default_factory=dict)
     """Headline numbers: goes into the manifest and the report. JSON values only."""
@@ -48,7 +50,10 @@ class StageContext:
         """
         if reference is None:
             template = self.model.chat_template
-            found = {"path": str(self.resolve(self.model.path)), "chat_template": None if template is None else str(self.resolve(template))}
+            found = {
+                "path": str(self.resolve(self.model.path)),
+                "chat_template": None if template is None else str(self.resolve(template)),
+            }
             return self.model.model_copy(update=found)
         return Model(path=str(self.resolve(reference)))
 

@@ -1,9 +1,9 @@
 """``kind: dpo``: direct preference optimisation and its relatives. Preferences in, a policy out.
 
-A prompt with its chosen and all its rejected answers is one tree, computed in one pass (in groups of answers where it is much larger than a
-micro-batch). Each (chosen, rejected) pair gives a loss; a prompt's loss is the mean over its rejected answers, and the step's is the mean
-over its prompts, so a prompt with many rejected answers weighs as much as one with a single one. The reference is always the stage's own
-starting policy, scored once before training.
+A prompt with its chosen and all its rejected answers is one tree, computed in one pass (in groups of answers where it
+is much larger than a micro-batch). Each (chosen, rejected) pair gives a loss; a prompt's loss is the mean over its
+rejected answers, and the step's is the mean over its prompts, so a prompt with many rejected answers weighs as much as
+one with a single one. The reference is always the stage's own starting policy, scored once before training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from align.training.trainer import LossOutput, Trainer, autocast, computes_in
 class DpoTrainer(Trainer):
     """The preference losses on the common loop.
 
-    ``reference`` and ``held_out_reference`` give the summed reference log-probs of a batch's branches; None for losses without one.
+    ``reference`` and ``held_out_reference`` give the summed reference log-probs of a batch's branches; None for losses
+    without one.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class DpoTrainer(Trainer):
         """Of a hidden state: what a tie is measured by."""
 
     def steps(self) -> Iterator[Sequence[Batch]]:
-        """The loader's steps from where the run is; for ``kto_pair`` the step's reference points are estimated first."""
+        """The loader's steps from where the run is; for ``kto_pair`` the step's reference points are estimated
+        first."""
         for micro_batches in self.loader.from_step(self.progress.step):
             if self.spec.loss == "kto_pair":
                 self.kl = self._reference_points(micro_batches, held_out=False)
@@ -75,7 +77,8 @@ class DpoTrainer(Trainer):
         return {"dpo": len(batch.tree_ids), **({"sft": chosen_tokens} if self.spec.sft_weight else {})}
 
     def loss(self, batch: Batch) -> LossOutput:
-        """Summed over prompts: the mean preference loss over each prompt's pairs; and the chosen answers' negative log-likelihood."""
+        """Summed over prompts: the mean preference loss over each prompt's pairs; and the chosen answers' negative
+        log-likelihood."""
         logprobs = batch_logprobs(self.model, batch, own_attention=self.loader.layout == "padded")
         policy = segment_sum(logprobs, batch.branch, batch.num_branches)
         ratios = policy - self._reference_sums(batch)
@@ -106,7 +109,9 @@ class DpoTrainer(Trainer):
                 own = slice(first, first + group.num_branches)
                 rejected = segment_sum(stream.branches(number), group.branch, group.num_branches)
                 sums = torch.cat([chosen[None], policy[1:first], rejected, policy[own.stop :]])
-                of_group = Pairs(pairs.chosen[first - 1 : own.stop - 1], pairs.rejected[first - 1 : own.stop - 1], pairs.tree)
+                of_group = Pairs(
+                    pairs.chosen[first - 1 : own.stop - 1], pairs.rejected[first - 1 : own.stop - 1], pairs.tree
+                )
                 part = self._pair_loss(batch, sums, sums - reference, of_group).sum() / len(pairs.rejected)
                 self.weighted({"dpo": part}, counts).backward()  # type: ignore[no-untyped-call]
                 policy[own], total, first = rejected.detach(), total + part.detach(), own.stop
@@ -140,7 +145,9 @@ class DpoTrainer(Trainer):
                 return losses.ipo(means[pairs.chosen] - means[pairs.rejected], spec.beta)
             case "simpo":
                 means = policy / lengths
-                return losses.simpo(means[pairs.chosen] - means[pairs.rejected], spec.beta, 1.0 if spec.gamma is None else spec.gamma)
+                return losses.simpo(
+                    means[pairs.chosen] - means[pairs.rejected], spec.beta, 1.0 if spec.gamma is None else spec.gamma
+                )
             case "kto_pair":
                 return losses.kto_pair(ratios[pairs.chosen], ratios[pairs.rejected], spec.beta, *self.kl)
 
@@ -152,7 +159,8 @@ class DpoTrainer(Trainer):
 
     @torch.no_grad()
     def _reference_points(self, micro_batches: Sequence[Batch], *, held_out: bool) -> tuple[float, float]:
-        """Mean log-ratios of chosen and of rejected answers over the whole step, at least 0: KTO's reference points, without gradient."""
+        """Mean log-ratios of chosen and of rejected answers over the whole step, at least 0: KTO's reference points,
+        without gradient."""
         parts = []
         was_training = self.model.training
         self.model.train(not held_out)
@@ -173,12 +181,15 @@ class DpoTrainer(Trainer):
         return max(0.0, sums["chosen"].value), max(0.0, sums["rejected"].value)
 
     def _metrics(self, batch: Batch, policy: Tensor, ratios: Tensor, pairs: Pairs) -> dict[str, Mean]:
-        """Implicit rewards, accuracy, log-probs and lengths, each averaged over prompts (over a prompt's rejected answers first)."""
+        """Implicit rewards, accuracy, log-probs and lengths, each averaged over prompts (over a prompt's rejected
+        answers first)."""
         lengths = segment_count(batch.branch, batch.num_branches)
         rewards = self.spec.beta * (policy / lengths if self.spec.loss == "simpo" else ratios)
         per_prompt = partial(segment_mean, segment=pairs.tree, num_segments=len(batch.tree_ids))
         margin = rewards[pairs.chosen] - rewards[pairs.rejected]
-        noise = self.spec.beta * logprob_noise(policy, lengths, self.error) / (lengths if self.spec.loss == "simpo" else 1)
+        noise = (
+            self.spec.beta * logprob_noise(policy, lengths, self.error) / (lengths if self.spec.loss == "simpo" else 1)
+        )
         values = {
             "rewards/chosen": rewards[pairs.chosen],
             "rewards/rejected": rewards[pairs.rejected],
@@ -199,7 +210,9 @@ def run(spec: DpoStage, ctx: StageContext) -> None:
     stage = prepare(spec, ctx, trained)
     digest = None if spec.loss == "simpo" else weights_digest(stage.model)
     references = [_reference(stage, store, digest) for store in (stage.data, stage.held_out)]
-    trainer = DpoTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments)
+    trainer = DpoTrainer(
+        stage.training_loader(), stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments
+    )
     stage.train_and_save(trainer, spec.samples)
     warning = _both_fell(trainer.progress.first_eval, trainer.progress.last_eval)
     if warning:
@@ -211,8 +224,13 @@ _A_FALL = 0.1
 
 
 def _both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str | None:
-    """In plain words, when training made the held-out chosen answers less likely together with the rejected ones; else None."""
-    if not before or not after or any(after[name] > before[name] - _A_FALL for name in ("logps/chosen", "logps/rejected")):
+    """In plain words, when training made the held-out chosen answers less likely together with the rejected ones; else
+    None."""
+    if (
+        not before
+        or not after
+        or any(after[name] > before[name] - _A_FALL for name in ("logps/chosen", "logps/rejected"))
+    ):
         return None
     change = f"{before['logps/chosen']:.1f} to {after['logps/chosen']:.1f} nats"
     return (
@@ -222,7 +240,8 @@ def _both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | 
 
 
 def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None) -> Reference | None:
-    """Reference log-probs of a data set under the starting policy; None without data, or for a loss without reference."""
+    """Reference log-probs of a data set under the starting policy; None without data, or for a loss without
+    reference."""
     if store is None or weights is None:
         return None
     train = stage.spec.train

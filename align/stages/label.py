@@ -1,6 +1,7 @@
 """``kind: label``: preferences from a policy's own answers. Prompts in, preferences out.
 
-ChatGLM-RLHF (arXiv 2404.00934) makes DPO's pairs so: answers to the prompts of reinforcement learning, labelled by the reward model.
+ChatGLM-RLHF (arXiv 2404.00934) makes DPO's pairs so: answers to the prompts of reinforcement learning, labelled by the
+reward model.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
     for one in answered:
         pairs = make_pairs(one.scores, spec.pairs, spec.min_margin)
         if one.scores and not pairs:
-            left_out.add(one.record, TIED if len(set(one.scores)) == 1 else TOO_CLOSE, margin=max(one.scores) - min(one.scores))
+            left_out.add(
+                one.record, TIED if len(set(one.scores)) == 1 else TOO_CLOSE, margin=max(one.scores) - min(one.scores)
+            )
         for number, pair in enumerate(pairs, 1):
             rows.append(preference_row(one, pair, number if len(pairs) > 1 else None, as_sampled))
             longer += [len(one.used[pair.chosen].ids) - len(one.used[place].ids) for place in pair.rejected]
@@ -66,8 +69,9 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
     }
     leave(ctx, rows, answered, left_out, outcome)
     ctx.console.print(
-        f"{ctx.name}  {len(rows):,} preferences from {given:,} prompts, {len(longer):,} pairs; the longer answer is chosen in "
-        f"{outcome['longer_chosen']:,}, the shorter in {outcome['shorter_chosen']:,}; median margin {outcome['margins']['median']:.3g}",
+        f"{ctx.name}  {len(rows):,} preferences from {given:,} prompts, {len(longer):,} pairs; the longer answer is"
+        f" chosen in {outcome['longer_chosen']:,}, the shorter in {outcome['shorter_chosen']:,}; median margin"
+        f" {outcome['margins']['median']:.3g}",
         highlight=False,
         soft_wrap=True,
     )
@@ -75,8 +79,11 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
         ctx.console.print(line, highlight=False, soft_wrap=True)
 
 
-def make_pairs(scores: Sequence[float], pairs: Literal["best_worst", "best_vs_rest", "margin"], min_margin: float) -> list[Pair]:
-    """The pairs that ``scores`` of answers to one prompt give, best first. Of equally good best answers the first is chosen.
+def make_pairs(
+    scores: Sequence[float], pairs: Literal["best_worst", "best_vs_rest", "margin"], min_margin: float
+) -> list[Pair]:
+    """The pairs that ``scores`` of answers to one prompt give, best first. Of equally good best answers the first is
+    chosen.
 
     Chosen and rejected differ by at least ``min_margin``, and never score the same.
 
@@ -101,15 +108,17 @@ def make_pairs(scores: Sequence[float], pairs: Literal["best_worst", "best_vs_re
 
 
 def preference_row(one: Answered, pair: Pair, number: int | None, as_sampled: AsSampled) -> dict[str, Any]:
-    """A pair as a row of preferences. ``margin`` is the difference of scores, one for each of several rejected answers; ``number`` tells a
-    prompt's pairs apart."""
+    """A pair as a row of preferences. ``margin`` is the difference of scores, one for each of several rejected answers;
+    ``number`` tells a prompt's pairs apart."""
     row = prompt_row(one.record)
     rejected = [one.scores[place] for place in pair.rejected]
     margins = [one.scores[pair.chosen] - score for score in rejected]
 
     def said(place: int) -> list[Message]:
         answer = one.used[place]
-        return [as_sampled.message(one.record.prompt, one.record.tools, answer.text, answer.ids, finished=answer.finished)]
+        return [
+            as_sampled.message(one.record.prompt, one.record.tools, answer.text, answer.ids, finished=answer.finished)
+        ]
 
     return {
         **row,
@@ -128,6 +137,7 @@ def _length_bias(differences: Sequence[int]) -> str | None:
         return None
     which, count = ("longer", longer) if longer > shorter else ("shorter", shorter)
     return (
-        f"the {which} answer is chosen in {count} of {longer + shorter} pairs of unequal length: a policy may learn length alone. "
-        "report.json has the correlation of score and length; `length_balance` trains a reward model against it."
+        f"the {which} answer is chosen in {count} of {longer + shorter} pairs of unequal length: a policy may learn"
+        " length alone. report.json has the correlation of score and length; `length_balance` trains a reward model"
+        " against it."
     )

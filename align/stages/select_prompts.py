@@ -1,8 +1,9 @@
 """``kind: select_prompts``: prompts that a policy can learn from. Prompts in, fewer prompts out.
 
-ChatGLM-RLHF (arXiv 2404.00934): rules drop prompts that say nothing or that no model can answer, a classifier those of low quality; then
-several answers to each are scored, and a prompt whose answers all score alike goes, since it says nothing about which answer is better.
-The paper gives neither the number of answers nor the threshold; here a share of the prompts goes, or all below a threshold.
+ChatGLM-RLHF (arXiv 2404.00934): rules drop prompts that say nothing or that no model can answer, a classifier those of
+low quality; then several answers to each are scored, and a prompt whose answers all score alike goes, since it says
+nothing about which answer is better. The paper gives neither the number of answers nor the threshold; here a share of
+the prompts goes, or all below a threshold.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
     outcome = {"prompts": given, "kept": len(rows), "kept_without_spread": without, "reward_std": spread(stds)}
     leave(ctx, rows, answered, left_out, outcome)
     ctx.console.print(
-        f"{ctx.name}  kept {len(rows):,} of {given:,} prompts; standard deviation of a prompt's scores: {statistics.median(stds):.3g} "
-        f"(median), at least {min(row['reward_std'] for row in rows):.3g} where it is kept",
+        f"{ctx.name}  kept {len(rows):,} of {given:,} prompts; standard deviation of a prompt's scores:"
+        f" {statistics.median(stds):.3g} (median), at least {min(row['reward_std'] for row in rows):.3g} where it is"
+        " kept",
         highlight=False,
         soft_wrap=True,
     )
@@ -75,15 +77,16 @@ def rule_against(record: Prompt, spec: SelectPromptsStage) -> str | None:
 def too_alike(stds: Sequence[float], *, share: float | None = None, least: float | None = None) -> set[int]:
     """Places of the prompts whose scores differ too little.
 
-    With ``least``: those whose standard deviation is smaller. Else the ``share`` (a quarter when None) of all with the smallest ones,
-    rounded down; of equal ones the later go first.
+    With ``least``: those whose standard deviation is smaller. Else the ``share`` (a quarter when None) of all with the
+    smallest ones, rounded down; of equal ones the later go first.
 
     >>> too_alike([0.5, 0.0, 0.2, 0.3], share=0.5)
     {1, 2}
     """
     if least is not None:
         return {place for place, std in enumerate(stds) if std < least}
-    number = int(len(stds) * Fraction(str(_DEFAULT_SHARE if share is None else share)))  # the decimal as written: 0.29 of 100 are 29
+    # The decimal as written: 0.29 of 100 are 29
+    number = int(len(stds) * Fraction(str(_DEFAULT_SHARE if share is None else share)))
     return set(sorted(range(len(stds)), key=lambda place: (stds[place], -place))[:number])
 
 

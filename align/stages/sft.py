@@ -1,7 +1,8 @@
 """``kind: sft``: supervised fine-tuning. Conversations in, a policy out.
 
-The loss is the negative log-likelihood of the assistant's tokens, the turn-ending token included, averaged per token or per conversation
-over the whole optimiser step. Conversations are single-branch trees: everything before the first target is the trunk.
+The loss is the negative log-likelihood of the assistant's tokens, the turn-ending token included, averaged per token or
+per conversation over the whole optimiser step. Conversations are single-branch trees: everything before the first
+target is the trunk.
 """
 
 from __future__ import annotations

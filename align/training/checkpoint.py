@@ -1,7 +1,7 @@
 """Checkpoints to resume from: atomic, checked by digest, never pickled.
 
-``ROOT/step-00000100/`` holds safetensors files, ``state.json`` and a manifest of sha256 sums. A folder is visible only when complete, and
-is used only when every file of its manifest is there with its digest.
+``ROOT/step-00000100/`` holds safetensors files, ``state.json`` and a manifest of sha256 sums. A folder is visible only
+when complete, and is used only when every file of its manifest is there with its digest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Checkpoint:
         """
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
-            raise InputError(Problem("checkpoint has no such state", file=str(path), hint="remove the checkpoint to start over"))
+            raise InputError(
+                Problem("checkpoint has no such state", file=str(path), hint="remove the checkpoint to start over")
+            )
         return load_file(path)
 
     def state(self) -> dict[str, Any]:
@@ -52,7 +54,9 @@ class Checkpoint:
         return state
 
 
-def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
+) -> Path:
     """Write one checkpoint, make it visible, and only then remove the oldest beyond ``keep``.
 
     Raises:
@@ -65,8 +69,11 @@ def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Mapping[str, Te
     return final
 
 
-def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None = None) -> None:
-    """Write the folder ``final``, whole or not at all: ``NAME.safetensors`` for each group, ``state.json``, and the manifest."""
+def save_tensors(
+    final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None = None
+) -> None:
+    """Write the folder ``final``, whole or not at all: ``NAME.safetensors`` for each group, ``state.json``, and the
+    manifest."""
     root = files.make_folder(final.parent)
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
     files.free_space_or_raise(root, needed)
@@ -75,7 +82,9 @@ def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state
         with files.machine_faults(final, lambda: needed):
             tmp.mkdir()
             for name, group in tensors.items():
-                save_file({key: value.detach().contiguous() for key, value in group.items()}, tmp / f"{name}.safetensors")
+                save_file(
+                    {key: value.detach().contiguous() for key, value in group.items()}, tmp / f"{name}.safetensors"
+                )
         files.write_json(tmp / "state.json", state or {})
         sealed.seal(tmp)
         files.publish_folder(tmp, final)
@@ -87,7 +96,10 @@ def save_tensors(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state
 
 def checkpoints(root: Path) -> list[Checkpoint]:
     """All of a run, the newest first, not verified."""
-    return [Checkpoint(folder, int(folder.name.removeprefix("step-"))) for folder in sorted(root.glob("step-*"), reverse=True)]
+    return [
+        Checkpoint(folder, int(folder.name.removeprefix("step-")))
+        for folder in sorted(root.glob("step-*"), reverse=True)
+    ]
 
 
 def newest_checkpoint(
@@ -109,7 +121,9 @@ def newest_checkpoint(
             return checkpoint
         problems += found
     if problems:
-        raise InputError([*problems, Problem("no checkpoint verifies", file=str(root), hint="remove the folder to start over")])
+        raise InputError(
+            [*problems, Problem("no checkpoint verifies", file=str(root), hint="remove the folder to start over")]
+        )
     return None
 
 
@@ -131,7 +145,8 @@ def _problems(folder: Path, required: Sequence[str]) -> list[Problem]:
 
 
 class BestWeights:
-    """Weights of the best evaluation so far. A checkpoint needs those that were the best when it was saved: the newest up to its step."""
+    """Weights of the best evaluation so far. A checkpoint needs those that were the best when it was saved: the newest
+    up to its step."""
 
     def __init__(self, work: Path) -> None:
         self._work, self._root = work, work / "best"

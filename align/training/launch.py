@@ -1,7 +1,8 @@
 """Processes: who am I among how many, the collectives that training needs, and starting several of us on one machine.
 
-The package runs the same program on every process (torchrun, accelerate launch, Slurm and ``align run --nproc N`` all set the same
-environment variables). With one process every collective is the identity and torch.distributed is never touched.
+The package runs the same program on every process (torchrun, accelerate launch, Slurm and ``align run --nproc N`` all
+set the same environment variables). With one process every collective is the identity and torch.distributed is never
+touched.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Ranks:
             dist.barrier()
 
     def broadcast_object(self, value: Any) -> Any:
-        """The first process's value, on every process. Values are plain data of ours and travel over the private process group."""
+        """The first process's value, on every process. Values are plain data of ours and travel over the private
+        process group."""
         if self.world == 1:
             return value
         box = [value]
@@ -69,8 +71,8 @@ class Ranks:
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add up the gradients of all processes in place, a few large messages instead of many small ones.
 
-        Losses are already divided by global counts, so the sum is the gradient of the whole step; a process without a micro-batch
-        contributes zeros.
+        Losses are already divided by global counts, so the sum is the gradient of the whole step; a process without a
+        micro-batch contributes zeros.
         """
         if self.world == 1:
             return
@@ -124,10 +126,11 @@ def leave() -> None:
 
 
 def respawn(nproc: int, command: Sequence[str]) -> int:
-    """Run ``command`` as ``nproc`` processes of one group on this machine, over loopback; returns the exit code of the first that failed.
+    """Run ``command`` as ``nproc`` processes of one group on this machine, over loopback; returns the exit code of the
+    first that failed.
 
-    A signal is passed on to all. When one process fails the others, which would wait for it in a collective, are ended; when this process
-    ends, however it does, all end (``LAUNCHER`` in their environment says whom they end with).
+    A signal is passed on to all. When one process fails the others, which would wait for it in a collective, are ended;
+    when this process ends, however it does, all end (``LAUNCHER`` in their environment says whom they end with).
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

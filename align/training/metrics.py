@@ -58,15 +58,23 @@ class MetricsLog:
         config: Mapping[str, Any],
         written: str | None = None,
     ) -> None:
-        """``resumed_at`` is the step that the run goes on from, None when it begins anew; ``written`` the :meth:`digest` at that step."""
+        """``resumed_at`` is the step that the run goes on from, None when it begins anew; ``written`` the
+        :meth:`digest` at that step."""
         self.path = path
         if path.exists():
-            # A step that runs again after a resume must not appear twice, and a crash of the machine may have cut the last line.
+            # A step that runs again after a resume must not appear twice, and a crash of the machine may have cut the
+            # last line.
             upto = -1 if resumed_at is None else resumed_at
-            kept = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if _step_of(line) <= upto]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8", errors="replace").split("\n")
+                if _step_of(line) <= upto
+            ]
             files.atomic_write(path, "".join(line + "\n" for line in kept))
         if written is not None and written != self.digest():
-            _log.warning("%s is damaged: rows of it may be missing or wrong; what is trained does not follow from them", path)
+            _log.warning(
+                "%s is damaged: rows of it may be missing or wrong; what is trained does not follow from them", path
+            )
         self._trackers = _open_trackers(report_to, run_name, path.parent / "trackers", config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -109,7 +117,9 @@ def _open_trackers(names: list[str], run_name: str, folder: Path, config: Mappin
         kind = LOGGER_TYPE_TO_CLASS[str(found)]
         tracker = kind(run_name, logging_dir=str(folder)) if kind.requires_logging_directory else kind(run_name)
         tracker.start()
-        tracker.store_init_configuration({key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))})
+        tracker.store_init_configuration(
+            {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
+        )
         trackers.append(tracker)
     return trackers
 
@@ -140,14 +150,20 @@ class ProgressBar:
         shown = [f"loss {values['loss']:.4f}", f"{values['tokens_per_second']:.0f} tokens/s"]
         if self._bar is not None:
             self._bar.update(self._task, completed=step, line="  ".join(shown))
-        elif step == self._total or step - self._printed >= max(1, self._total // 10) or time.monotonic() - self._said >= SILENCE_S:
+        elif (
+            step == self._total
+            or step - self._printed >= max(1, self._total // 10)
+            or time.monotonic() - self._said >= SILENCE_S
+        ):
             self._printed, self._said = step, time.monotonic()
             left = (self._total - step) * self._seconds(step, values["step_seconds"])
-            self._console.print(f"{self._name}  step {step}/{self._total}  {'  '.join(shown)}  {left:.0f} s left", highlight=False)
+            self._console.print(
+                f"{self._name}  step {step}/{self._total}  {'  '.join(shown)}  {left:.0f} s left", highlight=False
+            )
 
     def _seconds(self, step: int, own: float) -> float:
-        """From one step to the next: by the clock, since between steps a run may sample, score and evaluate; the first step's own are all
-        that is known of it, since what came before was done once."""
+        """From one step to the next: by the clock, since between steps a run may sample, score and evaluate; the first
+        step's own are all that is known of it, since what came before was done once."""
         now = time.monotonic()
         if self._first is None:
             self._first = now, step

@@ -15,13 +15,16 @@ from align.recipe.schema import Train
 def learning_rate(train: Train, step: int, total_steps: int) -> float:
     """Learning rate of optimiser step ``step`` (from 0): a linear rise over the warm-up, then the schedule's shape.
 
-    The first step is never wasted on a rate of 0; the floor (``min_lr_ratio``) is where the schedule arrives after its last step.
+    The first step is never wasted on a rate of 0; the floor (``min_lr_ratio``) is where the schedule arrives after its
+    last step.
     """
     warmup = math.ceil(train.warmup_ratio * total_steps)
     if step < warmup:
         return train.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
-    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[train.lr_scheduler_type]
+    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
+        train.lr_scheduler_type
+    ]
     if train.lr_scheduler_type == "constant":
         return train.learning_rate
     return train.learning_rate * (train.min_lr_ratio + (1 - train.min_lr_ratio) * shape)
@@ -39,7 +42,8 @@ class ParameterGroup:
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], train: Train) -> torch.optim.AdamW:
-    """AdamW over groups of named parameters; weight decay on matrices only (biases, norms and scalars are never decayed)."""
+    """AdamW over groups of named parameters; weight decay on matrices only (biases, norms and scalars are never
+    decayed)."""
     parts = []
     for group in groups:
         matrices = [p for p in group.parameters.values() if p.ndim >= 2]
@@ -65,10 +69,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimiser's state as named tensors, ``PARAMETER/KEY``; empty before its first step."""
-    return {f"{name}/{key}": value for name, p in parameters.items() for key, value in optimizer.state.get(p, {}).items()}
+    return {
+        f"{name}/{key}": value for name, p in parameters.items() for key, value in optimizer.state.get(p, {}).items()
+    }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
     """Put back what :func:`optimizer_tensors` returned.
 
     Raises:
@@ -81,7 +89,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping
         name, field = key.rsplit("/", 1)
         parameter = parameters[name]
         # AdamW keeps its step count as a CPU scalar unless fused on an accelerator; moments live with the parameter.
-        optimizer.state[parameter][field] = value.to(parameter.device) if value.ndim or parameter.device.type != "cpu" else value
+        optimizer.state[parameter][field] = (
+            value.to(parameter.device) if value.ndim or parameter.device.type != "cpu" else value
+        )
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> float:

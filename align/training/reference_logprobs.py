@@ -1,7 +1,8 @@
 """Reference log-probs: of the stage's own starting policy, computed once, before anything is trained.
 
-The key of a cached result holds everything it follows from: the weights in memory (adapters included, so a policy that was changed after
-loading is another reference), the encoded data (which holds tokenizer, template and lengths), and the precision.
+The key of a cached result holds everything it follows from: the weights in memory (adapters included, so a policy that
+was changed after loading is another reference), the encoded data (which holds tokenizer, template and lengths), and the
+precision.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def reference_for(
         branches: number of branches of every tree.
         key: names everything the result follows from.
         cache: folder for cached results.
-        microbatch_tokens: of training. Trees larger than that go through in groups there, so they do here: the first loss is ln 2.
+        microbatch_tokens: of training. Trees larger than that go through in groups there, so they do here: the first
+            loss is ln 2.
     """
     first = torch.tensor([0, *branches]).cumsum(0)
     path = cache / f"{key}.safetensors"

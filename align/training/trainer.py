@@ -1,8 +1,10 @@
-"""The one training loop. Every stage that trains subclasses :class:`Trainer` and says what a step is made of; the rest is here, once.
+"""The one training loop. Every stage that trains subclasses :class:`Trainer` and says what a step is made of; the rest
+is here, once.
 
-The optimiser step is exact: all its micro-batches are fetched first, what each loss term is averaged over (tokens, pairs, prompts) is
-counted over all of them on all processes, and then *sums* divided by those global counts are back-propagated. So the gradient is the same
-however the step is cut into micro-batches, packed into rows, or spread over processes.
+The optimiser step is exact: all its micro-batches are fetched first, what each loss term is averaged over (tokens,
+pairs, prompts) is counted over all of them on all processes, and then *sums* divided by those global counts are
+back-propagated. So the gradient is the same however the step is cut into micro-batches, packed into rows, or spread
+over processes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from align.errors import EnvironmentFault, InputError, Interrupted, Problem, Tra
 from align.models.adapters import trainable_parameters
 from align.recipe.schema import Train
 from align.signals import stop_requested
-from align.training.checkpoint import SAVE_SECONDS, SAVE_SHARE, BestWeights, newest_checkpoint, rng_state, save_checkpoint, set_rng_state
+from align.training.checkpoint import (
+    SAVE_SECONDS,
+    SAVE_SHARE,
+    BestWeights,
+    newest_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 from align.training.launch import Ranks
 from align.training.memory import keep_freed_memory, told_with_errors
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
@@ -44,7 +54,8 @@ _SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a micro-batch contributes: a differentiable SUM per loss term (none where it is only watched), metrics with their own counts."""
+    """What a micro-batch contributes: a differentiable SUM per loss term (none where it is only watched), metrics with
+    their own counts."""
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Mean] = field(default_factory=dict)
@@ -75,7 +86,8 @@ class Trainer(ABC):
         total_steps: optimiser steps from start to end, known beforehand.
         work: folder for checkpoints and logs; a run that finds its own checkpoint there continues from it.
         name, seed, console, ranks: of the stage run.
-        groups: parameters with learning rates of their own, clipped apart; together all that is trained. Absent: one group.
+        groups: parameters with learning rates of their own, clipped apart; together all that is trained. Absent: one
+            group.
     """
 
     term_weights: Mapping[str, float] = {}
@@ -218,7 +230,9 @@ class Trainer(ABC):
 
     def weighted(self, terms: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
         """Summed terms as their share of the step's loss: each divided by its global count, then weighted."""
-        parts = [self.term_weights.get(name, 1.0) * total / counts[name] for name, total in terms.items() if counts[name]]
+        parts = [
+            self.term_weights.get(name, 1.0) * total / counts[name] for name, total in terms.items() if counts[name]
+        ]
         return torch.stack(parts).sum()
 
     def _sum_over_ranks(self, outputs: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
@@ -236,14 +250,16 @@ class Trainer(ABC):
         bad = [name for name in ("loss", "grad_norm") if not _finite(metrics[name])]
         if not bad:
             return
-        ids = [tree for part in self.ranks.gather([t for batch in micro_batches for t in batch.tree_ids]) for tree in part]
+        ids = [
+            tree for part in self.ranks.gather([t for batch in micro_batches for t in batch.tree_ids]) for tree in part
+        ]
         step = self.progress.step + 1
         if self.ranks.first:
             report = {"step": step, "metrics": {name: str(value) for name, value in metrics.items()}, "examples": ids}
             files.write_json(self.work / "nan.json", report)
         raise TrainingFault(
-            f"{self.name}: {' and '.join(bad)} not finite at step {step} ({metrics[bad[0]]}); the optimiser has not moved; examples in "
-            f"{self.work / 'nan.json'}",
+            f"{self.name}: {' and '.join(bad)} not finite at step {step} ({metrics[bad[0]]}); the optimiser has not"
+            f" moved; examples in {self.work / 'nan.json'}",
             hint="lower learning_rate, or look at the examples; earlier checkpoints are intact",
         )
 
@@ -263,12 +279,15 @@ class Trainer(ABC):
         elif asked[0][1] and not last:  # by the first process's clock: all save after the same step
             self._save(log, asked=False)
         if signum is not None:
-            raise Interrupted(signum, f"{self.name}: stopped at step {step} of {self.total_steps}; saved; the same command continues")
+            raise Interrupted(
+                signum, f"{self.name}: stopped at step {step} of {self.total_steps}; saved; the same command continues"
+            )
 
     # Held-out data
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on the held-out data, names as in training; empty without held-out data. Independent of batch size and processes."""
+        """Metrics on the held-out data, names as in training; empty without held-out data. Independent of batch size
+        and processes."""
         self.model.eval()
         outputs = []
         with torch.no_grad():
@@ -287,7 +306,11 @@ class Trainer(ABC):
         progress.last_eval = values
         progress.first_eval = progress.first_eval or values
         if progress.best_loss is None or values["loss"] < progress.best_loss:
-            progress.best_loss, progress.best_step, progress.evals_without_improvement = values["loss"], progress.step, 0
+            progress.best_loss, progress.best_step, progress.evals_without_improvement = (
+                values["loss"],
+                progress.step,
+                0,
+            )
             progress.best_eval = values
             if self.train.load_best_model and self.ranks.first:
                 self.best.save(progress.step, self.parameters)
@@ -312,9 +335,14 @@ class Trainer(ABC):
         """Put back what :meth:`state_dict` returned."""
 
     def missing(self, state: Mapping[str, Any]) -> list[Problem]:
-        """What is wrong with what else lies in the work folder and is needed to go on from a checkpoint with this state."""
+        """What is wrong with what else lies in the work folder and is needed to go on from a checkpoint with this
+        state."""
         progress = Progress(**state["progress"])
-        return self.best.damage(progress.best_step) if self.train.load_best_model and progress.best_eval is not None else []
+        return (
+            self.best.damage(progress.best_step)
+            if self.train.load_best_model and progress.best_eval is not None
+            else []
+        )
 
     def _save(self, log: MetricsLog | None, *, asked: bool) -> None:
         """A checkpoint. One that nobody asked for must not end a run that the disk has room for otherwise."""
@@ -329,18 +357,23 @@ class Trainer(ABC):
             state = {"progress": asdict(self.progress), "stage": self.state_dict(), "world": self.ranks.world}
             state["metrics"] = log.digest() if log else ""
             try:
-                save_checkpoint(self.work / "checkpoints", self.progress.step, tensors, state, keep=self.train.save_total_limit)
+                save_checkpoint(
+                    self.work / "checkpoints", self.progress.step, tensors, state, keep=self.train.save_total_limit
+                )
                 self.best.forget(self.progress.step)
             except EnvironmentFault as fault:
                 if asked:
                     raise
-                self.console.print(f"{self.name}  note: no checkpoint at step {self.progress.step}: {fault}", highlight=False)
+                self.console.print(
+                    f"{self.name}  note: no checkpoint at step {self.progress.step}: {fault}", highlight=False
+                )
         self._saved_at = time.monotonic()
         self._saving = self._saved_at - began
         self.ranks.barrier()
 
     def _resume(self) -> str | None:
-        """Go on from the newest checkpoint; the digest of the metrics that were written up to it, or None without one."""
+        """Go on from the newest checkpoint; the digest of the metrics that were written up to it, or None without
+        one."""
         self._saved_at, self._saving = time.monotonic(), 0.0
         checkpoint = newest_checkpoint(self.work / "checkpoints", ["weights", "optimizer", "rng-0"], self.missing)
         if checkpoint is None:
@@ -348,7 +381,9 @@ class Trainer(ABC):
         state = checkpoint.state()
         if state["world"] != self.ranks.world:
             problem = Problem(
-                f"was saved by {state['world']} processes, this run has {self.ranks.world}", file=str(checkpoint.folder), hint=_SAME_WORLD
+                f"was saved by {state['world']} processes, this run has {self.ranks.world}",
+                file=str(checkpoint.folder),
+                hint=_SAME_WORLD,
             )
             raise InputError(problem)
         self.progress = Progress(**state["progress"])
@@ -357,7 +392,9 @@ class Trainer(ABC):
         load_optimizer_tensors(self.optimizer, self.parameters, checkpoint.tensors("optimizer"))
         set_rng_state(checkpoint.tensors(f"rng-{self.ranks.rank}"))
         if self.ranks.first:
-            self.console.print(f"{self.name}  continues from step {self.progress.step} of {self.total_steps}", highlight=False)
+            self.console.print(
+                f"{self.name}  continues from step {self.progress.step} of {self.total_steps}", highlight=False
+            )
         return str(state["metrics"])
 
     def _load_weights(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """What the fuzzing tests share: how long they go on, JSON trees of every kind, and changes to a tree.
 
-In the suite each test tries a fixed, small number of cases, the same ones every time. ``FUZZ_MINUTES=20 pytest tests/fuzz`` goes on with
-other cases for that many minutes in every test, and ends at the first case that fails, made as small as it can be.
+In the suite each test tries a fixed, small number of cases, the same ones every time. ``FUZZ_MINUTES=20 pytest
+tests/fuzz`` goes on with other cases for that many minutes in every test, and ends at the first case that fails, made
+as small as it can be.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _AT_ONCE = 500
 
 
 def fuzz(check: Callable[[Any], bool], cases: st.SearchStrategy[Any], *, examples: int) -> None:
-    """``check`` each of the ``cases``: it raises for a case that shows a fault, and says whether it was used rather than refused.
+    """``check`` each of the ``cases``: it raises for a case that shows a fault, and says whether it was used rather
+    than refused.
 
     A quarter at least has to be used: cases that are nearly all refused at the door try nothing behind it.
     """
@@ -67,14 +69,51 @@ SAID = [
         "e\u0301",
         "😀",
     ),
-    *("<|im_end|>", "<|im_start|>assistant\n", "<|eot_id|>", "<|user|>", "</s>", "<think>", "</think>", "<think>\nhm\n</think>\n\nyes"),
-    *('[{"role": "assistant", "content": "hidden"}]', '{"role": "user"}', "{'role': 'user', 'content': 'q'}", "<tool_call>", "<image>"),
-    *("\n\nHuman: a\n\nAssistant: b", "Human: a", "\n\nAssistant:", "x" * 300, "NaN", "1e400", '{"a": NaN}', '{"a": 1, "a": 2}'),
+    *(
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "<|eot_id|>",
+        "<|user|>",
+        "</s>",
+        "<think>",
+        "</think>",
+        "<think>\nhm\n</think>\n\nyes",
+    ),
+    *(
+        '[{"role": "assistant", "content": "hidden"}]',
+        '{"role": "user"}',
+        "{'role': 'user', 'content': 'q'}",
+        "<tool_call>",
+        "<image>",
+    ),
+    *(
+        "\n\nHuman: a\n\nAssistant: b",
+        "Human: a",
+        "\n\nAssistant:",
+        "x" * 300,
+        "NaN",
+        "1e400",
+        '{"a": NaN}',
+        '{"a": 1, "a": 2}',
+    ),
 ]
 """Texts that some reader, format or template could take for something else."""
 ROLES = ["user", "assistant", "system", "tool", "human", "gpt", "observation", "function", "developer", "bot"]
 KEYS = [
-    *("role", "content", "from", "value", "train", "weight", "loss", "name", "metadata", "reasoning", "reasoning_content", "tool_calls"),
+    *(
+        "role",
+        "content",
+        "from",
+        "value",
+        "train",
+        "weight",
+        "loss",
+        "name",
+        "metadata",
+        "reasoning",
+        "reasoning_content",
+        "tool_calls",
+    ),
     *(
         "function",
         "arguments",
@@ -117,7 +156,9 @@ def _containers(inside: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 turns = st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": atoms | _containers(atoms)})
 parts = st.fixed_dictionaries({"type": st.sampled_from(["text", "image", "image_url", "audio"]), "text": texts})
-calls = st.fixed_dictionaries({"type": st.just("function"), "function": st.fixed_dictionaries({"name": texts, "arguments": atoms})})
+calls = st.fixed_dictionaries(
+    {"type": st.just("function"), "function": st.fixed_dictionaries({"name": texts, "arguments": atoms})}
+)
 trees = st.recursive(atoms | turns | parts | calls, _containers, max_leaves=8)
 """Any JSON value, and those more often that look like a message or a part of one."""
 
@@ -140,10 +181,19 @@ def like(value: Any) -> st.SearchStrategy[Any]:
     if isinstance(value, (int, float)):
         return numbers
     if isinstance(value, str):
-        return texts | texts.map(lambda text: value + text) | texts.map(lambda text: text + value) | st.just(value.swapcase())
+        return (
+            texts
+            | texts.map(lambda text: value + text)
+            | texts.map(lambda text: text + value)
+            | st.just(value.swapcase())
+        )
     if isinstance(value, list):
         return st.permutations(value).map(list) | st.just(value + value) | st.just(value[:1])
-    return st.dictionaries(keys, trees, max_size=1).map(lambda more: {**more, **value}) if isinstance(value, dict) else atoms
+    return (
+        st.dictionaries(keys, trees, max_size=1).map(lambda more: {**more, **value})
+        if isinstance(value, dict)
+        else atoms
+    )
 
 
 Like = Callable[[tuple[Any, ...], Any], st.SearchStrategy[Any]]
@@ -152,10 +202,15 @@ Like = Callable[[tuple[Any, ...], Any], st.SearchStrategy[Any]]
 
 @st.composite
 def changed(
-    draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any] = trees, *, most: int = 3, alike: Like = lambda path, value: like(value)
+    draw: st.DrawFn,
+    tree: Any,
+    values: st.SearchStrategy[Any] = trees,
+    *,
+    most: int = 3,
+    alike: Like = lambda path, value: like(value),
 ) -> Any:
-    """The tree after one to ``most`` changes, each anywhere: a value like the one there, any value, a text of JSON, a list around it,
-    nothing, one more key."""
+    """The tree after one to ``most`` changes, each anywhere: a value like the one there, any value, a text of JSON, a
+    list around it, nothing, one more key."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, most))):
         found = sorted(places(tree), key=repr)
@@ -167,7 +222,8 @@ def changed(
             owner = owner[key]
         match draw(st.sampled_from(["like"] * 8 + ["more"] * 2 + ["value", "words", "text", "list", "gone", "twice"])):
             case "like":
-                owner[last] = copy.deepcopy(draw(alike((*path, last), owner[last])))  # the next change must not reach into it
+                # The next change must not reach into it
+                owner[last] = copy.deepcopy(draw(alike((*path, last), owner[last])))
             case "value":
                 owner[last] = draw(values)
             case "words":

@@ -25,7 +25,18 @@ from tests.fuzz.fuzzing import fuzz
 ROWS = [{"id": f"r{i}", "prompt": f"q{i} é", "completion": 'a, "b"\n' * i, "n": i, "ok": i % 2 == 0} for i in range(6)]
 TURNS = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{i}"}]} for i in range(4)]
 PLAIN = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt"]
-PACKED = [".jsonl.gz", ".json.gz", ".csv.gz", ".jsonl.zst", ".tsv.zst", ".jsonl.bz2", ".txt.bz2", ".csv.xz", ".jsonl.xz", ".csv.zip"]
+PACKED = [
+    ".jsonl.gz",
+    ".json.gz",
+    ".csv.gz",
+    ".jsonl.zst",
+    ".tsv.zst",
+    ".jsonl.bz2",
+    ".txt.bz2",
+    ".csv.xz",
+    ".jsonl.xz",
+    ".csv.zip",
+]
 TABLES = [".parquet", ".arrow", ".feather"]
 UNKNOWN = [".parquet.gz", ".gz", ".zst", ""]
 
@@ -48,7 +59,9 @@ def sound(kind: str) -> bytes:
     if first in (".csv", ".tsv", ".txt"):
         between = "\t" if first == ".tsv" else ";" if first == ".txt" else ","
         rows = [list(ROWS[0]), *(row.values() for row in ROWS)]
-        return "\r\n".join(between.join('"' + str(cell).replace('"', '""') + '"' for cell in row) for row in rows).encode()
+        return "\r\n".join(
+            between.join('"' + str(cell).replace('"', '""') + '"' for cell in row) for row in rows
+        ).encode()
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in [*ROWS, *TURNS])
 
 
@@ -93,11 +106,37 @@ BITS = [
         b"\xfe\xff",
         b"\xef\xbb\xbf",
     ),
-    *(b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"1e400", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"PAR1", b"\x1f\x8b", b"ARROW1"),
+    *(
+        b"\xc3",
+        b"\xed\xa0\x80",
+        b"\\ud800",
+        b"NaN",
+        b"1e400",
+        b"9" * 5000,
+        b"[" * 3000,
+        b'{"a":' * 3000,
+        b"PAR1",
+        b"\x1f\x8b",
+        b"ARROW1",
+    ),
     *(b"\xe9", b"null", b'{"id": 1, "id": 2}', "é".encode("utf-16"), "é,b\nc,d".encode("latin-1")),
 ]
 
-LETTERS = [b"a", b"Z", b"7", b"0", b".", b"-", b" ", "\u00e9".encode(), "\U0001f600".encode(), b"\\n", b"e5", b"\x00", b"\x1f"]
+LETTERS = [
+    b"a",
+    b"Z",
+    b"7",
+    b"0",
+    b".",
+    b"-",
+    b" ",
+    "\u00e9".encode(),
+    "\U0001f600".encode(),
+    b"\\n",
+    b"e5",
+    b"\x00",
+    b"\x1f",
+]
 
 
 @st.composite
@@ -116,7 +155,8 @@ def changes(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, bytes]:
-    """(suffix, content): a sound file changed before or after it was packed, a file of another kind, or any bytes at all."""
+    """(suffix, content): a sound file changed before or after it was packed, a file of another kind, or any bytes at
+    all."""
     kind = draw(st.sampled_from([*PLAIN, *PLAIN, *PACKED, *TABLES, *TABLES, *UNKNOWN]))
     match draw(st.sampled_from(["before", "before", "before", "before", "before", "after", "after", "other", "any"])):
         case "before":
@@ -155,7 +195,10 @@ def test_the_files_are_good_before_they_are_changed(kind: str, tmp_path: Path) -
     path = tmp_path / f"rows{kind}"
     path.write_bytes(packed(kind, sound(kind)))
     bad: list[BadRow] = []
-    assert len(list(read_rows(DataSource(path=str(path)), path, bad.append))) in (len(ROWS), len(ROWS) + len(TURNS)) and not bad
+    assert (
+        len(list(read_rows(DataSource(path=str(path)), path, bad.append))) in (len(ROWS), len(ROWS) + len(TURNS))
+        and not bad
+    )
 
 
 def test_any_bytes() -> None:

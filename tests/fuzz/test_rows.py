@@ -1,4 +1,5 @@
-"""Any JSON tree in any field of a row of any named format: refused in words, or trained with its answer in the trained text."""
+"""Any JSON tree in any field of a row of any named format: refused in words, or trained with its answer in the trained
+text."""
 
 from __future__ import annotations
 
@@ -23,12 +24,15 @@ from align.data.trees.build import Limits, Unusable, tree_of
 from align.errors import EnvironmentFault, InputError
 from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
-from tests import tokenizers
 from tests.fuzz.fuzzing import changed, fuzz, trees
+from tests.support import tokenizers
 
 ASKED, SAID, WORSE = "What is the capital?", "It is Paris, of course.", "It is Lyon, I think."
 _CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"city": "Paris", "n": 2}}}
-_TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+_TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
 
 
 def _turns(
@@ -69,21 +73,40 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "unpaired": [{"prompt": ASKED, "completion": SAID, "label": True}, {"messages": _turns(ASKED, SAID), "label": 1}],
     "prompt": [{"prompt": ASKED}, {"prompt": _turns(ASKED, "Which one?", "Of France.")}],
     "alpaca": [
-        {"instruction": ASKED, "input": "Of France.", "output": SAID, "history": [["Hello.", "Hello to you."]], "system": "Be short."},
+        {
+            "instruction": ASKED,
+            "input": "Of France.",
+            "output": SAID,
+            "history": [["Hello.", "Hello to you."]],
+            "system": "Be short.",
+        },
         {"instruction": ASKED, "chosen": SAID, "rejected": WORSE},
     ],
     "sharegpt": [
         {"conversations": _sharegpt(ASKED, "Which one?", "Of France.", SAID), "system": "Be short."},
         {"conversations": _sharegpt(ASKED), "chosen": _sharegpt("", SAID)[1], "rejected": _sharegpt("", WORSE)[1]},
     ],
-    "hh_rlhf": [{"chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {SAID}", "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: {WORSE}"}],
+    "hh_rlhf": [
+        {"chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {SAID}", "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: {WORSE}"}
+    ],
     "ultrafeedback": [
-        {"prompt": ASKED, "chosen": _turns(ASKED, SAID), "rejected": _turns(ASKED, WORSE), "score_chosen": 8.0, "score_rejected": 3.0},
-        {"instruction": ASKED, "completions": [{"response": SAID, "overall_score": 8.0}, {"response": WORSE, "overall_score": 3.0}]},
+        {
+            "prompt": ASKED,
+            "chosen": _turns(ASKED, SAID),
+            "rejected": _turns(ASKED, WORSE),
+            "score_chosen": 8.0,
+            "score_rejected": 3.0,
+        },
+        {
+            "instruction": ASKED,
+            "completions": [{"response": SAID, "overall_score": 8.0}, {"response": WORSE, "overall_score": 3.0}],
+        },
     ],
 }
 ENCODERS: dict[str, Callable[[], Any]] = {
-    name: getattr(tokenizers, name) for name in ("chatml", "llama3", "mistral", "glm4", "qwen3") if hasattr(tokenizers, name)
+    name: getattr(tokenizers, name)
+    for name in ("chatml", "llama3", "mistral", "glm4", "qwen3")
+    if hasattr(tokenizers, name)
 }
 WANTS: tuple[Want, ...] = get_args(Want)
 
@@ -115,7 +138,12 @@ MAPPED: list[tuple[dict[str, Any], Want, dict[str, Any]]] = [
     (
         {
             "messages": "log",
-            "turns": {"role": "who", "content": ["said", "text"], "roles": {"user": "me", "assistant": ["it"]}, "train": "use"},
+            "turns": {
+                "role": "who",
+                "content": ["said", "text"],
+                "roles": {"user": "me", "assistant": ["it"]},
+                "train": "use",
+            },
         },
         "conversation",
         {"log": [{"who": "me", "said": ASKED, "use": 0}, {"who": "it", "text": SAID, "use": 1}]},
@@ -150,7 +178,11 @@ MAPPED: list[tuple[dict[str, Any], Want, dict[str, Any]]] = [
         "preference",
         {"p": [ASKED], "a": [[SAID], [WORSE]], "s": [2, 1]},
     ),
-    ({"prompt": "p", "completion": "c", "better": {"label": "good"}}, "unpaired", {"p": ASKED, "c": SAID, "good": True}),
+    (
+        {"prompt": "p", "completion": "c", "better": {"label": "good"}},
+        "unpaired",
+        {"p": ASKED, "c": SAID, "good": True},
+    ),
     (
         {"prompt": "p", "completion": "c", "json": ["p"], "system": {"value": "Be short."}},
         "conversation",
@@ -162,7 +194,8 @@ MAPPED: list[tuple[dict[str, Any], Want, dict[str, Any]]] = [
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Want, str, dict[str, Any]]:
-    """(keys of the source, what is wanted, encoder, row). Mostly what the row was before it was changed, and changed in one place."""
+    """(keys of the source, what is wanted, encoder, row). Mostly what the row was before it was changed, and changed in
+    one place."""
     kind = draw(st.sampled_from(["named", "named", "preset", "mapped", "mapped"]))
     keys: dict[str, Any] = {}
     if kind == "named":
@@ -178,7 +211,11 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Want, str, dict[str, Any]]:
         mapping, natural, row = draw(st.sampled_from(MAPPED))
         if draw(st.integers(0, 4)) == 0:
             words = st.sampled_from(["p", "c", "a", "b", "x", "a[*].b", "{p} {c}", "all", "best"])
-            mapping = draw(changed(mapping, words | trees).filter(lambda one: not re.search(r"\\ud[89a-f]|\\u0000", json.dumps(one))))
+            mapping = draw(
+                changed(mapping, words | trees).filter(
+                    lambda one: not re.search(r"\\ud[89a-f]|\\u0000", json.dumps(one))
+                )
+            )
         keys = {draw(st.sampled_from(["columns", "format"])): mapping}
     want = draw(st.sampled_from([natural, natural, natural, *WANTS]))
     changes = draw(st.sampled_from([1, 1, 1, 1, 3]))
@@ -204,7 +241,9 @@ def records_of(row: Any, keys: dict[str, Any], want: Want) -> list[Record]:
         try:
             return list(read_records([source], [path], want, seed=0, rejects=None))
         except InputError as error:
-            assert error.problems and all(problem.message.strip() and "\n" not in problem.message for problem in error.problems)
+            assert error.problems and all(
+                problem.message.strip() and "\n" not in problem.message for problem in error.problems
+            )
             return []
 
 
@@ -228,7 +267,8 @@ def check(case: tuple[dict[str, Any], Want, str, dict[str, Any]]) -> bool:
 
 
 def answers(record: Record) -> Iterator[Messages]:
-    """What each branch is trained to say, the record's own words; of rejected answers the first alone: equal ones are left out."""
+    """What each branch is trained to say, the record's own words; of rejected answers the first alone: equal ones are
+    left out."""
     if isinstance(record, Conversation):
         yield record.messages
     elif isinstance(record, Preference):
@@ -255,7 +295,8 @@ def require_answer(branch: Branch, messages: Messages, encoder: Encoder, *, read
 
 
 def plainly_said(keys: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
-    """The answer as it stands in the row, where it stands there as a plain text: read here without any code of the package."""
+    """The answer as it stands in the row, where it stands there as a plain text: read here without any code of the
+    package."""
     last: Any = None
     format = keys.get("format")
     mapping = keys.get("columns") or format
@@ -273,7 +314,11 @@ def plainly_said(keys: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
     if isinstance(last, list) and last:
         last = last[-1]
     flags = ("train", "weight", "loss", "trainable")
-    if isinstance(last, dict) and last.get("role", last.get("from")) in ("assistant", "gpt") and not any(flag in last for flag in flags):
+    if (
+        isinstance(last, dict)
+        and last.get("role", last.get("from")) in ("assistant", "gpt")
+        and not any(flag in last for flag in flags)
+    ):
         last = last.get("content") if "role" in last else last.get("value")
     if isinstance(last, str) and not last.lstrip().startswith(("[", "{", "<think>")):
         yield last.strip()

@@ -13,15 +13,17 @@ from align.batching.tree import pack
 from align.models.compute import attention, flex
 from align.models.compute.forward import batch_logprobs
 from align.recipe.schema import Lora
-from tests.tiny import gradients, random_trees, tiny
+from tests.support.tiny import gradients, random_trees, tiny
 
 pytestmark = pytest.mark.gpu
-WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # flex kernels want heads of 16 and more
+# Flex kernels want heads of 16 and more
+WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_short_window"])
 def test_flex_equals_per_tree_attention(family: str) -> None:
-    """D2: log-probs and gradients of the compiled kernel equal tree-by-tree attention on the CPU, padding and several rows included."""
+    """D2: log-probs and gradients of the compiled kernel equal tree-by-tree attention on the CPU, padding and several
+    rows included."""
     trees = random_trees(np.random.default_rng(5), [1, 3, 2, 5, 1])
     batches = pack(trees, microbatch_tokens=64, multiple_of=128)
     cpu, gpu = tiny(family, **WIDE), tiny(family, **WIDE).cuda()

@@ -1,4 +1,5 @@
-"""What a pushed model's card says about loading it: its code, run on the very files that are pushed, by transformers alone."""
+"""What a pushed model's card says about loading it: its code, run on the very files that are pushed, by transformers
+alone."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
-from tests.saved import save_tiny
+from tests.support.saved import save_tiny
 
 TRAIN = {"learning_rate": 3e-3, "batch_size": 2, "microbatch_tokens": 128, "max_steps": 2}
 

@@ -1,4 +1,5 @@
-"""A user's own format, plugged in from outside the package. The example is the one of docs/data.md, taken from there."""
+"""A user's own format, plugged in from outside the package. The example is the one of docs/data.md, taken from
+there."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ import pytest
 from align.data.sources.mixture import Records, read_records
 from align.errors import InputError
 from align.recipe.schema import DataSource
+from tests.support.root import ROOT
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+DOCS = ROOT / "docs" / "data.md"
 
 READ = """
 import json, sys
@@ -46,7 +48,12 @@ def run(folder: Path, format: str, want: str) -> tuple[list[dict[str, Any]], dic
     script = folder / "tools" / "read.py"  # a script's own folder is on the path: not the one with the format
     script.write_text(READ)
     done = subprocess.run(
-        [sys.executable, str(script), format, want], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), format, want],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     records, report = done.stdout.splitlines()
@@ -117,7 +124,11 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def read(format: str, **options: Any) -> Records:
     return read_records(
-        [DataSource(path="rows.jsonl", format=format, **options)], [Path("rows.jsonl")], "conversation", seed=1, rejects=None
+        [DataSource(path="rows.jsonl", format=format, **options)],
+        [Path("rows.jsonl")],
+        "conversation",
+        seed=1,
+        rejects=None,
     )
 
 
@@ -145,7 +156,10 @@ def test_an_exception_is_reported_with_the_rows_place_and_the_codes(plugged: str
     with pytest.raises(InputError) as caught:
         list(read(f"{plugged}:broken"))
     line = next(i for i, text in enumerate(FORMATS.splitlines(), 1) if "unknown" in text)
-    assert str(caught.value.problems[0]) == f"rows.jsonl:1: {plugged}:broken raised KeyError: 'unknown' ({plugged}.py:{line})"
+    assert (
+        str(caught.value.problems[0])
+        == f"rows.jsonl:1: {plugged}:broken raised KeyError: 'unknown' ({plugged}.py:{line})"
+    )
     assert str(caught.value.problems[-1]).startswith("2 bad rows in all")
 
 

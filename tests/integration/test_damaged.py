@@ -1,4 +1,5 @@
-"""Every file that a run leaves, damaged in turn (O02, O07): the same result as if nothing had happened, or a refusal. Never another one."""
+"""Every file that a run leaves, damaged in turn (O02, O07): the same result as if nothing had happened, or a refusal.
+Never another one."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from align.pipeline import artifacts
 from align.pipeline.runner import run_recipe
 from align.recipe.load import load_recipe
 from align.stages.dpo import DpoTrainer
-from tests.saved import save_tiny
+from tests.support.saved import save_tiny
 
 ACCOUNTS = ("recipe.yaml", "README.md", "run.json", "history.jsonl", "report.html", ".align.owner.json", ".align.lock")
 """Of the run, for people: written anew, or only read by `ls` and `show`."""
@@ -31,16 +32,37 @@ class Killed(BaseException):
 def write_recipe(folder: Path) -> None:
     save_tiny(folder / "model", max_position_embeddings=256)
     words = ("tea", "rain", "sun", "snow", "wind", "fog")
-    talk = [[{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w.title()} it is."}] for w in words]
-    (folder / "talk.jsonl").write_text("".join(json.dumps({"id": w, "messages": t}) + "\n" for w, t in zip(words, talk, strict=True)))
+    talk = [
+        [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w.title()} it is."}]
+        for w in words
+    ]
+    (folder / "talk.jsonl").write_text(
+        "".join(json.dumps({"id": w, "messages": t}) + "\n" for w, t in zip(words, talk, strict=True))
+    )
     pairs = [{"prompt": f"Say {w}.", "chosen": f"{w.title()} it is.", "rejected": "No."} for w in words]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    train = {"learning_rate": 0.02, "batch_size": 2, "microbatch_tokens": 64, "save_steps": 1, "eval_steps": 1, "load_best_model": True}
+    train = {
+        "learning_rate": 0.02,
+        "batch_size": 2,
+        "microbatch_tokens": 64,
+        "save_steps": 1,
+        "eval_steps": 1,
+        "load_best_model": True,
+    }
     stages = {
         "sft": {"kind": "sft", "data": "talk.jsonl", "samples": 1, "train": {"learning_rate": 1e-3, "batch_size": 4}},
-        "dpo": {"kind": "dpo", "policy": "stage:sft", "data": "pairs.jsonl", "eval_data": "pairs.jsonl", "samples": 1, "train": train},
+        "dpo": {
+            "kind": "dpo",
+            "policy": "stage:sft",
+            "data": "pairs.jsonl",
+            "eval_data": "pairs.jsonl",
+            "samples": 1,
+            "train": train,
+        },
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False)
+    )
 
 
 def run(runs: Path) -> str:
@@ -57,7 +79,9 @@ def digests(runs: Path) -> dict[str, str]:
         assert artifacts.verify(folder) == []
         report = json.loads((folder / "report.json").read_text())
         found[stage] = artifacts.artefact_digest(folder)
-        found[f"{stage} report"] = json.dumps([report[key] for key in ("eval_before", "eval_after", "best_step", "samples", "data")])
+        found[f"{stage} report"] = json.dumps(
+            [report[key] for key in ("eval_before", "eval_after", "best_step", "samples", "data")]
+        )
     return found
 
 
@@ -69,7 +93,9 @@ def damaged(content: bytes, how: int) -> bytes:
 
 
 @pytest.mark.slow
-def test_every_file_of_a_run_and_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_file_of_a_run_and_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The second stage was killed after its second step: results, work folder and cache are all there."""
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.WARNING, "align")

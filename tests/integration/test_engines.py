@@ -1,4 +1,5 @@
-"""Rollout engines: the same promises from vLLM in this process, vLLM in its own, and transformers; and weights that really arrive."""
+"""Rollout engines: the same promises from vLLM in this process, vLLM in its own, and transformers; and weights that
+really arrive."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ from align.rollout.engines import open_engine
 from align.rollout.process import ProcessEngine
 from align.rollout.transformers import TransformersEngine
 from align.rollout.vllm import VllmEngine
-from tests.saved import save_tiny
-from tests.tokenizers import llama3
+from tests.support.saved import save_tiny
+from tests.support.tokenizers import llama3
 
 MARKS = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")]
 SHAPE = {
@@ -59,7 +60,9 @@ def settings(encoder: Encoder) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A Llama with a tied LM head, one embedding for each token."""
-    return save_tiny(tmp_path_factory.mktemp("base"), tokenizer=llama3(), **SHAPE, vocab_size=len(llama3()), tie_word_embeddings=True)
+    return save_tiny(
+        tmp_path_factory.mktemp("base"), tokenizer=llama3(), **SHAPE, vocab_size=len(llama3()), tie_word_embeddings=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,9 @@ def test_samples_follow_the_seed_and_differ(engine: RolloutEngine) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_are_the_trainers_under_the_sampling_temperature(engine: RolloutEngine, base: Model, temperature: float) -> None:
+def test_log_probs_are_the_trainers_under_the_sampling_temperature(
+    engine: RolloutEngine, base: Model, temperature: float
+) -> None:
     """C47, C49, C51: of the very ids that were sampled."""
     sampled = engine.generate(PROMPTS, Sampling(max_new_tokens=12, n=2, seed=1, temperature=temperature))
     expected = sync.policy_logprobs(load_policy(base), PROMPTS, sampled, temperature=temperature)
@@ -116,7 +121,8 @@ def test_log_probs_are_the_trainers_under_the_sampling_temperature(engine: Rollo
 
 
 def test_what_was_sampled_before_has_no_say(engine: RolloutEngine) -> None:
-    """Long prompts that begin alike, more than are read at a time: neither a warm cache nor an earlier call changes a draw."""
+    """Long prompts that begin alike, more than are read at a time: neither a warm cache nor an earlier call changes a
+    draw."""
     shared = list(range(3, 99)) + list(range(3, 41))
     long = [[*shared, 100 + i] for i in range(24)]
     draw = Sampling(max_new_tokens=4, n=2, seed=9)
@@ -155,7 +161,8 @@ def test_a_prompt_without_room_is_refused(engine: RolloutEngine) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_new_weights_arrive_and_are_proved(engine: RolloutEngine, base: Model, kind: str) -> None:
-    """C50: three syncs in a row; log-probs are the new policy's to 1e-4, completions carry the version, greedy text changes with it."""
+    """C50: three syncs in a row; log-probs are the new policy's to 1e-4, completions carry the version, greedy text
+    changes with it."""
     if isinstance(engine, TransformersEngine) and kind == "lora":
         pytest.skip("shares the trained model")
     greedy = Sampling(max_new_tokens=12, temperature=0.0)
@@ -233,9 +240,19 @@ def test_a_worker_that_dies_is_an_error_with_its_reason(base: Model) -> None:
 @needs_vllm
 def test_a_model_that_vllm_does_not_know_is_served_in_a_process_of_its_own(tmp_path: Path) -> None:
     """Glm runs on transformers' classes, which vLLM changes: the trainer's own forward must go on working."""
-    glm = save_tiny(tmp_path / "glm", "glm", tokenizer=llama3(), **SHAPE, head_dim=32, vocab_size=len(llama3()), tie_word_embeddings=False)
+    glm = save_tiny(
+        tmp_path / "glm",
+        "glm",
+        tokenizer=llama3(),
+        **SHAPE,
+        head_dim=32,
+        vocab_size=len(llama3()),
+        tie_word_embeddings=False,
+    )
     model, encoder = load_policy(glm), load_encoder(glm)
-    with open_engine(Rollout(cache_gb=0.1), glm, encoder, max_length=128, cache=tmp_path, resolve=Path, live=model) as engine:
+    with open_engine(
+        Rollout(cache_gb=0.1), glm, encoder, max_length=128, cache=tmp_path, resolve=Path, live=model
+    ) as engine:
         assert isinstance(engine, ProcessEngine)
         assert sync.prove(engine, model, version=0, canaries=PROMPTS).max_difference < 1e-4
         assert sync.push(engine, changed(model), version=1, canaries=PROMPTS).max_difference < 1e-4

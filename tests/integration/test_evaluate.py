@@ -35,11 +35,11 @@ from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
 from align.scoring.text_metrics import distinct_n
 from align.stages.shared import policy_samples
-from tests.embedder import save_embedder
-from tests.report_run import reported
-from tests.saved import save_tiny
-from tests.scripted import Dying, open_scripted, write_script
-from tests.tokenizers import qwen3
+from tests.support.embedder import save_embedder
+from tests.support.report_run import reported
+from tests.support.saved import save_tiny
+from tests.support.scripted import Dying, open_scripted, write_script
+from tests.support.tokenizers import qwen3
 
 FIRST = ["Tea it is.", "The dog sleeps, and the fox runs away, and so on and on.", "Paris."]
 SECOND = ["Rain it is.", "No."]
@@ -62,9 +62,15 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second", "other", "embedder"):
         (tmp_path / name).symlink_to(models / name)
-    pairs = [("Say tea.", "Tea it is."), ("Say rain.", "Rain it is, all day long."), ("今天天气怎么样？", "很好。"), ("Say sun.", "Sun.")]
+    pairs = [
+        ("Say tea.", "Tea it is."),
+        ("Say rain.", "Rain it is, all day long."),
+        ("今天天气怎么样？", "很好。"),
+        ("Say sun.", "Sun."),
+    ]
     rows = [
-        {"id": f"t{i}", "messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]} for i, (a, b) in enumerate(pairs)
+        {"id": f"t{i}", "messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+        for i, (a, b) in enumerate(pairs)
     ]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(policy_samples, "open_engine", open_scripted)
@@ -82,7 +88,12 @@ def run(policies: list[str], text: io.StringIO | None = None, runs: str = "runs"
         "max_new_tokens": 10,
         "max_length": 200,
     }
-    recipe = {"name": "r", "seed": 5, "model": "./first", "stages": {"compare": {**spec, "embedder": "./embedder", **options}}}
+    recipe = {
+        "name": "r",
+        "seed": 5,
+        "model": "./first",
+        "stages": {"compare": {**spec, "embedder": "./embedder", **options}},
+    }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     return run_recipe(
         load_recipe("recipe.yaml"),
@@ -108,7 +119,8 @@ def logprob(model: Any, trunk: list[int], ids: list[int]) -> float:
 
 
 def test_numbers_are_those_of_plain_forward_passes(folder: Path) -> None:
-    """Margins of both policies on the first one's samples, cosines and lengths of their own, prompt by prompt and in the mean."""
+    """Margins of both policies on the first one's samples, cosines and lengths of their own, prompt by prompt and in
+    the mean."""
     result = run(["./first", "./second"])
     metrics, embedder = report(result)["metrics"], SentenceEmbedder(folder / "embedder")
     encoder = load_encoder(Model(path="./first"))
@@ -123,11 +135,15 @@ def test_numbers_are_those_of_plain_forward_passes(folder: Path) -> None:
         means: dict[str, list[float]] = {key: [] for key in METRICS}
         tokens: list[int] = []
         for p, row in enumerate(rows(result)):
-            trunk, (answer,) = encoder.encode_answers(row["prompt"], [[{"role": "assistant", "content": row["target"]}]])
+            trunk, (answer,) = encoder.encode_answers(
+                row["prompt"], [[{"role": "assistant", "content": row["target"]}]]
+            )
             target = answer.ids[answer.mask].tolist()
             assert target[-1] == encoder.stop_ids[0]
             target_logprob = logprob(model, trunk.tolist(), target)
-            margin = target_logprob - np.mean([logprob(model, trunk.tolist(), ids) for ids in own_samples["./first"][p]])
+            margin = target_logprob - np.mean(
+                [logprob(model, trunk.tolist(), ids) for ids in own_samples["./first"][p]]
+            )
             own = own_samples[name][p]
             vectors = embedder.embed([row["target"], *(encoder.decode(ids).lstrip() for ids in own)])
             expected = {
@@ -149,7 +165,9 @@ def test_numbers_are_those_of_plain_forward_passes(folder: Path) -> None:
             assert metrics[key][name]["mean"] == pytest.approx(np.average(values, weights=weights), abs=2e-4)
             assert metrics[key][name]["low"] <= metrics[key][name]["mean"] <= metrics[key][name]["high"]
     first = metrics["margin"]["./first"]["mean"]
-    assert metrics["margin"]["./second"]["difference"]["mean"] == pytest.approx(metrics["margin"]["./second"]["mean"] - first, abs=1e-9)
+    assert metrics["margin"]["./second"]["difference"]["mean"] == pytest.approx(
+        metrics["margin"]["./second"]["mean"] - first, abs=1e-9
+    )
     assert "difference" not in metrics["margin"]["./first"]
 
 
@@ -178,14 +196,19 @@ def test_a_policy_equals_itself(folder: Path) -> None:
     for name in METRICS:
         difference = metrics[name]["./copy"]["difference"]
         assert difference["mean"] == 0.0, name
-        assert difference["low"] is None or difference["low"] <= 0.0 <= difference["high"], "four prompts are never certain"
+        assert difference["low"] is None or difference["low"] <= 0.0 <= difference["high"], (
+            "four prompts are never certain"
+        )
 
 
 def test_differences_are_paired(folder: Path) -> None:
     """Two policies a constant apart differ by exactly that, however far the prompts are apart."""
     spread = np.tile([-50.0, 0.0, 80.0, 400.0], 10)
     shape = np.zeros((40, 2))
-    one, two = (Measured(shape + 3, shape + 1, shape, shape, Targets(s, np.full(40, 5.0), shape, None)) for s in (spread, spread + 2))
+    one, two = (
+        Measured(shape + 3, shape + 1, shape, shape, Targets(s, np.full(40, 5.0), shape, None))
+        for s in (spread, spread + 2)
+    )
     metrics = metrics_of({"a": one, "b": two})
     assert "similarity" not in metrics, "no embedder, no similarity"
     found = compare(metrics, "a", seed=1)["margin"]
@@ -209,7 +232,10 @@ def test_models_that_trees_cannot_serve_are_scored_in_rows(folder: Path) -> None
     text = io.StringIO()
     result = run(["./capped"], text)
     assert "./capped: padded rows (" in text.getvalue() or "capped: padded rows (" in text.getvalue()
-    model, encoder = load_policy(Model(path="./capped"), attn_implementation="eager"), load_encoder(Model(path="./capped"))
+    model, encoder = (
+        load_policy(Model(path="./capped"), attn_implementation="eager"),
+        load_encoder(Model(path="./capped")),
+    )
     row = rows(result)[0]
     trunk, (answer,) = encoder.encode_answers(row["prompt"], [[{"role": "assistant", "content": row["target"]}]])
     expected = logprob(model, trunk.tolist(), answer.ids[answer.mask].tolist())
@@ -262,7 +288,9 @@ def test_scorers_and_win_rates(folder: Path) -> None:
 
 def test_prompts_without_targets(folder: Path) -> None:
     """What needs a target is left out, and said so; policies may then have other tokenizers."""
-    (folder / "asked.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Say tea.", "Say rain.")))
+    (folder / "asked.jsonl").write_text(
+        "".join(json.dumps({"prompt": text}) + "\n" for text in ("Say tea.", "Say rain."))
+    )
     (folder / "script.jsonl").write_text('{"completion": "Rain it is."}\n')
     text = io.StringIO()
     result = run(["./first", "./other"], text, data="asked.jsonl", scorers=[{"rule": "length", "max": 3}])
@@ -316,14 +344,19 @@ def test_gsm8k_is_asked_and_graded(free: Path) -> None:
     Path("gsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = ["2 + 2 = 4\n#### 4", "It is 7.", "First 10, so 9"]
     script(free, {f"{q}\n\n{gsm8k.INSTRUCTION}": text for q, text in zip(problems, said, strict=True)})
-    found, out = evaluate({"policies": ["./free"], "tasks": [{"task": "gsm8k", "data": "gsm.jsonl", "max_new_tokens": 40}]})
+    found, out = evaluate(
+        {"policies": ["./free"], "tasks": [{"task": "gsm8k", "data": "gsm.jsonl", "max_new_tokens": 40}]}
+    )
     assert found["metrics"]["gsm8k/exact_match"]["./free"]["mean"] == pytest.approx(2 / 3)
     lines = [json.loads(line) for line in (out / "gsm8k.jsonl").read_text().splitlines()]
     assert [line["policies"]["./free"]["exact_match"] for line in lines] == [1.0, 0.0, 1.0]
 
 
 def test_worked_examples_come_first_and_are_not_asked(free: Path) -> None:
-    rows = [{"id": i, "question": f"What is {i} and 1?", "answer": f"<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(3)]
+    rows = [
+        {"id": i, "question": f"What is {i} and 1?", "answer": f"<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"}
+        for i in range(3)
+    ]
     Path("gsm.jsonl").write_text(json.dumps(rows[2]) + "\n")
     Path("shown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
     (free / "script.jsonl").write_text('{"completion": "#### 3"}\n')
@@ -358,7 +391,9 @@ def test_ifeval_is_asked_and_graded(free: Path) -> None:
     ]
     Path("ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     script(free, {"No commas.": "So be it.", "Title and no commas.": "No title here."})
-    found, _ = evaluate({"policies": ["./free"], "tasks": [{"task": "ifeval", "data": "ifeval.jsonl", "max_new_tokens": 30}]})
+    found, _ = evaluate(
+        {"policies": ["./free"], "tasks": [{"task": "ifeval", "data": "ifeval.jsonl", "max_new_tokens": 30}]}
+    )
     means = {name: entry["./free"]["mean"] for name, entry in found["metrics"].items()}
     assert means["ifeval/prompt_strict"] == 0.5
     assert means["ifeval/instruction_strict"] == pytest.approx(2 / 3), "over instructions, not over prompts"
@@ -383,7 +418,11 @@ def test_the_harness_is_handed_every_policy(free: Path, monkeypatch: pytest.Monk
 
     def simple_evaluate(**arguments: Any) -> dict[str, Any]:
         calls.append(arguments)
-        return {"results": {"mmlu": {"alias": "mmlu", "acc,none": 0.25 * len(calls), "acc_stderr,none": 0.1, "f1,strict": 0.5}}}
+        return {
+            "results": {
+                "mmlu": {"alias": "mmlu", "acc,none": 0.25 * len(calls), "acc_stderr,none": 0.1, "f1,strict": 0.5}
+            }
+        }
 
     module = types.ModuleType("lm_eval")
     module.__spec__ = importlib.machinery.ModuleSpec("lm_eval", None)
@@ -399,7 +438,9 @@ def test_the_harness_is_handed_every_policy(free: Path, monkeypatch: pytest.Monk
 
 def test_without_the_harness_nothing_starts(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "lm_eval" else real(name, *rest))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "lm_eval" else real(name, *rest)
+    )
     with pytest.raises(EnvironmentFault, match=r"lm_eval_tasks need the Python package lm-eval.*alignkit\[eval\]"):
         evaluate({"policies": ["./free"], "lm_eval_tasks": ["mmlu"], "probes": ["json"]})
     assert Dying.calls == 0
@@ -412,8 +453,22 @@ def test_align_eval_runs_once_and_always_ends_with_the_table(
     free: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (free / "script.jsonl").write_text('{"completion": "#### 4"}\n')
-    Path("gsm.jsonl").write_text('{"question": "2 and 2?", "answer": "#### 4"}\n{"question": "2 and 3?", "answer": "#### 5"}\n')
-    arguments = ["align", "eval", "./free", "--tasks", "gsm8k", "--data", "gsm.jsonl", "--max-new-tokens", "16", "--out", "found.json"]
+    Path("gsm.jsonl").write_text(
+        '{"question": "2 and 2?", "answer": "#### 4"}\n{"question": "2 and 3?", "answer": "#### 5"}\n'
+    )
+    arguments = [
+        "align",
+        "eval",
+        "./free",
+        "--tasks",
+        "gsm8k",
+        "--data",
+        "gsm.jsonl",
+        "--max-new-tokens",
+        "16",
+        "--out",
+        "found.json",
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     shown = []
     for _ in range(2):

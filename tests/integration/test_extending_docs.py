@@ -14,12 +14,15 @@ from align.errors import InputError
 from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.root import ROOT
 
 
 def example(name: str) -> str:
-    found = re.search(rf"<!-- example: {re.escape(name)} -->\n```\w+\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    found = re.search(
+        rf"<!-- example: {re.escape(name)} -->\n```\w+\n(.*?)```",
+        (ROOT / "docs" / "extending.md").read_text(),
+        re.DOTALL,
+    )
     assert found, f"docs/extending.md has no example {name}"
     return found.group(1)
 
@@ -45,7 +48,9 @@ def test_the_stage_runs_once_and_its_rows_are_an_artefact(folder: Path) -> None:
     again = run_recipe(load_recipe("short.yaml"), console=Console(file=io.StringIO()))
     assert again.up_to_date == ("short",)
     fewer = run_recipe(
-        load_recipe("short.yaml", ["stages.short.characters=20"]), console=Console(file=io.StringIO()), selection=Selection(replace=True)
+        load_recipe("short.yaml", ["stages.short.characters=20"]),
+        console=Console(file=io.StringIO()),
+        selection=Selection(replace=True),
     )
     assert fewer.ran == ("short",)
     assert 0 < fewer.summaries["short"]["kept"] < len(kept)

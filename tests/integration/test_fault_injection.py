@@ -1,7 +1,8 @@
-"""SQLite's anomaly test for the pipeline (O01, O03, O08): fail the n-th file operation of a run, for n = 1, 2, 3, ... until it completes.
+"""SQLite's anomaly test for the pipeline (O01, O03, O08): fail the n-th file operation of a run, for n = 1, 2, 3, ...
+until it completes.
 
-Wherever a three-stage run is killed or its disk is full: the error is one of ours, whatever is visible verifies, and the same command again
-ends with the same bytes as a run that was never disturbed, with nothing left over.
+Wherever a three-stage run is killed or its disk is full: the error is one of ours, whatever is visible verifies, and
+the same command again ends with the same bytes as a run that was never disturbed, with nothing left over.
 """
 
 from __future__ import annotations
@@ -167,7 +168,8 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("scenario", ["fresh", "changed"])
 @pytest.mark.parametrize("mode", ["kill", "ENOSPC"])
 def test_every_point_of_failure(fast_folder: Path, mode: str, scenario: str) -> None:
-    """O01, O03, O08: ``changed`` replaces the results of an earlier run, so that moving the old one aside is interrupted as well."""
+    """O01, O03, O08: ``changed`` replaces the results of an earlier run, so that moving the old one aside is
+    interrupted as well."""
     points = reports(fast_folder, mode, scenario)
     *faults, last = points
     assert len(faults) > 90

@@ -1,4 +1,5 @@
-"""A run on file systems of many sizes, from none to enough: exit 3 with the number of bytes that are missing, or a whole result."""
+"""A run on file systems of many sizes, from none to enough: exit 3 with the number of bytes that are missing, or a
+whole result."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from align import files
 from align.errors import EnvironmentFault, InputError
 from align.pipeline import artifacts
 from align.recipe.load import load_recipe
-from tests.saved import save_tiny
-from tests.workshop import run_quietly
+from tests.support.saved import save_tiny
+from tests.support.workshop import run_quietly
 
 SIZES_KB = (40, 100, 260, 600, 4000)
 
@@ -35,7 +36,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A folder for small file systems, where this process may mount some."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting needs a privilege")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)  # torch leaves a file open
@@ -45,7 +48,9 @@ def test_every_size(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("align.pipeline.runner._look_first", lambda *_: None)  # it would refuse most sizes beforehand
     save_tiny(tmp_path / "model", max_position_embeddings=128)
-    rows = [[{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"{n} it is."}] for n in range(6)]
+    rows = [
+        [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"{n} it is."}] for n in range(6)
+    ]
     Path("talk.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     train = {"learning_rate": 1e-3, "batch_size": 2, "save_steps": 1, "eval_steps": 1, "load_best_model": True}
     stage = {"kind": "sft", "data": "talk.jsonl", "eval_data": "talk.jsonl", "samples": 1, "train": train}
@@ -105,7 +110,10 @@ def test_every_library_that_meets_a_full_disk(disk: Path, library: str) -> None:
         OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
         OSError("1048576 requested and 507904 written"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-        RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0: file write"
+            " failed"
+        ),
         sqlite3.OperationalError("database or disk is full"),
     ],
 )
@@ -115,7 +123,8 @@ def test_what_libraries_say_of_a_full_disk(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("a full row"), InputError("disk full of rows"), OSError(errno.ENOENT, "gone"), KeyError("disk")]
+    "error",
+    [ValueError("a full row"), InputError("disk full of rows"), OSError(errno.ENOENT, "gone"), KeyError("disk")],
 )
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, files.machine_faults(Path("/tmp")):

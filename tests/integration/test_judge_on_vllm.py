@@ -1,4 +1,5 @@
-"""The judge's client against vLLM's own server: a tiny model cannot judge, but it is asked, and answers and counts as a real one."""
+"""The judge's client against vLLM's own server: a tiny model cannot judge, but it is asked, and answers and counts as a
+real one."""
 
 from __future__ import annotations
 
@@ -17,12 +18,17 @@ import pytest
 
 from align.evaluation.chat_server import ChatServer, Usage
 from align.recipe.kinds.judge import Judge
-from tests.saved import save_tiny
-from tests.tokenizers import chatml
+from tests.support.saved import save_tiny
+from tests.support.tokenizers import chatml
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")]
 
-SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,15 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "judge"), "--served-model-name", "judge"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(folder / "judge"),
+        "--served-model-name",
+        "judge",
+    ]
     command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-num-seqs", "4", "--enforce-eager"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, env=os.environ | SETTINGS, stdout=log, stderr=log, start_new_session=True)
@@ -49,7 +63,8 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _is_there(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # through no proxy, whatever the environment says
+    # Through no proxy, whatever the environment says
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
@@ -59,7 +74,9 @@ def _is_there(port: int) -> bool:
         connection.close()
 
 
-def ask(judge: Judge, cache: Path, questions: list[str], read: Callable[[str], str | None]) -> tuple[list[str | None], Usage]:
+def ask(
+    judge: Judge, cache: Path, questions: list[str], read: Callable[[str], str | None]
+) -> tuple[list[str | None], Usage]:
     with closing(ChatServer(judge, cache)) as server:
         return server.ask(questions, read, done=lambda count: None)
 

@@ -1,4 +1,5 @@
-"""A judge in an evaluation: a server on loopback that prefers one word, or always the first answer, or makes no sense."""
+"""A judge in an evaluation: a server on loopback that prefers one word, or always the first answer, or makes no
+sense."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.stages.shared import policy_samples
-from tests.chat_server import Reply, serving
-from tests.saved import save_tiny
-from tests.scripted import open_scripted, write_script
+from tests.support.chat_server import Reply, serving
+from tests.support.saved import save_tiny
+from tests.support.scripted import open_scripted, write_script
 
 GRADES = '{"correctness": %d, "helpfulness": 5, "completeness": 5, "clarity": 5, "overall": %d}'
 
@@ -29,7 +30,8 @@ GRADES = '{"correctness": %d, "helpfulness": 5, "completeness": 5, "clarity": 5,
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for name, answer, spread in (("first", "Rain.", 0.25), ("second", "Tea it is.", 0.3)):  # other weights, so other samples
+    # Other weights, so other samples
+    for name, answer, spread in (("first", "Rain.", 0.25), ("second", "Tea it is.", 0.3)):
         save_tiny(folder / name, max_position_embeddings=512, initializer_range=spread)
         write_script(folder / name, [answer])
     return folder
@@ -40,19 +42,32 @@ def _folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second"):
         (tmp_path / name).symlink_to(models / name)
-    rows = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Tea."}]} for i in range(4)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Tea."}]} for i in range(4)
+    ]
     Path("held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(policy_samples, "open_engine", open_scripted)
     yield
 
 
-def run(endpoint: str, runs: str = "runs", policies: Sequence[str] = ("./first", "./second"), **judge: Any) -> tuple[dict[str, Any], str]:
-    stage = {"kind": "evaluate", "policies": list(policies), "data": "held.jsonl", "samples_per_prompt": 1, "embedder": None}
+def run(
+    endpoint: str, runs: str = "runs", policies: Sequence[str] = ("./first", "./second"), **judge: Any
+) -> tuple[dict[str, Any], str]:
+    stage = {
+        "kind": "evaluate",
+        "policies": list(policies),
+        "data": "held.jsonl",
+        "samples_per_prompt": 1,
+        "embedder": None,
+    }
     stage |= {"max_new_tokens": 12, "judge": {"endpoint": endpoint, "model": "j", "retries": 0, **judge}}
     Path("r.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./first", "stages": {"e": stage}}))
     text = io.StringIO()
     result = run_recipe(
-        load_recipe("r.yaml"), console=Console(file=text, width=160), runs_dir=Path(runs), selection=Selection(replace=True)
+        load_recipe("r.yaml"),
+        console=Console(file=text, width=160),
+        runs_dir=Path(runs),
+        selection=Selection(replace=True),
     )
     return json.loads((result.folder / "stages" / "e" / "report.json").read_text()), text.getvalue()
 
@@ -99,7 +114,10 @@ def test_a_judge_that_likes_a_place_is_doubted(always: str, place: str, share: s
     assert (verdicts["tie"], verdicts["inconsistent"], verdicts["first"] + verdicts["second"]) == (4, 4, 8)
     contradicts, prefers = (warning for warning in report["warnings"] if warning.startswith("the judge"))
     assert "in 4 of 4 pairs (100%) the verdict changed with the order" in contradicts
-    assert prefers.startswith(f"the judge prefers the {place} answer on ./second") and f"of 8 verdicts ({share} [" in prefers
+    assert (
+        prefers.startswith(f"the judge prefers the {place} answer on ./second")
+        and f"of 8 verdicts ({share} [" in prefers
+    )
     assert contradicts in text and prefers in text
 
 
@@ -124,8 +142,12 @@ def test_identical_answers_are_ties_that_nobody_is_asked_about() -> None:
         report, text = run(server.endpoint, policies=["./own-first", "./own-second"])
         sent = len(server.requests)
     verdicts = report["judge"]["verdicts"]["./own-second"]
-    assert verdicts["identical"] > 0 and verdicts["asked"] + verdicts["identical"] == 4 and sent == 2 * verdicts["asked"]
-    assert report["metrics"]["judge/win_rate"]["./own-second"]["count"] == 4 and verdicts["tie"] >= verdicts["identical"]
+    assert (
+        verdicts["identical"] > 0 and verdicts["asked"] + verdicts["identical"] == 4 and sent == 2 * verdicts["asked"]
+    )
+    assert (
+        report["metrics"]["judge/win_rate"]["./own-second"]["count"] == 4 and verdicts["tie"] >= verdicts["identical"]
+    )
     assert f"{verdicts['identical']} of 4 pairs of answers are identical; they are ties, and not sent" in text
 
 
@@ -140,8 +162,14 @@ def test_against_the_datas_answer_and_grades_beside_it() -> None:
     with serving(answer) as server:
         report, _ = run(server.endpoint, methods=["pairwise", "pointwise"], against="target")
     metrics = report["metrics"]
-    assert set(metrics["judge/win_rate"]) == {"./first", "./second"} and metrics["judge/win_rate"]["./first"]["mean"] == 0.5
-    assert metrics["judge/overall"]["./first"]["mean"] == 3.0 and metrics["judge/overall"]["./second"]["difference"]["mean"] == 5.0
+    assert (
+        set(metrics["judge/win_rate"]) == {"./first", "./second"}
+        and metrics["judge/win_rate"]["./first"]["mean"] == 0.5
+    )
+    assert (
+        metrics["judge/overall"]["./first"]["mean"] == 3.0
+        and metrics["judge/overall"]["./second"]["difference"]["mean"] == 5.0
+    )
     assert metrics["judge/correctness"]["./second"]["mean"] == 9.0
 
 
@@ -150,7 +178,10 @@ def test_replies_that_make_no_sense_are_left_out_and_said() -> None:
         report, text = run(server.endpoint)
     assert report["metrics"]["judge/win_rate"]["./second"]["count"] == 3 and report["judge"]["unreadable"] == 2
     assert "2 of the judge's replies could not be read" in text
-    assert report["judge"]["unreadable_replies"] == ["Who knows?", "Who knows?"] and 'They begin: "Who knows?"; "Who knows?"' in text
+    assert (
+        report["judge"]["unreadable_replies"] == ["Who knows?", "Who knows?"]
+        and 'They begin: "Who knows?"; "Who knows?"' in text
+    )
     with serving(lambda question, before: Reply("\x1b[31mNo\n\x07" + "way " * 100)) as server:
         report, text = run(server.endpoint, runs="steering")
     (warning,) = (warning for warning in report["warnings"] if "could not be read" in warning)

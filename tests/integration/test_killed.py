@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.embedder import save_embedder
-from tests.saved import save_tiny
-from tests.scripted import write_script
+from tests.support.embedder import save_embedder
+from tests.support.saved import save_tiny
+from tests.support.scripted import write_script
 
-ROOT = Path(__file__).resolve().parents[2]
-# Kills itself right before the n-th file whose path has PART in it becomes visible; then no `finally` runs and nothing is flushed.
+# Kills itself right before the n-th file whose path has PART in it becomes visible; then no `finally` runs and nothing
+# is flushed.
 KILLED = """
 import os, signal, sys
 from align import files
@@ -60,7 +60,9 @@ def write_recipe(folder: Path, engine: dict[str, str]) -> None:
         "contrast": {"kind": "self_contrast", "data": "talk.jsonl", **contrast},
         "dpo": {"kind": "dpo", "data": "stage:contrast", "train": train, "samples": 0},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "r", "seed": 5, "model": "./model", "stages": stages}, sort_keys=False))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"name": "r", "seed": 5, "model": "./model", "stages": stages}, sort_keys=False)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(folder / "model", max_position_embeddings=512)
     save_embedder(folder / "embedder")
     write_script(folder, COMPLETIONS)
-    talk = [[{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w.title()} it is."}] for w in WORDS]
-    (folder / "talk.jsonl").write_text("".join(json.dumps({"id": w, "messages": t}) + "\n" for w, t in zip(WORDS, talk, strict=True)))
+    talk = [
+        [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w.title()} it is."}]
+        for w in WORDS
+    ]
+    (folder / "talk.jsonl").write_text(
+        "".join(json.dumps({"id": w, "messages": t}) + "\n" for w, t in zip(WORDS, talk, strict=True))
+    )
     return folder
 
 
@@ -93,7 +100,9 @@ def results(folder: Path, runs: str) -> dict[str, str]:
 @pytest.mark.parametrize("engine", ["scripted", "transformers"])
 def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
     """C75, O01, O24: in generation (between two shards), in embedding, in DPO (between two checkpoints)."""
-    write_recipe(folder, {"engine": "scripted", "script": "script.jsonl"} if engine == "scripted" else {"engine": engine})
+    write_recipe(
+        folder, {"engine": "scripted", "script": "script.jsonl"} if engine == "scripted" else {"engine": engine}
+    )
     clean = align(folder, f"clean-{engine}")
     assert clean.returncode == 0, clean.stderr
     expected = results(folder, f"clean-{engine}")

@@ -31,10 +31,10 @@ from align.stages.ppo import run as ppo
 from align.stages.ppo.rollouts import read_parquet
 from align.stages.ppo.trainer import PpoTrainer
 from align.training.launch import Ranks
-from tests.readme import every_file_is_explained
-from tests.report_run import reported
-from tests.saved import save_tiny
-from tests.tokenizers import chatml
+from tests.support.readme import every_file_is_explained
+from tests.support.report_run import reported
+from tests.support.saved import save_tiny
+from tests.support.tokenizers import chatml
 
 PPO: dict[str, Any] = {
     "kind": "ppo",
@@ -70,8 +70,13 @@ def fill(tmp_path: Path, **shape: Any) -> Path:
     save_scalar(reward, load_encoder(base), tmp_path / "reward", base=base, scores=stats, layout="tree")
     words = ("tea", "rain", "sun", "snow")
     for name, ask in (("prompts", "Say"), ("held_out", "Name")):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{ask} {word}."}) + "\n" for word in words))
-    rows = [{"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w} it is."}]} for w in words]
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"{ask} {word}."}) + "\n" for word in words)
+        )
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w} it is."}]}
+        for w in words
+    ]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     return tmp_path
@@ -79,9 +84,13 @@ def fill(tmp_path: Path, **shape: Any) -> Path:
 
 def run(text: io.StringIO | None = None, **options: Any) -> RunResult:
     stage = {**PPO, **options}
-    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": {"ppo": stage}}, sort_keys=False))
+    Path("recipe.yaml").write_text(
+        yaml.safe_dump({"name": "r", "model": "./model", "stages": {"ppo": stage}}, sort_keys=False)
+    )
     result = run_recipe(
-        load_recipe("recipe.yaml"), console=Console(file=text or io.StringIO(), width=160), selection=Selection(replace=True)
+        load_recipe("recipe.yaml"),
+        console=Console(file=text or io.StringIO(), width=160),
+        selection=Selection(replace=True),
     )
     every_file_is_explained(result.folder)
     return result
@@ -89,7 +98,8 @@ def run(text: io.StringIO | None = None, **options: Any) -> RunResult:
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
 def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
-    """Everything that a run promises to leave is there, verifies, loads, and is another model than before; a rerun does nothing."""
+    """Everything that a run promises to leave is there, verifies, loads, and is another model than before; a rerun does
+    nothing."""
     text = io.StringIO()
     result = run(text, lora=lora)
     out = result.folder / "stages" / "ppo"
@@ -101,7 +111,9 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
     with torch.no_grad():
         assert not torch.allclose(batch_logprobs(before, batch), batch_logprobs(after, batch), atol=1e-4)
         value = load_scalar(Model(path=str(out / "value")))
-        assert not torch.allclose(token_values(value, batch), token_values(load_scalar(Model(path="reward")), batch), atol=1e-5)
+        assert not torch.allclose(
+            token_values(value, batch), token_values(load_scalar(Model(path="reward")), batch), atol=1e-5
+        )
     names = sorted(path.name for path in (out / "rollouts").iterdir())
     assert names == [
         "held-out-00000000.parquet",
@@ -114,21 +126,32 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
     assert summary["eval_before"].keys() == {"loss", "reward", "length", "finished", "sft_loss"}
     assert summary["held_out_change"]["prompts"] == 4
     assert summary["trainable_parameters"] <= summary["parameters"], "the value model's are among them"
-    assert len(json.loads((out / "report.json").read_text())["samples"]) == 4, "all held-out prompts, though two are printed"
-    assert summary["phase_seconds"].keys() == {"sync", "generate", "score", "values", "train"} and summary["phase_seconds"]["train"] > 0
+    assert len(json.loads((out / "report.json").read_text())["samples"]) == 4, (
+        "all held-out prompts, though two are printed"
+    )
+    assert (
+        summary["phase_seconds"].keys() == {"sync", "generate", "score", "values", "train"}
+        and summary["phase_seconds"]["train"] > 0
+    )
     changed = reported(result.folder)["ppo"]["reward on held-out prompts"].difference
     assert changed == Estimate(summary["held_out_change"]["mean"], *summary["held_out_change"]["interval"])
     shown = text.getvalue()
     assert f"held-out reward {summary['eval_before']['reward']:.4f}" in shown
-    assert all(source in shown for source in ("prompts.jsonl", "held out: held_out.jsonl", "sft: talk.jsonl", "held out: talk.jsonl"))
+    assert all(
+        source in shown
+        for source in ("prompts.jsonl", "held out: held_out.jsonl", "sft: talk.jsonl", "held out: talk.jsonl")
+    )
     assert "iteration 3/3" in shown and "generate" in shown and "before and after" in shown
     assert "the reward on 4 held-out prompts changed by" in shown and "reference answers to 4 prompts score" in shown
-    assert ("a second model in memory" in shown) == (lora is not None), "the reward model is no adapter of the policy's base"
+    assert ("a second model in memory" in shown) == (lora is not None), (
+        "the reward model is no adapter of the policy's base"
+    )
     assert run(lora=lora).ran == ()
 
 
 def test_the_baseline_is_the_references_own_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C40: each prompt's baseline is the mean of its reference answers; another run with the same policy and reward finds them again.
+    """C40: each prompt's baseline is the mean of its reference answers; another run with the same policy and reward
+    finds them again.
 
     Their time is no iteration's."""
     baselines = ppo._baselines
@@ -162,7 +185,12 @@ def test_the_value_model_is_used_again(folder: Path) -> None:
     value = first.folder / "stages" / "ppo" / "value"
     (folder / "kept").mkdir()
     value.rename(folder / "kept" / "value")
-    result = run(value_model="kept/value", iterations=1, train={**PPO["train"], "learning_rate": 1e-12}, value_learning_rate=1e-12)
+    result = run(
+        value_model="kept/value",
+        iterations=1,
+        train={**PPO["train"], "learning_rate": 1e-12},
+        value_learning_rate=1e-12,
+    )
     again = load_file(result.folder / "stages" / "ppo" / "value" / "reward_head.safetensors")["weight"]
     kept = load_file(folder / "kept" / "value" / "reward_head.safetensors")["weight"]
     reward = load_file(folder / "reward" / "reward_head.safetensors")["weight"]
@@ -181,8 +209,8 @@ def test_the_value_model_is_used_again(folder: Path) -> None:
     ids=["rloo", "group", "reinforce", "value from policy"],
 )
 def test_the_other_ways(folder: Path, options: dict[str, Any]) -> None:
-    """Estimators without a value model leave none; a value model on the policy's base is said to be no second model; held-out data and
-    conversations may be absent."""
+    """Estimators without a value model leave none; a value model on the policy's base is said to be no second model;
+    held-out data and conversations may be absent."""
     text = io.StringIO()
     out = run(text, **options).folder / "stages" / "ppo"
     assert (out / "value").exists() == ("value_init" in options)
@@ -191,13 +219,19 @@ def test_the_other_ways(folder: Path, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("best", [True, False])
-def test_the_change_is_that_of_the_policy_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, best: bool) -> None:
-    """The best, or the last: its numbers, its answers, and how far it is from the beginning. Here every evaluation is worse than the one
-    before, so that the best is what training began with."""
-    (folder / "my_scores.py").write_text("calls = []\ndef falls(answers):\n    calls.append(1)\n    return [-len(calls)] * len(answers)\n")
+def test_the_change_is_that_of_the_policy_that_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, best: bool
+) -> None:
+    """The best, or the last: its numbers, its answers, and how far it is from the beginning. Here every evaluation is
+    worse than the one before, so that the best is what training began with."""
+    (folder / "my_scores.py").write_text(
+        "calls = []\ndef falls(answers):\n    calls.append(1)\n    return [-len(calls)] * len(answers)\n"
+    )
     monkeypatch.syspath_prepend(folder)
     train = {**PPO["train"], "eval_steps": 1, "load_best_model": best}
-    summary = run(reward={"function": "my_scores:falls"}, value_init="policy", iterations=1, train=train).summaries["ppo"]
+    summary = run(reward={"function": "my_scores:falls"}, value_init="policy", iterations=1, train=train).summaries[
+        "ppo"
+    ]
     fell = summary["eval_after"]["reward"] - summary["eval_before"]["reward"]
     assert fell == 0 if best else fell < 0
     assert summary["held_out_change"]["mean"] == pytest.approx(fell)
@@ -221,25 +255,42 @@ def test_stopped_in_the_middle_and_run_again(folder: Path, monkeypatch: pytest.M
     text = io.StringIO()
     again = run(text).folder / "stages" / "ppo"
     assert "continues from step 3 of 6" in text.getvalue()
-    for name in ("model.safetensors", "value/model.safetensors", "rollouts/iteration-000002.parquet", "rollouts/held-out-00000006.parquet"):
+    for name in (
+        "model.safetensors",
+        "value/model.safetensors",
+        "rollouts/iteration-000002.parquet",
+        "rollouts/held-out-00000006.parquet",
+    ):
         assert (again / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
 def test_adapters_all_the_way_share_one_base(folder: Path) -> None:
-    """SFT, reward model and PPO, each with LoRA: the reward model's adapter becomes the value model on the policy's base, begins by saying
-    what the reward model says, and loads by itself when it is saved; where nothing moves, the policy is the SFT policy."""
+    """SFT, reward model and PPO, each with LoRA: the reward model's adapter becomes the value model on the policy's
+    base, begins by saying what the reward model says, and loads by itself when it is saved; where nothing moves, the
+    policy is the SFT policy."""
     train = {"learning_rate": 3e-3, "batch_size": 2, "microbatch_tokens": 128}
-    pairs = [{"prompt": f"Say {w}.", "chosen": f"{w} it is.", "rejected": f"No {w}."} for w in ("tea", "rain", "sun", "snow")]
+    pairs = [
+        {"prompt": f"Say {w}.", "chosen": f"{w} it is.", "rejected": f"No {w}."} for w in ("tea", "rain", "sun", "snow")
+    ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     still = {"learning_rate": 1e-12, "batch_size": 2, "microbatch_tokens": 128}
     stages = {
         "sft": {"kind": "sft", "data": "talk.jsonl", "lora": {"rank": 4}, "train": train},
         "reward": {"kind": "reward", "init": "stage:sft", "data": "pairs.jsonl", "lora": {"rank": 3}, "train": train},
-        "ppo": {**PPO, "policy": "stage:sft", "reward": "stage:reward", "lora": {"rank": 2}, "value_learning_rate": 1e-12, "train": still},
+        "ppo": {
+            **PPO,
+            "policy": "stage:sft",
+            "reward": "stage:reward",
+            "lora": {"rank": 2},
+            "value_learning_rate": 1e-12,
+            "train": still,
+        },
     }
     Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False))
     text = io.StringIO()
-    result = run_recipe(load_recipe("recipe.yaml"), console=Console(file=text, width=160), selection=Selection(replace=True))
+    result = run_recipe(
+        load_recipe("recipe.yaml"), console=Console(file=text, width=160), selection=Selection(replace=True)
+    )
     assert "second model" not in text.getvalue()
     places = {name: result.folder / "stages" / name for name in stages}
     encoder = load_encoder(Model(path="model"))
@@ -262,7 +313,9 @@ def test_one_process_says_what_is_trained(folder: Path, rank: int) -> None:
     spec = PpoStage.model_validate({**PPO, "lora": {"rank": 2}})
     base = Model(path="model")
     encoder = load_encoder(base)
-    ctx: Any = SimpleNamespace(name="ppo", seed=1, cache=folder / "cache", resolve=Path, console=Console(file=text, width=200))
+    ctx: Any = SimpleNamespace(
+        name="ppo", seed=1, cache=folder / "cache", resolve=Path, console=Console(file=text, width=200)
+    )
     models, reference = ppo._models(spec, ctx, base, encoder, Ranks(rank, 2), [5, 6, 7])
     assert not models.shared and reference is None
     said = text.getvalue()
@@ -270,7 +323,8 @@ def test_one_process_says_what_is_trained(folder: Path, rank: int) -> None:
 
 
 def test_a_value_model_reads_the_policys_tokens(folder: Path) -> None:
-    """C33's sibling: a reward model with another template may score text, but its weights cannot value the policy's tokens."""
+    """C33's sibling: a reward model with another template may score text, but its weights cannot value the policy's
+    tokens."""
     notes = json.loads((folder / "reward" / "align.json").read_text())
     (folder / "reward" / "align.json").write_text(json.dumps({**notes, "encoder": "another"}))
     with pytest.raises(InputError, match="another tokenizer or chat template"):
@@ -285,8 +339,11 @@ def test_a_rule_as_reward(folder: Path) -> None:
 
 
 def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
-    """For trying a recipe out: no weights are pushed, nothing is compared, and the old log-probs are the trainer's all the same."""
-    (folder / "script.jsonl").write_text("".join(json.dumps({"completion": text}) + "\n" for text in ("tea", "rain it is")))
+    """For trying a recipe out: no weights are pushed, nothing is compared, and the old log-probs are the trainer's all
+    the same."""
+    (folder / "script.jsonl").write_text(
+        "".join(json.dumps({"completion": text}) + "\n" for text in ("tea", "rain it is"))
+    )
     options: dict[str, Any] = {"rollout": {"engine": "scripted", "script": "script.jsonl"}, "max_new_tokens": 20}
     result = run(**options)
     rows = read_parquet(result.folder / "stages" / "ppo" / "rollouts" / "iteration-000001.parquet")
@@ -303,7 +360,8 @@ def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
 def test_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Any) -> None:
-    """C49, C50: every iteration's weights reach vLLM, the adapters' too: its log-probs are the trainer's after large steps."""
+    """C49, C50: every iteration's weights reach vLLM, the adapters' too: its log-probs are the trainer's after large
+    steps."""
     monkeypatch.chdir(tmp_path)
     # vLLM's attention on a CPU wants heads of at least 32, and never samples an id that has no token.
     fill(tmp_path, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, vocab_size=len(chatml()))

@@ -1,4 +1,5 @@
-"""QLoRA: adapters on a base whose linear layers are kept in 4 bits. Runs on bitsandbytes' CPU backend here, the same code on a GPU."""
+"""QLoRA: adapters on a base whose linear layers are kept in 4 bits. Runs on bitsandbytes' CPU backend here, the same
+code on a GPU."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ from tests.invariants.test_dpo import first_step, preferences, stage, trainer
 from tests.invariants.test_reward import first_step as reward_first_step
 from tests.invariants.test_reward import stage as reward_stage
 from tests.invariants.test_reward import trainer as reward_trainer
-from tests.saved import rows
-from tests.tiny import tiny
-from tests.tokenizers import chatml
+from tests.support.saved import rows
+from tests.support.tiny import tiny
+from tests.support.tokenizers import chatml
 
 LORA = Lora(rank=4, quantize="nf4")
 
@@ -45,7 +46,9 @@ def test_the_base_is_in_four_bits(folder: Path) -> None:
     full, packed = load_policy(Model(path=str(folder))), quantised(folder)
     weights = {n: p.dtype for n, p in packed.named_parameters() if n.endswith("_proj.weight")}
     assert set(weights.values()) == {torch.uint8}
-    assert not any(getattr(layer, "support_avx512bf16_for_cpu", False) for layer in packed.modules()), "that kernel has no gradient"
+    assert not any(getattr(layer, "support_avx512bf16_for_cpu", False) for layer in packed.modules()), (
+        "that kernel has no gradient"
+    )
     (batch,) = pack(preferences(3), microbatch_tokens=10_000)
     with torch.no_grad():
         difference = (batch_logprobs(full, batch) - batch_logprobs(packed, batch)).abs()
@@ -53,7 +56,8 @@ def test_the_base_is_in_four_bits(folder: Path) -> None:
 
 
 def test_dpo_starts_at_ln_2_and_trains_only_adapters(folder: Path, tmp_path: Path) -> None:
-    """C36, C64: the reference is the quantised starting policy, every adapter matrix B gets a gradient, and the base none."""
+    """C36, C64: the reference is the quantised starting policy, every adapter matrix B gets a gradient, and the base
+    none."""
     pytest.importorskip("bitsandbytes")
     net = add_lora(quantised(folder), LORA)  # type: ignore[arg-type]
     run = trainer(tmp_path / "run", preferences(6), stage("sigmoid", label_smoothing=0.0), net)
@@ -73,7 +77,8 @@ def test_missing_package_is_one_clear_line(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_a_reward_model_on_four_bits(folder: Path, tmp_path: Path) -> None:
-    """C64: adapters and head are trained, the packed base is not; saved and loaded on four bits, the scores are the same."""
+    """C64: adapters and head are trained, the packed base is not; saved and loaded on four bits, the scores are the
+    same."""
     pytest.importorskip("bitsandbytes")
     tokenizer = chatml()
     tiny("llama", hidden_size=64, intermediate_size=128, vocab_size=rows(tokenizer)).save_pretrained(folder)
@@ -92,5 +97,7 @@ def test_a_reward_model_on_four_bits(folder: Path, tmp_path: Path) -> None:
     save_scalar(net.eval(), load_encoder(base), tmp_path / "rm", base=base, scores=ScoreStats(0.0, 1.0, 1))
     again = load_scalar(Model(path=str(tmp_path / "rm")), quantize="nf4")
     settings: dict[str, Any] = {"microbatch_tokens": 1000, "layout": "tree", "pad_id": 0}
-    for one, other in zip(score_trees(net, preferences(3), **settings), score_trees(again, preferences(3), **settings), strict=True):
+    for one, other in zip(
+        score_trees(net, preferences(3), **settings), score_trees(again, preferences(3), **settings), strict=True
+    ):
         assert one == pytest.approx(other, abs=1e-5)

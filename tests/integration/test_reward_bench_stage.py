@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from tests.unit.test_reward_scorer import save_rm
 
 from align.errors import InputError
 from align.evaluation.reward_bench import rewardbench1, rewardbench2, rmbench
@@ -24,13 +25,12 @@ from align.runs.record import read_run
 from align.scoring import stored
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
-from tests import reward_benches as made
-from tests.chat_server import Reply, serving
 from tests.oracles.test_classifier import head_at_the_end, rendered, save_classifier
-from tests.readme import every_file_is_explained
-from tests.saved import save_tiny
-from tests.tokenizers import mistral
-from tests.unit.test_reward_scorer import save_rm
+from tests.support import reward_benches as made
+from tests.support.chat_server import Reply, serving
+from tests.support.readme import every_file_is_explained
+from tests.support.saved import save_tiny
+from tests.support.tokenizers import mistral
 
 SHORT = {"rule": "length", "max": 1, "unit": "characters"}
 """A scorer that finds the shorter answer better."""
@@ -50,8 +50,13 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         (tmp_path / name).symlink_to(models / name)
     subsets = [subset for of in rewardbench1.SECTIONS.values() for subset in of]
     made.write(Path("rb1.jsonl"), [made.rewardbench1(subset, i) for i, subset in enumerate(subsets)])
-    ties = [made.rewardbench2("Ties", f"{kind}:{n}", right) for n in range(2) for kind, right in (("ref", 1), ("tied", 2))]
-    made.write(Path("rb2.jsonl"), [*(made.rewardbench2(subset, str(i)) for i, subset in enumerate(rewardbench2.SUBSETS)), *ties])
+    ties = [
+        made.rewardbench2("Ties", f"{kind}:{n}", right) for n in range(2) for kind, right in (("ref", 1), ("tied", 2))
+    ]
+    made.write(
+        Path("rb2.jsonl"),
+        [*(made.rewardbench2(subset, str(i)) for i, subset in enumerate(rewardbench2.SUBSETS)), *ties],
+    )
     Path("rm.json").write_text(json.dumps([made.rmbench(domain, i) for i, domain in enumerate(rmbench.DOMAINS)]))
     sources = ("mmlu-pro-law", "livebench-math", "livecodebench")
     pairs = [(label, source) for label in ("A>B", "B>A") for source in sources]
@@ -64,7 +69,12 @@ def run(
 ) -> tuple[dict[str, Any], Path, str]:
     """(report, folder of the result, what was printed)."""
     tasks = [{"task": "reward_bench", "data": file} for file in files]
-    stage = {"kind": "evaluate", "scorers": list(scorers), "tasks": tasks, **({} if judge is None else {"judge": judge})}
+    stage = {
+        "kind": "evaluate",
+        "scorers": list(scorers),
+        "tasks": tasks,
+        **({} if judge is None else {"judge": judge}),
+    }
     Path("r.yaml").write_text(yaml.safe_dump({"name": "r", "seed": 5, "model": "./base", "stages": {"bench": stage}}))
     text = io.StringIO()
     console = Console(file=text, width=200)
@@ -100,14 +110,21 @@ def test_a_reward_model_on_all_four(folder: Path) -> None:
 
 
 def test_scorers_beside_the_control(folder: Path) -> None:
-    """One that finds the longer answer better says what the control says; its opposite says the opposite, and is warned of."""
+    """One that finds the longer answer better says what the control says; its opposite says the opposite, and is warned
+    of."""
     report, out, _ = run(["rb1.jsonl"], [SHORT, {"rule": "length", "min": 500, "unit": "characters"}])
     entry = report["metrics"]["rewardbench1/score"]
     assert {who: of["mean"] for who, of in entry.items()} == {"length-1": 0.0, "length-2": 1.0, "longer answer": 1.0}
     assert entry["length-2"]["difference"]["mean"] == 1.0 and "difference" not in entry["length-1"]
-    warned = [warning for warning in report["warnings"] if "is not clearly above a rule that prefers the longer answer" in warning]
+    warned = [
+        warning
+        for warning in report["warnings"]
+        if "is not clearly above a rule that prefers the longer answer" in warning
+    ]
     assert len(warned) == 2 and warned[0].endswith("0.000 and 1.000"), "the second one is the same rule"
-    (shown,) = [change for change in changes(read_run(out.parents[1]).stages[0]) if change.measure == "RewardBench 1, score"]
+    (shown,) = [
+        change for change in changes(read_run(out.parents[1]).stages[0]) if change.measure == "RewardBench 1, score"
+    ]
     assert shown.subject == "length-2" and shown.before is not None and shown.before.value == 0.0
     assert shown.note == "before: length-1; longer answer: 1"
 
@@ -135,7 +152,9 @@ def test_a_bad_row_is_told_before_anything_is_scored(folder: Path) -> None:
         run(["rb1.jsonl", "jb.jsonl"], ["./rm"])
 
 
-def test_killed_while_scoring_it_goes_on_and_damaged_scores_are_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_scoring_it_goes_on_and_damaged_scores_are_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored: list[int] = []
     dies = [3]
 
@@ -149,7 +168,9 @@ def test_killed_while_scoring_it_goes_on_and_damaged_scores_are_made_again(folde
             return [float(len(answer.text)) for answer in answers]
 
     monkeypatch.setattr("align.stages.evaluate.scorers.open_scorer", lambda *_, **__: Counting())
-    monkeypatch.setattr(stored.score_answers, "__kwdefaults__", {**(stored.score_answers.__kwdefaults__ or {}), "shard_answers": 8})
+    monkeypatch.setattr(
+        stored.score_answers, "__kwdefaults__", {**(stored.score_answers.__kwdefaults__ or {}), "shard_answers": 8}
+    )
     with pytest.raises(KeyboardInterrupt):
         run(["rb1.jsonl"], ["./rm"])
     assert len(scored) == 3
@@ -162,14 +183,18 @@ def test_killed_while_scoring_it_goes_on_and_damaged_scores_are_made_again(folde
 
 
 def test_a_classifier_of_other_people_on_a_benchmark(folder: Path) -> None:
-    """Its scores are its head's at the last token, one conversation at a time; what is right follows from them and the labels alone."""
+    """Its scores are its head's at the last token, one conversation at a time; what is right follows from them and the
+    labels alone."""
     tokenizer = mistral()
     save_classifier(folder / "classifier", tokenizer)
     report, _, _ = run(["jb.jsonl"], ["./classifier"])
     right = []
     for row in lines(Path("jb.jsonl")):
         asked = ({"role": "user", "content": row["question"]},)
-        a, b = (head_at_the_end(folder / "classifier", rendered(tokenizer, Answer(asked, row[f"response_{x}"]))) for x in "AB")
+        a, b = (
+            head_at_the_end(folder / "classifier", rendered(tokenizer, Answer(asked, row[f"response_{x}"])))
+            for x in "AB"
+        )
         right.append(row["label"] == ("A>B" if a > b else "B>A"))
     assert 0 < sum(right) < len(right)
     assert report["metrics"]["judgebench/score"]["classifier"]["mean"] == pytest.approx(sum(right) / len(right))
@@ -190,8 +215,14 @@ def test_a_policys_implicit_reward_on_a_benchmark(folder: Path) -> None:
 
 def test_prompts_that_a_scorer_was_trained_on_are_told(folder: Path) -> None:
     """By the recipe's own stages: the training data of the reward model, and of the policy that it began as."""
-    pairs = [{"prompt": row["question"] + "  ", "chosen": "Yes, so it is.", "rejected": "No."} for row in lines(Path("jb.jsonl"))[:2]]
-    made.write(Path("pairs.jsonl"), [*pairs, *({"prompt": f"Else {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(6))])
+    pairs = [
+        {"prompt": row["question"] + "  ", "chosen": "Yes, so it is.", "rejected": "No."}
+        for row in lines(Path("jb.jsonl"))[:2]
+    ]
+    made.write(
+        Path("pairs.jsonl"),
+        [*pairs, *({"prompt": f"Else {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(6))],
+    )
     train = {"learning_rate": 1e-3, "batch_size": 8, "microbatch_tokens": 256, "epochs": 1}
     stages = {
         "reward": {"kind": "reward", "data": "pairs.jsonl", "train": train},
@@ -201,11 +232,16 @@ def test_prompts_that_a_scorer_was_trained_on_are_told(folder: Path) -> None:
             "tasks": [{"task": "reward_bench", "data": file} for file in ("jb.jsonl", "rb1.jsonl")],
         },
     }
-    Path("r.yaml").write_text(yaml.safe_dump({"name": "r", "seed": 5, "model": "./base", "stages": stages}, sort_keys=False))
+    Path("r.yaml").write_text(
+        yaml.safe_dump({"name": "r", "seed": 5, "model": "./base", "stages": stages}, sort_keys=False)
+    )
     result = run_recipe(load_recipe("r.yaml"), console=Console(file=io.StringIO(), width=200), runs_dir=Path("runs"))
     every_file_is_explained(result.folder)
     report = json.loads((result.folder / "stages" / "bench" / "report.json").read_text())
-    assert report["benches"]["judgebench"]["trained_on"] == {"reward": 2} and report["benches"]["rewardbench1"]["trained_on"] == {}
+    assert (
+        report["benches"]["judgebench"]["trained_on"] == {"reward": 2}
+        and report["benches"]["rewardbench1"]["trained_on"] == {}
+    )
     assert "JudgeBench: reward was trained on 2 of its 6 prompts" in report["warnings"]
 
 
@@ -223,7 +259,9 @@ def prefers(good: str) -> Any:
         if "reference_answer" in question or "overall" in question:
             said = question[question.rindex("<answer>") :]
             grade = 9 if good in said else 2
-            return Reply(json.dumps(dict.fromkeys(("correctness", "helpfulness", "completeness", "clarity", "overall"), grade)))
+            return Reply(
+                json.dumps(dict.fromkeys(("correctness", "helpfulness", "completeness", "clarity", "overall"), grade))
+            )
         first = question.index(good) < question.index("<answer_b>") if good in question else False
         return Reply("Verdict: A" if first else "Verdict: B")
 
@@ -237,11 +275,16 @@ def test_a_judge_that_is_right(folder: Path) -> None:
     entry = report["metrics"]["rewardbench1/score"]
     assert entry["j, pairs"]["mean"] == entry["j, grades"]["mean"] == 1.0
     told = report["benches"]["rewardbench1"]["judge"]
-    assert told["verdicts"]["win"] == 23 and told["verdicts"]["first"] == told["verdicts"]["second"] == 23 and told["replies"] == 46 + 46
+    assert (
+        told["verdicts"]["win"] == 23
+        and told["verdicts"]["first"] == told["verdicts"]["second"] == 23
+        and told["replies"] == 46 + 46
+    )
 
 
 def test_a_judge_that_likes_a_place_is_half_right_and_doubted(folder: Path) -> None:
-    """Always the first answer: each pair is right once and wrong once. JudgeBench's own code counts that as not right."""
+    """Always the first answer: each pair is right once and wrong once. JudgeBench's own code counts that as not
+    right."""
     with serving(lambda question, before: Reply("Verdict: A")) as server:
         report, _, _ = run(["rb1.jsonl", "jb.jsonl"], judge=judge(server.endpoint, "pairwise"))
     assert report["metrics"]["rewardbench1/score"]["j, pairs"]["mean"] == 0.5
@@ -252,7 +295,8 @@ def test_a_judge_that_likes_a_place_is_half_right_and_doubted(folder: Path) -> N
 
 
 def test_the_better_answer_is_told_by_its_text_and_not_by_its_place(folder: Path) -> None:
-    """JudgeBench's rows have the right answer at either place: a judge that always prefers B's is right where the label says B."""
+    """JudgeBench's rows have the right answer at either place: a judge that always prefers B's is right where the label
+    says B."""
     with serving(prefers("that is all there is")) as server:
         report, _, _ = run(["jb.jsonl"], judge=judge(server.endpoint, "pairwise"))
     assert report["metrics"]["judgebench/score"]["j, pairs"]["mean"] == 0.5
@@ -263,7 +307,9 @@ def test_the_better_answer_is_told_by_its_text_and_not_by_its_place(folder: Path
 def test_grades_are_scores(folder: Path) -> None:
     with serving(prefers("Right")) as server:
         report, _, _ = run(["rb2.jsonl"], [SHORT], judge(server.endpoint, "pointwise"))
-    assert report["metrics"]["rewardbench2/score"]["j, grades"]["mean"] == pytest.approx(1.0), "right answers are graded alike"
+    assert report["metrics"]["rewardbench2/score"]["j, grades"]["mean"] == pytest.approx(1.0), (
+        "right answers are graded alike"
+    )
     assert report["scorers"] == ["length", "j, grades", "longer answer"]
 
 
@@ -277,7 +323,9 @@ def test_items_whose_replies_cannot_be_read_are_left_out_for_all(folder: Path) -
     lost = lines(Path("jb.jsonl"))[0]["question"]
     with serving(lambda question, before: Reply("?" if lost in question else "Verdict: tie")) as server:
         report, out, _ = run(["jb.jsonl"], [SHORT], judge(server.endpoint, "pairwise"))
-    assert {of["count"] for of in report["metrics"]["judgebench/score"].values()} == {5} and len(lines(out / "judgebench.jsonl")) == 5
+    assert {of["count"] for of in report["metrics"]["judgebench/score"].values()} == {5} and len(
+        lines(out / "judgebench.jsonl")
+    ) == 5
     assert any("JudgeBench: 1 of 6 items are left out, for everybody" in warning for warning in report["warnings"])
 
 

@@ -1,4 +1,5 @@
-"""The reward stage on graded answers, end to end on a tiny model: several attributes, one score, and whoever loads the folder."""
+"""The reward stage on graded answers, end to end on a tiny model: several attributes, one score, and whoever loads the
+folder."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from tests.integration.test_reward_stage import recipe, run
-from tests.saved import save_tiny
+from tests.support.saved import save_tiny
 
 WEIGHTS = {"helpfulness": 0.65, "verbosity": -0.4}
 TRAIN = {"learning_rate": 3e-3, "batch_size": 4, "microbatch_tokens": 128, "epochs": 4}
@@ -34,7 +35,15 @@ def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     for i in range(first, first + count):
         said = SAID[i % len(SAID)]
         long = None if i % 4 == 0 else len(said) / 8
-        made.append({"prompt": f"Question {i // 2}?", "response": said, "helpfulness": i % 5, "correctness": 1, "verbosity": long})
+        made.append(
+            {
+                "prompt": f"Question {i // 2}?",
+                "response": said,
+                "helpfulness": i % 5,
+                "correctness": 1,
+                "verbosity": long,
+            }
+        )
     return made
 
 
@@ -48,7 +57,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def graded(**options: Any) -> dict[str, Any]:
-    return {"kind": "reward", "data": "train.jsonl", "eval_data": "held.jsonl", "grades": WEIGHTS, "train": TRAIN, **options}
+    return {
+        "kind": "reward",
+        "data": "train.jsonl",
+        "eval_data": "held.jsonl",
+        "grades": WEIGHTS,
+        "train": TRAIN,
+        **options,
+    }
 
 
 ANSWERS = [Answer(({"role": "user", "content": row["prompt"]},), row["response"]) for row in rows(8, 40)]
@@ -56,8 +72,8 @@ ANSWERS = [Answer(({"role": "user", "content": row["prompt"]},), row["response"]
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "save_merged": True}], ids=["full", "lora"])
 def test_from_graded_answers_to_a_reward_model(folder: Path, lora: dict[str, Any] | None) -> None:
-    """The errors fall; the folder gives one score, the weighted sum of what transformers' classifier says for each attribute; the report
-    has every attribute, and says that another grade of the data is not learned."""
+    """The errors fall; the folder gives one score, the weighted sum of what transformers' classifier says for each
+    attribute; the report has every attribute, and says that another grade of the data is not learned."""
     text = io.StringIO()
     result = run({"reward": graded(lora=lora)}, text)
     summary, place = result.summaries["reward"], result.folder / "stages" / "reward"
@@ -76,7 +92,11 @@ def test_from_graded_answers_to_a_reward_model(folder: Path, lora: dict[str, Any
     weights = torch.tensor(list(WEIGHTS.values()))
     for answer, score in zip(ANSWERS, scores, strict=True):
         messages = [*answer.prompt, {"role": "assistant", "content": answer.text}]
-        ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n"), add_special_tokens=False, return_tensors="pt")
+        ids = tokenizer(
+            tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n"),
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
         with torch.no_grad():
             attributes = classifier(**ids).logits[0]
         assert float(attributes @ weights) == pytest.approx(score, abs=1e-4)
@@ -84,7 +104,11 @@ def test_from_graded_answers_to_a_reward_model(folder: Path, lora: dict[str, Any
     own = RewardModelScorer(Model(path=str(place))).score(
         [Answer(({"role": "user", "content": row["prompt"]},), row["response"]) for row in rows(24)]
     )
-    assert (stats.mean, stats.std, stats.count) == (pytest.approx(np.mean(own), abs=1e-4), pytest.approx(np.std(own), abs=1e-4), 24)
+    assert (stats.mean, stats.std, stats.count) == (
+        pytest.approx(np.mean(own), abs=1e-4),
+        pytest.approx(np.std(own), abs=1e-4),
+        24,
+    )
     if lora:
         merged = RewardModelScorer(Model(path=str(place / "merged"))).score(ANSWERS)
         assert merged == pytest.approx(scores, abs=1e-4)
@@ -95,7 +119,9 @@ def test_from_graded_answers_to_a_reward_model(folder: Path, lora: dict[str, Any
 def test_a_grade_that_the_data_do_not_have_is_told_before_anything_runs(folder: Path) -> None:
     """With those that they have."""
     loaded = recipe({"reward": graded(grades={**WEIGHTS, "honesty": 1.0})})
-    with pytest.raises(InputError, match=r"grades\.honesty: no answer has this grade; the data have correctness as well"):
+    with pytest.raises(
+        InputError, match=r"grades\.honesty: no answer has this grade; the data have correctness as well"
+    ):
         require(loaded, folder / "runs", nproc=1, selection=Selection())
 
 

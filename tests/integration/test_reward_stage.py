@@ -1,4 +1,5 @@
-"""The reward stage end to end on a tiny model: from preferences to a folder with a head, and a report of what length had to do with it."""
+"""The reward stage end to end on a tiny model: from preferences to a folder with a head, and a report of what length
+had to do with it."""
 
 from __future__ import annotations
 
@@ -26,17 +27,18 @@ from align.recipe.load import load_recipe
 from align.recipe.schema import Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
-from tests.readme import every_file_is_explained
-from tests.report_run import reported
-from tests.saved import save_tiny
+from tests.support.readme import every_file_is_explained
+from tests.support.report_run import reported
+from tests.support.root import ROOT
+from tests.support.saved import save_tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {"learning_rate": 3e-3, "batch_size": 4, "microbatch_tokens": 128, "epochs": 4}
 GOOD, BAD = ("Paris", "the fox runs", "today it is nice"), ("the price is 46", "no", "system user tool")
 
 
 def rows(count: int, first: int = 0, longer: float = 0.5) -> list[dict[str, Any]]:
-    """Preferences of distinct prompts: good words win; in a share ``longer`` of them the winner is the longer answer."""
+    """Preferences of distinct prompts: good words win; in a share ``longer`` of them the winner is the longer
+    answer."""
     made = []
     for i in range(first, first + count):
         chosen, rejected = GOOD[i % 3], BAD[(i // 3) % 3]
@@ -61,7 +63,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write("train.jsonl", rows(20))
     write("held.jsonl", rows(10, 100))
     talk = [
-        {"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w} it is."}]} for w in ("tea", "rain")
+        {"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w} it is."}]}
+        for w in ("tea", "rain")
     ]
     write("talk.jsonl", talk)
     return tmp_path
@@ -73,7 +76,9 @@ def recipe(stages: dict[str, Any]) -> Any:
 
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None) -> RunResult:
-    result = run_recipe(recipe(stages), console=Console(file=text or io.StringIO(), width=140), selection=Selection(replace=True))
+    result = run_recipe(
+        recipe(stages), console=Console(file=text or io.StringIO(), width=140), selection=Selection(replace=True)
+    )
     every_file_is_explained(result.folder)
     return result
 
@@ -87,15 +92,20 @@ def report(result: RunResult, stage: str = "reward") -> dict[str, Any]:
     return found
 
 
-def scores_of(result: RunResult, preferences: list[dict[str, Any]], stage: str = "reward", **options: Any) -> list[float]:
+def scores_of(
+    result: RunResult, preferences: list[dict[str, Any]], stage: str = "reward", **options: Any
+) -> list[float]:
     """All answers of some rows, by the saved model."""
     scorer = RewardModelScorer(Model(path=str(result.folder / "stages" / stage)), **options)
     prompts: list[tuple[Message, ...]] = [({"role": "user", "content": row["prompt"]},) for row in preferences]
-    return scorer.score([Answer(p, row[side]) for p, row in zip(prompts, preferences, strict=True) for side in ("chosen", "rejected")])
+    return scorer.score(
+        [Answer(p, row[side]) for p, row in zip(prompts, preferences, strict=True) for side in ("chosen", "rejected")]
+    )
 
 
 def test_from_preferences_to_a_reward_model(folder: Path) -> None:
-    """sft, then reward from it: it learns, the folder scores in another process's terms what the report says, and a rerun does nothing."""
+    """sft, then reward from it: it learns, the folder scores in another process's terms what the report says, and a
+    rerun does nothing."""
     text = io.StringIO()
     sft = {"kind": "sft", "data": "talk.jsonl", "samples": 0, "train": {**TRAIN, "epochs": 1}}
     result = run({"sft": sft, "reward": reward(init="stage:sft")}, text)
@@ -125,12 +135,17 @@ def test_from_preferences_to_a_reward_model(folder: Path) -> None:
 
 
 def test_normalised_scores_on_the_training_answers(folder: Path) -> None:
-    """C34: mean 0, standard deviation 1 on what the statistics are of, from the artefact alone; and they are the manifest's."""
+    """C34: mean 0, standard deviation 1 on what the statistics are of, from the artefact alone; and they are the
+    manifest's."""
     result = run({"reward": reward()})
     raw, normalised = (np.array(scores_of(result, rows(20), normalise=flag)) for flag in (False, True))
     assert normalised.mean() == pytest.approx(0, abs=1e-3) and normalised.std() == pytest.approx(1, abs=1e-3)
     stats = score_notes(Model(path=str(result.folder / "stages" / "reward"))).stats
-    assert (stats.mean, stats.std, stats.count) == (pytest.approx(raw.mean(), abs=1e-4), pytest.approx(raw.std(), abs=1e-4), 40)
+    assert (stats.mean, stats.std, stats.count) == (
+        pytest.approx(raw.mean(), abs=1e-4),
+        pytest.approx(raw.std(), abs=1e-4),
+        40,
+    )
     assert result.summaries["reward"]["scores"] == vars(stats)
 
 
@@ -139,13 +154,21 @@ def test_adapters(folder: Path, lora: dict[str, Any]) -> None:
     """An adapter with its head, on the model or on a policy that is an adapter; merged it scores the same."""
     stages: dict[str, Any] = {"reward": reward(lora=lora)}
     if "save_merged" not in lora:
-        taught = {"kind": "sft", "data": "talk.jsonl", "samples": 0, "lora": {"rank": 2}, "train": {**TRAIN, "epochs": 1}}
+        taught = {
+            "kind": "sft",
+            "data": "talk.jsonl",
+            "samples": 0,
+            "lora": {"rank": 2},
+            "train": {**TRAIN, "epochs": 1},
+        }
         stages = {"sft": taught, "reward": reward(init="stage:sft", lora=lora)}
     result = run(stages)
     summary = result.summaries["reward"]
     assert summary["format"] == "lora" and summary["eval_after"]["accuracy"] > summary["eval_before"]["accuracy"] - 0.01
     held_out = np.array(scores_of(result, rows(10, 100))).reshape(-1, 2)
-    assert (held_out[:, 0] > held_out[:, 1]).mean() == pytest.approx(summary["held_out"]["natural"]["accuracy"]["value"])
+    assert (held_out[:, 0] > held_out[:, 1]).mean() == pytest.approx(
+        summary["held_out"]["natural"]["accuracy"]["value"]
+    )
     if "save_merged" in lora:
         merged = RewardModelScorer(Model(path=str(result.folder / "stages" / "reward" / "merged")))
         (score,) = merged.score([Answer(({"role": "user", "content": "Question 100?"},), rows(1, 100)[0]["chosen"])])
@@ -158,7 +181,9 @@ def test_full_training_on_an_adapter_policy(folder: Path) -> None:
     result = run({"sft": taught, "reward": reward(init="stage:sft")})
     assert result.summaries["reward"]["format"] == "full"
     held_out = np.array(scores_of(result, rows(10, 100))).reshape(-1, 2)
-    assert (held_out[:, 0] > held_out[:, 1]).mean() == pytest.approx(result.summaries["reward"]["held_out"]["natural"]["accuracy"]["value"])
+    assert (held_out[:, 0] > held_out[:, 1]).mean() == pytest.approx(
+        result.summaries["reward"]["held_out"]["natural"]["accuracy"]["value"]
+    )
 
 
 def test_length_that_decides_is_told(folder: Path) -> None:
@@ -178,7 +203,8 @@ def test_length_that_decides_is_told(folder: Path) -> None:
 
 
 def test_length_balance_trains_on_what_it_says(folder: Path) -> None:
-    """The longer answer wins 16 of 20 pairs: an epoch has twice the minority of each bucket, the plan knows that, and a table shows it."""
+    """The longer answer wins 16 of 20 pairs: an epoch has twice the minority of each bucket, the plan knows that, and a
+    table shows it."""
     write("train.jsonl", rows(20, longer=0.8))
     spec = reward(length_balance=True, train={**TRAIN, "batch_size": 2, "epochs": 2})
     planned = {row.name: row.value for row in make_plan(recipe({"reward": spec})).stages[0].rows}
@@ -196,14 +222,17 @@ def test_length_balance_trains_on_what_it_says(folder: Path) -> None:
 
 
 def test_filters_are_on_and_can_be_switched_off(folder: Path) -> None:
-    """C73: a held-out prompt in the training file is left out with its id, and so is a contradiction; `filters: false` trains on all."""
+    """C73: a held-out prompt in the training file is left out with its id, and so is a contradiction; `filters: false`
+    trains on all."""
     leaked, contradiction = rows(1, 100)[0], {**rows(1)[0], "id": "other"}
     contradiction["chosen"], contradiction["rejected"] = contradiction["rejected"], contradiction["chosen"]
     write("train.jsonl", [*rows(20), {**leaked, "id": "leak"}, contradiction])
     result = run({"reward": reward()})
     dropped = {reason: entry["total"] for reason, entry in report(result)["data"]["dropped"].items()}
     assert sorted(dropped.values()) == [1, 2]
-    lines = [json.loads(line) for line in (result.folder / "stages" / "reward" / "rejects.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (result.folder / "stages" / "reward" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert {line["id"] for line in lines} == {"leak", "other", "r0"}
     assert report(run({"reward": reward(filters=False)}))["data"]["dropped"] == {}
 
@@ -234,7 +263,10 @@ def test_the_plan_of_a_reward_model(folder: Path) -> None:
 def test_template_digest_is_in_the_manifest(folder: Path) -> None:
     result = run({"reward": reward()})
     manifest = json.loads((result.folder / "stages" / "reward" / "manifest.json").read_text())
-    assert manifest["type"] == "reward_model" and manifest["encoder"] == load_encoder(Model(path=str(folder / "model"))).digest
+    assert (
+        manifest["type"] == "reward_model"
+        and manifest["encoder"] == load_encoder(Model(path=str(folder / "model"))).digest
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""A reward model that starts from another one: of a stage, a folder, an adapter or a classifier; its head is kept, or refused."""
+"""A reward model that starts from another one: of a stage, a folder, an adapter or a classifier; its head is kept, or
+refused."""
 
 from __future__ import annotations
 
@@ -27,9 +28,12 @@ from align.recipe.schema import Lora, Model
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from align.stages.reward.run import build_reward
-from tests.saved import save_tiny
+from tests.support.saved import save_tiny
 
-ANSWERS = [Answer(({"role": "user", "content": f"Question {i}?"},), said) for i, said in enumerate(("Paris", "no", "the fox runs"))]
+ANSWERS = [
+    Answer(({"role": "user", "content": f"Question {i}?"},), said)
+    for i, said in enumerate(("Paris", "no", "the fox runs"))
+]
 NO_STEP = {"learning_rate": 1e-20, "max_steps": 1, "batch_size": 2, "microbatch_tokens": 128}
 """A step that moves nothing."""
 
@@ -54,13 +58,17 @@ def reward(**options: Any) -> dict[str, Any]:
 
 
 def recipe(stages: dict[str, Any], name: str = "r") -> LoadedRecipe:
-    Path(f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "model": "./model", "stages": stages}, sort_keys=False))
+    Path(f"{name}.yaml").write_text(
+        yaml.safe_dump({"name": name, "model": "./model", "stages": stages}, sort_keys=False)
+    )
     return load_recipe(f"{name}.yaml")
 
 
 def run(stages: dict[str, Any], name: str = "r") -> Path:
     return (
-        run_recipe(recipe(stages, name), console=Console(file=io.StringIO(), width=140), selection=Selection(replace=True)).folder
+        run_recipe(
+            recipe(stages, name), console=Console(file=io.StringIO(), width=140), selection=Selection(replace=True)
+        ).folder
         / "stages"
     )
 
@@ -74,7 +82,9 @@ STARTS = {"whole": "runs/r/stages/whole", "adapter": "runs/r/stages/adapter", "c
 
 def test_without_a_step_the_scores_are_those_of_the_start(folder: Path) -> None:
     """All weights or adapters on top, saved and loaded again: from each kind of start the same numbers come out."""
-    expected = {name: scores("runs/r/stages/whole" if name == "classifier" else place) for name, place in STARTS.items()}
+    expected = {
+        name: scores("runs/r/stages/whole" if name == "classifier" else place) for name, place in STARTS.items()
+    }
     kinds = (("full", None), ("lora", {"rank": 2}))
     stages = {f"{name}_{kind}": reward(init=place, lora=lora) for name, place in STARTS.items() for kind, lora in kinds}
     made = run(stages, "again")
@@ -84,7 +94,11 @@ def test_without_a_step_the_scores_are_those_of_the_start(folder: Path) -> None:
 
 def test_a_stage_starts_from_the_stage_before_it(folder: Path) -> None:
     """A reference as any other; another head would give other scores."""
-    chain = {"first": reward(train={**NO_STEP, "learning_rate": 1e-2}), "second": reward(init="stage:first"), "other": reward()}
+    chain = {
+        "first": reward(train={**NO_STEP, "learning_rate": 1e-2}),
+        "second": reward(init="stage:first"),
+        "other": reward(),
+    }
     made = run(chain, "chain")
     assert scores(made / "second") == pytest.approx(scores(made / "first"), abs=1e-4)
     assert scores(made / "other") != pytest.approx(scores(made / "first"), abs=1e-2)
@@ -105,7 +119,8 @@ def test_grades_are_learned_on(folder: Path) -> None:
 
 
 def refusal(stage: dict[str, Any]) -> str:
-    """What is said before anything runs, by check and by the run's own look; and once more where the model is loaded."""
+    """What is said before anything runs, by check and by the run's own look; and once more where the model is
+    loaded."""
     loaded = recipe({"it": stage}, "refused")
     (problem,) = refused(loaded)
     assert problem.key == "stages.it.init" and problem.line
@@ -140,8 +155,12 @@ def test_a_head_that_cannot_be_kept_is_refused(folder: Path) -> None:
     assert "(it has no score.weight), which cannot be kept" in refusal(reward(init="./other"))
     assert "learned the grades a, b, and the stage learns to rank" in refusal(reward(init="./several"))
     of_grades = {"data": "graded.jsonl", "grades": {"b": 1.0}}
-    assert "learned to rank, and the stage learns the grades b" in refusal(reward(init="runs/r/stages/whole", **of_grades))
-    assert "one label, and the stage learns the grades a, b" in refusal(reward(init="./classifier", data="graded.jsonl", grades=grades))
+    assert "learned to rank, and the stage learns the grades b" in refusal(
+        reward(init="runs/r/stages/whole", **of_grades)
+    )
+    assert "one label, and the stage learns the grades a, b" in refusal(
+        reward(init="./classifier", data="graded.jsonl", grades=grades)
+    )
     told = r"stages\.b\.init: stage:a learns the grades a, b, and this stage to rank: its head cannot be kept"
     with pytest.raises(InputError, match=told):
         recipe({"a": reward(data="graded.jsonl", grades=grades), "b": reward(init="stage:a")}, "staged")

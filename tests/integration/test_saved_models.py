@@ -1,4 +1,5 @@
-"""Saved policies in a process that knows nothing of this package: transformers and TRL load them, say the same, and stop. C15, O25."""
+"""Saved policies in a process that knows nothing of this package: transformers and TRL load them, say the same, and
+stop. C15, O25."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe.schema import Lora, Model
-from tests.saved import ANSWER, QUESTION, SHARP, overfit, save_tiny
-from tests.tokenizers import chatml, glm4, llama3
+from tests.support.saved import ANSWER, QUESTION, SHARP, overfit, save_tiny
+from tests.support.tokenizers import chatml, glm4, llama3
 
 TOKENIZERS = {"chatml": chatml, "llama3": llama3, "glm4": glm4}
 
@@ -47,7 +48,8 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("saved")
     expected, folders = {}, []
     for name, make in TOKENIZERS.items():
-        base = save_tiny(root / f"{name}-base", tokenizer=make(), eos_token_id=5, **SHARP)  # the base stops at something else
+        # The base stops at something else
+        base = save_tiny(root / f"{name}-base", tokenizer=make(), eos_token_id=5, **SHARP)
         encoder = load_encoder(base)
         for kind in ("whole", "adapter"):
             policy = load_policy(base) if kind == "whole" else add_lora(load_policy(base), Lora(rank=8))
@@ -61,7 +63,9 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 expected[str(root / f"{name}-merged")] = expected[str(out)]
                 folders.append(root / f"{name}-merged")
     command = [sys.executable, "-W", "ignore", "-c", OUTSIDE, *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {"root": root, "expected": expected, "said": json.loads(done.stdout.splitlines()[-1])}
 
@@ -70,7 +74,8 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["whole", "merged", "adapter"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_others_load_it_and_it_stops(outside: dict[str, Any], name: str, kind: str) -> None:
-    """C15: with the folder's own settings and nothing else, the answer ends with the turn's end token; and it is the answer."""
+    """C15: with the folder's own settings and nothing else, the answer ends with the turn's end token; and it is the
+    answer."""
     folder = outside["root"] / f"{name}-{kind}"
     expected = outside["expected"][str(folder)]
     encoder = load_encoder(Model(path=str(folder)))

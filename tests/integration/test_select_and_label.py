@@ -1,4 +1,5 @@
-"""`select_prompts` and `label` end to end: prompts from a file, answers from a script, scores from rules and from a user's function.
+"""`select_prompts` and `label` end to end: prompts from a file, answers from a script, scores from rules and from a
+user's function.
 
 The scores are worked out by hand: an answer of w words scores w / 8 with `{rule: length, min: 8}`.
 """
@@ -36,9 +37,10 @@ from align.stages.label import Pair, make_pairs
 from align.stages.select_prompts import rule_against, too_alike
 from align.stages.shared import policy_samples
 from align.stages.shared import scored_answers as answering
-from tests.readme import every_file_is_explained
-from tests.report_run import reported
-from tests.saved import save_tiny
+from tests.support.readme import every_file_is_explained
+from tests.support.report_run import reported
+from tests.support.root import ROOT
+from tests.support.saved import save_tiny
 
 WORDS = {"rule": "length", "min": 8}
 SPREAD = {  # question: its four answers, as numbers of words; the standard deviation of the scores behind it
@@ -110,7 +112,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prompts(*rows: Mapping[str, Any]) -> None:
-    Path("prompts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    Path("prompts.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -138,7 +142,9 @@ SCRIPT: dict[str, list[str]] = {}
 
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, runs: str = "runs") -> RunResult:
-    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False, allow_unicode=True))
+    Path("recipe.yaml").write_text(
+        yaml.safe_dump({"name": "r", "model": "./model", "stages": stages}, sort_keys=False, allow_unicode=True)
+    )
     result = run_recipe(
         load_recipe("recipe.yaml"),
         console=Console(file=text or io.StringIO(), width=160),
@@ -150,11 +156,25 @@ def run(stages: dict[str, Any], text: io.StringIO | None = None, runs: str = "ru
 
 
 def select(**options: Any) -> dict[str, Any]:
-    return {"kind": "select_prompts", "prompts": "prompts.jsonl", "reward": WORDS, "max_new_tokens": 32, "max_length": 128, **options}
+    return {
+        "kind": "select_prompts",
+        "prompts": "prompts.jsonl",
+        "reward": WORDS,
+        "max_new_tokens": 32,
+        "max_length": 128,
+        **options,
+    }
 
 
 def label(**options: Any) -> dict[str, Any]:
-    return {"kind": "label", "prompts": "prompts.jsonl", "reward": WORDS, "max_new_tokens": 32, "max_length": 128, **options}
+    return {
+        "kind": "label",
+        "prompts": "prompts.jsonl",
+        "reward": WORDS,
+        "max_new_tokens": 32,
+        "max_length": 128,
+        **options,
+    }
 
 
 def lines(result: RunResult, stage: str, name: str = "data") -> list[dict[str, Any]]:
@@ -170,7 +190,8 @@ def reasons(result: RunResult, stage: str) -> dict[str, str]:
 
 
 def test_prompts_whose_answers_score_alike_are_dropped(folder: Path, engines: list[Canned]) -> None:
-    """Half of four prompts: the two with the smallest spread. Rows keep their columns, and every id is in one of the two files (C76)."""
+    """Half of four prompts: the two with the smallest spread. Rows keep their columns, and every id is in one of the
+    two files (C76)."""
     text = io.StringIO()
     result = run({"select": select(drop_lowest_variance=0.5)}, text)
     rows = lines(result, "select")
@@ -238,7 +259,7 @@ def test_the_default_patterns_spare_the_quickstart_prompts() -> None:
     """Questions about this very day apart, they are meant to be answered."""
     source = DataSource(path="data/quickstart/prompts.jsonl")
     spec = SelectPromptsStage(kind="select_prompts", prompts=(source,), reward=WORDS)  # type: ignore[arg-type]
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     records = list(read_records([source], [root / source.path], "prompt", seed=0, rejects=None))
     dropped = [record.id for record in records if isinstance(record, Prompt) and rule_against(record, spec)]
     assert len(records) == 170 and len(dropped) <= 3, dropped
@@ -292,9 +313,12 @@ def test_a_prompt_that_the_template_refuses_is_named(folder: Path, engines: list
     path = folder / "model" / "chat_template.jinja"
     path.write_text(template + path.read_text())
     prompts(
-        {"prompt": "Name a fruit."}, {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]}
+        {"prompt": "Name a fruit."},
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]},
     )
-    with pytest.raises(InputError, match=r"prompts.jsonl:2: the chat template refuses this conversation: no system message"):
+    with pytest.raises(
+        InputError, match=r"prompts.jsonl:2: the chat template refuses this conversation: no system message"
+    ):
         run({"select": select()})
     prompts(
         {"prompt": "Name a fruit."},
@@ -302,7 +326,9 @@ def test_a_prompt_that_the_template_refuses_is_named(folder: Path, engines: list
         {"prompt": "Name a bird."},
     )
     result = run({"select": select(prompts={"path": "prompts.jsonl", "on_bad_row": "skip"})})
-    assert any("no system message" in reason for reason in reasons(result, "select").values()), "left out, with the reason"
+    assert any("no system message" in reason for reason in reasons(result, "select").values()), (
+        "left out, with the reason"
+    )
 
 
 # Labelling
@@ -335,7 +361,10 @@ def test_the_best_against_all_others_is_one_preference(folder: Path, engines: li
     """Equally good answers are not rejected. Each has its own margin."""
     rows = lines(run({"label": label(pairs="best_vs_rest")}), "label")
     assert [len(row["rejected"]) for row in rows] == [3, 2, 2]
-    assert rows[0]["margin"] == [0.25, 0.5, 0.75] and rows[0]["scores"] == {"chosen": 0.875, "rejected": [0.625, 0.375, 0.125]}
+    assert rows[0]["margin"] == [0.25, 0.5, 0.75] and rows[0]["scores"] == {
+        "chosen": 0.875,
+        "rejected": [0.625, 0.375, 0.125],
+    }
     closer = lines(run({"label": label(pairs="best_vs_rest", min_margin=0.5)}), "label")
     assert [row["scores"]["rejected"] for row in closer] == [[0.375, 0.125], [0.0, 0.0]]
 
@@ -348,7 +377,10 @@ def test_all_pairs_that_are_a_margin_apart(folder: Path, engines: list[Canned]) 
         ("p0#2", 0.875, [0.125], 0.75),
         ("p0#3", 0.625, [0.125], 0.5),
     ]
-    assert reasons(result, "label") == {"p1": "all its answers score the same", "p2": "no two answers are min_margin apart"}
+    assert reasons(result, "label") == {
+        "p1": "all its answers score the same",
+        "p2": "no two answers are min_margin apart",
+    }
 
 
 @pytest.mark.parametrize(
@@ -370,7 +402,8 @@ def test_pairs_by_hand(scores: list[float], pairs: Any, margin: float, expected:
 
 
 def test_equal_answers_count_once_and_cut_ones_by_choice(folder: Path, engines: list[Canned]) -> None:
-    """A pair of equal texts teaches nothing, whatever a scorer says. An answer that was cut is marked: no end is to be trained onto it."""
+    """A pair of equal texts teaches nothing, whatever a scorer says. An answer that was cut is marked: no end is to be
+    trained onto it."""
     SCRIPT["Name a fruit."] = ["a b", "a  b ", "a b", "a b c d~"]
     dropped = run({"label": label()})
     assert reasons(dropped, "label")["p0"] == "fewer than two answers that can be used"
@@ -384,7 +417,11 @@ def test_the_rows_are_preferences_that_dpo_trains_on(folder: Path, engines: list
     """The whole chain, selection included: what one stage leaves the next one reads."""
     train = {"learning_rate": 1e-3, "batch_size": 2, "microbatch_tokens": 128}
     dpo = {"kind": "dpo", "data": "stage:label", "train": train, "samples": 0}
-    chain = {"select": select(drop_lowest_variance=0.25), "label": label(prompts="stage:select", pairs="best_vs_rest"), "dpo": dpo}
+    chain = {
+        "select": select(drop_lowest_variance=0.25),
+        "label": label(prompts="stage:select", pairs="best_vs_rest"),
+        "dpo": dpo,
+    }
     result = run(chain)
     assert result.ran == ("select", "label", "dpo")
     source = DataSource(path="x")
@@ -399,7 +436,8 @@ def test_the_rows_are_preferences_that_dpo_trains_on(folder: Path, engines: list
 
 
 def test_the_whole_chain_with_a_reward_model(folder: Path, engines: list[Canned]) -> None:
-    """As in recipes/rlhf_dpo.yaml: a reward model is trained, scores the policy's own ids, chooses prompts and labels answers for DPO.
+    """As in recipes/rlhf_dpo.yaml: a reward model is trained, scores the policy's own ids, chooses prompts and labels
+    answers for DPO.
 
     C33: what it scores are the ids as sampled, so that its scores are those of `align score` on the same conversations.
     """
@@ -419,15 +457,34 @@ def test_the_whole_chain_with_a_reward_model(folder: Path, engines: list[Canned]
     scorer = RewardModelScorer(Model(path=str(result.folder / "stages" / "reward")))
     answers = lines(result, "select", "samples")[0]["answers"]
     prompt: Any = ({"role": "user", "content": "Name a fruit."},)
-    assert scorer.score([Answer(prompt, one["text"]) for one in answers]) == pytest.approx([one["score"] for one in answers], abs=1e-5)
+    assert scorer.score([Answer(prompt, one["text"]) for one in answers]) == pytest.approx(
+        [one["score"] for one in answers], abs=1e-5
+    )
 
 
 def test_a_row_keeps_tools_and_columns_but_none_that_would_change_what_it_is() -> None:
-    """A column `instruction` or `completion` beside a prompt would make another format of the row, `margin` another margin."""
-    tool = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {}}}}
-    fields = {"lang": "en", "instruction": "x", "completion": "y", "chosen": "z", "rejected": "z", "margin": 9, "conversations": []}
+    """A column `instruction` or `completion` beside a prompt would make another format of the row, `margin` another
+    margin."""
+    tool = {
+        "type": "function",
+        "function": {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {}}},
+    }
+    fields = {
+        "lang": "en",
+        "instruction": "x",
+        "completion": "y",
+        "chosen": "z",
+        "rejected": "z",
+        "margin": 9,
+        "conversations": [],
+    }
     record = Prompt(({"role": "user", "content": "Look!"},), "a", Origin("x", 1), (tool,), fields)
-    assert answering.prompt_row(record) == {"id": "a", "prompt": [{"role": "user", "content": "Look!"}], "tools": [tool], "lang": "en"}
+    assert answering.prompt_row(record) == {
+        "id": "a",
+        "prompt": [{"role": "user", "content": "Look!"}],
+        "tools": [tool],
+        "lang": "en",
+    }
 
 
 def test_a_biased_scorer_is_told_of(folder: Path, engines: list[Canned]) -> None:
@@ -445,7 +502,9 @@ def test_a_biased_scorer_is_told_of(folder: Path, engines: list[Canned]) -> None
 
 def test_nothing_to_prefer_is_an_error(folder: Path, engines: list[Canned]) -> None:
     """C76."""
-    with pytest.raises(InputError, match="0 preferences left: 3 no two answers are min_margin apart, 1 all its answers score the same"):
+    with pytest.raises(
+        InputError, match="0 preferences left: 3 no two answers are min_margin apart, 1 all its answers score the same"
+    ):
         run({"label": label(min_margin=2)})
 
 
@@ -456,12 +515,15 @@ def content(result: RunResult, stage: str) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (result.folder / "stages" / stage).iterdir() if p.name != "manifest.json"}
 
 
-@pytest.mark.parametrize(("event", "error"), [(str(int(signal.SIGTERM)), Interrupted), ("fail", InputError)], ids=["signal", "failure"])
+@pytest.mark.parametrize(
+    ("event", "error"), [(str(int(signal.SIGTERM)), Interrupted), ("fail", InputError)], ids=["signal", "failure"]
+)
 @pytest.mark.parametrize("kind", ["select_prompts", "label"])
 def test_an_interrupted_run_goes_on_where_it_was(
     folder: Path, engines: list[Canned], monkeypatch: pytest.MonkeyPatch, kind: str, event: str, error: type[Exception]
 ) -> None:
-    """Stopped, or failed, while scoring: nothing is sampled again, no shard is scored twice, and the result is bit-equal."""
+    """Stopped, or failed, while scoring: nothing is sampled again, no shard is scored twice, and the result is
+    bit-equal."""
     monkeypatch.setattr(answering, "score_answers", partial(score_answers, shard_answers=6))
     stage = {"s": (select if kind == "select_prompts" else label)(reward="my_rewards:words")}
     plain = content(run(stage, runs="plain"), "s")
@@ -476,5 +538,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert content(run(stage), "s") == plain
     assert sum(engine.generated for engine in engines) == sampled, "nothing was sampled twice"
     asked = Path("asked.txt").read_text().split()
-    assert asked == (whole if error is Interrupted else [whole[0], *whole]), "only the shard that failed was scored again"
+    assert asked == (whole if error is Interrupted else [whole[0], *whole]), (
+        "only the shard that failed was scored again"
+    )
     assert os.path.exists("runs/r/stages/s/samples.jsonl")

@@ -1,4 +1,5 @@
-"""Self-Contrast end to end on a tiny model, a scripted engine and a tiny embedder: from conversations to a policy trained by DPO."""
+"""Self-Contrast end to end on a tiny model, a scripted engine and a tiny embedder: from conversations to a policy
+trained by DPO."""
 
 from __future__ import annotations
 
@@ -31,14 +32,14 @@ from align.recipe.schema import DataSource
 from align.rollout import samples as sharding
 from align.scoring import embeddings
 from align.stages.shared import policy_samples
-from tests.embedder import save_embedder
-from tests.readme import every_file_is_explained
-from tests.report_run import reported
-from tests.saved import save_tiny
-from tests.scripted import Dying, open_scripted, write_script
-from tests.tokenizers import chatml
+from tests.support.embedder import save_embedder
+from tests.support.readme import every_file_is_explained
+from tests.support.report_run import reported
+from tests.support.root import ROOT
+from tests.support.saved import save_tiny
+from tests.support.scripted import Dying, open_scripted, write_script
+from tests.support.tokenizers import chatml
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("tea", "rain", "sun", "snow", "wind", "fog")
 COMPLETIONS = [
     *(
@@ -49,7 +50,14 @@ COMPLETIONS = [
         "Paris.",
         "The fox runs away, and so do I, and so on and on.",
     ),
-    *("What is the capital?", "今天天气很好。", "12 + 34 = 46", "", "Answer in one short sentence.", "You are a helpful assistant."),
+    *(
+        "What is the capital?",
+        "今天天气很好。",
+        "12 + 34 = 46",
+        "",
+        "Answer in one short sentence.",
+        "You are a helpful assistant.",
+    ),
 ]
 
 
@@ -67,7 +75,10 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.chdir(tmp_path)
     for name in ("model", "embedder"):
         (tmp_path / name).symlink_to(models / name)
-    rows = [{"id": f"talk-{word}", "lang": "en", "messages": turn(f"Say {word}.", f"{word.title()} it is.")} for word in WORDS]
+    rows = [
+        {"id": f"talk-{word}", "lang": "en", "messages": turn(f"Say {word}.", f"{word.title()} it is.")}
+        for word in WORDS
+    ]
     rows[1]["messages"] = [*turn("Hello.", "Hi."), *rows[1]["messages"]]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_script(tmp_path, COMPLETIONS)
@@ -94,7 +105,11 @@ def contrast(**options: Any) -> dict[str, Any]:
     return {**common, "embedder": "./embedder", **engine, **options}
 
 
-DPO = {"kind": "dpo", "data": "stage:contrast", "train": {"learning_rate": 3e-3, "batch_size": 3, "microbatch_tokens": 512, "epochs": 2}}
+DPO = {
+    "kind": "dpo",
+    "data": "stage:contrast",
+    "train": {"learning_rate": 3e-3, "batch_size": 3, "microbatch_tokens": 512, "epochs": 2},
+}
 
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, *, runs: str = "runs") -> RunResult:
@@ -116,7 +131,10 @@ def rows_of(result: RunResult) -> list[dict[str, Any]]:
 
 
 def made(result: RunResult, *names: str) -> dict[str, bytes]:
-    return {name: (result.folder / "stages" / "contrast" / name).read_bytes() for name in names or ("data.jsonl", "report.json")}
+    return {
+        name: (result.folder / "stages" / "contrast" / name).read_bytes()
+        for name in names or ("data.jsonl", "report.json")
+    }
 
 
 def test_from_conversations_to_a_trained_policy(folder: Path) -> None:
@@ -137,13 +155,24 @@ def test_from_conversations_to_a_trained_policy(folder: Path) -> None:
         assert len(set(said)) == 4 and normalised(row["chosen"][0]["content"]) not in said, "C74"
         assert {id.partition("#")[0] for id in row["sample_ids"]} == {row["id"]}
     assert len(rows[1]["prompt"]) == 3, "only the last turn is a target"
-    assert sum(bin["samples"] for bin in report["histogram"]) == 120 and sum(bin["negatives"] for bin in report["histogram"]) == 24
+    assert (
+        sum(bin["samples"] for bin in report["histogram"]) == 120
+        and sum(bin["negatives"] for bin in report["histogram"]) == 24
+    )
     assert reported(result.folder)["contrast"]["prompts in, preferences out"].cells == ("6", "6", "")
     shown = text.getvalue()
-    for words in ("prompts in", "copies of the target", "too similar to the target", "seconds, sampling", "texts cut by the embedder"):
+    for words in (
+        "prompts in",
+        "copies of the target",
+        "too similar to the target",
+        "seconds, sampling",
+        "texts cut by the embedder",
+    ):
         assert words in shown
     dpo = result.summaries["dpo"]
-    metrics = [json.loads(line) for line in (result.folder / "stages" / "dpo" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line) for line in (result.folder / "stages" / "dpo" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert dpo["steps"] == 4 and metrics[-1]["rewards/margins"] > 0.05
     assert run({"contrast": contrast(), "dpo": DPO}).ran == ()
@@ -163,7 +192,8 @@ def test_choosing_differently_samples_nothing_anew(folder: Path) -> None:
 
 
 def test_the_filter_is_on_the_embedders_cosines(folder: Path) -> None:
-    """C77: the scores are the embedder's, computed here again, and the most similar of all that the script can say is no negative."""
+    """C77: the scores are the embedder's, computed here again, and the most similar of all that the script can say is
+    no negative."""
     result = run({"contrast": contrast(negatives=2)})
     embedder = embeddings.SentenceEmbedder(folder / "embedder")
     encoder = Encoder(chatml())
@@ -179,7 +209,8 @@ def test_the_filter_is_on_the_embedders_cosines(folder: Path) -> None:
 
 
 def test_unfinished_samples_are_trained_without_an_end(folder: Path) -> None:
-    """C11: a sample cut at max_new_tokens is marked, its tree has no end token, and `unfinished: drop` leaves it out."""
+    """C11: a sample cut at max_new_tokens is marked, its tree has no end token, and `unfinished: drop` leaves it
+    out."""
     result = run({"contrast": contrast(max_new_tokens=8, samples_per_prompt=30)})
     path = result.folder / "stages" / "contrast"
     records = list(read_records([DataSource(path=str(path))], [path], "preference", seed=0, rejects=None))
@@ -220,7 +251,9 @@ def test_killed_while_sampling_it_ends_with_the_same_bytes(
     assert again.ran == ("contrast",)
 
 
-def test_killed_while_embedding_it_ends_with_the_same_bytes(folder: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_embedding_it_ends_with_the_same_bytes(
+    folder: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No sample is drawn again, and only the blocks that were missing are embedded."""
     expected = made(run({"contrast": contrast()}, runs="whole"))
     Dying.calls = 0
@@ -266,7 +299,7 @@ from align.rollout import samples
 from align.scoring import embeddings
 from align.stages import sampling
 from align.training.launch import leave
-from tests.scripted import open_scripted
+from tests.support.scripted import open_scripted
 sampling.open_engine = open_scripted
 samples.SHARD_SAMPLES, embeddings.BLOCK_TEXTS = {shard}, {block}
 run_recipe(load_recipe("recipe.yaml"), console=Console(file=io.StringIO()), runs_dir=Path(sys.argv[1]))
@@ -287,19 +320,34 @@ def test_two_processes_with_other_hash_seeds_write_identical_bytes(folder: Path)
 
 @pytest.mark.slow
 def test_several_processes_share_the_work(folder: Path, small_parts: None) -> None:
-    """C77: two processes with a shard more for one of them, then log-probs of three prompts each: the bytes of a single process."""
+    """C77: two processes with a shard more for one of them, then log-probs of three prompts each: the bytes of a single
+    process."""
     (folder / "copy").symlink_to(folder / "model")
-    talks = {"data": "talk.jsonl", "samples_per_prompt": 20, "max_new_tokens": 16, "max_length": 200, "embedder": "./embedder"}
+    talks = {
+        "data": "talk.jsonl",
+        "samples_per_prompt": 20,
+        "max_new_tokens": 16,
+        "max_length": 200,
+        "embedder": "./embedder",
+    }
     evaluate = {"kind": "evaluate", "policies": ["./model", "./copy"], **talks, "rollout": contrast()["rollout"]}
     one = run({"contrast": contrast(), "compare": evaluate})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=40, block=16), "two"]
     second = subprocess.Popen(command, env={**shared, "RANK": "1", "LOCAL_RANK": "0"}, stderr=subprocess.DEVNULL)
     try:
-        first = subprocess.run(command, env={**shared, "RANK": "0", "LOCAL_RANK": "0"}, capture_output=True, text=True, timeout=240)
+        first = subprocess.run(
+            command, env={**shared, "RANK": "0", "LOCAL_RANK": "0"}, capture_output=True, text=True, timeout=240
+        )
         assert first.returncode == 0, first.stderr
         assert second.wait(60) == 0
     finally:
@@ -307,7 +355,9 @@ def test_several_processes_share_the_work(folder: Path, small_parts: None) -> No
         second.wait()
     two = Path("two", "r", "stages")
     assert made(one) == {name: (two / "contrast" / name).read_bytes() for name in ("data.jsonl", "report.json")}
-    mine, theirs = (json.loads((path / "compare" / "report.json").read_text())["metrics"] for path in (one.folder / "stages", two))
+    mine, theirs = (
+        json.loads((path / "compare" / "report.json").read_text())["metrics"] for path in (one.folder / "stages", two)
+    )
     for name, policies in mine.items():
         for policy, entry in policies.items():
             assert theirs[name][policy]["mean"] == pytest.approx(entry["mean"], abs=1e-4)
@@ -365,7 +415,9 @@ def test_too_few_drops_or_keeps_and_counts(folder: Path) -> None:
 def test_no_preference_at_all_is_an_error(folder: Path) -> None:
     """C76: a stage that would write nothing says why, and leaves nothing."""
     write_script(folder, ["Always the same."])
-    with pytest.raises(InputError, match=r"none of 6 prompts has 4 negatives: 120 samples, 114 copies of another sample, 6 too similar"):
+    with pytest.raises(
+        InputError, match=r"none of 6 prompts has 4 negatives: 120 samples, 114 copies of another sample, 6 too similar"
+    ):
         run({"contrast": contrast()})
     assert not Path("runs/r/stages/contrast").exists()
 

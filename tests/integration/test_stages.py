@@ -30,11 +30,11 @@ from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import Model
 from align.report.measures import Estimate
 from align.stages import dpo as dpo_stage
-from tests.readme import every_file_is_explained
-from tests.report_run import reported
-from tests.saved import save_tiny
+from tests.support.readme import every_file_is_explained
+from tests.support.report_run import reported
+from tests.support.root import ROOT
+from tests.support.saved import save_tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {"learning_rate": 3e-3, "batch_size": 2, "microbatch_tokens": 128, "epochs": 2}
 
 
@@ -43,7 +43,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with a model, conversations, and the preferences of docs/preferences.md."""
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model", max_position_embeddings=512)
-    found = re.search(r"<!-- example: mine.jsonl -->\n```json\n(.*?)```", (ROOT / "docs" / "preferences.md").read_text(), re.DOTALL)
+    found = re.search(
+        r"<!-- example: mine.jsonl -->\n```json\n(.*?)```", (ROOT / "docs" / "preferences.md").read_text(), re.DOTALL
+    )
     assert found
     (tmp_path / "mine.jsonl").write_text(found.group(1))
     rows = [
@@ -55,12 +57,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(stages: dict[str, Any], model: str = "model") -> LoadedRecipe:
-    Path("recipe.yaml").write_text(yaml.safe_dump({"name": "r", "model": f"./{model}", "stages": stages}, sort_keys=False))
+    Path("recipe.yaml").write_text(
+        yaml.safe_dump({"name": "r", "model": f"./{model}", "stages": stages}, sort_keys=False)
+    )
     return load_recipe("recipe.yaml")
 
 
 def run(stages: dict[str, Any], text: io.StringIO | None = None, model: str = "model") -> RunResult:
-    result = run_recipe(load(stages, model), console=Console(file=text or io.StringIO(), width=120), selection=Selection(replace=True))
+    result = run_recipe(
+        load(stages, model), console=Console(file=text or io.StringIO(), width=120), selection=Selection(replace=True)
+    )
     every_file_is_explained(result.folder)
     return result
 
@@ -107,7 +113,8 @@ def test_sft_then_dpo(folder: Path) -> None:
 
 
 def test_one_changed_key_reruns_what_follows_from_it(folder: Path) -> None:
-    """Another beta: only dpo. Another learning rate of sft: both, and the new policy is its own reference (C40), not the old one's."""
+    """Another beta: only dpo. Another learning rate of sft: both, and the new policy is its own reference (C40), not
+    the old one's."""
     run({"sft": sft(), "dpo": dpo(policy="stage:sft")})
     assert run({"sft": sft(), "dpo": dpo(policy="stage:sft", beta=0.2)}).ran == ("dpo",)
     other = run({"sft": sft(train={**TRAIN, "learning_rate": 1e-3}), "dpo": dpo(policy="stage:sft", beta=0.2)})
@@ -117,12 +124,14 @@ def test_one_changed_key_reruns_what_follows_from_it(folder: Path) -> None:
 
 @pytest.mark.parametrize("second", [{"lora": {"rank": 2}}, {}], ids=["lora", "full"])
 def test_lora_then_dpo_is_held_to_the_lora_policy(folder: Path, second: dict[str, Any]) -> None:
-    """C38: DPO after LoRA-SFT starts from, and is compared with, the SFT policy and not its base, with an adapter of its own or in full."""
+    """C38: DPO after LoRA-SFT starts from, and is compared with, the SFT policy and not its base, with an adapter of
+    its own or in full."""
     result = run({"sft": sft(lora={"rank": 4, "save_merged": True}), "dpo": dpo(policy="stage:sft", **second)})
     summary = result.summaries["dpo"]
     assert summary["eval_before"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     base, taught, preferred = (
-        load_policy(Model(path=str(path))) for path in (folder / "model", *(result.folder / "stages" / name for name in ("sft", "dpo")))
+        load_policy(Model(path=str(path)))
+        for path in (folder / "model", *(result.folder / "stages" / name for name in ("sft", "dpo")))
     )
     encoder = load_encoder(Model(path=str(folder / "model")))
     trunk = encoder.encode_prompt([{"role": "user", "content": "Name a primary colour."}])
@@ -137,7 +146,8 @@ def test_lora_then_dpo_is_held_to_the_lora_policy(folder: Path, second: dict[str
 
 
 def test_rows_that_cannot_be_preferred_are_counted(folder: Path) -> None:
-    """C09, C10: equal answers (before or after truncation) and empty ones are never trained on, and each is named with its line."""
+    """C09, C10: equal answers (before or after truncation) and empty ones are never trained on, and each is named with
+    its line."""
     good = (folder / "mine.jsonl").read_text().splitlines()
     bad = [
         {"prompt": "a", "chosen": "same", "rejected": "same"},
@@ -148,18 +158,25 @@ def test_rows_that_cannot_be_preferred_are_counted(folder: Path) -> None:
     text = io.StringIO()
     source = {"path": "mine.jsonl", "on_bad_row": "skip"}
     result = run({"dpo": dpo(data=source, eval_data=None, max_length=60, too_long="truncate")}, text)
-    rejects = [json.loads(line) for line in (result.folder / "stages" / "dpo" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (result.folder / "stages" / "dpo" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert sorted(row["line"] for row in rejects) == [5, 6, 7]
     assert "4 preferences" in text.getvalue()
 
 
 def test_margins_and_votes_are_used_where_a_recipe_asks(folder: Path) -> None:
-    """The run says what margins it uses. A key for which the data have nothing is refused before anything runs, with the files' name."""
+    """The run says what margins it uses. A key for which the data have nothing is refused before anything runs, with
+    the files' name."""
     rows = [json.loads(line) for line in (folder / "mine.jsonl").read_text().splitlines()]
     said = [{"margin": 1, "votes": {"chosen": 2, "rejected": 1}}, {"margin": [0.5, 4]}, {"margin": 2}, {}]
-    (folder / "said.jsonl").write_text("".join(json.dumps({**row, **more}) + "\n" for row, more in zip(rows, said, strict=True)))
+    (folder / "said.jsonl").write_text(
+        "".join(json.dumps({**row, **more}) + "\n" for row, more in zip(rows, said, strict=True))
+    )
     text = io.StringIO()
-    summary = run({"dpo": dpo(data="said.jsonl", eval_data="said.jsonl", offset=1.0, soft_labels=True)}, text).summaries["dpo"]
+    summary = run(
+        {"dpo": dpo(data="said.jsonl", eval_data="said.jsonl", offset=1.0, soft_labels=True)}, text
+    ).summaries["dpo"]
     assert "margins of 4 pairs: 0.5 to 4, median 1.5" in text.getvalue()
     assert summary["eval_before"]["loss"] > math.log(2) + 0.1, "no reward differs yet, and all have to"
     for key, value, what in (
@@ -171,7 +188,8 @@ def test_margins_and_votes_are_used_where_a_recipe_asks(folder: Path) -> None:
 
 
 def test_kto_and_simpo_run_as_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The losses without a plain reference go through the same stage, and so does what it says of the held-out answers."""
+    """The losses without a plain reference go through the same stage, and so does what it says of the held-out
+    answers."""
     for loss, options in (("kto_pair", {}), ("simpo", {"beta": 2.0, "gamma": 0.5})):
         monkeypatch.setattr(dpo_stage, "_both_fell", lambda before, after: f"from {before['loss']} to {after['loss']}")
         summary = run({"dpo": dpo(loss=loss, **options)}).summaries["dpo"]
@@ -196,10 +214,14 @@ def test_nproc_two_equals_one(folder: Path) -> None:
     """`align run --nproc 2` from the command line: the losses, and the saved weights, of one process."""
     one = run({"sft": sft(samples=0)})
     command = [sys.executable, "-m", "align", "--runs-dir", "two", "run", "recipe.yaml", "--nproc", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("before and after") == 1, "one process speaks"
-    assert done.stdout.count("report.html") == 1 and (Path("two") / "r" / "report.html").is_file(), "one process writes the report"
+    assert done.stdout.count("report.html") == 1 and (Path("two") / "r" / "report.html").is_file(), (
+        "one process writes the report"
+    )
     two = Path("two") / "r" / "stages" / "sft"
     ours = [json.loads(line) for line in (one.folder / "stages" / "sft" / "metrics.jsonl").read_text().splitlines()]
     theirs = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]

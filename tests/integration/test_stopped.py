@@ -1,4 +1,5 @@
-"""A run of the command line that is stopped, or cannot go on (O22, O24): exit codes, and what the same command does next."""
+"""A run of the command line that is stopped, or cannot go on (O22, O24): exit codes, and what the same command does
+next."""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 def start() -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "align", "run", "recipe.yaml"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
 
 
 def lines_until(process: subprocess.Popen[str], *words: str) -> None:
@@ -119,14 +122,17 @@ def test_the_second_ctrl_c_ends_at_once_and_the_next_start_cleans_up(folder: Pat
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")
-    assert [path.name for path in Path("runs/r/stages").glob("*")] == [path.name for path in Path("runs/r/stages").glob(".tmp-*")]
+    assert [path.name for path in Path("runs/r/stages").glob("*")] == [
+        path.name for path in Path("runs/r/stages").glob(".tmp-*")
+    ]
     warning, line = again()
     assert warning.startswith(f"warning: the run of pid {process.pid} on host ")
     assert line == "slow: running (first run; going on from an earlier attempt)"
 
 
 def test_a_terminal_that_is_closed(folder: Path) -> None:
-    """The kernel sends SIGHUP, and what is printed from then on cannot be written any more: the run saves, and goes on later."""
+    """The kernel sends SIGHUP, and what is printed from then on cannot be written any more: the run saves, and goes on
+    later."""
     Path("polite").touch()
     process, terminal = pty.fork()
     if process == 0:
@@ -137,7 +143,10 @@ def test_a_terminal_that_is_closed(folder: Path) -> None:
     os.close(terminal)
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 129
-    assert [json.loads(line)["event"] for line in Path("runs/r/history.jsonl").read_text().splitlines()] == ["started", "interrupted"]
+    assert [json.loads(line)["event"] for line in Path("runs/r/history.jsonl").read_text().splitlines()] == [
+        "started",
+        "interrupted",
+    ]
     assert again() == ["slow: running (first run; going on from an earlier attempt)"]
 
 
@@ -151,7 +160,10 @@ def test_output_that_nobody_reads_any_more_saves_and_ends_the_run(folder: Path, 
     line = "standard output was closed: saved at step 1; the same command goes on\n"
     assert (done.returncode, set(done.stderr.splitlines(keepends=True))) == (3, {line})
     assert len(done.stdout.splitlines()) == 1
-    assert [json.loads(line)["event"] for line in Path("runs/r/history.jsonl").read_text().splitlines()] == ["started", "interrupted"]
+    assert [json.loads(line)["event"] for line in Path("runs/r/history.jsonl").read_text().splitlines()] == [
+        "started",
+        "interrupted",
+    ]
     Path("talks").unlink()
     assert again() == ["slow: running (first run; going on from an earlier attempt)"]
 
@@ -205,7 +217,10 @@ def test_out_of_memory_names_the_stage(folder: Path) -> None:
     Path("memory").touch()
     with start() as process:
         _, err = process.communicate(timeout=60)
-    expected = "error: out of memory in stage slow: no more; lower train.microbatch_tokens, or set train.gradient_checkpointing: true\n"
+    expected = (
+        "error: out of memory in stage slow: no more; lower train.microbatch_tokens, or set"
+        " train.gradient_checkpointing: true\n"
+    )
     assert (process.returncode, err) == (3, expected)
     Path("memory").unlink()
     assert again() == ["slow: running (first run)"]

@@ -1,4 +1,5 @@
-"""TRL's trainers as stages, on a tiny model: what they are given, what they leave behind, and that they can be interrupted."""
+"""TRL's trainers as stages, on a tiny model: what they are given, what they leave behind, and that they can be
+interrupted."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from align.stages.context import StageContext
 from align.stages.trl import callback
 from align.stages.trl import run as stage
 from align.training.launch import Ranks
-from tests.saved import save_tiny
+from tests.support.saved import save_tiny
 
 ARGS = {"learning_rate": 1e-2, "max_steps": 2, "per_device_train_batch_size": 2, "gradient_checkpointing": False}
 SAMPLED = {"num_generations": 2, "max_completion_length": 5, "per_device_train_batch_size": 4}
@@ -37,11 +38,14 @@ SCORED: list[Any] = []
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's folder: a model, preferences (one with two rejected answers, one with a cut answer), prompts, and a scorer."""
+    """A user's folder: a model, preferences (one with two rejected answers, one with a cut answer), prompts, and a
+    scorer."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     save_tiny(tmp_path / "model", max_position_embeddings=512)
-    rows: list[dict[str, Any]] = [{"prompt": f"Say {w}.", "chosen": f"{w.title()} it is.", "rejected": [f"No {w}."]} for w in WORDS]
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"Say {w}.", "chosen": f"{w.title()} it is.", "rejected": [f"No {w}."]} for w in WORDS
+    ]
     rows[0]["rejected"].append("Not <|im_end|> that.")  # text of a control token, which must stay text
     cut = {"role": "assistant", "content": "I was going to", "finished": False}
     rows.append({"prompt": "Say more.", "chosen": "More.", "rejected": [[cut]]})
@@ -68,7 +72,15 @@ def run(stages: dict[str, Any], text: io.StringIO | None = None, runs: str = "ru
 
 def kto(trainer: str = "kto", **options: Any) -> dict[str, Any]:
     args = {**ARGS, **options.pop("args", {})}
-    return {"kind": "trl", "trainer": trainer, "data": "mine.jsonl", "max_length": 120, "samples": 1, "args": args, **options}
+    return {
+        "kind": "trl",
+        "trainer": trainer,
+        "data": "mine.jsonl",
+        "max_length": 120,
+        "samples": 1,
+        "args": args,
+        **options,
+    }
 
 
 def sampling(trainer: str, **options: Any) -> dict[str, Any]:
@@ -102,17 +114,28 @@ def trees(folder: Path) -> list[Tree]:
     settings: dict[str, Any] = {"max_length": 120, "too_long": "drop", "train_on": "last", "seed": 0, "rejects": None}
     encoder = load_encoder(Model(path=str(folder / "model")))
     source = DataSource(path="mine.jsonl")
-    store, _ = load_trees("preference", [source], resolve=lambda _: folder / "mine.jsonl", encoder=encoder, cache=folder / "c", **settings)
+    store, _ = load_trees(
+        "preference", [source], resolve=lambda _: folder / "mine.jsonl", encoder=encoder, cache=folder / "c", **settings
+    )
     return [store[place] for place in range(len(store))][:-1]
 
 
 def test_kto_is_a_stage_like_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that the next stage takes, a report, metrics of each step; its data are the encoder's, its first loss KTO's of a policy
-    that is its own reference (the adapter of the stage before it included), and a second run does nothing."""
+    """A policy that the next stage takes, a report, metrics of each step; its data are the encoder's, its first loss
+    KTO's of a policy that is its own reference (the adapter of the stage before it included), and a second run does
+    nothing."""
     made = trainer_of(monkeypatch)
     text = io.StringIO()
-    sft = {"kind": "sft", "data": "talk.jsonl", "lora": {"rank": 4}, "train": {"learning_rate": 1e-2, "batch_size": 2, "epochs": 2}}
-    talk = [{"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w}."}]} for w in WORDS]
+    sft = {
+        "kind": "sft",
+        "data": "talk.jsonl",
+        "lora": {"rank": 4},
+        "train": {"learning_rate": 1e-2, "batch_size": 2, "epochs": 2},
+    }
+    talk = [
+        {"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w}."}]}
+        for w in WORDS
+    ]
     (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
     stages = {"sft": sft, "kto": kto(policy="stage:sft", eval_data="mine.jsonl")}
     result = run(stages, text)
@@ -125,7 +148,10 @@ def test_kto_is_a_stage_like_the_others(folder: Path, monkeypatch: pytest.Monkey
     assert summary["eval_before"]["loss"] == pytest.approx(0.5, abs=1e-6)
     assert summary["eval_after"]["loss"] == rows[3]["eval/loss"] != summary["eval_before"]["loss"]
     assert "dropped, an answer that was cut" in text.getvalue() and "9 rows for TRL" in text.getvalue()
-    assert "sft  adapters on " in text.getvalue() and "kto  the policy's adapter is merged into its base" in text.getvalue()
+    assert (
+        "sft  adapters on " in text.getvalue()
+        and "kto  the policy's adapter is merged into its base" in text.getvalue()
+    )
     out = result.folder / "stages" / "kto"
     assert not verify(out)
     assert len(json.loads((out / "report.json").read_text())["samples"]) == 1
@@ -133,7 +159,11 @@ def test_kto_is_a_stage_like_the_others(folder: Path, monkeypatch: pytest.Monkey
     policy, encoder = load_policy(Model(path=str(out))), load_encoder(Model(path=str(out)))
     assert not is_lora(policy) and encoder.digest == load_encoder(Model(path="model")).digest
     given = {(tuple(r["prompt_ids"]), tuple(r["completion_ids"]), r["label"]) for r in made[0].train_dataset}
-    ours = {(tuple(t.trunk.tolist()), tuple(b.ids.tolist()), k == 0) for t in trees(folder) for k, b in enumerate(t.branches)}
+    ours = {
+        (tuple(t.trunk.tolist()), tuple(b.ids.tolist()), k == 0)
+        for t in trees(folder)
+        for k, b in enumerate(t.branches)
+    }
     assert given == ours and len(ours) == 9
     again = run(stages)
     assert again.ran == () and again.up_to_date == ("sft", "kto")
@@ -142,7 +172,8 @@ def test_kto_is_a_stage_like_the_others(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_pairs_are_the_encoders_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ORPO and CPO build their rows of pieces, and may add begin and end tokens: prompt, answer and labels come out as ours."""
+    """ORPO and CPO build their rows of pieces, and may add begin and end tokens: prompt, answer and labels come out as
+    ours."""
     made = trainer_of(monkeypatch)
     for trainer in ("orpo", "cpo"):
         lora = {"lora": {"rank": 2}} if trainer == "cpo" else {}
@@ -155,13 +186,15 @@ def test_pairs_are_the_encoders_tokens(folder: Path, monkeypatch: pytest.MonkeyP
             trunk, (chosen, *others) = tree.trunk.tolist(), [branch.ids.tolist() for branch in tree.branches]
             expected |= {((*trunk, *chosen), (*trunk, *other), len(trunk)) for other in others}
         given = {
-            (tuple(r["chosen_input_ids"]), tuple(r["rejected_input_ids"]), r["chosen_labels"].count(-100)) for r in made[-1].train_dataset
+            (tuple(r["chosen_input_ids"]), tuple(r["rejected_input_ids"]), r["chosen_labels"].count(-100))
+            for r in made[-1].train_dataset
         }
         assert given == expected and len(expected) == 5
 
 
 def test_grpo_samples_from_our_prompts_and_asks_our_scorer(folder: Path) -> None:
-    """Answers reach the scorer with the tokens that were sampled, and the row that they belong to; adapters come out as adapters."""
+    """Answers reach the scorer with the tokens that were sampled, and the row that they belong to; adapters come out as
+    adapters."""
     stages = {"grpo": sampling("grpo", eval_data="prompts.jsonl", lora={"rank": 2})}
     result = run(stages)
     encoder = load_encoder(Model(path="model"))
@@ -198,8 +231,11 @@ def test_other_trainers_that_sample(folder: Path, trainer: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["kto", "grpo"])
-def test_a_signal_stops_it_and_the_same_command_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The weights and the metrics of a run that nothing disturbed, from a checkpoint without a pickle; all weights, and adapters."""
+def test_a_signal_stops_it_and_the_same_command_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The weights and the metrics of a run that nothing disturbed, from a checkpoint without a pickle; all weights, and
+    adapters."""
     options = {"eval_data": "mine.jsonl", "args": {"max_steps": 3}}
     stages = {name: kto(**options) if name == "kto" else sampling(name, lora={"rank": 2}, **options)}
     file = "model.safetensors" if name == "kto" else "adapter_model.safetensors"
@@ -253,7 +289,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_arguments_that_contradict_each_other(folder: Path) -> None:
     """What only the class itself can tell is told before anything is loaded, as one line at its key."""
-    with pytest.raises(InputError, match=r"stages.grpo.args: generation_batch_size \(3\) must be divisible by num_generations \(2\)"):
+    with pytest.raises(
+        InputError, match=r"stages.grpo.args: generation_batch_size \(3\) must be divisible by num_generations \(2\)"
+    ):
         run({"grpo": sampling("grpo", args={"per_device_train_batch_size": 3})})
     with pytest.raises(InputError, match=r"stages.kto.args: Actual \(not effective\) batch size must be > 1"):
         run({"kto": kto(args={"per_device_train_batch_size": 1})})
@@ -288,7 +326,9 @@ def test_nothing_is_told_to_anybody(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("CI", raising=False)
     seen: list[tuple[bool, bool]] = []
     monkeypatch.setattr(
-        base_trainer, "send_telemetry", lambda **_: seen.append((constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE))
+        base_trainer,
+        "send_telemetry",
+        lambda **_: seen.append((constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE)),
     )
     run({"kto": kto(args={"max_steps": 1})})
     assert seen == [(True, True)]

@@ -16,8 +16,8 @@ from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.recipe.schema import Lora
-from tests.saved import QUESTION, SHARP, overfit, save_tiny
-from tests.tokenizers import llama3
+from tests.support.saved import QUESTION, SHARP, overfit, save_tiny
+from tests.support.tokenizers import llama3
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")]
 
@@ -67,7 +67,9 @@ def test_vllm_says_what_transformers_says(tmp_path: Path) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     arguments = [str(tmp_path / "whole"), str(tmp_path / "adapter"), str(tmp_path / "base"), json.dumps(prompts)]
-    done = subprocess.run([sys.executable, "-c", OUTSIDE, *arguments], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", OUTSIDE, *arguments], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["whole"] == expected["whole"]

@@ -1,4 +1,5 @@
-"""Preference training on trees: against formulas in fp64 with transformers' own logits, and against itself where two roads must agree."""
+"""Preference training on trees: against formulas in fp64 with transformers' own logits, and against itself where two
+roads must agree."""
 
 from __future__ import annotations
 
@@ -23,12 +24,18 @@ from align.stages.dpo import DpoTrainer, _both_fell
 from align.training.launch import Ranks
 from align.training.reference_logprobs import Reference, reference_for, weights_digest
 from align.training.trainer import autocast
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 VOCAB = 97
 MARKED = {"offset": 0.6, "soft_labels": True, "label_smoothing": None}
 """Options of `sigmoid` that use what the data say of each pair."""
-LOSSES = {"sigmoid": {"label_smoothing": 0.1}, "ipo": {}, "hinge": {}, "kto_pair": {}, "simpo": {"beta": 2.0, "gamma": 0.7}}
+LOSSES = {
+    "sigmoid": {"label_smoothing": 0.1},
+    "ipo": {},
+    "hinge": {},
+    "kto_pair": {},
+    "simpo": {"beta": 2.0, "gamma": 0.7},
+}
 
 
 def ids(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -53,14 +60,29 @@ def preferences(n: int, seed: int = 0, rejected: tuple[int, ...] = (1, 2, 4)) ->
 
 
 def stage(loss: str = "sigmoid", train: dict[str, Any] | None = None, **options: Any) -> DpoStage:
-    defaults = {"learning_rate": 1e-3, "batch_size": 6, "microbatch_tokens": 64, "warmup_ratio": 0.0, "max_grad_norm": None}
+    defaults = {
+        "learning_rate": 1e-3,
+        "batch_size": 6,
+        "microbatch_tokens": 64,
+        "warmup_ratio": 0.0,
+        "max_grad_norm": None,
+    }
     return DpoStage.model_validate(
-        {"kind": "dpo", "data": "unused.jsonl", "loss": loss, **LOSSES[loss], **options, "train": {**defaults, **(train or {})}}
+        {
+            "kind": "dpo",
+            "data": "unused.jsonl",
+            "loss": loss,
+            **LOSSES[loss],
+            **options,
+            "train": {**defaults, **(train or {})},
+        }
     )
 
 
 def reference(net: nn.Module, data: list[Tree], spec: DpoStage, cache: Path, key: str = "key") -> Reference:
-    loader = Loader(data.__getitem__, plan_steps([t.size for t in data], seed=0), spec.train.microbatch_tokens, spec.train.layout)
+    loader = Loader(
+        data.__getitem__, plan_steps([t.size for t in data], seed=0), spec.train.microbatch_tokens, spec.train.layout
+    )
     return reference_for(
         net,
         loader.batches(range(len(data))),
@@ -83,7 +105,14 @@ def trainer(work: Path, data: list[Tree], spec: DpoStage, net: nn.Module, ref: R
     if spec.loss != "simpo":
         references = (ref or reference(net, data, spec, work / "r"), reference(net, held_out, spec, work / "h"))
     batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(range(5))
-    common = {"train": spec.train, "work": work, "name": "dpo", "seed": 2, "console": Console(quiet=True), "ranks": Ranks()}
+    common = {
+        "train": spec.train,
+        "work": work,
+        "name": "dpo",
+        "seed": 2,
+        "console": Console(quiet=True),
+        "ranks": Ranks(),
+    }
     return DpoTrainer(loader, batches, spec, *references, model=net, **common)
 
 
@@ -147,7 +176,8 @@ def expected_loss(net: nn.Module, ref: nn.Module, data: list[Tree], spec: DpoSta
                     "ipo": lambda m=m, k=k: (m[0] - m[k] - 1 / (2 * beta)) ** 2,
                     "simpo": lambda o=o, k=k: -log_sigmoid(beta * (o[0] - o[k]) - (spec.gamma or 0.0)),
                     "kto_pair": lambda r=r, k=k: (
-                        (1 - torch.sigmoid(beta * (r[0] - kl_rejected)) + 1 - torch.sigmoid(beta * (kl_chosen - r[k]))) / 2
+                        (1 - torch.sigmoid(beta * (r[0] - kl_rejected)) + 1 - torch.sigmoid(beta * (kl_chosen - r[k])))
+                        / 2
                     ),
                 }[spec.loss]()
             )
@@ -161,19 +191,24 @@ def expected_loss(net: nn.Module, ref: nn.Module, data: list[Tree], spec: DpoSta
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_rewards_are_those_of_the_loss(tmp_path: Path, loss: str) -> None:
-    """beta times an answer's log-ratio, summed over its tokens; for SimPO beta times its mean log-prob. A prompt's rejected answers are
-    averaged first."""
+    """beta times an answer's log-ratio, summed over its tokens; for SimPO beta times its mean log-prob. A prompt's
+    rejected answers are averaged first."""
     data = preferences(6)
     start, policy = tiny("llama"), moved(tiny("llama"))
     spec = stage(loss)
     metrics, _ = first_step(
-        trainer(tmp_path, data, spec, policy, None if loss == "simpo" else reference(start, data, spec, tmp_path / "ref"))
+        trainer(
+            tmp_path, data, spec, policy, None if loss == "simpo" else reference(start, data, spec, tmp_path / "ref")
+        )
     )
     rewards = []
     with torch.no_grad():
         for tree in data:
             own, frozen = ([path_logprobs(net, tree, b) for b in range(len(tree.branches))] for net in (policy, start))
-            each = [spec.beta * float(p.mean() if loss == "simpo" else (p - r).sum()) for p, r in zip(own, frozen, strict=True)]
+            each = [
+                spec.beta * float(p.mean() if loss == "simpo" else (p - r).sum())
+                for p, r in zip(own, frozen, strict=True)
+            ]
             rewards.append((each[0], np.mean(each[1:])))
     chosen, rejected = np.mean(rewards, axis=0)
     found = [metrics[f"rewards/{name}"] for name in ("chosen", "rejected", "margins")]
@@ -181,9 +216,15 @@ def test_rewards_are_those_of_the_loss(tmp_path: Path, loss: str) -> None:
 
 
 def assert_equals_formula(
-    metrics: dict[str, float], gradients: dict[str, torch.Tensor], start: nn.Module, policy: nn.Module, data: list[Tree], spec: DpoStage
+    metrics: dict[str, float],
+    gradients: dict[str, torch.Tensor],
+    start: nn.Module,
+    policy: nn.Module,
+    data: list[Tree],
+    spec: DpoStage,
 ) -> None:
-    """Loss and every gradient of a step of ``policy`` against :func:`expected_loss` with ``start`` as reference, in fp64."""
+    """Loss and every gradient of a step of ``policy`` against :func:`expected_loss` with ``start`` as reference, in
+    fp64."""
     exact = tiny("llama").double()
     exact.load_state_dict(policy.state_dict())
     expected = expected_loss(exact, start.double(), data, spec)
@@ -191,18 +232,23 @@ def assert_equals_formula(
     assert metrics["loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
     for name, parameter in exact.named_parameters():
         assert parameter.grad is not None
-        # fp32 is exact relative to the size of a gradient, and those of IPO (squares) and SimPO (a large beta) are large
+        # fp32 is exact relative to the size of a gradient, and those of IPO (squares) and SimPO (a large beta) are
+        # large
         scale = max(1.0, float(parameter.grad.abs().max())) if spec.loss in ("ipo", "simpo") else 1.0
         torch.testing.assert_close(
-            gradients[name].double() / scale, parameter.grad / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            gradients[name].double() / scale,
+            parameter.grad / scale,
+            atol=1e-5,
+            rtol=0,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_step_equals_the_formula(tmp_path: Path, loss: str, layout: str) -> None:
-    """C41-C43, C20: loss and every gradient of a step cut into many micro-batches equal the papers' formulas in fp64, and the SFT term
-    is divided by chosen tokens."""
+    """C41-C43, C20: loss and every gradient of a step cut into many micro-batches equal the papers' formulas in fp64,
+    and the SFT term is divided by chosen tokens."""
     data = preferences(6)
     start, policy = tiny("llama"), moved(tiny("llama"))
     spec = stage(loss, sft_weight=0.3, train={"layout": layout, "microbatch_tokens": 40})
@@ -223,18 +269,23 @@ def marked(data: list[Tree], seed: int = 3) -> list[Tree]:
 
 
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
-@pytest.mark.parametrize("options", [MARKED, {**MARKED, "offset": 0.0}, {"offset": 0.6}], ids=["both", "votes", "offset"])
+@pytest.mark.parametrize(
+    "options", [MARKED, {**MARKED, "offset": 0.0}, {"offset": 0.6}], ids=["both", "votes", "offset"]
+)
 def test_a_step_with_offsets_and_votes_equals_the_formula(tmp_path: Path, options: dict[str, Any], layout: str) -> None:
     """Each pair has its own offset and share of votes, in every layout: loss and every gradient of a step, in fp64."""
     data = marked(preferences(6))
     start, policy = tiny("llama"), moved(tiny("llama"))
     spec = stage("sigmoid", train={"layout": layout, "microbatch_tokens": 40}, **options)
-    metrics, gradients = first_step(trainer(tmp_path, data, spec, policy, reference(start, data, spec, tmp_path / "ref")))
+    metrics, gradients = first_step(
+        trainer(tmp_path, data, spec, policy, reference(start, data, spec, tmp_path / "ref"))
+    )
     assert_equals_formula(metrics, gradients, start, policy, data, spec)
 
 
 def test_margins_and_votes_do_nothing_unless_asked(tmp_path: Path) -> None:
-    """The same step to the last bit with and without them in the data; and where no judge contradicts, the votes change nothing."""
+    """The same step to the last bit with and without them in the data; and where no judge contradicts, the votes change
+    nothing."""
     plain, spec = preferences(6), stage("sigmoid", label_smoothing=None)
     agreed = [replace(tree, branches=tuple(replace(b, share=1.0) for b in tree.branches)) for tree in marked(plain)]
     found = []
@@ -251,13 +302,15 @@ def test_margins_and_votes_do_nothing_unless_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "lora", "lora after lora", "changed in memory"])
 def test_starts_at_ln_2(tmp_path: Path, kind: str) -> None:
-    """C36-C38: the reference is the stage's own starting policy, whatever that is: ln 2 and zero rewards at the first step."""
+    """C36-C38: the reference is the stage's own starting policy, whatever that is: ln 2 and zero rewards at the first
+    step."""
     net: Any = tiny("llama")
     if kind != "full":
         net = moved(net)
     if kind == "lora after lora":
         config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
-        net = moved(get_peft_model(net, config, adapter_name=START))  # a first stage's trained adapter, as a policy is loaded
+        # A first stage's trained adapter, as a policy is loaded
+        net = moved(get_peft_model(net, config, adapter_name=START))
         net.requires_grad_(False)
     if kind.startswith("lora"):
         net = add_lora(net, Lora(rank=3))
@@ -270,7 +323,8 @@ def test_starts_at_ln_2(tmp_path: Path, kind: str) -> None:
 
 
 def test_reference_stays_while_the_policy_trains(tmp_path: Path) -> None:
-    """C39: after five steps the reference log-probs are what they were, and those of a fresh copy of the starting policy."""
+    """C39: after five steps the reference log-probs are what they were, and those of a fresh copy of the starting
+    policy."""
     data = preferences(12)
     spec = stage(train={"batch_size": 3, "epochs": 2})
     net = tiny("llama")
@@ -329,18 +383,23 @@ def test_swapping_chosen_and_rejected_flips_everything(tmp_path: Path) -> None:
     assert results[0]["rewards/margins"] == pytest.approx(-results[1]["rewards/margins"], abs=1e-6)
     assert results[0]["loss"] != pytest.approx(results[1]["loss"], abs=1e-3)
     # and by hand: loss = mean softplus(-beta * margin)
-    assert results[0]["rewards/chosen"] - results[0]["rewards/rejected"] == pytest.approx(results[0]["rewards/margins"], abs=1e-6)
+    assert results[0]["rewards/chosen"] - results[0]["rewards/rejected"] == pytest.approx(
+        results[0]["rewards/margins"], abs=1e-6
+    )
 
 
 def test_training_prefers_the_chosen(tmp_path: Path) -> None:
-    """A separable toy set: chosen answers are made of low tokens, rejected ones of high tokens. Accuracy 1 and a positive margin."""
+    """A separable toy set: chosen answers are made of low tokens, rejected ones of high tokens. Accuracy 1 and a
+    positive margin."""
     rng = np.random.default_rng(5)
 
     def answer(low: int, high: int) -> Branch:
         return Branch(rng.integers(low, high, 6).astype(np.int32), np.ones(6, dtype=bool))
 
     data = [Tree(f"t{i}", ids(rng, 4), (answer(0, 40), answer(50, 90), answer(50, 90))) for i in range(24)]
-    run = trainer(tmp_path, data, stage(beta=0.5, label_smoothing=0.0, train={"epochs": 8, "learning_rate": 3e-3}), tiny("llama"))
+    run = trainer(
+        tmp_path, data, stage(beta=0.5, label_smoothing=0.0, train={"epochs": 8, "learning_rate": 3e-3}), tiny("llama")
+    )
     run.fit()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "loss" in row][-1]
@@ -353,7 +412,9 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
         curves = []
         for budget in (10_000, 1):
             work = tmp_path / f"{loss}{budget}"
-            run = trainer(work, preferences(18), stage(loss, train={"microbatch_tokens": budget, "epochs": 2}), tiny("llama"))
+            run = trainer(
+                work, preferences(18), stage(loss, train={"microbatch_tokens": budget, "epochs": 2}), tiny("llama")
+            )
             run.fit()
             rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
             curves.append([row["loss"] for row in rows if "loss" in row])
@@ -371,7 +432,11 @@ def test_what_a_term_is_averaged_over(tmp_path: Path) -> None:
         counted = [dict(run.counts(batch)) for batch in batches]
         assert sum(one.pop("dpo") for one in counted) == 6
         chosen = sum(int(tree.branches[0].mask.sum()) for tree in data)
-        assert [sum(one.values()) for one in counted] == [0] * len(counted) if not weight else sum(one["sft"] for one in counted) == chosen
+        assert (
+            [sum(one.values()) for one in counted] == [0] * len(counted)
+            if not weight
+            else sum(one["sft"] for one in counted) == chosen
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -388,7 +453,13 @@ def test_a_tree_that_is_in_no_batch_is_noticed(tmp_path: Path) -> None:
     """It would be compared with nothing. Nothing is kept then, either."""
     data = preferences(4)
     batches = Loader(data.__getitem__, plan_steps([1] * 4, seed=0), 10_000).batches([0, 1, 3])
-    settings: dict[str, Any] = {"key": "key", "cache": tmp_path, "ranks": Ranks(), "own_attention": False, "microbatch_tokens": 10_000}
+    settings: dict[str, Any] = {
+        "key": "key",
+        "cache": tmp_path,
+        "ranks": Ranks(),
+        "own_attention": False,
+        "microbatch_tokens": 10_000,
+    }
     settings["autocast"] = autocast(stage().train, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="a tree was in no batch"):
         reference_for(tiny("llama"), batches, [len(t.branches) for t in data], **settings)

@@ -1,4 +1,5 @@
-"""A reward model that learns grades: its loss and gradients against the formula in fp64, in every layout, and what is kept of it."""
+"""A reward model that learns grades: its loss and gradients against the formula in fp64, in every layout, and what is
+kept of it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from align.stages.reward.regression import GradesTrainer
 from align.training.launch import Ranks
 from tests.invariants.test_dpo import preferences
 from tests.invariants.test_reward import first_step
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 WEIGHTS = {"help": 0.65, "true": 0.8, "long": -0.4}
 NAN = math.nan
@@ -40,7 +41,13 @@ def graded(n: int, seed: int = 5) -> list[Tree]:
 
 
 def stage(weights: dict[str, float] | None = None, **train: Any) -> RewardStage:
-    defaults = {"learning_rate": 1e-2, "batch_size": 6, "microbatch_tokens": 40, "warmup_ratio": 0.0, "max_grad_norm": None}
+    defaults = {
+        "learning_rate": 1e-2,
+        "batch_size": 6,
+        "microbatch_tokens": 40,
+        "warmup_ratio": 0.0,
+        "max_grad_norm": None,
+    }
     keys = {"kind": "reward", "data": "unused.jsonl", "grades": weights or WEIGHTS, "train": {**defaults, **train}}
     return RewardStage.model_validate(keys)
 
@@ -55,8 +62,17 @@ def trainer(work: Path, data: list[Tree], spec: RewardStage, net: ScalarModel) -
     plan = plan_steps([t.size for t in data], seed=1, epochs=spec.train.epochs, batch_size=spec.train.batch_size)
     loader = Loader(data.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout)
     held_out = graded(7, seed=9)
-    batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(range(len(held_out)))
-    common = {"train": spec.train, "work": work, "name": "reward", "seed": 2, "console": Console(quiet=True), "ranks": Ranks()}
+    batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(
+        range(len(held_out))
+    )
+    common = {
+        "train": spec.train,
+        "work": work,
+        "name": "reward",
+        "seed": 2,
+        "console": Console(quiet=True),
+        "ranks": Ranks(),
+    }
     return GradesTrainer(loader, batches, spec, model=net, **common)
 
 
@@ -69,7 +85,8 @@ def outputs(net: Any, tree: Tree) -> torch.Tensor:
 
 
 def test_squared_errors_by_hand() -> None:
-    """Two grades: (1 + 9) / 2. One of them alone: its own error, and no gradient for the other output, whatever that says."""
+    """Two grades: (1 + 9) / 2. One of them alone: its own error, and no gradient for the other output, whatever that
+    says."""
     scores = torch.tensor([[1.0, 2.0], [1.0, 1e30]], dtype=torch.float64, requires_grad=True)
     values = squared_errors(scores, torch.tensor([[2.0, 5.0], [3.0, NAN]], dtype=torch.float64))
     assert values.tolist() == [5.0, 4.0]
@@ -79,7 +96,8 @@ def test_squared_errors_by_hand() -> None:
 
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 def test_a_step_equals_the_formula(tmp_path: Path, layout: str) -> None:
-    """mean over answers of the mean over their grades of (output - grade)^2, cut into many micro-batches: loss and every gradient."""
+    """mean over answers of the mean over their grades of (output - grade)^2, cut into many micro-batches: loss and
+    every gradient."""
     data, net = graded(6), model()
     metrics, gradients = first_step(trainer(tmp_path, data, stage(layout=layout), net))
     exact: Any = model().double()
@@ -99,7 +117,11 @@ def test_a_step_equals_the_formula(tmp_path: Path, layout: str) -> None:
         assert parameter.grad is not None
         scale = max(1.0, float(parameter.grad.abs().max()))
         torch.testing.assert_close(
-            gradients[name].double() / scale, parameter.grad / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            gradients[name].double() / scale,
+            parameter.grad / scale,
+            atol=1e-5,
+            rtol=0,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -115,7 +137,8 @@ def test_held_out_outputs_are_those_of_a_plain_forward_and_the_score_is_their_we
 
 
 def test_grades_are_learned(tmp_path: Path) -> None:
-    """One attribute is the number of low tokens in the answer, another the same turned round: both errors fall far below the spread."""
+    """One attribute is the number of low tokens in the answer, another the same turned round: both errors fall far
+    below the spread."""
     data = []
     for tree in graded(24, seed=2):
         low = float((tree.branches[0].ids < 48).mean())

@@ -1,4 +1,5 @@
-"""A layout decides what is computed twice, never what is learned: tree, packed and padded rows give one loss and one gradient.
+"""A layout decides what is computed twice, never what is learned: tree, packed and padded rows give one loss and one
+gradient.
 
 The oracle of the tree mask is the dense mask of a whole row, made here from the paths themselves.
 """
@@ -24,7 +25,17 @@ from align.data.tree import Branch, Tree
 from align.errors import InputError
 from align.models.compute.attention import Trees, tree_attention, tree_mask
 from align.models.compute.forward import batch_logprobs, hidden_states
-from tests.tiny import FAMILIES, UNSERVED, VOCAB, branch_logprobs, by_branch, gradients, random_tree, random_trees, tiny
+from tests.support.tiny import (
+    FAMILIES,
+    UNSERVED,
+    VOCAB,
+    branch_logprobs,
+    by_branch,
+    gradients,
+    random_tree,
+    random_trees,
+    tiny,
+)
 
 LARGE, SMALL = 10_000, 16  # tokens a micro-batch: everything in one; one or two trees each
 LAYOUTS: list[tuple[Layout, bool]] = [("packed", False), ("padded", False), ("padded", True)]
@@ -54,7 +65,8 @@ def loss_of(logprobs: Mapping[tuple[int, int], Tensor]) -> Tensor:
 @pytest.mark.parametrize("branches", [[1, 1], [2, 2], [5, 5], MIXED], ids=["1", "2", "5", "mixed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layouts_agree(family: str, branches: list[int]) -> None:
-    """C17, C25: log-probs, loss and the gradient of every parameter, in one large micro-batch and in many small ones."""
+    """C17, C25: log-probs, loss and the gradient of every parameter, in one large micro-batch and in many small
+    ones."""
     trees = random_trees(np.random.default_rng(2), branches)
     model = tiny(family)
     logprobs = branch_logprobs(model, pack(trees, microbatch_tokens=LARGE))
@@ -95,17 +107,22 @@ def changed(tree: Tree, *, trunk: int | None = None, branch: int | None = None) 
 
 def all_targets(trees: Sequence[Tree]) -> list[Tree]:
     """Every branch token is a target, so that nothing that changes can hide."""
-    return [replace(t, branches=tuple(Branch(b.ids, np.ones(len(b.ids), dtype=bool)) for b in t.branches)) for t in trees]
+    return [
+        replace(t, branches=tuple(Branch(b.ids, np.ones(len(b.ids), dtype=bool)) for b in t.branches)) for t in trees
+    ]
 
 
 @pytest.mark.parametrize("layout", ["tree", "packed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_trees_do_not_notice(family: str, layout: Layout) -> None:
-    """C17: all tokens of one tree change; every log-prob of the other trees of its row stays the same to the last bit."""
+    """C17: all tokens of one tree change; every log-prob of the other trees of its row stays the same to the last
+    bit."""
     trees = all_targets(random_trees(np.random.default_rng(6), [2, 1, 3]))
     model = tiny(family)
     other = replace(trees[1], trunk=(trees[1].trunk + 1) % VOCAB, branches=changed(trees[1], branch=0).branches)
-    (before,), (after,) = (pack(t, microbatch_tokens=LARGE, layout=layout) for t in (trees, [trees[0], other, trees[2]]))
+    (before,), (after,) = (
+        pack(t, microbatch_tokens=LARGE, layout=layout) for t in (trees, [trees[0], other, trees[2]])
+    )
     with torch.no_grad():
         old, new = branch_logprobs(model, [before]), branch_logprobs(model, [after])
     for key, value in old.items():
@@ -114,7 +131,8 @@ def test_other_trees_do_not_notice(family: str, layout: Layout) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sibling_branches_do_not_notice(family: str) -> None:
-    """All tokens of the middle branch change; its siblings, before and after it in the row, stay the same to the last bit."""
+    """All tokens of the middle branch change; its siblings, before and after it in the row, stay the same to the last
+    bit."""
     tree = all_targets([random_tree(np.random.default_rng(7), 3, [4, 5, 3])])[0]
     model = tiny(family)
     with torch.no_grad():
@@ -136,7 +154,8 @@ def test_trunk_reaches_all_branches(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_positions_continue_from_the_trunk(family: str) -> None:
-    """The second branch stands far to the right in its row; its positions, and so its log-probs, are those of the bare sequence."""
+    """The second branch stands far to the right in its row; its positions, and so its log-probs, are those of the bare
+    sequence."""
     tree = random_tree(np.random.default_rng(3), 4, [9, 6])
     alone = replace(tree, branches=tree.branches[1:])
     model = tiny(family)
@@ -160,18 +179,26 @@ def test_tree_of_one_branch_is_a_plain_sequence(family: str) -> None:
     (batch,) = pack([tree], microbatch_tokens=LARGE)
     ids = torch.tensor([[*tree.trunk.tolist(), *tree.branches[0].ids.tolist()]])
     with torch.no_grad():
-        assert_close(hidden_states(model, batch)[None], own.base_model(ids, use_cache=False).last_hidden_state, atol=1e-5, rtol=1e-5)
+        assert_close(
+            hidden_states(model, batch)[None],
+            own.base_model(ids, use_cache=False).last_hidden_state,
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("rejected", [1, 4])
 @pytest.mark.parametrize("family", FEW)
 def test_one_tree_of_k_rejected_is_k_pairs(family: str, rejected: int) -> None:
-    """Self-Contrast: one chosen answer against K rejected ones, in one tree or as K pairs of their own: same sums, same gradient."""
+    """Self-Contrast: one chosen answer against K rejected ones, in one tree or as K pairs of their own: same sums, same
+    gradient."""
     tree = random_tree(np.random.default_rng(12), 6, [5, *[4, 7, 3, 6][:rejected]])
     pairs = [replace(tree, branches=(tree.branches[0], branch)) for branch in tree.branches[1:]]
     model = tiny(family)
 
-    def pair_losses(logprobs: Mapping[tuple[int, int], Tensor], chosen: Sequence[Any], worse: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    def pair_losses(
+        logprobs: Mapping[tuple[int, int], Tensor], chosen: Sequence[Any], worse: Sequence[Any]
+    ) -> tuple[Tensor, Tensor]:
         differences = torch.stack([logprobs[c].sum() - logprobs[r].sum() for c, r in zip(chosen, worse, strict=True)])
         return differences, softplus(-0.2 * differences).sum()
 
@@ -225,7 +252,9 @@ def checkpointed(model: Any) -> list[int]:
     runs: list[int] = []
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    next(m for n, m in model.named_modules() if n.endswith(("layers.0", "h.0"))).register_forward_pre_hook(lambda *_: runs.append(1))
+    next(m for n, m in model.named_modules() if n.endswith(("layers.0", "h.0"))).register_forward_pre_hook(
+        lambda *_: runs.append(1)
+    )
     return runs
 
 
@@ -270,7 +299,10 @@ def test_lora_equals_the_merged_model(family: str) -> None:
         assert any((branch_logprobs(model, batches)[key] - value).abs().max() > 0.01 for key, value in logprobs.items())
     gradient = gradients(model, loss_of(logprobs))
     assert all("lora_" in name for name in gradient)
-    close(gradients(model, loss_of(branch_logprobs(model, pack(trees, microbatch_tokens=LARGE, layout="padded")))), gradient)
+    close(
+        gradients(model, loss_of(branch_logprobs(model, pack(trees, microbatch_tokens=LARGE, layout="padded")))),
+        gradient,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*:UserWarning")
@@ -292,7 +324,8 @@ def test_lora_with_gradient_checkpointing(family: str) -> None:
 
 
 def dense_mask(rows: Sequence[Sequence[Span]], length: int, window: int | None) -> Tensor:
-    """May token q of a row look at token k? bool [R, L, L], walked path by path: a token sees what precedes it on its path."""
+    """May token q of a row look at token k? bool [R, L, L], walked path by path: a token sees what precedes it on its
+    path."""
     mask = torch.zeros(len(rows), length, length, dtype=torch.bool)
     for r, row in enumerate(rows):
         for span in row:
@@ -348,22 +381,33 @@ def test_tree_attention_is_dense_attention(window: int | None, kv_heads: int) ->
     assert_close(got, wanted.transpose(1, 2), atol=1e-6, rtol=1e-5)
     assert (got[0, 26:] == 0).all() and (got[1, 17:] == 0).all()
     weights = torch.randn(got.shape)
-    for g, w in zip(*(torch.autograd.grad((x * weights).sum(), (query, key, value)) for x in (got, wanted.transpose(1, 2))), strict=True):
+    for g, w in zip(
+        *(torch.autograd.grad((x * weights).sum(), (query, key, value)) for x in (got, wanted.transpose(1, 2))),
+        strict=True,
+    ):
         assert_close(g, w, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "window"), [("llama", None), ("glm4", None), ("gpt2", None), ("mistral_short_window", 5)])
+@pytest.mark.parametrize(
+    ("family", "window"), [("llama", None), ("glm4", None), ("gpt2", None), ("mistral_short_window", 5)]
+)
 def test_model_under_the_dense_mask(family: str, window: int | None) -> None:
-    """The oracle of D2: transformers' eager attention under the row's dense 4-D mask gives the same log-probs and gradients."""
+    """The oracle of D2: transformers' eager attention under the row's dense 4-D mask gives the same log-probs and
+    gradients."""
     (batch,) = pack(random_trees(np.random.default_rng(15), MIXED), microbatch_tokens=LARGE, multiple_of=16)
     model = tiny(family)
     own = copy.deepcopy(model)
     own.set_attn_implementation("eager")
     allowed = dense_mask(batch.rows, batch.input_ids.shape[1], window)[:, None]
-    allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)  # a row of -inf alone is NaN; a padding token may look at itself
+    # A row of -inf alone is NaN; a padding token may look at itself
+    allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)
     additive = torch.zeros(allowed.shape).masked_fill(~allowed, -1e30)
-    logits = own(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=additive, use_cache=False).logits.flatten(0, 1)
-    wanted = by_branch([batch], [torch.log_softmax(logits[batch.sources], -1)[torch.arange(batch.num_targets), batch.target_ids]])
+    logits = own(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=additive, use_cache=False
+    ).logits.flatten(0, 1)
+    wanted = by_branch(
+        [batch], [torch.log_softmax(logits[batch.sources], -1)[torch.arange(batch.num_targets), batch.target_ids]]
+    )
     got = branch_logprobs(model, [batch])
     close(got, wanted)
     close(gradients(model, loss_of(got)), gradients(own, loss_of(wanted)))
@@ -374,8 +418,9 @@ def test_model_under_the_dense_mask(family: str, window: int | None) -> None:
 
 @pytest.mark.parametrize("family", UNSERVED)
 def test_models_that_trees_cannot_serve_are_refused(family: str) -> None:
-    """C17: capped scores, attention sinks, attention code of their own, linear attention, keywords not handed on: each would leak or
-    leave something out in silence. All are refused with the way out, which gives the model's own log-probs.
+    """C17: capped scores, attention sinks, attention code of their own, linear attention, keywords not handed on: each
+    would leak or leave something out in silence. All are refused with the way out, which gives the model's own
+    log-probs.
     """
     trees = random_trees(np.random.default_rng(5), [2, 1])
     model = tiny(family)

@@ -1,4 +1,5 @@
-"""PPO on the common loop: what must hold in every run, whatever the interruption, the packing or the number of processes."""
+"""PPO on the common loop: what must hold in every run, whatever the interruption, the packing or the number of
+processes."""
 
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ from align.stages.ppo.experience import Experience, PolicyBatch, ValueBatch, ada
 from align.stages.ppo.rollouts import read_parquet
 from align.stages.ppo.trainer import PpoTrainer
 from align.training.launch import Ranks
-from tests.rollouts import STOP, VOCAB, ExactEngine, ends_early, policy, prompts, stage, trainer
-from tests.tiny import tiny
+from tests.support.rollouts import STOP, VOCAB, ExactEngine, ends_early, policy, prompts, stage, trainer
+from tests.support.root import ROOT
+from tests.support.tiny import tiny
 
 
 def log(work: Path) -> list[dict[str, Any]]:
@@ -51,7 +53,11 @@ def weights(net: nn.Module) -> dict[str, Tensor]:
 def conversations(count: int = 5) -> list[Tree]:
     rng = np.random.default_rng(0)
     return [
-        Tree(f"c{i}", rng.integers(5, 200, 3, dtype=np.int32), (Branch(rng.integers(5, 200, 4, dtype=np.int32), np.ones(4, bool)),))
+        Tree(
+            f"c{i}",
+            rng.integers(5, 200, 3, dtype=np.int32),
+            (Branch(rng.integers(5, 200, 4, dtype=np.int32), np.ones(4, bool)),),
+        )
         for i in range(count)
     ]
 
@@ -62,16 +68,25 @@ def conversations(count: int = 5) -> list[Tree]:
 @pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["full", "lora"])
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_where_nothing_moves_the_ratio_is_one(tmp_path: Path, layout: str, lora: Any) -> None:
-    """C46-C49, C60: at a learning rate that moves nothing and temperature .7, over two passes in two minibatches: the ratio is 1 to 1e-4
-    for every token of every minibatch, nothing is held, the KL from the reference is 0, and the engine's importance ratio is 1."""
+    """C46-C49, C60: at a learning rate that moves nothing and temperature .7, over two passes in two minibatches: the
+    ratio is 1 to 1e-4 for every token of every minibatch, nothing is held, the KL from the reference is 0, and the
+    engine's importance ratio is 1."""
     still = {"learning_rate": 1e-30, "layout": layout}
-    options: dict[str, Any] = {"ppo_epochs": 2, "minibatches": 2, "samples_per_prompt": 2, "temperature": 0.7, "value_learning_rate": 1e-30}
+    options: dict[str, Any] = {
+        "ppo_epochs": 2,
+        "minibatches": 2,
+        "samples_per_prompt": 2,
+        "temperature": 0.7,
+        "value_learning_rate": 1e-30,
+    }
     run = trainer(tmp_path, stage(train=still, lora=lora, **options))
     before = weights(run.model)
     run.fit()
     rows = log(tmp_path)
     assert len(rows) == 12
-    assert [step for step, row in enumerate(rows) if "rollout/score" in row] == [0, 4, 8], "an iteration's numbers are with its first step"
+    assert [step for step, row in enumerate(rows) if "rollout/score" in row] == [0, 4, 8], (
+        "an iteration's numbers are with its first step"
+    )
     for row in rows:
         assert row["ratio/largest_log"] < 1e-4 and abs(row["ratio"] - 1) < 1e-4
         assert row["clip_fraction"] == 0 and row["value_clip_fraction"] == 0 and abs(row["kl_from_old"]) < 1e-6
@@ -102,8 +117,8 @@ def test_another_temperature_is_noticed(tmp_path: Path) -> None:
 
 
 def test_only_what_is_declared_moves(tmp_path: Path) -> None:
-    """C61: after some steps the reference is byte-identical, and so is the model that scores; the optimiser has exactly what is trained;
-    policy and value model are clipped apart and have rates of their own."""
+    """C61: after some steps the reference is byte-identical, and so is the model that scores; the optimiser has exactly
+    what is trained; policy and value model are clipped apart and have rates of their own."""
     scoring = ScalarModel(tiny("llama", vocab_size=64).base_model)
     spec = stage(sft_data="unused.jsonl", sft_weight=0.1, train={"max_grad_norm": 0.01}, value_learning_rate=5e-4)
     value = ScalarModel(tiny("llama", vocab_size=VOCAB).base_model)
@@ -113,7 +128,11 @@ def test_only_what_is_declared_moves(tmp_path: Path) -> None:
     frozen = weights(run.parts.reference) | {f"scoring.{name}": p for name, p in weights(scoring).items()}
     start = weights(run.model)
     declared = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    assert declared == {id(p) for p in run.model.parameters() if p.requires_grad} == {id(p) for p in run.parameters.values()}
+    assert (
+        declared
+        == {id(p) for p in run.model.parameters() if p.requires_grad}
+        == {id(p) for p in run.parameters.values()}
+    )
     rates = {group["rate"] for group in run.optimizer.param_groups}
     assert rates == {1.0, 0.5}
     run.fit()
@@ -133,13 +152,20 @@ def test_each_group_is_clipped_to_the_norm_alone(tmp_path: Path) -> None:
     norms = []
     for scale in (1.0, 1000.0):
         spec = stage(train={"max_grad_norm": 1e-3}, iterations=1)
-        run = trainer(tmp_path / str(scale), spec, score=lambda answer, scale=scale: scale * ends_early(answer), baselines=torch.zeros(8))
+        run = trainer(
+            tmp_path / str(scale),
+            spec,
+            score=lambda answer, scale=scale: scale * ends_early(answer),
+            baselines=torch.zeros(8),
+        )
         step = run.optimizer.step
         seen: dict[str, float] = {}
 
         def spy(run: PpoTrainer = run, seen: dict[str, float] = seen, step: Any = step) -> None:
             for group in run.groups:
-                seen[group.name] = float(torch.stack([p.grad.norm() for p in group.parameters.values() if p.grad is not None]).norm())
+                seen[group.name] = float(
+                    torch.stack([p.grad.norm() for p in group.parameters.values() if p.grad is not None]).norm()
+                )
             step()
 
         run.optimizer.step = spy  # type: ignore[method-assign]
@@ -155,7 +181,11 @@ def test_what_follows_the_end_is_not_trained(tmp_path: Path) -> None:
     class GoesOn(ExactEngine):
         def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
             clean = super()._completion(ids, logprobs)
-            return replace(clean, ids=(*clean.ids, 99, 98), logprobs=(*(clean.logprobs or ()), -1.0, -2.0)) if clean.finished else clean
+            return (
+                replace(clean, ids=(*clean.ids, 99, 98), logprobs=(*(clean.logprobs or ()), -1.0, -2.0))
+                if clean.finished
+                else clean
+            )
 
     results = []
     for kind in (ExactEngine, GoesOn):
@@ -170,8 +200,8 @@ def test_what_follows_the_end_is_not_trained(tmp_path: Path) -> None:
 
 
 def test_samples_share_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt of L tokens with its n answers costs L once, for the policy, the reference and the value model, when the answers are valued
-    and when they are trained; the conversations come on top."""
+    """A prompt of L tokens with its n answers costs L once, for the policy, the reference and the value model, when the
+    answers are valued and when they are trained; the conversations come on top."""
     seen: list[int] = []
 
     def counted(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
@@ -190,7 +220,8 @@ def test_samples_share_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_padded_layout_never_attends_by_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is for models that cannot: not for the policy, the reference, the value model, the entropy or the conversations."""
+    """It is for models that cannot: not for the policy, the reference, the value model, the entropy or the
+    conversations."""
     used, plain = set(), PreTrainedModel.set_attn_implementation
 
     def noted(self: PreTrainedModel, name: str) -> None:
@@ -199,18 +230,24 @@ def test_the_padded_layout_never_attends_by_trees(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", noted)
     for weight in (0.0, 0.1):
-        spec = stage(iterations=1, entropy_weight=0.01, sft_weight=weight, sft_data="unused.jsonl", train={"layout": "padded"})
+        spec = stage(
+            iterations=1, entropy_weight=0.01, sft_weight=weight, sft_data="unused.jsonl", train={"layout": "padded"}
+        )
         trainer(tmp_path / str(weight), spec, sft=conversations(), proved=False).fit()
     assert used == {"sdpa"}
 
 
 def test_packing_changes_nothing(tmp_path: Path) -> None:
-    """C20, C58: one micro-batch or one prompt at a time, tree or padded rows: the same losses over a whole run, whitening included."""
+    """C20, C58: one micro-batch or one prompt at a time, tree or padded rows: the same losses over a whole run,
+    whitening included."""
     curves = []
     for budget, layout in ((10_000, "tree"), (1, "tree"), (40, "padded")):
         work = tmp_path / f"{budget}-{layout}"
         spec = stage(
-            whiten_advantages=True, whiten_rewards=True, samples_per_prompt=2, train={"microbatch_tokens": budget, "layout": layout}
+            whiten_advantages=True,
+            whiten_rewards=True,
+            samples_per_prompt=2,
+            train={"microbatch_tokens": budget, "layout": layout},
         )
         trainer(work, spec, engine=None).fit()
         curves.append([row["loss"] for row in log(work)])
@@ -266,25 +303,33 @@ def same_run(one: PpoTrainer, other: PpoTrainer) -> None:
     for mine, theirs in zip(one.parameters.values(), other.parameters.values(), strict=True):
         for key, value in one.optimizer.state[mine].items():
             assert torch.equal(other.optimizer.state[theirs][key], value)
-    assert other.history == one.history and other.coefficient == one.coefficient and other.sft_losses[-1] == one.sft_losses[-1]
+    assert (
+        other.history == one.history
+        and other.coefficient == one.coefficient
+        and other.sft_losses[-1] == one.sft_losses[-1]
+    )
     ours, theirs_ = ([row["loss"] for row in log(run.work)] for run in (one, other))
     assert ours == theirs_
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["full", "lora"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, lora: Any) -> None:
-    """C69: stopped after every single step, at the boundaries of iterations and inside them: weights, optimiser states of policy and value
-    model, KL coefficient, history, SFT rows and logged losses are bit-equal to a run that was never stopped."""
+    """C69: stopped after every single step, at the boundaries of iterations and inside them: weights, optimiser states
+    of policy and value model, KL coefficient, history, SFT rows and logged losses are bit-equal to a run that was never
+    stopped."""
     spec = stage(**RESUMED, lora=lora, train={"save_steps": 1, "lr_scheduler_type": "cosine"})
     whole = trainer(tmp_path / "whole", spec, sft=conversations(), held_out=prompts(2))
     whole.fit()
-    assert len({summary["kl_coefficient"] for summary in whole.history}) == 3, "an adaptive coefficient is part of the state"
+    assert len({summary["kl_coefficient"] for summary in whole.history}) == 3, (
+        "an adaptive coefficient is part of the state"
+    )
     for step in range(1, 12) if lora is None else (2, 4, 7):
         same_run(whole, interrupted(tmp_path / f"at-{step}", step, lora=lora))
 
 
 def test_killed_between_checkpoints(tmp_path: Path) -> None:
-    """C69: killed in iteration 2 with a checkpoint from iteration 1: what was kept of later iterations is made again, not trusted."""
+    """C69: killed in iteration 2 with a checkpoint from iteration 1: what was kept of later iterations is made again,
+    not trusted."""
     spec = stage(**RESUMED, train={"save_steps": 5})
     whole = trainer(tmp_path / "whole", spec, sft=conversations())
     whole.fit()
@@ -305,8 +350,8 @@ class _Killed(BaseException):
 
 
 def _die_at(patch: pytest.MonkeyPatch, place: int | None) -> list[str]:
-    """Die right before the n-th time that something is written, appended, renamed or removed; gives what was, without numbers. What is
-    written inside a folder that is not there yet does not count."""
+    """Die right before the n-th time that something is written, appended, renamed or removed; gives what was, without
+    numbers. What is written inside a folder that is not there yet does not count."""
     touched: list[str] = []
 
     def fault(operation: str, path: Path) -> None:
@@ -329,10 +374,17 @@ KILLED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_at_every_place_where_something_is_written(tmp_path: Path, name: str) -> None:
-    """Answers, experience, metrics, checkpoints, best weights, each the first time and the last: the same command ends with the bytes of a
-    run that nothing disturbed."""
+    """Answers, experience, metrics, checkpoints, best weights, each the first time and the last: the same command ends
+    with the bytes of a run that nothing disturbed."""
     spec = stage(
-        **{"iterations": 2, "minibatches": 2, "eval_prompts": "unused.jsonl", "sft_data": "unused.jsonl", "sft_weight": 0.2, **KILLED[name]}
+        **{
+            "iterations": 2,
+            "minibatches": 2,
+            "eval_prompts": "unused.jsonl",
+            "sft_data": "unused.jsonl",
+            "sft_weight": 0.2,
+            **KILLED[name],
+        }
     )
 
     def build(work: Path) -> PpoTrainer:
@@ -342,7 +394,9 @@ def test_killed_at_every_place_where_something_is_written(tmp_path: Path, name: 
         places = _die_at(patch, None)
         whole = build(tmp_path / "whole")
         whole.fit()
-    assert {"metrics.jsonl", "rollouts", "experience"} <= {part for place in places for part in place.split(" ")[1].split("/")}
+    assert {"metrics.jsonl", "rollouts", "experience"} <= {
+        part for place in places for part in place.split(" ")[1].split("/")
+    }
     first_and_last = [i for i, one in enumerate(places) if one not in places[:i] or one not in places[i + 1 :]]
     kept = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "rollouts").iterdir()}
     for place in first_and_last:
@@ -359,14 +413,18 @@ def test_killed_at_every_place_where_something_is_written(tmp_path: Path, name: 
 
 
 def test_experience_is_kept_only_while_it_is_needed(tmp_path: Path) -> None:
-    """One folder for the iteration at work and one for each checkpoint; gone or damaged inside an iteration is an error, not a guess."""
+    """One folder for the iteration at work and one for each checkpoint; gone or damaged inside an iteration is an
+    error, not a guess."""
     work = tmp_path / "run"
     spec = stage(**{**RESUMED, "iterations": 5}, train={"save_steps": 3, "save_total_limit": 1})
     run = trainer(work, spec, sft=conversations())
     stopped_after(run, 18)
     with pytest.raises(_Stopped):
         run.fit()
-    assert [folder.name for folder in sorted((work / "experience").iterdir())] == ["iteration-000003", "iteration-000004"]
+    assert [folder.name for folder in sorted((work / "experience").iterdir())] == [
+        "iteration-000003",
+        "iteration-000004",
+    ]
     shutil.copytree(work, tmp_path / "gone")
     shutil.rmtree(folder_of(tmp_path / "gone", 4))
     with pytest.raises(InputError, match=r"iteration-000004/manifest.json: not readable\n.*no checkpoint verifies"):
@@ -389,24 +447,35 @@ def test_answers_that_were_damaged_are_let_go(tmp_path: Path, caplog: pytest.Log
     assert damaged.exists() and not caplog.text
     trainer(tmp_path, stage(iterations=2)).load_state_dict(state)
     assert whole.exists() and not damaged.exists()
-    assert f"{damaged} is damaged or missing: the report does without these answers" in caplog.text and str(whole) not in caplog.text
+    assert (
+        f"{damaged} is damaged or missing: the report does without these answers" in caplog.text
+        and str(whole) not in caplog.text
+    )
 
 
 def test_target_kl_ends_an_iteration(tmp_path: Path) -> None:
-    """The rest of an iteration is skipped once the policy is too far from the one that sampled; the next begins where it always does, and a
-    run that was interrupted in between is bit-equal."""
+    """The rest of an iteration is skipped once the policy is too far from the one that sampled; the next begins where
+    it always does, and a run that was interrupted in between is bit-equal."""
     options: dict[str, Any] = {**RESUMED, "ppo_epochs": 4, "minibatches": 1, "target_kl": 2e-3, "kl_target": None}
-    whole = trainer(tmp_path / "whole", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2))
+    whole = trainer(
+        tmp_path / "whole", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2)
+    )
     whole.fit()
     steps = [row["step"] for row in log(tmp_path / "whole")]
     assert 3 < len(steps) < 12 and {4, 8, 12} <= set(steps), "some steps were skipped, to the iterations' ends"
     assert whole.progress.step == 12 and whole.progress.last_eval is not None
-    assert [row["rollout/reward"] for row in log(tmp_path / "whole") if "rollout/reward" in row] == [s["reward"] for s in whole.history]
-    part = trainer(tmp_path / "part", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2))
+    assert [row["rollout/reward"] for row in log(tmp_path / "whole") if "rollout/reward" in row] == [
+        s["reward"] for s in whole.history
+    ]
+    part = trainer(
+        tmp_path / "part", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2)
+    )
     stopped_after(part, 4)
     with pytest.raises(_Stopped):
         part.fit()
-    rest = trainer(tmp_path / "part", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2))
+    rest = trainer(
+        tmp_path / "part", stage(**options, train={"save_steps": 1}), sft=conversations(), held_out=prompts(2)
+    )
     rest.fit()
     same_run(whole, rest)
 
@@ -415,7 +484,8 @@ def test_target_kl_ends_an_iteration(tmp_path: Path) -> None:
 
 
 def test_minibatches_cover_every_prompt_once_a_pass() -> None:
-    """Seven prompts in three minibatches, two passes: each pass has each prompt once, in another order, in parts of 3, 2 and 2."""
+    """Seven prompts in three minibatches, two passes: each pass has each prompt once, in another order, in parts of 3,
+    2 and 2."""
     plan = minibatch_plan(7, stage(ppo_epochs=2, minibatches=3), seed=1, iteration=4)
     assert len(plan) == 6 and [len(plan.examples(i)) for i in range(6)] == [3, 2, 2, 3, 2, 2]
     first, second = plan.order[:7].tolist(), plan.order[7:].tolist()
@@ -431,7 +501,8 @@ def test_the_controller_by_hand() -> None:
 
 
 def test_the_engine_gets_the_weights_of_every_iteration(tmp_path: Path) -> None:
-    """C50: before each iteration's answers, with a version that grows; once for an evaluation and the iteration after it."""
+    """C50: before each iteration's answers, with a version that grows; once for an evaluation and the iteration after
+    it."""
     spec = stage(iterations=3, eval_prompts="held_out.jsonl", train={"eval_steps": 1})
     net = policy(spec)
     engine = ExactEngine(net)
@@ -504,7 +575,8 @@ def learn(work: Path, estimator: str, seed: int, reward: Any) -> list[float]:
 
 @pytest.mark.parametrize("estimator", ["gae", "rloo", "group", "reinforce"])
 def test_a_known_answer_is_learned(tmp_path: Path, estimator: str) -> None:
-    """Reward: the share of even tokens. Over three seeds its mean rises by more than three times what it varies from step to step."""
+    """Reward: the share of even tokens. Over three seeds its mean rises by more than three times what it varies from
+    step to step."""
     for seed in (1, 2, 3):
         curve = learn(tmp_path / str(seed), estimator, seed, even_share)
         noise = statistics.stdev(b - a for a, b in itertools.pairwise(curve)) / 2**0.5
@@ -540,12 +612,18 @@ leave()
 
 
 def two_process_run(work: Path, group: Any) -> PpoTrainer:
-    return trainer(work, stage(iterations=2, minibatches=2, samples_per_prompt=2, whiten_advantages=True), group=group, held_out=prompts(3))
+    return trainer(
+        work,
+        stage(iterations=2, minibatches=2, samples_per_prompt=2, whiten_advantages=True),
+        group=group,
+        held_out=prompts(3),
+    )
 
 
 def test_two_processes_train_on_one_experience(tmp_path: Path) -> None:
-    """C58, C65: two processes that go on from the experience of one take its steps: whitening, counts and gradients are of the whole step.
-    In the next iteration each samples for half of the prompts, other answers than the other's; and both end with the same weights."""
+    """C58, C65: two processes that go on from the experience of one take its steps: whitening, counts and gradients are
+    of the whole step. In the next iteration each samples for half of the prompts, other answers than the other's; and
+    both end with the same weights."""
     single = two_process_run(tmp_path / "one", None)
     stopped_after(single, 2)
     with pytest.raises(_Stopped):
@@ -557,7 +635,9 @@ def test_two_processes_train_on_one_experience(tmp_path: Path) -> None:
     first, second = (load_file(work / f"final-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     for one, two in zip(log(tmp_path / "one"), log(work)[:2], strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["grad_norm"] == pytest.approx(
+            two["grad_norm"], rel=1e-4
+        )
     rows = read_parquet(work / "rollouts" / "iteration-000001.parquet")
     assert [row["prompt_id"] for row in rows[::2]] == [f"p{number}" for number in single.parts.plan.examples(1)]
     assert len({row["answer"] for row in rows}) > len(rows) // 2
@@ -565,7 +645,13 @@ def test_two_processes_train_on_one_experience(tmp_path: Path) -> None:
 
 def _processes(work: Path) -> None:
     port = 20000 + (os.getpid() * 7 + len(str(work))) % 20000
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    env = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     command = [sys.executable, "-c", WORKER, str(work)]
-    children = [subprocess.Popen(command, env={**env, "RANK": str(r)}, cwd=Path(__file__).parents[2]) for r in range(2)]
+    children = [subprocess.Popen(command, env={**env, "RANK": str(r)}, cwd=ROOT) for r in range(2)]
     assert [child.wait(timeout=120) for child in children] == [0, 0]

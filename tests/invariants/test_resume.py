@@ -1,4 +1,5 @@
-"""A run that was stopped anywhere and goes on is the run that was never stopped: same weights, progress and metrics, no row twice."""
+"""A run that was stopped anywhere and goes on is the run that was never stopped: same weights, progress and metrics, no
+row twice."""
 
 from __future__ import annotations
 
@@ -28,8 +29,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "saved": {"save_steps": 2, "save_total_limit": 1},
     "best": {"save_steps": 2, "eval_steps": 1, "load_best_model": True, "learning_rate": 0.02},
     # The loss rises from the first step on, so patience ends the run at step 4 of 6.
-    "patience": {"save_steps": 2, "eval_steps": 2, "early_stopping_patience": 2, "load_best_model": True, "learning_rate": 0.5},
-    "patience, saved every step": {"save_steps": 1, "eval_steps": 1, "early_stopping_patience": 1, "learning_rate": 0.5},
+    "patience": {
+        "save_steps": 2,
+        "eval_steps": 2,
+        "early_stopping_patience": 2,
+        "load_best_model": True,
+        "learning_rate": 0.5,
+    },
+    "patience, saved every step": {
+        "save_steps": 1,
+        "eval_steps": 1,
+        "early_stopping_patience": 1,
+        "learning_rate": 0.5,
+    },
 }
 
 
@@ -45,11 +57,16 @@ def outcome(run: SftTrainer, work: Path) -> dict[str, Any]:
     """All that must be the same, without times."""
     progress = {name: value for name, value in asdict(run.progress).items() if name != "seconds"}
     rows = [{name: value for name, value in row.items() if "second" not in name} for row in log(work)]
-    return {"progress": progress, "rows": rows, "weights": {name: value.tolist() for name, value in weights(run.model).items()}}
+    return {
+        "progress": progress,
+        "rows": rows,
+        "weights": {name: value.tolist() for name, value in weights(run.model).items()},
+    }
 
 
 def points(monkeypatch: pytest.MonkeyPatch, die_at: int | None) -> Callable[[], int]:
-    """Count the places around every step, evaluation and checkpoint, and before a folder appears or goes; die at number ``die_at``.
+    """Count the places around every step, evaluation and checkpoint, and before a folder appears or goes; die at number
+    ``die_at``.
 
     Gives how many there were.
     """
@@ -75,7 +92,11 @@ def points(monkeypatch: pytest.MonkeyPatch, die_at: int | None) -> Callable[[], 
     for name in ("_evaluate", "_save", "_step"):
         around(Trainer, name)
     folders = ("checkpoints", "best")
-    monkeypatch.setattr(files, "fault", lambda operation, path: point() if operation == "rename" and path.parent.name in folders else None)
+    monkeypatch.setattr(
+        files,
+        "fault",
+        lambda operation, path: point() if operation == "rename" and path.parent.name in folders else None,
+    )
     return lambda: last[0] + 1
 
 
@@ -117,7 +138,8 @@ def test_asked_to_stop_after_every_step(tmp_path: Path, name: str, monkeypatch: 
 
 
 def test_weights_of_the_best_evaluation_are_those_of_the_checkpoint(tmp_path: Path) -> None:
-    """Killed after a better evaluation than the checkpoint knows of, and the checkpoint is what a run with other rounding goes on from."""
+    """Killed after a better evaluation than the checkpoint knows of, and the checkpoint is what a run with other
+    rounding goes on from."""
     settings = {"save_steps": 3, "eval_steps": 1, "load_best_model": True}
     run = build(tmp_path, settings)
     run.evaluate = lambda: {"loss": -float(run.progress.step)}  # type: ignore[method-assign]
@@ -149,7 +171,8 @@ def damaged(content: bytes) -> Iterator[bytes]:
 
 
 def test_every_file_damaged_in_turn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever an interrupted run left: what comes out is as if nothing had happened, or the run refuses. In any case it says so."""
+    """Whatever an interrupted run left: what comes out is as if nothing had happened, or the run refuses. In any case
+    it says so."""
     settings = {"save_steps": 2, "eval_steps": 2, "load_best_model": True, "learning_rate": 0.02}
     whole = build(tmp_path / "whole", settings)
     whole.fit()
@@ -192,15 +215,23 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def test_without_a_setting_a_checkpoint_comes_with_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every 15 minutes: here a step takes ten, so the second, the fourth and the sixth have one; the last needs none."""
+    """Every 15 minutes: here a step takes ten, so the second, the fourth and the sixth have one; the last needs
+    none."""
     now = itertools.count(0, 600)
     monkeypatch.setattr(training.time, "monotonic", lambda: float(next(now)))
     saved: list[int] = []
     run = build(tmp_path, {})
     keep = training.save_checkpoint
-    monkeypatch.setattr(training, "save_checkpoint", lambda root, step, *a, **o: (saved.append(step), keep(root, step, *a, **o))[1])
+    monkeypatch.setattr(
+        training, "save_checkpoint", lambda root, step, *a, **o: (saved.append(step), keep(root, step, *a, **o))[1]
+    )
     run.fit()
-    assert saved and saved[0] <= 2 and max(b - a for a, b in itertools.pairwise([0, *saved])) <= 2 and run.total_steps not in saved
+    assert (
+        saved
+        and saved[0] <= 2
+        and max(b - a for a, b in itertools.pairwise([0, *saved])) <= 2
+        and run.total_steps not in saved
+    )
 
 
 def test_a_full_disk_ends_no_run_that_needs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +248,9 @@ def test_a_full_disk_ends_no_run_that_needs_no_checkpoint(tmp_path: Path, monkey
     assert run.fit().step == run.total_steps
 
 
-@pytest.mark.parametrize("change", [{"microbatch_tokens": 1}, {"microbatch_tokens": 10_000}, {"layout": "padded"}, {"layout": "packed"}])
+@pytest.mark.parametrize(
+    "change", [{"microbatch_tokens": 1}, {"microbatch_tokens": 10_000}, {"layout": "padded"}, {"layout": "packed"}]
+)
 def test_memory_settings_may_change_on_the_way(tmp_path: Path, change: dict[str, Any]) -> None:
     """Stopped at step 3 and continued with other micro-batches: the same up to rounding."""
     whole = build(tmp_path / "whole", {})

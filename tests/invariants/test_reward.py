@@ -1,5 +1,5 @@
-"""Training a reward model on trees: against the formula in fp64 with the model's own states, and against itself where two roads must agree.
-Pitfalls C06, C20, C29, C32, C45."""
+"""Training a reward model on trees: against the formula in fp64 with the model's own states, and against itself where
+two roads must agree. Pitfalls C06, C20, C29, C32, C45."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from align.recipe.schema import Lora, RewardStage
 from align.stages.reward.run import RewardTrainer, build_reward
 from align.training.launch import Ranks
 from tests.invariants.test_dpo import branch, ids, preferences
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 
 def with_margins(data: list[Tree]) -> list[Tree]:
@@ -35,17 +35,27 @@ def with_margins(data: list[Tree]) -> list[Tree]:
 
 def with_votes(data: list[Tree]) -> list[Tree]:
     """Another share of votes for each rejected answer, some of them below a half."""
-    return [marked(t, share=[1.0, *(((i + b) % 5) / 4 for b in range(len(t.branches) - 1))]) for i, t in enumerate(data)]
+    return [
+        marked(t, share=[1.0, *(((i + b) % 5) / 4 for b in range(len(t.branches) - 1))]) for i, t in enumerate(data)
+    ]
 
 
 def marked(tree: Tree, **marks: Sequence[Any]) -> Tree:
     """With margins, shares or grades, one for each branch."""
     of_branch = [dict(zip(marks, values, strict=True)) for values in zip(*marks.values(), strict=True)]
-    return replace(tree, branches=tuple(replace(branch, **own) for branch, own in zip(tree.branches, of_branch, strict=True)))
+    return replace(
+        tree, branches=tuple(replace(branch, **own) for branch, own in zip(tree.branches, of_branch, strict=True))
+    )
 
 
 def stage(train: dict[str, Any] | None = None, **options: Any) -> RewardStage:
-    defaults = {"learning_rate": 1e-3, "batch_size": 6, "microbatch_tokens": 64, "warmup_ratio": 0.0, "max_grad_norm": None}
+    defaults = {
+        "learning_rate": 1e-3,
+        "batch_size": 6,
+        "microbatch_tokens": 64,
+        "warmup_ratio": 0.0,
+        "max_grad_norm": None,
+    }
     return RewardStage.model_validate(
         {"kind": "reward", "data": "unused.jsonl", "l2": 0.05, **options, "train": {**defaults, **(train or {})}}
     )
@@ -56,13 +66,24 @@ def scalar(family: str = "llama") -> ScalarModel:
     return ScalarModel(without_lm_head(tiny(family)))
 
 
-def trainer(work: Path, data: list[Tree], spec: RewardStage, net: nn.Module, held_out: list[Tree] | None = None) -> RewardTrainer:
+def trainer(
+    work: Path, data: list[Tree], spec: RewardStage, net: nn.Module, held_out: list[Tree] | None = None
+) -> RewardTrainer:
     work.mkdir(parents=True, exist_ok=True)
     held_out = preferences(5, seed=99) if held_out is None else held_out
     plan = plan_steps([t.size for t in data], seed=1, epochs=spec.train.epochs, batch_size=spec.train.batch_size)
     loader = Loader(data.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout)
-    batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(range(len(held_out)))
-    common = {"train": spec.train, "work": work, "name": "reward", "seed": 2, "console": Console(quiet=True), "ranks": Ranks()}
+    batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(
+        range(len(held_out))
+    )
+    common = {
+        "train": spec.train,
+        "work": work,
+        "name": "reward",
+        "seed": 2,
+        "console": Console(quiet=True),
+        "ranks": Ranks(),
+    }
     return RewardTrainer(loader, batches, spec, model=net, **common)
 
 
@@ -85,7 +106,8 @@ def path_score(net: Any, tree: Tree, b: int) -> torch.Tensor:
 
 
 def expected_loss(net: nn.Module, data: list[Tree], l2: float) -> torch.Tensor:
-    """mean over prompts of mean over pairs of the cross-entropy of d = r_w - r_l - margin to the share of votes + l2 (r_w^2 + r_l^2)."""
+    """mean over prompts of mean over pairs of the cross-entropy of d = r_w - r_l - margin to the share of votes + l2
+    (r_w^2 + r_l^2)."""
     prompts = []
     for tree in data:
         scores = [path_score(net, tree, b) for b in range(len(tree.branches))]
@@ -102,10 +124,13 @@ def expected_loss(net: nn.Module, data: list[Tree], l2: float) -> torch.Tensor:
 
 
 def test_bradley_terry_by_hand() -> None:
-    """Equal scores: ln 2. A difference of ln 3: log(1 + 1/3) = log(4/3). With a margin of ln 3, the same difference is ln 2 again, and none
-    at all is log(1 + 3); a margin makes the loss larger, never smaller."""
+    """Equal scores: ln 2. A difference of ln 3: log(1 + 1/3) = log(4/3). With a margin of ln 3, the same difference is
+    ln 2 again, and none at all is log(1 + 3); a margin makes the loss larger, never smaller."""
     ln3 = math.log(3)
-    chosen, rejected = torch.tensor([1.0, 1.0 + ln3], dtype=torch.float64), torch.tensor([1.0, 1.0], dtype=torch.float64)
+    chosen, rejected = (
+        torch.tensor([1.0, 1.0 + ln3], dtype=torch.float64),
+        torch.tensor([1.0, 1.0], dtype=torch.float64),
+    )
     assert bradley_terry(chosen, rejected).tolist() == pytest.approx([math.log(2), math.log(4 / 3)])
     margins = torch.tensor([ln3, ln3], dtype=torch.float64)
     assert bradley_terry(chosen, rejected, margins).tolist() == pytest.approx([math.log(4), math.log(2)])
@@ -127,8 +152,8 @@ def test_l2_is_on_both_scores() -> None:
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @pytest.mark.parametrize(("family", "votes"), [("llama", False), ("glm4", False), ("llama", True)])
 def test_step_equals_the_formula(tmp_path: Path, family: str, votes: bool, layout: str) -> None:
-    """C06, C29, C20: with one, two and four rejected answers, margins, votes and l2, cut into many micro-batches: loss and every
-    gradient."""
+    """C06, C29, C20: with one, two and four rejected answers, margins, votes and l2, cut into many micro-batches: loss
+    and every gradient."""
     data = with_margins(preferences(6))
     if votes:
         data = with_votes(data)
@@ -145,7 +170,11 @@ def test_step_equals_the_formula(tmp_path: Path, family: str, votes: bool, layou
         assert parameter.grad is not None
         scale = max(1.0, float(parameter.grad.abs().max()))
         torch.testing.assert_close(
-            gradients[name].double() / scale, parameter.grad / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            gradients[name].double() / scale,
+            parameter.grad / scale,
+            atol=1e-5,
+            rtol=0,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -167,7 +196,8 @@ def test_metrics_are_the_scores(tmp_path: Path) -> None:
 
 
 def test_swapping_chosen_and_rejected_flips_everything(tmp_path: Path) -> None:
-    """C32: accuracy a becomes 1 - a, the margin changes sign, and the loss follows: softplus(-m) becomes softplus(m), m larger."""
+    """C32: accuracy a becomes 1 - a, the margin changes sign, and the loss follows: softplus(-m) becomes softplus(m), m
+    larger."""
     data = preferences(12, rejected=(1,))
     swapped = [replace(t, branches=t.branches[::-1]) for t in data]
     results = [
@@ -177,7 +207,8 @@ def test_swapping_chosen_and_rejected_flips_everything(tmp_path: Path) -> None:
     assert 0 < results[0]["accuracy"] < 1
     assert results[0]["accuracy"] == pytest.approx(1 - results[1]["accuracy"])
     assert results[0]["margin"] == pytest.approx(-results[1]["margin"], abs=1e-6)
-    assert results[1]["loss"] - results[0]["loss"] == pytest.approx(results[0]["margin"], abs=1e-5)  # softplus(m) - softplus(-m) = m
+    # Softplus(m) - softplus(-m) = m
+    assert results[1]["loss"] - results[0]["loss"] == pytest.approx(results[0]["margin"], abs=1e-5)
 
 
 def test_votes_do_nothing_unless_asked(tmp_path: Path) -> None:
@@ -229,7 +260,8 @@ def test_many_rejected_in_one_tree_equal_separate_pairs(tmp_path: Path) -> None:
 
 
 def test_training_prefers_the_chosen(tmp_path: Path) -> None:
-    """C32: a separable toy set (low tokens win) is learned, with a positive margin; on new answers it is better than chance."""
+    """C32: a separable toy set (low tokens win) is learned, with a positive margin; on new answers it is better than
+    chance."""
     rng = np.random.default_rng(5)
 
     def answer(low: int, high: int) -> Branch:
@@ -254,7 +286,10 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
     """C20: one micro-batch, or one prompt at a time: the same curve."""
     for budget in (10_000, 1):
         trainer(
-            tmp_path / str(budget), with_margins(preferences(18)), stage(train={"microbatch_tokens": budget, "epochs": 2}), scalar()
+            tmp_path / str(budget),
+            with_margins(preferences(18)),
+            stage(train={"microbatch_tokens": budget, "epochs": 2}),
+            scalar(),
         ).fit()
     difference = np.array(curve(tmp_path / "10000")) - np.array(curve(tmp_path / "1"))
     assert len(difference) == 6
@@ -263,7 +298,8 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_resume_is_bit_equal(tmp_path: Path, lora: Lora | None) -> None:
-    """C69: stopped after two of four steps and continued in a new object: the same weights, head included, and the same held-out scores."""
+    """C69: stopped after two of four steps and continued in a new object: the same weights, head included, and the same
+    held-out scores."""
     data, spec = preferences(12), stage(train={"batch_size": 3, "save_steps": 2, "dtype": "fp32"})
 
     def net() -> nn.Module:
@@ -295,7 +331,8 @@ def _stopping(run: RewardTrainer, after: int) -> Any:
 
 
 def test_held_out_scores_are_of_the_final_weights(tmp_path: Path) -> None:
-    """Of the last step, of the best weights where those were kept, and found again after a run that had nothing left to do."""
+    """Of the last step, of the best weights where those were kept, and found again after a run that had nothing left to
+    do."""
     data, held_out = preferences(12), preferences(5, seed=99)
     for train in ({}, {"eval_steps": 1, "load_best_model": True, "learning_rate": 0.05}):
         work = tmp_path / str(len(train))
@@ -304,7 +341,11 @@ def test_held_out_scores_are_of_the_final_weights(tmp_path: Path) -> None:
         found = run.held_out_scores()
         assert not run.model.training
         with torch.no_grad():
-            expected = {(t, b): float(path_score(run.model, tree, b)) for t, tree in enumerate(held_out) for b in range(len(tree.branches))}
+            expected = {
+                (t, b): float(path_score(run.model, tree, b))
+                for t, tree in enumerate(held_out)
+                for b in range(len(tree.branches))
+            }
         assert found == pytest.approx(expected, abs=1e-5)
     run._save(None, asked=True)
     late = trainer(work, data, stage(train={"save_steps": 1}), scalar())

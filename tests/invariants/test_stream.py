@@ -1,4 +1,5 @@
-"""A tree larger than a micro-batch goes through in groups of its branches: the same loss and gradients, nothing held as a whole."""
+"""A tree larger than a micro-batch goes through in groups of its branches: the same loss and gradients, nothing held as
+a whole."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from align.models.compute.forward import batch_logprobs
 from align.models.compute.stream import Stream, split
 from align.recipe.schema import Lora
 from tests.invariants.test_dpo import LOSSES, MARKED, first_step, marked, moved, preferences, reference, stage, trainer
-from tests.tiny import FAMILIES, tiny
+from tests.support.tiny import FAMILIES, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +43,26 @@ def step(
     return first_step(trainer(folder / str(microbatch_tokens), data, spec, net, ref))
 
 
-def require_equal(one: tuple[dict[str, float], dict[str, Tensor]], other: tuple[dict[str, float], dict[str, Tensor]]) -> None:
+def require_equal(
+    one: tuple[dict[str, float], dict[str, Tensor]], other: tuple[dict[str, float], dict[str, Tensor]]
+) -> None:
     for name, value in one[0].items():
-        if "second" not in name:  # of values above 1 (IPO's gradient has a norm of 128), as of the gradients below, rounding is a share
+        # Of values above 1 (IPO's gradient has a norm of 128), as of the gradients below, rounding is a share
+        if "second" not in name:
             assert other[0][name] == pytest.approx(value, abs=2e-5 * max(1.0, abs(value))), name
     for name, gradient in one[1].items():
         scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(other[1][name] / scale, gradient / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            other[1][name] / scale, gradient / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_groups_of_answers_give_the_whole_trees_step(tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loss, with the SFT term; micro-batches of 4 tokens put every rejected answer in a group of its own, 40 some together."""
+def test_groups_of_answers_give_the_whole_trees_step(
+    tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loss, with the SFT term; micro-batches of 4 tokens put every rejected answer in a group of its own, 40 some
+    together."""
     whole = step(tmp_path, moved(tiny("llama")), 10_000, loss)
     for tokens in (4, 40):
         streamed = []
@@ -92,7 +101,9 @@ def test_log_probs_and_gradients_of_every_family(family: str) -> None:
     for name, parameter in net.named_parameters():
         if name in expected:
             scale = max(1.0, float(expected[name].abs().max()))
-            torch.testing.assert_close(parameter.grad / scale, expected[name] / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                parameter.grad / scale, expected[name] / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -108,7 +119,8 @@ def test_adapters_and_gradient_checkpointing(tmp_path: Path, checkpointing: bool
 
 
 def test_what_fits_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch within the limit, of several trees, or of one branch goes through whole; the limit is two micro-batches."""
+    """A batch within the limit, of several trees, or of one branch goes through whole; the limit is two
+    micro-batches."""
     trees = preferences(2, rejected=(2,))
     assert split(build(trees, [0, 1], layout="tree"), 4) is None
     assert split(build(trees, [0], layout="tree"), trees[0].size) is None
@@ -120,8 +132,8 @@ def test_what_fits_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tokens", [8, 32, 56])
 def test_no_group_holds_more_than_the_limit(tokens: int) -> None:
-    """A group of branches stays within a quarter of a micro-batch, unless a single branch is too long for it, and is no smaller than it
-    has to be."""
+    """A group of branches stays within a quarter of a micro-batch, unless a single branch is too long for it, and is no
+    smaller than it has to be."""
     tree = preferences(1, rejected=(8,), seed=2)[0]
     parts = split(build([tree], [0], layout="tree"), tokens)
     assert parts is not None
@@ -135,5 +147,7 @@ def test_no_group_holds_more_than_the_limit(tokens: int) -> None:
 
 def test_the_first_loss_of_a_large_tree_is_ln_2_to_the_last_bit(tmp_path: Path) -> None:
     """C36: the reference takes the road of training, groups and all, so that not even rounding makes a margin."""
-    metrics, _ = first_step(trainer(tmp_path, preferences(6, rejected=(6,)), stage(train={"microbatch_tokens": 20}), tiny("llama")))
+    metrics, _ = first_step(
+        trainer(tmp_path, preferences(6, rejected=(6,)), stage(train={"microbatch_tokens": 20}), tiny("llama"))
+    )
     assert metrics["rewards/margins"] == 0.0 and metrics["rewards/chosen"] == 0.0

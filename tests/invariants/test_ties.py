@@ -1,4 +1,5 @@
-"""What rounding alone makes is a tie: a policy that equals its reference is right half of the time, however either of them is computed."""
+"""What rounding alone makes is a tie: a policy that equals its reference is right half of the time, however either of
+them is computed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from align.stages.dpo import DpoTrainer
 from align.stages.reward import run as reward_stage
 from tests.invariants import test_dpo as dpo
 from tests.invariants import test_reward as reward
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 LAYOUTS = ("tree", "packed", "padded", "stream")
 """``stream``: trees in groups of branches, as those much larger than a micro-batch are computed."""
@@ -32,12 +33,18 @@ def data(seed: int, longest: int, n: int = 12) -> list[Tree]:
     made = []
     for i in range(n):
         lengths = rng.integers(1, longest + 1, 2 + i % 3)
-        made.append(Tree(f"p{i}", dpo.ids(rng, int(rng.integers(2, longest))), tuple(dpo.branch(rng, int(k)) for k in lengths)))
+        made.append(
+            Tree(f"p{i}", dpo.ids(rng, int(rng.integers(2, longest))), tuple(dpo.branch(rng, int(k)) for k in lengths))
+        )
     return made
 
 
 def settings(layout: str, precision: str) -> dict[str, Any]:
-    how = {"layout": "tree", "microbatch_tokens": 8} if layout == "stream" else {"layout": layout, "microbatch_tokens": 200}
+    how = (
+        {"layout": "tree", "microbatch_tokens": 8}
+        if layout == "stream"
+        else {"layout": layout, "microbatch_tokens": 200}
+    )
     return {**how, **PRECISIONS[precision], "batch_size": 3}
 
 
@@ -50,9 +57,17 @@ def net(family: str, precision: str, **changes: Any) -> Any:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("family", "longest", "loss"),
-    [("llama", 8, "sigmoid"), ("llama", 60, "sigmoid"), ("glm4", 20, "sigmoid"), ("gemma3", 20, "ipo"), ("llama", 8, "kto_pair")],
+    [
+        ("llama", 8, "sigmoid"),
+        ("llama", 60, "sigmoid"),
+        ("glm4", 20, "sigmoid"),
+        ("gemma3", 20, "ipo"),
+        ("llama", 8, "kto_pair"),
+    ],
 )
-def test_a_policy_that_equals_its_reference_ties(loss: str, family: str, longest: int, layout: str, precision: str, tmp_path: Path) -> None:
+def test_a_policy_that_equals_its_reference_ties(
+    loss: str, family: str, longest: int, layout: str, precision: str, tmp_path: Path
+) -> None:
     """To the last bit one half, whatever layout the reference was computed in, before and in the first step."""
     trees, model = data(longest, longest), net(family, precision)
     for other in LAYOUTS:
@@ -87,7 +102,8 @@ def _again(run: DpoTrainer) -> DpoTrainer:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_noise_of_rounded_computations_is_within_the_bound(dtype: str) -> None:
-    """A model of the arithmetic itself: sums of products rounded step by step through layers that keep a state's size, against fp64."""
+    """A model of the arithmetic itself: sums of products rounded step by step through layers that keep a state's size,
+    against fp64."""
     rng = np.random.default_rng(0)
     layers, width, vocab, tokens = 8, 64, 50, 30
 
@@ -123,7 +139,8 @@ def _in_steps(state: np.ndarray, weight: np.ndarray, order: np.ndarray) -> np.nd
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 def test_equal_answers_score_alike_to_a_reward_model(layout: str, precision: str, tmp_path: Path) -> None:
-    """Chosen and rejected are one text, in rows of many lengths: 0.5, by the trainer and in the report of held-out pairs."""
+    """Chosen and rejected are one text, in rows of many lengths: 0.5, by the trainer and in the report of held-out
+    pairs."""
     trees = [replace(tree, branches=(tree.branches[0],) * len(tree.branches)) for tree in data(5, 40)]
     model = reward.scalar()
     if precision == "bf16":

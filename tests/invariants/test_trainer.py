@@ -37,6 +37,7 @@ from align.training.checkpoint import newest_checkpoint, save_checkpoint
 from align.training.launch import Ranks, ranks
 from align.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from align.training.trainer import LossOutput, computes_in
+from tests.support.root import ROOT
 
 VOCAB = 61
 
@@ -81,7 +82,9 @@ def trainer(
 ) -> SftTrainer:
     group = group or Ranks()
     train = Train(**{"learning_rate": 1e-3, "batch_size": 8, "microbatch_tokens": 64, "warmup_ratio": 0.0, **options})
-    plan = plan_steps([t.size for t in data], seed=3, epochs=train.epochs, batch_size=train.batch_size, max_steps=train.max_steps)
+    plan = plan_steps(
+        [t.size for t in data], seed=3, epochs=train.epochs, batch_size=train.batch_size, max_steps=train.max_steps
+    )
     work.mkdir(parents=True, exist_ok=True)
     held_out = pack(trees(9, seed=9), microbatch_tokens=train.microbatch_tokens)
     loader = Loader(data.__getitem__, plan, train.microbatch_tokens, train.layout, rank=group.rank, world=group.world)
@@ -132,7 +135,8 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path, loss: str, layout
 
 @torch.no_grad()
 def test_sequence_mean_is_longaligns_weighted_packing(tmp_path: Path) -> None:
-    """METHODS 4.2: (1/K) sum over K packs of sum over tokens of K / (N_i M) * nll, the released form, is our per-conversation mean."""
+    """METHODS 4.2: (1/K) sum over K packs of sum over tokens of K / (N_i M) * nll, the released form, is our
+    per-conversation mean."""
     data = trees(12)
     net = model()
     packs = pack(data, microbatch_tokens=60)
@@ -151,7 +155,8 @@ def test_sequence_mean_is_longaligns_weighted_packing(tmp_path: Path) -> None:
 
 
 def test_loss_that_is_logged_is_the_loss_of_the_data(tmp_path: Path) -> None:
-    """The first logged loss is the token mean over the first step's rows, computed one row at a time by transformers itself."""
+    """The first logged loss is the token mean over the first step's rows, computed one row at a time by transformers
+    itself."""
     data = trees(8)
     run = trainer(tmp_path, data, max_steps=1)
     reference = model()
@@ -186,7 +191,8 @@ def test_first_adam_step_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("stop", [1, 3, 5, 7])
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int, adapters: bool) -> None:
-    """C69: stopped inside the first epoch (3), at its boundary (5), inside the second (7): the rest is bit-equal, dropout included."""
+    """C69: stopped inside the first epoch (3), at its boundary (5), inside the second (7): the rest is bit-equal,
+    dropout included."""
     data = trees(40)
 
     def net() -> torch.nn.Module:
@@ -206,7 +212,9 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int, adapters: bool)
         assert torch.equal(value, weights(rest.model)[name]), name
     assert losses(tmp_path / "whole") == losses(tmp_path / "part")
     assert [r["step"] for r in log(tmp_path / "part") if "loss" in r] == list(range(1, 11))
-    assert [r for r in log(tmp_path / "part") if "eval/loss" in r] == [r for r in log(tmp_path / "whole") if "eval/loss" in r]
+    assert [r for r in log(tmp_path / "part") if "eval/loss" in r] == [
+        r for r in log(tmp_path / "whole") if "eval/loss" in r
+    ]
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,8 @@ def test_one_process_says_that_the_run_continues(tmp_path: Path, rank: int) -> N
 
 
 def test_the_bar_is_closed_whatever_happens(tmp_path: Path) -> None:
-    """On a terminal its live display would otherwise go on over what is printed next, and the cursor would stay hidden."""
+    """On a terminal its live display would otherwise go on over what is printed next, and the cursor would stay
+    hidden."""
     for fails in (False, True):
         run = trainer(tmp_path / str(fails), trees(16))
         run.console = Console(file=(text := io.StringIO()), force_terminal=True)
@@ -265,7 +274,8 @@ def _saved(tmp_path: Path) -> Path:
 
 
 def test_missing_optimizer_file_is_never_accepted(tmp_path: Path) -> None:
-    """C69, O05: without the optimiser's state a checkpoint is skipped; when none is whole, it is an error, not a silent new start."""
+    """C69, O05: without the optimiser's state a checkpoint is skipped; when none is whole, it is an error, not a silent
+    new start."""
     root = _saved(tmp_path)
     (root / "step-00000006" / "optimizer.safetensors").unlink()
     found = newest_checkpoint(root, ["weights", "optimizer", "rng-0"])
@@ -291,7 +301,8 @@ def test_optimizer_missing_from_files_and_manifest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "zeros", "no manifest"])
 def test_damaged_checkpoint_is_skipped(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    """O01, O02: a flipped byte, a truncated or zero-filled file, or a missing manifest: the older checkpoint is used, and it is said."""
+    """O01, O02: a flipped byte, a truncated or zero-filled file, or a missing manifest: the older checkpoint is used,
+    and it is said."""
     root = _saved(tmp_path)
     path = root / "step-00000006" / "weights.safetensors"
     content = bytearray(path.read_bytes())
@@ -310,7 +321,8 @@ def test_damaged_checkpoint_is_skipped(tmp_path: Path, damage: str, caplog: pyte
 
 
 def test_not_finite_stops_before_the_optimiser(tmp_path: Path) -> None:
-    """O21: an infinite weight makes the loss NaN: nothing moves, the examples are named, and the checkpoint before survives."""
+    """O21: an infinite weight makes the loss NaN: nothing moves, the examples are named, and the checkpoint before
+    survives."""
     run = trainer(tmp_path, trees(16), epochs=4, save_steps=1)
 
     def poison(metrics: object) -> None:
@@ -331,7 +343,8 @@ def test_not_finite_stops_before_the_optimiser(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_stops_before_the_optimiser(tmp_path: Path, value: float) -> None:
-    """O21: the loss is a number and the gradient is none, as behind a root of zero or an overflow in the backward pass."""
+    """O21: the loss is a number and the gradient is none, as behind a root of zero or an overflow in the backward
+    pass."""
     run = trainer(tmp_path, trees(16), epochs=4)
 
     def poison(metrics: object) -> None:
@@ -348,13 +361,19 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimiser(tmp_path: Path
 
 
 def test_every_process_draws_dropout_of_its_own(tmp_path: Path) -> None:
-    """Two processes that drew the same masks would halve the noise that a step averages over. Here both see the same examples, so that
-    nothing but their dropout can differ; a process that runs again draws the same."""
+    """Two processes that drew the same masks would halve the noise that a step averages over. Here both see the same
+    examples, so that nothing but their dropout can differ; a process that runs again draws the same."""
 
     def losses_of(rank: int, name: str) -> list[float]:
         base = model()
         torch.manual_seed(1)
-        run = trainer(tmp_path / name, trees(24), net=add_lora(base, Lora(rank=2, dropout=0.5)), group=Ranks(rank=rank), learning_rate=0.1)
+        run = trainer(
+            tmp_path / name,
+            trees(24),
+            net=add_lora(base, Lora(rank=2, dropout=0.5)),
+            group=Ranks(rank=rank),
+            learning_rate=0.1,
+        )
         run.loader = replace(run.loader, rank=0)
         seen: list[float] = []
         run.after_step = lambda metrics: seen.append(metrics["loss"])  # type: ignore[method-assign]
@@ -368,7 +387,9 @@ def test_every_process_draws_dropout_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_memory_that_runs_out_is_told_with_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool) -> None:
+def test_memory_that_runs_out_is_told_with_the_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
+) -> None:
     """O22: the size of what did not fit, in training and on held-out data."""
     run = trainer(tmp_path, trees(8), microbatch_tokens=10_000)
     full = run.eval_batches()[0] if held_out else run.loader.step(0)[0]
@@ -383,7 +404,10 @@ def test_memory_that_runs_out_is_told_with_the_micro_batch(tmp_path: Path, monke
     with pytest.raises(MemoryError) as caught:
         run.fit()
     longest = max(t.trunk + max(t.branches) for row in full.rows for t in row)
-    size = f"{full.num_tokens} tokens (examples: {len(full.tree_ids)}, rows: 1, tokens of the longest prompt with its answer: {longest})"
+    size = (
+        f"{full.num_tokens} tokens (examples: {len(full.tree_ids)}, rows: 1, tokens of the longest prompt with its"
+        f" answer: {longest})"
+    )
     assert caught.value.__notes__ == [f"on a micro-batch of {size}"]
 
 
@@ -397,8 +421,8 @@ def test_held_out_loss_does_not_depend_on_the_batching(tmp_path: Path) -> None:
 
 
 def test_best_and_early_stopping(tmp_path: Path) -> None:
-    """A learning rate that destroys the model: stops after two evaluations without improvement and ends with the best weights, which may be
-    those that it started with, and with their evaluation."""
+    """A learning rate that destroys the model: stops after two evaluations without improvement and ends with the best
+    weights, which may be those that it started with, and with their evaluation."""
     run = trainer(
         tmp_path,
         trees(40),
@@ -475,7 +499,8 @@ def test_the_optimisers_state_is_that_of_the_parameters(tmp_path: Path) -> None:
 
 
 def test_learning_rate_shape() -> None:
-    """C65: a rise that wastes no step, the peak, and the floor where the schedule ends; the same at any accumulation."""
+    """C65: a rise that wastes no step, the peak, and the floor where the schedule ends; the same at any
+    accumulation."""
     train = Train(learning_rate=2.0, warmup_ratio=0.2, min_lr_ratio=0.1, lr_scheduler_type="linear")
     rates = [learning_rate(train, s, 10) for s in range(11)]
     assert rates[:2] == [1.0, 2.0]
@@ -512,9 +537,15 @@ def _processes(work: Path, loss: str, world: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
+    env = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     command = [sys.executable, "-c", WORKER, str(work), loss]
-    children = [subprocess.Popen(command, env={**env, "RANK": str(r)}, cwd=Path(__file__).parents[2]) for r in range(world)]
+    children = [subprocess.Popen(command, env={**env, "RANK": str(r)}, cwd=ROOT) for r in range(world)]
     assert [child.wait(timeout=120) for child in children] == [0] * world
 
 
@@ -559,11 +590,12 @@ except AlignError as error:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_saves_and_the_same_command_continues(tmp_path: Path, signum: signal.Signals, code: int) -> None:
-    """O24: the first Ctrl-C or SIGTERM finishes the step, saves and exits 130 / 143; running again ends bit-equal to a clean run."""
+    """O24: the first Ctrl-C or SIGTERM finishes the step, saves and exits 130 / 143; running again ends bit-equal to a
+    clean run."""
     whole = trainer(tmp_path / "whole", trees(40), epochs=2)
     whole.fit()
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "part")]
-    child = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for _ in range(3):
         assert child.stdout.readline() == "step\n"
@@ -589,7 +621,9 @@ def test_another_number_of_processes_cannot_resume(tmp_path: Path) -> None:
 
         manifest["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"checkpoints/step-\d+: was saved by 2 processes, this run has 1; use the same --nproc"):
+    with pytest.raises(
+        InputError, match=r"checkpoints/step-\d+: was saved by 2 processes, this run has 1; use the same --nproc"
+    ):
         trainer(tmp_path, trees(40), epochs=2).fit()
 
 
@@ -627,7 +661,9 @@ def test_single_process_never_touches_torch_distributed() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """O03: safetensors wraps a full disk in an error of its own; exit code 3, nothing half-written, older ones stay."""
     root = _saved(tmp_path)
 

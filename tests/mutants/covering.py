@@ -2,9 +2,9 @@
 
 pytest -p tests.mutants.covering --covering-of LIST --covering-to MAP [tests]
 
-LIST holds one path a line, MAP gets one line of JSON for every test: its node id, its seconds, whether it passed, and the lines of each
-file that it executed, in this process and in those that it started with ``python`` (through ``sitecustomize``, see ``CHILD``). Lines that
-run at import belong to no test.
+LIST holds one path a line, MAP gets one line of JSON for every test: its node id, its seconds, whether it passed, and
+the lines of each file that it executed, in this process and in those that it started with ``python`` (through
+``sitecustomize``, see ``CHILD``). Lines that run at import belong to no test.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Tracer:
 
 
 def trace_child() -> None:
-    """Called at the start of a Python process that a traced test starts: it writes at its end what it executed, unless it is killed."""
+    """Called at the start of a Python process that a traced test starts: it writes at its end what it executed, unless
+    it is killed."""
     import atexit
 
     tracer = Tracer(os.environ[FILES].split(os.pathsep))

@@ -1,13 +1,16 @@
 """Mistakes drawn at random: which of them does some test notice?
 
 python -m tests.mutants.drawn map --work FOLDER                # a copy of the repository, and which test executes which line
-python -m tests.mutants.drawn run --work FOLDER [--seconds S]  # 200 mistakes, one after the other; again: goes on where it stopped
+python -m tests.mutants.drawn run --work FOLDER [--seconds S]  # 200 mistakes, one after the other; again: goes on where
+it stopped
 python -m tests.mutants.drawn show --work FOLDER               # the score and what survived
 
-FOLDER is outside of the repository. A mistake is tried on the tests that execute its line, fastest first, for S seconds of them (all when
-S is 0); a test that takes ten times as long as it did has noticed it too. ``show`` leaves out what ``equivalent.yaml`` explains.
+FOLDER is outside of the repository. A mistake is tried on the tests that execute its line, fastest first, for S seconds
+of them (all when S is 0); a test that takes ten times as long as it did has noticed it too. ``show`` leaves out what
+``equivalent.yaml`` explains.
 
-A mistake costs seconds, because its tests run in a fork of a process that has imported torch, transformers and the rest already.
+A mistake costs seconds, because its tests run in a fork of a process that has imported torch, transformers and the rest
+already.
 """
 
 from __future__ import annotations
@@ -39,14 +42,33 @@ from tests.mutants.operators import Mutation, mutations
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DRAWN_FROM = [
-    *("align/functional/*.py", "align/batching/*.py", "align/training/*.py", "align/rollout/sync.py", "align/stages/dpo.py"),
-    *("align/stages/reward/run.py", "align/stages/ppo*.py"),
-    *(f"align/models/{name}.py" for name in ("forward", "attention", "stream", "adapters", "heads", "critic")),
+    *(
+        "align/functional/*.py",
+        "align/batching/*.py",
+        "align/training/*.py",
+        "align/rollout/sync.py",
+        "align/stages/dpo.py",
+    ),
+    *("align/stages/reward/*.py", "align/stages/ppo/*.py", "align/models/adapters.py"),
+    *(f"align/models/compute/{name}.py" for name in ("forward", "attention", "stream")),
+    *(f"align/models/scalar/{name}.py" for name in ("heads", "critic")),
 ]
 TESTS = ["tests/oracles", "tests/invariants", "tests/unit", "tests/integration"]
-LEFT_OUT = (".git", ".venv", "__pycache__", "runs", "out", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".sessions")
+LEFT_OUT = (
+    ".git",
+    ".venv",
+    "__pycache__",
+    "runs",
+    "out",
+    ".hypothesis",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".sessions",
+)
 FIRST_FILES, FIRST_SECONDS = 3, 5.0
-"""A first look is at this many test files only, and this long: most mistakes are found there, and collecting all files takes seconds."""
+"""A first look is at this many test files only, and this long: most mistakes are found there, and collecting all files
+takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,8 @@ def files() -> list[str]:
 
 
 def draw(number: int, seed: int) -> list[tuple[str, Mutation, str]]:
-    """(file, mistake, the file with it): at most one in a line, every line with the same chance. The same for the same sources."""
+    """(file, mistake, the file with it): at most one in a line, every line with the same chance. The same for the same
+    sources."""
     modules = {file: ast.parse(Path(file).read_text(encoding="utf-8")) for file in files()}
     by_line: dict[tuple[str, int], list[Mutation]] = {}
     for file, module in modules.items():
@@ -101,7 +124,8 @@ class Map:
     def tests(self, file: str, mutation: Mutation) -> list[Test]:
         """Those that execute the mistake, or its statement when none does; those of the file where it runs at import.
 
-        Fastest first, but a test before the second case of another that is as fast: cases of one test notice the same mistakes.
+        Fastest first, but a test before the second case of another that is as fast: cases of one test notice the same
+        mistakes.
         """
         statement = mutation.statement
         spans = [mutation.lines, (statement.lineno, statement.end_lineno or statement.lineno)]
@@ -110,7 +134,10 @@ class Map:
         found: set[str] = set()
         for first, last in spans:
             found = found or set().union(*(self._by_line.get((file, line), set()) for line in range(first, last + 1)))
-        tests = sorted((self._tests[test] for test in found or self._by_file.get(file, set())), key=lambda test: (test.seconds, test.id))
+        tests = sorted(
+            (self._tests[test] for test in found or self._by_file.get(file, set())),
+            key=lambda test: (test.seconds, test.id),
+        )
         cases: Counter[str] = Counter()
         weighed = []
         for test in tests:
@@ -215,7 +242,10 @@ def _rounds(tests: list[Test], seconds: float) -> Iterator[list[Test]]:
     """The tests in two rounds: the quick ones of a few files, then the others as far as the time goes."""
     by_file: dict[str, list[Test]] = {}
     for test in tests:
-        if sum(other.seconds for other in by_file.get(test.id.split("::")[0], [])) + test.seconds <= FIRST_SECONDS / FIRST_FILES:
+        if (
+            sum(other.seconds for other in by_file.get(test.id.split("::")[0], [])) + test.seconds
+            <= FIRST_SECONDS / FIRST_FILES
+        ):
             by_file.setdefault(test.id.split("::")[0], []).append(test)
     biggest = sorted(by_file.values(), key=lambda some: -len(some))[:FIRST_FILES]
     first = sorted((test for some in biggest for test in some), key=lambda test: test.seconds)
@@ -287,7 +317,9 @@ def serve(work: Path, number: int, seed: int, seconds: float, again: bool) -> in
                         break
             finally:
                 path.write_text(sound, encoding="utf-8")
-            suspect = next((test for test in tests if found and test.id == found[0] and test.id not in sound_tests), None)
+            suspect = next(
+                (test for test in tests if found and test.id == found[0] and test.id not in sound_tests), None
+            )
             if suspect is None or noticed_by([suspect], work) is None:
                 sound_tests |= {suspect.id} if suspect else set()
                 break
@@ -296,7 +328,14 @@ def serve(work: Path, number: int, seed: int, seconds: float, again: bool) -> in
             unsound.add(suspect.id)
             covering = Map(work / "map.jsonl", unsound)
         test, why = found or (None, "")
-        result = {"mutant": name, "file": file, "line": mutation.lines[0], "what": mutation.what, "before": before, "after": after}
+        result = {
+            "mutant": name,
+            "file": file,
+            "line": mutation.lines[0],
+            "what": mutation.what,
+            "before": before,
+            "after": after,
+        }
         result |= {"noticed_by": test, "why": why, "complete": tried == len(tests), "tests": len(tests), "tried": tried}
         with results.open("a", encoding="utf-8") as out:
             out.write(json.dumps(result | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
@@ -340,7 +379,9 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--again", action="store_true", help="also those that survived without all their tests having been run")
+    parser.add_argument(
+        "--again", action="store_true", help="also those that survived without all their tests having been run"
+    )
     parser.add_argument("tests", nargs="*", default=TESTS)
     given = parser.parse_intermixed_args()
     work: Path = given.work.resolve()
@@ -352,7 +393,9 @@ def main() -> int:
     if given.command == "serve":
         return serve(work, given.number, given.seed, given.seconds, given.again)
     options = ["--number", str(given.number), "--seed", str(given.seed), "--seconds", str(given.seconds)]
-    return in_copy(work, "tests.mutants.drawn", "serve", "--work", str(work), *options, *(["--again"] if given.again else []))
+    return in_copy(
+        work, "tests.mutants.drawn", "serve", "--work", str(work), *options, *(["--again"] if given.again else [])
+    )
 
 
 if __name__ == "__main__":

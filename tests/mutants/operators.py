@@ -35,13 +35,29 @@ _CALCULATED: dict[type, type] = {
 }
 _FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 _PAIRS = [
-    *(("min", "max"), ("amin", "amax"), ("argmin", "argmax"), ("sum", "mean"), ("any", "all"), ("minimum", "maximum"), ("floor", "ceil")),
-    *(("tril", "triu"), ("zeros", "ones"), ("zeros_like", "ones_like"), ("new_zeros", "new_ones"), ("exp", "log"), ("chosen", "rejected")),
+    *(
+        ("min", "max"),
+        ("amin", "amax"),
+        ("argmin", "argmax"),
+        ("sum", "mean"),
+        ("any", "all"),
+        ("minimum", "maximum"),
+        ("floor", "ceil"),
+    ),
+    *(
+        ("tril", "triu"),
+        ("zeros", "ones"),
+        ("zeros_like", "ones_like"),
+        ("new_zeros", "new_ones"),
+        ("exp", "log"),
+        ("chosen", "rejected"),
+    ),
 ]
 _ATTRIBUTES = dict(_PAIRS) | {other: one for one, other in _PAIRS}
 _METHODS = {"train": "eval", "eval": "train"}
 _LOOKS = {"overflow", "highlight", "soft_wrap", "title_justify", "justify", "markup", "strict"}
-"""Keyword arguments that say how something looks on a terminal, or only check, as ``zip``'s ``strict``: nothing is computed from them."""
+"""Keyword arguments that say how something looks on a terminal, or only check, as ``zip``'s ``strict``: nothing is
+computed from them."""
 _TRANSPARENT = {
     "detach",
     "abs",
@@ -99,7 +115,11 @@ class Mutation:
 
     def _text(self) -> str:
         lines = ast.unparse(self.statement).split("\n")
-        return next((line for line in lines if not line.startswith("@")), "") if hasattr(self.statement, "body") else "\n".join(lines)
+        return (
+            next((line for line in lines if not line.startswith("@")), "")
+            if hasattr(self.statement, "body")
+            else "\n".join(lines)
+        )
 
 
 def mutations(module: ast.Module) -> list[Mutation]:
@@ -113,7 +133,9 @@ def _statement(node: ast.stmt, parent: ast.AST, field: str) -> Iterator[Mutation
     place = _span(node)
     if _can_be_dropped(node):
         body: list[ast.stmt] = getattr(parent, field)
-        yield Mutation(parent, field, [ast.Pass() if other is node else other for other in body], "statement dropped", place, node)
+        yield Mutation(
+            parent, field, [ast.Pass() if other is node else other for other in body], "statement dropped", place, node
+        )
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         kept = [d for d in node.decorator_list if "no_grad" not in ast.unparse(d)]
         if len(kept) < len(node.decorator_list):
@@ -211,7 +233,9 @@ def _call(node: ast.Call, parent: ast.AST, field: str) -> Iterator[tuple[ast.AST
         yield from _replaced(node, parent, field, node.func.value, "method dropped")
 
 
-def _replaced(node: ast.expr, parent: ast.AST, field: str, new: ast.expr, what: str) -> Iterator[tuple[ast.AST, str, Any, str]]:
+def _replaced(
+    node: ast.expr, parent: ast.AST, field: str, new: ast.expr, what: str
+) -> Iterator[tuple[ast.AST, str, Any, str]]:
     """``node`` in ``parent`` by ``new``."""
     if not field:
         return
@@ -220,14 +244,18 @@ def _replaced(node: ast.expr, parent: ast.AST, field: str, new: ast.expr, what: 
 
 
 def _negated(node: ast.expr) -> ast.expr:
-    return node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) else ast.UnaryOp(ast.Not(), node)
+    return (
+        node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) else ast.UnaryOp(ast.Not(), node)
+    )
 
 
 def _can_be_dropped(node: ast.stmt) -> bool:
     """Not the assignment of a name: what is missing then is noticed at once."""
     if isinstance(node, ast.Assign):
         return not any(isinstance(target, (ast.Name, ast.Tuple)) for target in node.targets)
-    return isinstance(node, (ast.AugAssign, ast.Raise, ast.Break, ast.Continue)) or (isinstance(node, ast.Expr) and not _is_docstring(node))
+    return isinstance(node, (ast.AugAssign, ast.Raise, ast.Break, ast.Continue)) or (
+        isinstance(node, ast.Expr) and not _is_docstring(node)
+    )
 
 
 def _is_docstring(node: ast.stmt) -> bool:
@@ -241,6 +269,8 @@ def _is_type_checking(node: ast.stmt) -> bool:
 def _span(node: ast.expr | ast.stmt) -> tuple[int, int]:
     """First and last line; of a statement with a body, its head."""
     last = (
-        node.body[0].lineno - 1 if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If, ast.For, ast.While, ast.With, ast.Try)) else 0
+        node.body[0].lineno - 1
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If, ast.For, ast.While, ast.With, ast.Try))
+        else 0
     )
     return node.lineno, max(node.lineno, last or node.end_lineno or node.lineno)

@@ -2,8 +2,9 @@
 
 python tests/mutants/run.py reward [part of a mutant's name]
 
-Prints for every mutant of ``reward.yaml`` the first test that fails, or "no test fails", and ends with 1 when there is one of those. Works
-on a copy of the repository. ``tests/repo/test_mutants.py`` keeps the lists true: what a mutant changes is in the code exactly once.
+Prints for every mutant of ``reward.yaml`` the first test that fails, or "no test fails", and ends with 1 when there is
+one of those. Works on a copy of the repository. ``tests/repo/test_mutants.py`` keeps the lists true: what a mutant
+changes is in the code exactly once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,13 @@ def mutants(name: str) -> list[Mutant]:
     """Those of a list; ``tests`` of the list are for every mutant that has none of its own."""
     listed = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
     return [
-        Mutant(one["name"], one["file"], one["find"].strip(), one["replace"].strip(), tuple(one.get("tests", listed["tests"])))
+        Mutant(
+            one["name"],
+            one["file"],
+            one["find"].strip(),
+            one["replace"].strip(),
+            tuple(one.get("tests", listed["tests"])),
+        )
         for one in listed["mutants"]
     ]
 

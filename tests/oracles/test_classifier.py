@@ -1,4 +1,5 @@
-"""Other people's reward models: scores are transformers' own, whatever else is scored with them, and padding has no say (C06, C28, C29)."""
+"""Other people's reward models: scores are transformers' own, whatever else is scored with them, and padding has no say
+(C06, C28, C29)."""
 
 from __future__ import annotations
 
@@ -17,13 +18,25 @@ from align.recipe.schema import Model
 from align.scoring.classifier import ClassifierScorer
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer
-from tests.saved import edit, rows, save_tiny, trap
-from tests.tiny import CONFIGS
-from tests.tokenizers import chatml, llama3, mistral, template
+from tests.support.saved import edit, rows, save_tiny, trap
+from tests.support.tiny import CONFIGS
+from tests.support.tokenizers import chatml, llama3, mistral, template
 
 QUESTIONS = ("What is the capital of France?", "Add 12 and 34.", "天气怎么样？")
-TEXTS = ("Paris.", "The capital of France is Paris, as the user asked.", "46", "今天天气很好，适合出门散步。", "I do not know. " * 3)
-BERT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.25}
+TEXTS = (
+    "Paris.",
+    "The capital of France is Paris, as the user asked.",
+    "46",
+    "今天天气很好，适合出门散步。",
+    "I do not know. " * 3,
+)
+BERT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.25,
+}
 ANSWERS = [Answer(({"role": "user", "content": question},), text) for question in QUESTIONS for text in TEXTS]
 
 
@@ -31,7 +44,13 @@ def save_classifier(folder: Path, tokenizer: PreTrainedTokenizerFast, family: st
     """A tiny classifier with large random weights, padding with the end token, as hub models often do."""
     kind, settings = CONFIGS.get(family, (BertConfig, BERT))
     eos = tokenizer.eos_token_id
-    own = {"vocab_size": rows(tokenizer), "num_labels": 1, "pad_token_id": eos, "eos_token_id": eos, "bos_token_id": None}
+    own = {
+        "vocab_size": rows(tokenizer),
+        "num_labels": 1,
+        "pad_token_id": eos,
+        "eos_token_id": eos,
+        "bos_token_id": None,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         config = kind(**{**settings, "max_position_embeddings": 256, "n_positions": 256, **own, **changes})
@@ -50,7 +69,8 @@ def rendered(tokenizer: PreTrainedTokenizerFast, answer: Answer) -> list[int]:
 
 @torch.no_grad()
 def head_at_the_end(folder: Path, ids: list[int]) -> float:
-    """The definition: the score head on the last hidden state of the last token, one conversation at a time, nothing padded."""
+    """The definition: the score head on the last hidden state of the last token, one conversation at a time, nothing
+    padded."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     return float(model.score(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]))
 
@@ -62,11 +82,14 @@ def test_the_score_is_the_head_at_the_last_token(tmp_path: Path, family: str) ->
     model = save_classifier(tmp_path, tokenizer, family)
     ids = [rendered(tokenizer, answer) for answer in ANSWERS]
     assert all(one[-1] == tokenizer.eos_token_id for one in ids)
-    assert ClassifierScorer(model).score(ANSWERS) == pytest.approx([head_at_the_end(tmp_path, one) for one in ids], abs=1e-5)
+    assert ClassifierScorer(model).score(ANSWERS) == pytest.approx(
+        [head_at_the_end(tmp_path, one) for one in ids], abs=1e-5
+    )
 
 
 def test_transformers_alone_agrees_with_a_distinct_pad_and_reads_another_token_without(tmp_path: Path) -> None:
-    """C06: the same weights through transformers' own forward pass. Where padding is the end token it scores the token before."""
+    """C06: the same weights through transformers' own forward pass. Where padding is the end token it scores the token
+    before."""
     tokenizer = mistral()
     ours = ClassifierScorer(save_classifier(tmp_path, tokenizer)).score(ANSWERS)
     model: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -125,7 +148,8 @@ def test_a_text_cannot_write_control_tokens(tmp_path: Path) -> None:
 
 
 def test_the_prompt_alone_is_scored_where_there_is_no_answer(tmp_path: Path) -> None:
-    """What a quality scorer gets. The last turn is the user's, and no generation prompt follows it; earlier answers are read."""
+    """What a quality scorer gets. The last turn is the user's, and no generation prompt follows it; earlier answers are
+    read."""
     tokenizer = mistral()
     model = save_classifier(tmp_path, tokenizer)
     turns: Any = [
@@ -135,7 +159,9 @@ def test_the_prompt_alone_is_scored_where_there_is_no_answer(tmp_path: Path) -> 
     ]
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     assert isinstance(ids, list)
-    assert ClassifierScorer(model).score([Answer(tuple(turns), "")]) == pytest.approx([head_at_the_end(tmp_path, ids)], abs=1e-5)
+    assert ClassifierScorer(model).score([Answer(tuple(turns), "")]) == pytest.approx(
+        [head_at_the_end(tmp_path, ids)], abs=1e-5
+    )
 
 
 def test_bf16_weights_score_in_fp32(tmp_path: Path) -> None:
@@ -149,7 +175,9 @@ def test_a_template_for_a_model_without_one(tmp_path: Path) -> None:
     model = save_classifier(tmp_path, tokenizer)
     edit(tmp_path / "tokenizer_config.json", chat_template=None)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    with pytest.raises(InputError, match="the reward model's tokenizer has no chat template; set `chat_template` beside `model`"):
+    with pytest.raises(
+        InputError, match="the reward model's tokenizer has no chat template; set `chat_template` beside `model`"
+    ):
         ClassifierScorer(model)
     (tmp_path / "mine.jinja").write_text(template("llama3"))
     own = open_scorer(_spec(tmp_path, chat_template=str(tmp_path / "mine.jinja")), resolve=Path)
@@ -181,10 +209,16 @@ def test_a_conversation_that_is_too_long_is_an_error(tmp_path: Path) -> None:
     [
         (lambda folder: save_tiny(folder), "LlamaForCausalLM is no reward model: it gives no score"),
         (lambda folder: save_classifier(folder, chatml(), num_labels=3), "gives 3 numbers; a reward model gives one"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "an adapter; a whole classifier is wanted here"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{}"),
+            "an adapter; a whole classifier is wanted here",
+        ),
         (lambda folder: _bart(folder), "finds its score by the id of an end token"),
         (lambda folder: _without_head(folder), "the weights lack 1 tensors, such as score.weight"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "refused: weights in pickle"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "refused: weights in pickle",
+        ),
     ],
     ids=["language model", "three labels", "adapter", "encoder-decoder", "no head", "pickle"],
 )
@@ -198,7 +232,9 @@ def test_what_is_no_reward_model(tmp_path: Path, spoil: Any, message: str) -> No
 
 def _bart(folder: Path) -> None:
     size = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 1, "decoder_layers": 1}
-    config = BartConfig(vocab_size=rows(chatml()), num_labels=1, encoder_attention_heads=2, decoder_attention_heads=2, **size)
+    config = BartConfig(
+        vocab_size=rows(chatml()), num_labels=1, encoder_attention_heads=2, decoder_attention_heads=2, **size
+    )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
 
 
@@ -206,16 +242,24 @@ def _without_head(folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = load_file(folder / "model.safetensors")
-    save_file({name: tensor for name, tensor in tensors.items() if name != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != "score.weight"},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def test_no_code_of_the_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S01: a model that transformers knows is loaded by transformers' own classes; one that it does not know is refused."""
+    """S01: a model that transformers knows is loaded by transformers' own classes; one that it does not know is
+    refused."""
     folder, canary = tmp_path / "model", tmp_path / "canary"
     monkeypatch.setenv("CANARY", str(canary))
     model = save_classifier(folder, chatml())
     trap(folder)
-    edit(folder / "config.json", auto_map={"AutoModelForSequenceClassification": "evil.EvilForCausalLM", "AutoConfig": "evil.EvilConfig"})
+    edit(
+        folder / "config.json",
+        auto_map={"AutoModelForSequenceClassification": "evil.EvilForCausalLM", "AutoConfig": "evil.EvilConfig"},
+    )
     assert len(ClassifierScorer(model).score(ANSWERS[:2])) == 2
     edit(folder / "config.json", model_type="evil")
     with pytest.raises(InputError, match="wants its own Python code to be run"):
@@ -249,5 +293,7 @@ def test_a_head_of_another_name_is_told(tmp_path: Path) -> None:
     tensors["value_head.weight"] = tensors.pop("score.weight")
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     edit(tmp_path / "config.json", id2label=None, label2id=None, num_labels=None)
-    with pytest.raises(InputError, match=r"no num_labels, and the weights no score.weight \(.*value_head.weight.* are there\)"):
+    with pytest.raises(
+        InputError, match=r"no num_labels, and the weights no score.weight \(.*value_head.weight.* are there\)"
+    ):
         ClassifierScorer(model)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from align.data.tree import Branch, Tree
 from tests.invariants.test_dpo import first_step, moved, preferences, reference, stage, trainer
-from tests.tiny import VOCAB, tiny
+from tests.support.tiny import VOCAB, tiny
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -27,7 +27,9 @@ def test_step_equals_trl(tmp_path: Path, loss: str, theirs_is_called: str) -> No
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     words = {f"w{i}": i for i in range(VOCAB)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2", pad_token="w0")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2", pad_token="w0"
+    )
     pairs = [_without_pad(tree) for tree in preferences(6, rejected=(1,))]
     start, policy = tiny("llama"), moved(tiny("llama"), scale=0.02)
     their_policy, their_reference = copy.deepcopy(policy), copy.deepcopy(start)
@@ -46,9 +48,19 @@ def test_step_equals_trl(tmp_path: Path, loss: str, theirs_is_called: str) -> No
         per_device_train_batch_size=6,
     )
     placeholder = Dataset.from_list([{"prompt": "w3 ", "chosen": "w4", "rejected": "w5"}])
-    theirs = DPOTrainer(model=their_policy, ref_model=their_reference, args=config, train_dataset=placeholder, processing_class=tokenizer)
+    theirs = DPOTrainer(
+        model=their_policy,
+        ref_model=their_reference,
+        args=config,
+        train_dataset=placeholder,
+        processing_class=tokenizer,
+    )
     rows = [
-        {"prompt_ids": t.trunk.tolist(), "chosen_ids": t.branches[0].ids.tolist(), "rejected_ids": t.branches[1].ids.tolist()}
+        {
+            "prompt_ids": t.trunk.tolist(),
+            "chosen_ids": t.branches[0].ids.tolist(),
+            "rejected_ids": t.branches[1].ids.tolist(),
+        }
         for t in pairs
     ]
     their_policy.train()

@@ -1,4 +1,5 @@
-"""Log-probs with entropy: against full softmaxes in float64, and against the log-prob function that everything else uses."""
+"""Log-probs with entropy: against full softmaxes in float64, and against the log-prob function that everything else
+uses."""
 
 from __future__ import annotations
 
@@ -13,14 +14,16 @@ from torch.testing import assert_close
 from align.batching.tree import build
 from align.functional.logprobs import token_logprobs, token_logprobs_and_entropy
 from align.models.compute.forward import batch_logprobs, batch_logprobs_and_entropy
-from tests.tiny import random_trees, tiny
+from tests.support.tiny import random_trees, tiny
 
 N, H, V = 7, 5, 11
 PLAIN: dict[str, Any] = {"temperature": 1.0, "logit_scale": 1.0, "logit_softcap": None}
 SETTINGS = [PLAIN, PLAIN | {"temperature": 0.7}, {"temperature": 1.3, "logit_scale": 0.5, "logit_softcap": 2.0}]
 
 
-def exact(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def exact(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
     logits = torch.nn.functional.linear(hidden, weight, bias) * settings["logit_scale"]
     if settings["logit_softcap"] is not None:
         logits = settings["logit_softcap"] * torch.tanh(logits / settings["logit_softcap"])
@@ -58,7 +61,9 @@ def test_no_targets_and_no_temperature() -> None:
     empty = token_logprobs_and_entropy(torch.zeros(0, H), torch.zeros(V, H), torch.zeros(0, dtype=torch.long))
     assert [part.shape for part in empty] == [(0,), (0,)]
     with pytest.raises(ValueError, match="temperature must be positive"):
-        token_logprobs_and_entropy(torch.zeros(1, H), torch.zeros(V, H), torch.zeros(1, dtype=torch.long), temperature=0.0)
+        token_logprobs_and_entropy(
+            torch.zeros(1, H), torch.zeros(V, H), torch.zeros(1, dtype=torch.long), temperature=0.0
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "cohere", "gemma2"])

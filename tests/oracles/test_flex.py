@@ -1,4 +1,5 @@
-"""The CUDA attention's rule, checked on the CPU where flex_attention runs forward: it must say what the per-tree attention says."""
+"""The CUDA attention's rule, checked on the CPU where flex_attention runs forward: it must say what the per-tree
+attention says."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ import torch
 from align.batching.tree import build
 from align.models.compute import flex
 from align.models.compute.attention import Trees, tree_attention, tree_mask
-from tests.tiny import random_trees
+from tests.support.tiny import random_trees
 
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_flex_equals_per_tree_attention(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """D2: same output at every real token, with a row of several trees, grouped heads, padding, and a sliding window."""
-    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # the plain formula
+    """D2: same output at every real token, with a row of several trees, grouped heads, padding, and a sliding
+    window."""
+    # The plain formula
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     trees = random_trees(np.random.default_rng(3), [1, 4, 2])
     batch = build(trees, range(3), layout="tree", multiple_of=16)
     length = batch.input_ids.shape[1]
@@ -24,10 +27,24 @@ def test_flex_equals_per_tree_attention(window: int | None, monkeypatch: pytest.
     key, value = torch.randn(2, 1, 2, length, 8, generator=generator)
     module = torch.nn.Identity()
     expected, _ = tree_attention(
-        module, query, key, value, None, scaling=0.3, sliding_window=window, trees=Trees(batch.rows, torch.device("cpu"))
+        module,
+        query,
+        key,
+        value,
+        None,
+        scaling=0.3,
+        sliding_window=window,
+        trees=Trees(batch.rows, torch.device("cpu")),
     )
     ours, _ = flex.flex_tree_attention(
-        module, query, key, value, None, scaling=0.3, sliding_window=window, trees=flex.FlexTrees(batch.rows, batch.position_ids)
+        module,
+        query,
+        key,
+        value,
+        None,
+        scaling=0.3,
+        sliding_window=window,
+        trees=flex.FlexTrees(batch.rows, batch.position_ids),
     )
     real = batch.attention_mask.bool()
     assert not real.all(), "there must be padding"
@@ -49,5 +66,7 @@ def test_block_mask_is_the_dense_mask(window: int | None) -> None:
     for span in batch.rows[0]:
         n = span.end - span.start
         mask = tree_mask(span, window)
-        dense[span.start : span.end, span.start : span.end] = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
+        dense[span.start : span.end, span.start : span.end] = (
+            torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
+        )
     assert torch.equal(ours, dense)

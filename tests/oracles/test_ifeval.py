@@ -20,7 +20,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "keywords:frequency": ({"keyword": "tea", "frequency": 2, "relation": "at least"}, "Tea is tea.", "Tea is hot."),
     "keywords:forbidden_words": ({"forbidden_words": ["never"]}, "Always.", "Never."),
     "keywords:letter_frequency": ({"letter": "z", "let_frequency": 2, "let_relation": "at least"}, "Jazz.", "Zoo."),
-    "language:response_language": ({"language": "de"}, "Das Wetter ist heute sehr schön, und wir gehen in den Garten.", f"{ENGLISH}."),
+    "language:response_language": (
+        {"language": "de"},
+        "Das Wetter ist heute sehr schön, und wir gehen in den Garten.",
+        f"{ENGLISH}.",
+    ),
     # "Dr." and "e.g." end no sentence, which a split at every period would get wrong
     "length_constraints:number_sentences": (
         {"num_sentences": 3, "relation": "less than"},
@@ -28,7 +32,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "He went home. He was tired. He slept.",
     ),
     "length_constraints:number_paragraphs": ({"num_paragraphs": 2}, "One.\n***\nTwo.", "One.\n\nTwo."),
-    "length_constraints:number_words": ({"num_words": 4, "relation": "at least"}, "One two three four.", "One two three."),
+    "length_constraints:number_words": (
+        {"num_words": 4, "relation": "at least"},
+        "One two three four.",
+        "One two three.",
+    ),
     "length_constraints:nth_paragraph_first_word": (
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "then"},
         "First this.\n\nThen that.",
@@ -39,7 +47,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "detectable_format:number_bullet_lists": ({"num_bullets": 2}, "* One\n* Two", "* One\n* Two\n* Three"),
     "detectable_format:constrained_response": ({}, "My answer is yes.", "Yes."),
     "detectable_format:number_highlighted_sections": ({"num_highlights": 2}, "*One* and *two*.", "*One* and two."),
-    "detectable_format:multiple_sections": ({"section_spliter": "Part", "num_sections": 2}, "Part 1\na\nPart 2\nb", "Part 1\na"),
+    "detectable_format:multiple_sections": (
+        {"section_spliter": "Part", "num_sections": 2},
+        "Part 1\na\nPart 2\nb",
+        "Part 1\na",
+    ),
     "detectable_format:json_format": ({}, '```json\n{"a": 1}\n```', "{a: 1}"),
     "detectable_format:title": ({}, "<<A title>>\nText.", "A title\nText."),
     "combination:two_responses": ({}, "One.\n******\nTwo.", "One. Two."),
@@ -59,7 +71,12 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 def prompt(*instructions: tuple[str, dict[str, Any]], text: str = "Say it again.") -> Prompt:
-    row = {"key": 7, "prompt": text, "instruction_id_list": [name for name, _ in instructions], "kwargs": [s for _, s in instructions]}
+    row = {
+        "key": 7,
+        "prompt": text,
+        "instruction_id_list": [name for name, _ in instructions],
+        "kwargs": [s for _, s in instructions],
+    }
     form = ifeval.as_prompt(json.loads(json.dumps(row)))
     return Prompt(({"role": "user", "content": text},), form["id"], Origin("f", 1), fields=form)
 
@@ -79,7 +96,8 @@ def test_every_kind_kept_and_broken(kind: str) -> None:
 
 
 def test_strict_and_loose_by_prompt_and_by_instruction() -> None:
-    """A comma in the first line: strict sees it, loose also tries without that line. The title is missing in any case."""
+    """A comma in the first line: strict sees it, loose also tries without that line. The title is missing in any
+    case."""
     one = prompt(("punctuation:no_comma", {}), ("detectable_format:title", {}))
     assert ifeval.grade(one, "Sure, here it is:\nNo commas here.") == {
         "prompt_strict": (0.0, 1.0),

@@ -1,4 +1,5 @@
-"""The log-prob function and the road to it through a model, against float64 formulas, transformers' own logits and TRL's SFTTrainer."""
+"""The log-prob function and the road to it through a model, against float64 formulas, transformers' own logits and
+TRL's SFTTrainer."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from align.data.tree import Tree
 from align.functional.logprobs import token_logprobs
 from align.functional.losses import token_nll
 from align.models.compute.forward import batch_logprobs
-from tests.tiny import CONFIGS, UNSERVED, VOCAB, branch_logprobs, gradients, random_trees, tiny
+from tests.support.tiny import CONFIGS, UNSERVED, VOCAB, branch_logprobs, gradients, random_trees, tiny
 
 N, H, V = 7, 5, 11
 
@@ -39,8 +40,11 @@ def reference(
     return torch.log_softmax(logits / temperature, dim=-1)[torch.arange(len(targets)), targets]
 
 
-def problem(dtype: torch.dtype = torch.float32, n: int = N, h: int = H, v: int = V) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """hidden, weight, bias (leaves that want gradients), targets, and a weight per target to add the log-probs up with."""
+def problem(
+    dtype: torch.dtype = torch.float32, n: int = N, h: int = H, v: int = V
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """hidden, weight, bias (leaves that want gradients), targets, and a weight per target to add the log-probs up
+    with."""
     rng = torch.Generator().manual_seed(3)
     leaves = [torch.randn(*shape, generator=rng).to(dtype).requires_grad_() for shape in [(n, h), (v, h), (v,)]]
     return *leaves, torch.randint(v, (n,), generator=rng), torch.randn(n, generator=rng)  # type: ignore[return-value]
@@ -62,7 +66,8 @@ SETTINGS = [
 @pytest.mark.parametrize("chunk", [1, 3, N])
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(str(v) for v in s.values()))
 def test_forward_and_gradient_equal_full_log_softmax(settings: dict[str, Any], chunk: int, with_bias: bool) -> None:
-    """C47: temperature included. Every target has a weight of its own, so that a gradient of the wrong row cannot cancel."""
+    """C47: temperature included. Every target has a weight of its own, so that a gradient of the wrong row cannot
+    cancel."""
     hidden, weight, bias, targets, weights = problem()
     leaves = [hidden, weight, bias] if with_bias else [hidden, weight]
     ours = token_logprobs(hidden, weight, targets, bias=bias if with_bias else None, chunk_tokens=chunk, **settings)
@@ -79,9 +84,15 @@ def test_forward_and_gradient_equal_full_log_softmax(settings: dict[str, Any], c
 
 
 def test_temperature_divides_the_logits() -> None:
-    """By hand: logits (2, 0) at temperature 0.5 are (4, 0), so the first token has log-prob -log(1 + e^-4) = -0.0181499."""
+    """By hand: logits (2, 0) at temperature 0.5 are (4, 0), so the first token has log-prob -log(1 + e^-4) =
+    -0.0181499."""
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[2.0], [0.0]])
-    assert_close(token_logprobs(hidden, weight, torch.tensor([0]), temperature=0.5), torch.tensor([-0.0181499]), atol=1e-6, rtol=0)
+    assert_close(
+        token_logprobs(hidden, weight, torch.tensor([0]), temperature=0.5),
+        torch.tensor([-0.0181499]),
+        atol=1e-6,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
@@ -95,15 +106,18 @@ def test_temperature_must_be_positive(temperature: float) -> None:
 def test_bf16(settings: dict[str, Any]) -> None:
     """C27: bf16 inputs; everything after the matrix product is fp32.
 
-    A logit rounded to bf16 (8 significant bits) is off by at most 2^-9 of itself, and a log-prob by twice the largest such error; that is
-    also the relative error of a probability, and so of the gradient, whose factors are rounded once more (2^-8).
+    A logit rounded to bf16 (8 significant bits) is off by at most 2^-9 of itself, and a log-prob by twice the largest
+    such error; that is also the relative error of a probability, and so of the gradient, whose factors are rounded once
+    more (2^-8).
     """
     hidden, weight, bias, targets, weights = problem(torch.bfloat16, n=40, h=16, v=50)
     weight = (weight.detach() / 4).requires_grad_()
     ours = token_logprobs(hidden, weight, targets, bias=bias, chunk_tokens=16, **settings)
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in (hidden, weight, bias)]
     exact = reference(exact_leaves[0], exact_leaves[1], targets, exact_leaves[2], **settings)
-    largest = (exact_leaves[0] @ exact_leaves[1].T).abs().max().item() * settings["logit_scale"] / settings["temperature"]
+    largest = (
+        (exact_leaves[0] @ exact_leaves[1].T).abs().max().item() * settings["logit_scale"] / settings["temperature"]
+    )
 
     assert ours.dtype == torch.float32
     tolerance = 2 * largest * 2**-9
@@ -123,7 +137,10 @@ def test_autocast_does_not_reach_inside() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = token_logprobs(hidden, weight, targets)
     assert torch.equal(plain, cast)
-    assert all(torch.equal(a, b) for a, b in zip(*(torch.autograd.grad(x @ weights, (hidden, weight)) for x in (plain, cast)), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(*(torch.autograd.grad(x @ weights, (hidden, weight)) for x in (plain, cast)), strict=True)
+    )
 
 
 def test_bf16_hidden_states_with_an_fp32_head() -> None:
@@ -211,7 +228,8 @@ def test_a_second_backward_pass_is_the_same() -> None:
 
 
 def by_transformers(model: Any, trees: list[Tree], *, temperature: float = 1.0) -> dict[tuple[int, int], Tensor]:
-    """Log-probs of all targets from transformers' own logits: every path alone in a batch of one, no mask, no positions, plain causal."""
+    """Log-probs of all targets from transformers' own logits: every path alone in a batch of one, no mask, no
+    positions, plain causal."""
     found = {}
     for t, tree in enumerate(trees):
         for b, branch in enumerate(tree.branches):
@@ -231,7 +249,8 @@ def weighted_sum(logprobs: dict[tuple[int, int], Tensor], seed: int = 0) -> Tens
 
 @pytest.mark.parametrize("family", [family for family in CONFIGS if family not in UNSERVED])
 def test_model_logprobs_equal_transformers(family: str) -> None:
-    """C17, C25, C47: packed trees of every kind of model against its own logits, forward and the gradient of every parameter.
+    """C17, C25, C47: packed trees of every kind of model against its own logits, forward and the gradient of every
+    parameter.
 
     Cohere, Granite and Gemma 2 change their logits after the head; Phi has a bias on it.
     """
@@ -290,7 +309,9 @@ def test_sft_loss_and_gradient_equal_trl(packed: bool, tmp_path: Any) -> None:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     words = {f"w{i}": i for i in range(VOCAB)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2", pad_token="w0")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2", pad_token="w0"
+    )
     rows = sft_rows()
     data = [
         {

@@ -1,7 +1,8 @@
-"""One optimiser step of PPO, from sampled ids to the gradient of every parameter, against a second implementation in float64.
+"""One optimiser step of PPO, from sampled ids to the gradient of every parameter, against a second implementation in
+float64.
 
-That one knows nothing of trees, packing or flat tokens: it runs transformers' own forward on one prompt with one answer at a time, and its
-rewards, advantages and losses are loops over numbers.
+That one knows nothing of trees, packing or flat tokens: it runs transformers' own forward on one prompt with one answer
+at a time, and its rewards, advantages and losses are loops over numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from align.models.scalar.critic import ActorCritic
 from align.recipe.schema import PpoStage
 from align.rollout.engine import Completion
 from align.stages.ppo.trainer import PpoTrainer
-from tests.rollouts import ExactEngine, policy, stage, trainer
+from tests.support.rollouts import ExactEngine, policy, stage, trainer
 
 BASE: dict[str, Any] = {
     "samples_per_prompt": 2,
@@ -57,7 +58,9 @@ class Off(ExactEngine):
     def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
         exact = super()._completion(ids, logprobs)
         assert exact.logprobs is not None
-        return replace(exact, logprobs=tuple(value + noise(token) for value, token in zip(exact.logprobs, exact.ids, strict=True)))
+        return replace(
+            exact, logprobs=tuple(value + noise(token) for value, token in zip(exact.logprobs, exact.ids, strict=True))
+        )
 
 
 def move(models: nn.Module, seed: int, scale: float) -> None:
@@ -73,7 +76,8 @@ def conversations() -> list[Tree]:
     rng = np.random.default_rng(0)
     mask = np.array([True, False, True, True])
     return [
-        Tree(f"c{i}", rng.integers(5, 200, 4, dtype=np.int32), (Branch(rng.integers(5, 200, 4, dtype=np.int32), mask),)) for i in range(4)
+        Tree(f"c{i}", rng.integers(5, 200, 4, dtype=np.int32), (Branch(rng.integers(5, 200, 4, dtype=np.int32), mask),))
+        for i in range(4)
     ]
 
 
@@ -147,7 +151,9 @@ def of_answers(spec: PpoStage, paths: Sequence[Said], totals: list[float]) -> li
     return found
 
 
-def expected_loss(spec: PpoStage, start: ActorCritic, frozen: list[Tensor], now: ActorCritic, paths: list[Said], sft: list[Tree]) -> Tensor:
+def expected_loss(
+    spec: PpoStage, start: ActorCritic, frozen: list[Tensor], now: ActorCritic, paths: list[Said], sft: list[Tree]
+) -> Tensor:
     """The step's loss; ``start`` sampled, ``frozen`` are log-probs under the reference, ``now`` gets the gradients."""
     t, has_values = spec.temperature, spec.estimator == "gae"
     with torch.no_grad():
@@ -175,13 +181,19 @@ def expected_loss(spec: PpoStage, start: ActorCritic, frozen: list[Tensor], now:
         for row, token, o, a in zip(everything, path.answer(), before, worth, strict=True):
             ratio = (row[token] - o).exp()
             term = torch.minimum(ratio * a, ratio.clamp(1 - spec.clip, 1 + spec.clip) * a)
-            losses.append(-term * (1.0 if spec.importance_cap is None else min(math.exp(-noise(token)), spec.importance_cap)))
+            losses.append(
+                -term * (1.0 if spec.importance_cap is None else min(math.exp(-noise(token)), spec.importance_cap))
+            )
     nll = []
     for tree in sft:
         tokens, begin = torch.tensor([*tree.trunk.tolist(), *tree.branches[0].ids.tolist()]), len(tree.trunk)
         everything = logs(now.policy, tokens, 1.0)
         nll += [-everything[begin + i - 1, tokens[begin + i]] for i in np.flatnonzero(tree.branches[0].mask).tolist()]
-    loss = torch.stack(losses).mean() - spec.entropy_weight * torch.stack(entropies).mean() + spec.sft_weight * torch.stack(nll).mean()
+    loss = (
+        torch.stack(losses).mean()
+        - spec.entropy_weight * torch.stack(entropies).mean()
+        + spec.sft_weight * torch.stack(nll).mean()
+    )
     if not has_values:
         return loss
     errors = []
@@ -203,17 +215,25 @@ def paths_of(run: PpoTrainer) -> list[Said]:
         assert answer.prompt_ids == parts.prompts[number].ids
         score = 1.0 - 0.1 * len(answer.ids) - (0.0 if answer.finished else run.spec.unfinished_penalty)
         baseline = 0.0 if parts.baselines is None else float(parts.baselines[number])
-        found.append(Said(number, torch.tensor([*answer.prompt_ids, *answer.ids]), len(answer.prompt_ids), score, baseline))
+        found.append(
+            Said(number, torch.tensor([*answer.prompt_ids, *answer.ids]), len(answer.prompt_ids), score, baseline)
+        )
     return found
 
 
 @pytest.mark.parametrize(
     ("case", "layout", "lora"),
-    [*((case, "tree", None) for case in CASES), ("gae", "packed", None), ("gae", "padded", None), ("gae", "tree", {"rank": 3})],
+    [
+        *((case, "tree", None) for case in CASES),
+        ("gae", "packed", None),
+        ("gae", "padded", None),
+        ("gae", "tree", {"rank": 3}),
+    ],
 )
 def test_step_equals_the_second_implementation(tmp_path: Path, case: str, layout: str, lora: Any) -> None:
-    """C20, C46, C47, C54, C57-C59: loss and all gradients of a step cut into many micro-batches, with a policy and a value model that have
-    moved since they sampled, so that the clips are at work, and an SFT term over its own tokens; on one base with adapters as well."""
+    """C20, C46, C47, C54, C57-C59: loss and all gradients of a step cut into many micro-batches, with a policy and a
+    value model that have moved since they sampled, so that the clips are at work, and an SFT term over its own tokens;
+    on one base with adapters as well."""
     spec = stage(train={"layout": layout, "microbatch_tokens": 16}, lora=lora, **BASE, **CASES[case])
     net, sft = policy(spec), conversations()
     run = trainer(tmp_path, spec, net=net, sft=sft, engine=Off(net), proved=False)

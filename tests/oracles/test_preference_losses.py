@@ -1,5 +1,5 @@
-"""Each preference loss against its formula written out in plain Python floats (fp64), at known margins; and its gradient against finite
-differences of that formula."""
+"""Each preference loss against its formula written out in plain Python floats (fp64), at known margins; and its
+gradient against finite differences of that formula."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ def numeric_gradient(formula: Callable[[float], float], at: float) -> float:
     return (formula(at + step) - formula(at - step)) / (2 * step)
 
 
-def check(ours: Callable[[torch.Tensor], torch.Tensor], formula: Callable[[float], float], skip_kink_at: float | None = None) -> None:
+def check(
+    ours: Callable[[torch.Tensor], torch.Tensor], formula: Callable[[float], float], skip_kink_at: float | None = None
+) -> None:
     points = [m for m in MARGINS if m != skip_kink_at]
     margins = torch.tensor(points, dtype=torch.float64, requires_grad=True)
     values = ours(margins)
-    torch.testing.assert_close(values.detach(), torch.tensor([formula(m) for m in points], dtype=torch.float64), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        values.detach(), torch.tensor([formula(m) for m in points], dtype=torch.float64), atol=1e-12, rtol=1e-12
+    )
     values.sum().backward()
     expected = torch.tensor([numeric_gradient(formula, m) for m in points], dtype=torch.float64)
     torch.testing.assert_close(margins.grad, expected, atol=1e-8, rtol=1e-6)
@@ -46,8 +50,8 @@ def test_sigmoid(beta: float, smoothing: float) -> None:
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.5, 0.25, 0.0])
 @pytest.mark.parametrize("offset", [0.0, 0.4, 2.5])
 def test_sigmoid_with_an_offset_and_a_share_of_votes(share: float, offset: float) -> None:
-    """The rewards have to differ by the offset, and the probability of the chosen answer is fitted to the share of votes: where
-    sigmoid(beta m - offset) is the share, nothing pulls."""
+    """The rewards have to differ by the offset, and the probability of the chosen answer is fitted to the share of
+    votes: where sigmoid(beta m - offset) is the share, nothing pulls."""
     full = [torch.full((len(MARGINS),), value, dtype=torch.float64) for value in (1 - share, offset)]
     check(
         lambda m: losses.dpo_sigmoid(m, 0.3, *full),
@@ -73,8 +77,14 @@ def test_ranking_with_margins_and_shares_of_votes(share: float, margin: float) -
 def test_undisputed_votes_and_no_offset_are_the_plain_losses() -> None:
     """Values and gradients, to the last bit."""
     for plain, other in (
-        (lambda m: losses.dpo_sigmoid(m, 0.3), lambda m: losses.dpo_sigmoid(m, 0.3, torch.zeros_like(m), torch.zeros_like(m))),
-        (lambda m: losses.bradley_terry(m, -m), lambda m: losses.bradley_terry(m, -m, torch.zeros_like(m), torch.ones_like(m))),
+        (
+            lambda m: losses.dpo_sigmoid(m, 0.3),
+            lambda m: losses.dpo_sigmoid(m, 0.3, torch.zeros_like(m), torch.zeros_like(m)),
+        ),
+        (
+            lambda m: losses.bradley_terry(m, -m),
+            lambda m: losses.bradley_terry(m, -m, torch.zeros_like(m), torch.ones_like(m)),
+        ),
     ):
         at = [torch.tensor(MARGINS, dtype=torch.float64, requires_grad=True) for _ in range(2)]
         values = [loss(m) for loss, m in zip((plain, other), at, strict=True)]
@@ -147,6 +157,10 @@ def test_every_loss_is_another_loss() -> None:
 def test_extreme_margins_stay_finite() -> None:
     """fp32 and a margin of 1e4 nats: no infinity, no NaN, in value and gradient."""
     margins = torch.tensor([-1e4, 1e4], requires_grad=True)
-    for value in (losses.dpo_sigmoid(margins, 1.0, 0.1), losses.simpo(margins, 2.0, 1.0), losses.dpo_hinge(margins, 1.0)):
+    for value in (
+        losses.dpo_sigmoid(margins, 1.0, 0.1),
+        losses.simpo(margins, 2.0, 1.0),
+        losses.dpo_hinge(margins, 1.0),
+    ):
         (gradient,) = torch.autograd.grad(value.sum(), margins)
         assert value.isfinite().all() and gradient.isfinite().all()

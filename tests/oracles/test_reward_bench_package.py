@@ -1,4 +1,5 @@
-"""RewardBench's numbers by the functions of AI2's own package `rewardbench`, where it is installed, from the same scores."""
+"""RewardBench's numbers by the functions of AI2's own package `rewardbench`, where it is installed, from the same
+scores."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from align.evaluation.reward_bench import rewardbench1, rewardbench2
-from tests import reward_benches as made
+from tests.support import reward_benches as made
 
 PACKAGE = importlib.util.find_spec("rewardbench")
 if PACKAGE is None or PACKAGE.submodule_search_locations is None:
@@ -21,10 +22,12 @@ if PACKAGE is None or PACKAGE.submodule_search_locations is None:
 
 
 def module_of(name: str) -> Any:
-    """One of the package's files by itself. The package as a whole imports model code that only old versions of transformers have, and the
-    functions that count scores need none of it."""
+    """One of the package's files by itself. The package as a whole imports model code that only old versions of
+    transformers have, and the functions that count scores need none of it."""
     assert PACKAGE is not None and PACKAGE.submodule_search_locations is not None
-    spec = importlib.util.spec_from_file_location(f"_rewardbench_{name}", Path(PACKAGE.submodule_search_locations[0], f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        f"_rewardbench_{name}", Path(PACKAGE.submodule_search_locations[0], f"{name}.py")
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     absent = {"rewardbench.models": "REWARD_MODEL_CONFIG", "fastchat.conversation": "Conversation"}
@@ -48,7 +51,9 @@ def drawn(rng: np.random.Generator, answers: int) -> list[float]:
 
 def test_the_same_subsets_with_the_same_weights() -> None:
     assert {name: list(of) for name, of in rewardbench1.SECTIONS.items()} == constants.SUBSET_MAPPING
-    assert {subset: count for of in rewardbench1.SECTIONS.values() for subset, count in of.items()} == constants.EXAMPLE_COUNTS
+    assert {
+        subset: count for of in rewardbench1.SECTIONS.values() for subset, count in of.items()
+    } == constants.EXAMPLE_COUNTS
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -71,7 +76,10 @@ def test_the_best_of_four(tmp_path: Path, seed: int) -> None:
     from datasets import Dataset
 
     rng = np.random.default_rng(seed)
-    rows = [made.rewardbench2(subset, str(i), 1, int(rng.integers(1, 5))) for i, subset in enumerate(rewardbench2.SUBSETS * 6)]
+    rows = [
+        made.rewardbench2(subset, str(i), 1, int(rng.integers(1, 5)))
+        for i, subset in enumerate(rewardbench2.SUBSETS * 6)
+    ]
     scores = [drawn(rng, 1 + len(row["rejected"])) for row in rows]
     flat = [
         {"text": text, "scores": score, "id": row["id"], "subset": row["subset"]}
@@ -99,6 +107,9 @@ def test_the_score_of_ties(tmp_path: Path, seed: int, halves: str) -> None:
                 rows.append(made.rewardbench2("Ties", f"{kind}:{number}", right, int(rng.integers(1, 5))))
                 good = [score + 2 for score in drawn(rng, right)]
                 scores.append([*good, *drawn(rng, len(rows[-1]["rejected"]))])
-    scored = [{"id": row["id"], "num_correct": row["num_correct"], "scores": own} for row, own in zip(rows, scores, strict=True)]
+    scored = [
+        {"id": row["id"], "num_correct": row["num_correct"], "scores": own}
+        for row, own in zip(rows, scores, strict=True)
+    ]
     _, theirs = utils.process_single_model(Dataset.from_list(scored))
     assert made.means(tmp_path / "f.jsonl", rows, scores)["rewardbench2/ties"] == pytest.approx(theirs)

@@ -1,4 +1,5 @@
-"""An exported reward model gives our scores in transformers alone; where padding is the end token, transformers reads another one."""
+"""An exported reward model gives our scores in transformers alone; where padding is the end token, transformers reads
+another one."""
 
 from __future__ import annotations
 
@@ -21,16 +22,20 @@ from align.models.load import load_backbone, load_encoder
 from align.models.scalar.classifier import export_classifier
 from align.models.scalar.heads import ScalarModel, ScoreStats, branch_scores, load_scalar, save_scalar
 from align.recipe.schema import Model
-from tests import tokenizers
-from tests.saved import LORA, save_tiny
-from tests.tokenizers import chatml, glm4
+from tests.support import tokenizers
+from tests.support.saved import LORA, save_tiny
+from tests.support.tokenizers import chatml, glm4
 
 PROMPT = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWERS = ("Paris.", "The capital of France is Paris.", "今天天气很好")
 
 
 def reward(
-    tmp_path: Path, family: str = "llama", tokenizer: PreTrainedTokenizerFast | None = None, lora: bool = False, **config: Any
+    tmp_path: Path,
+    family: str = "llama",
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    lora: bool = False,
+    **config: Any,
 ) -> Model:
     base = save_tiny(tmp_path / "base", family, tokenizer or chatml(), **config)
     backbone = load_backbone(base)
@@ -49,19 +54,25 @@ def batch_of(encoder: Encoder) -> Batch:
 
 def _up_to_the_end(tree: Tree, encoder: Encoder) -> Tree:
     ends = [int(np.flatnonzero(branch.mask)[-1]) + 1 for branch in tree.branches]
-    return Tree(tree.id, tree.trunk, tuple(Branch(b.ids[:end], b.mask[:end]) for b, end in zip(tree.branches, ends, strict=True)))
+    return Tree(
+        tree.id,
+        tree.trunk,
+        tuple(Branch(b.ids[:end], b.mask[:end]) for b, end in zip(tree.branches, ends, strict=True)),
+    )
 
 
 @torch.no_grad()
 def in_transformers(folder: Path, stops: tuple[int, ...], side: str) -> list[float]:
-    """Scores with nothing of ours: text by the template, cut behind the token that ends the answer, padded, one forward."""
+    """Scores with nothing of ours: text by the template, cut behind the token that ends the answer, padded, one
+    forward."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     rows = []
     for text in ANSWERS:
         ids = tokenizer.apply_chat_template([*PROMPT, {"role": "assistant", "content": text}])["input_ids"]
         last = max((i for i, token in enumerate(ids) if token in stops), default=-1)
-        rows.append({"input_ids": ids[: last + 1] if last >= len(ids) - 2 else [*ids, stops[0]]})  # GLM-4 ends with the next role's token
+        # GLM-4 ends with the next role's token
+        rows.append({"input_ids": ids[: last + 1] if last >= len(ids) - 2 else [*ids, stops[0]]})
     tokenizer.padding_side = side
     batch = tokenizer.pad(rows, return_tensors="pt")
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
@@ -82,8 +93,11 @@ def in_transformers(folder: Path, stops: tuple[int, ...], side: str) -> list[flo
     ],
 )
 @torch.no_grad()
-def test_transformers_alone_gives_our_scores(tmp_path: Path, family: str, tokenizer: Any, lora: bool, side: str) -> None:
-    """C06, C30: pad == eos in the reward model, a distinct padding token in the export, whichever side is padded; an adapter is merged."""
+def test_transformers_alone_gives_our_scores(
+    tmp_path: Path, family: str, tokenizer: Any, lora: bool, side: str
+) -> None:
+    """C06, C30: pad == eos in the reward model, a distinct padding token in the export, whichever side is padded; an
+    adapter is merged."""
     rm = reward(tmp_path, family, tokenizer, lora)
     encoder = load_encoder(rm)
     ours = branch_scores(load_scalar(rm), batch_of(encoder)).tolist()
@@ -111,7 +125,9 @@ def test_a_model_without_room_for_padding_gets_a_row(tmp_path: Path) -> None:
 def _without_pad_token(folder: Path) -> Path:
     """SmolLM2's way, in a vocabulary without a token that is called like a padding token."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    made = tokenizers.build(tokenizers.template("chatml"), special, bos="<|im_start|>", eos="<|im_end|>", pad="<|im_end|>", gpt2=True)
+    made = tokenizers.build(
+        tokenizers.template("chatml"), special, bos="<|im_start|>", eos="<|im_end|>", pad="<|im_end|>", gpt2=True
+    )
     made.save_pretrained(folder)
     return folder
 
@@ -119,7 +135,8 @@ def _without_pad_token(folder: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:You're using a PreTrainedTokenizerFast")
 @torch.no_grad()
 def test_where_padding_is_the_end_token_transformers_reads_another_one(tmp_path: Path) -> None:
-    """C06 as it happens: the same weights with pad == eos score the token before the end, even unpadded; ours score the end."""
+    """C06 as it happens: the same weights with pad == eos score the token before the end, even unpadded; ours score the
+    end."""
     rm = reward(tmp_path)
     scalar, encoder = load_scalar(rm), load_encoder(rm)
     batch = batch_of(encoder)

@@ -1,4 +1,5 @@
-"""Our reward step against TRL 1.16's RewardTrainer on one batch with a distinct padding token: loss, gradient and metrics."""
+"""Our reward step against TRL 1.16's RewardTrainer on one batch with a distinct padding token: loss, gradient and
+metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 from align.data.tree import Branch, Tree
 from tests.invariants.test_dpo import preferences
 from tests.invariants.test_reward import first_step, marked, scalar, stage, trainer
-from tests.tiny import VOCAB, tiny
+from tests.support.tiny import VOCAB, tiny
 
 PAD = 0
 
@@ -21,7 +22,8 @@ PAD = 0
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("margins", [False, True])
 def test_step_equals_trl(tmp_path: Path, margins: bool) -> None:
-    """C06, C32: the same pairs, backbone and head; with margins the sign of both is the same. (TRL has no term on both scores: l2 is 0.)"""
+    """C06, C32: the same pairs, backbone and head; with margins the sign of both is the same. (TRL has no term on both
+    scores: l2 is 0.)"""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -29,7 +31,10 @@ def test_step_equals_trl(tmp_path: Path, margins: bool) -> None:
     from trl import RewardConfig, RewardTrainer
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    pairs = [marked(_without_pad(t), margin=[0.2 * i if margins else 0.0] * 2) for i, t in enumerate(preferences(6, rejected=(1,)))]
+    pairs = [
+        marked(_without_pad(t), margin=[0.2 * i if margins else 0.0] * 2)
+        for i, t in enumerate(preferences(6, rejected=(1,)))
+    ]
     net = scalar()
     config = tiny("llama").config
     config.num_labels, config.pad_token_id = 1, PAD
@@ -37,9 +42,14 @@ def test_step_equals_trl(tmp_path: Path, margins: bool) -> None:
     theirs_model.model.load_state_dict(net.backbone.state_dict())
     theirs_model.score.load_state_dict(net.head.state_dict())
     words = {f"w{i}": i for i in range(VOCAB)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2", pad_token=f"w{PAD}")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2", pad_token=f"w{PAD}"
+    )
     rows = [
-        {"chosen_ids": [*t.trunk.tolist(), *t.branches[0].ids.tolist()], "rejected_ids": [*t.trunk.tolist(), *t.branches[1].ids.tolist()]}
+        {
+            "chosen_ids": [*t.trunk.tolist(), *t.branches[0].ids.tolist()],
+            "rejected_ids": [*t.trunk.tolist(), *t.branches[1].ids.tolist()],
+        }
         | ({"margin": t.branches[1].margin} if margins else {})
         for t in pairs
     ]
@@ -53,12 +63,16 @@ def test_step_equals_trl(tmp_path: Path, margins: bool) -> None:
         max_length=None,
         per_device_train_batch_size=6,
     )
-    theirs = RewardTrainer(model=theirs_model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    theirs = RewardTrainer(
+        model=theirs_model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
     theirs_model.train()
     their_loss = theirs.compute_loss(theirs_model, theirs.data_collator(rows))
     their_loss.backward()
 
-    metrics, gradients = first_step(trainer(tmp_path / "ours", pairs, stage(l2=0.0, train={"microbatch_tokens": 50}), net))
+    metrics, gradients = first_step(
+        trainer(tmp_path / "ours", pairs, stage(l2=0.0, train={"microbatch_tokens": 50}), net)
+    )
     assert metrics["loss"] == pytest.approx(their_loss.item(), abs=1e-5)
     for name, parameter in theirs_model.named_parameters():
         ours = gradients["head.weight" if name == "score.weight" else f"backbone.{name.removeprefix('model.')}"]

@@ -26,7 +26,8 @@ def sample(rng: np.random.Generator, theta: float, phi: float, prompts: int) -> 
 
 @pytest.mark.parametrize(("theta", "phi"), [(0.0, 0.0), (0.4, 1.5), (-0.7, 2.0), (1.0, -1.0)])
 def test_length_controlled_is_a_penalised_logistic_regression(theta: float, phi: float) -> None:
-    """A tie is a win and a loss of weight one half each. scikit-learn's C is one over the penalty; the constant is penalised too."""
+    """A tie is a win and a loss of weight one half each. scikit-learn's C is one over the penalty; the constant is
+    penalised too."""
     items = sample(np.random.default_rng(3), theta, phi, 400)
     result, length = items[:, 0, 0], items[:, 0, 1]
     features = np.stack([np.ones(400), np.tanh(length / length.std())], axis=1)
@@ -48,7 +49,8 @@ def test_sides_are_symmetric_and_extremes_stay_finite() -> None:
     assert length_controlled(items) + length_controlled(swapped) == pytest.approx(1.0, abs=1e-9)
     always = np.stack([np.ones(50), np.arange(50.0)], axis=-1)[:, None, :]
     assert 0.95 < length_controlled(always) < 1
-    equal = np.stack([np.array([1.0, 1.0, 0.0, 0.5]), np.full(4, 3.0)], axis=-1)[:, None, :]  # no length varies: the plain rate, 2.5 / 4
+    # No length varies: the plain rate, 2.5 / 4
+    equal = np.stack([np.array([1.0, 1.0, 0.0, 0.5]), np.full(4, 3.0)], axis=-1)[:, None, :]
     assert length_controlled(equal) == pytest.approx(0.625, abs=2e-3)
 
 

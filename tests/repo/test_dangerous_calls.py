@@ -1,14 +1,16 @@
-"""Calls that run what somebody else wrote, or open what they should not (S01-S04, S07): none of them is in the package."""
+"""Calls that run what somebody else wrote, or open what they should not (S01-S04, S07): none of them is in the
+package."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[2] / "align"
+from tests.support.root import ROOT
+
+PACKAGE = ROOT / "align"
 MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 CALLS = {
     *("eval", "exec", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "tempfile.mktemp"),
@@ -28,21 +30,33 @@ def dangers(tree: ast.AST) -> Iterator[tuple[int, str]]:
             if called in CALLS:
                 yield node.lineno, called
             for keyword in node.keywords:
-                if keyword.arg in TRUE_ARGUMENTS and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False):
+                if keyword.arg in TRUE_ARGUMENTS and not (
+                    isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                ):
                     yield node.lineno, f"{keyword.arg}={ast.unparse(keyword.value)}"
         elif isinstance(node, ast.Constant) and node.value == "0.0.0.0":
             yield node.lineno, "a listener for other machines"
 
 
 def test_nothing_of_the_kind_is_called() -> None:
-    found = [f"{path.name}:{line}: {what}" for path in sorted(PACKAGE.rglob("*.py")) for line, what in dangers(ast.parse(path.read_text()))]
+    found = [
+        f"{path.name}:{line}: {what}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line, what in dangers(ast.parse(path.read_text()))
+    ]
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        *("import pickle", "from joblib import load", "eval('1')", "os.system('ls')", "subprocess.run('ls', shell=True)"),
+        *(
+            "import pickle",
+            "from joblib import load",
+            "eval('1')",
+            "os.system('ls')",
+            "subprocess.run('ls', shell=True)",
+        ),
         *(
             "torch.load(path)",
             "np.load(path, allow_pickle=flag)",
@@ -57,4 +71,6 @@ def test_the_finder_sees_them(code: str) -> None:
 
 
 def test_the_finder_lets_pass_what_is_safe() -> None:
-    assert not list(dangers(ast.parse("model.eval()\nyaml.safe_load(x)\nnp.load(x, allow_pickle=False)\nsubprocess.run(['ls'])")))
+    assert not list(
+        dangers(ast.parse("model.eval()\nyaml.safe_load(x)\nnp.load(x, allow_pickle=False)\nsubprocess.run(['ls'])"))
+    )

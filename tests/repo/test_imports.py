@@ -7,7 +7,19 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "accelerate", "vllm", "trl", "pyarrow", "huggingface_hub", "gguf")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "datasets",
+    "peft",
+    "accelerate",
+    "vllm",
+    "trl",
+    "pyarrow",
+    "huggingface_hub",
+    "gguf",
+)
 
 
 def heavy_after(code: str) -> set[str]:
@@ -38,7 +50,9 @@ def test_these_import_nothing_heavy(module: str) -> None:
 
 
 def test_checking_a_recipe_loads_nothing_heavy() -> None:
-    assert not heavy_after("from align.recipe.load import load_recipe\nload_recipe('quickstart')\nload_recipe('trl_grpo')")
+    assert not heavy_after(
+        "from align.recipe.load import load_recipe\nload_recipe('quickstart')\nload_recipe('trl_grpo')"
+    )
 
 
 @pytest.mark.parametrize("module", ["pipeline.runner", "planning.plan", "report.html.page", "report.text.summary"])

@@ -1,4 +1,5 @@
-"""The installer: does nothing twice, says in one line when torch is not to be had, and never hides pip's error. pip itself is scripted."""
+"""The installer: does nothing twice, says in one line when torch is not to be had, and never hides pip's error. pip
+itself is scripted."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from types import ModuleType
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "requirements" / "install.py"
+from tests.support.root import ROOT
+
+SOURCE = ROOT / "requirements" / "install.py"
 Answer = Callable[[list[str]], tuple[int, list[str]]]
 
 
@@ -29,7 +32,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[list[st
     pins.write_text("# pins\nnumpy==2.3.5\ntorch==2.13.0+cpu\n")
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").touch()
-    for name, value in {"PINS": pins, "INPUTS": (pins,), "PYTHON": venv / "bin" / "python", "STAMP": venv / ".installed"}.items():
+    for name, value in {
+        "PINS": pins,
+        "INPUTS": (pins,),
+        "PYTHON": venv / "bin" / "python",
+        "STAMP": venv / ".installed",
+    }.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "make_venv", lambda: 0)
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
@@ -76,7 +84,11 @@ def test_an_environment_without_its_python_is_installed_again(install: ModuleTyp
 
 @pytest.mark.parametrize("index", ["", "file:///nowhere"])
 def test_without_torch_it_says_one_line_and_fetches_nothing_else(
-    install: ModuleType, calls: list[list[str]], index: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    install: ModuleType,
+    calls: list[list[str]],
+    index: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = "ERROR: No matching distribution found for torch==2.13.0+cpu"
     scripted(install, monkeypatch, calls, lambda arguments: (1, [error]))
@@ -93,7 +105,10 @@ def test_without_torch_it_says_one_line_and_fetches_nothing_else(
 def test_an_error_of_pip_is_shown_and_leaves_no_stamp(
     install: ModuleType, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["Collecting numpy", "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"]
+    lines = [
+        "Collecting numpy",
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+    ]
     scripted(install, monkeypatch, calls, lambda arguments: (1, lines) if "-r" in arguments else (0, []))
     assert install.main() == 3
     errors = capsys.readouterr().err
@@ -102,7 +117,9 @@ def test_an_error_of_pip_is_shown_and_leaves_no_stamp(
 
 
 def test_only_harmless_lines_count_as_noise(install: ModuleType) -> None:
-    assert install.NOISE.search("WARNING: Location 'file:///x/torch/' is ignored: it is neither a file nor a directory.")
+    assert install.NOISE.search(
+        "WARNING: Location 'file:///x/torch/' is ignored: it is neither a file nor a directory."
+    )
     assert install.NOISE.search("[notice] A new release of pip is available: 23.2.1 -> 26.3")
     assert not install.NOISE.search("ERROR: No matching distribution found for torch")
     assert not install.NOISE.search("WARNING: Retrying after connection broken")

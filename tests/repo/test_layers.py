@@ -6,7 +6,9 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[2] / "align"
+from tests.support.root import ROOT
+
+PACKAGE = ROOT / "align"
 LAYERS = (
     {"secrets"},
     {"errors"},
@@ -73,7 +75,8 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def layer_of(name: str) -> str | None:
-    """The longest beginning of a name that is in the table: ``data.tree`` of ``data.tree.Tree``, ``models`` of ``models.load``."""
+    """The longest beginning of a name that is in the table: ``data.tree`` of ``data.tree.Tree``, ``models`` of
+    ``models.load``."""
     parts = name.split(".")
     return next((own for k in range(len(parts), 0, -1) if (own := ".".join(parts[:k])) in RANK), None)
 
@@ -135,5 +138,10 @@ def test_the_finder_sees_imports_inside_functions() -> None:
 
 def test_no_relative_imports() -> None:
     """They would hide from the check above."""
-    relative = [p.name for p in modules() for n in ast.walk(ast.parse(p.read_text())) if isinstance(n, ast.ImportFrom) and n.level > 0]
+    relative = [
+        p.name
+        for p in modules()
+        for n in ast.walk(ast.parse(p.read_text()))
+        if isinstance(n, ast.ImportFrom) and n.level > 0
+    ]
     assert not relative

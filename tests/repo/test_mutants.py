@@ -1,11 +1,11 @@
-"""The lists of mistakes in ``tests/mutants`` fit the code: each changes exactly one place, and names tests that exist."""
+"""The lists of mistakes in ``tests/mutants`` fit the code: each changes exactly one place, and names tests that
+exist."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,8 +13,8 @@ import yaml
 
 from tests.mutants import drawn
 from tests.mutants.operators import mutations
+from tests.support.root import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LISTS = sorted(path.stem for path in (ROOT / "tests" / "mutants").glob("*.yaml") if path.stem != "equivalent")
 
 
@@ -45,7 +45,9 @@ def test_the_tests_exist(name: str) -> None:
 def test_what_is_drawn_is_another_program_and_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     one, again = (drawn.draw(30, seed=1) for _ in range(2))
-    assert [(file, mutation.statements()) for file, mutation, _ in one] == [(file, mutation.statements()) for file, mutation, _ in again]
+    assert [(file, mutation.statements()) for file, mutation, _ in one] == [
+        (file, mutation.statements()) for file, mutation, _ in again
+    ]
     assert len({(file, mutation.lines[0]) for file, mutation, _ in one}) == 30
     for file, _, broken in one:
         sound = ast.unparse(ast.parse((ROOT / file).read_text(encoding="utf-8")))

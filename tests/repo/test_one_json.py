@@ -1,12 +1,17 @@
-"""JSON of rows is decoded by one decoder, the strict one: Python's own lets pass duplicate keys, NaN, 1e400 and lone surrogates."""
+"""JSON of rows is decoded by one decoder, the strict one: Python's own lets pass duplicate keys, NaN, 1e400 and lone
+surrogates."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[2] / "align"
-ROWS = tuple(sorted(path for folder in ("data", "commands", "evaluation/tasks") for path in (PACKAGE / folder).rglob("*.py")))
+from tests.support.root import ROOT
+
+PACKAGE = ROOT / "align"
+ROWS = tuple(
+    sorted(path for folder in ("data", "commands", "evaluation/tasks") for path in (PACKAGE / folder).rglob("*.py"))
+)
 OWN_FILES = {
     "strict_json.py": "the decoder",
     "grouped.py": "reads back the rows that it put on disk",
@@ -23,9 +28,15 @@ def decodes(path: Path) -> list[int]:
     """Lines where a module decodes JSON, or Python literals, by itself."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
             name = f"{node.func.value.id}.{node.func.attr}"
-            if name in ("json.loads", "json.load", "json.JSONDecoder", "ast.literal_eval") or name.startswith(("orjson.", "simplejson.")):
+            if name in ("json.loads", "json.load", "json.JSONDecoder", "ast.literal_eval") or name.startswith(
+                ("orjson.", "simplejson.")
+            ):
                 found.append(node.lineno)
         if isinstance(node, ast.ImportFrom) and node.module in ("json", "orjson", "simplejson"):
             found.append(node.lineno)

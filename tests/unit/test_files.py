@@ -1,4 +1,5 @@
-"""Durable writes (O01, O03, O28, S06): whatever fails, wherever, the old content or the new is there, and nothing else."""
+"""Durable writes (O01, O03, O28, S06): whatever fails, wherever, the old content or the new is there, and nothing
+else."""
 
 from __future__ import annotations
 
@@ -68,12 +69,16 @@ def test_a_write_replaces_and_honours_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_a_full_disk_keeps_the_old_content_and_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def test_a_full_disk_keeps_the_old_content_and_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
     """O03: exit 3 with bytes needed and available; own temporary file deleted; the previous content kept."""
     target = tmp_path / "a.json"
     files.write_json(target, {"step": 1})
     monkeypatch.setattr(files, "fault", at(n, disk_full()))
-    with pytest.raises(EnvironmentFault, match=r"a\.json: No space left on device; needs 17 bytes, [\d,]+ available") as caught:
+    with pytest.raises(
+        EnvironmentFault, match=r"a\.json: No space left on device; needs 17 bytes, [\d,]+ available"
+    ) as caught:
         files.write_json(target, {"step": 22})
     assert caught.value.exit_code == 3
     assert target.read_text() == '{\n  "step": 1\n}\n'
@@ -171,7 +176,8 @@ def test_publishing_is_all_or_nothing_at_every_call(tmp_path: Path, monkeypatch:
         if not crashed:
             assert text == "new"
             break
-    assert n == (9 if old else 6)  # fsync file, sub, folder; rename (two with an old one); fsync parent; rename and remove the old one
+    # Fsync file, sub, folder; rename (two with an old one); fsync parent; rename and remove the old one
+    assert n == (9 if old else 6)
     assert seen == ({"old", "new"} if old else {"nothing", "new"})
 
 
@@ -181,7 +187,9 @@ def test_a_failure_to_remove_the_old_version_does_not_undo_the_new(
     """A failed purge is a warning, and the next start purges."""
     final = folder_with(tmp_path / "model", "old")
     tmp = folder_with(files.temporary(tmp_path), "new")
-    monkeypatch.setattr(files, "fault", lambda operation, path: (_ for _ in ()).throw(disk_full()) if operation == "remove" else None)
+    monkeypatch.setattr(
+        files, "fault", lambda operation, path: (_ for _ in ()).throw(disk_full()) if operation == "remove" else None
+    )
     files.publish_folder(tmp, final)
     assert "the next start tries again" in caplog.text
     assert (final / "sub" / "a.txt").read_text() == "new"
@@ -214,7 +222,9 @@ def test_only_temporaries_of_processes_that_are_gone_are_stale(tmp_path: Path) -
     files.discard(mine)
 
 
-@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", ".", ".hidden", "a/b", "a\0b", "x" * 65, "x" * 300, "", "a b", "ä"])
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/x", "..", ".", ".hidden", "a/b", "a\0b", "x" * 65, "x" * 300, "", "a b", "ä"]
+)
 def test_names_that_could_lead_elsewhere_are_refused(name: str) -> None:
     """S06."""
     with pytest.raises(InputError):

@@ -27,7 +27,9 @@ with StopFlag(same_within=float(sys.argv[1])):
 
 def waiting(*before: str) -> subprocess.Popen[str]:
     command = [*before, sys.executable, "-c", WAITER, "0"]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def test_a_closed_terminal_asks_and_is_never_the_second_signal() -> None:
@@ -55,7 +57,9 @@ def test_with_nohup_a_closed_terminal_is_nothing() -> None:
 
 
 def test_who_is_left_alone_before_it_could_ask_the_kernel_ends_as_well() -> None:
-    code = "import os, sys; from align.signals import end_with; end_with(os.getppid() + int(sys.argv[1])); print('here')"
+    code = (
+        "import os, sys; from align.signals import end_with; end_with(os.getppid() + int(sys.argv[1])); print('here')"
+    )
     for off, expected in ((0, (0, "here\n")), (1, (137, ""))):
         done = subprocess.run([sys.executable, "-c", code, str(off)], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == expected

@@ -1,9 +1,10 @@
-"""The proof that all tool calls of a conversation are in its text: each call, its name and every value of its arguments, in order.
+"""The proof that all tool calls of a conversation are in its text: each call, its name and every value of its
+arguments, in order.
 
-Templates write calls as JSON, as XML, as Python, or in ways of their own, so nothing is read back from the text. Instead the template
-renders the conversation once more with a stand-in, a word that occurs nowhere else, for every name and every text and number in the
-arguments. Every stand-in must come out, call after call. The pieces of text between them, and the values that belong in their places, then
-say exactly what the text of the conversation must be.
+Templates write calls as JSON, as XML, as Python, or in ways of their own, so nothing is read back from the text.
+Instead the template renders the conversation once more with a stand-in, a word that occurs nowhere else, for every name
+and every text and number in the arguments. Every stand-in must come out, call after call. The pieces of text between
+them, and the values that belong in their places, then say exactly what the text of the conversation must be.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ class CallProof:
         """The conversation, to be rendered as the other one was."""
 
     def check(self, text: str, masked: str, ends: re.Pattern[str]) -> None:
-        """Raise InputError unless ``text`` is ``masked`` with the true names and values in the places of the stand-ins, and all are there.
+        """Raise InputError unless ``text`` is ``masked`` with the true names and values in the places of the stand-ins,
+        and all are there.
 
-        ``text`` and ``masked`` are renderings of the conversation and of :attr:`messages`; ``ends`` matches what ends a turn.
+        ``text`` and ``masked`` are renderings of the conversation and of :attr:`messages`; ``ends`` matches what ends a
+        turn.
         """
         leaves = {stand_in: value for call in self._calls for stand_in, value in call.leaves.items()}
         found = list(re.finditer("(['\"]?)(" + "|".join(map(re.escape, leaves)) + r")\1", masked))
@@ -86,20 +89,27 @@ class CallProof:
                 raise InputError(f"the chat template leaves out {self._what(missing)}", hint=_hint(self._calls, number))
             first = min(places[stand_in][0] for stand_in in call.leaves)
             if first <= last:
-                raise InputError(f"the chat template mixes up {self._what(next(iter(call.leaves)))} and the call before it")
+                raise InputError(
+                    f"the chat template mixes up {self._what(next(iter(call.leaves)))} and the call before it"
+                )
             # A template may name a call again where it renders the result, so only the first place of each part counts.
             last = max(places[stand_in][0] for stand_in in call.leaves)
             self._require_rest(call, masked, ends)
 
     def _require_rest(self, call: _Call, masked: str, ends: re.Pattern[str]) -> None:
-        """Keys, and values that have no stand-in, must be said between the call's own stand-ins and the end of the turn."""
+        """Keys, and values that have no stand-in, must be said between the call's own stand-ins and the end of the
+        turn."""
         begin = min(masked.find(stand_in) for stand_in in call.leaves)
         later = [masked.find(next(iter(other.leaves)), begin) for other in self._calls if other is not call]
         limit = ends.search(masked, begin)
         stop = min([place for place in later if place > begin] + [limit.start() if limit else len(masked)])
         span = masked[begin:stop]
         for key in call.keys:
-            if key not in span and json.dumps(key, ensure_ascii=False)[1:-1] not in span and json.dumps(key)[1:-1] not in span:
+            if (
+                key not in span
+                and json.dumps(key, ensure_ascii=False)[1:-1] not in span
+                and json.dumps(key)[1:-1] not in span
+            ):
                 raise InputError(f"the chat template leaves out {key!r} of the call {call.name!r}")
         lower = span.lower()
         for flag in (True, False):
@@ -144,7 +154,9 @@ class CallProof:
             return value
         if value is None:
             return value
-        what = f"the value of {path!r} in the call {call.name!r}" if path else f"the arguments of the call {call.name!r}"
+        what = (
+            f"the value of {path!r} in the call {call.name!r}" if path else f"the arguments of the call {call.name!r}"
+        )
         return self._new(call, value, what)
 
     def _new(self, call: _Call, value: Any, what: str) -> Any:
@@ -160,7 +172,8 @@ class CallProof:
 
 
 def _after(text: str, at: int, piece: str, following: str, forms: Sequence[str]) -> int | None:
-    """Where a value ends that stands behind ``piece`` at ``text[at]`` in one of its ``forms``, with ``following`` behind it."""
+    """Where a value ends that stands behind ``piece`` at ``text[at]`` in one of its ``forms``, with ``following``
+    behind it."""
     if not text.startswith(piece, at):
         return None
     at += len(piece)

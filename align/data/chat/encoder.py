@@ -2,16 +2,20 @@
 
 Contract:
 
-- For ordinary text, ids equal ``tokenizer.apply_chat_template(messages)``; GLM-4's end-of-chat role token is appended to it.
-- What is trained of an assistant message is what the model has to generate: everything after the generation prompt, up to and including
-  the token that ends the turn. The white space that a template puts behind that token is not, and neither is the end token of a message
-  with ``finished: false``.
-- The tokens before a trained message are those of :meth:`Encoder.encode_prompt`, so training and inference see the same context. Where the
-  text of an answer would merge with the end of its prompt into one token, the two are encoded apart, and that is counted.
-- Text in the data never becomes a control token, whatever it spells: one that is flagged special, or that the template itself writes. Added
-  tokens that are neither (HTML tags in Gemma's vocabulary) are words like others, in what a model reads and in what it writes.
+- For ordinary text, ids equal ``tokenizer.apply_chat_template(messages)``; GLM-4's end-of-chat role token is appended
+  to it.
+- What is trained of an assistant message is what the model has to generate: everything after the generation prompt, up
+  to and including the token that ends the turn. The white space that a template puts behind that token is not, and
+  neither is the end token of a message with ``finished: false``.
+- The tokens before a trained message are those of :meth:`Encoder.encode_prompt`, so training and inference see the same
+  context. Where the text of an answer would merge with the end of its prompt into one token, the two are encoded apart,
+  and that is counted.
+- Text in the data never becomes a control token, whatever it spells: one that is flagged special, or that the template
+  itself writes. Added tokens that are neither (HTML tags in Gemma's vocabulary) are words like others, in what a model
+  reads and in what it writes.
 - An answer that a policy sampled is trained on the very ids that were sampled (``Message["sampled"]``).
-- A template that renders an earlier turn differently once more turns follow (Qwen3 drops ``<think>``) is refused for training that turn.
+- A template that renders an earlier turn differently once more turns follow (Qwen3 drops ``<think>``) is refused for
+  training that turn.
 """
 
 from __future__ import annotations
@@ -68,7 +72,8 @@ class Notes:
 
 @dataclass(frozen=True)
 class _Turn:
-    """The characters of one assistant message: ``begin`` right after its generation prompt, ``end`` right after its end token."""
+    """The characters of one assistant message: ``begin`` right after its generation prompt, ``end`` right after its end
+    token."""
 
     index: int
     begin: int
@@ -78,8 +83,9 @@ class _Turn:
 class Encoder:
     """Encodes conversations for one tokenizer, template and set of template arguments.
 
-    ``chat_template`` is the text of a template that replaces the tokenizer's own. Raises InputError for a tokenizer without a template, a
-    slow tokenizer, and a template that cannot be trained on. The tokenizer is not changed, and later changes to it have no effect.
+    ``chat_template`` is the text of a template that replaces the tokenizer's own. Raises InputError for a tokenizer
+    without a template, a slow tokenizer, and a template that cannot be trained on. The tokenizer is not changed, and
+    later changes to it have no effect.
     """
 
     def __init__(
@@ -93,10 +99,15 @@ class Encoder:
         if not tokenizer.is_fast:
             raise InputError(
                 f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell where its tokens come from",
-                hint="convert it to tokenizer.json (AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...))",
+                hint=(
+                    "convert it to tokenizer.json (AutoTokenizer.from_pretrained(...,"
+                    " use_fast=True).save_pretrained(...))"
+                ),
             )
         self.tokenizer = tokenizer
-        self.chat_template: str | dict[str, str] = chat_template if chat_template is not None else _own_template(tokenizer)
+        self.chat_template: str | dict[str, str] = (
+            chat_template if chat_template is not None else _own_template(tokenizer)
+        )
         """All templates of the model by their names, or the only one."""
         named = self.chat_template if isinstance(self.chat_template, dict) else {_USED[0]: self.chat_template}
         used = {name: named[name] for name in _USED if name in named}
@@ -105,7 +116,9 @@ class Encoder:
         self.template_kwargs = dict(template_kwargs or {})
         self._tokens = Tokens(cast(Any, tokenizer).backend_tokenizer.to_str())
         now = midnight(chat_template_date)
-        self._templates = {name: ChatTemplate(tokenizer, text, self.template_kwargs, self._tokens, now) for name, text in used.items()}
+        self._templates = {
+            name: ChatTemplate(tokenizer, text, self.template_kwargs, self._tokens, now) for name, text in used.items()
+        }
         self.chat_template_date: str | None = date_of(self._templates.values(), chat_template_date)
         """What the template is told that the date is; None when it does not ask."""
         self._hiders = {name: Hiders.of(self._tokens, template) for name, template in self._templates.items()}
@@ -139,9 +152,9 @@ class Encoder:
     ) -> Encoded:
         """Ids and training mask of a whole conversation.
 
-        ``train_on`` chooses between all assistant messages and the last one; a message's own ``train: false`` wins, and changes nothing
-        but its own mask. Raises InputError when the template refuses the conversation, leaves a part of it out, or rewrites a turn that is
-        to be trained.
+        ``train_on`` chooses between all assistant messages and the last one; a message's own ``train: false`` wins, and
+        changes nothing but its own mask. Raises InputError when the template refuses the conversation, leaves a part of
+        it out, or rewrites a turn that is to be trained.
         """
         answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
         chosen = answers if train_on == "all" else answers[-1:]
@@ -162,13 +175,19 @@ class Encoder:
         return self._tokenize(row, text, cuts, [], notes).ids
 
     def encode_answers(
-        self, prompt: Sequence[Message], answers: Sequence[Sequence[Message]], tools: Tools = (), *, notes: Notes | None = None
+        self,
+        prompt: Sequence[Message],
+        answers: Sequence[Sequence[Message]],
+        tools: Tools = (),
+        *,
+        notes: Notes | None = None,
     ) -> tuple[Ids, tuple[Branch, ...]]:
         """One prompt and its answers: the trunk int32 [p], and a branch for each answer, in order.
 
-        The trunk is ``encode_prompt(prompt)``, the same for all; trunk and branch together are ``encode`` of the whole. An answer is a
-        list of messages that begins with the assistant's; only its assistant messages are targets. Raises InputError as :meth:`encode`
-        does; in particular when the template renders an answer so that it does not continue the prompt.
+        The trunk is ``encode_prompt(prompt)``, the same for all; trunk and branch together are ``encode`` of the whole.
+        An answer is a list of messages that begins with the assistant's; only its assistant messages are targets.
+        Raises InputError as :meth:`encode` does; in particular when the template renders an answer so that it does not
+        continue the prompt.
         """
         shared = Notes()
         trunk = self.encode_prompt(prompt, tools, notes=shared)
@@ -199,8 +218,8 @@ class Encoder:
     def answer_text(self, ids: Sequence[int], *, finished: bool) -> str:
         """What an answer of a policy says, for all who read it as text: scorers, embedders, data files, people.
 
-        White space at its beginning is left out (some templates write it themselves), and of a character that was cut in half nothing is
-        kept. Empty when it holds what no data file can (NUL).
+        White space at its beginning is left out (some templates write it themselves), and of a character that was cut
+        in half nothing is kept. Empty when it holds what no data file can (NUL).
         """
         text = self.decode(ids).lstrip()
         if not finished:
@@ -209,7 +228,10 @@ class Encoder:
 
     def spell(self, ids: Iterable[int]) -> str:
         """Text of ids with everything in it, for people to look at."""
-        return cast(str, self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return cast(
+            str,
+            self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False),
+        )
 
     def is_control(self, token: int) -> bool:
         """Is ``token`` an added token, which no text in the data can become?"""
@@ -223,7 +245,12 @@ class Encoder:
         return Row(self._templates[name], self._hiders[name], messages, tools)
 
     def _encode(
-        self, messages: Sequence[Message], tools: Tools, trained: set[int], notes: Notes | None, boundary: int | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Tools,
+        trained: set[int],
+        notes: Notes | None,
+        boundary: int | None = None,
     ) -> tuple[Ids, Mask, tuple[int, ...]]:
         """Ids, mask, and where the turns of ``trained`` (and the one at ``boundary``) begin, in tokens."""
         sampled = self._sampled(messages, notes)
@@ -253,14 +280,17 @@ class Encoder:
         return ids, mask, begins
 
     def _sampled(self, messages: Sequence[Message], notes: Notes | None) -> Ids | None:
-        """The ids of the last message as a policy sampled them; None where there are none, or those of another tokenizer or template."""
+        """The ids of the last message as a policy sampled them; None where there are none, or those of another
+        tokenizer or template."""
         kept = [k for k, message in enumerate(messages) if "sampled" in message]
         found = None
         if kept and kept[-1] == len(messages) - 1 > 0 and messages[-1]["sampled"]["encoder"] == self.digest:
             last = messages[-1]
             finished, ids = last.get("finished", True), last["sampled"]["ids"]
             if not ids or not 0 <= min(ids) <= max(ids) < self.vocabulary or (ids[-1] in self.stop_ids) != finished:
-                raise InputError("`sampled` holds ids that no policy can have sampled", hint="remove `sampled` from the message")
+                raise InputError(
+                    "`sampled` holds ids that no policy can have sampled", hint="remove `sampled` from the message"
+                )
             if self.answer_text(ids, finished=finished) != last["content"]:
                 hint = "remove `sampled` from messages whose content was changed"
                 raise InputError("the ids in `sampled` say something else than the content", hint=hint)
@@ -270,19 +300,23 @@ class Encoder:
         return found
 
     def _hand_over(self, row: Row, last: Message) -> str:
-        """The marker that ends a conversation's last turn, where the template leaves that to the next one (GLM-4: ``<|user|>``)."""
+        """The marker that ends a conversation's last turn, where the template leaves that to the next one (GLM-4:
+        ``<|user|>``)."""
         ending = (row.template.call if last.get("tool_calls") else None) or row.template.plain
         return "" if ending.own else ending.text
 
     def _turns(self, row: Row, text: str, asked: set[int]) -> list[_Turn]:
-        """The assistant turns of a rendered conversation that continue their generation prompt; those of ``asked`` must."""
+        """The assistant turns of a rendered conversation that continue their generation prompt; those of ``asked``
+        must."""
         turns = []
         for k, message in enumerate(row.messages):
             if message["role"] != "assistant":
                 continue
             if k == 0:
                 if k in asked:
-                    raise InputError("the conversation begins with the assistant, so there is no prompt for its first message")
+                    raise InputError(
+                        "the conversation begins with the assistant, so there is no prompt for its first message"
+                    )
                 continue
             prompt = row.render(k, prompt=True)
             if text.startswith(prompt):
@@ -292,7 +326,8 @@ class Encoder:
         return turns
 
     def _end_of(self, row: Row, k: int, text: str, begin: int) -> int:
-        """One past the end token of turn ``k``. Raises InputError when the turn is not the same with and without what follows it."""
+        """One past the end token of turn ``k``. Raises InputError when the turn is not the same with and without what
+        follows it."""
         final = k == len(row.messages) - 1
         alone = text if final else row.render(k + 1, prompt=False)
         if row.template.plain.own:
@@ -303,7 +338,9 @@ class Encoder:
         else:
             head = None if final else self._tokens.pattern.search(text, len(alone))
             if head and head[0] not in {ending.text for ending in _endings(row.template)}:
-                raise InputError(f"the chat template lets {head[0]} follow an answer, with which a model cannot end one")
+                raise InputError(
+                    f"the chat template lets {head[0]} follow an answer, with which a model cannot end one"
+                )
             end = len(text) if final else head.end() if head and head.start() == len(alone) else -1
         if end < 0 or not text.startswith(alone[: min(end, len(alone))]):
             raise _rewritten(last=False)
@@ -349,11 +386,13 @@ def _is_target(message: Message) -> bool:
 def _rewritten(*, last: bool) -> InputError:
     if last:
         return InputError(
-            "the chat template renders an answer differently from its own generation prompt, so training would not match inference",
+            "the chat template renders an answer differently from its own generation prompt, so training would not"
+            " match inference",
             hint="set chat_template_kwargs or chat_template so that an answer continues the prompt",
         )
     return InputError(
-        "the chat template rewrites an assistant message when more messages follow, so only the last one can be trained",
+        "the chat template rewrites an assistant message when more messages follow, so only the last one can be"
+        " trained",
         hint="set train_on: last, or chat_template to one that keeps earlier turns",
     )
 
@@ -369,6 +408,8 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
             )
         )
     if isinstance(template, Mapping) and _USED[0] not in template:
-        what = f"the tokenizer has the chat templates {', '.join(sorted(template))}, and none of them is called {_USED[0]}"
+        what = (
+            f"the tokenizer has the chat templates {', '.join(sorted(template))}, and none of them is called {_USED[0]}"
+        )
         raise InputError(Problem(what, key="model.chat_template", hint="set it to the Jinja file of the one to use"))
     return dict(template) if isinstance(template, Mapping) else cast(str, template)

@@ -1,4 +1,5 @@
-"""How messages are spelled for a chat template: OpenAI's way, with arguments as an object or as JSON text, or GLM-4's way."""
+"""How messages are spelled for a chat template: OpenAI's way, with arguments as an object or as JSON text, or GLM-4's
+way."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ def name_of(call: Mapping[str, Any]) -> str:
 
 
 def as_openai(message: Message) -> Rendered:
-    """The message as it is, with call arguments as objects (OpenAI writes them as JSON text; most templates print objects)."""
+    """The message as it is, with call arguments as objects (OpenAI writes them as JSON text; most templates print
+    objects)."""
     return _openai(message, _with_object)
 
 
 def as_openai_text(message: Message) -> Rendered:
-    """The message as it is, with call arguments as JSON text, which some templates put into the text as it is (DeepSeek-V3)."""
+    """The message as it is, with call arguments as JSON text, which some templates put into the text as it is
+    (DeepSeek-V3)."""
     return _openai(message, _with_text)
 
 
@@ -43,10 +46,11 @@ def _openai(message: Message, arguments: Callable[[dict[str, Any]], dict[str, An
 
 
 def as_metadata(message: Message) -> Rendered:
-    """GLM-4's spelling: a call is a block of its own, its head the tool's name and its content the payload; results are ``observation``.
+    """GLM-4's spelling: a call is a block of its own, its head the tool's name and its content the payload; results are
+    ``observation``.
 
-    Several calls, or text and then a call, are several blocks of one turn. Of a function the payload is its arguments as JSON, of a custom
-    tool its input as it is.
+    Several calls, or text and then a call, are several blocks of one turn. Of a function the payload is its arguments
+    as JSON, of a custom tool its input as it is.
     """
     content = message.get("content", "")
     if message["role"] == "tool":
@@ -70,7 +74,8 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
         return {**call, "function": _with_object(call["function"])}
     arguments = call.get("arguments")
     if isinstance(arguments, str):
-        return {**call, "arguments": object_of(arguments)}  # a text that is no object stays one: some templates take it as it is
+        # A text that is no object stays one: some templates take it as it is
+        return {**call, "arguments": object_of(arguments)}
     return call
 
 
@@ -122,9 +127,12 @@ TAGS = Place("`<think>` and `</think>` in the content", _put_tags)
 """For templates that cut the reasoning out of the content themselves, and know no field for it."""
 
 PLACES = (
-    *map(_field, ("reasoning_content", "reasoning", "thinking", "thinking_content", "reasoning_text", "thought", "thoughts")),
+    *map(
+        _field,
+        ("reasoning_content", "reasoning", "thinking", "thinking_content", "reasoning_text", "thought", "thoughts"),
+    ),
     Place("a part of type `thinking` in the content", _put_part),
     TAGS,
 )
-"""In the order in which they are tried: the fields of Qwen3, DeepSeek, GLM-4.5 and Nemotron, of OpenRouter and vLLM, of gpt-oss and LFM2,
-and of others; then Mistral's way; then tags."""
+"""In the order in which they are tried: the fields of Qwen3, DeepSeek, GLM-4.5 and Nemotron, of OpenRouter and vLLM, of
+gpt-oss and LFM2, and of others; then Mistral's way; then tags."""

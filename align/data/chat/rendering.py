@@ -33,11 +33,14 @@ class Hiders:
     def of(cls, tokens: Tokens, template: ChatTemplate) -> Hiders:
         """Those of a tokenizer and its template."""
         control = [text for text in tokens.markers if text in template.control]
-        return cls(tokens.hider(control), tokens.hider([text for text in control if text not in template.assistant_may_write]))
+        return cls(
+            tokens.hider(control), tokens.hider([text for text in control if text not in template.assistant_may_write])
+        )
 
 
 class Row:
-    """A conversation with the control-token texts of its data hidden, spelled in the template's words, to be rendered up to any message."""
+    """A conversation with the control-token texts of its data hidden, spelled in the template's words, to be rendered
+    up to any message."""
 
     def __init__(self, template: ChatTemplate, hiders: Hiders, messages: Sequence[Message], tools: Tools) -> None:
         self.template, self._hiders, self._given = template, hiders, messages
@@ -57,19 +60,23 @@ class Row:
     def check_context(self, text: str, *, prompt: bool) -> int:
         """Raise InputError unless all that a model is to read is in ``text``, the whole row as :meth:`render` gave it.
 
-        A template may shorten earlier answers, but not their calls. Returns how many answers hold think tags that are text to the template,
-        because it knows no reasoning.
+        A template may shorten earlier answers, but not their calls. Returns how many answers hold think tags that are
+        text to the template, because it knows no reasoning.
         """
         for message in self.messages:
             if message["role"] != "assistant" and not any(_contains(text, form) for form in _forms(message)):
                 raise InputError(f"the chat template leaves out the {message['role']} message")
         for tool in self.tools:
             if (tool.get("function") or tool.get("custom") or tool).get("name", "") not in text:
-                raise InputError("the chat template does not render tools", hint="set model.chat_template to one that does")
+                raise InputError(
+                    "the chat template does not render tools", hint="set model.chat_template to one that does"
+                )
         if any(message.get("tool_calls") for message in self.messages):
             self._check_calls(text, prompt)
         tagged = [
-            k for k, message in enumerate(self._given) if message["role"] == "assistant" and _TAG.search(message.get("content") or "")
+            k
+            for k, message in enumerate(self._given)
+            if message["role"] == "assistant" and _TAG.search(message.get("content") or "")
         ]
         if tagged and self.template.place is not None:
             self._check_tags(tagged, text, prompt)
@@ -83,7 +90,8 @@ class Row:
         proof.check(text, masked, any_of(sorted(endings)))
 
     def _check_tags(self, tagged: Sequence[int], text: str, prompt: bool) -> None:
-        """Raise InputError unless reasoning inside the content comes out as the template renders reasoning, white space aside."""
+        """Raise InputError unless reasoning inside the content comes out as the template renders reasoning, white space
+        aside."""
         messages = [self._without_tags(message) if k in tagged else message for k, message in enumerate(self._given)]
         other = Row(self.template, self._hiders, messages, self.tools)
         if _squeezed(other.render(len(messages), prompt=prompt)) != _squeezed(text):
@@ -102,8 +110,9 @@ class Row:
         return cast(Message, {**message, "content": answer, "reasoning": reasoning})
 
     def check_answer(self, k: int, text: str, begin: int, end: int) -> None:
-        """Raise InputError unless the reasoning and the content of answer ``k`` lie in ``text[begin:end]`` (up to white space), one behind
-        the other, and the answer says something (C10). Its calls are proved with those of the whole conversation."""
+        """Raise InputError unless the reasoning and the content of answer ``k`` lie in ``text[begin:end]`` (up to white
+        space), one behind the other, and the answer says something (C10). Its calls are proved with those of the whole
+        conversation."""
         message = self.messages[k]
         reasoning, content = message.get("reasoning") or "", message.get("content", "")
         cut_in_thought = bool(reasoning.strip()) and not message.get("finished", True)
@@ -114,12 +123,16 @@ class Row:
         # A reasoning template may put the first word of the answer, <think>, into the generation prompt.
         whole = text[len(self.render(k, prompt=False)) : end]
         if reasoning and not _contains(whole, reasoning):
-            raise InputError("the chat template leaves out the reasoning of an answer", hint="set model.chat_template to one that does not")
+            raise InputError(
+                "the chat template leaves out the reasoning of an answer",
+                hint="set model.chat_template to one that does not",
+            )
         if not _in_order(whole, reasoning, content):
             raise InputError("the chat template does not render an assistant message as it is, so it cannot be trained")
 
     def _said(self, k: int) -> str:
-        """The content of answer ``k`` without what its template reads as reasoning there; all of it where the answer was cut off."""
+        """The content of answer ``k`` without what its template reads as reasoning there; all of it where the answer
+        was cut off."""
         given = self._given[k]
         content = given.get("content", "")
         if self.template.place is None or not given.get("finished", True) or not _TAG.search(content):

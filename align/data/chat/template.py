@@ -1,7 +1,9 @@
-"""The chat template as a function from messages to text, and what probing it tells: how a turn ends, how it takes tools and reasoning.
+"""The chat template as a function from messages to text, and what probing it tells: how a turn ends, how it takes tools
+and reasoning.
 
-Nothing here knows a template by name or by its words. A template is asked to render small made-up conversations, and the answers are
-compared. It runs in the Jinja sandbox of transformers (``apply_chat_template``), with a clock that stands still.
+Nothing here knows a template by name or by its words. A template is asked to render small made-up conversations, and
+the answers are compared. It runs in the Jinja sandbox of transformers (``apply_chat_template``), with a clock that
+stands still.
 """
 
 from __future__ import annotations
@@ -15,7 +17,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 
-from align.data.chat.message_forms import PLACES, TAGS, Place, Rendered, Spell, Tools, as_metadata, as_openai, as_openai_text
+from align.data.chat.message_forms import (
+    PLACES,
+    TAGS,
+    Place,
+    Rendered,
+    Spell,
+    Tools,
+    as_metadata,
+    as_openai,
+    as_openai_text,
+)
 from align.data.chat.tokens import Tokens
 from align.data.records import Message
 from align.errors import InputError, Problem
@@ -28,14 +40,22 @@ __all__ = ["ChatTemplate", "Ending", "Rendered", "Tools"]
 _ASK, _ANSWER, _TOOL, _VALUE, _RESULT = "probequestion", "probeanswer", "probetool", "probevalue", "proberesult"
 _REASON, _HEAD, _PAYLOAD = "probereason", "probehead", 'probe("payload")\nprobe({1})'
 _RESERVED = {
-    *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "tokenize", "continue_final_message"),
+    *(
+        "messages",
+        "conversation",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "tokenize",
+        "continue_final_message",
+    ),
     "strftime_now",
 }
 _BROKEN = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What running somebody's template can raise."""
 DATE = "2024-07-26"
-"""What a template that prints the day's date is told the date is, where the recipe says nothing: the one that Llama's own template falls
-back to where there is no clock. Any fixed day will do; the same tokens on every day is the point."""
+"""What a template that prints the day's date is told the date is, where the recipe says nothing: the one that Llama's
+own template falls back to where there is no clock. Any fixed day will do; the same tokens on every day is the point."""
 
 _log = logging.getLogger("align")
 _OTHER_DAY = timedelta(days=400, hours=13, minutes=7)
@@ -55,11 +75,14 @@ class Ending:
 class ChatTemplate:
     """A tokenizer's chat template with fixed keyword arguments.
 
-    ``now`` is what the template sees on the clock (``strftime_now``), always. Raises InputError when the template cannot render a plain
-    question and answer, ends an answer with no token of its own, or does not render the same conversation the same way twice.
+    ``now`` is what the template sees on the clock (``strftime_now``), always. Raises InputError when the template
+    cannot render a plain question and answer, ends an answer with no token of its own, or does not render the same
+    conversation the same way twice.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, kwargs: Mapping[str, Any], tokens: Tokens, now: datetime) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, text: str, kwargs: Mapping[str, Any], tokens: Tokens, now: datetime
+    ) -> None:
         if clash := sorted(_RESERVED & set(kwargs)):
             raise InputError(Problem(f"{', '.join(clash)} cannot be set", key="chat_template_kwargs"))
         self._tokenizer, self._text, self._kwargs, self._tokens, self._now = tokenizer, text, dict(kwargs), tokens, now
@@ -73,7 +96,8 @@ class ChatTemplate:
         self.reads_clock = self._probe_clock()
         """Does it print the day, or anything else of the clock?"""
         self.closes_thinking = ""
-        """What the model has to write before an answer without reasoning, to say that there is none; empty where it is nothing."""
+        """What the model has to write before an answer without reasoning, to say that there is none; empty where it is
+        nothing."""
         self.place: Place | None = self._probe_reasoning()
         """Where it reads reasoning; None when nowhere."""
         self.assistant_may_write = self._probe_inner()
@@ -83,7 +107,8 @@ class ChatTemplate:
         """Markers that make up conversations: those flagged special, and those that the template itself writes."""
 
     def render(self, messages: Rendered, tools: Tools = (), *, prompt: bool) -> str:
-        """The text of a conversation; ``prompt`` adds the generation prompt. Raises InputError with the template's own words."""
+        """The text of a conversation; ``prompt`` adds the generation prompt. Raises InputError with the template's own
+        words."""
         if self._tools_as_field and tools:
             messages, tools = _with_tools_field(messages, tools), ()
         return self._run(messages, tools, prompt=prompt)
@@ -108,22 +133,29 @@ class ChatTemplate:
     def spell(self, message: Message) -> Rendered:
         """``message`` in the words that the template knows.
 
-        Raises InputError for a tool call, a payload of plain text, a head of a result, or reasoning that it would leave out.
+        Raises InputError for a tool call, a payload of plain text, a head of a result, or reasoning that it would leave
+        out.
         """
         if calls := message.get("tool_calls"):
             if self._spell is None:
-                raise InputError("the chat template does not render tool calls", hint="set model.chat_template to one that does")
+                raise InputError(
+                    "the chat template does not render tool calls", hint="set model.chat_template to one that does"
+                )
             if not self._payloads and any("custom" in call for call in calls):
                 hint = "set model.chat_template to one that does (GLM-4's), or leave such rows out"
-                raise InputError("the chat template does not render calls of custom tools, whose payload is plain text", hint=hint)
+                raise InputError(
+                    "the chat template does not render calls of custom tools, whose payload is plain text", hint=hint
+                )
         if message.get("metadata") and not self._heads:
-            raise InputError("the chat template has no place for the metadata of a tool's result", hint="remove it from the row")
+            raise InputError(
+                "the chat template has no place for the metadata of a tool's result", hint="remove it from the row"
+            )
         blocks = (self._spell or as_openai)(message)
         if reasoning := message.get("reasoning"):
             if self.place is None:
                 hint = (
-                    "set model.chat_template_kwargs (often enable_thinking: true) or model.chat_template to get one, or write the "
-                    "reasoning into the content, between the tags that the model is to learn"
+                    "set model.chat_template_kwargs (often enable_thinking: true) or model.chat_template to get one, or"
+                    " write the reasoning into the content, between the tags that the model is to learn"
                 )
                 raise InputError("the chat template has no place for an answer's reasoning", hint=hint)
             self.place.put(blocks[0], reasoning)
@@ -143,7 +175,10 @@ class ChatTemplate:
         final = self._probe(answered)
         between = self._probe([*answered, {"role": "user", "content": _ASK}])
         if _ANSWER not in final or _ANSWER not in between:
-            raise InputError("the chat template leaves out the assistant's answer", hint="set model.chat_template to one that does not")
+            raise InputError(
+                "the chat template leaves out the assistant's answer",
+                hint="set model.chat_template to one that does not",
+            )
         ending = self._ending(final.rpartition(_ANSWER)[2], between.partition(_ANSWER)[2].partition(_ASK)[0], own=None)
         if ending is None:
             raise InputError(
@@ -155,12 +190,14 @@ class ChatTemplate:
     def _ending(self, final: str, between: str, own: bool | None) -> Ending | None:
         """The end of a turn from what follows its text: at the end of a conversation, and in the middle of one.
 
-        What both have in common belongs to the turn, and its last marker is the end. (Phi-3 adds an eos to every conversation that is
-        complete; Cohere closes the response, and then the turn.) When they have no marker in common, a marker of the complete
-        conversation is the end (gpt-oss), and without any the next turn's head is.
+        What both have in common belongs to the turn, and its last marker is the end. (Phi-3 adds an eos to every
+        conversation that is complete; Cohere closes the response, and then the turn.) When they have no marker in
+        common, a marker of the complete conversation is the end (gpt-oss), and without any the next turn's head is.
         """
         pattern = self._tokens.pattern
-        shared = next((i for i, (a, b) in enumerate(zip(final, between, strict=False)) if a != b), min(len(final), len(between)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(final, between, strict=False)) if a != b), min(len(final), len(between))
+        )
         inside = [match for match in pattern.finditer(final) if match.end() <= shared]
         if own is not False and (inside or pattern.search(final)):
             match = inside[-1] if inside else pattern.search(final)
@@ -200,7 +237,9 @@ class ChatTemplate:
         """Does the template take tools as a field of a system message (GLM-4) and not as an argument?"""
         for as_field in (False, True):
             try:
-                text = self._probe(_with_tools_field(_ASKED, _TOOLS) if as_field else _ASKED, () if as_field else _TOOLS)
+                text = self._probe(
+                    _with_tools_field(_ASKED, _TOOLS) if as_field else _ASKED, () if as_field else _TOOLS
+                )
             except InputError:
                 continue  # a probe, as above
             if _TOOL in text:
@@ -212,11 +251,16 @@ class ChatTemplate:
         reads = False
         for tools in ((), _TOOLS):
             try:
-                texts = [self._run(_ASKED, tools, prompt=True, now=self._now + day) for day in (timedelta(), _OTHER_DAY, timedelta())]
+                texts = [
+                    self._run(_ASKED, tools, prompt=True, now=self._now + day)
+                    for day in (timedelta(), _OTHER_DAY, timedelta())
+                ]
             except InputError:
                 continue  # a probe, as above
             if texts[0] != texts[2]:
-                raise InputError("the chat template renders the same conversation differently each time, so it cannot be trained on")
+                raise InputError(
+                    "the chat template renders the same conversation differently each time, so it cannot be trained on"
+                )
             reads = reads or texts[0] != texts[1]
         return reads
 
@@ -233,8 +277,8 @@ class ChatTemplate:
         return None
 
     def _reads(self, place: Place, turn: Rendered) -> bool:
-        """Does the text that is put there come out before the answer (or the call), as the template's own words and not as a text or a
-        data structure that it does not understand?"""
+        """Does the text that is put there come out before the answer (or the call), as the template's own words and not
+        as a text or a data structure that it does not understand?"""
         said = _ANSWER if _ANSWER in turn[0]["content"] else _VALUE
         texts = []
         for reason in (_REASON, f"\n{_REASON}\n"):
@@ -254,9 +298,11 @@ class ChatTemplate:
         return "'type'" not in words and '"type"' not in words
 
     def _probe_inner(self) -> frozenset[str]:
-        """Markers that an assistant's text may really contain: those that are not flagged special and that do not make up turns.
+        """Markers that an assistant's text may really contain: those that are not flagged special and that do not make
+        up turns.
 
-        ``<think>`` of Qwen3 is one: the model writes it as one token inside its own turn, and the template reads it there.
+        ``<think>`` of Qwen3 is one: the model writes it as one token inside its own turn, and the template reads it
+        there.
         """
         prompt = self._probe(_ASKED, prompt=True)
         before = self._probe(_ASKED)
@@ -273,7 +319,9 @@ _CALLING: list[Message] = [
     {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"type": "function", "id": "call00001", "function": {"name": _TOOL, "arguments": {"key": _VALUE}}}],
+        "tool_calls": [
+            {"type": "function", "id": "call00001", "function": {"name": _TOOL, "arguments": {"key": _VALUE}}}
+        ],
     },
     {"role": "tool", "content": _RESULT, "name": _TOOL, "tool_call_id": "call00001"},
 ]
@@ -302,7 +350,9 @@ def date_of(templates: Iterable[ChatTemplate], asked: str | None) -> str | None:
             _say_date(DATE)
         return asked or DATE
     if asked is not None:
-        raise InputError(Problem("the chat template does not print a date", key="model.chat_template_date", hint="remove the key"))
+        raise InputError(
+            Problem("the chat template does not print a date", key="model.chat_template_date", hint="remove the key")
+        )
     return None
 
 
@@ -310,7 +360,7 @@ def date_of(templates: Iterable[ChatTemplate], asked: str | None) -> str | None:
 def _say_date(told: str) -> None:
     """Once in a process."""
     _log.warning(
-        "the chat template prints the date: here it is always %s, so that no result depends on the day; set model.chat_template_date for "
-        "another. A program that serves the model prints its own day's",
+        "the chat template prints the date: here it is always %s, so that no result depends on the day; set"
+        " model.chat_template_date for another. A program that serves the model prints its own day's",
         told,
     )

@@ -1,9 +1,10 @@
 """Text to token ids, exactly: which characters became control tokens is known, and data never become one.
 
-A *marker* is the text of an added token (``<|im_end|>``, ``<think>``), flagged special or not; tokens of white space alone are ordinary
-text. Markers found in data are hidden before the chat template runs: a stand-in word takes their place, so the template cannot act on
-them and nothing needs to be searched in its output. The rendered text is then encoded by a twin of the tokenizer whose markers have
-private names: every marker of the template is renamed, every stand-in becomes the literal text, and no spelling of data can match.
+A *marker* is the text of an added token (``<|im_end|>``, ``<think>``), flagged special or not; tokens of white space
+alone are ordinary text. Markers found in data are hidden before the chat template runs: a stand-in word takes their
+place, so the template cannot act on them and nothing needs to be searched in its output. The rendered text is then
+encoded by a twin of the tokenizer whose markers have private names: every marker of the template is renamed, every
+stand-in becomes the literal text, and no spelling of data can match.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class _Exact:
     def __init__(self, spec: dict[str, Any], markers: dict[str, int], anchors: Sequence[str]) -> None:
         self._tokenizer = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
         if moved := [text for text, number in markers.items() if self._tokenizer.token_to_id(text) != number]:
-            raise InputError(f"the tokenizer does not keep its added tokens apart from its vocabulary: {len(moved)} ids moved")
+            raise InputError(
+                f"the tokenizer does not keep its added tokens apart from its vocabulary: {len(moved)} ids moved"
+            )
         self._anchor = next(iter(anchors), "")
         self._pattern = any_of(list(markers))
         # Where a tokenizer has a token for unknown characters, that one does come from ordinary text.
@@ -84,8 +87,12 @@ class _Exact:
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         expected = sum(match[0] != self._unknown for match in self._pattern.finditer(text))
         if int(self._is_marker[ids].sum()) != expected:
-            # The tokenizer's normalisation made a marker out of other characters, or a marker's flags keep it from matching.
-            raise InputError("the tokenizer reads a control token where the text has none", hint="remove such characters from the row")
+            # The tokenizer's normalisation made a marker out of other characters, or a marker's flags keep it from
+            # matching.
+            raise InputError(
+                "the tokenizer reads a control token where the text has none",
+                hint="remove such characters from the row",
+            )
         return ids, offsets[:, 0], offsets[:, 1]
 
     def _piece(self, text: str, begin: int, end: int) -> tuple[Ids, Positions]:
@@ -98,7 +105,8 @@ class _Exact:
         return ids[1:], starts[1:] + begin - len(self._anchor)
 
     def _holds(self, text: str, cut: int, ids: Ids, starts: Positions, stops: Positions) -> bool:
-        """Are the tokens before ``cut`` those of ``text[:cut]`` alone? Markers are walls, so only what follows the last one can differ."""
+        """Are the tokens before ``cut`` those of ``text[:cut]`` alone? Markers are walls, so only what follows the last
+        one can differ."""
         place = int(np.searchsorted(starts, cut))
         if place and stops[place - 1] > cut:
             return False
@@ -134,11 +142,13 @@ def _unknown_id(spec: dict[str, Any]) -> int | None:
 
 
 class Tokens:
-    """A tokenizer seen from its serialised form (``backend_tokenizer.to_str()``); shares no state with the object it came from."""
+    """A tokenizer seen from its serialised form (``backend_tokenizer.to_str()``); shares no state with the object it
+    came from."""
 
     def __init__(self, serialised: str) -> None:
         spec: dict[str, Any] = json.loads(serialised)
-        # Added special tokens, truncation and padding belong to whoever calls a tokenizer; the template writes all markers itself.
+        # Added special tokens, truncation and padding belong to whoever calls a tokenizer; the template writes all
+        # markers itself.
         spec.update(post_processor=None, truncation=None, padding=None)
         self._spec = spec
         # Nobody can write these into data: they are new in every process. Ids do not depend on them.
@@ -173,7 +183,9 @@ class Tokens:
     def _twin(self) -> _Exact:
         """The tokenizer with all markers renamed, in the list of added tokens and in the vocabulary."""
         spec = dict(self._spec)
-        spec["added_tokens"] = [{**t, "content": self._private.get(t["content"], t["content"])} for t in spec["added_tokens"]]
+        spec["added_tokens"] = [
+            {**t, "content": self._private.get(t["content"], t["content"])} for t in spec["added_tokens"]
+        ]
         model = dict(spec["model"])
         vocab = model["vocab"]
         if isinstance(vocab, dict):
@@ -198,8 +210,8 @@ class Tokens:
     def encode(self, text: str, cuts: Sequence[int], places: Sequence[int], *, hidden: bool) -> Tokenized:
         """Encode ``text`` so that the tokens before each of ``cuts`` are those of the text up to there alone.
 
-        ``cuts`` and ``places`` are character positions, outside of markers and stand-ins. ``hidden`` says that the text has stand-ins.
-        Raises InputError when normalisation would turn ordinary characters into a marker.
+        ``cuts`` and ``places`` are character positions, outside of markers and stand-ins. ``hidden`` says that the text
+        has stand-ins. Raises InputError when normalisation would turn ordinary characters into a marker.
         """
         exact = self._plain
         if hidden:

@@ -66,7 +66,8 @@ def _small(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _require_sound(batch: Any) -> None:
-    """Arrow trusts a file: a damaged offset in it would read memory of something else, or crash. Raises ArrowInvalid for one.
+    """Arrow trusts a file: a damaged offset in it would read memory of something else, or crash. Raises ArrowInvalid
+    for one.
 
     Texts are looked at as bytes: one that is not UTF-8 is the fault of its row alone.
     """
@@ -75,7 +76,8 @@ def _require_sound(batch: Any) -> None:
     for column in batch.columns:
         try:
             plain = column.view(_as_bytes(column.type))
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):  # a type without such a view, dictionaries for one
+        # A type without such a view, dictionaries for one
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
             plain = column
         plain.validate(full=True)
 

@@ -15,11 +15,11 @@ TIMEOUT_S = 10.0
 def load_split(name: str, source: DataSource) -> Any:
     """The split of a hub data set that ``source`` names, as a ``datasets.Dataset``, downloaded or from the cache.
 
-    ``datasets`` has no way left to run a data set's own code, and none is opened here. Without a network it retries for 23 s before it
-    looks into its cache; one short question to the hub decides that here.
+    ``datasets`` has no way left to run a data set's own code, and none is opened here. Without a network it retries for
+    23 s before it looks into its cache; one short question to the hub decides that here.
 
-    Raises :class:`InputError` when there is no such data set, subset, split or access; :class:`EnvironmentFault` when the hub cannot be
-    reached and the cache does not have it.
+    Raises :class:`InputError` when there is no such data set, subset, split or access; :class:`EnvironmentFault` when
+    the hub cannot be reached and the cache does not have it.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -41,10 +41,13 @@ def load_split(name: str, source: DataSource) -> Any:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise absent from error
     except (ConnectionError, FileNotFoundError) as error:
-        what = f"cannot reach the hub ({type(unreachable or error).__name__}), and the cache does not have this data set"
+        what = (
+            f"cannot reach the hub ({type(unreachable or error).__name__}), and the cache does not have this data set"
+        )
         hint = "give a local file, or download it where there is a network"
         raise EnvironmentFault(Problem(what, file=name, hint=hint)) from error
-    except (ValueError, RuntimeError) as error:  # an unknown split, a choice of configurations, a data set that is a program
+    # An unknown split, a choice of configurations, a data set that is a program
+    except (ValueError, RuntimeError) as error:
         raise InputError(Problem(clip(str(error), 300), file=name)) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before

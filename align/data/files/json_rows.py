@@ -1,7 +1,9 @@
-"""Rows of JSON texts: one object a line, which is read fast and goes on behind a faulty line, and the other ways in which files hold them.
+"""Rows of JSON texts: one object a line, which is read fast and goes on behind a faulty line, and the other ways in
+which files hold them.
 
-Those are an array of objects, objects one after another (pretty-printed, or with nothing between them), and one object in which the rows
-stand somewhere (``rows: data``). Their syntax errors end the reading: it is not known where the next row begins.
+Those are an array of objects, objects one after another (pretty-printed, or with nothing between them), and one object
+in which the rows stand somewhere (``rows: data``). Their syntax errors end the reading: it is not known where the next
+row begins.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def read_lines(path: Path, reading: Reading) -> Iterator[Row]:
     with utf8(path, encoding, mac=mac) as file:
         first = next((line for _, line in numbered(file) if line.strip()), b"")
         other = (
-            None if first.lstrip()[:1] == b"[" and first.rstrip()[-1:] == b"]" and reads_lists(reading.source) else _other_way(first, file)
+            None
+            if first.lstrip()[:1] == b"[" and first.rstrip()[-1:] == b"]" and reads_lists(reading.source)
+            else _other_way(first, file)
         )
     if other:
         reading.told.note(f"{path}: read as {other}, not one object a line")
@@ -62,7 +66,8 @@ SEQUENCE = "objects one after another"
 
 
 def _other_way(line: bytes, file: BinaryIO) -> str | None:
-    """How the file is written whose first line with text is ``line``, judged by it and what follows; None: one object a line."""
+    """How the file is written whose first line with text is ``line``, judged by it and what follows; None: one object a
+    line."""
     if too_long(line):
         return None
     try:
@@ -161,7 +166,9 @@ def _one_after_another(file: BinaryIO, path: Path, reading: Reading) -> Iterator
         try:
             text += incremental.decode(block, ended)
         except UnicodeDecodeError as error:
-            raise InputError(Problem(f"not UTF-8 (byte 0x{error.object[error.start]:02x})", str(path), hint="set `encoding`")) from error
+            raise InputError(
+                Problem(f"not UTF-8 (byte 0x{error.object[error.start]:02x})", str(path), hint="set `encoding`")
+            ) from error
         if not line - 1 and text.startswith("\ufeff"):
             text = text[1:]
 
@@ -185,7 +192,8 @@ def _broken(path: Path, text: str, at: int, what: str, hint: str | None = None, 
 def read_value(path: Path, reading: Reading) -> Iterator[Row]:
     """A ``.json`` file, which is read whole: an array of objects, objects one after another, or one object.
 
-    One object is a row if no rows stand in it. If some could, ``rows`` must say where: ``data``, ``.`` for the object itself.
+    One object is a row if no rows stand in it. If some could, ``rows`` must say where: ``data``, ``.`` for the object
+    itself.
     """
     yield from _Text(path, reading, json_encoding(path, reading)).rows()
 
@@ -220,7 +228,8 @@ class _Text:
             raise self._broken(at, "expected an array of objects, or an object")
 
     def array_rows(self) -> Iterator[Row]:
-        """The elements of the array that the text is. It has no row boundaries to go on from, so a syntax error ends it."""
+        """The elements of the array that the text is. It has no row boundaries to go on from, so a syntax error ends
+        it."""
         _, at = self._next(0)
         end = yield from self._array(at)
         character, at = self._next(end)
@@ -248,7 +257,9 @@ class _Text:
             if comma:
                 character, at = self._next(at + 1)
             if comma == (character == "]"):
-                raise self._broken(at, "invalid JSON (col {col})", "expected a comma and an object, or the closing bracket")
+                raise self._broken(
+                    at, "invalid JSON (col {col})", "expected a comma and an object, or the closing bracket"
+                )
         return at + 1
 
     def _inside(self, value: Any, at: int) -> Iterator[Row]:
@@ -279,7 +290,9 @@ class _Text:
             line = self._text.count("\n", 0, start) + 1
             if not fault:
                 value = value if "id" in value else {"id": key, **value}
-            yield from _checked(value, fault, self._text[start : min(end, start + 800)], line, self._path, self._reading)
+            yield from _checked(
+                value, fault, self._text[start : min(end, start + 800)], line, self._path, self._reading
+            )
 
     def _position(self, place: str, at: int) -> int:
         """Where the value of ``a.b`` begins, in the object at ``at``."""
@@ -289,7 +302,9 @@ class _Text:
                 raise self._broken(at, f"`rows: {place}`: {'.'.join(done)} is no object")
             found = {key: start for key, start in self._members(at)}
             if name not in found:
-                raise self._broken(at, f"`rows: {place}`: there is no {name}", f"there are {', '.join(list(found)[:10])}")
+                raise self._broken(
+                    at, f"`rows: {place}`: there is no {name}", f"there are {', '.join(list(found)[:10])}"
+                )
             done.append(name)
             at = found[name]
         return at
@@ -328,10 +343,11 @@ _NAMED = 8
 
 
 def _places(value: Any) -> list[str]:
-    """Where in an object rows could stand, however deep: lists of objects, the longest first, then objects of objects, the largest first.
+    """Where in an object rows could stand, however deep: lists of objects, the longest first, then objects of objects,
+    the largest first.
 
-    Inside of rows no rows are looked for: those are lists, and objects whose objects have a key in common. A name with a dot in it is no
-    step of a place.
+    Inside of rows no rows are looked for: those are lists, and objects whose objects have a key in common. A name with
+    a dot in it is no step of a place.
     """
     found: list[tuple[bool, int, str]] = []
     todo = [("", value)]
@@ -358,10 +374,14 @@ def _whole(path: Path, encoding: str) -> str:
     with utf8(path, encoding) as file:
         data = file.read(JSON_LIMIT + 1)
     if len(data) > JSON_LIMIT:
-        raise InputError(Problem(f"larger than {JSON_LIMIT >> 20} MiB", file=str(path), hint="store many rows as .jsonl"))
+        raise InputError(
+            Problem(f"larger than {JSON_LIMIT >> 20} MiB", file=str(path), hint="store many rows as .jsonl")
+        )
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         fault = not_utf8(data, error)
-        raise InputError(Problem(fault.what, str(path), data.count(b"\n", 0, error.start) + 1, hint=fault.hint)) from error
+        raise InputError(
+            Problem(fault.what, str(path), data.count(b"\n", 0, error.start) + 1, hint=fault.hint)
+        ) from error

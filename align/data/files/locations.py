@@ -1,4 +1,5 @@
-"""The files that a data source stands for: a file, a folder of files, a folder by splits, what ``datasets`` saved, a stage's result."""
+"""The files that a data source stands for: a file, a folder of files, a folder by splits, what ``datasets`` saved, a
+stage's result."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ READABLE = (*JSON_LINES, ".json", *TEXT_TABLES, ".parquet", *ARROW)
 def data_files(location: Path, source: DataSource, told: Told | None = None) -> list[Path]:
     """The files that ``location`` stands for: itself, or what a folder holds, in the order in which they are read.
 
-    Raises :class:`InputError` when it does not exist, holds nothing that can be read, or ``source`` has keys without effect for it.
+    Raises :class:`InputError` when it does not exist, holds nothing that can be read, or ``source`` has keys without
+    effect for it.
     """
     told = told or Told()
     files = list(_in_folder(location, source, told)) if location.is_dir() else [_checked_file(location)]
@@ -70,9 +72,13 @@ def _in_folder(folder: Path, source: DataSource, told: Told) -> list[Path]:
         raise InputError(Problem("has no effect: no README here declares subsets", file=str(folder), key="subset"))
     if found is None:
         if source.split:
-            raise InputError(Problem("has no effect: the files here are not named by split", file=str(folder), key="split"))
+            raise InputError(
+                Problem("has no effect: the files here are not named by split", file=str(folder), key="split")
+            )
         if not direct:
-            raise InputError(Problem("no data file in this folder", file=str(folder), hint=f"readable are {_readable()}"))
+            raise InputError(
+                Problem("no data file in this folder", file=str(folder), hint=f"readable are {_readable()}")
+            )
         return direct
     if len(found.splits) == 1 and not source.split and not source.subset and not found.declared and direct:
         return direct  # the files are named, but there is nothing to choose from
@@ -80,7 +86,8 @@ def _in_folder(folder: Path, source: DataSource, told: Told) -> list[Path]:
     others = [name for name in found.splits if name != split]
     files = found.splits[split]
     told.note(
-        f"{folder}: split {split}, {len(files)} file{'s' * (len(files) != 1)}" + (f"; not read: {', '.join(others)}" if others else ""),
+        f"{folder}: split {split}, {len(files)} file{'s' * (len(files) != 1)}"
+        + (f"; not read: {', '.join(others)}" if others else ""),
         **({} if source.split else {"split": split}),
     )
     return files
@@ -112,7 +119,9 @@ def _saved(folder: Path, source: DataSource, told: Told) -> list[Path]:
     names = [entry["filename"] for entry in _json(folder / "state.json", "_data_files")]
     files = [folder / name for name in names if Path(name).name == name]
     if len(files) != len(names) or not all(path.is_file() for path in files):
-        raise InputError(Problem("names files that are not beside it", file=str(folder / "state.json"), hint="is the copy whole?"))
+        raise InputError(
+            Problem("names files that are not beside it", file=str(folder / "state.json"), hint="is the copy whole?")
+        )
     return files
 
 
@@ -140,19 +149,32 @@ def _may_have_splits(folder: Path, direct: list[Path]) -> bool:
 
 
 def _by_split(folder: Path, source: DataSource) -> _Splits | None:
-    """The splits of a repository of the hub that was downloaded, found by the rules of ``datasets``; None: all files are one set."""
-    from datasets.data_files import DEFAULT_PATTERNS_ALL, DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+    """The splits of a repository of the hub that was downloaded, found by the rules of ``datasets``; None: all files
+    are one set."""
+    from datasets.data_files import (
+        DEFAULT_PATTERNS_ALL,
+        DataFilesDict,
+        EmptyDatasetError,
+        get_data_patterns,
+        sanitize_patterns,
+    )
 
     base = folder.resolve().as_posix()
     declared = _declared(folder, source)
     try:
         patterns = sanitize_patterns(declared) if declared is not None else get_data_patterns(base)
-        if declared is None and patterns == DEFAULT_PATTERNS_ALL and any(is_readable(path) for path in folder.iterdir()):
+        if (
+            declared is None
+            and patterns == DEFAULT_PATTERNS_ALL
+            and any(is_readable(path) for path in folder.iterdir())
+        ):
             return None
         found = DataFilesDict.from_patterns(patterns, base_path=base)
     except (EmptyDatasetError, FileNotFoundError):
         return None
-    splits = {str(name): sorted(path for path in map(Path, files) if is_readable(path)) for name, files in found.items()}
+    splits = {
+        str(name): sorted(path for path in map(Path, files) if is_readable(path)) for name, files in found.items()
+    }
     splits = {name: [folder / path.relative_to(base) for path in files] for name, files in splits.items() if files}
     return _Splits(splits, declared is not None) if splits else None
 
@@ -167,7 +189,9 @@ def _declared(folder: Path, source: DataSource) -> Any:
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data) if readme.is_file() else {}
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
-        raise InputError(Problem("its header is not what the hub understands", file=str(readme), hint=str(error)[:80])) from error
+        raise InputError(
+            Problem("its header is not what the hub understands", file=str(readme), hint=str(error)[:80])
+        ) from error
     configs = {name: config["data_files"] for name, config in configs.items() if config.get("data_files")}
     if not configs:
         return None

@@ -1,8 +1,8 @@
 """The bytes of a text file: decompressed, as UTF-8, in lines with numbers. Memory is bounded by one line.
 
-Compression follows from the suffix. An encoding that the file itself proves (a byte order mark, the zeros of a JSON text in UTF-16) is
-followed and told; any other than UTF-8 is named by the recipe, or found out by :mod:`align.data.files.tables` for files that
-spreadsheets write.
+Compression follows from the suffix. An encoding that the file itself proves (a byte order mark, the zeros of a JSON
+text in UTF-16) is followed and told; any other than UTF-8 is named by the recipe, or found out by
+:mod:`align.data.files.tables` for files that spreadsheets write.
 """
 
 from __future__ import annotations
@@ -50,25 +50,42 @@ def _zstd(path: Path) -> BinaryIO:
 
 
 def _zip(path: Path) -> BinaryIO:
-    """The one file in an archive. Raises :class:`InputError` when there are several, or it is packed in a way that Python does not know."""
+    """The one file in an archive. Raises :class:`InputError` when there are several, or it is packed in a way that
+    Python does not know."""
     try:
         archive = zipfile.ZipFile(path)
-        names = [entry.filename for entry in archive.infolist() if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")]
+        names = [
+            entry.filename
+            for entry in archive.infolist()
+            if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
+        ]
         if len(names) != 1:
-            raise InputError(Problem(f"holds {len(names)} files; an archive of one file can be read", file=str(path), hint="unpack it"))
+            raise InputError(
+                Problem(
+                    f"holds {len(names)} files; an archive of one file can be read", file=str(path), hint="unpack it"
+                )
+            )
         return cast(BinaryIO, io.BufferedReader(archive.open(names[0])))
     except RuntimeError as error:  # a password, or a compression that Python does not have
         raise InputError(Problem(clip(str(error), 80), file=str(path), hint="unpack it")) from error
-    except (ValueError, struct.error) as error:  # a damaged directory: sizes and places that cannot be, names in no encoding
+    # A damaged directory: sizes and places that cannot be, names in no encoding
+    except (ValueError, struct.error) as error:
         raise zipfile.BadZipFile(str(error)) from error
 
 
-COMPRESSED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd, ".zip": _zip}
+COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+    ".zip": _zip,
+}
 """Suffixes of compressed files, and what opens them for reading bytes."""
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says how a file is written, in lower case, without that of its compression: ``.jsonl`` of ``rows.JSONL.gz``."""
+    """The suffix that says how a file is written, in lower case, without that of its compression: ``.jsonl`` of
+    ``rows.JSONL.gz``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return next((suffix for suffix in reversed(suffixes) if suffix not in COMPRESSED), "")
 
@@ -90,9 +107,13 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with ExitStack() as stack:
                 yield stack.enter_context(opener(path))
         except _BROKEN as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged archive names a place before 0
+            # EINVAL: a damaged archive names a place before 0
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
-            what = f"not readable as {path.suffix.lower()}: {clip(str(error).splitlines()[0] if str(error) else type(error).__name__, 80)}"
+            what = (
+                f"not readable as {path.suffix.lower()}:"
+                f" {clip(str(error).splitlines()[0] if str(error) else type(error).__name__, 80)}"
+            )
             raise InputError(Problem(what, file=str(path), hint="is it whole?")) from error
 
 
@@ -143,7 +164,9 @@ class _Recoded(io.RawIOBase):
                 wrong = error.object[error.start : error.start + 1] if isinstance(error, UnicodeDecodeError) else b""
                 byte = f" (byte 0x{wrong.hex()})" if wrong else ""
                 hint = "set `encoding` to the one that the file has"
-                raise InputError(Problem(f"not {self._encoding}{byte}", str(self._path), self._lines, hint=hint)) from error
+                raise InputError(
+                    Problem(f"not {self._encoding}{byte}", str(self._path), self._lines, hint=hint)
+                ) from error
         if self._mac:
             block = block.replace(b"\r", b"\n")
         self._lines += block.count(b"\n")
@@ -162,12 +185,14 @@ def proved_encoding(head: bytes, *, is_json: bool = False) -> str | None:
         if head.startswith(mark):
             return UTF8 if name == "utf-8-sig" else name
     if is_json and head[:4].count(0) in (2, 3) and any(head[i : i + 1] in b"[{" for i in range(4)):
-        return json.detect_encoding(head)  # a JSON text begins with two ASCII characters, so zeros tell (RFC 4627, section 3)
+        # A JSON text begins with two ASCII characters, so zeros tell (RFC 4627, section 3)
+        return json.detect_encoding(head)
     return None
 
 
 def looks_utf16(head: bytes) -> str | None:
-    """The encoding without a mark that a text with this beginning is likely to have: every second byte of ASCII characters is zero."""
+    """The encoding without a mark that a text with this beginning is likely to have: every second byte of ASCII
+    characters is zero."""
     part = head[:2048]
     for name, zeros, others in (("utf-16-le", part[1::2], part[::2]), ("utf-16-be", part[::2], part[1::2])):
         if len(part) > 3 and zeros.count(0) > len(zeros) // 2 and not others.count(0):
@@ -194,7 +219,8 @@ def is_mac(head: bytes) -> bool:
 
 
 def numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    r"""``(number, line)`` split on ``\n`` only; of a line over the limit its first ``LINE_LIMIT + 1`` bytes, which do not end in ``\n``."""
+    r"""``(number, line)`` split on ``\n`` only; of a line over the limit its first ``LINE_LIMIT + 1`` bytes, which do
+    not end in ``\n``."""
     number = 0
     while line := file.readline(LINE_LIMIT + 1):
         number += 1
@@ -214,7 +240,10 @@ def line_fault(line: bytes) -> Fault | None:
     if too_long(line):
         return Fault(f"line is longer than {LINE_LIMIT >> 20} MiB")
     if (nul := line.find(b"\0")) >= 0:
-        return Fault(f"NUL byte at offset {nul}", hint="was the file cut short by a crash? If it is UTF-16, write `encoding: utf-16-le`")
+        return Fault(
+            f"NUL byte at offset {nul}",
+            hint="was the file cut short by a crash? If it is UTF-16, write `encoding: utf-16-le`",
+        )
     return None
 
 

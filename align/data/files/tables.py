@@ -1,4 +1,5 @@
-"""Rows of text tables: CSV, TSV and what spreadsheets call text. Every cell is a string; a row's line is where it begins."""
+"""Rows of text tables: CSV, TSV and what spreadsheets call text. Every cell is a string; a row's line is where it
+begins."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from align.errors import InputError, Problem
 def read_table(path: Path, reading: Reading) -> Iterator[Row]:
     """The rows below a header.
 
-    Raises :class:`InputError` for a header that names a column twice or has one without a name (the row numbers that pandas writes, and
-    empty columns at the end, are left out and told), and when encoding or separator cannot be told.
+    Raises :class:`InputError` for a header that names a column twice or has one without a name (the row numbers that
+    pandas writes, and empty columns at the end, are left out and told), and when encoding or separator cannot be told.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT))  # csv's own limit of 131,072 characters is a global; only ever raised
+    # Csv's own limit of 131,072 characters is a global; only ever raised
+    csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT))
     spelling = spelling_of(path, reading)
     faults: list[Fault] = []
     with utf8(path, spelling.encoding, mac=spelling.mac) as file:
@@ -73,7 +75,9 @@ def _next_cells(table: Any, faults: list[Fault]) -> list[str] | None:
 class _Header:
     """The columns of a table."""
 
-    def __init__(self, path: Path, number: int, cells: list[str], faults: list[Fault], reading: Reading, separator: str) -> None:
+    def __init__(
+        self, path: Path, number: int, cells: list[str], faults: list[Fault], reading: Reading, separator: str
+    ) -> None:
         self._separator = separator
         names = list(cells)
         while names and not names[-1].strip():  # `a,b,`: spreadsheets write columns that were emptied
@@ -108,5 +112,7 @@ class _Header:
         if any(cells[used:]):
             return Fault(f"{len(cells)} cells, the header has {used}")
         if self._index and not cells[0].strip().lstrip("-").isdigit():
-            return Fault("the first column has no name and holds more than row numbers", hint="give it a name in the header")
+            return Fault(
+                "the first column has no name and holds more than row numbers", hint="give it a name in the header"
+            )
         return dict(zip(self._names, cells[self._index : used], strict=True))

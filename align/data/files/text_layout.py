@@ -1,7 +1,9 @@
-"""How a table in a text file is written, found out from the file: its encoding, what separates its columns, what ends its lines.
+"""How a table in a text file is written, found out from the file: its encoding, what separates its columns, what ends
+its lines.
 
-Spreadsheets write tables in the encoding and with the separator of their country and say neither. What the file proves is followed; a
-guess is only made where one reading fits, and is always told; else the file is refused with the key to write.
+Spreadsheets write tables in the encoding and with the separator of their country and say neither. What the file proves
+is followed; a guess is only made where one reading fits, and is always told; else the file is refused with the key to
+write.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ _ROWS = 50
 """Rows at the beginning that are looked at."""
 
 _WESTERN = frozenset("ÀÁÂÄÅÆÇÈÉÊËÍÎÏÑÒÓÔÖØÙÚÛÜßàáâäåæçèéêëìíîïñòóôöøùúûüœŒ‘’“”„‚×–—…€£§°«»¿¡·•®©™´\xa0")
-r"""What Western European texts have beyond ASCII. Letters are left out that stand where other code pages have a frequent one of theirs
-(``ã õ ý þ ð š ž``, superscripts), so that a file in one of those is refused, not misread. Quotation marks and ``×`` must stand where
-they belong: in cp850 ``„`` is ``ä`` and ``”`` is ``ö``, in cp1251 ``×`` is a letter."""
+r"""What Western European texts have beyond ASCII. Letters are left out that stand where other code pages have a
+frequent one of theirs (``ã õ ý þ ð š ž``, superscripts), so that a file in one of those is refused, not misread.
+Quotation marks and ``×`` must stand where they belong: in cp850 ``„`` is ``ä`` and ``”`` is ``ö``, in cp1251 ``×`` is a
+letter."""
 _CLOSERS = {"„": "“”", "‚": "‘’"}
 """Marks that open a quotation, and those that close it."""
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _LONGEST = 2
-"""Characters beyond ASCII that may stand side by side in a Western text. Whole words of them are Cyrillic, Greek or Chinese."""
+"""Characters beyond ASCII that may stand side by side in a Western text. Whole words of them are Cyrillic, Greek or
+Chinese."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def spelling_of(path: Path, reading: Reading) -> Spelling:
     text = text.replace("\r", "\n") if mac else text
     said = re.match(r'"?sep=(.)"?\r?\n', text)  # Excel's own way to say it
     usual = _USUAL.get(kind_of(path), "")
-    separator = reading.source.separator or (said[1] if said else usual if usual == "\t" else _separator(path, text, len(head) < HEAD))
+    separator = reading.source.separator or (
+        said[1] if said else usual if usual == "\t" else _separator(path, text, len(head) < HEAD)
+    )
     found: dict[str, str] = {}
     words = []
     if not reading.source.encoding and encoding != UTF8:
@@ -81,12 +87,15 @@ def _encoding(path: Path) -> str:
     if proved := proved_encoding(head):
         return proved
     if wide := looks_utf16(head):
-        raise InputError(Problem("looks like UTF-16 without its mark", file=str(path), hint=f"write `encoding: {wide}`"))
+        raise InputError(
+            Problem("looks like UTF-16 without its mark", file=str(path), hint=f"write `encoding: {wide}`")
+        )
     return _narrow_encoding(path)
 
 
 def _narrow_encoding(path: Path) -> str:
-    """UTF-8, or a code page of one byte a character. The whole file is looked at: a first foreign letter may come late."""
+    """UTF-8, or a code page of one byte a character. The whole file is looked at: a first foreign letter may come
+    late."""
     found = _Beyond()
     line = 1
     for block in _pieces(path):
@@ -100,8 +109,8 @@ def _narrow_encoding(path: Path) -> str:
     if foreign is None:
         return "cp1252"
     hint = (
-        "set `encoding` (on the command line `--encoding`) to the one that it has, such as cp1252 (Western Europe), cp1250, cp1251 or "
-        f"gb18030, or save it as UTF-8; what decides is {foreign[0]}"
+        "set `encoding` (on the command line `--encoding`) to the one that it has, such as cp1252 (Western Europe),"
+        f" cp1250, cp1251 or gb18030, or save it as UTF-8; what decides is {foreign[0]}"
     )
     raise InputError(Problem("not UTF-8, and which encoding it has cannot be told", str(path), foreign[1], hint=hint))
 
@@ -137,7 +146,9 @@ class _Beyond:
         for at in range(match.start(), match.end()):
             character = block[at : at + 1].decode("cp1252", "replace")
             if character not in _WESTERN or _misplaced(character, block, at):
-                name = "which is no character of cp1252" if character == "\ufffd" else f"which is `{character}` in cp1252"
+                name = (
+                    "which is no character of cp1252" if character == "\ufffd" else f"which is `{character}` in cp1252"
+                )
                 here = " and does not fit where it stands" if character in _WESTERN else ""
                 what = f"byte 0x{block[at]:02x}, {name}{here}, and another character in other encodings"
                 self.foreign = what, first + block.count(b"\n", 0, at)
@@ -146,19 +157,24 @@ class _Beyond:
                 self._opened.setdefault(character, first + block.count(b"\n", 0, at))
 
     def unclosed(self) -> tuple[str, int] | None:
-        """A quotation mark that opens before a letter and that the file never closes: it is a letter of a DOS code page."""
+        """A quotation mark that opens before a letter and that the file never closes: it is a letter of a DOS code
+        page."""
         for character, line in self._opened.items():
             if not self._codes & set(_CLOSERS[character].encode("cp1252")):
                 code = character.encode("cp1252")[0]
                 return (
-                    f"byte 0x{code:02x}, which is `{character}` in cp1252 and never closed, and another character in other encodings",
+                    (
+                        f"byte 0x{code:02x}, which is `{character}` in cp1252 and never closed, and another character"
+                        " in other encodings"
+                    ),
                     line,
                 )
         return None
 
 
 def _misplaced(character: str, block: bytes, at: int) -> bool:
-    """Is this a character that Western texts have, but not beside these? DOS code pages have letters at the places of quotation marks."""
+    """Is this a character that Western texts have, but not beside these? DOS code pages have letters at the places of
+    quotation marks."""
     before, after = block[max(0, at - 8) : at], block[at + 1 : at + 9]
     if character in _CLOSERS:
         return _is_letter(before[-1:])
@@ -197,7 +213,9 @@ def _separator(path: Path, text: str, whole: bool) -> str:
     tables = {mark: _table(text, mark) for mark in SEPARATORS}
     splitting = [mark for mark, rows in tables.items() if rows and len(rows[0]) > 1]
     if len(splitting) > 1:
-        splitting = [mark for mark in splitting if all(len(row) == len(tables[mark][0]) for row in tables[mark])] or splitting
+        splitting = [
+            mark for mark in splitting if all(len(row) == len(tables[mark][0]) for row in tables[mark])
+        ] or splitting
     if not splitting:
         if kind_of(path) == ".txt":
             hint = 'give each text a row, for example as JSON lines: {"prompt": "..."}'
@@ -205,7 +223,9 @@ def _separator(path: Path, text: str, whole: bool) -> str:
         return ","
     if len(splitting) > 1:
         names = " and ".join(SEPARATORS[mark] for mark in splitting)
-        lines = " or ".join(f"`separator: '{mark}'`".replace("\t", r"\t").replace("'\\t'", '"\\t"') for mark in splitting)
+        lines = " or ".join(
+            f"`separator: '{mark}'`".replace("\t", r"\t").replace("'\\t'", '"\\t"') for mark in splitting
+        )
         raise InputError(Problem(f"{names} could separate the columns", file=str(path), line=1, hint=f"write {lines}"))
     return splitting[0]
 

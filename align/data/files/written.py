@@ -60,7 +60,9 @@ class _Parquet:
         import pyarrow
         import pyarrow.parquet
 
-        texts = [{**row, **{key: json.dumps(row[key], ensure_ascii=False) for key in _AS_TEXT if key in row}} for row in rows]
+        texts = [
+            {**row, **{key: json.dumps(row[key], ensure_ascii=False) for key in _AS_TEXT if key in row}} for row in rows
+        ]
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self._path, _schema(texts[0]))
         table = pyarrow.Table.from_pylist(texts, schema=self._writer.schema)
@@ -75,14 +77,23 @@ class _Parquet:
 
 
 def _schema(row: Row) -> Any:
-    """The Parquet columns for rows like this one, keys that only some rows have included. Where a row lacks a key, a null is written; the
-    reader takes nulls out again."""
+    """The Parquet columns for rows like this one, keys that only some rows have included. Where a row lacks a key, a
+    null is written; the reader takes nulls out again."""
     import pyarrow as pa
 
     text, flag, number = pa.string(), pa.bool_(), pa.float64()
     function = pa.struct({"name": text, "arguments": text})
-    call = pa.struct({"id": text, "type": text, "function": function, "custom": pa.struct({"name": text, "input": text})})
-    message = {"role": text, "content": text, "reasoning": text, "train": flag, "finished": flag, "tool_calls": pa.list_(call)}
+    call = pa.struct(
+        {"id": text, "type": text, "function": function, "custom": pa.struct({"name": text, "input": text})}
+    )
+    message = {
+        "role": text,
+        "content": text,
+        "reasoning": text,
+        "train": flag,
+        "finished": flag,
+        "tool_calls": pa.list_(call),
+    }
     message |= {"name": text, "tool_call_id": text, "metadata": text}
     messages = pa.list_(pa.struct({**message, "sampled": pa.struct({"encoder": text, "ids": pa.list_(pa.int64())})}))
     columns = {
@@ -97,5 +108,9 @@ def _schema(row: Row) -> Any:
         "votes": pa.list_(pa.struct({"chosen": number, "rejected": number})),
         "grades": text,
     }
-    kept = {name: kind for name, kind in columns.items() if name in row or (name in ("margin", "votes") and "rejected" in row)}
+    kept = {
+        name: kind
+        for name, kind in columns.items()
+        if name in row or (name in ("margin", "votes") and "rejected" in row)
+    }
     return pa.schema({**kept, "tools": text, "fields": text, "origin": pa.struct({"source": text, "line": pa.int64()})})

@@ -38,7 +38,9 @@ def _needed(mapping: RowMapping) -> Iterator[tuple[str, Place]]:
     keys = ("messages", "prompt", "completion", "chosen", "rejected", "answers")
     given: list[tuple[str, Any]] = [(key, getattr(mapping, key)) for key in keys]
     if mapping.better is not None:
-        given += [(f"better.{key}", getattr(mapping.better, key)) for key in ("winner", "score", "signed", "ranking", "label")]
+        given += [
+            (f"better.{key}", getattr(mapping.better, key)) for key in ("winner", "score", "signed", "ranking", "label")
+        ]
     for key, value in given:
         for one in value if isinstance(value, list) else [value]:
             found = template(one) if isinstance(one, str) else None

@@ -13,7 +13,8 @@ from align.data.records import Origin
 from align.data.strict_json import as_json
 
 FIELDS_LIMIT = 16_384
-"""Characters of JSON that a record keeps of its row's other columns, in their order. A column that does not fit is left out whole."""
+"""Characters of JSON that a record keeps of its row's other columns, in their order. A column that does not fit is left
+out whole."""
 
 _IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid", "conversation_hash")
 
@@ -34,8 +35,8 @@ def _name(source: str) -> str:
 
 
 def kept(row: Mapping[str, Any], used: Set[str | None]) -> dict[str, Any]:
-    """The columns of a row that are not ``used``, as a record keeps them; of a row that this package wrote those of its source, which were
-    bounded when they were written."""
+    """The columns of a row that are not ``used``, as a record keeps them; of a row that this package wrote those of its
+    source, which were bounded when they were written."""
     columns = other_columns(row, used)
     found: dict[str, Any] = impersonal(columns) if is_own(row) else bounded(columns)
     return found

@@ -31,7 +31,13 @@ COMPLETIONS = (
     "assistant",
 )
 TURNS = ("messages", "conversations", "conversation", "trajectory", "dialogue", "dialog", "chat", "turns", "data")
-PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"), ("query", "response"))
+PAIRS = (
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("input", "output"),
+    ("question", "answer"),
+    ("query", "response"),
+)
 SYSTEMS = ("system", "system_prompt", "system_message", "preamble", "meta_instruction")
 TOOLS = ("tools", "functions", "available_tools", "tool_defs", "function_description")
 REASONING = ("reasoning_content", "reasoning", "thinking", "think", "complex_cot")
@@ -54,7 +60,9 @@ SCORES = (
     ("chosen_rating", "rejected_rating"),
 )
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
-CONTENT = frozenset({"messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "chosen", "input"})
+CONTENT = frozenset(
+    {"messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "chosen", "input"}
+)
 HUMAN = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
 SWITCHES = frozenset({"on", "off", "yes", "no", "true", "false", "none"})
 """What a column of reasoning says where it is a switch."""
@@ -87,16 +95,20 @@ _MEANS = re.compile(
     re.IGNORECASE,
 )
 GRADES = re.compile(r"score|rating|rank|margin|^status$", re.IGNORECASE)
-_VERDICTS = re.compile(r"^(score|rating|reward|resolved|target|correct|is_correct|passed|verified|success)$", re.IGNORECASE)
+_VERDICTS = re.compile(
+    r"^(score|rating|reward|resolved|target|correct|is_correct|passed|verified|success)$", re.IGNORECASE
+)
 _INSIDE = re.compile(r"^(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)$", re.IGNORECASE)
 _INSIDE_TEXT = re.compile(
-    r'"(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)"\s*:\s*([\[{]\s*[^\]}\s]|")', re.IGNORECASE
+    r'"(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)"\s*:\s*([\[{]\s*[^\]}\s]|")',
+    re.IGNORECASE,
 )
 """The same in an object that is written as JSON text."""
 
 
 def columns(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> list[str]:
-    """The row's columns with one of these names, in any case, in the order of the names; without those that are null or empty."""
+    """The row's columns with one of these names, in any case, in the order of the names; without those that are null or
+    empty."""
     by_lower = {name.lower(): name for name in row}
     found = [by_lower[name] for name in names if name in by_lower and by_lower[name] not in without]
     return [name for name in found if empty or row[name] not in (None, "", [], {})]
@@ -108,7 +120,8 @@ def column(row: Row, names: Iterable[str], without: Collection[str] = (), *, emp
 
 
 def reference(row: Row, without: Collection[str] = ()) -> str | None:
-    """The place of the right answer for rewards that check it: the first known name. A boolean label is a verdict, not an answer."""
+    """The place of the right answer for rewards that check it: the first known name. A boolean label is a verdict, not
+    an answer."""
     for name in REFERENCES:
         if name in without or (name not in row and "." not in name):
             continue
@@ -134,7 +147,11 @@ def extraction(rows: Sequence[Row], mapping: RowMapping) -> str | None:
 
 def is_transcript(text: Any) -> bool:
     """Is this a text, and in it a dialogue of Human and Assistant that waits for its answer?"""
-    return isinstance(text, str) and re.match(r"\s*Human:", text) is not None and re.search(r"\n\nAssistant:\s*$", text) is not None
+    return (
+        isinstance(text, str)
+        and re.match(r"\s*Human:", text) is not None
+        and re.search(r"\n\nAssistant:\s*$", text) is not None
+    )
 
 
 def rendered_kind(text: str) -> str | None:
@@ -144,21 +161,32 @@ def rendered_kind(text: str) -> str | None:
 
 def seen(row: Row) -> str:
     """The columns of a row with the types of what stands in them."""
-    parts = [f"{clip(key, 40)} ({type_name(value).removeprefix('a ').removeprefix('an ')})" for key, value in list(row.items())[:12]]
+    parts = [
+        f"{clip(key, 40)} ({type_name(value).removeprefix('a ').removeprefix('an ')})"
+        for key, value in list(row.items())[:12]
+    ]
     return (", ".join(parts) or "it has none") + (", ..." if len(row) > 12 else "")
 
 
 def line_to_write(rows: Sequence[Row]) -> str:
-    """The line of a recipe that would read rows such as these, as far as their columns tell; there is at least one row."""
+    """The line of a recipe that would read rows such as these, as far as their columns tell; there is at least one
+    row."""
     row = rows[0]
     if line := _comparison(rows):
         return line
     texts = [
         key
         for key, value in row.items()
-        if isinstance(value, str) and value.strip() and not value.strip().isdigit() and key.lower() not in ("id", "uuid", "source")
+        if isinstance(value, str)
+        and value.strip()
+        and not value.strip().isdigit()
+        and key.lower() not in ("id", "uuid", "source")
     ]
-    lists = [key for key, value in row.items() if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)]
+    lists = [
+        key
+        for key, value in row.items()
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)
+    ]
     if lists:
         return f"format: {{messages: {lists[0]}}}"
     asked, answered = [*texts, "PLACE", "PLACE"][:2]
@@ -178,8 +206,14 @@ def _comparison(rows: Sequence[Row]) -> str | None:
         return None
     judge = judges[0]
     names = names if judge in of_names else [chr(ord("A") + i) for i in range(len(answers))]
-    ties = [value for value in said[judge] if value.upper() not in names and value.isalpha()] if judge in of_names else []
-    others = [key for key, value in row.items() if key not in (*answers, judge) and isinstance(value, str) and not value.strip().isdigit()]
+    ties = (
+        [value for value in said[judge] if value.upper() not in names and value.isalpha()] if judge in of_names else []
+    )
+    others = [
+        key
+        for key, value in row.items()
+        if key not in (*answers, judge) and isinstance(value, str) and not value.strip().isdigit()
+    ]
     asked = column(row, PROMPTS, answers) or next((key for key in others if row[key].strip()), "PLACE")
     listed, values, equal = (", ".join(map(quoted, texts)) for texts in (answers, names, ties[:3] or ["same"]))
     better = f"{{winner: {quoted(judge)}, values: [{values}], ties: [{equal}]}}"
@@ -187,8 +221,8 @@ def _comparison(rows: Sequence[Row]) -> str | None:
 
 
 def _side_by_side(row: Row) -> tuple[list[str], list[str]]:
-    """Up to four columns with answers, and what people may call these: by names that differ in a letter or a number at their ends, else by
-    names that mean answers."""
+    """Up to four columns with answers, and what people may call these: by names that differ in a letter or a number at
+    their ends, else by names that mean answers."""
     alike: dict[str, list[tuple[str, str]]] = {}
     for key, value in row.items():
         if isinstance(value, str) and (found := _NUMBERED.fullmatch(key)):
@@ -196,7 +230,9 @@ def _side_by_side(row: Row) -> tuple[list[str], list[str]]:
     for columns in alike.values():
         if len(columns) > 1:
             return [key for key, _ in columns[:4]], [name for _, name in columns[:4]]
-    answers = [key for key, value in row.items() if _ANSWERS.search(key) and isinstance(value, str) and len(value.strip()) > 1][:4]
+    answers = [
+        key for key, value in row.items() if _ANSWERS.search(key) and isinstance(value, str) and len(value.strip()) > 1
+    ][:4]
     return answers, [chr(ord("A") + i) for i in range(len(answers))]
 
 
@@ -215,7 +251,17 @@ def _short_values(key: str, rows: Sequence[Row]) -> list[str]:
 
 def quoted(text: str) -> str:
     """A text as YAML needs it inside braces."""
-    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in (
+        "true",
+        "false",
+        "null",
+        "yes",
+        "no",
+        "on",
+        "off",
+        "y",
+        "n",
+    )
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
@@ -232,23 +278,37 @@ def yaml_line(value: Any) -> str:
 
 def only_prompt(mapping: RowMapping) -> bool:
     """Does the mapping read nothing but what is asked?"""
-    return mapping.prompt is not None and not any((mapping.completion, mapping.chosen, mapping.answers, mapping.messages))
+    return mapping.prompt is not None and not any(
+        (mapping.completion, mapping.chosen, mapping.answers, mapping.messages)
+    )
 
 
 def complain_of_comparison(unread: Row, row: Row, want: str) -> None:
-    """Raises :class:`RowError` for a row that would be read as a prompt only, and looks like a comparison or like an answer."""
-    answers = [name for name, value in unread.items() if _ANSWERS.search(name) and isinstance(value, (str, list)) and name != "answer"]
+    """Raises :class:`RowError` for a row that would be read as a prompt only, and looks like a comparison or like an
+    answer."""
+    answers = [
+        name
+        for name, value in unread.items()
+        if _ANSWERS.search(name) and isinstance(value, (str, list)) and name != "answer"
+    ]
     judges = [name for name in unread if _JUDGES.search(name)]
     if judges or len(answers) > 1:
         listed = ", ".join(clip(name, 40) for name in [*answers, *(name for name in judges if name not in answers)][:6])
-        raise _refusal(f"looks like a comparison ({listed}), read as a prompt only; name the format, or say format: prompt{_near(row)}")
+        raise _refusal(
+            f"looks like a comparison ({listed}), read as a prompt only; name the format, or say format:"
+            f" prompt{_near(row)}"
+        )
     if want != "prompt" and answers:
         asked = column(row, PROMPTS) or "prompt"
-        raise _refusal(f"{answers[0]} would stay unread; is it the answer? format: {{prompt: {asked}, completion: {quoted(answers[0])}}}")
+        raise _refusal(
+            f"{answers[0]} would stay unread; is it the answer? format: {{prompt: {asked}, completion:"
+            f" {quoted(answers[0])}}}"
+        )
 
 
 def may_mean(name: str, value: Any) -> bool:
-    """May this column carry meaning, whatever stands in it? For rows that come later: most columns are passed over by their names."""
+    """May this column carry meaning, whatever stands in it? For rows that come later: most columns are passed over by
+    their names."""
     lower = name.lower()
     named = lower in MEDIA or any(pattern.search(name) for pattern in (_MEANS, _VERDICTS, _JUDGES, _ANSWERS))
     empty = value in (None, "", [], {})  # what will stand there is not known yet
@@ -258,27 +318,37 @@ def may_mean(name: str, value: Any) -> bool:
 def _holds_meaning(value: Any) -> str:
     """The key of an object, also of one that is written as JSON, that carries meaning; "" where there is none."""
     if isinstance(value, Mapping):
-        return next((key for key, item in value.items() if item not in (None, "", [], {}) and _INSIDE.match(str(key))), "")
+        return next(
+            (key for key, item in value.items() if item not in (None, "", [], {}) and _INSIDE.match(str(key))), ""
+        )
     found = _INSIDE_TEXT.search(value) if isinstance(value, str) and value.lstrip().startswith("{") else None
     return found[1] if found else ""
 
 
 def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None:
-    """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was read.
+    """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was
+    read.
 
     ``answers``: all answers are trained on, so that a verdict about them must not be passed over.
     """
     for name, value in unread.items():
         if inside := _holds_meaning(value):
             said = f"{clip(name, 40)}.{inside}"
-            raise _refusal(f"{said} would stay unread; name the format that reads it, or say that it is meant: ignore: [{quoted(name)}]")
+            raise _refusal(
+                f"{said} would stay unread; name the format that reads it, or say that it is meant: ignore:"
+                f" [{quoted(name)}]"
+            )
         if answers and _VERDICTS.match(name) and isinstance(value, (bool, int, float)):
             raise _refusal(
                 f"column {clip(name, 40)} may say which answers are good: `where: {{{name}: ...}}` keeps those, "
                 f"`ignore: [{name}]` says that all are meant",
                 name,
             )
-        if not _MEANS.search(name) or isinstance(value, (dict, float)) or (name.lower() == "label" and not isinstance(value, bool)):
+        if (
+            not _MEANS.search(name)
+            or isinstance(value, (dict, float))
+            or (name.lower() == "label" and not isinstance(value, bool))
+        ):
             continue
         if isinstance(value, str) and value.strip() and any(value in text for text in _texts(row, name)):
             continue

@@ -1,7 +1,8 @@
-"""Finds out how the rows of a source are spelled: the most specific shape first, over the first rows, and never as less than they are.
+"""Finds out how the rows of a source are spelled: the most specific shape first, over the first rows, and never as less
+than they are.
 
-A shape is a named format, or a mapping made for the columns that were found. Where nothing fits, or a column that carries meaning would
-stay unread, the error says what was seen and the line to write.
+A shape is a named format, or a mapping made for the columns that were found. Where nothing fits, or a column that
+carries meaning would stay unread, the error says what was seen and the line to write.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def made(**keys: Any) -> Found:
 
 
 def detect_rows(rows: Sequence[Row], want: str, chosen_by: Collection[str] = ()) -> Found:
-    """The shape of most of the first rows; those of another shape are bad rows. Raises :class:`RowError` when no row has one.
+    """The shape of most of the first rows; those of another shape are bad rows. Raises :class:`RowError` when no row
+    has one.
 
     ``chosen_by`` are columns that ``where`` looks at, so that they are not passed over.
     """
@@ -86,10 +88,18 @@ def _with_the_rest(found: Found, rows: Sequence[Row]) -> Found:
     base: dict[str, Any] | None = None
     if found.mapping is not None:
         base = found.mapping.given()
-        if isinstance(base.get("prompt"), str) and "completion" in base and any(isinstance(row.get("history"), list) for row in rows):
+        if (
+            isinstance(base.get("prompt"), str)
+            and "completion" in base
+            and any(isinstance(row.get("history"), list) for row in rows)
+        ):
             more["prompt"] = ["history", base["prompt"]]
-        more = {key: value for key, value in more.items() if key == "prompt" or key not in base or isinstance(value, list)}
-    elif found.name in ("messages", "sharegpt") and not any("completion" in row and "messages" not in row for row in rows):
+        more = {
+            key: value for key, value in more.items() if key == "prompt" or key not in base or isinstance(value, list)
+        }
+    elif found.name in ("messages", "sharegpt") and not any(
+        "completion" in row and "messages" not in row for row in rows
+    ):
         base = {"messages": "messages" if found.name == "messages" else "conversations"}
         base |= {key: key for key in ("system", "tools") if key not in more and any(row.get(key) for row in rows)}
     return made(**{**base, **more}) if base is not None and more else found
@@ -149,7 +159,9 @@ def _cut_at_speakers(row: Row, has: set[str], found: Found) -> Found:
             given = {"chosen": "chosen", "rejected": "rejected"}
         elif found.name not in _PARTS:
             raise Refusal(f"the text in {column} is a dialogue: say with `dialogue` how it is cut into turns", column)
-        given |= {key: key for key in parts if key != "label"} | {"prompt": column} | _besides(row, {str(column), *parts})
+        given |= (
+            {key: key for key in parts if key != "label"} | {"prompt": column} | _besides(row, {str(column), *parts})
+        )
         if "label" in parts:
             given["better"] = {"label": "label"}
     return made(**{**given, "dialogue": column_names.HUMAN})
@@ -197,7 +209,9 @@ def _refused(row: Row, has: set[str]) -> None:
     if isinstance(label, str) and isinstance(row.get("input"), str) and re.search(r"Step 1:.*[+-]\s*(\n|$)", label):
         raise Refusal("has labels of the steps of one answer, not answers to compare", "label")
     if {"custom_id", "response"} <= has and not has & {"body", "request"}:
-        raise Refusal("holds answers without their questions: `join` them with the file of requests by custom_id", "response")
+        raise Refusal(
+            "holds answers without their questions: `join` them with the file of requests by custom_id", "response"
+        )
 
 
 def _only_text(row: Row, has: set[str]) -> None:
@@ -206,7 +220,9 @@ def _only_text(row: Row, has: set[str]) -> None:
         if kind:
             named = column_names.CUT_BY.get(kind)
             cut = f"`format: {named}` cuts it" if named else "cut it with `dialogue`"
-            raise Refusal(f"is text that was rendered with another template ({kind}): give the messages, or {cut}", "text")
+            raise Refusal(
+                f"is text that was rendered with another template ({kind}): give the messages, or {cut}", "text"
+            )
         raise Refusal("is plain text, without a question and an answer: pre-training data", "text")
 
 
@@ -235,7 +251,11 @@ def _pairs(row: Row, has: set[str]) -> Found | None:
         column = column or column_names.column(row, column_names.PROMPTS)
         if column is not None:
             return made(
-                prompt=column, chosen="chosen", rejected="rejected", system=column_names.column(row, column_names.SYSTEMS), better=better
+                prompt=column,
+                chosen="chosen",
+                rejected="rejected",
+                system=column_names.column(row, column_names.SYSTEMS),
+                better=better,
             )
     return Found("preference")
 
@@ -250,7 +270,10 @@ def _labelled(row: Row, has: set[str]) -> Found | None:
         return None
     if has & {"messages", "conversations"} or {"prompt", "completion"} <= has:
         return Found("unpaired")
-    prompt, completion = column_names.column(row, column_names.PROMPTS), column_names.column(row, column_names.COMPLETIONS)
+    prompt, completion = (
+        column_names.column(row, column_names.PROMPTS),
+        column_names.column(row, column_names.COMPLETIONS),
+    )
     if prompt and completion and isinstance(label, bool):
         return made(prompt=prompt, completion=completion, better={"label": "label"})
     return None
@@ -333,7 +356,11 @@ def _flat(row: Row, has: set[str], want: str) -> Found | None:
     answer = column_names.reference(row, {prompt})
     completions = [name for name in column_names.columns(row, column_names.COMPLETIONS) if name != prompt]
     if lower in column_names.PROBLEMS:  # `answer` is what a checker compares with, not what the model shall say
-        completions = [name for name in column_names.columns(row, (*column_names.COMPLETIONS, "solution")) if name.lower() != "answer"]
+        completions = [
+            name
+            for name in column_names.columns(row, (*column_names.COMPLETIONS, "solution"))
+            if name.lower() != "answer"
+        ]
     if want == "prompt":
         if prompt == "prompt" and answer is None and not column_names.is_transcript(row[prompt]):
             return Found("prompt")
@@ -348,13 +375,23 @@ def _flat(row: Row, has: set[str], want: str) -> Found | None:
         return Found("prompt") if prompt == "prompt" else None
     if len(completions) > 1:
         choices = " or ".join(f"{{prompt: {prompt}, completion: {name}}}" for name in completions[:3])
-        raise RowError(f"has several columns that may be the answer ({', '.join(completions[:4])}); say which: format: {choices}")
+        raise RowError(
+            f"has several columns that may be the answer ({', '.join(completions[:4])}); say which: format: {choices}"
+        )
     besides = _besides(row, {prompt, *completions})
-    asked: Any = ["history", prompt] if "history" in row and isinstance(row.get("history"), (list, type(None))) else prompt
+    asked: Any = (
+        ["history", prompt] if "history" in row and isinstance(row.get("history"), (list, type(None))) else prompt
+    )
     thought = column_names.column(row, column_names.REASONING)
     if thought is not None and str(row[thought]).strip().lower() in column_names.SWITCHES:
         thought = None  # a switch of the template, and no thought
-    return made(prompt=asked, completion=completions[0], reasoning=thought, answer=answer if answer not in completions else None, **besides)
+    return made(
+        prompt=asked,
+        completion=completions[0],
+        reasoning=thought,
+        answer=answer if answer not in completions else None,
+        **besides,
+    )
 
 
 def _complain(rows: Sequence[Row], found: Found, want: str, chosen_by: Collection[str]) -> None:
@@ -371,7 +408,10 @@ def complain_of_unread(row: Row, found: Found, want: str, read: Collection[str])
     unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
     for name in unread:
         if name.lower() in column_names.MEDIA:
-            raise Refusal(f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without", name)
+            raise Refusal(
+                f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without",
+                name,
+            )
     bare = found.name == "prompt" or (found.name == "alpaca" and not row.get("output") and not row.get("chosen"))
     if bare or (found.mapping is not None and column_names.only_prompt(found.mapping)):
         column_names.complain_of_comparison(unread, row, want)

@@ -26,16 +26,22 @@ class Format:
 FORMATS: dict[str, Format] = {
     "messages": Format(named_formats.messages, frozenset({"messages", "prompt", "completion", "tools", "system"})),
     "unpaired": Format(
-        named_formats.unpaired, frozenset({"messages", "conversations", "prompt", "completion", "label", "tools", "system"})
+        named_formats.unpaired,
+        frozenset({"messages", "conversations", "prompt", "completion", "label", "tools", "system"}),
     ),
-    "graded": Format(named_formats.graded, frozenset({"messages", "prompt", "completion", "grades", "tools", "system"})),
+    "graded": Format(
+        named_formats.graded, frozenset({"messages", "prompt", "completion", "grades", "tools", "system"})
+    ),
     "preference": Format(named_formats.preference, FORM_KEYS),
     "prompt": Format(named_formats.prompt, frozenset({"prompt", "tools", "system"}), "prompt"),
     "alpaca": Format(
-        named_formats.alpaca, frozenset({"instruction", "input", "output", "history", "system", "chosen", "rejected", "margin"})
+        named_formats.alpaca,
+        frozenset({"instruction", "input", "output", "history", "system", "chosen", "rejected", "margin"}),
     ),
     "sharegpt": Format(
-        named_formats.sharegpt, frozenset({"conversations", "system", "tools", "chosen", "rejected", "margin"}), "conversations"
+        named_formats.sharegpt,
+        frozenset({"conversations", "system", "tools", "chosen", "rejected", "margin"}),
+        "conversations",
     ),
     "hh_rlhf": Format(named_formats.hh_rlhf, frozenset({"chosen", "rejected"})),
     "ultrafeedback": Format(named_formats.ultrafeedback, FORM_KEYS | {"instruction", "completions", "models"}),

@@ -1,15 +1,15 @@
-"""Foreign row formats, and where they end: every row becomes a conversation, a preference, a
-labelled or graded answer or a prompt, or is refused with a reason.
+"""From a row of any format to a conversation, a preference, a labelled or graded answer or a prompt, or a refusal.
 
-A format is a function from a row to a dictionary in one of five *forms*; :func:`record_of` checks it and makes the record:
+A format is a function from a row to a dictionary in one of five *forms*; :func:`record_of` makes the record of it:
 
     {"messages": [...]}                                   a conversation, or a prompt if the user speaks last
     {"prompt": ..., "chosen": ..., "rejected": ...}       a preference; "margin" and "votes" may be there
-    {"prompt": ..., "completion": ..., "label": ...}      a labelled answer; or "messages" (the last is judged) and "label"
+    {"prompt": ..., "completion": ..., "label": ...}      a labelled answer; or "messages" and "label", of the last
     {"prompt": ..., "completion": ..., "grades": {...}}   a graded answer, numbers by name; or "messages" and "grades"
     {"prompt": ...}                                       a prompt
 
-Each may have "id", "tools" and "system". A user's own format is such a function too, named as ``package.module:function``.
+Each may have "id", "tools" and "system". A user's own format is such a function too, named as
+``package.module:function``.
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ _Choosing = Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
 class Converter:
     """A row, or rows that belong together -> records: one; or, with groups, trees or a user's own format, any number.
 
-    Raises :class:`RowError` for a row that cannot be used, and :class:`~align.data.mapping.better.LeftOut`, which is one, for a
-    sound row that gives no record.
+    Raises :class:`RowError` for a row that cannot be used, and :class:`~align.data.mapping.better.LeftOut`, which is
+    one, for a sound row that gives no record.
     """
 
     def __init__(self, source: DataSource, want: Want) -> None:
         self.format: str | None = None
-        """The format's name, or the mapping as a recipe says it; found at the first rows when the source does not name it."""
+        """The format's name, or the mapping as a recipe says it; found at the first rows when the source does not name
+        it."""
         self._want = want
         self._ignored = frozenset(getattr(source, "ignore", ()))
         reading = source.reading
@@ -101,7 +102,8 @@ class Converter:
         """What a report should mention of the source."""
         self._source = source
         self._labelled: tuple[Converter, Converter] | None = None
-        """Of labelled answers that are to be compared: what reads them, to find a row's prompt and to make its record."""
+        """Of labelled answers that are to be compared: what reads them, to find a row's prompt and to make its
+        record."""
         self.aside: list[tuple[Row, RowError]] = []
         """Rows of groups that their groups did without, and why; whoever converts takes them."""
         self._detected: Found | None = None
@@ -114,7 +116,11 @@ class Converter:
         if self._own:
             self.format = source.own_format
         elif isinstance(source.reading, RowMapping):
-            self._use(Found(yaml_line(source.reading.model_dump(mode="json", by_alias=True, exclude_unset=True)), source.reading))
+            self._use(
+                Found(
+                    yaml_line(source.reading.model_dump(mode="json", by_alias=True, exclude_unset=True)), source.reading
+                )
+            )
         elif source.reading is not None:
             self._use(Found(source.reading))
 
@@ -129,25 +135,30 @@ class Converter:
         return self._labelled is not None
 
     def means(self, want: Want) -> bool:
-        """Is this what a mapping is for? One with answers to compare could also give their prompt, and nobody who writes it means that."""
+        """Is this what a mapping is for? One with answers to compare could also give their prompt, and nobody who
+        writes it means that."""
         kinds = [kinds_of(mapped.mapping) for _, mapped in self._parts]
         return not kinds or any(want in kind for kind in kinds)
 
     @property
     def undecided(self) -> bool:
-        """Is the format still to be found, or a mapping to be compared with the columns? :meth:`decide` does it, from the first rows."""
+        """Is the format still to be found, or a mapping to be compared with the columns? :meth:`decide` does it, from
+        the first rows."""
         return self.format is None or self._unchecked is not None
 
     def decide(self, rows: Sequence[Row]) -> None:
         """Find the format, or look whether the columns of a mapping are there.
 
-        Raises :class:`InputError` where they are not, where no format fits, or where one would leave unread what carries meaning.
+        Raises :class:`InputError` where they are not, where no format fits, or where one would leave unread what
+        carries meaning.
         """
         if self._unchecked is not None:
             require_columns(self._unchecked, [row.value for row in rows], self._source.path)
             self._unchecked = None
             return
-        values = [{key: item for key, item in without_own(row.value).items() if key not in self._ignored} for row in rows]
+        values = [
+            {key: item for key, item in without_own(row.value).items() if key not in self._ignored} for row in rows
+        ]
         try:
             found = detect_rows(values, self._want, self._chosen_by)
         except RowError as error:
@@ -166,13 +177,26 @@ class Converter:
             self._core = FORMATS[found.name]
             self._pair_labels(found)
             return
-        wants = {"prompts": self._want == "prompt", "labelled": self._want == "unpaired", "graded": self._want == "graded"}
+        wants = {
+            "prompts": self._want == "prompt",
+            "labelled": self._want == "unpaired",
+            "graded": self._want == "graded",
+        }
         options = {**wants, "compared": self._want in ("preference", "unpaired")}
         code = code_of(found)
         self._parts = [(where, MappedRows(mapping, code=code, **options)) for where, mapping in parts_of(found)]
-        if self._want not in ("graded", "prompt") and found.mapping is not None and found.mapping.grades and found.mapping.better:
+        if (
+            self._want not in ("graded", "prompt")
+            and found.mapping is not None
+            and found.mapping.grades
+            and found.mapping.better
+        ):
             hint = "a `reward` stage with `grades` learns from them"
-            raise InputError(Problem("`grades` have no effect: here answers are compared or labelled", file=self._source.path, hint=hint))
+            raise InputError(
+                Problem(
+                    "`grades` have no effect: here answers are compared or labelled", file=self._source.path, hint=hint
+                )
+            )
         self._pair_labels(found)
         if found.name in PRESETS and PRESETS[found.name].test_set and TEST_SET not in self.remarks:
             self.remarks.append(TEST_SET)
@@ -201,9 +225,11 @@ class Converter:
     def units(
         self, rows: Iterator[Row], chosen: Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
     ) -> Iterator[Row | Group]:
-        """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those that are ``chosen``.
+        """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those
+        that are ``chosen``.
 
-        ``chosen`` gets rows and what finds a row's place among the others, and leaves out those for which that raises RowError.
+        ``chosen`` gets rows and what finds a row's place among the others, and leaves out those for which that raises
+        RowError.
         """
         first = next(rows, None)  # the format is found before the first row is given
         grouped = [mapped for _, mapped in self._parts if mapped.grouped]
@@ -268,7 +294,8 @@ class Converter:
         return (narrow(record, self._want, good=self._good),)
 
     def _watch(self, row: Mapping[str, Any], found: Found) -> None:
-        """Raises RowError for a column that carries meaning, is not read, and was not there in the rows by which the format was found."""
+        """Raises RowError for a column that carries meaning, is not read, and was not there in the rows by which the
+        format was found."""
         keys = tuple(row)
         known = self._watched.get(keys)
         if known is None:
@@ -284,7 +311,11 @@ class Converter:
         read = self._core.columns if self._core else set().union(*(mapped.columns(row) for _, mapped in self._parts))
         for name in sorted(_MEDIA & row.keys()):
             if row[name] and name not in read and name not in self._ignored:
-                raise RowError(f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without", name)
+                raise RowError(
+                    f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does"
+                    " without",
+                    name,
+                )
 
     def _mapped(self, unit: Row | Group, row: Row) -> tuple[Record, ...]:
         _, mapped = self._part(row)
@@ -316,14 +347,20 @@ class Converter:
         id_column, id = id_of(row.value, row.origin)
         used = mapped.columns(row.value)
         fields = kept(row.value, used | {id_column})
-        column = "messages" if mapped.mapping.messages is not None or mapped.mapping.completion is not None else "prompt"
+        column = (
+            "messages" if mapped.mapping.messages is not None or mapped.mapping.completion is not None else "prompt"
+        )
         records = []
         for number, form in enumerate(forms, 1):
             own = str(form.get("id") or id) if len(forms) == 1 else f"{form.get('id') or id}#{number}"
             if form.get("answer") is not None and (answer := as_json(form["answer"])) is not None:
                 fields = {**fields, "answer": answer[0]}
             record = record_of(form, row.origin, id=own, fields=fields, column=column, note=self._note)
-            if self._want == "prompt" and isinstance(record, Prompt) and holds_answer(record.prompt[-1]["content"], fields.get("answer")):
+            if (
+                self._want == "prompt"
+                and isinstance(record, Prompt)
+                and holds_answer(record.prompt[-1]["content"], fields.get("answer"))
+            ):
                 self._note(PASTED)
             records.append(narrow(record, self._want, good=self._good))
         return tuple(records)
@@ -335,7 +372,9 @@ class Converter:
         id_column, id = id_of(form, row.origin)
         if id_column is None:
             id = id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
-        fields = bounded({key: item for key, item in form.items() if key not in FORM_KEYS | own_votes(form) and key != id_column})
+        fields = bounded(
+            {key: item for key, item in form.items() if key not in FORM_KEYS | own_votes(form) and key != id_column}
+        )
         if isinstance(form.get("label"), bool):  # any other label is a column of the row
             fields.pop("label", None)
         else:
@@ -346,8 +385,9 @@ class Converter:
 def converter(source: DataSource, want: Want) -> Converter:
     """The function from a row of ``source`` to records of the type that a stage wants.
 
-    A preference also serves as a conversation (prompt and chosen answer) and as a prompt; a conversation also serves as a prompt, without
-    its last message. Raises :class:`InputError` when a user's own format cannot be imported, or the first row's format is not known.
+    A preference also serves as a conversation (prompt and chosen answer) and as a prompt; a conversation also serves as
+    a prompt, without its last message. Raises :class:`InputError` when a user's own format cannot be imported, or the
+    first row's format is not known.
     """
     return Converter(source, want)
 

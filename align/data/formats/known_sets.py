@@ -1,4 +1,5 @@
-"""What is known of a source by where it comes from: that it is a test set of the field, and what its card says of its licence."""
+"""What is known of a source by where it comes from: that it is a test set of the field, and what its card says of its
+licence."""
 
 from __future__ import annotations
 
@@ -40,8 +41,13 @@ TEST_SET = "a test set of the field: a model that was trained on it must not be 
 
 
 def is_test_set(source: DataSource, location: Path | str) -> bool:
-    """Is this a test set, by its hub id, or by the name of its folder or file (as in the hub's own cache, ``datasets--org--name``)?"""
-    parts = [location] if isinstance(location, str) else [part for part in (*location.parts[:-1], location.name.split(".")[0])]
+    """Is this a test set, by its hub id, or by the name of its folder or file (as in the hub's own cache,
+    ``datasets--org--name``)?"""
+    parts = (
+        [location]
+        if isinstance(location, str)
+        else [part for part in (*location.parts[:-1], location.name.split(".")[0])]
+    )
     for id, splits in TEST_SETS.items():
         names = (id, f"datasets--{id.replace('/', '--')}", f"{id.replace('/', '--')}", id.partition("/")[2])
         if not any(part.lower() == name.lower() for part in parts for name in names):
@@ -54,7 +60,8 @@ def is_test_set(source: DataSource, location: Path | str) -> bool:
 
 
 def card_of(source: DataSource, location: Path | str) -> dict[str, Any]:
-    """What stands at the top of a data set's card: of one on the hub, where the cache on this machine has it, or of a downloaded folder."""
+    """What stands at the top of a data set's card: of one on the hub, where the cache on this machine has it, or of a
+    downloaded folder."""
     if isinstance(location, str):
         from huggingface_hub import try_to_load_from_cache
 

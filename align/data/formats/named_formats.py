@@ -15,7 +15,8 @@ Form = dict[str, Any]
 
 
 def messages(row: Row) -> Form:
-    """TRL's and OpenAI's ``messages``; also TRL's ``prompt`` and ``completion``, of which only the completion is trained on."""
+    """TRL's and OpenAI's ``messages``; also TRL's ``prompt`` and ``completion``, of which only the completion is
+    trained on."""
     if row.get("messages") is not None:
         return {key: row.get(key) for key in ("messages", "tools", "system")}
     if row.get("completion") is None:
@@ -24,12 +25,15 @@ def messages(row: Row) -> Form:
     asked, answer = ([item] if isinstance(item, Mapping) else item for item in (asked, answer))
     before = asked if isinstance(asked, list) else [{"role": "user", "content": text_of(asked, "prompt")}]
     after = answer if isinstance(answer, list) else [{"role": "assistant", "content": text_of(answer, "completion")}]
-    untrained = [{**m, "train": False} if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in before]
+    untrained = [
+        {**m, "train": False} if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in before
+    ]
     return {"messages": [*untrained, *after], "tools": row.get("tools"), "system": row.get("system")}
 
 
 def unpaired(row: Row) -> Form:
-    """TRL's labelled answers: ``prompt``, ``completion`` and ``label``; or LLaMA-Factory's and ms-swift's, messages and ``label``."""
+    """TRL's labelled answers: ``prompt``, ``completion`` and ``label``; or LLaMA-Factory's and ms-swift's, messages and
+    ``label``."""
     form = {key: row.get(key) for key in ("label", "tools", "system")}
     for column in ("messages", "conversations"):
         if row.get(column) is not None:
@@ -46,7 +50,8 @@ def graded(row: Row) -> Form:
 
 
 def preference(row: Row) -> Form:
-    """``chosen`` and ``rejected`` with a ``prompt``, or as whole conversations that begin alike; strings or messages."""
+    """``chosen`` and ``rejected`` with a ``prompt``, or as whole conversations that begin alike; strings or
+    messages."""
     return {key: row.get(key) for key in ("prompt", "chosen", "rejected", "margin", "votes", "tools", "system")}
 
 
@@ -58,7 +63,8 @@ def prompt(row: Row) -> Form:
 
 
 def alpaca(row: Row) -> Form:
-    """``instruction``, ``input`` and ``output``; LLaMA-Factory's ``history``, ``system``, ``chosen`` and ``rejected`` too.
+    """``instruction``, ``input`` and ``output``; LLaMA-Factory's ``history``, ``system``, ``chosen`` and ``rejected``
+    too.
 
     The input follows the instruction after a blank line.
     """
@@ -76,25 +82,37 @@ def alpaca(row: Row) -> Form:
         return {"prompt": turns, **{key: row.get(key) for key in ("chosen", "rejected", "margin", "system")}}
     if row.get("output") is None:
         return {"prompt": turns, "system": row.get("system")}
-    return {"messages": [*turns, {"role": "assistant", "content": text_of(row["output"], "output")}], "system": row.get("system")}
+    return {
+        "messages": [*turns, {"role": "assistant", "content": text_of(row["output"], "output")}],
+        "system": row.get("system"),
+    }
 
 
 def sharegpt(row: Row) -> Form:
-    """``conversations`` of ``{"from": ..., "value": ...}`` turns; with ``chosen`` and ``rejected`` turns they are the prompt."""
+    """``conversations`` of ``{"from": ..., "value": ...}`` turns; with ``chosen`` and ``rejected`` turns they are the
+    prompt."""
     common = {key: row.get(key) for key in ("tools", "system")}
     turns = row.get("conversations")
     if row.get("chosen") is None and row.get("rejected") is None:
         return {"messages": turns, **common}
-    return {"prompt": turns, "chosen": row.get("chosen"), "rejected": row.get("rejected"), "margin": row.get("margin"), **common}
+    return {
+        "prompt": turns,
+        "chosen": row.get("chosen"),
+        "rejected": row.get("rejected"),
+        "margin": row.get("margin"),
+        **common,
+    }
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def hh_rlhf(row: Row) -> Form:
-    r"""Transcripts, ``\n\nHuman: ... \n\nAssistant: ...``, in ``chosen`` and ``rejected``; the prompt is what they share.
+    r"""Transcripts, ``\n\nHuman: ... \n\nAssistant: ...``, in ``chosen`` and ``rejected``; the prompt is what they
+    share.
 
-    Known odd rows: a speaker who has two turns in a row said one thing in two paragraphs; the transcripts may part before the last answer.
+    Known odd rows: a speaker who has two turns in a row said one thing in two paragraphs; the transcripts may part
+    before the last answer.
     """
     return {key: _transcript(text_of(row.get(key), key), key) for key in ("chosen", "rejected")}
 
@@ -114,22 +132,30 @@ def _transcript(text: str, field: str) -> list[Form]:
 
 
 def ultrafeedback(row: Row) -> Form:
-    """The binarised form, which is a preference of whole conversations; or the raw one: the best completion against all worse ones.
+    """The binarised form, which is a preference of whole conversations; or the raw one: the best completion against all
+    worse ones.
 
-    The raw form's ``fine-grained_score`` is used where all completions have it, since some of its ``overall_score`` are 10 for 1
-    (https://github.com/OpenBMB/UltraFeedback/issues/8). Completions as good as the best are left out.
+    The raw form's ``fine-grained_score`` is used where all completions have it, since some of its ``overall_score`` are
+    10 for 1 (https://github.com/OpenBMB/UltraFeedback/issues/8). Completions as good as the best are left out.
     """
     if row.get("completions") is None:
         return preference(row)
     completions = list_of(row["completions"], "completions", "a list of completions")
     if not all(isinstance(item, Mapping) for item in completions):
         raise RowError("expected objects with a response and a score", "completions")
-    key = "fine-grained_score" if all(item.get("fine-grained_score") is not None for item in completions) else "overall_score"
+    key = (
+        "fine-grained_score"
+        if all(item.get("fine-grained_score") is not None for item in completions)
+        else "overall_score"
+    )
     scored = []
     for i, item in enumerate(completions):
         score = item.get(key)
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise RowError("missing" if score is None else f"expected a finite number, found {type_name(score)}", f"completions.{i}.{key}")
+            raise RowError(
+                "missing" if score is None else f"expected a finite number, found {type_name(score)}",
+                f"completions.{i}.{key}",
+            )
         scored.append((score, text_of(item.get("response"), f"completions.{i}.response")))
     best = max(score for score, _ in scored)
     worse = [response for score, response in scored if score < best]

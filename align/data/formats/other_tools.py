@@ -1,10 +1,11 @@
-"""Rows as other tools read them: TRL, LLaMA-Factory, OpenAI's fine-tuning, and the labelled answers that KTO learns from.
+"""Rows as other tools read them: TRL, LLaMA-Factory, OpenAI's fine-tuning, and the labelled answers that KTO learns
+from.
 
-Each shape takes the records that it has a place for. What it cannot say of such a record goes to a note; a record that it cannot say at all
-raises :class:`Unsayable`. Nothing is left out without one or the other.
+Each shape takes the records that it has a place for. What it cannot say of such a record goes to a note; a record that
+it cannot say at all raises :class:`Unsayable`. Nothing is left out without one or the other.
 
-Sources: TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), LLaMA-Factory's data/README.md and its converters,
-OpenAI's guides to supervised, preference and reinforcement fine-tuning.
+Sources: TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), LLaMA-Factory's data/README.md and its
+converters, OpenAI's guides to supervised, preference and reinforcement fine-tuning.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def _numbered(record: Preference) -> Iterator[tuple[str, Messages]]:
 
 
 def trl(record: Record, note: Note) -> Iterator[Row]:
-    """``messages``; ``prompt``, ``chosen``, ``rejected`` and, for its reward trainer, ``margin``; ``prompt``, ``completion``, ``label``; or
-    ``prompt``. All are lists of messages; ``tools`` are JSON text. A pair for each rejected answer."""
+    """``messages``; ``prompt``, ``chosen``, ``rejected`` and, for its reward trainer, ``margin``; ``prompt``,
+    ``completion``, ``label``; or ``prompt``. All are lists of messages; ``tools`` are JSON text. A pair for each
+    rejected answer."""
     tools = {"tools": _json(record.tools)} if record.tools else {}
 
     def said(messages: Messages) -> list[Row]:
@@ -82,7 +84,13 @@ def trl(record: Record, note: Note) -> Iterator[Row]:
             yield {"id": id, "prompt": prompt, "chosen": chosen, "rejected": said(rejected), **margin, **tools}
     elif isinstance(record, Unpaired):
         _only(record, note)
-        yield {"id": record.id, "prompt": said(record.prompt), "completion": said(record.completion), "label": record.label, **tools}
+        yield {
+            "id": record.id,
+            "prompt": said(record.prompt),
+            "completion": said(record.completion),
+            "label": record.label,
+            **tools,
+        }
     else:
         _only(record, note, ("answer",))
         answer = {"answer": record.fields["answer"]} if "answer" in record.fields else {}
@@ -101,7 +109,8 @@ def _trl_message(message: Message, note: Note) -> Row:
 
 
 def kto(record: Record, note: Note) -> Iterator[Row]:
-    """TRL's labelled answers. A preference becomes one answer labelled true, and one labelled false for each rejected answer."""
+    """TRL's labelled answers. A preference becomes one answer labelled true, and one labelled false for each rejected
+    answer."""
     if isinstance(record, Preference):
         _note_comparison(record, note)
         answers = [(True, record.chosen), *((False, rejected) for rejected in record.rejected)]
@@ -117,8 +126,8 @@ def kto(record: Record, note: Note) -> Iterator[Row]:
 
 
 def openai(record: Record, note: Note) -> Iterator[Row]:
-    """``messages`` with ``weight``; ``input``, ``preferred_output`` and ``non_preferred_output``; or ``messages`` that end with the user,
-    beside the right ``answer`` for a grader. A pair for each rejected answer."""
+    """``messages`` with ``weight``; ``input``, ``preferred_output`` and ``non_preferred_output``; or ``messages`` that
+    end with the user, beside the right ``answer`` for a grader. A pair for each rejected answer."""
     tools = {"tools": list(record.tools)} if record.tools else {}
     note(ID)
     if isinstance(record, Conversation):
@@ -127,7 +136,9 @@ def openai(record: Record, note: Note) -> Iterator[Row]:
     elif isinstance(record, Preference):
         _only(record, note)
         _note_comparison(record, note)
-        prompt, chosen = ([_openai_message(message, note) for message in part] for part in (record.prompt, record.chosen))
+        prompt, chosen = (
+            [_openai_message(message, note) for message in part] for part in (record.prompt, record.chosen)
+        )
         for _, rejected in _numbered(record):
             worse = [_openai_message(message, note) for message in rejected]
             yield {"input": {"messages": prompt, **tools}, "preferred_output": chosen, "non_preferred_output": worse}
@@ -165,8 +176,9 @@ def _openai_call(call: Mapping[str, Any]) -> Row:
 
 
 def llama_factory(record: Record, note: Note) -> Iterator[Row]:
-    """ShareGPT's turns, with ``system`` and ``tools`` (JSON text) beside them in every row; ``chosen`` and ``rejected`` turns, a pair for
-    each rejected answer; or a ``label``. :func:`declaration` is the entry of its dataset_info.json that reads them.
+    """ShareGPT's turns, with ``system`` and ``tools`` (JSON text) beside them in every row; ``chosen`` and ``rejected``
+    turns, a pair for each rejected answer; or a ``label``. :func:`declaration` is the entry of its dataset_info.json
+    that reads them.
 
     Its turns take turns: a row in which the user, or several results, follow a result is none for it.
     """

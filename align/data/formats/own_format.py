@@ -13,7 +13,8 @@ from align.data.strict_json import RowError, clip, type_name, unreadable
 
 
 def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list[Mapping[str, Any]]:
-    """The forms that a user's function makes of a row. It may give a form, a record, a list of them, or None to leave the row out."""
+    """The forms that a user's function makes of a row. It may give a form, a record, a list of them, or None to leave
+    the row out."""
     try:
         result = function(dict(row.value))
     except RowError:
@@ -27,7 +28,9 @@ def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list
         if isinstance(item, (Conversation, Preference, Unpaired, Graded, Prompt)):
             item = {**item.fields, **form_of(item)}  # so that a record which a user built is checked like all others
         if not isinstance(item, Mapping):
-            raise RowError(f"{name} returned {type_name(item)}; expected a dictionary, a record, a list of them, or None")
+            raise RowError(
+                f"{name} returned {type_name(item)}; expected a dictionary, a record, a list of them, or None"
+            )
         form = {key: _listed(part) for key, part in item.items()}
         if fault := unreadable(form):
             raise RowError(f"{name} returned a {fault.what}", fault.field)
@@ -36,7 +39,8 @@ def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list
 
 
 def form_of(record: Record) -> dict[str, Any]:
-    """The form of a record (see :mod:`align.data.formats.formats`), which is also how align's own shape spells it; without its ``fields``.
+    """The form of a record (see :mod:`align.data.formats.formats`), which is also how align's own shape spells it;
+    without its ``fields``.
 
     :func:`~align.data.messages.forms.record_of` makes the same record of it again.
     """

@@ -2,11 +2,11 @@
 
     {"id": ..., "messages": [...], "tools": "[...]", "fields": {...}, "origin": {"source": "prefs.csv", "line": 7}}
 
-with ``messages``; or ``prompt``, ``chosen``, ``rejected``, ``margin`` and ``votes``; or ``prompt``, ``completion`` and ``label`` or
-``grades``; or ``prompt`` alone. A row is one of ours by its ``origin``, which says where it came from, whatever happens to the file's
-order. The columns that its source had besides stand under ``fields``, so that none of them can be taken for a part of the record. Tools
-and the arguments of calls are JSON texts, as OpenAI writes arguments: in a table, and in objects that went through one, a null and an
-absent key are the same.
+with ``messages``; or ``prompt``, ``chosen``, ``rejected``, ``margin`` and ``votes``; or ``prompt``, ``completion`` and
+``label`` or ``grades``; or ``prompt`` alone. A row is one of ours by its ``origin``, which says where it came from,
+whatever happens to the file's order. The columns that its source had besides stand under ``fields``, so that none of
+them can be taken for a part of the record. Tools and the arguments of calls are JSON texts, as OpenAI writes arguments:
+in a table, and in objects that went through one, a null and an absent key are the same.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def without_own(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def other_columns(row: Mapping[str, Any], used: Set[str | None]) -> dict[str, Any]:
-    """The columns of a row that are not ``used``; of one of ours, those of its source. Raises :class:`RowError` for damaged ones."""
+    """The columns of a row that are not ``used``; of one of ours, those of its source. Raises :class:`RowError` for
+    damaged ones."""
     rest = {key: value for key, value in row.items() if key not in used}
     if not is_own(row):
         return rest

@@ -1,11 +1,25 @@
-"""Columns about persons, which some public data sets carry: never copied into a record, so never into a sample or a report."""
+"""Columns about persons, which some public data sets carry: never copied into a record, so never into a sample or a
+report."""
 
 from __future__ import annotations
 
 from typing import Any
 
 PERSONAL = frozenset(
-    {"hashed_ip", "ip", "ip_address", "header", "headers", "user_agent", "user_id", "account", "country", "state", "email", "phone"},
+    {
+        "hashed_ip",
+        "ip",
+        "ip_address",
+        "header",
+        "headers",
+        "user_agent",
+        "user_id",
+        "account",
+        "country",
+        "state",
+        "email",
+        "phone",
+    },
 )
 """Names of such columns, at any depth and in any case."""
 

@@ -17,7 +17,11 @@ def unread_grades(rows: Iterable[Row], read: set[str]) -> list[str]:
     for row in rows:
         for name, value in row.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name not in read and column_names.GRADES.search(name) and (number or (isinstance(value, str) and name.lower() == "status")):
+            if (
+                name not in read
+                and column_names.GRADES.search(name)
+                and (number or (isinstance(value, str) and name.lower() == "status"))
+            ):
                 found.setdefault(clip(name, 40), None)
     return list(found)
 

@@ -9,13 +9,17 @@ from align.data.strict_json import RowError
 from align.recipe.rows.mapping import RowMapping
 
 Want = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
-"""The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
+"""The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take
+preferences."""
 
-_LABELLED = "is one answer with a label: such answers are compared within a prompt where a named format or a mapping reads them"
+_LABELLED = (
+    "is one answer with a label: such answers are compared within a prompt where a named format or a mapping reads them"
+)
 _UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
 _NO_GRADES = "has no grades; `format: {prompt: ..., completion: ..., grades: {NAME: PLACE}}` says where they stand"
 _GRADED = (
-    "is one answer with grades: a `reward` stage with `grades` learns from it; to compare answers, use `group` and `better: {score: ...}`"
+    "is one answer with grades: a `reward` stage with `grades` learns from it; to compare answers, use `group` and"
+    " `better: {score: ...}`"
 )
 _WANTED = {
     "preference": "a preference, with chosen and rejected answers",

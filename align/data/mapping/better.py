@@ -30,7 +30,8 @@ Scores = list[float | None]
 
 
 Ballot = dict[tuple[int, int], float]
-"""One judge's votes between answers, by number: ``{(0, 1): 1}`` puts the first before the second, a tie is half a vote for each."""
+"""One judge's votes between answers, by number: ``{(0, 1): 1}`` puts the first before the second, a tie is half a vote
+for each."""
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Judged:
 
 
 def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
-    """The scores of a row's ``count`` answers. Raises :class:`RowError` for a judgement that cannot be read; nothing is guessed."""
+    """The scores of a row's ``count`` answers. Raises :class:`RowError` for a judgement that cannot be read; nothing is
+    guessed."""
     if not count:
         raise LeftOut(NO_ANSWERS)
     if better.winner is not None:
@@ -71,7 +73,9 @@ def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
 def _ballot(scores: Scores) -> Ballot:
     """One judge's scores as votes; what was not scored is not compared."""
     given = [(answer, score) for answer, score in enumerate(scores) if score is not None]
-    return {(a, b): 1.0 if score > lower else 0.5 for a, score in given for b, lower in given if a != b and score >= lower}
+    return {
+        (a, b): 1.0 if score > lower else 0.5 for a, score in given for b, lower in given if a != b and score >= lower
+    }
 
 
 def _scored(row: Mapping[str, Any], better: Better, count: int) -> Judged:
@@ -108,7 +112,8 @@ def said_at(row: Mapping[str, Any], where: str) -> Any:
 
 
 def number(value: Any, field: str) -> float | None:
-    """A finite number, also one that a cell spells; None for null, an empty cell, and N/A. Raises :class:`RowError` for anything else."""
+    """A finite number, also one that a cell spells; None for null, an empty cell, and N/A. Raises :class:`RowError` for
+    anything else."""
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "na", "nan", "null", "none")):
         return None
     if isinstance(value, float) and math.isnan(value):
@@ -126,7 +131,8 @@ def number(value: Any, field: str) -> float | None:
 
 
 def spelled(value: Any) -> str:
-    """A value as people write it: case and outer blanks do not count; 1.0 is 1, as a number and as the text of a table's cell."""
+    """A value as people write it: case and outer blanks do not count; 1.0 is 1, as a number and as the text of a
+    table's cell."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value).strip().lower()
@@ -187,7 +193,11 @@ def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
     places: list[list[float]] = [[] for _ in names]
     ballots: list[Ballot] = []
     for ranking in rankings:
-        steps = [step.split("=") for step in ranking.split(">")] if isinstance(ranking, str) else [[step] for step in ranking]
+        steps = (
+            [step.split("=") for step in ranking.split(">")]
+            if isinstance(ranking, str)
+            else [[step] for step in ranking]
+        )
         at = 0
         own: Scores = [None] * count
         for step in steps:
@@ -216,7 +226,8 @@ def _unranked(one: Any, better: Better, count: int, *, text: bool) -> str:
 
 
 def _names_to_write(key: str, said: Any, count: int) -> str:
-    """The key of a recipe that would say what answers are called, with the rest of the series that ``said`` belongs to, if it is known."""
+    """The key of a recipe that would say what answers are called, with the rest of the series that ``said`` belongs to,
+    if it is known."""
     for series in _SERIES:
         if spelled(said) in [spelled(name) for name in series[:count]]:
             return f"`{key}: [{', '.join(map(str, series[:count]))}]`"
@@ -244,7 +255,8 @@ class Comparison:
 
 
 def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[Comparison]:
-    """The comparisons that follow from scores, the best answer first. An answer that is as good as the best one is neither.
+    """The comparisons that follow from scores, the best answer first. An answer that is as good as the best one is
+    neither.
 
     Raises :class:`LeftOut` where no answer is better than another.
 
@@ -276,7 +288,8 @@ def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[
 
 
 def agrees(row: Mapping[str, Any], better: Better) -> float | None:
-    """For answers that are chosen and rejected by name: by how much their own scores differ; None where they are not given.
+    """For answers that are chosen and rejected by name: by how much their own scores differ; None where they are not
+    given.
 
     Raises :class:`LeftOut` for equal scores, and :class:`RowError` for scores that say the opposite of the names.
     """

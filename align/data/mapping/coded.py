@@ -1,7 +1,8 @@
-"""Shapes of rows that no mapping can say: each a small function that a preset names, from a row to the columns that its mapping then reads.
+"""Shapes of rows that no mapping can say: each a small function that a preset names, from a row to the columns that its
+mapping then reads.
 
-A function gives ``messages`` (and ``system``, ``tools``) in place of the columns that it reads; all others stay. What it cannot read is a
-:class:`RowError`, and a sound row without an answer is :class:`LeftOut`, as everywhere.
+A function gives ``messages`` (and ``system``, ``tools``) in place of the columns that it reads; all others stay. What
+it cannot read is a :class:`RowError`, and a sound row without an answer is :class:`LeftOut`, as everywhere.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ _PYTHON = {"str": "string", "int": "integer", "float": "number", "bool": "boolea
 
 
 def xlam(row: Row, note: Note) -> dict[str, Any]:
-    """A question, its calls, and tools whose ``parameters`` are ``{name: {type: "str, optional", description, default}}``."""
+    """A question, its calls, and tools whose ``parameters`` are ``{name: {type: "str, optional", description,
+    default}}``."""
     answers = row.get("answers")
     if (isinstance(answers, str) and answers.strip() in ("", "[]")) or answers == []:
         raise LeftOut("has no call")
@@ -96,11 +98,14 @@ _GLAIVE = Dialogue.model_validate(
     {"user": "\n\n\nUSER:", "assistant": "\n\n\nASSISTANT:", "tool": "\n\n\nFUNCTION RESPONSE:", "end": "<|endoftext|>"}
 )
 _SPEAKER = re.compile(r"^\s*(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
-_CALL = re.compile(r"\{\s*\"name\":\s*\"(?P<name>[^\"]+)\"\s*(,\s*\"arguments\":\s*(?P<arguments>.*?))?\s*\}\s*", re.DOTALL)
+_CALL = re.compile(
+    r"\{\s*\"name\":\s*\"(?P<name>[^\"]+)\"\s*(,\s*\"arguments\":\s*(?P<arguments>.*?))?\s*\}\s*", re.DOTALL
+)
 
 
 def glaive(row: Row, note: Note) -> dict[str, Any]:
-    """A system text with the tools in it, and a transcript with ``USER:``, ``ASSISTANT:``, ``FUNCTION RESPONSE:``, ``<functioncall>``."""
+    """A system text with the tools in it, and a transcript with ``USER:``, ``ASSISTANT:``, ``FUNCTION RESPONSE:``,
+    ``<functioncall>``."""
     if row.get("sample") is not None:
         system, _, said = text_of(row["sample"], "sample").partition("USER:")
         said, field = f"USER:{said}", "sample"
@@ -152,7 +157,8 @@ _MOSS = re.compile(r"<\|[^|<>]+\|>:\s?(?P<said>.*?)(<eo[a-z]>)?\s*", re.DOTALL)
 
 
 def moss(row: Row, note: Note) -> dict[str, Any]:
-    """``chat``: ``{turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}}``, each text between marks of its own."""
+    """``chat``: ``{turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}}``, each text between marks of its
+    own."""
     chat = row.get("chat")
     if isinstance(chat, str):
         chat = parse_text(chat, "chat", "expected turns")
@@ -188,12 +194,15 @@ def _unmarked(text: Any, at: str) -> str:
 # Llama 2's and Mistral's [INST]
 
 
-_INST = re.compile(r"(?:<s>)?\s*\[INST\](?P<asked>.*?)\[/INST\](?P<said>.*?)(?P<end></s>|(?=<s>)|(?=\[INST\])|$)", re.DOTALL)
+_INST = re.compile(
+    r"(?:<s>)?\s*\[INST\](?P<asked>.*?)\[/INST\](?P<said>.*?)(?P<end></s>|(?=<s>)|(?=\[INST\])|$)", re.DOTALL
+)
 _SYS = re.compile(r"\s*<<SYS>>(?P<system>.*?)<</SYS>>(?P<asked>.*)", re.DOTALL)
 
 
 def inst(row: Row, note: Note) -> dict[str, Any]:
-    """``text``: ``[INST] question [/INST] answer </s>`` and so on, with a system text in ``<<SYS>>``. No ``</s>``: it was cut."""
+    """``text``: ``[INST] question [/INST] answer </s>`` and so on, with a system text in ``<<SYS>>``. No ``</s>``: it
+    was cut."""
     text = text_of(row.get("text"), "text").strip()
     system, messages, at = None, list[dict[str, Any]](), 0
     while at < len(text) and (match := _INST.match(text, at)):
@@ -201,7 +210,10 @@ def inst(row: Row, note: Note) -> dict[str, Any]:
         if not messages and (head := _SYS.fullmatch(asked)):
             system, asked = head["system"].strip(), head["asked"]
         answer = {"role": "assistant", "content": match["said"].strip()}
-        messages += [{"role": "user", "content": asked.strip()}, answer if match["end"] else {**answer, "finished": False}]
+        messages += [
+            {"role": "user", "content": asked.strip()},
+            answer if match["end"] else {**answer, "finished": False},
+        ]
         at = skip_space(text, match.end())
     if not messages or at < len(text):
         raise RowError("expected [INST] question [/INST] answer", "text")
@@ -211,7 +223,8 @@ def inst(row: Row, note: Note) -> dict[str, Any]:
 
 
 def steps(row: Row, note: Note) -> dict[str, Any]:
-    """Self-Instruct's seeds: an instruction and one of its ``instances``, ``{input, output}``; ``explode`` makes a row of each."""
+    """Self-Instruct's seeds: an instruction and one of its ``instances``, ``{input, output}``; ``explode`` makes a row
+    of each."""
     instance = row.get("instances")
     if isinstance(instance, list):
         (instance,) = list_of(instance, "instances", "a list of instances") if len(instance) == 1 else (None,)

@@ -1,4 +1,5 @@
-"""From answers with scores, or with names that say which is better, to the forms of preferences that follow from them."""
+"""From answers with scores, or with names that say which is better, to the forms of preferences that follow from
+them."""
 
 from __future__ import annotations
 
@@ -41,7 +42,12 @@ class Ballots:
 
 
 def compared(
-    mapping: RowMapping, entries: Sequence[tuple[Any, float | None]], question: Any, common: Form, note: Note, ballots: Ballots
+    mapping: RowMapping,
+    entries: Sequence[tuple[Any, float | None]],
+    question: Any,
+    common: Form,
+    note: Note,
+    ballots: Ballots,
 ) -> list[Form]:
     """A form for each comparison that follows from answers with their scores; None is an answer that nobody scored.
 
@@ -87,7 +93,8 @@ def compared(
 def by_name(mapping: RowMapping, row: Mapping[str, Any], form: Form, *, scored: bool, note: Note) -> list[Form]:
     """The forms of a row whose ``form`` says by name which answers are chosen and which rejected.
 
-    ``scored``: do the answers' own scores decide whether they are compared at all? Raises :class:`LeftOut` where nothing is left.
+    ``scored``: do the answers' own scores decide whether they are compared at all? Raises :class:`LeftOut` where
+    nothing is left.
     """
     gap = judging.agrees(row, mapping.better) if mapping.better is not None and scored else None
     if mapping.margin == "gap" and gap is not None:

@@ -37,7 +37,8 @@ def grades_of(row: Mapping[str, Any], places: Mapping[str, str], count: int) -> 
 
 
 def noted_without(answers: Sequence[tuple[Any, Grades]], note: Note) -> list[tuple[Any, Grades]]:
-    """Those of several answers that somebody graded; the others are counted. Raises :class:`LeftOut` where nobody graded any."""
+    """Those of several answers that somebody graded; the others are counted. Raises :class:`LeftOut` where nobody
+    graded any."""
     kept = [(value, grades) for value, grades in answers if any(grade is not None for grade in grades.values())]
     if not kept:
         raise LeftOut(UNGRADED)

@@ -1,6 +1,7 @@
 """Rows that belong together, brought together: by what they have in common, or as the trees that they form.
 
-They are kept in a temporary SQLite file, so that a source may be larger than memory; what is held here is one group at a time.
+They are kept in a temporary SQLite file, so that a source may be larger than memory; what is held here is one group at
+a time.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ DEEPEST = 10_000
 
 
 def by_key(keyed: Iterable[tuple[str, Row]]) -> Iterator[list[Row]]:
-    """Rows with the same key, in the order in which the keys first come. Raises EnvironmentFault when the disk is full."""
+    """Rows with the same key, in the order in which the keys first come. Raises EnvironmentFault when the disk is
+    full."""
     with Kept() as kept:
         kept.fill((key, None, row) for key, row in keyed)
         kept.connection.execute("CREATE INDEX by_key ON rows (key)")
         for (key,) in kept.connection.execute("SELECT key FROM rows GROUP BY key ORDER BY MIN(number)"):
-            found = kept.connection.execute("SELECT source, line, value FROM rows WHERE key = ? ORDER BY number", (key,))
+            found = kept.connection.execute(
+                "SELECT source, line, value FROM rows WHERE key = ? ORDER BY number", (key,)
+            )
             yield [Row(json.loads(value), Origin(source, line)) for source, line, value in found]
 
 
 def by_parent(nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[tuple[list[Row] | None, list[Row]]]:
-    """``(path, siblings)`` for rows ``(id, parent, row)``: those that answer the same message, and the path from the root to it; None for
-    the path where a message on it is missing. Roots are nobody's answer."""
+    """``(path, siblings)`` for rows ``(id, parent, row)``: those that answer the same message, and the path from the
+    root to it; None for the path where a message on it is missing. Roots are nobody's answer."""
     with Kept() as kept:
         kept.fill(nodes)
         kept.connection.execute("CREATE INDEX by_id ON rows (key)")
@@ -75,7 +79,8 @@ class Kept:
         self.connection.execute("PRAGMA synchronous = OFF")
         self.connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self.connection.execute(
-            "CREATE TABLE rows (number INTEGER PRIMARY KEY, key TEXT, parent TEXT, source TEXT, line INTEGER, value TEXT)"
+            "CREATE TABLE rows (number INTEGER PRIMARY KEY, key TEXT, parent TEXT, source TEXT, line INTEGER, value"
+            " TEXT)"
         )
         return self
 

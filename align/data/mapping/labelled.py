@@ -24,10 +24,11 @@ def key_of_prompt(record: Record) -> str:
 
 
 def paired(answers: Sequence[Unpaired], pairs: str, note: Note) -> tuple[Preference, ...]:
-    """The preferences of labelled answers to one prompt: with ``pairs: each`` one for each good answer, with all bad ones rejected.
+    """The preferences of labelled answers to one prompt: with ``pairs: each`` one for each good answer, with all bad
+    ones rejected.
 
-    An answer that is there several times is one answer, good or bad as most of its labels say. Raises :class:`LeftOut` where all that are
-    left are good, or all bad.
+    An answer that is there several times is one answer, good or bad as most of its labels say. Raises :class:`LeftOut`
+    where all that are left are good, or all bad.
     """
     labels: dict[str, list[bool]] = {}
     first: dict[str, Unpaired] = {}
@@ -50,5 +51,9 @@ def paired(answers: Sequence[Unpaired], pairs: str, note: Note) -> tuple[Prefere
     for one in compare(scores, pairs, None):
         good = kept[one.best][0]
         rejected = tuple(kept[place][0].completion for place in one.worse)
-        found.append(Preference(good.prompt, good.completion, rejected, good.id, good.origin, tools=good.tools, fields=good.fields))
+        found.append(
+            Preference(
+                good.prompt, good.completion, rejected, good.id, good.origin, tools=good.tools, fields=good.fields
+            )
+        )
     return tuple(found)

@@ -76,10 +76,13 @@ class MappedRows(RowParts):
         """What rows of one group have in common."""
         group = self.mapping.group
         where = [group] if isinstance(group, str) else group or []
-        return json.dumps([find_text(row, template(one)) if "{" in one else find(row, one) for one in where], default=str)
+        return json.dumps(
+            [find_text(row, template(one)) if "{" in one else find(row, one) for one in where], default=str
+        )
 
     def forms(self, row: Row, note: Note) -> list[Form]:
-        """The forms of a row that stands for itself. Raises :class:`RowError`, and :class:`LeftOut` for a sound row without a record."""
+        """The forms of a row that stands for itself. Raises :class:`RowError`, and :class:`LeftOut` for a sound row
+        without a record."""
         m = self.mapping
         if self._plain is not None and (form := read_plainly(row, self._plain)) is not None:
             return [form]
@@ -93,7 +96,14 @@ class MappedRows(RowParts):
         if m.tree is not None:
             return list(self._nested(row, m.tree, common, note))
         if m.messages is not None:
-            return [{**common, **self._label(row), **self._ungraded(row), "messages": self._conversation(row, m.messages, note)}]
+            return [
+                {
+                    **common,
+                    **self._label(row),
+                    **self._ungraded(row),
+                    "messages": self._conversation(row, m.messages, note),
+                }
+            ]
         if m.chosen is not None:
             return self._pairs(row, common, note)
         if m.answers is not None and m.better is not None:
@@ -153,7 +163,9 @@ class MappedRows(RowParts):
         merged = [(value, sum(scores[key]) / (1 if votes else len(scores[key]))) for key, value in answers.items()]
         return self._compared(first, list(merged), self._common(first), note, ballots)
 
-    def of_siblings(self, path: Sequence[Row], siblings: Sequence[Row], note: Note, aside: Aside | None = None) -> list[Form]:
+    def of_siblings(
+        self, path: Sequence[Row], siblings: Sequence[Row], note: Note, aside: Aside | None = None
+    ) -> list[Form]:
         """The forms of a tree's messages that answer the same one; ``path`` leads to it from the root.
 
         One without a score is put ``aside``, where messages are rows.
@@ -181,7 +193,13 @@ class MappedRows(RowParts):
         """A form for each answer that somebody graded."""
         m = self.mapping
         if m.messages is not None:
-            return [{**common, "messages": self._conversation(row, m.messages, note), "grades": grades_of(row, m.grades, 1)[0]}]
+            return [
+                {
+                    **common,
+                    "messages": self._conversation(row, m.messages, note),
+                    "grades": grades_of(row, m.grades, 1)[0],
+                }
+            ]
         values = [self._read(row, str(m.completion))] if m.completion is not None else self._answers(row)
         if isinstance(m.completion, Constant):
             values = [m.completion.value]
@@ -231,7 +249,9 @@ class MappedRows(RowParts):
         form = {**common, "prompt": self._asked(row), "chosen": chosen, "rejected": rejected}
         return by_name(m, row, form, scored=self._compared_wanted, note=note)
 
-    def _compared(self, row: Row, entries: list[tuple[Any, float | None]], common: Form, note: Note, ballots: Ballots) -> list[Form]:
+    def _compared(
+        self, row: Row, entries: list[tuple[Any, float | None]], common: Form, note: Note, ballots: Ballots
+    ) -> list[Form]:
         """A form for each comparison that follows from scored answers."""
         question = None if self.mapping.weave else common["prompt"] if "prompt" in common else self._asked(row)
         return compared(self.mapping, entries, question, common, note, ballots)

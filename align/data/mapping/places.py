@@ -12,10 +12,11 @@ __all__ = ["Place", "Template", "find", "find_text", "place", "template", "text_
 
 
 def find(row: Mapping[str, Any], where: Place | str) -> Any:
-    """What stands at a place; None where nothing does. ``a[*].b`` gives a list, with None for an item that has no ``b``.
+    """What stands at a place; None where nothing does. ``a[*].b`` gives a list, with None for an item that has no
+    ``b``.
 
-    A column whose whole name is written like the place comes first, so names may have dots, hyphens and brackets. A text on the way that is
-    JSON is gone into. Raises :class:`RowError` where such a text is JSON with a fault.
+    A column whose whole name is written like the place comes first, so names may have dots, hyphens and brackets. A
+    text on the way that is JSON is gone into. Raises :class:`RowError` where such a text is JSON with a fault.
     """
     if isinstance(where, str):
         if where in row:
@@ -44,7 +45,9 @@ def _walk(value: Any, steps: tuple[Any, ...], field: str) -> Any:
             rest = steps[at + 1 :]
             items = value if isinstance(value, list) else []
             if isinstance(step, Only):
-                items = [item for item in items if isinstance(item, Mapping) and _spelled(item.get(step.key)) == step.value]
+                items = [
+                    item for item in items if isinstance(item, Mapping) and _spelled(item.get(step.key)) == step.value
+                ]
                 if rest and isinstance(rest[0], (int, slice)):
                     value, at = items, at + 1
                     continue
@@ -84,8 +87,8 @@ def _spelled(value: Any) -> str:
 def find_text(row: Mapping[str, Any], where: Place | Template) -> str:
     """The text at a place, or a text with places filled in; "" where nothing stands.
 
-    In a text with places an empty place takes the piece before it along (the first place the piece behind it). Raises :class:`RowError`
-    for a value that is no text.
+    In a text with places an empty place takes the piece before it along (the first place the piece behind it). Raises
+    :class:`RowError` for a value that is no text.
     """
     if isinstance(where, Place):
         return text_at(find(row, where), where.text)

@@ -36,7 +36,9 @@ class RowParts:
         code: the function of a preset, which reads the row before the mapping does.
     """
 
-    def __init__(self, mapping: RowMapping, *, prompts: bool = False, graded: bool = False, code: Coded | None = None) -> None:
+    def __init__(
+        self, mapping: RowMapping, *, prompts: bool = False, graded: bool = False, code: Coded | None = None
+    ) -> None:
         self.mapping = mapping
         self.code = code
         self.places = tuple(mapping.places(graded=graded))
@@ -101,7 +103,11 @@ class RowParts:
 
     def _ungraded(self, row: Row) -> Form:
         """Grades where they are not wanted: they tell what the row is."""
-        return {"grades": grades_of(row, self.mapping.grades, 1)[0]} if self.mapping.grades and self.mapping.better is None else {}
+        return (
+            {"grades": grades_of(row, self.mapping.grades, 1)[0]}
+            if self.mapping.grades and self.mapping.better is None
+            else {}
+        )
 
     def _label(self, row: Row) -> Form:
         better = self.mapping.better
@@ -142,7 +148,11 @@ class RowParts:
             value = self._read(row, one)
             if value is None or value == "" or value == []:
                 continue
-            turns += [{"role": "user", "content": value}] if isinstance(value, str) else self._turns(value, one, context=context)
+            turns += (
+                [{"role": "user", "content": value}]
+                if isinstance(value, str)
+                else self._turns(value, one, context=context)
+            )
         if not turns:
             raise RowError("is empty", "prompt")
         return turns
@@ -199,14 +209,24 @@ class RowParts:
         where = "completion" if isinstance(m.completion, Constant) else str(m.completion)
         value = m.completion.value if isinstance(m.completion, Constant) else self._read(row, where)
         if m.better is not None or m.grades:
-            return {**common, **self._label(row), **self._ungraded(row), "prompt": self._asked(row), "completion": value}
+            return {
+                **common,
+                **self._label(row),
+                **self._ungraded(row),
+                "prompt": self._asked(row),
+                "completion": value,
+            }
         if value is None or value in ("", []):
             raise RowError("missing" if value is None else "is empty", where)
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             raise RowError("is a list of texts: several answers? say with `answers` and `better` which is best", where)
         asked = self._asked(row, context=True)
         before = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        after = [{"role": "assistant", "content": value}] if isinstance(value, str) else self._turns(value, where, context=False)
+        after = (
+            [{"role": "assistant", "content": value}]
+            if isinstance(value, str)
+            else self._turns(value, where, context=False)
+        )
         if m.reasoning is not None and (thought := find_text(row, template(m.reasoning))).strip():
             after = [{**after[0], "reasoning": thought}, *after[1:]]
         if isinstance(value, str):
@@ -217,7 +237,8 @@ class RowParts:
 
 
 def read_beside(file: str) -> Any:
-    """What a JSON file holds that a mapping names. Raises :class:`InputError` where there is none, or it is not JSON."""
+    """What a JSON file holds that a mapping names. Raises :class:`InputError` where there is none, or it is not
+    JSON."""
     path = Path(reference_syntax.resolve_beside(file))
     try:
         return parse_text(path.read_text(encoding="utf-8-sig"), "", "expected JSON")

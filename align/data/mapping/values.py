@@ -1,4 +1,5 @@
-"""What stands at the places of a mapping: which places those are, plain columns read the short way, and when two answers are the same."""
+"""What stands at the places of a mapping: which places those are, plain columns read the short way, and when two
+answers are the same."""
 
 from __future__ import annotations
 
@@ -106,7 +107,11 @@ def has_gap(value: Any) -> bool:
 
 def as_rejected(values: list[Any]) -> Any:
     """Several answers as a preference's form has them."""
-    return values[0] if len(values) == 1 and isinstance(values[0], str) else [[one] if isinstance(one, dict) else one for one in values]
+    return (
+        values[0]
+        if len(values) == 1 and isinstance(values[0], str)
+        else [[one] if isinstance(one, dict) else one for one in values]
+    )
 
 
 def is_json_list(text: str) -> bool:
@@ -122,7 +127,11 @@ def turns_in(text: str, where: str) -> Any:
         return None
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]
-    return value if isinstance(value, list) and value and all(isinstance(item, Mapping) and len(item) > 1 for item in value) else None
+    return (
+        value
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) and len(item) > 1 for item in value)
+        else None
+    )
 
 
 def bare(node: Row, tree: TreeAt) -> dict[str, Any]:
@@ -133,7 +142,11 @@ def bare(node: Row, tree: TreeAt) -> dict[str, Any]:
 def answers_of(node: Row, tree: TreeAt) -> list[Any]:
     """The answers to a message of a nested tree; none where there are none."""
     found = node.get(tree.children or "")
-    return dialogue.named(list_of(found, f"{tree.children}", "a list of answers"), None, f"{tree.children}") if found else []
+    return (
+        dialogue.named(list_of(found, f"{tree.children}", "a list of answers"), None, f"{tree.children}")
+        if found
+        else []
+    )
 
 
 def spoken(path: Sequence[Row], tree: TreeAt) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ _SCHEMA = ("object", "string", "number", "integer", "array", "boolean", "null")
 
 
 def tool_calls_of(value: Any, field: str, expected: str = "expected a list of tool calls") -> list[dict[str, Any]]:
-    """Calls in OpenAI's form, with the arguments as an object; a single call counts as a list of one. In data, calls and arguments are
-    often JSON text. In an object of arguments a null is an absent key (tables fill them in); in JSON text it stays.
+    """Calls in OpenAI's form, with the arguments as an object; a single call counts as a list of one. In data, calls
+    and arguments are often JSON text. In an object of arguments a null is an absent key (tables fill them in); in JSON
+    text it stays.
 
     Raises :class:`RowError` for what is not a call, or has no arguments (a call without any has ``{}``).
     """
@@ -60,15 +61,24 @@ def _call(call: Any, at: str) -> dict[str, Any]:
         custom = call["custom"]
         if not isinstance(custom, Mapping):
             raise RowError(f"expected an object, found {type_name(custom)}", f"{at}.custom")
-        return {**own, **custom_call(custom.get("name"), custom.get("input"), f"{at}.custom.name", f"{at}.custom.input")}
+        return {
+            **own,
+            **custom_call(custom.get("name"), custom.get("input"), f"{at}.custom.name", f"{at}.custom.input"),
+        }
     function = call.get("function") or call
     if not isinstance(function, Mapping):
         raise RowError(f"expected an object, found {type_name(function)}", f"{at}.function")
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
         raise RowError("missing" if name is None else "expected a name", f"{at}.name")
-    key = next((key for key in ("arguments", "parameters", "args", "input") if function.get(key) is not None), "arguments")
-    return {**own, "type": "function", "function": {"name": name, "arguments": arguments_of(function.get(key), f"{at}.{key}")}}
+    key = next(
+        (key for key in ("arguments", "parameters", "args", "input") if function.get(key) is not None), "arguments"
+    )
+    return {
+        **own,
+        "type": "function",
+        "function": {"name": name, "arguments": arguments_of(function.get(key), f"{at}.{key}")},
+    }
 
 
 def arguments_of(value: Any, field: str) -> dict[str, Any]:
@@ -96,21 +106,30 @@ def custom_call(name: Any, payload: Any, at_name: str, at_payload: str) -> dict[
 
 def call_turn(given: Mapping[str, Any], field: str) -> list[Message]:
     """ChatGLM3's ``tool`` turn holds a call and its result."""
-    call: Message = {"role": "assistant", "content": "", "tool_calls": [_call({**given, "arguments": given["parameters"]}, field)]}
+    call: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [_call({**given, "arguments": given["parameters"]}, field)],
+    }
     if isinstance(given.get("train", given.get("loss")), (bool, int)) and not given.get("train", given.get("loss")):
         call["train"] = False
     seen = given["observation"]
     return [
         call,
-        {"role": "tool", "content": seen if isinstance(seen, str) else json.dumps(seen, ensure_ascii=False), "name": given["name"]},
+        {
+            "role": "tool",
+            "content": seen if isinstance(seen, str) else json.dumps(seen, ensure_ascii=False),
+            "name": given["name"],
+        },
     ]
 
 
 def tools_of(value: Any, field: str, note: Callable[[str], None] = lambda what: None) -> Tools:
     """Tool descriptions in OpenAI's form, ``{"type": "function", "function": {...}}``.
 
-    Read are also bare functions, Anthropic's ``input_schema``, flat tools of the Responses API, Gemini's ``functionDeclarations``, one tool
-    that is not in a list, and JSON text of any of them. An empty list in any spelling is no tools.
+    Read are also bare functions, Anthropic's ``input_schema``, flat tools of the Responses API, Gemini's
+    ``functionDeclarations``, one tool that is not in a list, and JSON text of any of them. An empty list in any
+    spelling is no tools.
 
     Raises :class:`RowError` for anything else.
     """
@@ -140,7 +159,12 @@ def tools_of(value: Any, field: str, note: Callable[[str], None] = lambda what: 
 
 
 def _tool(tool: Any, at: str, note: Callable[[str], None]) -> dict[str, Any]:
-    if isinstance(tool, dict) and isinstance(tool.get("type"), str) and tool["type"] != "function" and set(tool) <= {"type", tool["type"]}:
+    if (
+        isinstance(tool, dict)
+        and isinstance(tool.get("type"), str)
+        and tool["type"] != "function"
+        and set(tool) <= {"type", tool["type"]}
+    ):
         return tool  # a custom tool; or one that the model knows by its type (GLM-4's python, simple_browser)
     function = tool.get("function") or tool if isinstance(tool, dict) else tool
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

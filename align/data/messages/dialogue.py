@@ -1,4 +1,5 @@
-"""Texts that hold more than one thing: dialogues with the marks of their speakers, lists of turns, and marked pieces inside an answer."""
+"""Texts that hold more than one thing: dialogues with the marks of their speakers, lists of turns, and marked pieces
+inside an answer."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ Turn = dict[str, Any]
 
 
 def cut(text: str, marks: Dialogue, field: str) -> list[Turn]:
-    """The turns of a dialogue in one text. A first piece without a mark is the user's; two turns of one speaker in a row are one message of
-    two paragraphs; an empty last turn of the assistant, which a prompt ends with, is left out.
+    """The turns of a dialogue in one text. A first piece without a mark is the user's; two turns of one speaker in a
+    row are one message of two paragraphs; an empty last turn of the assistant, which a prompt ends with, is left out.
 
     Raises :class:`RowError` for a text without anything.
     """
@@ -84,7 +85,10 @@ def named(items: list[Any], names: Turns | None, field: str, note: Note = quiet)
     found: list[Any] = []
     for item in items:
         if names.pairs:
-            found += [{"role": role, "content": item.get(key)} for role, key in zip(("user", "assistant"), names.pairs, strict=True)]
+            found += [
+                {"role": role, "content": item.get(key)}
+                for role, key in zip(("user", "assistant"), names.pairs, strict=True)
+            ]
             continue
         turn = _renamed(item, names)
         if names.roles.get("system") == [] and speaker(turn) == "system":
@@ -118,7 +122,8 @@ def speaker(turn: Any) -> str | None:
 
 
 def untagged(turns: list[Any], tags: Tags | None, field: str) -> list[Any]:
-    """The assistant's texts with their marked pieces where they belong: thoughts, calls; and results without their marks.
+    """The assistant's texts with their marked pieces where they belong: thoughts, calls; and results without their
+    marks.
 
     Raises :class:`RowError` for a piece that begins and does not end.
     """
@@ -148,7 +153,9 @@ def _take_apart(turn: Turn, key: str, tags: Tags, at: str) -> None:
     if tags.calls:
         calls, text = _pieces(text, tags.calls, at)
         if calls:
-            turn["tool_calls"] = [call for one in calls for call in tool_calls_of(one.strip(), at, "a call must be JSON")]
+            turn["tool_calls"] = [
+                call for one in calls for call in tool_calls_of(one.strip(), at, "a call must be JSON")
+            ]
     for mark in tags.drop:
         text = text.replace(mark, "")
     turn[key] = text.strip() if text != turn[key] else text
@@ -175,7 +182,8 @@ def _without(text: str, marks: list[str], at: str) -> tuple[str, str]:
 
 
 def repaired(turns: list[Any], repair: list[Any], note: Note) -> list[Any]:
-    """Conversations that begin or end on the wrong side, or have two turns of one speaker, mended as the recipe allows; counted."""
+    """Conversations that begin or end on the wrong side, or have two turns of one speaker, mended as the recipe allows;
+    counted."""
     roles = [speaker(turn) for turn in turns]
     start, end = 0, len(turns)
     if "leading_assistant" in repair:
@@ -194,7 +202,12 @@ def repaired(turns: list[Any], repair: list[Any], note: Note) -> list[Any]:
     joined: list[Any] = []
     for turn in turns:
         key = next((key for key in ("content", "value") if isinstance(turn.get(key), str)), None)
-        same = bool(joined) and key is not None and speaker(turn) in ("user", "assistant") and speaker(turn) == speaker(joined[-1])
+        same = (
+            bool(joined)
+            and key is not None
+            and speaker(turn) in ("user", "assistant")
+            and speaker(turn) == speaker(joined[-1])
+        )
         if same and isinstance(joined[-1].get(key), str):
             joined[-1] = {**joined[-1], key: f"{joined[-1][key]}\n\n{turn[key]}"}
             note("two turns of one speaker, joined")

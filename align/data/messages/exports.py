@@ -1,5 +1,5 @@
-"""Read the exports of chat programs into messages. ChatGPT and Open WebUI export a tree of messages, of which one path is the conversation;
-tracers such as LangSmith export the recorded calls of a model."""
+"""Read the exports of chat programs into messages. ChatGPT and Open WebUI export a tree of messages, of which one path
+is the conversation; tracers such as LangSmith export the recorded calls of a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ ERROR = "ended in an error"
 def _path(nodes: Any, leaf: Any, parent: str, field: str) -> list[Mapping[str, Any]]:
     """The nodes from the root to ``leaf``."""
     if not isinstance(nodes, Mapping):
-        raise RowError("missing" if nodes is None else f"expected an object of messages, found {type_name(nodes)}", field)
+        raise RowError(
+            "missing" if nodes is None else f"expected an object of messages, found {type_name(nodes)}", field
+        )
     path: list[Mapping[str, Any]] = []
     at = leaf
     while at is not None:
@@ -42,7 +44,8 @@ def _path(nodes: Any, leaf: Any, parent: str, field: str) -> list[Mapping[str, A
 
 
 def chatgpt(row: Row, note: Note) -> dict[str, Any]:
-    """``mapping``: nodes with a ``parent``; the conversation is the path to ``current_node``. Hidden and empty messages are none."""
+    """``mapping``: nodes with a ``parent``; the conversation is the path to ``current_node``. Hidden and empty messages
+    are none."""
     nodes = row.get("mapping")
     if isinstance(nodes, str):
         nodes = parse_text(nodes, "mapping", "expected an object of messages")
@@ -92,7 +95,8 @@ _DETAILS = re.compile(r"\s*<details type=\"(?P<kind>\w+)\"[^>]*>(?P<inside>.*?)<
 
 
 def open_webui(row: Row, note: Note) -> dict[str, Any]:
-    """``chat.history.messages`` with a ``parentId`` each; the conversation is the path to ``currentId``. ``chat.messages`` may be stale."""
+    """``chat.history.messages`` with a ``parentId`` each; the conversation is the path to ``currentId``.
+    ``chat.messages`` may be stale."""
     chat = row.get("chat")
     if isinstance(chat, str):
         chat = parse_text(chat, "chat", "expected a chat")
@@ -137,10 +141,13 @@ def _take_details(turn: Turn, at: str) -> None:
 
 
 def claude(row: Row, note: Note) -> dict[str, Any]:
-    """``chat_messages`` with a ``sender`` each. Attachments and calls are refused: a text model cannot take them as they stand here."""
+    """``chat_messages`` with a ``sender`` each. Attachments and calls are refused: a text model cannot take them as
+    they stand here."""
     messages = row.get("chat_messages")
     if not isinstance(messages, list):
-        raise RowError("missing" if messages is None else f"expected a list, found {type_name(messages)}", "chat_messages")
+        raise RowError(
+            "missing" if messages is None else f"expected a list, found {type_name(messages)}", "chat_messages"
+        )
     turns: list[Turn] = []
     for i, message in enumerate(messages):
         at = f"chat_messages.{i}"
@@ -153,7 +160,12 @@ def claude(row: Row, note: Note) -> dict[str, Any]:
         for part in content if isinstance(content, list) else []:
             if isinstance(part, Mapping) and part.get("type") not in ("text", "thinking"):
                 raise RowError(f"has a part that is not text: {str(part.get('type'))[:40]}", f"{at}.content")
-        turns.append({"role": message.get("sender"), "content": content if isinstance(content, list) and content else message.get("text")})
+        turns.append(
+            {
+                "role": message.get("sender"),
+                "content": content if isinstance(content, list) and content else message.get("text"),
+            }
+        )
     return {"messages": turns}
 
 

@@ -20,25 +20,43 @@ from align.data.messages.messages import (
     unfolded,
 )
 from align.data.messages.parts import parts_of
-from align.data.records import Conversation, Graded, Message, Messages, Origin, Preference, Prompt, Record, Unpaired, Votes
+from align.data.records import (
+    Conversation,
+    Graded,
+    Message,
+    Messages,
+    Origin,
+    Preference,
+    Prompt,
+    Record,
+    Unpaired,
+    Votes,
+)
 from align.data.rows import LeftOut
 from align.data.strict_json import RowError, parse_text, type_name
 
 UNGRADED = "nobody graded it"
 LARGEST = 1e18
-"""Largest size of a number that is trained on: its square still is a number of 32 bits, in which means and losses are computed."""
+"""Largest size of a number that is trained on: its square still is a number of 32 bits, in which means and losses are
+computed."""
 
 _Answer = tuple[str, Messages]
 """The field it stands in, and what it says."""
 
 
 def record_of(
-    form: Mapping[str, Any], origin: Origin, *, id: str, fields: dict[str, Any], column: str = "messages", note: Note = quiet
+    form: Mapping[str, Any],
+    origin: Origin,
+    *,
+    id: str,
+    fields: dict[str, Any],
+    column: str = "messages",
+    note: Note = quiet,
 ) -> Record:
     """The record that a form holds. ``column`` is what the messages are called in the row, for error messages.
 
-    Raises :class:`RowError` for whatever must not be trained on: an unknown role, messages out of order, a missing or empty text (C10),
-    a rejected answer equal to the chosen one (C09), answers to different prompts (C12).
+    Raises :class:`RowError` for whatever must not be trained on: an unknown role, messages out of order, a missing or
+    empty text (C10), a rejected answer equal to the chosen one (C09), answers to different prompts (C12).
     """
     if "chosen" in form or "rejected" in form:
         prompt, chosen, rejected, tools = _preference(form, note)
@@ -77,13 +95,20 @@ def record_of(
 
 
 def verdict(value: Any) -> bool | None:
-    """Whether an answer was judged good: a boolean, 1 or 0, or one of them as a CSV cell spells it. None for anything else."""
+    """Whether an answer was judged good: a boolean, 1 or 0, or one of them as a CSV cell spells it. None for anything
+    else."""
     if isinstance(value, (bool, int, float)):
         return bool(value) if value in (0, 1) else None
-    return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower()) if isinstance(value, str) else None
+    return (
+        {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+        if isinstance(value, str)
+        else None
+    )
 
 
-def _unpaired(form: Mapping[str, Any], origin: Origin, id: str, fields: dict[str, Any], column: str, note: Note) -> Unpaired:
+def _unpaired(
+    form: Mapping[str, Any], origin: Origin, id: str, fields: dict[str, Any], column: str, note: Note
+) -> Unpaired:
     """A judged answer with a ``label``."""
     label = verdict(form["label"])
     if label is None:
@@ -176,7 +201,8 @@ def _number(value: Any, field: str) -> float:
 
 
 def _votes(value: Any, rejected: int) -> tuple[Votes, ...] | None:
-    """``{"chosen": 3, "rejected": 1}`` for all rejected answers, or a list of one for each; any other column of that name is not ours."""
+    """``{"chosen": 3, "rejected": 1}`` for all rejected answers, or a list of one for each; any other column of that
+    name is not ours."""
     if not isinstance(value, list):
         return (_counted(value, "votes"),) * rejected if has_votes(value) else None
     if not value or not all(map(has_votes, value)):
@@ -210,18 +236,28 @@ def _grades(value: Any) -> dict[str, float]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = parse_text(value, "grades", "expected numbers by their names")
     if not isinstance(value, Mapping):
-        raise RowError("missing" if value is None else f"expected numbers by their names, found {type_name(value)}", "grades")
-    grades = {str(name): _number(grade, f"grades.{name}") for name, grade in value.items() if grade is not None and grade != ""}
+        raise RowError(
+            "missing" if value is None else f"expected numbers by their names, found {type_name(value)}", "grades"
+        )
+    grades = {
+        str(name): _number(grade, f"grades.{name}")
+        for name, grade in value.items()
+        if grade is not None and grade != ""
+    }
     if not grades:
         raise LeftOut(UNGRADED)
     return grades
 
 
 def _preference(form: Mapping[str, Any], note: Note) -> tuple[Messages, Messages, tuple[Messages, ...], Tools]:
-    """``(prompt, chosen, rejected, tools)``. The answers may be whole conversations: then the prompt is cut off them."""
+    """``(prompt, chosen, rejected, tools)``. The answers may be whole conversations: then the prompt is cut off
+    them."""
     if _texts(form.get("rejected")) and not _texts(form.get("chosen")):
         raise RowError("is the JSON of a list of texts, in one text: several answers? write them as a list", "rejected")
-    answers = [*_answers(form.get("chosen"), "chosen", many=False), *_answers(form.get("rejected"), "rejected", many=True)]
+    answers = [
+        *_answers(form.get("chosen"), "chosen", many=False),
+        *_answers(form.get("rejected"), "rejected", many=True),
+    ]
     for field, messages in answers:
         if messages[-1]["role"] != "assistant":
             raise RowError(f"ends with the {messages[-1]['role']}; an answer ends with the assistant", field)
@@ -249,7 +285,8 @@ def _preference(form: Mapping[str, Any], note: Note) -> tuple[Messages, Messages
 
 
 def _answers(value: Any, field: str, *, many: bool) -> list[_Answer]:
-    """A string, a message or a list of messages is one answer; a list of strings or of lists is many. JSON of messages is what it says."""
+    """A string, a message or a list of messages is one answer; a list of strings or of lists is many. JSON of messages
+    is what it says."""
     value = unfolded(value, field)
     if isinstance(value, list) and value and not isinstance(value[0], Mapping):
         if many:
@@ -258,7 +295,11 @@ def _answers(value: Any, field: str, *, many: bool) -> list[_Answer]:
             value = value[0]
     if isinstance(value, list):
         return [(field, messages_of(value, field)[0])]
-    message: Message = message_of(value, field) if isinstance(value, Mapping) else {"role": "assistant", "content": text_of(value, field)}
+    message: Message = (
+        message_of(value, field)
+        if isinstance(value, Mapping)
+        else {"role": "assistant", "content": text_of(value, field)}
+    )
     return [(field, (message,))]
 
 

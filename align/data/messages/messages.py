@@ -1,8 +1,9 @@
-"""Chat messages as foreign data spell them, turned into ours and checked; what cannot be understood is refused, with its field.
+"""Chat messages as foreign data spell them, turned into ours and checked; what cannot be understood is refused, with
+its field.
 
-One reader for all spellings: ``{"role", "content"}``, ShareGPT's ``{"from", "value"}``, lists of parts (OpenAI's, Anthropic's, Gemini's),
-calls as a turn of their own, GLM's ``metadata``. A turn may hold several messages (a user's turn with tool results), and several turns may
-be one message (an answer, and then its calls).
+One reader for all spellings: ``{"role", "content"}``, ShareGPT's ``{"from", "value"}``, lists of parts (OpenAI's,
+Anthropic's, Gemini's), calls as a turn of their own, GLM's ``metadata``. A turn may hold several messages (a user's
+turn with tool results), and several turns may be one message (an answer, and then its calls).
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ ROLES = {
     "bard": "assistant",
     "moss": "assistant",
 }
-"""Role as others spell it, in any case -> ours; ``call`` is an assistant's turn that holds calls alone. Any other is an error."""
+"""Role as others spell it, in any case -> ours; ``call`` is an assistant's turn that holds calls alone. Any other is an
+error."""
 
 EMPTY_SYSTEM = "an empty system message, left out"
 PLAIN_CALL = "an answer that is the JSON of a given tool's call, read as a call"
@@ -73,7 +75,8 @@ def quiet(what: str) -> None:
 
 
 def text_of(value: Any, field: str) -> str:
-    """A string that says something. Raises :class:`RowError` for another type, and for one of white space only (C10)."""
+    """A string that says something. Raises :class:`RowError` for another type, and for one of white space only
+    (C10)."""
     if value is None:
         raise RowError("missing", field)
     if not isinstance(value, str):
@@ -121,14 +124,19 @@ def _are_messages(value: Any) -> bool:
     items = value if isinstance(value, list) else [value]
     if items and all(isinstance(item, list) for item in items):
         return all(item and _are_messages(item) for item in items)
-    return bool(items) and all(isinstance(item, dict) and isinstance(item.get("role", item.get("from")), str) for item in items)
+    return bool(items) and all(
+        isinstance(item, dict) and isinstance(item.get("role", item.get("from")), str) for item in items
+    )
 
 
-def messages_of(value: Any, field: str, note: Note = quiet, *, ordered: bool = False, greeting: bool = False) -> tuple[Messages, Tools]:
-    """Messages, and the tools that one of them carries. With ``ordered`` their order is checked too (else :func:`check_order` does it).
+def messages_of(
+    value: Any, field: str, note: Note = quiet, *, ordered: bool = False, greeting: bool = False
+) -> tuple[Messages, Tools]:
+    """Messages, and the tools that one of them carries. With ``ordered`` their order is checked too (else
+    :func:`check_order` does it).
 
-    GLM's files describe the tools in the system message, whose content may then be empty. An empty system message is no system message;
-    ``note`` is told. ``greeting``: a prompt may begin with what the assistant said first.
+    GLM's files describe the tools in the system message, whose content may then be empty. An empty system message is no
+    system message; ``note`` is told. ``greeting``: a prompt may begin with what the assistant said first.
     """
     items = list_of(value, field, "a list of messages")
     messages: list[Message] = []
@@ -136,7 +144,8 @@ def messages_of(value: Any, field: str, note: Note = quiet, *, ordered: bool = F
     tools: Tools = ()
     for i, item in enumerate(items):
         if type(item) is dict and len(item) == 2:  # nearly all messages: nothing but a role and a text
-            role, content = _PLAIN.get(item.get("role")) if isinstance(item.get("role"), str) else None, item.get("content")  # type: ignore[arg-type]
+            said_by, content = item.get("role"), item.get("content")
+            role = _PLAIN.get(said_by) if isinstance(said_by, str) else None
             if role is not None and type(content) is str and content.strip():
                 messages.append({"role": role, "content": content})
                 places.append(i)
@@ -161,7 +170,12 @@ def messages_of(value: Any, field: str, note: Note = quiet, *, ordered: bool = F
 
 def _joined(before: Message, message: Message, field: str) -> bool:
     """Whether an assistant's calls belong to what it said just before; if so, they are put there."""
-    if before["role"] != "assistant" or message["role"] != "assistant" or not message.get("tool_calls") or message["content"]:
+    if (
+        before["role"] != "assistant"
+        or message["role"] != "assistant"
+        or not message.get("tool_calls")
+        or message["content"]
+    ):
         return False
     if before.get("train", True) != message.get("train", True):
         raise RowError("one turn of the assistant is in part trained on and in part not", field)
@@ -206,7 +220,11 @@ def turns_of(value: Any, field: str) -> list[Message]:
     for flag in _FLAGS:
         if flag in given and _flag(given[flag], f"{field}.{flag}"):
             raise RowError("only assistant messages are trained on", f"{field}.{flag}")
-    if any(isinstance(given.get(key), str) and given[key].strip() for key in _REASONING) or parts.reasoning or parts.calls:
+    if (
+        any(isinstance(given.get(key), str) and given[key].strip() for key in _REASONING)
+        or parts.reasoning
+        or parts.calls
+    ):
         raise RowError("only an assistant has reasoning and calls", field)
     found: list[Message] = [{"role": "tool", **result} for result in parts.results]  # type: ignore[typeddict-item]
     if not found or parts.text.strip():
@@ -219,7 +237,10 @@ def _role_of(given: Mapping[str, Any], value: Mapping[str, Any], field: str) -> 
     role = given.get(key)
     known = ROLES.get(role) or ROLES.get(role.lower()) if isinstance(role, str) else None
     if known is None:
-        raise RowError("missing" if role is None else f"unknown role {clip(str(role), 40)!r}; known: {_KNOWN}, ...", f"{field}.{key}")
+        raise RowError(
+            "missing" if role is None else f"unknown role {clip(str(role), 40)!r}; known: {_KNOWN}, ...",
+            f"{field}.{key}",
+        )
     return known
 
 
@@ -259,7 +280,9 @@ def _content(said: Any, field: str, *, absent: bool) -> str:
     return text_of(said, field)
 
 
-def _assistant(given: Mapping[str, Any], role: str, said: Any, parts: Parts, at: str, field: str, *, absent: bool) -> Message:
+def _assistant(
+    given: Mapping[str, Any], role: str, said: Any, parts: Parts, at: str, field: str, *, absent: bool
+) -> Message:
     """A message of the assistant."""
     message: Message = {"role": "assistant"}
     calls = list(parts.calls)
@@ -271,7 +294,8 @@ def _assistant(given: Mapping[str, Any], role: str, said: Any, parts: Parts, at:
     elif given.get("function_call"):
         calls += tool_calls_of([given["function_call"]], f"{field}.function_call")
     if isinstance(given.get("metadata"), str) and given["metadata"].strip():
-        calls.append(custom_call(given["metadata"], said, f"{field}.metadata", at))  # GLM-4: the payload of a call, as it is
+        # GLM-4: the payload of a call, as it is
+        calls.append(custom_call(given["metadata"], said, f"{field}.metadata", at))
         said = ""
     if given.get("refusal"):
         if said:
@@ -296,7 +320,11 @@ def _assistant(given: Mapping[str, Any], role: str, said: Any, parts: Parts, at:
 
 def _sampled(value: Any, field: str) -> Sampled:
     """The ids that a stage kept with an answer."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("encoder"), str) or not isinstance(value.get("ids"), list):
+    if (
+        not isinstance(value, Mapping)
+        or not isinstance(value.get("encoder"), str)
+        or not isinstance(value.get("ids"), list)
+    ):
         raise RowError("expected {encoder: ..., ids: [...]}, as a stage of this package writes it", field)
     ids = value["ids"]
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
@@ -317,7 +345,8 @@ def _reasoning(given: Mapping[str, Any], parts: Parts, field: str) -> str:
 
 
 def _trained(given: Mapping[str, Any], field: str) -> bool:
-    """Is this message trained on? ``train`` as we spell it; 1, 0 or a boolean in ``weight`` (OpenAI), ``loss`` and others. Default: yes."""
+    """Is this message trained on? ``train`` as we spell it; 1, 0 or a boolean in ``weight`` (OpenAI), ``loss`` and
+    others. Default: yes."""
     found = {key: _flag(given[key], f"{field}.{key}") for key in _FLAGS if key in given}
     if len(set(found.values())) > 1:
         raise RowError(f"{' and '.join(found)} say different things", f"{field}.{next(iter(found))}")
@@ -329,17 +358,25 @@ def _flag(value: Any, field: str) -> bool:
     if value is None or (isinstance(value, (bool, int, float)) and value in (0, 1)):
         return value is None or bool(value)
     if isinstance(value, (int, float)):
-        raise RowError(f"expected true or false (or 1 or 0), found {value:g}: a message is trained on or it is not", field)
+        raise RowError(
+            f"expected true or false (or 1 or 0), found {value:g}: a message is trained on or it is not", field
+        )
     raise RowError("expected true or false", field)
 
 
 def plain_calls(messages: Messages, tools: Tools, note: Note = quiet) -> Messages:
-    """GLM-4's own files write a call as the plain JSON text of an answer. It is one where that tool is given and a result follows."""
+    """GLM-4's own files write a call as the plain JSON text of an answer. It is one where that tool is given and a
+    result follows."""
     names = {tool["function"]["name"] for tool in tools if "function" in tool}
     found: list[Message] = []
     for i, message in enumerate(messages):
         follows = i + 1 < len(messages) and messages[i + 1]["role"] == "tool"
-        if message["role"] == "assistant" and follows and "tool_calls" not in message and message["content"].lstrip().startswith("{"):
+        if (
+            message["role"] == "assistant"
+            and follows
+            and "tool_calls" not in message
+            and message["content"].lstrip().startswith("{")
+        ):
             try:
                 value = parse_text(message["content"], "", "")
                 if isinstance(value, dict) and set(value) == {"name", "arguments"} and value["name"] in names:
@@ -353,9 +390,15 @@ def plain_calls(messages: Messages, tools: Tools, note: Note = quiet) -> Message
 
 
 def check_order(
-    messages: Sequence[Message], field: str, *, after: str | None = None, places: Sequence[int] | None = None, greeting: bool = False
+    messages: Sequence[Message],
+    field: str,
+    *,
+    after: str | None = None,
+    places: Sequence[int] | None = None,
+    greeting: bool = False,
 ) -> None:
-    """Raises :class:`RowError` unless system comes first, users and assistants take turns, and tool results follow an assistant.
+    """Raises :class:`RowError` unless system comes first, users and assistants take turns, and tool results follow an
+    assistant.
 
     ``after`` is the role of the message before these; ``places`` says which turn of the row each message comes from.
     """
@@ -364,7 +407,10 @@ def check_order(
         if role not in _MAY_FOLLOW[after] and not (greeting and role == "assistant" and after in (None, "system")):
             expected = " or ".join(_MAY_FOLLOW[after])
             at = f"{field}.{places[i] if places else i}"
-            raise RowError(f"{role} after {after}; expected {expected}" if after else f"begins with {role}; expected {expected}", at)
+            raise RowError(
+                f"{role} after {after}; expected {expected}" if after else f"begins with {role}; expected {expected}",
+                at,
+            )
         after = role
 
 

@@ -1,4 +1,5 @@
-"""A message's content as a list of parts: texts, thoughts, calls and results. A part that is a picture or a file is refused by its kind."""
+"""A message's content as a list of parts: texts, thoughts, calls and results. A part that is a picture or a file is
+refused by its kind."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def _result(value: Any, at: str) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(item, Mapping) and ("text" in item or "type" in item) for item in value):
+    if isinstance(value, list) and all(
+        isinstance(item, Mapping) and ("text" in item or "type" in item) for item in value
+    ):
         inner = parts_of(value, f"{at}.content")
         if inner.calls or inner.results:
             raise RowError("has a part that is not text", f"{at}.content")

@@ -1,4 +1,5 @@
-"""How a source was read, said as a recipe would say it: to be copied and changed, and to be kept with what was made of it."""
+"""How a source was read, said as a recipe would say it: to be copied and changed, and to be kept with what was made of
+it."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ def _read(text: str) -> Any:
 
 
 def with_mappings(keys: dict[str, Any], want: str) -> list[dict[str, Any]]:
-    """The same sources with the mapping that a preset's name stands for written out; none where there is no such name, or where it stands
-    for more than a mapping (code of ours).
+    """The same sources with the mapping that a preset's name stands for written out; none where there is no such name,
+    or where it stands for more than a mapping (code of ours).
 
-    A preset may serve several kinds of records; what only others than ``want`` use is left out, since it would have no effect. One of
-    several parts becomes as many sources, each with the rows that it is for.
+    A preset may serve several kinds of records; what only others than ``want`` use is left out, since it would have no
+    effect. One of several parts becomes as many sources, each with the rows that it is for.
     """
     form = keys.get("format")
     name, changed = (form.get("preset"), form) if isinstance(form, dict) else (form, {})

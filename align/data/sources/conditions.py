@@ -64,7 +64,8 @@ class Choice:
             yield Part(replace(row, value=_with(row.value, at, item)), number, len(items))
 
     def wanted(self, part: Part) -> bool:
-        """Does ``where`` keep it? In one of several rows that ``explode`` made, a list as long as theirs is looked at item by item."""
+        """Does ``where`` keep it? In one of several rows that ``explode`` made, a list as long as theirs is looked at
+        item by item."""
         kept = True
         for where, condition in self._where:
             value = find(part.row.value, where)
@@ -75,9 +76,12 @@ class Choice:
         return kept
 
     def refuses(self, row: Row) -> bool:
-        """Do the row's own columns fail ``where``, whatever is joined to it? Such a row needs no counterpart in another file."""
+        """Do the row's own columns fail ``where``, whatever is joined to it? Such a row needs no counterpart in another
+        file."""
         own = [
-            (where, wanted) for where, wanted in self._where if where.text in row.value or any(name in row.value for name in where.columns)
+            (where, wanted)
+            for where, wanted in self._where
+            if where.text in row.value or any(name in row.value for name in where.columns)
         ]
         if not own or self._source.explode is not None:
             return False
@@ -95,14 +99,17 @@ class Choice:
         return replace(row, value={key: item for key, item in row.value.items() if key not in ignored})
 
     def once(self, row: Row, record: Record) -> None:
-        """Raises :class:`LeftOut` when the record of a row repeats an earlier one where ``unique`` looks. Keeps 16 bytes of each."""
+        """Raises :class:`LeftOut` when the record of a row repeats an earlier one where ``unique`` looks. Keeps 16
+        bytes of each."""
         at = self._source.unique
         if at is None:
             return
         value = prompt_digest(record) if at == "prompt" else find(row.value, at)
         if value is None:
             raise RowError("missing: `unique` looks at it", at)
-        digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "backslashreplace")).digest()[:16]
+        digest = hashlib.sha256(
+            json.dumps(value, sort_keys=True, default=str).encode("utf-8", "backslashreplace")
+        ).digest()[:16]
         if digest in self._prints:
             raise LeftOut(REPEATED.format(place=at))
         self._prints.add(digest)
@@ -126,7 +133,8 @@ def _meets(value: Any, where: Place, wanted: Any, row: Row) -> bool:
 
 
 def matches(value: Any, wanted: Any, *, cell: bool = False) -> bool:
-    """Does a value meet a condition: a value, a list of values, bounds, or what it must not be? Null stands for nothing there.
+    """Does a value meet a condition: a value, a list of values, bounds, or what it must not be? Null stands for nothing
+    there.
 
     ``cell``: the value is a cell of a text table, which says nothing when it is empty; the empty text matches it, too.
     """
@@ -138,7 +146,11 @@ def matches(value: Any, wanted: Any, *, cell: bool = False) -> bool:
         if wanted.min is None and wanted.max is None:
             return True
         number = _number(value)
-        return number is not None and (wanted.min is None or number >= wanted.min) and (wanted.max is None or number <= wanted.max)
+        return (
+            number is not None
+            and (wanted.min is None or number >= wanted.min)
+            and (wanted.max is None or number <= wanted.max)
+        )
     if value is None or wanted is None:
         return wanted is None and (value is None or (cell and not str(value).strip()))
     return _equal(value, wanted)

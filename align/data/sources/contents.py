@@ -15,7 +15,8 @@ from align.recipe.schema import DataSource
 
 
 def wanted_of(source: DataSource, location: Path | str) -> Want:
-    """The first type that the first rows can be, of those that a mapping means. Raises :class:`InputError` when there is none."""
+    """The first type that the first rows can be, of those that a mapping means. Raises :class:`InputError` when there
+    is none."""
     bad: list[Problem] = []
     choice = Choice(source)
     rows: list[Row] = []

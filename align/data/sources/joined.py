@@ -16,11 +16,14 @@ from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 
 
-def joined(rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: Path, bad: Bad, told: Told) -> Iterator[Row]:
-    """Each row with the columns of the row in the other file that says the same at the place to join on; the row's own columns stay.
+def joined(
+    rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: Path, bad: Bad, told: Told
+) -> Iterator[Row]:
+    """Each row with the columns of the row in the other file that says the same at the place to join on; the row's own
+    columns stay.
 
-    The other file is kept on disk meanwhile, so it may be larger than memory. A row without a counterpart is a bad row, unless its own
-    columns fail the source's ``where``: it is passed on as it is, to be left out. Raises
+    The other file is kept on disk meanwhile, so it may be larger than memory. A row without a counterpart is a bad row,
+    unless its own columns fail the source's ``where``: it is passed on as it is, to be left out. Raises
     :class:`InputError` where two rows of the other file say the same: nothing tells which of them is meant.
     """
     assert source.join is not None
@@ -39,7 +42,9 @@ def joined(rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: 
         if twice := kept.repeated():
             key, lines = twice
             what = f"{theirs} {key[:60]!r} stands there {len(lines)} times (lines {', '.join(map(str, lines[:3]))})"
-            raise InputError(Problem(what, file=str(file), line=lines[1], hint="`join` needs a place that names one row"))
+            raise InputError(
+                Problem(what, file=str(file), line=lines[1], hint="`join` needs a place that names one row")
+            )
         both: set[str] = set()
         for row in rows:
             try:
@@ -58,7 +63,9 @@ def joined(rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: 
             same = {name for name in rest.keys() & row.value.keys() if rest[name] != row.value[name]}
             if same - both:
                 both |= same
-                told.note(f"{source.join.path}: columns that both files have, taken from the first: {', '.join(sorted(both))}")
+                told.note(
+                    f"{source.join.path}: columns that both files have, taken from the first: {', '.join(sorted(both))}"
+                )
             yield Row({**rest, **row.value}, row.origin, row.cells | (cells - row.value.keys()) if cells else row.cells)
 
 

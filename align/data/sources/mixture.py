@@ -2,12 +2,13 @@
 
 Without weights every row comes once, in the order of the sources and of their rows, in bounded memory.
 
-With weights an epoch of the mixture has as many records as its sources have together, shared out by weight: a source that gets fewer
-than it has gives a random sample, a source that gets more gives all of its records several times, and a random sample of them once more.
-Why this rule: the shares come out exact, whatever the seed (drawing with replacement meets them on average only, and leaves out about a
-third of the rows of a source that should come once); mixing changes neither the length of an epoch nor its cost; and a small source is
-repeated as a mixture of 0.2 and 0.8 wants it (AgentTuning, https://arxiv.org/abs/2310.12823) without a tiny weight beside a huge source
-blowing the epoch up. Records come source by source, repetitions side by side: the loader shuffles.
+With weights an epoch of the mixture has as many records as its sources have together, shared out by weight: a source
+that gets fewer than it has gives a random sample, a source that gets more gives all of its records several times, and a
+random sample of them once more. Why this rule: the shares come out exact, whatever the seed (drawing with replacement
+meets them on average only, and leaves out about a third of the rows of a source that should come once); mixing changes
+neither the length of an epoch nor its cost; and a small source is repeated as a mixture of 0.2 and 0.8 wants it
+(AgentTuning, https://arxiv.org/abs/2310.12823) without a tiny weight beside a huge source blowing the epoch up. Records
+come source by source, repetitions side by side: the loader shuffles.
 """
 
 from __future__ import annotations
@@ -58,19 +59,23 @@ class Records(Iterator[Record]):
         return next(self._records)
 
 
-def read_records(sources: Sequence[DataSource], locations: Sequence[Path | str], want: Want, *, seed: int, rejects: Path | None) -> Records:
+def read_records(
+    sources: Sequence[DataSource], locations: Sequence[Path | str], want: Want, *, seed: int, rejects: Path | None
+) -> Records:
     """Records of type ``want`` of all ``sources``; ``locations`` says where each of them is (a path, or a hub id).
 
-    Bad rows of a source with ``on_bad_row: skip`` are written to ``rejects`` (JSONL: source, line, field, reason, content) and counted.
-    Bad rows of other sources end the reading: once the first has been found no more records are given, the rest is read for further ones,
-    and then one error lists the first ten and tells how many there are.
+    Bad rows of a source with ``on_bad_row: skip`` are written to ``rejects`` (JSONL: source, line, field, reason,
+    content) and counted. Bad rows of other sources end the reading: once the first has been found no more records are
+    given, the rest is read for further ones, and then one error lists the first ten and tells how many there are.
 
-    Raises, while it is read: :class:`InputError` for those, for a source of which nothing is left, and what :func:`read_rows` and
-    :func:`converter` raise.
+    Raises, while it is read: :class:`InputError` for those, for a source of which nothing is left, and what
+    :func:`read_rows` and :func:`converter` raise.
     """
     total = sum(source.weight or 0 for source in sources)
     shares = [source.weight / total if source.weight else None for source in sources]
-    report = ReadReport([SourceReport(source.path, weight=share) for source, share in zip(sources, shares, strict=True)])
+    report = ReadReport(
+        [SourceReport(source.path, weight=share) for source, share in zip(sources, shares, strict=True)]
+    )
     mixture = _Mixture(list(zip(sources, locations, report.sources, strict=True)), want, rejects)
     return Records(mixture.weighted(seed) if total else mixture.plain(), report)
 
@@ -99,7 +104,8 @@ class _Mixture:
                         yield record
 
     def weighted(self, seed: int) -> Iterator[Record]:
-        """Two passes: the first checks and counts, the second gives. So no more than one number a record is held in memory."""
+        """Two passes: the first checks and counts, the second gives. So no more than one number a record is held in
+        memory."""
         with self._checked():
             for source in self._sources:
                 for _ in self._records(source):
@@ -108,7 +114,9 @@ class _Mixture:
         quotas = share_out(total, [report.weight or 0 for _, _, report in self._sources])
         for i, (quota, (spec, location, report)) in enumerate(zip(quotas, self._sources, strict=True)):
             if not quota:
-                raise InputError(Problem("its weight gives it none of the mixture's records", file=spec.path, key="weight"))
+                raise InputError(
+                    Problem("its weight gives it none of the mixture's records", file=spec.path, key="weight")
+                )
             whole, rest = divmod(quota, report.kept)
             once_more = frozenset(random.Random(f"{seed}/{i}").sample(range(report.kept), rest))
             again = _Mixture([], self._want, None)  # the first pass has told of the bad rows
@@ -131,14 +139,20 @@ class _Mixture:
         if self._fatal == 1:
             self._problems = [self._advised(problem) for problem in self._problems]
         elif self._fatal:
-            self._problems.append(Problem(count_of(self._fatal), hint="mend them, or leave them out with `on_bad_row: skip`"))
+            self._problems.append(
+                Problem(count_of(self._fatal), hint="mend them, or leave them out with `on_bad_row: skip`")
+            )
         if self._problems:
             raise InputError(self._problems)
 
     def _advised(self, problem: Problem) -> Problem:
         """The only bad row, with what to do in the same line."""
         advice = "mend it, or leave it out with `on_bad_row: skip`"
-        return replace(problem, hint=f"{problem.hint}; {advice}" if problem.hint else advice) if isinstance(problem, BadRow) else problem
+        return (
+            replace(problem, hint=f"{problem.hint}; {advice}" if problem.hint else advice)
+            if isinstance(problem, BadRow)
+            else problem
+        )
 
     def _records(self, source: _Source) -> Iterator[Record]:
         spec, location, report = source
@@ -149,7 +163,9 @@ class _Mixture:
         report.licence, report.kind = licence_of(spec, location), self._want
         choice = Choice(spec)
         units = 0
-        for unit in convert.units(self._rows(source, convert, choice), lambda rows, place: self._chosen(choice, rows, place, source)):
+        for unit in convert.units(
+            self._rows(source, convert, choice), lambda rows, place: self._chosen(choice, rows, place, source)
+        ):
             records = self._converted(convert, choice, unit, source)
             report.format = convert.format
             report.kept += len(records)
@@ -163,7 +179,8 @@ class _Mixture:
             report.told.note(f"{spec.path}: `ignore` names columns that no row has: {', '.join(choice.never_ignored)}")
 
     def _rows(self, source: _Source, convert: Converter, choice: Choice) -> Iterator[Row]:
-        """The rows, counted. Where the format is still to be found, the first that are used are looked at before one is given."""
+        """The rows, counted. Where the format is still to be found, the first that are used are looked at before one is
+        given."""
         spec, location, report = source
         pending: list[Row | BadRow] = []
         looking = convert.undecided
@@ -196,8 +213,11 @@ class _Mixture:
             report.read += 1
             yield row
 
-    def _chosen(self, choice: Choice, rows: Iterator[Row], place: Callable[[Row], object], source: _Source) -> Iterator[Row]:
-        """The rows, or parts of rows, that may belong to a group; ``place`` raises RowError for one whose place cannot be read."""
+    def _chosen(
+        self, choice: Choice, rows: Iterator[Row], place: Callable[[Row], object], source: _Source
+    ) -> Iterator[Row]:
+        """The rows, or parts of rows, that may belong to a group; ``place`` raises RowError for one whose place cannot
+        be read."""
         report = source[2]
         for row in rows:
             try:
@@ -246,7 +266,8 @@ class _Mixture:
         return records
 
     def _of_group(self, convert: Converter, choice: Choice, unit: Group, source: _Source) -> list[Record]:
-        """The records of rows that belong together. Each row that gives nothing is counted by itself, with its own reason if it has one."""
+        """The records of rows that belong together. Each row that gives nothing is counted by itself, with its own
+        reason if it has one."""
         report = source[2]
         why: RowError | None = None
         records: list[Record] = []
@@ -273,7 +294,10 @@ class _Mixture:
         return records
 
     def _refused(self, error: RowError, unit: Row | Group, source: _Source) -> None:
-        self._bad(source, BadRow(error.message, unit.origin.source, unit.origin.line, key=error.field, content=_shown(unit.value)))
+        self._bad(
+            source,
+            BadRow(error.message, unit.origin.source, unit.origin.line, key=error.field, content=_shown(unit.value)),
+        )
 
     def _dropped(self, reason: LeftOut, row: Row | Group, report: SourceReport) -> None:
         origin = row.origin
@@ -301,7 +325,13 @@ class _Mixture:
             self._rejects.parent.mkdir(parents=True, exist_ok=True)
             # backslashreplace: a lone surrogate is written as JSON's own escape
             self._file = self._rejects.open("w", encoding="utf-8", errors="backslashreplace")
-        entry = {"source": row.file, "line": row.line, "field": row.key, "reason": row.message, "content": clip(row.content, _CONTENT)}
+        entry = {
+            "source": row.file,
+            "line": row.line,
+            "field": row.key,
+            "reason": row.message,
+            "content": clip(row.content, _CONTENT),
+        }
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
@@ -331,8 +361,8 @@ def _shown(value: Mapping[str, Any]) -> str:
 
 
 def share_out(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to ``total``, each within one of its share of it. Shares sum to 1; what rounding leaves goes to the largest
-    fractions, the first of equal ones."""
+    """Whole numbers that sum to ``total``, each within one of its share of it. Shares sum to 1; what rounding leaves
+    goes to the largest fractions, the first of equal ones."""
     exact = [total * share for share in shares]
     counts = [int(part) for part in exact]
     by_fraction = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))

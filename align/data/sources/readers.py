@@ -1,8 +1,9 @@
 """Rows of local files and hub data sets, one at a time, each with the exact line it stands on.
 
-Readers of our own stand over the libraries' (csv, json, pyarrow), because a line that cannot be read must be named: neither ``datasets``
-nor pandas says which line of which file is wrong, and ``datasets`` accepts bytes that are not UTF-8.
-Memory is bounded by a few rows, except for ``.json``, which is one value and read whole. Nothing here runs code that comes with data.
+Readers of our own stand over the libraries' (csv, json, pyarrow), because a line that cannot be read must be named:
+neither ``datasets`` nor pandas says which line of which file is wrong, and ``datasets`` accepts bytes that are not
+UTF-8. Memory is bounded by a few rows, except for ``.json``, which is one value and read whole. Nothing here runs code
+that comes with data.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ _READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
 def read_rows(source: DataSource, location: Path | str, bad: Bad, told: Told | None = None) -> Iterator[Row]:
     """Rows of a file, of a folder's files in the order of their names, or (``location`` a string) of a hub data set.
 
-    A row that cannot be read goes to ``bad``, and reading continues with the next. Blank lines count as lines, not as rows. In an
-    artefact's folder only ``data.jsonl`` is read. What had to be found out about the files goes to ``told``, or to the log.
+    A row that cannot be read goes to ``bad``, and reading continues with the next. Blank lines count as lines, not as
+    rows. In an artefact's folder only ``data.jsonl`` is read. What had to be found out about the files goes to
+    ``told``, or to the log.
 
-    Raises :class:`InputError` when there is nothing to read: no such file, unknown suffix, a broken ``.json`` or Parquet file, a CSV
-    header that names a column twice, a key that means nothing for this kind of source, a choice that the recipe must make, or not one
-    row; :class:`EnvironmentFault` when the disk or the hub does not answer.
+    Raises :class:`InputError` when there is nothing to read: no such file, unknown suffix, a broken ``.json`` or
+    Parquet file, a CSV header that names a column twice, a key that means nothing for this kind of source, a choice
+    that the recipe must make, or not one row; :class:`EnvironmentFault` when the disk or the hub does not answer.
     """
     found = 0
 
@@ -69,12 +71,17 @@ def read_rows(source: DataSource, location: Path | str, bad: Bad, told: Told | N
 
 
 def _joined(rows: Iterator[Row], reading: Reading) -> Iterator[Row]:
-    """Rows with the columns of another file. What is bad there ends the reading: it is not known which row it belongs to."""
+    """Rows with the columns of another file. What is bad there ends the reading: it is not known which row it belongs
+    to."""
     join = reading.source.join
     assert join is not None
     file = resolve_beside(join.path)
     faults: list[Problem] = []
-    others = (row for path in data_files(file, DataSource(path=join.path), reading.told) for row in _of_other(path, faults, reading))
+    others = (
+        row
+        for path in data_files(file, DataSource(path=join.path), reading.told)
+        for row in _of_other(path, faults, reading)
+    )
 
     def all_good() -> Iterator[Row]:
         yield from others

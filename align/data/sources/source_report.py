@@ -35,7 +35,8 @@ class SourceReport:
     kept: int = 0
     """Records made of the other rows."""
     used: int = 0
-    """Rows, or with ``explode`` parts of rows, that they were made of. With ``left_out``, ``bad`` and the reasons they make all rows."""
+    """Rows, or with ``explode`` parts of rows, that they were made of. With ``left_out``, ``bad`` and the reasons they
+    make all rows."""
     parts: int = 0
     """What ``explode`` made of the rows."""
     kind: str = "record"
@@ -67,7 +68,9 @@ class SourceReport:
     def left(self) -> list[str]:
         """What became of the rows that were not kept, each with its number."""
         parts = [f"{self.left_out:,} left out by `where`"] if self.left_out else []
-        return parts + [f"{count:,} {reason} (first: {self.first_dropped[reason]})" for reason, count in self.reasons.items()]
+        return parts + [
+            f"{count:,} {reason} (first: {self.first_dropped[reason]})" for reason, count in self.reasons.items()
+        ]
 
     def bad_rows(self) -> list[Problem]:
         """The first bad rows, then, if there are several, how many."""
@@ -77,7 +80,8 @@ class SourceReport:
         return listed
 
     def skipped(self, source: DataSource) -> list[str]:
-        """The bad rows of a ``source`` that skips them, for people. Raises :class:`InputError` for those of one that does not."""
+        """The bad rows of a ``source`` that skips them, for people. Raises :class:`InputError` for those of one that
+        does not."""
         if self.bad and source.on_bad_row == "error":
             raise InputError(self.bad_rows())
         return [f"left out, a bad row: {problem}" if problem.file else str(problem) for problem in self.bad_rows()]
@@ -85,7 +89,10 @@ class SourceReport:
     def line(self) -> str:
         """One line for people."""
         made = f" as {counted(self.kept, self.kind)}" if self.used != self.kept else ""
-        parts = [f"{self.read:,} rows read{f' in {self.parts:,} parts' if self.parts else ''}", f"{self.used:,} kept{made}"]
+        parts = [
+            f"{self.read:,} rows read{f' in {self.parts:,} parts' if self.parts else ''}",
+            f"{self.used:,} kept{made}",
+        ]
         parts += self.left()
         if self.bad:
             parts.append(f"{self.bad:,} bad (first: {self.first_bad[0]})")
@@ -114,13 +121,30 @@ class ReadReport:
             line = source.line()
             if source.weight is not None and self.given:
                 share, passes = source.given / self.given, source.given / max(source.kept, 1)
-                line += f"; {source.given:,} in the mixture, {share:.4f} of it (asked: {source.weight:.4f}), {passes:.2f} passes"
+                line += (
+                    f"; {source.given:,} in the mixture, {share:.4f} of it (asked: {source.weight:.4f}), {passes:.2f}"
+                    " passes"
+                )
             lines += [line, *([f"{source.path}: {source.licence}"] if source.licence else []), *source.told.notes]
         return lines
 
     def as_json(self) -> dict[str, Any]:
         """The same numbers for machines."""
-        keys = ("path", "format", "read", "left_out", "bad", "dropped", "used", "kept", "given", "weight", "notes", "remarks", "reasons")
+        keys = (
+            "path",
+            "format",
+            "read",
+            "left_out",
+            "bad",
+            "dropped",
+            "used",
+            "kept",
+            "given",
+            "weight",
+            "notes",
+            "remarks",
+            "reasons",
+        )
         sources = [{key: getattr(source, key) for key in keys} for source in self.sources]
         for source, entry in zip(self.sources, sources, strict=True):
             entry["share"] = source.given / self.given if self.given else 0.0
@@ -132,4 +156,6 @@ class ReadReport:
 
 def count_of(bad: int) -> str:
     """How many bad rows there are, for people."""
-    return f"{bad:,} bad {'row' if bad == 1 else 'rows'} in all" + (f", the first {SHOWN} are listed" if bad > SHOWN else "")
+    return f"{bad:,} bad {'row' if bad == 1 else 'rows'} in all" + (
+        f", the first {SHOWN} are listed" if bad > SHOWN else ""
+    )

@@ -1,11 +1,12 @@
-"""Length balancing of preferences, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934): being long must not be a reason to win.
+"""Length balancing of preferences, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934): being long must not be a
+reason to win.
 
-Pairs are put into buckets by how much the lengths of the two answers differ. In each bucket, those whose longer answer wins and those whose
-shorter answer wins become equally many: the majority gives a random sample, drawn anew each epoch, so that no pair is lost for good. Pairs
-of equal length stay. The paper does not give its buckets; these are ours.
+Pairs are put into buckets by how much the lengths of the two answers differ. In each bucket, those whose longer answer
+wins and those whose shorter answer wins become equally many: the majority gives a random sample, drawn anew each epoch,
+so that no pair is lost for good. Pairs of equal length stay. The paper does not give its buckets; these are ours.
 
-It is decided pair by pair, not prompt by prompt: a prompt with several rejected answers is in an epoch with those of its pairs that were
-drawn, and not at all when none was.
+It is decided pair by pair, not prompt by prompt: a prompt with several rejected answers is in an epoch with those of
+its pairs that were drawn, and not at all when none was.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class LengthBalance:
         rng = np.random.default_rng([self.seed, epoch, _STREAM])
         keep: npt.NDArray[np.bool_] = self.difference == 0
         for bucket in range(len(EDGES)):
-            sides = [np.flatnonzero((self.bucket == bucket) & won) for won in (self.difference > 0, self.difference < 0)]
+            sides = [
+                np.flatnonzero((self.bucket == bucket) & won) for won in (self.difference > 0, self.difference < 0)
+            ]
             few = min(map(len, sides))
             for side in sides:
                 keep[side if len(side) == few else rng.choice(side, few, replace=False)] = True
@@ -79,7 +82,11 @@ class LengthBalance:
         rows = []
         for bucket, (low, high) in enumerate(zip(EDGES, (*EDGES[1:], None), strict=True)):
             inside = self.bucket == bucket
-            won = {"longer_wins": self.difference > 0, "shorter_wins": self.difference < 0, "equal": self.difference == 0}
+            won = {
+                "longer_wins": self.difference > 0,
+                "shorter_wins": self.difference < 0,
+                "equal": self.difference == 0,
+            }
             counts = {name: int((inside & which).sum()) for name, which in won.items()}
             used = int((inside & kept).sum())
             if inside.any():
@@ -89,7 +96,8 @@ class LengthBalance:
 
 
 class BalancedTrees:
-    """Preferences whose pairs are drawn anew each epoch. Example ``epoch * N + i`` is tree i of N with the pairs of that epoch."""
+    """Preferences whose pairs are drawn anew each epoch. Example ``epoch * N + i`` is tree i of N with the pairs of
+    that epoch."""
 
     def __init__(self, trees: TreeStore, *, seed: int, epochs: float) -> None:
         """
@@ -102,10 +110,15 @@ class BalancedTrees:
         self._kept = [self.balance.kept(epoch) for epoch in range(max(1, math.ceil(epochs)))]
         if not self._kept[0].any():
             side = "longer" if self._pairs.difference[0] > 0 else "shorter"
-            message = f"length balancing leaves no pair of {len(self._pairs.tree):,}: where answers differ in length, the {side} one wins"
+            message = (
+                f"length balancing leaves no pair of {len(self._pairs.tree):,}: where answers differ in length, the"
+                f" {side} one wins"
+            )
             raise InputError(message, hint="remove length_balance, or add pairs that another answer wins")
         rejected = [self._tokens(np.where(kept, self._pairs.rejected, 0)) for kept in self._kept]
-        self.sizes: Ints = np.concatenate([trees.sizes - self._tokens(self._pairs.rejected) + part for part in rejected])
+        self.sizes: Ints = np.concatenate(
+            [trees.sizes - self._tokens(self._pairs.rejected) + part for part in rejected]
+        )
         """Unique tokens of each example, int64 [epochs * N]."""
 
     def _tokens(self, of_pairs: Ints) -> Ints:

@@ -28,9 +28,13 @@ ONE_REJECTED = "a rejected answer left out"
 SHORTER = f"{ONE_REJECTED}, longer than max_length"
 DOUBLE = f"{ONE_REJECTED}, equal to another answer"
 CONTROL = "control-token text in the data, encoded as plain text"
-CLOSED = "an answer without reasoning, which the template begins by closing the thinking: it teaches the model not to think"
+CLOSED = (
+    "an answer without reasoning, which the template begins by closing the thinking: it teaches the model not to think"
+)
 TAGS = "think tags in an answer, trained as text: the chat template knows no reasoning"
-TEXT_ONLY = "a sampled answer encoded from its text: its ids are another tokenizer's or template's, or more messages follow it"
+TEXT_ONLY = (
+    "a sampled answer encoded from its text: its ids are another tokenizer's or template's, or more messages follow it"
+)
 MERGED = "an answer's first characters would have merged with its prompt's last token; encoded apart"
 
 
@@ -80,7 +84,9 @@ def tree_of(record: Record, encoder: Encoder, limits: Limits, note: Callable[[st
     return tree
 
 
-def _conversation(record: Conversation, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes) -> Tree:
+def _conversation(
+    record: Conversation, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes
+) -> Tree:
     encoded = encoder.encode(record.messages, record.tools, limits.train_on, notes=notes)
     if not encoded.mask.any():
         raise Unusable(NOTHING)
@@ -92,7 +98,9 @@ def _conversation(record: Conversation, encoder: Encoder, limits: Limits, note: 
     return Tree(record.id, encoded.ids[:start], (fitted.branch,))
 
 
-def _preference(record: Preference, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes) -> Tree:
+def _preference(
+    record: Preference, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes
+) -> Tree:
     trunk, answers = encoder.encode_answers(record.prompt, (record.chosen, *record.rejected), record.tools, notes=notes)
     chosen = _fit(answers[0], len(trunk), limits)
     kept = [chosen]
@@ -163,7 +171,8 @@ class _Fitted:
 
 
 def _fit(branch: Branch, trunk: int, limits: Limits) -> _Fitted:
-    """The branch up to its last target, no longer than its path may be. What is cut off is gone: no end token takes its place."""
+    """The branch up to its last target, no longer than its path may be. What is cut off is gone: no end token takes its
+    place."""
     whole = _up_to_last_target(branch)
     room = limits.max_length - trunk
     if len(whole.ids) <= room:
@@ -176,7 +185,8 @@ def _fit(branch: Branch, trunk: int, limits: Limits) -> _Fitted:
 
 
 def _up_to_last_target(branch: Branch) -> Branch:
-    """Tokens behind the last target (a template's line break, turns that are not trained) would be computed for nothing."""
+    """Tokens behind the last target (a template's line break, turns that are not trained) would be computed for
+    nothing."""
     targets = np.flatnonzero(branch.mask)
     if not len(targets):
         raise Unusable(NOTHING)

@@ -14,7 +14,8 @@ from align.recipe.rows.presets import FILE as PRESETS_FILE
 _PACKAGE = Path(align.__file__).parent
 _ENTRY = "align.data.trees.load"
 _INSIDE = ("align.data", "align.recipe.rows")
-"""What that module imports is followed inside of these packages; the rest of align neither reads rows nor makes tokens of them."""
+"""What that module imports is followed inside of these packages; the rest of align neither reads rows nor makes tokens
+of them."""
 
 
 @cache

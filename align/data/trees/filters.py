@@ -1,11 +1,13 @@
-"""Preferences that cannot be learned from, or must not be: found over the whole data set, and each left out with a reason.
+"""Preferences that cannot be learned from, or must not be: found over the whole data set, and each left out with a
+reason.
 
-The answers to one prompt are the nodes of a graph, each preference an edge from winner to loser. An edge inside a strongly connected
-component of more than one node is part of a circle (A over B over C over A; or A over B and B over A), and every such edge goes, as
-ChatGLM-RLHF drops cyclic and tied preferences (https://arxiv.org/abs/2404.00934). Edges that lead into or out of the circle stay.
+The answers to one prompt are the nodes of a graph, each preference an edge from winner to loser. An edge inside a
+strongly connected component of more than one node is part of a circle (A over B over C over A; or A over B and B over
+A), and every such edge goes, as ChatGLM-RLHF drops cyclic and tied preferences (https://arxiv.org/abs/2404.00934).
+Edges that lead into or out of the circle stay.
 
-Answers are the same when their text is, white space at the ends and how Unicode composes a character apart; prompts are compared as by
-:func:`~align.data.leakage.prompt_digest`.
+Answers are the same when their text is, white space at the ends and how Unicode composes a character apart; prompts are
+compared as by :func:`~align.data.leakage.prompt_digest`.
 """
 
 from __future__ import annotations
@@ -51,8 +53,11 @@ class PreferenceFilter:
         edges: dict[str, set[_Edge]] = defaultdict(set)
         for record in records:
             if isinstance(record, Preference):
-                sure = [_unsure(margin) is None for margin in record.margins or [None] * len(record.rejected)]  # others prove nothing
-                found = {edge for edge, counts in zip(_edges(record), sure, strict=True) if counts and edge[0] != edge[1]}
+                # Others prove nothing
+                sure = [_unsure(margin) is None for margin in record.margins or [None] * len(record.rejected)]
+                found = {
+                    edge for edge, counts in zip(_edges(record), sure, strict=True) if counts and edge[0] != edge[1]
+                }
                 if found:
                     edges[prompt_digest(record)] |= found
         for prompt, all_of_it in edges.items():
@@ -82,7 +87,9 @@ def _unsure(margin: float | None) -> str | None:
 def conflicts(edges: Collection[_Edge]) -> dict[_Edge, str]:
     """The edges of one prompt's graph that lie on a circle, each with its reason."""
     graph = networkx.DiGraph(list(edges))
-    component = {node: number for number, nodes in enumerate(networkx.strongly_connected_components(graph)) for node in nodes}
+    component = {
+        node: number for number, nodes in enumerate(networkx.strongly_connected_components(graph)) for node in nodes
+    }
     together = [edge for edge in edges if component[edge[0]] == component[edge[1]]]
     return {(winner, loser): CONTRADICTED if (loser, winner) in edges else CYCLE for winner, loser in together}
 

@@ -1,8 +1,9 @@
 """Sources -> encoded trees, cached by content, with an account of every row that was left out.
 
-An entry of the cache is named after all that decides its content: the bytes of the sources, their settings, the encoder, the limits, and
-the code of this package. It is built beside its place and renamed into it. Of several processes that want one entry, one builds it and the
-others wait; that is also how the ranks of a distributed run share it.
+An entry of the cache is named after all that decides its content: the bytes of the sources, their settings, the
+encoder, the limits, and the code of this package. It is built beside its place and renamed into it. Of several
+processes that want one entry, one builds it and the others wait; that is also how the ranks of a distributed run share
+it.
 """
 
 from __future__ import annotations
@@ -61,13 +62,14 @@ def load_trees(
 ) -> tuple[TreeStore, DataReport]:
     """The records of ``sources`` as trees, from the cache or encoded now, and what became of the rows.
 
-    A conversation is one branch, cut where its first target begins; a preference has the chosen answer as branch 0 and the rejected ones
-    after it; a prompt is a trunk without branches. Branches end at their last target. ``max_length`` bounds every path, in tokens.
-    ``rejects`` gets one JSON line for each row that was left out, bad rows and drops alike. ``filters`` look at all records of
-    preferences first; what they leave out is dropped with its reason. ``grades`` are those of graded answers that are learned.
+    A conversation is one branch, cut where its first target begins; a preference has the chosen answer as branch 0 and
+    the rejected ones after it; a prompt is a trunk without branches. Branches end at their last target. ``max_length``
+    bounds every path, in tokens. ``rejects`` gets one JSON line for each row that was left out, bad rows and drops
+    alike. ``filters`` look at all records of preferences first; what they leave out is dropped with its reason.
+    ``grades`` are those of graded answers that are learned.
 
-    Raises :class:`InputError` for bad rows (unless their source skips them), for long ones with ``too_long="error"``, and when nothing is
-    left; :class:`EnvironmentFault` when the disk or the hub does not answer.
+    Raises :class:`InputError` for bad rows (unless their source skips them), for long ones with ``too_long="error"``,
+    and when nothing is left; :class:`EnvironmentFault` when the disk or the hub does not answer.
     """
     locations = [resolve(source.path) for source in sources]
     limits = Limits(max_length, too_long, train_on, tuple(grades))
@@ -82,7 +84,13 @@ def load_trees(
     with _locked(cache / f".{entry.name}.lock"):
         reused = _intact(entry)
         if not reused:
-            _build(entry, _Builder(want, encoder, limits, origins_to_skip(sources, locations), filters), sources, locations, seed)
+            _build(
+                entry,
+                _Builder(want, encoder, limits, origins_to_skip(sources, locations), filters),
+                sources,
+                locations,
+                seed,
+            )
         report = _read_report(entry, reused=reused)
         if rejects is not None and (entry / _REJECTS).exists():
             with files.machine_faults(rejects):
@@ -142,7 +150,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _intact(entry: Path) -> bool:
-    """Is there a finished entry, unchanged since it was written? One that is damaged is told of, and will be built anew."""
+    """Is there a finished entry, unchanged since it was written? One that is damaged is told of, and will be built
+    anew."""
     if not entry.exists():
         return False
     problems = sealed.damage(entry, [META, _REPORT, _REJECTS])
@@ -155,7 +164,9 @@ def _read_report(entry: Path, *, reused: bool) -> DataReport:
     return DataReport.from_json(json.loads((entry / _REPORT).read_text(encoding="utf-8")), reused=reused)
 
 
-def _build(entry: Path, builder: _Builder, sources: Sequence[DataSource], locations: Sequence[Path | str], seed: int) -> None:
+def _build(
+    entry: Path, builder: _Builder, sources: Sequence[DataSource], locations: Sequence[Path | str], seed: int
+) -> None:
     files.clean_stale(entry.parent)
     tmp = files.temporary(entry.parent)
     try:
@@ -164,7 +175,10 @@ def _build(entry: Path, builder: _Builder, sources: Sequence[DataSource], locati
         if builder.filters is not None:
             builder.filters.survey(read_records(sources, locations, builder.want, seed=seed, rejects=None))
         records = read_records(sources, locations, builder.want, seed=seed, rejects=bad)
-        with files.machine_faults(tmp), (tmp / _REJECTS).open("w", encoding="utf-8", errors="backslashreplace") as rejects:
+        with (
+            files.machine_faults(tmp),
+            (tmp / _REJECTS).open("w", encoding="utf-8", errors="backslashreplace") as rejects,
+        ):
             write_store(tmp, builder.trees(records, rejects))
             if bad.exists():
                 with bad.open(encoding="utf-8") as lines:
@@ -181,7 +195,9 @@ def _build(entry: Path, builder: _Builder, sources: Sequence[DataSource], locati
 class _Builder:
     """Makes the trees of one entry and its report."""
 
-    def __init__(self, want: Want, encoder: Encoder, limits: Limits, skipping: set[str], filters: PreferenceFilter | None) -> None:
+    def __init__(
+        self, want: Want, encoder: Encoder, limits: Limits, skipping: set[str], filters: PreferenceFilter | None
+    ) -> None:
         self.want: Want = want
         self.filters = filters
         self.report = DataReport(want)
@@ -218,7 +234,13 @@ class _Builder:
         if not report.trees:
             reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
             what = f"0 rows left of {records.report.given:,}: {reasons}"
-            advice = f"max_length is {limit:,} tokens" if long else self.filters.hint(report.dropped) if self.filters else None
+            advice = (
+                f"max_length is {limit:,} tokens"
+                if long
+                else self.filters.hint(report.dropped)
+                if self.filters
+                else None
+            )
             raise InputError(Problem(what, file=", ".join(paths), hint=advice))
 
     def _filtered(self, record: Record, rejects: TextIO) -> Record | None:
@@ -247,10 +269,19 @@ class _Builder:
             return
         self._refused.append(origin.blamed(problem))
         if len(self._refused) == SHOWN:
-            raise InputError([*self._refused, Problem(f"stopped after {SHOWN} such rows", hint="`on_bad_row: skip` leaves them out")])
+            raise InputError(
+                [*self._refused, Problem(f"stopped after {SHOWN} such rows", hint="`on_bad_row: skip` leaves them out")]
+            )
 
 
 def _reject(record: Record, reason: str, rejects: TextIO) -> None:
     """A line about a record that was read, but is not used, or not as a whole."""
-    entry = {"source": record.origin.source, "line": record.origin.line, "id": record.id, "field": None, "reason": reason, "content": ""}
+    entry = {
+        "source": record.origin.source,
+        "line": record.origin.line,
+        "id": record.id,
+        "field": None,
+        "reason": reason,
+        "content": "",
+    }
     rejects.write(json.dumps(entry, ensure_ascii=False) + "\n")

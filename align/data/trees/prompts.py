@@ -1,4 +1,5 @@
-"""Prompts to be answered: the messages, for whoever reads text, and their tokens with the generation prompt, for the engine."""
+"""Prompts to be answered: the messages, for whoever reads text, and their tokens with the generation prompt, for the
+engine."""
 
 from __future__ import annotations
 
@@ -37,12 +38,14 @@ def load_prompts(
     rejects: Path | None,
     limit: str = "max_length",
 ) -> tuple[list[EncodedPrompt], DataReport]:
-    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out and counted.
+    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out
+    and counted.
 
     ``limit`` is the recipe's name for that length.
 
     Raises:
-        InputError: bad rows, or prompts that the chat template refuses (unless their source skips them), or nothing is left.
+        InputError: bad rows, or prompts that the chat template refuses (unless their source skips them), or nothing is
+            left.
     """
     report = DataReport("prompt")
     bounds = Limits(max_length, "drop", "last")
@@ -67,7 +70,11 @@ def load_prompts(
     if not prompts:
         reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
         where = ", ".join(source.path for source in sources)
-        raise InputError(Problem(f"0 prompts left of {records.report.given:,}: {reasons}", file=where, hint=f"{limit} is {max_length:,}"))
+        raise InputError(
+            Problem(
+                f"0 prompts left of {records.report.given:,}: {reasons}", file=where, hint=f"{limit} is {max_length:,}"
+            )
+        )
     return prompts, report
 
 

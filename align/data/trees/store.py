@@ -1,6 +1,7 @@
 """Trees on disk: written as a stream, read as memory maps, checked before use.
 
-A store is a folder of raw little-endian arrays and one JSON file. N trees have P parts in all (a trunk, then its branches) and T tokens:
+A store is a folder of raw little-endian arrays and one JSON file. N trees have P parts in all (a trunk, then its
+branches) and T tokens:
 
     ids.bin      int32 [T]      tokens, part after part
     mask.bin     uint8 [T]      1 where a token is a target; 0 in trunks
@@ -73,7 +74,8 @@ class _File:
 
 
 def write_store(folder: Path, trees: Iterable[Tree]) -> None:
-    """Write ``trees`` into the existing, empty ``folder``; complete once this returns. A tree may have no branches (a bare prompt).
+    """Write ``trees`` into the existing, empty ``folder``; complete once this returns. A tree may have no branches (a
+    bare prompt).
 
     Raises :class:`EnvironmentFault` when the disk is full or not writable, and whatever ``trees`` raises.
     """
@@ -101,7 +103,9 @@ def _append(files: dict[str, _File], tree: Tree) -> None:
     files["parts"].append(lengths)
     files["longest"].append([tree.longest_path])
     files["targets"].append([sum(int(branch.mask.sum()) for branch in tree.branches)])
-    files["marks"].append([value for branch in tree.branches for value in (branch.margin, branch.share, *branch.grades)])
+    files["marks"].append(
+        [value for branch in tree.branches for value in (branch.margin, branch.share, *branch.grades)]
+    )
     files["names"].append(np.frombuffer(tree.id.encode("utf-8", "backslashreplace"), dtype=np.uint8))
     files["first"].append([files["parts"].bytes // 4])
     files["start"].append([files["ids"].bytes // 4])
@@ -112,8 +116,8 @@ def _append(files: dict[str, _File], tree: Tree) -> None:
 class TreeStore:
     """A store as a sequence of trees. Their arrays are read-only views into the files.
 
-    Raises :class:`DamagedStore` when the folder's description or the size of a file is not what was written; :meth:`verify` also compares
-    all contents.
+    Raises :class:`DamagedStore` when the folder's description or the size of a file is not what was written;
+    :meth:`verify` also compares all contents.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -192,7 +196,9 @@ def _map(folder: Path, name: str, size: int) -> npt.NDArray[Any]:
     path = folder / f"{name}.bin"
     actual = path.stat().st_size if path.is_file() else -1
     if actual != size:
-        raise DamagedStore(Problem(f"has {actual:,} bytes, not {size:,}" if actual >= 0 else "is missing", file=str(path)))
+        raise DamagedStore(
+            Problem(f"has {actual:,} bytes, not {size:,}" if actual >= 0 else "is missing", file=str(path))
+        )
     dtype = np.dtype(_TYPES[name])
     if size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype=dtype)

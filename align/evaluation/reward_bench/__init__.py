@@ -1,1 +1,2 @@
-"""Benchmarks of whatever gives answers scores or verdicts: one file for each, with how its official code counts. Reads no model."""
+"""Benchmarks of whatever gives answers scores or verdicts: one file for each, with how its official code counts. Reads
+no model."""

@@ -1,7 +1,7 @@
 """What the reward benchmarks have in common: prompts with right and wrong answers, and who of each pair wins.
 
-Two ways of counting stand side by side: ``official``, as the benchmark's own code counts, and ``half``, where a tie is half right
-(:mod:`align.functional.ties`), which is what guessing between equal scores would give.
+Two ways of counting stand side by side: ``official``, as the benchmark's own code counts, and ``half``, where a tie is
+half right (:mod:`align.functional.ties`), which is what guessing between equal scores would give.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Bench(Protocol):
         ...
 
     def official_verdicts(self, right_first: float, right_second: float) -> float:
-        """How it counts a pair that a judge saw in both orders: each 1 for the right answer, 0 for the wrong one, 0.5 for a tie."""
+        """How it counts a pair that a judge saw in both orders: each 1 for the right answer, 0 for the wrong one, 0.5
+        for a tie."""
         ...
 
     def measures(self, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:

@@ -1,8 +1,9 @@
 """JudgeBench (https://arxiv.org/abs/2410.12784): pairs of which one answer is correct, from four kinds of problems.
 
-Its code says of a scorer "A>B" where the first answer scores strictly higher, else "B>A", so that a tie counts as a verdict for the second
-answer. A judge is asked in both orders: each verdict for the right answer counts 1, each for the wrong one -1, a tie 0, and the pair is
-right where the sum is positive. Both are shares of all pairs, in a category or over all.
+Its code says of a scorer "A>B" where the first answer scores strictly higher, else "B>A", so that a tie counts as a
+verdict for the second answer. A judge is asked in both orders: each verdict for the right answer counts 1, each for the
+wrong one -1, a tie 0, and the pair is right where the sum is positive. Both are shares of all pairs, in a category or
+over all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from align.evaluation.reward_bench.items import Item, Result, by_group, each, ha
 NAME, TITLE = "judgebench", "JudgeBench"
 NEEDS_SCORES = False
 
-CATEGORIES = {"knowledge": "mmlu-pro", "reasoning": "livebench-reasoning", "math": "livebench-math", "coding": "livecodebench"}
+CATEGORIES = {
+    "knowledge": "mmlu-pro",
+    "reasoning": "livebench-reasoning",
+    "math": "livebench-math",
+    "coding": "livecodebench",
+}
 """Category -> what the `source` of its rows begins with."""
 _PAIRS = (350, 270, 620)
 """Of the official files, and of both."""
@@ -39,7 +45,15 @@ def item(row: Mapping[str, Any], origin: Origin) -> Item:
     answers = text_of(row, "response_A"), text_of(row, "response_B")
     first = label == "A>B"
     right, wrong = answers if first else answers[::-1]
-    return Item(id_of(row, "pair_id", origin), text_of(row, "source"), question_of(row, "question"), (right, wrong), 1, origin, first)
+    return Item(
+        id_of(row, "pair_id", origin),
+        text_of(row, "source"),
+        question_of(row, "question"),
+        (right, wrong),
+        1,
+        origin,
+        first,
+    )
 
 
 def official(margin: Values, item: Item) -> Values:
@@ -74,4 +88,8 @@ def details(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> d
 
 def incomplete(items: Sequence[Item]) -> str | None:
     """Why numbers on these items are not those that the benchmark's own tables show."""
-    return None if len(items) in _PAIRS else f"{len(items):,} pairs, and the official files have {_PAIRS[0]} and {_PAIRS[1]}"
+    return (
+        None
+        if len(items) in _PAIRS
+        else f"{len(items):,} pairs, and the official files have {_PAIRS[0]} and {_PAIRS[1]}"
+    )

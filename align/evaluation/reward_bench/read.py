@@ -67,7 +67,9 @@ def _recognised(row: Row) -> Bench:
     found = next((bench for bench in BENCHES if bench.recognises(row.value)), None)
     if found is None:
         known = ", ".join(bench.TITLE for bench in BENCHES)
-        raise RowError(f"is a row of none of the reward benchmarks ({known}): it has {clip(', '.join(map(str, row.value)), 80)}")
+        raise RowError(
+            f"is a row of none of the reward benchmarks ({known}): it has {clip(', '.join(map(str, row.value)), 80)}"
+        )
     return found
 
 

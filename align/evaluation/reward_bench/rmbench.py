@@ -1,10 +1,11 @@
 """RM-Bench (https://arxiv.org/abs/2410.16184): three right and three wrong answers to each prompt, in three styles.
 
-The styles are, in the order of the file: concise, detailed as plain text, detailed with Markdown. Every right answer meets every wrong one,
-and a pair is right where the right answer scores strictly higher. With a_ij the share of right pairs of right style i and wrong style j in
-a domain: normal is the mean of the three a_ii, hard that of those with i < j (the wrong answer is the more elaborate one), easy that of
-those with i > j. Each, and every a_ij here, is then the mean over the domains chat, math, code and safety (whose two parts are one domain);
-a domain's number is the mean of its three, and the score the mean of the four domains.
+The styles are, in the order of the file: concise, detailed as plain text, detailed with Markdown. Every right answer
+meets every wrong one, and a pair is right where the right answer scores strictly higher. With a_ij the share of right
+pairs of right style i and wrong style j in a domain: normal is the mean of the three a_ii, hard that of those with i <
+j (the wrong answer is the more elaborate one), easy that of those with i > j. Each, and every a_ij here, is then the
+mean over the domains chat, math, code and safety (whose two parts are one domain); a domain's number is the mean of its
+three, and the score the mean of the four domains.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ NEEDS_SCORES = False
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = ("concise", "detailed", "markdown")
 _PART = "one of its parts"
-"""The group of a row that names no domain. RM-Bench is also published as one file for each domain, and those rows do not name it."""
+"""The group of a row that names no domain. RM-Bench is also published as one file for each domain, and those rows do
+not name it."""
 
 
 def recognises(row: Mapping[str, Any]) -> bool:

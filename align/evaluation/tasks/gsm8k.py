@@ -1,4 +1,5 @@
-"""GSM8K (Cobbe et al., arXiv 2110.14168): word problems with one number as the answer, graded by exact match of that number."""
+"""GSM8K (Cobbe et al., arXiv 2110.14168): word problems with one number as the answer, graded by exact match of that
+number."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _CALCULATION = regex.compile(r"<<[^<>\n]*>>")
 
 
 def as_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the benchmark (``question``, and an ``answer`` that ends with ``#### NUMBER``) as a prompt. Raises RowError."""
+    """A row of the benchmark (``question``, and an ``answer`` that ends with ``#### NUMBER``) as a prompt. Raises
+    RowError."""
     question, answer = text_of(row.get("question"), "question"), text_of(row.get("answer"), "answer")
     marked = _MARKED.findall(answer)
     if not marked or _value(marked[-1]) is None:
@@ -32,13 +34,15 @@ def as_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worked_example(row: Prompt) -> tuple[dict[str, str], dict[str, str]]:
-    """A row as a question and its solution: turns before the one that is asked. Without the calculator's marks (``<<2+2=4>>``)."""
+    """A row as a question and its solution: turns before the one that is asked. Without the calculator's marks
+    (``<<2+2=4>>``)."""
     solution = _CALCULATION.sub("", row.fields["answer"]).strip()
     return {"role": "user", "content": row.prompt[-1]["content"]}, {"role": "assistant", "content": solution}
 
 
 def extract(answer: str) -> str | None:
-    """The final number of an answer: the last one marked by ``####``, else the last number of all; None without a number.
+    """The final number of an answer: the last one marked by ``####``, else the last number of all; None without a
+    number.
 
     >>> extract("5 apples, then 7.\\n#### 12"), extract("So he pays $1,250.00."), extract("No idea.")
     ('12', '$1,250.00', None)

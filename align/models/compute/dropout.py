@@ -19,11 +19,14 @@ _REMEMBERED = "rates_before_align"
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout rate to 0, in the modules and in the configuration.
 
-    Otherwise two passes over the same tokens differ: a reference differs from the policy it is a copy of, and gradients depend on how a
-    step is split. Adapters have a rate of their own, set where they are added. :func:`input_config` gives the configuration as it was.
+    Otherwise two passes over the same tokens differ: a reference differs from the policy it is a copy of, and gradients
+    depend on how a step is split. Adapters have a rate of their own, set where they are added. :func:`input_config`
+    gives the configuration as it was.
     """
     lm = causal_lm(model)
-    rates = [{name: value for name, value in vars(part).items() if _is_dropout(name, value)} for part in _parts(lm.config)]
+    rates = [
+        {name: value for name, value in vars(part).items() if _is_dropout(name, value)} for part in _parts(lm.config)
+    ]
     for part, found in zip(_parts(lm.config), rates, strict=True):
         for name in found:
             setattr(part, name, 0.0)
@@ -38,7 +41,8 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def input_config(lm: PreTrainedModel) -> PreTrainedConfig:
-    """A copy of the model's configuration with the dropout rates that it was loaded with: training here changes none of them."""
+    """A copy of the model's configuration with the dropout rates that it was loaded with: training here changes none of
+    them."""
     config = copy.deepcopy(lm.config)
     rates: Any = vars(lm).get(_REMEMBERED)
     for part, found in zip(_parts(config), rates or (), strict=False):

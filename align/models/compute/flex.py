@@ -1,7 +1,8 @@
 """Tree attention on CUDA: the same rule as attention.py, as one fused kernel over whole rows.
 
-``flex_attention`` skips every block of 128 x 128 tokens in which nothing may be seen, so a packed row costs about the sum of its trees.
-The block masks of a batch are made once and shared by all layers. Rows should come in few distinct lengths: each is compiled once.
+``flex_attention`` skips every block of 128 x 128 tokens in which nothing may be seen, so a packed row costs about the
+sum of its trees. The block masks of a batch are made once and shared by all layers. Rows should come in few distinct
+lengths: each is compiled once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ NAME = "align_tree_flex"
 
 
 class FlexTrees:
-    """Per token of a batch: its tree (-1 for padding), its branch (0 for a trunk) and its position; and the block masks made from them."""
+    """Per token of a batch: its tree (-1 for padding), its branch (0 for a trunk) and its position; and the block masks
+    made from them."""
 
     def __init__(self, rows: tuple[tuple[Span, ...], ...], position_ids: Tensor) -> None:
         self.position = position_ids  # [R, L]
@@ -38,7 +40,8 @@ class FlexTrees:
         self._masks: dict[int | None, BlockMask] = {}
 
     def allowed(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """flex_attention's mask function: may token q of row b look at token k? Padding sees padding, so that no row is empty."""
+        """flex_attention's mask function: may token q of row b look at token k? Padding sees padding, so that no row is
+        empty."""
         tree, branch, position = self.tree, self.branch, self.position
 
         def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -52,7 +55,9 @@ class FlexTrees:
         """The block mask of layers with this sliding window (None: the whole path)."""
         if window not in self._masks:
             rows, length = self.position.shape
-            self._masks[window] = create_block_mask(self.allowed(window), rows, None, length, length, device=self.position.device)
+            self._masks[window] = create_block_mask(
+                self.allowed(window), rows, None, length, length, device=self.position.device
+            )
         return self._masks[window]
 
 
@@ -74,7 +79,8 @@ def flex_tree_attention(
     trees: FlexTrees | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls; shapes as in :func:`align.models.compute.attention.tree_attention`.
+    """The attention function that transformers calls; shapes as in
+    :func:`align.models.compute.attention.tree_attention`.
 
     On the CPU it runs uncompiled and forward only: good for comparing, not for training.
     """
@@ -82,7 +88,12 @@ def flex_tree_attention(
     refuse_unsupported(module, unused)
     attend: Any = _compiled() if query.is_cuda else flex_attention
     output = attend(
-        query, key, value, block_mask=trees.block_mask(sliding_window), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        block_mask=trees.block_mask(sliding_window),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return output.transpose(1, 2).contiguous(), None
 

@@ -15,7 +15,8 @@ from align.models.compute import attention, flex
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside PEFT's wrapper, if there is one. Adapters live inside its layers and stay active."""
+    """The transformers model inside PEFT's wrapper, if there is one. Adapters live inside its layers and stay
+    active."""
     inside = getattr(model, "get_base_model", None)  # PEFT's wrapper has it, and nothing else
     inner = model if inside is None else inside()
     if not isinstance(inner, PreTrainedModel):
@@ -35,7 +36,9 @@ def transformer_of(lm: PreTrainedModel) -> Any:
     if inside is lm:  # the class names a module that it does not have
         inside = getattr(lm, "model", None) or getattr(lm, "transformer", lm)
     if inside is lm or inside is None:
-        raise InputError(f"{type(lm).__name__} does not say which of its modules the transformer is", hint="use another model")
+        raise InputError(
+            f"{type(lm).__name__} does not say which of its modules the transformer is", hint="use another model"
+        )
     return inside
 
 
@@ -49,13 +52,15 @@ def hidden_states(
 ) -> Tensor:
     """The last hidden states of a batch, [R * L, H].
 
-    ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is per tree, by the
-    bounds in ``trees`` when they are given and by those of the batch when not. ``embedded`` are the batch's input embeddings [R, L, E],
-    where they have been looked up already.
-    The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation sets its own.
+    ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is
+    per tree, by the bounds in ``trees`` when they are given and by those of the batch when not. ``embedded`` are the
+    batch's input embeddings [R, L, E], where they have been looked up already.
+    The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation
+    sets its own.
 
     Raises:
-        InputError: a layer of the model cannot attend by trees (it mixes tokens in some other way, or has attention code of its own).
+        InputError: a layer of the model cannot attend by trees (it mixes tokens in some other way, or has attention
+            code of its own).
     """
     lm = causal_lm(model)
     name, extra = _attention(lm, batch, own_attention) if trees is None else (attention.NAME, {"trees": trees})
@@ -81,7 +86,8 @@ def _attention(lm: PreTrainedModel, batch: Batch, own_attention: bool) -> tuple[
 
 
 def own_attention_name(lm: PreTrainedModel) -> str:
-    """The fastest of the model's own attentions that leaves nothing out: sdpa drops a cap on the scores, and knows no attention sinks."""
+    """The fastest of the model's own attentions that leaves nothing out: sdpa drops a cap on the scores, and knows no
+    attention sinks."""
     return "sdpa" if lm._supports_sdpa and not _caps_scores(lm.config) else "eager"
 
 
@@ -105,9 +111,12 @@ def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, 
 def batch_logprobs_and_entropy(
     model: nn.Module, batch: Batch, *, temperature: float = 1.0, own_attention: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """:func:`batch_logprobs`, and the entropy of each distribution that a target is drawn from, in nats: fp32 [N] and [N]."""
+    """:func:`batch_logprobs`, and the entropy of each distribution that a target is drawn from, in nats: fp32 [N] and
+    [N]."""
     hidden = hidden_states(model, batch, own_attention=own_attention)
-    return token_logprobs_and_entropy(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model))
+    return token_logprobs_and_entropy(
+        hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model)
+    )
 
 
 def project(model: nn.Module, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
@@ -120,13 +129,16 @@ def _head(model: nn.Module) -> dict[str, Any]:
     lm = causal_lm(model)
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
-        raise InputError(f"{type(lm).__name__} has no LM head of one linear layer ({type(head).__name__})", hint="use another model")
+        raise InputError(
+            f"{type(lm).__name__} has no LM head of one linear layer ({type(head).__name__})", hint="use another model"
+        )
     scale, softcap = logit_transform(lm)
     return {"weight": head.weight, "bias": head.bias, "logit_scale": scale, "logit_softcap": softcap}
 
 
 def logit_transform(lm: nn.Module) -> tuple[float, float | None]:
-    """What the model itself does to its logits: (factor, soft cap). Granite divides, Cohere multiplies, Gemma caps; most do nothing."""
+    """What the model itself does to its logits: (factor, soft cap). Granite divides, Cohere multiplies, Gemma caps;
+    most do nothing."""
     config = lm.config
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -134,7 +146,8 @@ def logit_transform(lm: nn.Module) -> tuple[float, float | None]:
 
 
 def rounding_error(model: nn.Module, dtype: str) -> float:
-    """How far a hidden state of ``model`` may be off, relative to its size (:func:`align.functional.ties.relative_error`).
+    """How far a hidden state of ``model`` may be off, relative to its size
+    (:func:`align.functional.ties.relative_error`).
 
     Args:
         dtype: what it computes in, "fp32" or "bf16".

@@ -1,10 +1,10 @@
 """A tree that is larger than a micro-batch: computed in one pass, but never held as a whole.
 
-The trunk and its first branch are computed and kept. The other branches follow in groups: each attends to the trunk's keys and values,
-takes its own backward pass at once, and is forgotten. What the groups' gradients say about the trunk adds up, and the backward passes of
-the first branch and of the trunk come last. Nothing is computed twice, gradients are those of the whole tree, and memory follows the size
-of a group, however many branches there are. A loss fits when it is a sum over branches, each compared at most with the first one:
-preferences, rewards.
+The trunk and its first branch are computed and kept. The other branches follow in groups: each attends to the trunk's
+keys and values, takes its own backward pass at once, and is forgotten. What the groups' gradients say about the trunk
+adds up, and the backward passes of the first branch and of the trunk come last. Nothing is computed twice, gradients
+are those of the whole tree, and memory follows the size of a group, however many branches there are. A loss fits when
+it is a sum over branches, each compared at most with the first one: preferences, rewards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from align.models.compute.forward import batch_logprobs, causal_lm, hidden_state
 WHOLE = 2
 """A tree of up to this many micro-batches is computed whole."""
 GROUP = 4
-"""A group is a micro-batch divided by this: groups come while all gradients are in memory, and cutting is to save some."""
+"""A group is a micro-batch divided by this: groups come while all gradients are in memory, and cutting is to save
+some."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,17 @@ class Parts:
 
 
 def split(batch: Batch, tokens: int) -> Parts | None:
-    """A batch of one tree, cut; ``tokens`` is a micro-batch's limit, and a group has at most ``tokens / GROUP`` or is a single branch.
+    """A batch of one tree, cut; ``tokens`` is a micro-batch's limit, and a group has at most ``tokens / GROUP`` or is a
+    single branch.
 
     None when the batch is small enough, or is not one tree with several branches.
     """
-    if batch.num_tokens <= WHOLE * tokens or len(batch.rows) != 1 or len(batch.rows[0]) != 1 or len(batch.rows[0][0].branches) < 2:
+    if (
+        batch.num_tokens <= WHOLE * tokens
+        or len(batch.rows) != 1
+        or len(batch.rows[0]) != 1
+        or len(batch.rows[0][0].branches) < 2
+    ):
         return None
     span = batch.rows[0][0]
     cut, start = [], span.trunk
@@ -68,8 +75,8 @@ def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def held_at_once(trunk: int, branches: Sequence[int], tokens: int) -> int:
-    """Tokens of a tree whose activations are in memory at the same time: all of them, or where it is cut, its trunk, its first branch and
-    its largest group. Arguments are lengths, and a micro-batch's limit."""
+    """Tokens of a tree whose activations are in memory at the same time: all of them, or where it is cut, its trunk,
+    its first branch and its largest group. Arguments are lengths, and a micro-batch's limit."""
     whole = trunk + sum(branches)
     if whole <= WHOLE * tokens or len(branches) < 2:
         return whole
@@ -77,7 +84,8 @@ def held_at_once(trunk: int, branches: Sequence[int], tokens: int) -> int:
 
 
 def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Span) -> Batch:
-    """Some branches of a batch of one tree. Where a first token is predicted from the trunk, its source is the place after the last."""
+    """Some branches of a batch of one tree. Where a first token is predicted from the trunk, its source is the place
+    after the last."""
     first, last = (branches[0], branches[-1] + 1) if branches else (0, 0)
     inside = (batch.branch >= first) & (batch.branch < last)
     sources = batch.sources[inside] - start
@@ -97,13 +105,17 @@ def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Spa
 
 
 class Stream:
-    """One tree on its way through the model: ``logprobs`` of its first branch, then :meth:`branches`, at last :meth:`backward`."""
+    """One tree on its way through the model: ``logprobs`` of its first branch, then :meth:`branches`, at last
+    :meth:`backward`."""
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
         self._model, self._parts = model, parts
         in_order = (parts.trunk, parts.first, *parts.groups)
-        # Looked up for the whole tree at once: the gradient of an embedding matrix is as large as the matrix, whoever asks for it.
-        self._embedded = causal_lm(model).get_input_embeddings()(torch.cat([part.input_ids for part in in_order], dim=1))
+        # Looked up for the whole tree at once: the gradient of an embedding matrix is as large as the matrix, whoever
+        # asks for it.
+        self._embedded = causal_lm(model).get_input_embeddings()(
+            torch.cat([part.input_ids for part in in_order], dim=1)
+        )
         inputs = self._embedded.detach().split_with_sizes([part.input_ids.shape[1] for part in in_order], dim=1)
         self._inputs = [part.requires_grad_(self._embedded.requires_grad) for part in inputs]
         kept: KeyValues = {}
@@ -126,7 +138,8 @@ class Stream:
         return project(self._model, torch.cat([hidden, self._leaves[0][None]]), part)
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass of ``loss``, a function of :attr:`logprobs`, then that of the trunk with what all branches left there."""
+        """The backward pass of ``loss``, a function of :attr:`logprobs`, then that of the trunk with what all branches
+        left there."""
         loss.backward()  # type: ignore[no-untyped-call]
         _backward(self._computed, [leaf.grad for leaf in self._leaves])
         if self._embedded.requires_grad:
@@ -140,7 +153,8 @@ def _backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> 
 
 
 def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool) -> Tensor:
-    """Log-probs of a batch's targets, fp32 [N], without gradient: exactly those that training sees, large trees in groups."""
+    """Log-probs of a batch's targets, fp32 [N], without gradient: exactly those that training sees, large trees in
+    groups."""
     with torch.no_grad():
         parts = None if own_attention else split(batch, tokens)
         if parts is None:

@@ -1,8 +1,10 @@
-"""Which features of PEFT's LoRA adapters are supported: one table, asked wherever an adapter's folder is read. Imports no torch.
+"""Which features of PEFT's LoRA adapters are supported: one table, asked wherever an adapter's folder is read. Imports
+no torch.
 
-Everything here treats an adapter as low-rank updates that are added to linear layers inside the transformer: only such adapters can be
-switched off exactly, joined with a second one, and merged one weight at a time for an engine. What is more than that is refused by its name
-before anything is loaded. Where PEFT's own merge can turn it into a plain model, ``align merge`` does (and proves it), and says so here.
+Everything here treats an adapter as low-rank updates that are added to linear layers inside the transformer: only such
+adapters can be switched off exactly, joined with a second one, and merged one weight at a time for an engine. What is
+more than that is refused by its name before anything is loaded. Where PEFT's own merge can turn it into a plain model,
+``align merge`` does (and proves it), and says so here.
 """
 
 from __future__ import annotations
@@ -16,12 +18,29 @@ SUPPORTED = frozenset(
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
     }
 )
-"""Settings of ``LoraConfig`` that are followed (``init_lora_weights``: where the initialisation left the base as it was)."""
+"""Settings of ``LoraConfig`` that are followed (``init_lora_weights``: where the initialisation left the base as it
+was)."""
 
 HARMLESS = frozenset(
     {
-        *("auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "runtime_config", "megatron_core"),
-        *("lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "ensure_weight_tying"),
+        *(
+            "auto_mapping",
+            "peft_version",
+            "base_model_name_or_path",
+            "revision",
+            "inference_mode",
+            "runtime_config",
+            "megatron_core",
+        ),
+        *(
+            "lora_dropout",
+            "loftq_config",
+            "eva_config",
+            "corda_config",
+            "lora_ga_config",
+            "qalora_group_size",
+            "ensure_weight_tying",
+        ),
     }
 )
 """Settings that say how an adapter was made, or where, and nothing of what it computes once it is trained."""
@@ -50,13 +69,15 @@ REFUSED = {
 """Settings that are neither followed nor merged."""
 
 _PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
-"""Initialisations that leave the base's weights alone. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change them, and the adapter belongs to
-the changed ones."""
+"""Initialisations that leave the base's weights alone. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change them, and
+the adapter belongs to the changed ones."""
 _WHOLE = "it holds a whole tensor besides its low-rank updates"
 _OFF: Mapping[str, tuple[Any, ...]] = {"bias": (None, "none")}
 
 
-def refusals(adapter: Mapping[str, Any], tensors: Iterable[str], *, merging: bool = False) -> Iterator[tuple[str, str, bool]]:
+def refusals(
+    adapter: Mapping[str, Any], tensors: Iterable[str], *, merging: bool = False
+) -> Iterator[tuple[str, str, bool]]:
     """What keeps an adapter from being used.
 
     Args:
@@ -84,7 +105,8 @@ def refusals(adapter: Mapping[str, Any], tensors: Iterable[str], *, merging: boo
 
 
 def _unfollowed_tensors(tensors: Iterable[str], adapter: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """The file may hold more than its settings say: some tools add the embedding, or a trained head. The first tensor of each kind."""
+    """The file may hold more than its settings say: some tools add the embedding, or a trained head. The first tensor
+    of each kind."""
     if any(adapter.get(name) not in (None, False, "none", [], {}) for name in MERGEABLE):
         return  # told already, and the tensors follow from it
     found: dict[str, str] = {}

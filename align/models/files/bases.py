@@ -32,8 +32,8 @@ def relative_to(folder: Path, path: str) -> str | None:
 
 
 def adapter_base(folder: ModelFolder) -> Model:
-    """The model that an adapter was trained on: where it was, where it lies if both have moved together, or another known model; the first
-    whose content is the one that the adapter was trained on.
+    """The model that an adapter was trained on: where it was, where it lies if both have moved together, or another
+    known model; the first whose content is the one that the adapter was trained on.
 
     Raises:
         InputError: none of them is.
@@ -58,7 +58,10 @@ def adapter_base(folder: ModelFolder) -> Model:
     hint = f"it has the digest {base['digest'][:12]}; put it back there, or beside the adapter as it was"
     if first is None or first not in {place.path for place in places}:
         raise InputError(Problem(f"the adapter's base is gone: {base['path']}", file=where, hint=hint))
-    problem = f"{first} is not the model that the adapter was trained on (digest {found[first][:12]}, expected {base['digest'][:12]})"
+    problem = (
+        f"{first} is not the model that the adapter was trained on (digest {found[first][:12]}, expected"
+        f" {base['digest'][:12]})"
+    )
     raise InputError(Problem(problem, file=where))
 
 

@@ -1,4 +1,5 @@
-"""What a model folder holds, read and checked before anything of it is loaded. Imports no torch, and runs nothing of the folder.
+"""What a model folder holds, read and checked before anything of it is loaded. Imports no torch, and runs nothing of
+the folder.
 
 Only safetensors are accepted: every other weight format is pickle, which runs code when it is loaded.
 """
@@ -14,7 +15,8 @@ from align.errors import InputError, Problem
 from align.models.files.adapter_features import refusals
 
 NOTES = "align.json"
-"""What this package knows about a folder it saved: the base of an adapter, template settings, where the weights come from."""
+"""What this package knows about a folder it saved: the base of an adapter, template settings, where the weights come
+from."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -72,11 +74,12 @@ class ModelFolder:
 def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
     """Read the configuration of a model's folder, or of a LoRA adapter's, and check that the weights are there.
 
-    ``wanted`` says what the folder must be: a language model, a reward model of ours, a sequence classifier, an adapter that PEFT can
-    merge, or (None) any model.
+    ``wanted`` says what the folder must be: a language model, a reward model of ours, a sequence classifier, an adapter
+    that PEFT can merge, or (None) any model.
 
     Raises:
-        InputError: not a folder, or a file is missing, damaged, pickled, or of another kind of model. Names every such file.
+        InputError: not a folder, or a file is missing, damaged, pickled, or of another kind of model. Names every such
+            file.
     """
     if not path.exists():
         raise InputError(Problem("no such file or folder", file=str(path)))
@@ -100,7 +103,9 @@ def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
 
 def require_tokenizer(path: Path) -> None:
     """Raises :class:`InputError` when the folder has no tokenizer."""
-    if not any((path / name).is_file() for name in (*_VOCABULARIES, "tokenizer_config.json")) and not any(path.glob("*.tiktoken")):
+    if not any((path / name).is_file() for name in (*_VOCABULARIES, "tokenizer_config.json")) and not any(
+        path.glob("*.tiktoken")
+    ):
         raise InputError(Problem("no tokenizer: expected tokenizer.json", file=str(path)))
 
 
@@ -130,7 +135,8 @@ def _config_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem
     what = "a reward model of this package" if wanted == "reward_model" else "a language model"
     architectures = [str(name) for name in folder.config.get("architectures") or ()]
     classifiers = [name for name in architectures if name.endswith("Classification")]
-    own_class = any("RewardModel" in name for name in architectures)  # OpenRLHF's, say: a transformer and one linear layer all the same
+    # OpenRLHF's, say: a transformer and one linear layer all the same
+    own_class = any("RewardModel" in name for name in architectures)
     if wanted == "classifier" and architectures and not classifiers and not own_class:
         problems.append(Problem(f"{architectures[0]} is no reward model: it gives no score", file=str(folder.path)))
     if classifiers and wanted not in ("classifier", None):
@@ -139,7 +145,9 @@ def _config_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem
     if folder.config.get("quantization_config"):
         method = folder.config["quantization_config"].get("quant_method", "an unnamed method")
         hint = "name the model's unquantised weights instead"
-        problems.append(Problem(f"the weights are quantised ({method}), which cannot be trained", file=str(folder.path), hint=hint))
+        problems.append(
+            Problem(f"the weights are quantised ({method}), which cannot be trained", file=str(folder.path), hint=hint)
+        )
     return problems
 
 
@@ -170,7 +178,9 @@ def _no_weights(path: Path, wanted: str) -> Problem:
     pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES)
     if pickles:
         hint = f"convert it to {wanted} with a tool you trust"
-        return Problem(f"refused: weights in pickle or another unsafe format, no {wanted}", file=str(path / pickles[0]), hint=hint)
+        return Problem(
+            f"refused: weights in pickle or another unsafe format, no {wanted}", file=str(path / pickles[0]), hint=hint
+        )
     return Problem(f"no weights: expected {wanted}", file=str(path))
 
 
@@ -194,12 +204,16 @@ def _adapter_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Proble
     adapter, problems = folder.adapter or {}, _head_problems(folder, wanted)
     where = str(folder.path / ADAPTER_CONFIG)
     if wanted == "classifier":
-        problems.append(Problem("an adapter; a whole classifier is wanted here", file=where, hint="merge it into its base first"))
+        problems.append(
+            Problem("an adapter; a whole classifier is wanted here", file=where, hint="merge it into its base first")
+        )
     if adapter.get("peft_type") != "LORA":
         hint = "merge it into its base with the tool that made it, and name the merged model"
         problems.append(Problem(f"a {adapter.get('peft_type')} adapter; only LORA is supported", file=where, hint=hint))
     elif adapter.get("task_type") not in (("FEATURE_EXTRACTION",) if folder.is_reward_model else ("CAUSAL_LM", None)):
-        problems.append(Problem(f"an adapter for {adapter['task_type']}, a language model's is wanted here", file=where))
+        problems.append(
+            Problem(f"an adapter for {adapter['task_type']}, a language model's is wanted here", file=where)
+        )
     if not (folder.path / ADAPTER_WEIGHTS).is_file():
         problems.append(_no_weights(folder.path, ADAPTER_WEIGHTS))
     if not adapter.get("base_model_name_or_path") and not folder.notes.get("base"):
@@ -216,7 +230,9 @@ def _feature_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Proble
     for key, why, helps in refusals(folder.adapter or {}, tensors, merging=wanted == "mergeable"):
         hint = "merge it into its base with the tool that made it, and name the merged model"
         if helps:
-            hint = f"`align merge {folder.path} --out DIR` makes a plain model of it where that is possible; then name DIR"
+            hint = (
+                f"`align merge {folder.path} --out DIR` makes a plain model of it where that is possible; then name DIR"
+            )
         file = folder.path / (ADAPTER_WEIGHTS if key in tensors else ADAPTER_CONFIG)
         problems.append(Problem(f"not supported: {why}", file=str(file), key=key, hint=hint))
     return problems

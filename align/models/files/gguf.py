@@ -1,7 +1,7 @@
 """GGUF files, such as the quickstart's model: dequantised to plain fp32 weights that can be trained.
 
-Dequantising takes a quarter of a minute for a model of 135M parameters, so the result is kept as an ordinary model folder, keyed by the
-file's content and checked by sha256 whenever it is used.
+Dequantising takes a quarter of a minute for a model of 135M parameters, so the result is kept as an ordinary model
+folder, keyed by the file's content and checked by sha256 whenever it is used.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 
 DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-"""Pre-tokenizers that set every digit apart and then split as GPT-2 does (llama.cpp's table). transformers leaves the digits out, which
-changes the ids of line breaks and spaces before a digit, such as in a numbered list."""
+"""Pre-tokenizers that set every digit apart and then split as GPT-2 does (llama.cpp's table). transformers leaves the
+digits out, which changes the ids of line breaks and spaces before a digit, such as in a numbered list."""
 _GPT2_SPLITTERS = {"gpt-2", "default", None}
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); an array stands for its length.
+    """The metadata of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); an array stands for its
+    length.
 
     Raises:
         InputError: no such file, not a GGUF file, or cut off.
@@ -84,7 +85,8 @@ def _value(handle: BinaryIO, kind: int) -> Any:
 
 
 def quantisation(path: Path) -> str:
-    """How most of the file's weights are stored, such as ``Q4_1``. Raises :class:`InputError`, and :class:`EnvironmentFault`."""
+    """How most of the file's weights are stored, such as ``Q4_1``. Raises :class:`InputError`, and
+    :class:`EnvironmentFault`."""
     kind = header(path).get("general.file_type")
     if kind is None:
         return "an unnamed format"
@@ -98,7 +100,9 @@ def _require_package() -> None:
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:
-        raise EnvironmentFault("reading a .gguf model needs the package gguf", hint="pip install 'alignkit[quickstart]'")
+        raise EnvironmentFault(
+            "reading a .gguf model needs the package gguf", hint="pip install 'alignkit[quickstart]'"
+        )
 
 
 @contextmanager
@@ -139,7 +143,8 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the file, splitting text as the model's original does.
 
     Raises:
-        InputError: damaged, or it splits text in a way that transformers does not know, so that token ids would be wrong.
+        InputError: damaged, or it splits text in a way that transformers does not know, so that token ids would be
+            wrong.
     """
     from tokenizers import pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -148,17 +153,28 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     meta = header(path)
     _require_package()
     splitter = meta.get("tokenizer.ggml.pre")
-    if meta.get("tokenizer.ggml.model") == "gpt2" and splitter not in {*DIGIT_SPLITTERS, *_GPT2_SPLITTERS, *GGUF_PRE_TOKENIZER_SPLITS}:
+    if meta.get("tokenizer.ggml.model") == "gpt2" and splitter not in {
+        *DIGIT_SPLITTERS,
+        *_GPT2_SPLITTERS,
+        *GGUF_PRE_TOKENIZER_SPLITS,
+    }:
         raise InputError(Problem(f"splits text by {splitter!r}, which transformers does not know", file=str(path)))
     with _alone_in_a_folder(path) as folder, _damaged(path):
         # Not AutoTokenizer, which reads the whole file once more to find the architecture, and then takes this class.
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=path.name, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+            folder, gguf_file=path.name, local_files_only=True
+        )
     if splitter in DIGIT_SPLITTERS:
         backend: Any = tokenizer.backend_tokenizer
         backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
         )
-    tokenizer.model_max_length = meta.get(f"{meta.get('general.architecture')}.context_length", tokenizer.model_max_length)
+    tokenizer.model_max_length = meta.get(
+        f"{meta.get('general.architecture')}.context_length", tokenizer.model_max_length
+    )
     return tokenizer
 
 
@@ -177,13 +193,16 @@ def _damaged(path: Path) -> Iterator[None]:
 def dequantised(path: Path, cache: Path, *, weights: bool = True) -> Path:
     """The folder with the file's model and tokenizer in plain formats, made if it is not in ``cache`` yet.
 
-    Everything that is going to be read is checked by sha256 first: the ``weights`` too, unless only the tokenizer is wanted. A damaged
-    entry is made anew, with a warning. Processes that want the same entry at once wait for the first one.
+    Everything that is going to be read is checked by sha256 first: the ``weights`` too, unless only the tokenizer is
+    wanted. A damaged entry is made anew, with a warning. Processes that want the same entry at once wait for the first
+    one.
     """
     import transformers
 
     source = {"file": path.name, "sha256": files.sha256_file(_existing(path)), "quantisation": quantisation(path)}
-    key = files.digest_json({"sha256": source["sha256"], "layout": _LAYOUT, "transformers": transformers.__version__})[:24]
+    key = files.digest_json({"sha256": source["sha256"], "layout": _LAYOUT, "transformers": transformers.__version__})[
+        :24
+    ]
     parent = files.make_folder(cache / "gguf")
     final = parent / key
     with _lock(parent / f"{key}.lock"):

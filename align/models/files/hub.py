@@ -1,7 +1,7 @@
 """Hub models as local folders. Local first: what is already downloaded is used as it is, without a look at the network.
 
-A run then means the same tomorrow and offline: a branch that moved on is not followed until the local copy is deleted or ``revision``
-names another commit.
+A run then means the same tomorrow and offline: a branch that moved on is not followed until the local copy is deleted
+or ``revision`` names another commit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _UNWANTED = ["*/*", "consolidated*"]
 
 
 def cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a hub id means on this machine: the pinned one, or the one its branch had when it was downloaded. No network."""
+    """The commit that a hub id means on this machine: the pinned one, or the one its branch had when it was downloaded.
+    No network."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import REGEX_COMMIT_HASH, repo_folder_name
 
@@ -45,7 +46,11 @@ def _complete(snapshot: Path) -> bool:
 
 
 def local_snapshot(
-    name: str, revision: str | None, *, unwanted: Sequence[str] = _UNWANTED, complete: Callable[[Path], bool] = _complete
+    name: str,
+    revision: str | None,
+    *,
+    unwanted: Sequence[str] = _UNWANTED,
+    complete: Callable[[Path], bool] = _complete,
 ) -> Path:
     """The folder of a hub model's configuration, tokenizer and safetensors, downloaded first if they are not here yet.
 
@@ -55,7 +60,8 @@ def local_snapshot(
 
     Raises:
         InputError: the hub has no such model or revision, or the name cannot be one.
-        EnvironmentFault: not downloaded, and the hub cannot be reached (within seconds), is switched off, or refuses access.
+        EnvironmentFault: not downloaded, and the hub cannot be reached (within seconds), is switched off, or refuses
+            access.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -64,7 +70,11 @@ def local_snapshot(
         commit = cached_commit(name, revision)
         if commit is not None:
             skip = list(unwanted)
-            local = Path(snapshot_download(name, revision=commit, local_files_only=True, allow_patterns=_WANTED, ignore_patterns=skip))
+            local = Path(
+                snapshot_download(
+                    name, revision=commit, local_files_only=True, allow_patterns=_WANTED, ignore_patterns=skip
+                )
+            )
             if complete(local):
                 return local
     except LocalEntryNotFoundError:
@@ -75,7 +85,8 @@ def local_snapshot(
 
 
 def ask(name: str, revision: str | None, *, data: bool = False) -> None:
-    """One short question: has the hub this model, or this data set? Nothing is downloaded. Raises as :func:`local_snapshot`."""
+    """One short question: has the hub this model, or this data set? Nothing is downloaded. Raises as
+    :func:`local_snapshot`."""
     from huggingface_hub import HfApi
 
     with _answers(name, revision, "data set" if data else "model"):
@@ -107,15 +118,22 @@ def _answers(name: str, revision: str | None, kind: str) -> Iterator[None]:
     except HFValidationError as error:
         raise InputError(f"{name[:80]!r} is neither a path that exists nor a hub id") from error
     except GatedRepoError as error:
-        raise EnvironmentFault(f"{name}: the hub asks for access", hint="accept its terms on the hub and set HF_TOKEN") from error
+        raise EnvironmentFault(
+            f"{name}: the hub asks for access", hint="accept its terms on the hub and set HF_TOKEN"
+        ) from error
     except RevisionNotFoundError as error:
         raise InputError(f"{name}: the hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"{name}: no such path, and no such {kind} on the hub (or HF_TOKEN is not set for it)") from error
+        raise InputError(
+            f"{name}: no such path, and no such {kind} on the hub (or HF_TOKEN is not set for it)"
+        ) from error
     except OfflineModeIsEnabled as error:
         problem = "not on this machine, and the network is switched off"
-        raise EnvironmentFault(Problem(f"{name}: {problem}", hint="unset HF_HUB_OFFLINE once to download it, or name a folder")) from error
-    except Exception as error:  # the client's transport errors have no public base class; all of them mean the same here
+        raise EnvironmentFault(
+            Problem(f"{name}: {problem}", hint="unset HF_HUB_OFFLINE once to download it, or name a folder")
+        ) from error
+    # The client's transport errors have no public base class; all of them mean the same here
+    except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         problem = f"{name}: not on this machine, and the hub cannot be reached ({reason[0][:120]})"
         raise EnvironmentFault(Problem(problem, hint="connect to the network, or name a folder")) from error

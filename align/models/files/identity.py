@@ -27,9 +27,9 @@ def _like_hub_id(text: str) -> bool:
 def model_digest(location: Path | str, revision: str | None = None) -> str:
     """Digest of a model's weights and configuration (not of its tokenizer, which the encoder's digest covers).
 
-    A folder: sha256 over the names and sha256 sums of its safetensors and ``config.json``; of an adapter: over its weights, its settings
-    and its base's digest, so that it stays the same when both move. A GGUF: the file's sha256. A hub id: the id and the commit, or its
-    branch while nothing is downloaded and none is pinned.
+    A folder: sha256 over the names and sha256 sums of its safetensors and ``config.json``; of an adapter: over its
+    weights, its settings and its base's digest, so that it stays the same when both move. A GGUF: the file's sha256. A
+    hub id: the id and the commit, or its branch while nothing is downloaded and none is pinned.
 
     Raises:
         InputError: a local model is incomplete.
@@ -44,6 +44,10 @@ def model_digest(location: Path | str, revision: str | None = None) -> str:
     parts: dict[str, Any] = {file.name: sha256_file(file) for file in weights}
     if folder.adapter is None:
         return digest_json(parts | {"config.json": sha256_file(path / "config.json")})
-    settings = {key: value for key, value in folder.adapter.items() if key not in ("base_model_name_or_path", "revision")}
+    settings = {
+        key: value for key, value in folder.adapter.items() if key not in ("base_model_name_or_path", "revision")
+    }
     base = folder.notes.get("base", {})
-    return digest_json(parts | {"settings": settings, "base": base.get("digest") or folder.adapter.get("base_model_name_or_path")})
+    return digest_json(
+        parts | {"settings": settings, "base": base.get("digest") or folder.adapter.get("base_model_name_or_path")}
+    )

@@ -1,4 +1,5 @@
-"""Whether a model's folder wants Python code of its own to be run. Imports nothing heavy unless the folder names such code."""
+"""Whether a model's folder wants Python code of its own to be run. Imports nothing heavy unless the folder names such
+code."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _HINT = "use a model that transformers knows"
 
 
 def refuse_own_code(folder: ModelFolder) -> None:
-    """A folder may name Python classes of its own (``auto_map``). That is fine when transformers has the same classes built in.
+    """A folder may name Python classes of its own (``auto_map``). That is fine when transformers has the same classes
+    built in.
 
     Raises:
         InputError: it has not, or ``tokenizer_config.json`` is damaged.

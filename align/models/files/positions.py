@@ -1,7 +1,7 @@
 """How many positions a model has, read from its configuration. Imports no torch.
 
-A model with learned positions has a row for each and cannot go on behind the last one. Rotary positions go on, but behind
-``max_position_embeddings`` the model has seen none in its own training.
+A model with learned positions has a row for each and cannot go on behind the last one. Rotary positions go on, but
+behind ``max_position_embeddings`` the model has seen none in its own training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from align.models.files.folder import ADAPTER_CONFIG, read_folder
 from align.models.files.identity import is_gguf
 
 LEARNED = frozenset({"biogpt", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt"})
-"""Model types whose forward pass fails behind their last position: a table of embeddings, of rotations or of biases ends there."""
+"""Model types whose forward pass fails behind their last position: a table of embeddings, of rotations or of biases
+ends there."""
 _KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _WITHOUT = frozenset({"bloom"})
 """Model types whose positions have no end."""
@@ -72,5 +73,9 @@ def require_positions(found: Positions | None, tokens: int, what: str, hint: str
     if found is None or tokens <= found.limit:
         return None
     if found.hard:
-        raise InputError(Problem(f"{what}: {tokens:,} tokens, the model has {found.limit:,} positions and none behind them", hint=hint))
+        raise InputError(
+            Problem(
+                f"{what}: {tokens:,} tokens, the model has {found.limit:,} positions and none behind them", hint=hint
+            )
+        )
     return f"{what}: {tokens:,} tokens, the model was made for {found.limit:,} positions (max_position_embeddings)"

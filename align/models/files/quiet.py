@@ -1,4 +1,5 @@
-"""Loading and saving without transformers' progress bars: align shows its own progress, and a log file is no place for any."""
+"""Loading and saving without transformers' progress bars: align shows its own progress, and a log file is no place for
+any."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def no_reports() -> Iterator[None]:
-    """Inside, transformers does not print its tables of tensors: what they say is looked at, and told in one line or refused."""
+    """Inside, transformers does not print its tables of tensors: what they say is looked at, and told in one line or
+    refused."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,5 +1,5 @@
-"""What a reward model may start from, as its folder says: a language model, a reward model of ours, or a sequence classifier with one
-label. Imports no torch."""
+"""What a reward model may start from, as its folder says: a language model, a reward model of ours, or a sequence
+classifier with one label. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,30 @@ def is_classifier(folder: ModelFolder) -> bool:
 
 
 def require_start(folder: ModelFolder, grades: Mapping[str, float]) -> None:
-    """Raises :class:`InputError` for a reward model or classifier whose head a stage that learns ``grades`` (none: to rank) cannot keep."""
+    """Raises :class:`InputError` for a reward model or classifier whose head a stage that learns ``grades`` (none: to
+    rank) cannot keep."""
     if folder.is_reward_model:
         learned = folder.notes.get("grades") or {}
         if list(learned) != list(grades):
-            message = f"a reward model that learned {_listed(learned)}, and the stage learns {_listed(grades)}: its head cannot be kept"
-            raise InputError(Problem(message, file=str(folder.path), hint="start from the policy, or learn the same grades in their order"))
+            message = (
+                f"a reward model that learned {_listed(learned)}, and the stage learns {_listed(grades)}: its head"
+                " cannot be kept"
+            )
+            raise InputError(
+                Problem(
+                    message,
+                    file=str(folder.path),
+                    hint="start from the policy, or learn the same grades in their order",
+                )
+            )
     elif is_classifier(folder):
         outputs = _head(folder)
         if outputs != 1:
-            raise InputError(Problem(f"gives {outputs} numbers; a reward model that another starts from gives one", file=str(folder.path)))
+            raise InputError(
+                Problem(
+                    f"gives {outputs} numbers; a reward model that another starts from gives one", file=str(folder.path)
+                )
+            )
         if grades:
             message = f"a classifier with one label, and the stage learns {_listed(grades)}: its head cannot be kept"
             raise InputError(Problem(message, file=str(folder.path), hint="start from a language model"))

@@ -1,4 +1,5 @@
-"""A reward model as a plain ``AutoModelForSequenceClassification``: for TRL, vLLM and everything else that reads one."""
+"""A reward model as a plain ``AutoModelForSequenceClassification``: for TRL, vLLM and everything else that reads
+one."""
 
 from __future__ import annotations
 
@@ -29,19 +30,21 @@ PAD = "<|pad|>"
 
 
 def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> dict[str, Any]:
-    """Write the reward model at ``model.path`` as a classifier into the new folder ``out``; an adapter is merged in. It has one label, or
-    one for each grade that the model learned, in their order (``id2label``; ``grade_weights`` in its config.json make them one score).
+    """Write the reward model at ``model.path`` as a classifier into the new folder ``out``; an adapter is merged in. It
+    has one label, or one for each grade that the model learned, in their order (``id2label``; ``grade_weights`` in its
+    config.json make them one score).
 
-    transformers reads the score at the last token whose id is not the padding's. So the folder's tokenizer pads with a token that ends no
-    answer (a new one, ``<|pad|>``, where the model has none), and an input has to end with the token that ends the answer: some templates
-    put a line break behind it, which must be cut off. Scores are then ours. Weights are fp32, since transformers would
-    round the head to the dtype of the rest.
+    transformers reads the score at the last token whose id is not the padding's. So the folder's tokenizer pads with a
+    token that ends no answer (a new one, ``<|pad|>``, where the model has none), and an input has to end with the token
+    that ends the answer: some templates put a line break behind it, which must be cut off. Scores are then ours.
+    Weights are fp32, since transformers would round the head to the dtype of the rest.
 
     Returns:
         ``{"architecture": ..., "pad_token": ...}``.
 
     Raises:
-        InputError: ``out`` exists, it is no reward model of ours, or transformers has no such classifier for its architecture.
+        InputError: ``out`` exists, it is no reward model of ours, or transformers has no such classifier for its
+            architecture.
         EnvironmentFault: the disk is full or cannot be written.
     """
     if out.exists():
@@ -66,8 +69,14 @@ def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> 
         classifier = auto.from_config(config)
     prefix = classifier.base_model_prefix
     head = getattr(classifier, "score", None)
-    if type(getattr(classifier, prefix)) is not type(backbone) or not isinstance(head, nn.Linear) or head.bias is not None:
-        raise InputError(f"{type(classifier).__name__} is not a backbone with one linear layer, so it cannot give the same scores")
+    if (
+        type(getattr(classifier, prefix)) is not type(backbone)
+        or not isinstance(head, nn.Linear)
+        or head.bias is not None
+    ):
+        raise InputError(
+            f"{type(classifier).__name__} is not a backbone with one linear layer, so it cannot give the same scores"
+        )
     setattr(classifier, prefix, backbone)
     classifier.score = scalar.head
     with files.machine_faults(out), no_progress_bars():

@@ -1,7 +1,8 @@
-"""A policy and its value model, two or one: with adapters the value model is one more adapter, and a head, on the policy's own base.
+"""A policy and its value model, two or one: with adapters the value model is one more adapter, and a head, on the
+policy's own base.
 
-The base is then in memory once for policy, reference (the policy with its adapter off) and value model. Without adapters the value model
-is a whole model.
+The base is then in memory once for policy, reference (the policy with its adapter off) and value model. Without
+adapters the value model is a whole model.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ Part = Literal["policy", "value"]
 class ActorCritic(nn.Module):
     """``policy``, and ``value`` if there is one. Made by :func:`actor_critic`.
 
-    Where both are on one base, :meth:`use` says which adapters have an effect. It is not a context: the backward pass of a checkpointed
-    forward pass runs layers again, and must find the adapters that the forward pass had.
+    Where both are on one base, :meth:`use` says which adapters have an effect. It is not a context: the backward pass
+    of a checkpointed forward pass runs layers again, and must find the adapters that the forward pass had.
     """
 
     def __init__(self, policy: nn.Module, value: ScalarModel | None, *, on_start: bool = False) -> None:
@@ -45,7 +46,10 @@ class ActorCritic(nn.Module):
         self._on_start = on_start
         self._active: dict[str, tuple[str, ...]] = {}
         if self.shared:
-            self._active = {"policy": adapters.active_adapters(policy), "value": (START, VALUE) if on_start else (VALUE,)}
+            self._active = {
+                "policy": adapters.active_adapters(policy),
+                "value": (START, VALUE) if on_start else (VALUE,),
+            }
 
     def use(self, part: Part) -> None:
         """From now on the shared base computes what ``part`` does; nothing happens where there are two models."""
@@ -66,8 +70,11 @@ class ActorCritic(nn.Module):
         if self.value is not None and not self.shared:
             causal_lm(self.value.backbone).gradient_checkpointing_enable(**settings)
 
-    def save_value(self, encoder: Encoder, out: Path, *, base: Model, scores: ScoreStats, layout: Layout) -> dict[str, Any]:
-        """Write the value model into ``out`` as a reward model is written, to be loaded as one. Returns the report of the saving.
+    def save_value(
+        self, encoder: Encoder, out: Path, *, base: Model, scores: ScoreStats, layout: Layout
+    ) -> dict[str, Any]:
+        """Write the value model into ``out`` as a reward model is written, to be loaded as one. Returns the report of
+        the saving.
 
         ``scores`` are the statistics of the values that it was trained on.
         """
@@ -97,11 +104,12 @@ def actor_critic(policy: nn.Module, start: ScalarModel | None, lora: Lora | None
     """Give ``policy`` (ready to train) a value model to train.
 
     Args:
-        start: what the value model starts from, a reward model or an earlier value model; it is taken over, not copied. None: the policy
-            as it is, with a head that says 0.
+        start: what the value model starts from, a reward model or an earlier value model; it is taken over, not copied.
+            None: the policy as it is, with a head that says 0.
         lora: the recipe's adapters; the value model's are of the same kind.
 
-    A ``start`` with one adapter on the policy's own base, byte for byte, moves onto it. With any other base it stays a model of its own.
+    A ``start`` with one adapter on the policy's own base, byte for byte, moves onto it. With any other base it stays a
+    model of its own.
     """
     if start is None:
         return _from_policy(policy, lora)
@@ -161,7 +169,11 @@ def _base_weights(model: nn.Module) -> dict[str, Tensor]:
     """The transformer's weights without adapters and without whatever head is on it."""
     lm: Any = causal_lm(unwrap(model))
     weights = transformer_of(lm).named_parameters()
-    return {name.replace(".base_layer.", "."): p for name, p in weights if not any(part.startswith("lora_") for part in name.split("."))}
+    return {
+        name.replace(".base_layer.", "."): p
+        for name, p in weights
+        if not any(part.startswith("lora_") for part in name.split("."))
+    }
 
 
 def _layers(model: nn.Module) -> Mapping[str, Any]:

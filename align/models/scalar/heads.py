@@ -1,8 +1,9 @@
-"""Scalar models: a transformer without LM head and one linear output. Reward models read it where an answer ends, value models before
-every token.
+"""Scalar models: a transformer without LM head and one linear output. Reward models read it where an answer ends, value
+models before every token.
 
-The head is fp32 whatever the backbone computes in: bf16 has 8 bits, and scores of one pair often differ by less. It has no bias. The
-ranking loss does not see one, and transformers' classifiers of this family have none, so an exported model scores the same to the last bit.
+The head is fp32 whatever the backbone computes in: bf16 has 8 bits, and scores of one pair often differ by less. It has
+no bias. The ranking loss does not see one, and transformers' classifiers of this family have none, so an exported model
+scores the same to the last bit.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])
 
 
 class ScalarModel(nn.Module):
-    """``backbone`` (a transformers model without LM head, or a PeftModel around one) and ``head``, an fp32 linear layer to one number, or
-    to one for each of ``grades``: attribute to its weight in the one score, the weighted sum.
+    """``backbone`` (a transformers model without LM head, or a PeftModel around one) and ``head``, an fp32 linear layer
+    to one number, or to one for each of ``grades``: attribute to its weight in the one score, the weighted sum.
 
-    A new head is drawn from a normal distribution of standard deviation 1 / sqrt(d + 1), d the hidden size, as in OpenAI's
-    lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. States behind a final norm have length about sqrt(d), so first scores
-    spread by 1 where the states have nothing in common, and by less where answers end alike.
+    A new head is drawn from a normal distribution of standard deviation 1 / sqrt(d + 1), d the hidden size, as in
+    OpenAI's lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. States behind a final norm have length about
+    sqrt(d), so first scores spread by 1 where the states have nothing in common, and by less where answers end alike.
     """
 
     def __init__(self, backbone: PreTrainedModel | PeftModel, grades: Mapping[str, float] | None = None) -> None:
@@ -91,7 +92,8 @@ def branch_scores(model: ScalarModel, batch: Batch, *, own_attention: bool = Fal
 
 
 def branch_grades(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
-    """Every output of the head for each branch, fp32 [B, outputs], read at the same token as :func:`branch_scores` does."""
+    """Every output of the head for each branch, fp32 [B, outputs], read at the same token as :func:`branch_scores`
+    does."""
     return model.outputs(batch, _ends(batch), own_attention=own_attention)
 
 
@@ -102,17 +104,23 @@ def _ends(batch: Batch) -> Tensor:
 
 
 def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
-    """The value of the state before each target: the head where the target is predicted from. fp32 [N], in the order of the targets."""
+    """The value of the state before each target: the head where the target is predicted from. fp32 [N], in the order of
+    the targets."""
     return model.at(batch, batch.sources, own_attention=own_attention)
 
 
 @torch.no_grad()
-def score_trees(model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int, layout: Layout, pad_id: int) -> list[list[float]]:
+def score_trees(
+    model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int, layout: Layout, pad_id: int
+) -> list[list[float]]:
     """Scores of all branches of each tree. The same, to rounding, whatever else is scored with them."""
     scores = [[0.0] * len(tree.branches) for tree in trees]
     device = model.head.weight.device
-    multiple = microbatch_tokens if device.type == "cuda" and layout != "padded" else 1  # one row length, for which the kernel is compiled
-    for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id, multiple_of=multiple):
+    # One row length, for which the kernel is compiled
+    multiple = microbatch_tokens if device.type == "cuda" and layout != "padded" else 1
+    for cpu_batch in pack(
+        trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id, multiple_of=multiple
+    ):
         batch = cpu_batch.to(device)
         values = branch_scores(model, batch, own_attention=layout == "padded").tolist()
         places = zip(cpu_batch.branch_tree.tolist(), cpu_batch.branch_slot.tolist(), strict=True)
@@ -123,7 +131,8 @@ def score_trees(model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int
 
 @dataclass(frozen=True)
 class ScoreStats:
-    """Mean and standard deviation of a reward model's scores on the answers that it was trained on, and of how many answers."""
+    """Mean and standard deviation of a reward model's scores on the answers that it was trained on, and of how many
+    answers."""
 
     mean: float
     std: float
@@ -136,7 +145,8 @@ class ScoreStats:
         return cls(float(values.mean()), float(values.std()), values.size)
 
     def normalise(self, scores: Number) -> Number:
-        """Scores in standard deviations from the mean. Whoever shows or uses scores says whether they are normalised: once is enough."""
+        """Scores in standard deviations from the mean. Whoever shows or uses scores says whether they are normalised:
+        once is enough."""
         return (scores - self.mean) / (self.std or 1.0)
 
 
@@ -152,12 +162,14 @@ def load_scalar(
     quantize: Literal["nf4"] | None = None,
     grades: bool = False,
 ) -> ScalarModel:
-    """The reward model at ``model.path`` that a reward stage saved: whole, or an adapter with its base. In eval mode, dropout off.
+    """The reward model at ``model.path`` that a reward stage saved: whole, or an adapter with its base. In eval mode,
+    dropout off.
 
     The head of one that learned grades gives the one score, their weighted sum; with ``grades`` all of them.
 
     Raises:
-        InputError: it is no reward model of ours (a plain language model has no head, and none is made up), or it is damaged.
+        InputError: it is no reward model of ours (a plain language model has no head, and none is made up), or it is
+            damaged.
         EnvironmentFault: as for :func:`~align.models.load.load_policy`.
     """
     folder = _reward_folder(model)
@@ -230,13 +242,15 @@ def save_scalar(
     layout: Layout = "tree",
     save_merged: bool = False,
 ) -> dict[str, Any]:
-    """Write a reward model into the folder ``out``: head, tokenizer, notes, and the backbone or its adapter when that is what was trained.
+    """Write a reward model into the folder ``out``: head, tokenizer, notes, and the backbone or its adapter when that
+    is what was trained.
 
-    ``base`` is what the stage started from (resolved). ``save_merged`` adds the folder ``merged`` with the adapter merged in. Publishing
-    the folder at once is the caller's. The model is left as it was.
+    ``base`` is what the stage started from (resolved). ``save_merged`` adds the folder ``merged`` with the adapter
+    merged in. Publishing the folder at once is the caller's. The model is left as it was.
 
     Returns:
-        For the stage's report: format, dtype, parameters, stop ids, base, and for a merged copy how far its scores are from the adapter's.
+        For the stage's report: format, dtype, parameters, stop ids, base, and for a merged copy how far its scores are
+        from the adapter's.
 
     Raises:
         InputError: the tokenizer has ids beyond the model's embeddings.
@@ -259,7 +273,9 @@ def save_scalar(
             report["adapter_parameters"] = save_adapter(model.backbone, out, origin)
             if save_merged:
                 report["merged"] = {
-                    "max_abs_score_diff": write_merged_scalar(model, encoder, out / MERGED, origin, scores=scores, layout=layout)
+                    "max_abs_score_diff": write_merged_scalar(
+                        model, encoder, out / MERGED, origin, scores=scores, layout=layout
+                    )
                 }
         else:
             save_backbone(inner, encoder, out)
@@ -270,7 +286,8 @@ def save_scalar(
 def write_merged_scalar(
     model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], *, scores: ScoreStats, layout: Layout
 ) -> float:
-    """Write a reward model into the folder ``out`` with its adapter merged in; returns the largest difference of a score.
+    """Write a reward model into the folder ``out`` with its adapter merged in; returns the largest difference of a
+    score.
 
     Raises:
         InputError: the merged model is not the one with the adapter.
@@ -300,7 +317,8 @@ def _drift(model: ScalarModel, merged: ScalarModel, encoder: Encoder, layout: La
     trees = []
     for it in SUBJECTS:
         trunk, answers = encoder.encode_answers(
-            [{"role": "user", "content": f"Do you like {it}?"}], [[{"role": "assistant", "content": f"Yes, {it} is fine."}]]
+            [{"role": "user", "content": f"Do you like {it}?"}],
+            [[{"role": "assistant", "content": f"Yes, {it} is fine."}]],
         )
         trees.append(Tree(it, trunk, answers))
     settings: dict[str, Any] = {"microbatch_tokens": 512, "layout": layout, "pad_id": encoder.pad_id}

@@ -1,4 +1,5 @@
-"""Loading what a reward stage starts from: a language model, which gets a new head, or a reward model, whose head is kept."""
+"""Loading what a reward stage starts from: a language model, which gets a new head, or a reward model, whose head is
+kept."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from align.recipe.schema import Model
 
 
 def load_start(model: Model, *, grades: Mapping[str, float], **loading: Any) -> PreTrainedModel | ScalarModel:
-    """The language model at ``model.path``, or the reward model with its head: one of ours, or transformers' classifier with one label
-    whose head is one linear layer without bias.
+    """The language model at ``model.path``, or the reward model with its head: one of ours, or transformers' classifier
+    with one label whose head is one linear layer without bias.
 
     Args:
         grades: what the stage learns, by their weights; none: to rank.

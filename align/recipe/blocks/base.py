@@ -51,7 +51,10 @@ def _format(text: str) -> str:
         return text
     try:
         if ":" not in text:
-            known = f"known: {', '.join(FORMATS)}, the presets that `align data formats` lists, or your own as package.module:function"
+            known = (
+                f"known: {', '.join(FORMATS)}, the presets that `align data formats` lists, or your own as"
+                " package.module:function"
+            )
             raise InputError(f"no format `{text[:80]}`; {known}")
         if not callable(import_object(text)):
             raise InputError(f"`{text[:80]}` is not a function")
@@ -97,7 +100,8 @@ class Condition(Strict):
     max: float | None = None
     """A number at most this large."""
     not_: Scalar | list[Scalar] = Field(default=None, alias="not")
-    """Anything but this value, or these values; `null` stands for nothing there, as an empty cell of a CSV or TSV is."""
+    """Anything but this value, or these values; `null` stands for nothing there, as an empty cell of a CSV or TSV
+    is."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
@@ -134,32 +138,37 @@ class DataSource(Strict):
     """A local file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; texts also compressed), a folder,
     `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
     format: Reading | None = None
-    """How rows are spelled: a name (`messages`, `preference`, `unpaired`, `graded`, `prompt`, `alpaca`, `sharegpt`, `hh_rlhf`,
-    `ultrafeedback`, or a preset that `align data formats` lists), your own converter (`package.module:function`), or a mapping. Found from
-    the first rows when absent."""
+    """How rows are spelled: a name (`messages`, `preference`, `unpaired`, `graded`, `prompt`, `alpaca`, `sharegpt`,
+    `hh_rlhf`, `ultrafeedback`, or a preset that `align data formats` lists), your own converter
+    (`package.module:function`), or a mapping. Found from the first rows when absent."""
     columns: RowMapping | None = None
-    """The same mapping, under the name that other tools have for it: `columns: {prompt: Question, completion: Reply}`."""
+    """The same mapping, under the name that other tools have for it: `columns: {prompt: Question, completion:
+    Reply}`."""
     split: str | None = Field(default=None, min_length=1)
     """Split of a hub data set, or of a folder that has its files by split. `train` when absent."""
     subset: str | None = Field(default=None, min_length=1)
-    """Of a hub data set that has several (its configurations), such as `main` of `openai/gsm8k`, or of a downloaded one."""
+    """Of a hub data set that has several (its configurations), such as `main` of `openai/gsm8k`, or of a downloaded
+    one."""
     revision: str | None = None
     """Commit of a hub data set. Pin it to make a run repeatable."""
     encoding: Annotated[str, AfterValidator(_encoding)] | None = None
-    """Of a text file that is not UTF-8, such as `cp1252`, `utf-16` or `gb18030`. Found out, and told, where the file leaves no doubt."""
+    """Of a text file that is not UTF-8, such as `cp1252`, `utf-16` or `gb18030`. Found out, and told, where the file
+    leaves no doubt."""
     separator: Literal[",", ";", "\t", "|"] | None = None
     """Between the columns of a text table. Found out from the header, and told."""
     rows: str | None = Field(default=None, min_length=1)
-    """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is the only row."""
+    """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is
+    the only row."""
     where: dict[Annotated[str, AfterValidator(_place)], Scalar | list[Scalar] | Condition] = Field(default={})
-    """Keep rows that have this at a place (`lang`, `info.lang`, `turns[*].lang`): a value, one of a list of values, or a condition, for
-    example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. `null` stands for nothing there; an empty cell of a CSV or TSV is
-    nothing there, a text `""` of JSON is a text. What is left out is counted."""
+    """Keep rows that have this at a place (`lang`, `info.lang`, `turns[*].lang`): a value, one of a list of values, or
+    a condition, for example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. `null` stands for nothing there;
+    an empty cell of a CSV or TSV is nothing there, a text `""` of JSON is a text. What is left out is counted."""
     unique: Annotated[str, AfterValidator(_place)] | None = None
-    """Use only the first of the rows that have the same here: `prompt`, whatever the format calls it, or a place. Others are counted."""
+    """Use only the first of the rows that have the same here: `prompt`, whatever the format calls it, or a place.
+    Others are counted."""
     explode: Annotated[str, AfterValidator(_place)] | None = None
-    """Place of a list: a row for each of its items, which stands in the list's place. In such a row `where` looks at lists of the same
-    length item by item, so that a list of verdicts chooses among a list of answers."""
+    """Place of a list: a row for each of its items, which stands in the list's place. In such a row `where` looks at
+    lists of the same length item by item, so that a list of verdicts chooses among a list of answers."""
     ignore: list[str] = Field(default=[])
     """Columns that are passed over on purpose: as if they were not there."""
     join: Join | None = None
@@ -167,9 +176,11 @@ class DataSource(Strict):
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N rows that `where` keeps."""
     weight: float | None = Field(default=None, gt=0)
-    """Share in a mixture, relative to the other sources. All sources have a weight, or none has (then: every row once)."""
+    """Share in a mixture, relative to the other sources. All sources have a weight, or none has (then: every row
+    once)."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """`error` stops at bad rows and lists them; `skip` writes them to a rejects file with line and reason, and counts them."""
+    """`error` stops at bad rows and lists them; `skip` writes them to a rejects file with line and reason, and counts
+    them."""
 
     @property
     def reading(self) -> str | RowMapping | None:
@@ -194,7 +205,9 @@ def _all_or_none_weighted(sources: tuple[DataSource, ...]) -> tuple[DataSource, 
     return sources
 
 
-Data = Annotated[tuple[DataSource, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_all_or_none_weighted)]
+Data = Annotated[
+    tuple[DataSource, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_all_or_none_weighted)
+]
 
 
 def _day(text: str) -> str:
@@ -216,8 +229,8 @@ class Model(Strict):
     chat_template_kwargs: dict[str, str | int | bool] = Field(default={})
     """Passed to the chat template everywhere: training, rollouts, scoring, chat."""
     chat_template_date: Annotated[str, AfterValidator(_day)] | None = None
-    """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no result depends on
-    the day it was made on. Refused for a template that prints no date."""
+    """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no
+    result depends on the day it was made on. Refused for a template that prints no date."""
 
 
 def as_model(value: Any) -> Any:
@@ -226,7 +239,8 @@ def as_model(value: Any) -> Any:
 
 
 class Stage(Strict):
-    """What every stage has. A third party's stage is a subclass with `kind: package.module:Class` and a `run` of its own."""
+    """What every stage has. A third party's stage is a subclass with `kind: package.module:Class` and a `run` of its
+    own."""
 
     produces: ClassVar[ArtifactType]
     implementation: ClassVar[str]

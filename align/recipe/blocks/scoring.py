@@ -38,8 +38,8 @@ def pattern(text: str) -> str:
 
 
 class ModelScorer(Scorer):
-    """A reward model: one that a `reward` stage made, or any sequence-classification model with one label, with its own tokenizer and chat
-    template. The text alone is its short form."""
+    """A reward model: one that a `reward` stage made, or any sequence-classification model with one label, with its own
+    tokenizer and chat template. The text alone is its short form."""
 
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
@@ -60,15 +60,16 @@ class ModelScorer(Scorer):
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of its weights. The score itself is computed in fp32 always."""
     max_length: int | None = Field(default=None, ge=2)
-    """Only for models of other people: longest conversation, in the model's own tokens; what it can read when absent. A longer one is an
-    error: nothing is cut in silence."""
+    """Only for models of other people: longest conversation, in the model's own tokens; what it can read when absent. A
+    longer one is an error: nothing is cut in silence."""
     batch_tokens: int = Field(default=2048, ge=1)
     """Tokens of one forward pass. A memory setting: it changes no score."""
 
 
 class ImplicitScorer(Scorer):
-    """The reward that a policy trained on preferences carries in itself (https://arxiv.org/abs/2305.18290): `beta` times the log-prob that
-    it gives an answer beyond what its reference gives it, summed over the answer's tokens, in nats."""
+    """The reward that a policy trained on preferences carries in itself (https://arxiv.org/abs/2305.18290): `beta`
+    times the log-prob that it gives an answer beyond what its reference gives it, summed over the answer's tokens, in
+    nats."""
 
     policy: Annotated[str, Reference(("policy",)), Field(min_length=1)]
     """The trained policy: `stage:NAME`, a folder, or a hub id."""
@@ -86,7 +87,8 @@ class FunctionScorer(Scorer):
     """A function of yours. The text `package.module:function` alone is its short form."""
 
     function: Annotated[str, AfterValidator(_function)]
-    """`package.module:function`, called with a list of answers (`align.scoring.scorer.Answer`); it returns as many finite numbers."""
+    """`package.module:function`, called with a list of answers (`align.scoring.scorer.Answer`); it returns as many
+    finite numbers."""
 
 
 class EnsembleScorer(Scorer):
@@ -95,8 +97,8 @@ class EnsembleScorer(Scorer):
     ensemble: list[Scoring] = Field(min_length=2)
     """The members: scorers as everywhere, so an ensemble may be one of them."""
     combine: Literal["mean", "min"] = "mean"
-    """`mean` of the members' scores, or the smallest of them (`min`: what any member finds bad is bad). Scores are taken as they are, so
-    members should be on one scale."""
+    """`mean` of the members' scores, or the smallest of them (`min`: what any member finds bad is bad). Scores are
+    taken as they are, so members should be on one scale."""
 
 
 class Rule(Scorer):
@@ -107,7 +109,8 @@ class Rule(Scorer):
 
 
 class LengthRule(Rule):
-    """A range that the length should be in: 1 inside; outside the ratio to the nearer end (half as long, or twice as long: 0.5)."""
+    """A range that the length should be in: 1 inside; outside the ratio to the nearer end (half as long, or twice as
+    long: 0.5)."""
 
     rule: Literal["length"]
     """`length`"""
@@ -149,7 +152,8 @@ class FormatRule(Rule):
 
 
 class RegexRule(Rule):
-    """A regular expression: 1 where it matches, else 0. An answer on which it takes longer than a second is an error."""
+    """A regular expression: 1 where it matches, else 0. An answer on which it takes longer than a second is an
+    error."""
 
     rule: Literal["regex"]
     """`regex`"""
@@ -160,7 +164,8 @@ class RegexRule(Rule):
 
 
 class JsonRule(Rule):
-    """JSON: 1 where the whole answer is a JSON value (and an object with the required keys, if there are any), else 0."""
+    """JSON: 1 where the whole answer is a JSON value (and an object with the required keys, if there are any), else
+    0."""
 
     rule: Literal["json"]
     """`json`"""
@@ -169,13 +174,14 @@ class JsonRule(Rule):
 
 
 class LanguageMixRule(Rule):
-    """Chinese and English mixed in one answer, which the GLM-4 report (https://arxiv.org/abs/2406.12793) credits RLHF with reducing: 1 for
-    one language, 0 for half and half."""
+    """Chinese and English mixed in one answer, which the GLM-4 report (https://arxiv.org/abs/2406.12793) credits RLHF
+    with reducing: 1 for one language, 0 for half and half."""
 
     rule: Literal["language_mix"]
     """`language_mix`"""
     tolerance: float = Field(default=0.1, ge=0, lt=0.5)
-    """Share of the smaller language that costs nothing: names, units, code. A Chinese character counts like an English word."""
+    """Share of the smaller language that costs nothing: names, units, code. A Chinese character counts like an English
+    word."""
 
 
 class RepetitionRule(Rule):
@@ -213,7 +219,9 @@ def _scorer(value: Any) -> Any:
     keys = (*SCORERS, "rule")
     told = [key for key in keys if key in value] if isinstance(value, Mapping) else []
     if len(told) != 1:
-        raise ValueError(f"expected a reward model, a package.module:function, or a mapping with one of the keys {', '.join(keys)}")
+        raise ValueError(
+            f"expected a reward model, a package.module:function, or a mapping with one of the keys {', '.join(keys)}"
+        )
     if told[0] != "rule":
         return SCORERS[told[0]].model_validate(value)
     name = value["rule"]

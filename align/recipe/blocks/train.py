@@ -22,22 +22,31 @@ class Lora(Strict):
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Which linear layers get an adapter: all of them but the LM head, or those whose names end so."""
     quantize: Literal["nf4"] | None = None
-    """`nf4` keeps the frozen weights in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314): a quarter of their memory. Needs bitsandbytes."""
+    """`nf4` keeps the frozen weights in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314): a quarter of their memory.
+    Needs bitsandbytes."""
     save_merged: bool = False
     """Also save the model with the adapter merged in (merged in fp32; the drift is reported)."""
 
     @model_validator(mode="after")
     def _no_merge_into_four_bits(self) -> Lora:
         if self.quantize and self.save_merged:
-            raise ValueError("save_merged cannot merge into 4-bit weights; the adapter loads on the unquantised model, merge it there")
+            raise ValueError(
+                "save_merged cannot merge into 4-bit weights; the adapter loads on the unquantised model, merge it"
+                " there"
+            )
         return self
 
 
 class Train(Strict):
-    """How a stage trains: the optimiser step, its schedule, its memory. Option names follow transformers where they exist there."""
+    """How a stage trains: the optimiser step, its schedule, its memory. Option names follow transformers where they
+    exist there."""
 
     key_needs: ClassVar[tuple[Needs, ...]] = (
-        Needs("min_lr_ratio", lambda train: train.lr_scheduler_type != "constant", "with lr_scheduler_type: constant, which never falls"),
+        Needs(
+            "min_lr_ratio",
+            lambda train: train.lr_scheduler_type != "constant",
+            "with lr_scheduler_type: constant, which never falls",
+        ),
     )
 
     learning_rate: float = Field(default=1e-5, gt=0)
@@ -49,13 +58,14 @@ class Train(Strict):
     tokens_per_step: int | None = Field(default=None, ge=1)
     """Tokens in one optimiser step, over all processes. Steps are filled with whole examples up to this number."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Examples (conversations, or prompts with their answers) in one optimiser step, over all processes. Instead of `tokens_per_step`."""
+    """Examples (conversations, or prompts with their answers) in one optimiser step, over all processes. Instead of
+    `tokens_per_step`."""
     microbatch_tokens: int = Field(default=512, ge=1)
-    """Tokens in one forward pass, on each process. A memory setting: it changes speed and memory, never the gradient. The default suits a
-    CPU; a GPU wants as many as its memory holds, such as 8192."""
+    """Tokens in one forward pass, on each process. A memory setting: it changes speed and memory, never the gradient.
+    The default suits a CPU; a GPU wants as many as its memory holds, such as 8192."""
     layout: Literal["tree", "packed", "padded"] = "tree"
-    """`tree`: a prompt's answers share it, trees are packed into rows. `packed`: the prompt is repeated for every answer. `padded`: one
-    sequence a row. Same loss and gradient; `tree` is the fastest."""
+    """`tree`: a prompt's answers share it, trees are packed into rows. `packed`: the prompt is repeated for every
+    answer. `padded`: one sequence a row. Same loss and gradient; `tree` is the fastest."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the learning rate after warm-up."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
@@ -85,7 +95,8 @@ class Train(Strict):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without improvement."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Checkpoint every N steps, to resume from. An interrupt saves one in any case, and so does every quarter of an hour without one."""
+    """Checkpoint every N steps, to resume from. An interrupt saves one in any case, and so does every quarter of an
+    hour without one."""
     save_total_limit: int = Field(default=2, ge=1)
     """Checkpoints to keep."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
@@ -101,14 +112,16 @@ class Train(Strict):
 
 
 NEUTRAL: Final = (
-    *("train.microbatch_tokens", "train.layout", "train.gradient_checkpointing"),  # memory: the same gradient up to rounding
+    # Memory: the same gradient up to rounding
+    *("train.microbatch_tokens", "train.layout", "train.gradient_checkpointing"),
     *("lora.save_merged", "samples"),  # what is made of the trained model; `align merge` makes the copy at any time
 )
 """Keys of a stage that trains which change nothing of what is trained."""
 
 
 def neutral_of(train: Train) -> tuple[str, ...]:
-    """Of the keys of ``train``, one that is neutral only beside the others: how often is evaluated, unless that chooses the weights."""
+    """Of the keys of ``train``, one that is neutral only beside the others: how often is evaluated, unless that chooses
+    the weights."""
     return () if train.load_best_model or train.early_stopping_patience else ("train.eval_steps",)
 
 
@@ -120,9 +133,11 @@ class DpoTrain(Train):
     """How a preference stage trains: as `train` of the other stages, with defaults of its own."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
-    """Peak learning rate of AdamW. The default is DPO's usual one for full fine-tuning; adapters and very short runs want more."""
+    """Peak learning rate of AdamW. The default is DPO's usual one for full fine-tuning; adapters and very short runs
+    want more."""
     batch_size: int | None = Field(default=32, ge=1)
-    """Prompts with all their answers in one optimiser step, over all processes; no default when `tokens_per_step` is given."""
+    """Prompts with all their answers in one optimiser step, over all processes; no default when `tokens_per_step` is
+    given."""
 
     @model_validator(mode="before")
     @classmethod

@@ -47,7 +47,8 @@ def model_at(root: Node, path: Sequence[str | int]) -> type[BaseModel] | None:
 
 
 def model_of(annotation: Any, value: Any) -> type[BaseModel] | None:
-    """The model by which ``value``, as written, is read. Of several that ``annotation`` mentions, the one whose required keys are there."""
+    """The model by which ``value``, as written, is read. Of several that ``annotation`` mentions, the one whose
+    required keys are there."""
     models = list(models_in(annotation))
     fitting = (model for model in models if isinstance(value, Mapping) and _fits(model, value))
     return next(fitting, models[0] if models else None)

@@ -25,14 +25,21 @@ _EXPECTED = {
     "model": "a mapping",
 }
 _NEAR = 0.72
-"""How alike two keys are that may be one misspelt: `sed` and `seed`, not `format` and `lora`. Of few names less will do."""
-_RANGES = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than", "less_than_equal": "at most"}
+"""How alike two keys are that may be one misspelt: `sed` and `seed`, not `format` and `lora`. Of few names less will
+do."""
+_RANGES = {
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
 
 
 def problems(error: ValidationError, root: Node) -> list[Problem]:
     """Every mistake that the validation of a recipe found, one problem for each place."""
     mistakes = [_Mistake(details, root) for details in error.errors(include_url=False)]
-    # All members of a union complain. Those that went into the value are nearer to what was meant than those that refused it whole.
+    # All members of a union complain. Those that went into the value are nearer to what was meant than those that
+    # refused it whole.
     entered = {m.union for m in mistakes if m.union is not None and m.path != m.union}
     groups: dict[tuple[str | int, ...], list[_Mistake]] = {}
     for mistake in mistakes:
@@ -67,7 +74,9 @@ def _worded(mistakes: list[_Mistake], root: Node) -> Problem:
         wanted = " or ".join(dict.fromkeys(_expected(m) for m in mistakes))
         return first.place.problem(key, f"expected {wanted}; got {shown(first.node)}")
     if first.type == "extra_forbidden":
-        return first.place.problem(key, "unknown key", _known_keys_hint(str(first.path[-1]), model_at(root, first.path[:-1])))
+        return first.place.problem(
+            key, "unknown key", _known_keys_hint(str(first.path[-1]), model_at(root, first.path[:-1]))
+        )
     return first.place.problem(key, *_one(first))
 
 
@@ -98,7 +107,9 @@ def _one(m: _Mistake) -> tuple[str, str | None]:
 def _expected(m: _Mistake) -> str:
     if m.type == "literal_error":
         return " or ".join(f"`{choice}`" for choice in _choices(m.context["expected"]))
-    return _EXPECTED.get(m.type.split("_")[0], m.text) if m.type.endswith(("_type", "_parsing", "_from_float")) else m.text
+    return (
+        _EXPECTED.get(m.type.split("_")[0], m.text) if m.type.endswith(("_type", "_parsing", "_from_float")) else m.text
+    )
 
 
 def _type_hint(m: _Mistake, wanted: str) -> str | None:
@@ -118,7 +129,9 @@ def shown(node: Node) -> str:
         return "a mapping" if isinstance(node.content, dict) else "a list"
     if node.content is None:
         return "nothing"
-    kind = "true/false value" if isinstance(node.content, bool) else "text" if isinstance(node.content, str) else "number"
+    kind = (
+        "true/false value" if isinstance(node.content, bool) else "text" if isinstance(node.content, str) else "number"
+    )
     return f"the {kind} `{node.text[:80]}`"
 
 
@@ -141,10 +154,12 @@ def _known_keys_hint(key: str, model: type[BaseModel] | None) -> str | None:
 
 
 def key_hint(key: str, model: type[BaseModel], known: Iterable[str]) -> str | None:
-    """What an unknown key of a mapping that ``model`` reads may have meant: a key of a mapping inside it, a misspelt one, or what another
-    tool calls by that name."""
+    """What an unknown key of a mapping that ``model`` reads may have meant: a key of a mapping inside it, a misspelt
+    one, or what another tool calls by that name."""
     if homes := [
-        name for name, field in model.model_fields.items() if any(key in inner.model_fields for inner in models_in(field.annotation))
+        name
+        for name, field in model.model_fields.items()
+        if any(key in inner.model_fields for inner in models_in(field.annotation))
     ]:
         return f"it belongs under `{homes[0]}`"
     if model is TrlStage and other_tools.key_here(key):

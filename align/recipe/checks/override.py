@@ -1,4 +1,5 @@
-"""``key=value`` after the recipe: changes to its tree before it is checked, so that a mistake in one is reported like any other."""
+"""``key=value`` after the recipe: changes to its tree before it is checked, so that a mistake in one is reported like
+any other."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def _full_path(tree: Node, parts: list[str], place: Place, problems: list[Proble
 
 
 def _hint(parts: list[str], stages: dict[str, Node], known: list[str]) -> str | None:
-    """What an unknown key may have meant; one of a part of a stage (``format`` of ``data``) is written with its path."""
+    """What an unknown key may have meant; one of a part of a stage (``format`` of ``data``) is written with its
+    path."""
     for name, stage in stages.items():
         model = stage_model(stage)
         for part, field in model.model_fields.items() if model is not None else ():
@@ -81,14 +83,17 @@ def _put(tree: Node, path: list[str], value: Node, problems: list[Problem]) -> N
     node = tree
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
-        if isinstance(node.content, str):  # the short form `data: PATH` or `model: PATH` becomes the mapping that it stands for
+        # The short form `data: PATH` or `model: PATH` becomes the mapping that it stands for
+        if isinstance(node.content, str):
             node.content = {"path": Node(node.content, node.place, node.key_place, node.text)}
         elif node.content is None:
             node.content = {}
         if isinstance(node.content, list):
             if not part.isdigit() or int(part) >= len(node.content):
                 message = f"is a list of {len(node.content)}"
-                problems.append(value.place.problem(".".join(path[:depth]), message, "name an entry by its number, from 0"))
+                problems.append(
+                    value.place.problem(".".join(path[:depth]), message, "name an entry by its number, from 0")
+                )
                 return
             if last:
                 node.content[int(part)] = value

@@ -1,4 +1,5 @@
-"""Which keys of a data source mean something for which kind of source. A key that would be passed over is an error, not a habit.
+"""Which keys of a data source mean something for which kind of source. A key that would be passed over is an error, not
+a habit.
 
 The table must name every field of :class:`~align.recipe.blocks.base.DataSource`, so that a new key has to take a stand.
 """
@@ -21,7 +22,13 @@ EVERYWHERE = frozenset(
 )
 """Keys about rows, whatever they were read from."""
 
-_HUB, _SPLITS, _TEXT, _TABLE, _JSON = "a hub data set", "a folder by splits", "a text file", "a text table", "a .json file"
+_HUB, _SPLITS, _TEXT, _TABLE, _JSON = (
+    "a hub data set",
+    "a folder by splits",
+    "a text file",
+    "a text table",
+    "a .json file",
+)
 ONLY: dict[str, tuple[str, ...]] = {
     "split": (_HUB, _SPLITS),
     "subset": (_HUB, _SPLITS),
@@ -52,17 +59,24 @@ def is_artefact(folder: Path) -> bool:
 
 def is_saved(folder: Path) -> bool:
     """Did ``datasets`` write it with ``save_to_disk``?"""
-    return (folder / "dataset_dict.json").is_file() or ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file())
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
 
 
 def idle(source: DataSource, location: Path | str, files: Sequence[Path] = ()) -> dict[str, str]:
-    """The keys that ``source`` sets and that mean nothing at ``location`` (as a string, a hub id), each with what to say.
+    """The keys that ``source`` sets and that mean nothing at ``location`` (as a string, a hub id), each with what to
+    say.
 
     ``files`` are those that a folder stands for; without them it is taken to hold files of every kind.
     """
     kinds = _kinds(location, files)
     given = [key for key in source.model_fields_set if key in ONLY and getattr(source, key) is not None]
-    return {key: f"has no effect here: it is for {_listed(ONLY[key])}" for key in sorted(given) if not kinds & set(ONLY[key])}
+    return {
+        key: f"has no effect here: it is for {_listed(ONLY[key])}"
+        for key in sorted(given)
+        if not kinds & set(ONLY[key])
+    }
 
 
 def _listed(kinds: Sequence[str]) -> str:
@@ -83,11 +97,15 @@ def _kinds(location: Path | str, files: Sequence[Path]) -> set[str]:
 
 
 def _of_file(path: Path) -> set[str]:
-    return next((_KINDS[suffix.lower()] for suffix in reversed(path.suffixes) if suffix.lower() in _KINDS), {_TEXT, _TABLE, _JSON})
+    return next(
+        (_KINDS[suffix.lower()] for suffix in reversed(path.suffixes) if suffix.lower() in _KINDS),
+        {_TEXT, _TABLE, _JSON},
+    )
 
 
 def problems(tree: Node, recipe: Any, root: Path) -> list[Problem]:
-    """The keys without effect of all data sources of a recipe, each at its place. What cannot be found is told elsewhere."""
+    """The keys without effect of all data sources of a recipe, each at its place. What cannot be found is told
+    elsewhere."""
     found = []
     for path, source in _sources(recipe, ()):
         try:

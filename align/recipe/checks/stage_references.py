@@ -1,4 +1,5 @@
-"""The references of a recipe: found by what the schema marks, checked against the stages, the disk and the installed packages."""
+"""The references of a recipe: found by what the schema marks, checked against the stages, the disk and the installed
+packages."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class Referred:
         return ".".join(map(str, self.path))
 
 
-def find(value: Any, path: tuple[str | int, ...] = (), annotation: Any = None, mark: Reference | None = None) -> Iterator[Referred]:
+def find(
+    value: Any, path: tuple[str | int, ...] = (), annotation: Any = None, mark: Reference | None = None
+) -> Iterator[Referred]:
     """The references in a model, or in plain values that ``annotation`` describes and that may be wrong in places.
 
     Args:
@@ -84,7 +87,8 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
     packages: list[Problem] = []
     for referred in _all(tree, recipe):
         written, node, _ = follow(tree, referred.path)
-        key = referred.key if isinstance(node.content, (dict, list)) else ".".join(map(str, written))  # a default, or as written
+        # A default, or as written
+        key = referred.key if isinstance(node.content, (dict, list)) else ".".join(map(str, written))
         try:
             ref = reference_syntax.parse(referred.text, root)
             if isinstance(ref, reference_syntax.StageRef):
@@ -102,13 +106,21 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
 
 def _other_grades(tree: Node, recipe: Recipe | None) -> list[Problem]:
     """Reward models that start from one of another stage, with a head that they cannot keep."""
-    stages = {} if recipe is None else {name: spec for name, spec in recipe.stages.items() if isinstance(spec, RewardStage)}
+    stages = (
+        {} if recipe is None else {name: spec for name, spec in recipe.stages.items() if isinstance(spec, RewardStage)}
+    )
     problems = []
     for name, spec in stages.items():
-        other = stages.get((spec.init or "").removeprefix("stage:").strip()) if (spec.init or "").startswith("stage:") else None
+        other = (
+            stages.get((spec.init or "").removeprefix("stage:").strip())
+            if (spec.init or "").startswith("stage:")
+            else None
+        )
         if other is not None and list(other.grades) != list(spec.grades):
             _, node, _ = follow(tree, ("stages", name, "init"))
-            words = [f"the grades {', '.join(grades)}" if grades else "to rank" for grades in (other.grades, spec.grades)]
+            words = [
+                f"the grades {', '.join(grades)}" if grades else "to rank" for grades in (other.grades, spec.grades)
+            ]
             message = f"{spec.init} learns {words[0]}, and this stage {words[1]}: its head cannot be kept"
             hint = "start from the policy, or learn the same grades in their order"
             problems.append(node.place.problem(f"stages.{name}.init", message, hint))
@@ -121,13 +133,20 @@ def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:
         return  # a file beside the model, such as its template: the commit is not of it
     mapping = follow(tree, referred.path[:-1])[1].content
     revision = mapping.get("revision") if isinstance(mapping, dict) else None
-    if revision is not None and revision.content is not None and not set(referred.wanted.accepts) & {"preferences", "prompts"}:
+    if (
+        revision is not None
+        and revision.content is not None
+        and not set(referred.wanted.accepts) & {"preferences", "prompts"}
+    ):
         key = ".".join(map(str, (*referred.path[:-1], "revision")))
-        yield revision.key_place.problem(key, f"has no effect with {referred.text[:80]}, which is on this machine", "remove it")
+        yield revision.key_place.problem(
+            key, f"has no effect with {referred.text[:80]}, which is on this machine", "remove it"
+        )
 
 
 def order(recipe: Recipe) -> tuple[str, ...]:
-    """Stage names, each after the stages that it needs, in file order otherwise. The references must be free of cycles."""
+    """Stage names, each after the stages that it needs, in file order otherwise. The references must be free of
+    cycles."""
     placed: dict[str, None] = {}
 
     def place(name: str) -> None:
@@ -191,21 +210,31 @@ def _check_fit(path: Path, wanted: Reference) -> None:
     if is_model and path.is_dir() and not any((path / name).is_file() for name in _MODEL_FILES):
         raise InputError(f"{path} is not a model folder: it has no config.json")
     if not is_model and path.suffix == ".py":
-        raise InputError("data set scripts are never run", hint="name a data file, or use `format: package.module:function`")
+        raise InputError(
+            "data set scripts are never run", hint="name a data file, or use `format: package.module:function`"
+        )
 
 
 def _cycles(tree: Node, recipe: Recipe | None) -> list[Problem]:
-    """One problem for each cycle of stages, at the first of them in the file. A stage that names itself is reported elsewhere."""
+    """One problem for each cycle of stages, at the first of them in the file. A stage that names itself is reported
+    elsewhere."""
     nodes = stages_of(tree)
     stages = recipe.stages if recipe is not None else {name: node.plain() for name, node in nodes.items()}
-    edges = {name: [n for n in needs(stage, name, stage_model(nodes[name])) if n in nodes and n != name] for name, stage in stages.items()}
+    edges = {
+        name: [n for n in needs(stage, name, stage_model(nodes[name])) if n in nodes and n != name]
+        for name, stage in stages.items()
+    }
     done: set[str] = set()
     problems: list[Problem] = []
 
     def visit(name: str, trail: list[str]) -> None:
         if name in trail:
             cycle = [*trail[trail.index(name) :], name]
-            problems.append(nodes[name].key_place.problem(f"stages.{name}", f"stages need each other in a circle: {' -> '.join(cycle)}"))
+            problems.append(
+                nodes[name].key_place.problem(
+                    f"stages.{name}", f"stages need each other in a circle: {' -> '.join(cycle)}"
+                )
+            )
         elif name not in done:
             for needed in edges[name]:
                 visit(needed, [*trail, name])

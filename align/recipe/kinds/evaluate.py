@@ -16,15 +16,16 @@ from align.recipe.language.effects import Needs
 
 
 class EvaluateStage(Stage):
-    """Compares policies with the first one: on held-out conversations (how likely the data's answers are) or prompts, by scorers and a
-    judge, on benchmarks and probes; and scorers and a judge with each other, on reward benchmarks. Means over prompts with 95 %
-    intervals."""
+    """Compares policies with the first one: on held-out conversations (how likely the data's answers are) or prompts,
+    by scorers and a judge, on benchmarks and probes; and scorers and a judge with each other, on reward benchmarks.
+    Means over prompts with 95 % intervals."""
 
     produces: ClassVar[ArtifactType] = "metrics"
     implementation: ClassVar[str] = "align.stages.evaluate.run:run"
     neutral: ClassVar[tuple[str, ...]] = (
         *("judge.timeout_s", "judge.retries", "judge.requests_at_once"),
-        *("judge.price_input", "judge.price_output"),  # accounting: `--force` tells the cost by other prices, and asks nothing anew
+        # Accounting: `--force` tells the cost by other prices, and asks nothing anew
+        *("judge.price_input", "judge.price_output"),
     )
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
@@ -37,7 +38,9 @@ class EvaluateStage(Stage):
             lambda stage: stage.data or stage.reward_benches,
             "without `data`, the prompts whose answers they look at, or a task reward_bench, which measures them",
         ),
-        Needs("judge.against", lambda stage: stage.data, "without `data`: a benchmark's pairs have their own opponents"),
+        Needs(
+            "judge.against", lambda stage: stage.data, "without `data`: a benchmark's pairs have their own opponents"
+        ),
         Needs(
             "policies rollout",
             lambda stage: stage.data or stage.asked or stage.probes or stage.lm_eval_tasks or not stage.reward_benches,
@@ -50,11 +53,11 @@ class EvaluateStage(Stage):
     kind: Literal["evaluate"]
     """`evaluate`"""
     policies: list[PolicyRef] = Field(default=[])
-    """The policies, the one that the others are compared with first. For log-probs of targets all have the same tokenizer and template.
-    Needed for everything but reward_bench."""
+    """The policies, the one that the others are compared with first. For log-probs of targets all have the same
+    tokenizer and template. Needed for everything but reward_bench."""
     data: Data | None = None
-    """Held-out conversations: the last assistant message is the target, what precedes it the prompt. Or prompts: what needs a target is
-    then left out."""
+    """Held-out conversations: the last assistant message is the target, what precedes it the prompt. Or prompts: what
+    needs a target is then left out."""
     samples_per_prompt: int = Field(default=4, ge=1)
     """Answers sampled for each prompt of `data` from each policy."""
     temperature: float = Field(default=1.0, gt=0)
@@ -62,19 +65,20 @@ class EvaluateStage(Stage):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest sample, in tokens."""
     max_length: int = Field(default=2048, ge=2)
-    """Longest prompt with its target, and with `max_new_tokens` more; prompts that do not fit are left out and counted."""
+    """Longest prompt with its target, and with `max_new_tokens` more; prompts that do not fit are left out and
+    counted."""
     embedder: EmbedderRef | None = QUICKSTART_EMBEDDER
     """A sentence-transformers model that says how similar a sample is to the target; `null` leaves that out."""
     scorers: list[Scoring] = Field(default=[])
-    """Scorers of the samples. Each gives its mean, and win rates against the first policy and against the target, as they are and at equal
-    length. And what tasks reward_bench measure."""
+    """Scorers of the samples. Each gives its mean, and win rates against the first policy and against the target, as
+    they are and at equal length. And what tasks reward_bench measure."""
     judge: Judge | None = None
     """A language model that judges the first sample of each prompt, and is measured by tasks reward_bench."""
     tasks: list[Benchmark] = Field(default=[])
     """Benchmarks."""
     probes: list[Literal["identity", "json"]] = Field(default=[])
-    """Small sets of prompts that come with the package. `identity`: does the policy claim to be another company's assistant? `json`: does
-    it write JSON, and nothing else, when asked to?"""
+    """Small sets of prompts that come with the package. `identity`: does the policy claim to be another company's
+    assistant? `json`: does it write JSON, and nothing else, when asked to?"""
     own_names: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
     """Only for the probe `identity`: names that the policy may go by, of itself and of who made it."""
     lm_eval_tasks: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
@@ -85,7 +89,9 @@ class EvaluateStage(Stage):
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateStage:
         if self.max_new_tokens >= self.max_length:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length {self.max_length}")
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length {self.max_length}"
+            )
         asked = [task.task for task in self.asked]
         copies = [f"reward_bench on {task.data.model_dump_json(exclude_defaults=True)}" for task in self.reward_benches]
         for names in (self.policies, asked, copies, self.probes, self.lm_eval_tasks):
@@ -100,7 +106,10 @@ class EvaluateStage(Stage):
             raise ValueError("reward_bench measures `scorers` and a `judge`: needs one of them")
         alone = len(self.policies) == 1 and self.data is not None
         if self.judge and self.judge.methods == ["pairwise"] and self.judge.against == "baseline" and alone:
-            raise ValueError("a single policy has nobody to be compared with: `judge.against: target`, or `judge.methods: [pointwise]`")
+            raise ValueError(
+                "a single policy has nobody to be compared with: `judge.against: target`, or `judge.methods:"
+                " [pointwise]`"
+            )
         return self
 
     @property

@@ -24,9 +24,14 @@ def _endpoint(text: str) -> str:
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError("expected an address such as https://HOST/v1")
     if parts.scheme == "http" and host not in _THIS_MACHINE:
-        raise ValueError("prompts and answers would travel unencrypted; use https, or http only on this machine (127.0.0.1)")
+        raise ValueError(
+            "prompts and answers would travel unencrypted; use https, or http only on this machine (127.0.0.1)"
+        )
     if user is not None or parts.query or parts.fragment:
-        raise ValueError("an address has no user, query or fragment; the key comes from the environment variable that `key_env` names")
+        raise ValueError(
+            "an address has no user, query or fragment; the key comes from the environment variable that `key_env`"
+            " names"
+        )
     return text.rstrip("/")
 
 
@@ -37,21 +42,25 @@ def _variable(text: str) -> str:
 
 
 class Judge(Strict):
-    """A language model that judges answers, behind any server with OpenAI's chat interface. Its replies are kept in the runs' cache by
-    content, so that nothing is asked twice."""
+    """A language model that judges answers, behind any server with OpenAI's chat interface. Its replies are kept in the
+    runs' cache by content, so that nothing is asked twice."""
 
-    key_needs: ClassVar[tuple[Needs, ...]] = (Needs("against", lambda judge: "pairwise" in judge.methods, "without the method pairwise"),)
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs("against", lambda judge: "pairwise" in judge.methods, "without the method pairwise"),
+    )
 
     endpoint: Annotated[str, AfterValidator(_endpoint)]
-    """Base address of the server, such as `https://HOST/v1`: `/chat/completions` is added. https, or http on this machine only."""
+    """Base address of the server, such as `https://HOST/v1`: `/chat/completions` is added. https, or http on this
+    machine only."""
     model: str = Field(min_length=1)
     """The model's name there."""
     key_env: Annotated[str, AfterValidator(_variable)] | None = None
-    """Name of the environment variable that holds the key. The key itself is read when the stage runs, sent to `endpoint` only, and
-    written nowhere."""
+    """Name of the environment variable that holds the key. The key itself is read when the stage runs, sent to
+    `endpoint` only, and written nowhere."""
     methods: list[Literal["pairwise", "pointwise"]] = Field(default=["pairwise"], min_length=1)
-    """`pairwise`: which of two answers is better, asked in both orders; unless both say the same it is a tie. `pointwise`: 1 to 10 on
-    several dimensions and over all, beside the data's answer where there is one (as AlignBench does, https://arxiv.org/abs/2311.18743)."""
+    """`pairwise`: which of two answers is better, asked in both orders; unless both say the same it is a tie.
+    `pointwise`: 1 to 10 on several dimensions and over all, beside the data's answer where there is one (as AlignBench
+    does, https://arxiv.org/abs/2311.18743)."""
     against: Literal["baseline", "target"] = "baseline"
     """Only for `pairwise`: the opponent is the first policy's answer, or the data's own."""
     language: Literal["en", "zh"] = "en"
@@ -63,8 +72,8 @@ class Judge(Strict):
     timeout_s: float = Field(default=120.0, gt=0)
     """Seconds until a request counts as failed."""
     retries: int = Field(default=5, ge=0)
-    """How often a request is made again after a failure that may pass (429, 5xx, a timeout), with growing pauses, and after a reply that
-    cannot be read. Replies that still cannot be read are left out and counted."""
+    """How often a request is made again after a failure that may pass (429, 5xx, a timeout), with growing pauses, and
+    after a reply that cannot be read. Replies that still cannot be read are left out and counted."""
     requests_at_once: int = Field(default=4, ge=1)
     """Requests under way at the same time."""
     price_input: float | None = Field(default=None, ge=0)

@@ -17,7 +17,8 @@ COMPARES = ("rloo", "group")
 
 
 class PpoTrain(Train):
-    """How a PPO stage trains: as `train` of the other stages, with defaults of its own. How long is said by `iterations`."""
+    """How a PPO stage trains: as `train` of the other stages, with defaults of its own. How long is said by
+    `iterations`."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
     """Learning rate of the policy; ChatGLM-RLHF's. Adapters and very short runs want more."""
@@ -31,10 +32,15 @@ class PpoTrain(Train):
     @model_validator(mode="before")
     @classmethod
     def _length_is_said_elsewhere(cls, values: Any) -> Any:
-        named = [key for key in ("epochs", "max_steps", "tokens_per_step") if isinstance(values, dict) and values.get(key) is not None]
+        named = [
+            key
+            for key in ("epochs", "max_steps", "tokens_per_step")
+            if isinstance(values, dict) and values.get(key) is not None
+        ]
         if named:
             raise ValueError(
-                f"{', '.join(named)}: the length of ppo is `iterations`, a step's prompts are `train.batch_size / minibatches`"
+                f"{', '.join(named)}: the length of ppo is `iterations`, a step's prompts are `train.batch_size /"
+                " minibatches`"
             )
         return values
 
@@ -52,22 +58,25 @@ class PpoTrain(Train):
 
 
 class Health(Strict):
-    """Bounds that a healthy run stays within. Crossing one is told in plain words; `on_unhealthy` says what else happens."""
+    """Bounds that a healthy run stays within. Crossing one is told in plain words; `on_unhealthy` says what else
+    happens."""
 
     first_ratio: float | None = Field(default=None, gt=0)
-    """Largest distance in nats of a token's log-prob from the old one, in the first step of an iteration, when the policy is still the one
-    that sampled. When absent 1e-3, and 0.5 where anything is computed in bf16."""
+    """Largest distance in nats of a token's log-prob from the old one, in the first step of an iteration, when the
+    policy is still the one that sampled. When absent 1e-3, and 0.5 where anything is computed in bf16."""
     kl: float = Field(default=0.5, gt=0)
     """Largest mean KL from the reference, in nats per token."""
     negative_kl: float = Field(default=0.01, gt=0)
-    """The mean KL may be below minus this many nats per token in two iterations in a row, not in three: a KL is never negative."""
+    """The mean KL may be below minus this many nats per token in two iterations in a row, not in three: a KL is never
+    negative."""
     mismatch: float = Field(default=0.1, gt=0)
-    """Largest mean distance of the engine's log-probs from the trainer's, in nats per token. Old log-probs are always the trainer's."""
+    """Largest mean distance of the engine's log-probs from the trainer's, in nats per token. Old log-probs are always
+    the trainer's."""
     clip_fraction: float = Field(default=0.5, gt=0, le=1)
     """Largest share of tokens that the clip holds back, over an iteration."""
     explained_variance: float = -1.0
-    """Least explained variance of the value model; 1 is perfect, 0 is no better than a constant. From the fifth iteration on, and only
-    three in a row."""
+    """Least explained variance of the value model; 1 is perfect, 0 is no better than a constant. From the fifth
+    iteration on, and only three in a row."""
     unfinished: float = Field(default=0.95, gt=0, le=1)
     """Largest share of answers that never end."""
     distinct: float = Field(default=0.2, ge=0, le=1)
@@ -75,13 +84,14 @@ class Health(Strict):
     entropy: float = Field(default=0.1, ge=0, le=1)
     """Least entropy of the policy, as a share of that in the first iteration."""
     sft_loss: float = Field(default=0.5, gt=0)
-    """How much the loss on `sft_data` may rise while the reward rises, in nats per token, beyond its noise: the mean of the last four
-    iterations against that of the first four."""
+    """How much the loss on `sft_data` may rise while the reward rises, in nats per token, beyond its noise: the mean of
+    the last four iterations against that of the first four."""
 
 
 class PpoStage(Stage):
-    """Reinforcement learning from a reward model the ChatGLM-RLHF way (https://arxiv.org/abs/2404.00934): PPO with a value model, a reward
-    relative to the reference model's own answer, a KL penalty, and a next-token loss against forgetting."""
+    """Reinforcement learning from a reward model the ChatGLM-RLHF way (https://arxiv.org/abs/2404.00934): PPO with a
+    value model, a reward relative to the reference model's own answer, a KL penalty, and a next-token loss against
+    forgetting."""
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.ppo.run:run"
@@ -96,18 +106,44 @@ class PpoStage(Stage):
             lambda stage: stage.estimator == "gae",
             "with estimator: {estimator}; it belongs to gae",
         ),
-        Needs("value_init", lambda stage: stage.value_model is None, "beside value_model, which the value model starts from"),
-        Needs("reference_baseline", lambda stage: stage.estimator not in COMPARES, "with estimator: {estimator}: it cancels"),
+        Needs(
+            "value_init",
+            lambda stage: stage.value_model is None,
+            "beside value_model, which the value model starts from",
+        ),
+        Needs(
+            "reference_baseline",
+            lambda stage: stage.estimator not in COMPARES,
+            "with estimator: {estimator}: it cancels",
+        ),
         Needs("baseline_samples", lambda stage: stage.uses_baseline, "without the reference baseline"),
-        Needs("kl_target", lambda stage: stage.kl_coefficient > 0, "with kl_coefficient: 0, which stays 0 however it is scaled"),
-        Needs("target_kl", lambda stage: stage.steps_per_iteration > 1, "with a single step an iteration: there is none to leave out"),
+        Needs(
+            "kl_target",
+            lambda stage: stage.kl_coefficient > 0,
+            "with kl_coefficient: 0, which stays 0 however it is scaled",
+        ),
+        Needs(
+            "target_kl",
+            lambda stage: stage.steps_per_iteration > 1,
+            "with a single step an iteration: there is none to leave out",
+        ),
         Needs(
             "importance_cap",
             lambda stage: stage.rollout.engine != "transformers",
             "with rollout.engine: transformers, whose log-probs are the trainer's",
         ),
-        Needs("sft_weight sft_batch_size health.sft_loss", lambda stage: stage.sft_data, "without sft_data", zero_is_none=True),
-        Needs(f"eval_sft_data samples {EVALUATES}", lambda stage: stage.eval_prompts, "without eval_prompts", zero_is_none=True),
+        Needs(
+            "sft_weight sft_batch_size health.sft_loss",
+            lambda stage: stage.sft_data,
+            "without sft_data",
+            zero_is_none=True,
+        ),
+        Needs(
+            f"eval_sft_data samples {EVALUATES}",
+            lambda stage: stage.eval_prompts,
+            "without eval_prompts",
+            zero_is_none=True,
+        ),
     )
 
     kind: Literal["ppo"]
@@ -117,7 +153,8 @@ class PpoStage(Stage):
     reward: Scoring
     """The scorer of the answers."""
     prompts: Data
-    """Prompts to answer: one source, or a list (a mixture when they have weights). They are gone through in shuffled passes."""
+    """Prompts to answer: one source, or a list (a mixture when they have weights). They are gone through in shuffled
+    passes."""
     eval_prompts: Data | None = None
     """Held-out prompts: answered greedily and scored before and after training, and every `train.eval_steps` steps."""
     iterations: int = Field(default=600, ge=1)
@@ -129,12 +166,13 @@ class PpoStage(Stage):
     max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. All log-probs of the stage are taken at it. There is no top_p or top_k: they would sample from another
-    distribution than the one that is trained."""
+    """Sampling temperature. All log-probs of the stage are taken at it. There is no top_p or top_k: they would sample
+    from another distribution than the one that is trained."""
 
     reference_baseline: bool | None = None
-    """Subtract from a score the score of the reference model's own answer to the same prompt, sampled once before training. When absent: on
-    for `gae` and `reinforce`; the other two compare a prompt's answers with each other, and the baseline would cancel."""
+    """Subtract from a score the score of the reference model's own answer to the same prompt, sampled once before
+    training. When absent: on for `gae` and `reinforce`; the other two compare a prompt's answers with each other, and
+    the baseline would cancel."""
     baseline_samples: int = Field(default=1, ge=1)
     """Reference answers to each prompt, whose mean score is the baseline."""
     unfinished_penalty: float = Field(default=0.0, ge=0)
@@ -146,17 +184,19 @@ class PpoStage(Stage):
     (https://arxiv.org/abs/1909.08593, section 2.2); fixed when absent."""
 
     estimator: Literal["gae", "rloo", "group", "reinforce"] = "gae"
-    """Where advantages come from. `gae`: a value model, token by token (https://arxiv.org/abs/1506.02438). `rloo`: the mean of the prompt's
-    other answers (2402.14740). `group`: the mean and deviation of the prompt's answers, GRPO's (2402.03300). `reinforce`: the reference
-    baseline alone."""
+    """Where advantages come from. `gae`: a value model, token by token (https://arxiv.org/abs/1506.02438). `rloo`: the
+    mean of the prompt's other answers (2402.14740). `group`: the mean and deviation of the prompt's answers, GRPO's
+    (2402.03300). `reinforce`: the reference baseline alone."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Only for `gae`: discount of later rewards."""
     lam: float = Field(default=0.95, ge=0, le=1)
     """Only for `gae`: lambda; 1 trusts the rewards, 0 the value model."""
     value_init: Literal["reward", "policy"] = "reward"
-    """Only for `gae`: the value model starts as the reward model (one that a `reward` stage made), or as the policy with a new head."""
+    """Only for `gae`: the value model starts as the reward model (one that a `reward` stage made), or as the policy
+    with a new head."""
     value_model: Annotated[str, Reference(("reward_model",)), Field(min_length=1)] | None = None
-    """Only for `gae`: a value model that an earlier run saved (the folder `value` of its result), instead of `value_init`."""
+    """Only for `gae`: a value model that an earlier run saved (the folder `value` of its result), instead of
+    `value_init`."""
     value_learning_rate: float = Field(default=5e-6, gt=0)
     """Only for `gae`: the value model's peak learning rate; its schedule is the policy's."""
     value_clip: float | None = Field(default=0.2, gt=0)
@@ -173,13 +213,13 @@ class PpoStage(Stage):
     entropy_weight: float = Field(default=0.0, ge=0)
     """Weight of a bonus for the policy's entropy, in nats per token."""
     whiten_rewards: bool = False
-    """Only for `gae`: scale the tokens' rewards of an iteration to variance 1, keeping their mean. The reference baseline makes it
-    unnecessary."""
+    """Only for `gae`: scale the tokens' rewards of an iteration to variance 1, keeping their mean. The reference
+    baseline makes it unnecessary."""
     whiten_advantages: bool = False
     """Scale the advantages of an iteration to mean 0 and variance 1. The reference baseline makes it unnecessary."""
     importance_cap: float | None = Field(default=None, ge=1)
-    """Weigh tokens by how much likelier the trainer finds them than the engine that sampled them, at most by this; for engines of lower
-    precision (`rollout.dtype: bf16`)."""
+    """Weigh tokens by how much likelier the trainer finds them than the engine that sampled them, at most by this; for
+    engines of lower precision (`rollout.dtype: bf16`)."""
 
     sft_data: Data | None = None
     """Conversations to keep being good at. Their loss is watched; with `sft_weight` it is trained on as well."""
@@ -197,7 +237,8 @@ class PpoStage(Stage):
     rollout: Rollout = Rollout()
     """The engine that samples."""
     lora: Lora | None = None
-    """Adapters instead of full training; `{}` for the defaults. Policy, reference and value model then share one base."""
+    """Adapters instead of full training; `{}` for the defaults. Policy, reference and value model then share one
+    base."""
     train: PpoTrain = PpoTrain()
     """Optimiser, memory."""
     samples: int = Field(default=2, ge=0)
@@ -233,7 +274,9 @@ class PpoStage(Stage):
     def _options_belong_to_the_estimator(self) -> PpoStage:
         compares = self.estimator in COMPARES
         if compares and self.samples_per_prompt < 2:
-            raise ValueError(f"estimator {self.estimator} compares the answers to a prompt: samples_per_prompt must be at least 2")
+            raise ValueError(
+                f"estimator {self.estimator} compares the answers to a prompt: samples_per_prompt must be at least 2"
+            )
         if self.estimator == "reinforce" and not self.uses_baseline:
             raise ValueError("estimator reinforce is nothing without its baseline: remove reference_baseline: false")
         if (
@@ -242,15 +285,21 @@ class PpoStage(Stage):
             and self.value_model is None
             and not isinstance(self.reward, ModelScorer)
         ):
-            raise ValueError("value_init: reward needs a reward model as `reward`; with another scorer write value_init: policy")
+            raise ValueError(
+                "value_init: reward needs a reward model as `reward`; with another scorer write value_init: policy"
+            )
         return self
 
     @model_validator(mode="after")
     def _consistent(self) -> PpoStage:
         if self.minibatches > self.train.prompts:
-            raise ValueError(f"minibatches: {self.train.prompts} prompts (train.batch_size) cannot be cut into {self.minibatches}")
+            raise ValueError(
+                f"minibatches: {self.train.prompts} prompts (train.batch_size) cannot be cut into {self.minibatches}"
+            )
         if self.lora is not None and self.lora.dropout:
-            raise ValueError("lora.dropout: with dropout the policy is never the one that sampled, and the ratio never 1; remove it")
+            raise ValueError(
+                "lora.dropout: with dropout the policy is never the one that sampled, and the ratio never 1; remove it"
+            )
         if self.on_unhealthy == "stop" and self.train.save_steps is None:
             raise ValueError("on_unhealthy: stop keeps the last checkpoint, and there is none without train.save_steps")
         return self

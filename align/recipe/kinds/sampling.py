@@ -20,7 +20,8 @@ UNANSWERABLE = (
     r"见附件|附件中|如图|图中|这张(图|照片|截图)|这个(链接|视频)",
     r"现在几点|今天(的)?(天气|新闻|股价|汇率)",
 )
-"""What no language model can answer from its text alone: prompts about a file, a picture or a link, and about this very day."""
+"""What no language model can answer from its text alone: prompts about a file, a picture or a link, and about this very
+day."""
 
 
 class SamplingStage(Stage):
@@ -48,13 +49,16 @@ class SamplingStage(Stage):
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> SamplingStage:
         if self.max_new_tokens >= self.max_length:
-            raise ValueError(f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in max_length ({self.max_length})")
+            raise ValueError(
+                f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in max_length ({self.max_length})"
+            )
         return self
 
 
 class SelectPromptsStage(SamplingStage):
-    """Keeps the prompts that a policy can learn from (ChatGLM-RLHF, https://arxiv.org/abs/2404.00934): rules first, then an optional
-    quality scorer, then the spread of the scores of several answers. Every prompt that is dropped is listed with the reason."""
+    """Keeps the prompts that a policy can learn from (ChatGLM-RLHF, https://arxiv.org/abs/2404.00934): rules first,
+    then an optional quality scorer, then the spread of the scores of several answers. Every prompt that is dropped is
+    listed with the reason."""
 
     produces: ClassVar[ArtifactType] = "prompts"
     implementation: ClassVar[str] = "align.stages.select_prompts:run"
@@ -66,15 +70,17 @@ class SelectPromptsStage(SamplingStage):
     max_characters: int | None = Field(default=None, ge=1)
     """Longest prompt, counted in the same way."""
     unanswerable: list[Annotated[str, AfterValidator(pattern)]] | None = None
-    """Regular expressions: a prompt is dropped when one of them is found in the user's last message. When absent, a list
-    (`UNANSWERABLE` in align/recipe/kinds/sampling.py) of what no language model can answer: files, pictures and links, the
-    news and the time. `[]` drops none."""
+    """Regular expressions: a prompt is dropped when one of them is found in the user's last message. When absent, a
+    list (`UNANSWERABLE` in align/recipe/kinds/sampling.py) of what no language model can answer: files, pictures and
+    links, the news and the time. `[]` drops none."""
     quality: Scoring | None = None
-    """A scorer of the prompts themselves, given each prompt without an answer. Most often a classifier, or a function of yours."""
+    """A scorer of the prompts themselves, given each prompt without an answer. Most often a classifier, or a function
+    of yours."""
     min_quality: float | None = None
     """Lowest `quality` score to keep."""
     drop_lowest_variance: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the sampled prompts to drop: those whose answers differ least in score. 0.25 when neither this nor `min_std` is given."""
+    """Share of the sampled prompts to drop: those whose answers differ least in score. 0.25 when neither this nor
+    `min_std` is given."""
     min_std: float | None = Field(default=None, ge=0)
     """Instead of a share: drop prompts whose scores have a smaller standard deviation than this."""
 
@@ -85,7 +91,9 @@ class SelectPromptsStage(SamplingStage):
         if self.drop_lowest_variance is not None and self.min_std is not None:
             raise ValueError("drop_lowest_variance and min_std exclude each other; keep one")
         if self.max_characters is not None and self.min_characters > self.max_characters:
-            raise ValueError(f"min_characters ({self.min_characters}) is larger than max_characters ({self.max_characters})")
+            raise ValueError(
+                f"min_characters ({self.min_characters}) is larger than max_characters ({self.max_characters})"
+            )
         return self
 
 
@@ -99,9 +107,11 @@ class LabelStage(SamplingStage):
     kind: Literal["label"]
     """`label`"""
     pairs: Literal["best_worst", "best_vs_rest", "margin"] = "best_worst"
-    """`best_worst`: the best answer against the worst. `best_vs_rest`: the best against all others, as one preference with many rejected
-    answers. `margin`: every two answers whose scores are `min_margin` apart, each pair a preference."""
+    """`best_worst`: the best answer against the worst. `best_vs_rest`: the best against all others, as one preference
+    with many rejected answers. `margin`: every two answers whose scores are `min_margin` apart, each pair a
+    preference."""
     min_margin: float = Field(default=0.0, ge=0)
     """Smallest difference of scores between chosen and rejected. With 0, any difference will do."""
     unfinished: Literal["keep", "drop"] = "drop"
-    """Whether answers that were cut at `max_new_tokens` may be chosen or rejected. They are then trained on without an end token."""
+    """Whether answers that were cut at `max_new_tokens` may be chosen or rejected. They are then trained on without an
+    end token."""

@@ -15,8 +15,9 @@ EmbedderRef = Annotated[str, Reference(), Field(min_length=1)]
 
 
 class SelfContrastStage(Stage):
-    """Self-Contrast (https://arxiv.org/abs/2404.00604): the data's answer is the chosen one, the policy's own samples that are least like
-    it are the rejected ones. Makes preferences, which a `dpo` stage learns from; trains nothing itself."""
+    """Self-Contrast (https://arxiv.org/abs/2404.00604): the data's answer is the chosen one, the policy's own samples
+    that are least like it are the rejected ones. Makes preferences, which a `dpo` stage learns from; trains nothing
+    itself."""
 
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.self_contrast.run:run"
@@ -36,34 +37,44 @@ class SelfContrastStage(Stage):
     max_new_tokens: int = Field(default=1024, ge=1)
     """Longest sample, in tokens."""
     max_length: int = Field(default=2048, ge=2)
-    """Longest prompt with its target, and with `max_new_tokens` more; prompts that do not fit are dropped and counted."""
+    """Longest prompt with its target, and with `max_new_tokens` more; prompts that do not fit are dropped and
+    counted."""
     embedder: EmbedderRef = QUICKSTART_EMBEDDER
-    """A sentence-transformers model that says how similar two answers are: a folder, `package:PKG/FOLDER`, or a hub id. The paper's is
-    `WhereIsAI/UAE-Large-V1`."""
+    """A sentence-transformers model that says how similar two answers are: a folder, `package:PKG/FOLDER`, or a hub id.
+    The paper's is `WhereIsAI/UAE-Large-V1`."""
     keep_least_similar: float = Field(default=0.75, gt=0, le=1)
-    """Share of a prompt's unique samples, the ones least similar to the target, that negatives are drawn from. Below 1 the most similar
-    sample is always left out; 1 is no filter."""
+    """Share of a prompt's unique samples, the ones least similar to the target, that negatives are drawn from. Below 1
+    the most similar sample is always left out; 1 is no filter."""
     negatives: int = Field(default=8, ge=1)
     """Rejected answers for each prompt (K), drawn at random from those; 1 to 16 in the paper."""
     too_few: Literal["drop", "keep"] = "drop"
-    """What happens to a prompt with fewer negatives than that: left out and counted, or kept with those there are (at least one)."""
+    """What happens to a prompt with fewer negatives than that: left out and counted, or kept with those there are (at
+    least one)."""
     dedup: bool = True
     """Count samples that say the same, white space, case and punctuation at the ends aside, as one."""
     source: Literal["own", "other_prompts"] = "own"
-    """`other_prompts` compares with samples that answer other prompts, at random: a baseline that shows what on-topic negatives add."""
+    """`other_prompts` compares with samples that answer other prompts, at random: a baseline that shows what on-topic
+    negatives add."""
     unfinished: Literal["keep", "drop"] = "keep"
-    """Samples cut at `max_new_tokens`: `keep` may choose them (they are then trained without an end token), `drop` never does."""
+    """Samples cut at `max_new_tokens`: `keep` may choose them (they are then trained without an end token), `drop`
+    never does."""
     rollout: Rollout = Rollout()
     """The engine that samples."""
 
     @model_validator(mode="after")
     def _can_make_preferences(self) -> SelfContrastStage:
         if self.max_new_tokens >= self.max_length:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length {self.max_length}")
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length {self.max_length}"
+            )
         n, share = self.samples_per_prompt, self.keep_least_similar
         most = n if share == 1 else min(int(n * share + 1e-9), n - 1)
         if self.negatives > most and (self.too_few == "drop" or not most):
-            hint = "sample more, or set keep_least_similar: 1 (no filter)" if most <= 1 else "sample more, or ask for fewer"
+            hint = (
+                "sample more, or set keep_least_similar: 1 (no filter)"
+                if most <= 1
+                else "sample more, or ask for fewer"
+            )
             left = f"; keep_least_similar {share:g} leaves {most} of them" if share < 1 else ""
             raise ValueError(f"no prompt can have {self.negatives} negatives of samples_per_prompt {n}{left}: {hint}")
         return self

@@ -28,14 +28,16 @@ class SftStage(Stage):
     eval_data: Data | None = None
     """Held-out conversations: their loss is reported before, during and after training."""
     loss: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """`token_mean`: every trained token of the step counts the same. `sequence_mean`: every conversation counts the same
-    (LongAlign's loss weighting, https://arxiv.org/abs/2401.18058, exact for any packing)."""
+    """`token_mean`: every trained token of the step counts the same. `sequence_mean`: every conversation counts the
+    same (LongAlign's loss weighting, https://arxiv.org/abs/2401.18058, exact for any packing)."""
     train_on: Literal["all", "last"] = "all"
-    """Which assistant messages are trained: all, or only the last of each conversation. A message's own `train: false` wins."""
+    """Which assistant messages are trained: all, or only the last of each conversation. A message's own `train: false`
+    wins."""
     max_length: int = Field(default=2048, ge=2)
     """Longest conversation, in tokens."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to longer ones: left out and counted, cut at the end (never inside a prompt; no end token is invented), or an error."""
+    """What happens to longer ones: left out and counted, cut at the end (never inside a prompt; no end token is
+    invented), or an error."""
     lora: Lora | None = None
     """Adapters instead of full fine-tuning; `{}` for the defaults."""
     train: Train = Train()
@@ -57,8 +59,17 @@ class DpoStage(Stage):
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
         Needs("label_smoothing", lambda stage: stage.loss == "sigmoid", "with loss: {loss}; it belongs to sigmoid"),
-        Needs("soft_labels", lambda stage: not stage.label_smoothing, "with label_smoothing: one of the two says how sure a label is"),
-        Needs("offset soft_labels", lambda stage: stage.loss == "sigmoid", "with loss: {loss}; it belongs to sigmoid", zero_is_none=True),
+        Needs(
+            "soft_labels",
+            lambda stage: not stage.label_smoothing,
+            "with label_smoothing: one of the two says how sure a label is",
+        ),
+        Needs(
+            "offset soft_labels",
+            lambda stage: stage.loss == "sigmoid",
+            "with loss: {loss}; it belongs to sigmoid",
+            zero_is_none=True,
+        ),
         Needs("gamma", lambda stage: stage.loss == "simpo", "with loss: {loss}; it belongs to simpo"),
     )
 
@@ -71,19 +82,23 @@ class DpoStage(Stage):
     eval_data: Data | None = None
     """Held-out preferences: their loss, accuracy and margin are reported before, during and after training."""
     loss: Literal["sigmoid", "ipo", "hinge", "kto_pair", "simpo"] = "sigmoid"
-    """`sigmoid`: DPO (https://arxiv.org/abs/2305.18290). `ipo`: a squared distance to a target margin, on per-token means (2310.12036).
-    `hinge`: no gain beyond margin 1 / beta (2309.06657). `kto_pair`: each answer judged by itself (2402.01306). `simpo`: per-token means,
-    a target margin `gamma`, no reference (2405.14734). With several rejected answers, a prompt's loss is the mean over them."""
+    """`sigmoid`: DPO (https://arxiv.org/abs/2305.18290). `ipo`: a squared distance to a target margin, on per-token
+    means (2310.12036). `hinge`: no gain beyond margin 1 / beta (2309.06657). `kto_pair`: each answer judged by itself
+    (2402.01306). `simpo`: per-token means, a target margin `gamma`, no reference (2405.14734). With several rejected
+    answers, a prompt's loss is the mean over them."""
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the policy is held to the reference (smaller: it may move further); for `simpo` the scale of its reward, about 2."""
+    """How strongly the policy is held to the reference (smaller: it may move further); for `simpo` the scale of its
+    reward, about 2."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
     """Only for `sigmoid`: share of pairs assumed to be labelled the wrong way round."""
     offset: float = Field(default=0.0, ge=0)
-    """Only for `sigmoid`: weight of the margins of the data. The rewards of a pair have to differ by `offset` times its margin (DPO with
-    an offset, https://arxiv.org/abs/2402.10571): `-log sigmoid(beta * difference - offset * margin)`. With 0 margins do nothing."""
+    """Only for `sigmoid`: weight of the margins of the data. The rewards of a pair have to differ by `offset` times its
+    margin (DPO with an offset, https://arxiv.org/abs/2402.10571): `-log sigmoid(beta * difference - offset * margin)`.
+    With 0 margins do nothing."""
     soft_labels: bool = False
-    """Only for `sigmoid`: where several judges compared the answers, the share of votes for the chosen one is what its probability is
-    fitted to, instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`, with `d` as above."""
+    """Only for `sigmoid`: where several judges compared the answers, the share of votes for the chosen one is what its
+    probability is fitted to, instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`, with `d` as
+    above."""
     gamma: float | None = Field(default=None, ge=0)
     """Only for `simpo`: target margin, in units of its reward; 1 when absent."""
     sft_weight: float = Field(default=0.0, ge=0)

@@ -49,8 +49,8 @@ class AskedTask(Task):
 
 
 class IfevalTask(AskedTask):
-    """IFEval (https://arxiv.org/abs/2311.07911): instructions that a program can check, all 25 kinds, strict and loose. Rows have `key`,
-    `prompt`, `instruction_id_list` and `kwargs`. Needs the extra `eval`."""
+    """IFEval (https://arxiv.org/abs/2311.07911): instructions that a program can check, all 25 kinds, strict and loose.
+    Rows have `key`, `prompt`, `instruction_id_list` and `kwargs`. Needs the extra `eval`."""
 
     columns: ClassVar[frozenset[str]] = frozenset({"prompt", "instruction_id_list", "kwargs"})
 
@@ -61,8 +61,8 @@ class IfevalTask(AskedTask):
 
 
 class Gsm8kTask(AskedTask):
-    """GSM8K (https://arxiv.org/abs/2110.14168): word problems with one number as the answer, by exact match. Rows have `question`, and an
-    `answer` that ends with `#### NUMBER`."""
+    """GSM8K (https://arxiv.org/abs/2110.14168): word problems with one number as the answer, by exact match. Rows have
+    `question`, and an `answer` that ends with `#### NUMBER`."""
 
     columns: ClassVar[frozenset[str]] = frozenset({"question", "answer"})
 
@@ -83,8 +83,8 @@ class Gsm8kTask(AskedTask):
 
 
 class RewardBenchTask(Task):
-    """A benchmark of the stage's `scorers` and `judge`, not of policies: RewardBench 1 or 2, RM-Bench or JudgeBench, told by the columns of
-    your copy of its official file. [What is measured](evaluate.md#reward-benchmarks)."""
+    """A benchmark of the stage's `scorers` and `judge`, not of policies: RewardBench 1 or 2, RM-Bench or JudgeBench,
+    told by the columns of your copy of its official file. [What is measured](evaluate.md#reward-benchmarks)."""
 
     task: Literal["reward_bench"]
     """`reward_bench`"""
@@ -95,7 +95,9 @@ class RewardBenchTask(Task):
         if self.data.on_bad_row == "skip":
             idle.append("on_bad_row: skip")
         if idle:
-            raise ValueError(f"a reward benchmark is taken as it is: remove `{idle[0]}`; `where` and `limit` choose rows")
+            raise ValueError(
+                f"a reward benchmark is taken as it is: remove `{idle[0]}`; `where` and `limit` choose rows"
+            )
         return self
 
 

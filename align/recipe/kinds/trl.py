@@ -31,14 +31,25 @@ OWNED: dict[str, str] = {
     "max_length": "write `max_length` in the stage",
     **dict.fromkeys(("trust_remote_code", "model_init_kwargs"), _LOADED),
     **dict.fromkeys(("reward_model_path", "reward_weights"), _ONE_SCORER),
-    **dict.fromkeys(("resume_from_checkpoint", "save_only_model", "save_on_each_node", "enable_jit_checkpoint"), _RESUMES),
+    **dict.fromkeys(
+        ("resume_from_checkpoint", "save_only_model", "save_on_each_node", "enable_jit_checkpoint"), _RESUMES
+    ),
     **dict.fromkeys(("ignore_data_skip", "restore_callback_states_from_checkpoint"), _RESUMES),
-    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "the stage trains, and evaluates where there is `eval_data`"),
-    **dict.fromkeys(("report_to", "run_name", "project", "log_completions", "log_multimodal", "log_unique_prompts"), _LOGGED),
-    **dict.fromkeys(("num_completions_to_print", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm"), _LOGGED),
+    **dict.fromkeys(
+        ("do_train", "do_eval", "do_predict"), "the stage trains, and evaluates where there is `eval_data`"
+    ),
+    **dict.fromkeys(
+        ("report_to", "run_name", "project", "log_completions", "log_multimodal", "log_unique_prompts"), _LOGGED
+    ),
+    **dict.fromkeys(
+        ("num_completions_to_print", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm"), _LOGGED
+    ),
     **dict.fromkeys(("logging_nan_inf_filter", "generate_during_eval"), _LOGGED),
     **dict.fromkeys(("log_completions_hub_repo", "push_to_hub"), _UPLOADS),
-    **dict.fromkeys(("remove_unused_columns", "dataset_num_proc", "chat_template_kwargs", "label_names", "length_column_name"), _ENCODED),
+    **dict.fromkeys(
+        ("remove_unused_columns", "dataset_num_proc", "chat_template_kwargs", "label_names", "length_column_name"),
+        _ENCODED,
+    ),
     **dict.fromkeys(("padding_value", "is_encoder_decoder", "include_num_input_tokens_seen"), _ENCODED),
     **dict.fromkeys(("use_cpu", "local_rank", "deepspeed", "accelerator_config", "parallelism_config"), _ONE_PROCESS),
     **dict.fromkeys(("auto_find_batch_size", "debug"), "it would start training again behind the stage's back"),
@@ -66,18 +77,28 @@ def _trainer(text: str) -> str:
 
 
 class TrlStage(Stage):
-    """Any of these trainers of TRL, with the data, artefacts, caching and report of the other stages: KTO, GRPO, RLOO and, from
-    `trl.experimental`, ORPO, CPO, GMPO and OnlineDPO. [TRL's trainers](trl.md) says what each of them takes."""
+    """Any of these trainers of TRL, with the data, artefacts, caching and report of the other stages: KTO, GRPO, RLOO
+    and, from `trl.experimental`, ORPO, CPO, GMPO and OnlineDPO. [TRL's trainers](trl.md) says what each of them
+    takes."""
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.trl.run:run"
     neutral: ClassVar[tuple[str, ...]] = (
-        *("args.save_total_limit", "args.gradient_checkpointing", "args.torch_empty_cache_steps", "args.dataloader_num_workers"),
+        *(
+            "args.save_total_limit",
+            "args.gradient_checkpointing",
+            "args.torch_empty_cache_steps",
+            "args.dataloader_num_workers",
+        ),
         *("args.dataloader_pin_memory", "args.logging_steps", "args.logging_first_step", "lora.save_merged", "samples"),
     )
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs("reward", lambda stage: stage.method.rows == "prompts", "with {trainer}: it samples no answers"),
-        Needs("too_long", lambda stage: stage.method.rows != "prompts", "with {trainer}: prompts that are too long are left out"),
+        Needs(
+            "too_long",
+            lambda stage: stage.method.rows != "prompts",
+            "with {trainer}: prompts that are too long are left out",
+        ),
         Needs("eval_data", lambda stage: stage.method.evaluates, "with {trainer}: it has no evaluation"),
     )
 
@@ -88,29 +109,36 @@ class TrlStage(Stage):
     policy: PolicyRef | None = None
     """The model to start from, and the reference where the method has one; the recipe's `model` when absent."""
     data: Data
-    """Preferences, or prompts for a trainer that samples its answers: one source, or a list (a mixture when they have weights)."""
+    """Preferences, or prompts for a trainer that samples its answers: one source, or a list (a mixture when they have
+    weights)."""
     eval_data: Data | None = None
     """Held-out data of the same kind: TRL's own evaluation is reported before and after training."""
     reward: Scoring | None = None
     """The scorer of sampled answers; for trainers that sample, and required there."""
     max_length: int = Field(default=2048, ge=2)
-    """Longest prompt with an answer, in tokens. With a trainer that samples, prompts that leave no room for its longest answer are left
-    out."""
+    """Longest prompt with an answer, in tokens. With a trainer that samples, prompts that leave no room for its longest
+    answer are left out."""
     too_long: Literal["drop", "error"] = "drop"
-    """Only for trainers on preferences, what happens to longer ones: left out and counted, or an error. Nothing is cut."""
+    """Only for trainers on preferences, what happens to longer ones: left out and counted, or an error. Nothing is
+    cut."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Storage of the weights. `args: {bf16: true}` computes in bf16 while they stay as they are."""
     lora: Lora | None = None
     """Adapters instead of full training; `{}` for the defaults."""
     args: dict[str, Any] = Field(default={})
-    """Arguments of the trainer's config class (`KTOConfig` and so on), with TRL's names, checked against that class. Those that belong to
-    the stage are refused with the reason."""
+    """Arguments of the trainer's config class (`KTOConfig` and so on), with TRL's names, checked against that class.
+    Those that belong to the stage are refused with the reason."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""
 
     def neutral_keys(self) -> tuple[str, ...]:
-        """See :meth:`Stage.neutral_keys`. Where the best checkpoint is what is kept, it matters when one is saved or evaluated."""
-        return self.neutral if self.args.get("load_best_model_at_end") else (*self.neutral, "args.save_steps", "args.eval_steps")
+        """See :meth:`Stage.neutral_keys`. Where the best checkpoint is what is kept, it matters when one is saved or
+        evaluated."""
+        return (
+            self.neutral
+            if self.args.get("load_best_model_at_end")
+            else (*self.neutral, "args.save_steps", "args.eval_steps")
+        )
 
     @property
     def method(self) -> Trainer:
@@ -124,7 +152,8 @@ class TrlStage(Stage):
         return None if name is None else self.argument(name)
 
     def argument(self, name: str) -> Any:
-        """The value of an argument: the recipe's, or the config class's own default (None when that is not a plain value)."""
+        """The value of an argument: the recipe's, or the config class's own default (None when that is not a plain
+        value)."""
         known = trl_source.arguments(self.trainer).get(name)
         return self.args.get(name, None if known is None else known.default)
 
@@ -144,17 +173,28 @@ class TrlStage(Stage):
         if samples and self.reward is None:
             yield ("trainer",), f"{self.trainer} samples answers and needs `reward`, the scorer of them"
         if self.lora is not None and self.lora.quantize:
-            yield ("lora", "quantize"), "`kind: trl` trains no adapters on 4-bit weights; remove the key, or use `kind: sft` or `dpo`"
+            yield (
+                ("lora", "quantize"),
+                "`kind: trl` trains no adapters on 4-bit weights; remove the key, or use `kind: sft` or `dpo`",
+            )
         try:
             known = trl_source.arguments(self.trainer)
         except ModuleNotFoundError as error:
-            yield ("trainer",), f"needs the Python package {error.name}, which is not installed; `align doctor` says what is missing"
+            yield (
+                ("trainer",),
+                f"needs the Python package {error.name}, which is not installed; `align doctor` says what is missing",
+            )
             return
         yield from self._mistakes_of_arguments(known)
         answer = self.longest_answer
         if isinstance(answer, int) and answer >= self.max_length:
-            place = ("args", str(self.method.answer_length)) if self.method.answer_length in self.args else ("max_length",)
-            yield place, f"{self.method.answer_length} ({answer}) leaves no room for a prompt in max_length ({self.max_length})"
+            place = (
+                ("args", str(self.method.answer_length)) if self.method.answer_length in self.args else ("max_length",)
+            )
+            yield (
+                place,
+                f"{self.method.answer_length} ({answer}) leaves no room for a prompt in max_length ({self.max_length})",
+            )
         for name in ("eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end"):
             if self.args.get(name) not in (None, False, "no") and self.eval_data is None:
                 yield ("args", name, "[key]"), "needs `eval_data`"
@@ -172,7 +212,13 @@ class TrlStage(Stage):
             elif not argument.takes(value):
                 yield ("args", name), f"expected {argument.words}, as in {config}; got {_shown(value)}"
             elif isinstance(value, str) and argument.choices and value not in argument.choices:
-                yield ("args", name), f"must be one of {', '.join(argument.choices)}; got `{value[:80]}`{_nearest(value, argument.choices)}"
+                yield (
+                    ("args", name),
+                    (
+                        f"must be one of {', '.join(argument.choices)}; got"
+                        f" `{value[:80]}`{_nearest(value, argument.choices)}"
+                    ),
+                )
 
 
 def _owned(name: str) -> str | None:

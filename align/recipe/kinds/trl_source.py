@@ -1,6 +1,7 @@
 """TRL's trainers, and the arguments of their config classes as TRL's and transformers' source files say them.
 
-The files are parsed, not imported: importing a config class takes torch and several seconds, and `align check` has neither.
+The files are parsed, not imported: importing a config class takes torch and several seconds, and `align check` has
+neither.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Trainer:
     path: str
     """Its modules inside the package trl, without ``_trainer`` and ``_config``."""
     rows: Literal["answers", "pairs", "prompts"]
-    """What it learns from: prompts with one good or bad answer, with a chosen and a rejected one, or with answers that it samples."""
+    """What it learns from: prompts with one good or bad answer, with a chosen and a rejected one, or with answers that
+    it samples."""
     reference: bool
     """Does it load its reference model from where the policy came from?"""
     answer_length: str | None = None
@@ -42,7 +44,11 @@ TRAINERS: dict[str, Trainer] = {
     "RLOOTrainer": Trainer("trainer/rloo", "prompts", reference=True, answer_length="max_completion_length"),
     "GMPOTrainer": Trainer("experimental/gmpo/gmpo", "prompts", reference=True, answer_length="max_completion_length"),
     "OnlineDPOTrainer": Trainer(
-        "experimental/online_dpo/online_dpo", "prompts", reference=False, answer_length="max_new_tokens", evaluates=False
+        "experimental/online_dpo/online_dpo",
+        "prompts",
+        reference=False,
+        answer_length="max_new_tokens",
+        evaluates=False,
     ),
 }
 """Trainers of TRL 1.16 that make a policy from the data of this package, by the name of their class."""
@@ -99,13 +105,15 @@ class Argument:
         return ast.unparse(self.annotation)
 
     def takes(self, value: Any) -> bool:
-        """Is ``value``, as YAML has it, of the type? Types that are not known here are those of enumerations, which take texts."""
+        """Is ``value``, as YAML has it, of the type? Types that are not known here are those of enumerations, which
+        take texts."""
         return _takes(self.annotation, value)
 
 
 @cache
 def arguments(trainer: str) -> dict[str, Argument]:
-    """The arguments of a trainer's config class, inherited ones included; empty when the installed sources do not have them.
+    """The arguments of a trainer's config class, inherited ones included; empty when the installed sources do not have
+    them.
 
     Raises:
         ModuleNotFoundError: trl or transformers is not installed.
@@ -113,7 +121,8 @@ def arguments(trainer: str) -> dict[str, Argument]:
     root = _package("trl")
     try:
         return _fields(root / f"{TRAINERS[trainer].path}_config.py", config_name(trainer))
-    except (OSError, SyntaxError, LookupError):  # another version: the class itself checks its arguments when the stage starts
+    # Another version: the class itself checks its arguments when the stage starts
+    except (OSError, SyntaxError, LookupError):
         return {}
 
 
@@ -135,7 +144,11 @@ def _fields(path: Path, name: str) -> dict[str, Argument]:
         if isinstance(base, ast.Name) and base.id != "object":
             found |= _fields(_home(tree, path, base.id), base.id)
     for statement in definition.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and not statement.target.id.startswith("_"):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and not statement.target.id.startswith("_")
+        ):
             found[statement.target.id] = _argument(statement)
     return found
 
@@ -155,7 +168,11 @@ def _home(tree: ast.Module, path: Path, name: str) -> Path:
 
 def _argument(statement: ast.AnnAssign) -> Argument:
     """Annotation, and what ``field(default=..., metadata={"choices": [...]})`` says."""
-    keywords = {keyword.arg: keyword.value for keyword in statement.value.keywords} if isinstance(statement.value, ast.Call) else {}
+    keywords = (
+        {keyword.arg: keyword.value for keyword in statement.value.keywords}
+        if isinstance(statement.value, ast.Call)
+        else {}
+    )
     metadata = _literal(keywords.get("metadata")) or {}
     choices = metadata.get("choices") if isinstance(metadata, dict) else None
     texts = tuple(choice for choice in choices or () if isinstance(choice, str))
@@ -197,7 +214,9 @@ def _takes(annotation: ast.expr, value: Any) -> bool:
         case ast.Subscript(value=ast.Name(id="dict")):
             return isinstance(value, dict)
         case ast.Subscript(value=ast.Name(id="tuple"), slice=inner):
-            return isinstance(value, list) and all(any(_takes(kind, item) for kind in _members(inner)) for item in value)
+            return isinstance(value, list) and all(
+                any(_takes(kind, item) for kind in _members(inner)) for item in value
+            )
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             return value in [_literal(member) for member in _members(inner)]
         case _:

@@ -1,7 +1,7 @@
 """Keys that have no effect beside the other keys of their recipe: declared next to the fields, refused by one rule.
 
-A key without effect is a mistake of its author, who believes that it does something. What a model declares in ``key_needs`` is checked
-whenever it is validated, and every key that is given in vain is told at its own place.
+A key without effect is a mistake of its author, who believes that it does something. What a model declares in
+``key_needs`` is checked whenever it is validated, and every key that is given in vain is told at its own place.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ def declared(model: type[BaseModel]) -> Iterator[Needs]:
 
 
 def refuse_idle_keys(model: BaseModel) -> None:
-    """Raises pydantic's ``ValidationError`` with one entry for each key of ``model`` that is given and has no effect."""
+    """Raises pydantic's ``ValidationError`` with one entry for each key of ``model`` that is given and has no
+    effect."""
     details = [
-        InitErrorDetails(type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=(*path, "[key]"), input=None)
+        InitErrorDetails(
+            type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=(*path, "[key]"), input=None
+        )
         for path, text in idle_keys(model)
     ]
     if details:

@@ -14,7 +14,9 @@ from align.recipe.language.effects import Needs, refuse_idle_keys
 class Strict(BaseModel):
     """Base of every recipe model."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     key_needs: ClassVar[tuple[Needs, ...]] = ()
     """Keys that do something only beside certain others: refused where they would have no effect."""

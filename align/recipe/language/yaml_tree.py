@@ -1,7 +1,8 @@
 """A recipe's text as a tree that knows where each key and value stands, with the scalars of YAML 1.2.
 
-PyYAML composes the nodes; the rest of YAML 1.1 is left out on purpose: ``1e-5`` is a number, ``no`` and ``on`` are text, ``012`` is refused
-because YAML 1.1 and 1.2 disagree on it. Tags, merge keys, duplicate keys, ``${VAR}`` and texts that unfold without end are refused.
+PyYAML composes the nodes; the rest of YAML 1.1 is left out on purpose: ``1e-5`` is a number, ``no`` and ``on`` are
+text, ``012`` is refused because YAML 1.1 and 1.2 disagree on it. Tags, merge keys, duplicate keys, ``${VAR}`` and texts
+that unfold without end are refused.
 """
 
 from __future__ import annotations
@@ -104,7 +105,11 @@ def _parse(text: str, place_of: Callable[[Any], Place], whole: Place, problems: 
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = place_of(mark) if mark else whole
-        problems.append(place.problem("", f"not valid YAML: {error.problem or error.context}", error.context if error.problem else None))
+        problems.append(
+            place.problem(
+                "", f"not valid YAML: {error.problem or error.context}", error.context if error.problem else None
+            )
+        )
         return None
     except yaml.reader.ReaderError as error:
         place = place_of(yaml.Mark("", error.position, text.count("\n", 0, error.position), 0, "", 0))
@@ -132,7 +137,9 @@ class _Builder:
         place, key = self.place_of(node.start_mark), ".".join(path)
         self.nodes += 1
         if self.nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
-            self.problems.append(place.problem("", "too many values once its aliases (`*name`) are followed", "write them out"))
+            self.problems.append(
+                place.problem("", "too many values once its aliases (`*name`) are followed", "write them out")
+            )
             raise _Refused
         if node.tag not in ("plain", "quoted", "collection"):
             self.problems.append(place.problem(key, f"tags such as `{_shown_tag(node.tag)}` are not allowed"))
@@ -140,7 +147,9 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             return Node(self.mapping(node, path), place, key_place)
         if isinstance(node, yaml.SequenceNode):
-            items = [self.build(item, (*path, str(i)), self.place_of(item.start_mark)) for i, item in enumerate(node.value)]
+            items = [
+                self.build(item, (*path, str(i)), self.place_of(item.start_mark)) for i, item in enumerate(node.value)
+            ]
             return Node(items, place, key_place)
         return Node(self.scalar(node, key, place), place, key_place, node.value)
 
@@ -174,11 +183,15 @@ class _Builder:
         variable = re.search(r"\$\{[^}]*\}?", text)
         if variable:
             message = f"`{variable[0][:80]}`: recipes do not read environment variables"
-            self.problems.append(place.problem(key, message, f"let the shell fill it in, as an override: '{key}=...' after the recipe"))
+            self.problems.append(
+                place.problem(key, message, f"let the shell fill it in, as an override: '{key}=...' after the recipe")
+            )
         if node.tag == "quoted":
             return text
         if re.fullmatch(r"[-+]?0\d+", text):
-            self.problems.append(place.problem(key, f"`{text[:80]}` is octal in YAML 1.1, decimal in 1.2", "drop the zeros, or quote it"))
+            self.problems.append(
+                place.problem(key, f"`{text[:80]}` is octal in YAML 1.1, decimal in 1.2", "drop the zeros, or quote it")
+            )
         return _plain_scalar(text)
 
 
@@ -191,7 +204,8 @@ def _not_text(character: str) -> str:
 
 
 def _plain_scalar(text: str) -> Scalar:
-    """The core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema). Longer digits than any number stay text."""
+    """The core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema). Longer digits than any number stay
+    text."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
@@ -218,7 +232,8 @@ def follow(root: Node, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...],
     A number is skipped where the recipe wrote the one item without its list; so is any other part that is not there.
 
     Returns:
-        The parts followed, the node they lead to, and after how many parts the first of the others came (None when there was none).
+        The parts followed, the node they lead to, and after how many parts the first of the others came (None when
+        there was none).
     """
     node = root
     path: tuple[str | int, ...] = ()

@@ -1,4 +1,5 @@
-"""Writes the table of presets into ``docs/your-data.md``: ``python -m align.recipe.manuals.preset_table docs/your-data.md``."""
+"""Writes the table of presets into ``docs/your-data.md``: ``python -m align.recipe.manuals.preset_table
+docs/your-data.md``."""
 
 from __future__ import annotations
 

@@ -38,11 +38,11 @@ from align.recipe.schema import (
 _INTRO = """\
 # Recipes
 
-<!-- Made by `python -m align.recipe.manuals.recipe_keys docs/recipes.md`; change the schema in align/recipe/ instead. -->
+<!-- Made by `python -m align.recipe.manuals.recipe_keys docs/recipes.md`; change the schema in align/recipe/. -->
 
-A recipe is one YAML file: a model, and the stages it goes through. `align recipes` lists those that come with the package,
-`align check RECIPE` says everything that is wrong with one (with `--data` also with the first rows of its data), `align plan RECIPE` what a
-run would do, `align run RECIPE` does it.
+A recipe is one YAML file: a model, and the stages it goes through. `align recipes` lists those that come with the
+package, `align check RECIPE` says everything that is wrong with one (with `--data` also with the first rows of its
+data), `align plan RECIPE` what a run would do, `align run RECIPE` does it.
 
 ```yaml
 name: my-run
@@ -65,35 +65,39 @@ Models, data and results of other stages are named in one way everywhere:
 | a path | a file or folder, in the current folder or beside the recipe; `~` is your home folder. |
 | `org/name` | a model or data set on the Hugging Face hub, when no such path exists. |
 
-A relative path is looked for in the current folder and beside the recipe (of a shipped recipe: in the folder above it, where its data are),
-and so are modules of your own (`my_formats:tickets`). Where both have it with different content, that is an error: write the full path of
-the one you mean. A stage stays the same wherever its files were found. Nothing is read from an address (`https://...`), and one that holds
-a password or a token is refused before anything is shown.
+A relative path is looked for in the current folder and beside the recipe (of a shipped recipe: in the folder above it,
+where its data are), and so are modules of your own (`my_formats:tickets`). Where both have it with different content,
+that is an error: write the full path of the one you mean. A stage stays the same wherever its files were found. Nothing
+is read from an address (`https://...`), and one that holds a password or a token is refused before anything is shown.
 
 ## Overrides
 
-`key=value` after the recipe changes it for one run: `align run sft stages.sft.train.learning_rate=1e-5 seed=3`. The value is YAML
-(`null`, `[a, b]`, `{rank: 8}`). A key is looked for at the top, then, in a recipe of one stage, inside the stage, then inside its `train`:
-`learning_rate=1e-5` is enough there. `model=PATH` replaces all of `model`, `model.path=PATH` only its path. The entries of a list are
-numbered from 0: `stages.sft.data.1.weight=2`.
+`key=value` after the recipe changes it for one run: `align run sft stages.sft.train.learning_rate=1e-5 seed=3`. The
+value is YAML (`null`, `[a, b]`, `{rank: 8}`). A key is looked for at the top, then, in a recipe of one stage, inside
+the stage, then inside its `train`: `learning_rate=1e-5` is enough there. `model=PATH` replaces all of `model`,
+`model.path=PATH` only its path. The entries of a list are numbered from 0: `stages.sft.data.1.weight=2`.
 
 ## Values
 
 Recipes are read strictly, and every mistake is reported at once, as `file:line:column key: what is wrong; what to do`.
 
-- Unknown keys, duplicate keys and values of the wrong type are errors. Nothing is converted, except a whole number where any number fits.
-- A key that has no effect beside the other keys is an error too, such as `gamma` with `loss: sigmoid`, or `train.eval_steps` without
+- Unknown keys, duplicate keys and values of the wrong type are errors. Nothing is converted, except a whole number
+  where any number fits.
+- A key that has no effect beside the other keys is an error too, such as `gamma` with `loss: sigmoid`, or
+  `train.eval_steps` without
   `eval_data`. `null`, `false` and what is empty ask for nothing and are always allowed.
-- Scalars are those of YAML 1.2: `1e-5` and `5E5` are numbers; `yes`, `no` and `on` are text, `true` and `false` are not. `012` is refused.
+- Scalars are those of YAML 1.2: `1e-5` and `5E5` are numbers; `yes`, `no` and `on` are text, `true` and `false` are
+  not. `012` is refused.
 - There are no tags, no merge keys (`<<`) and no environment variables: let the shell fill them in, in an override.
-- Names of recipes and stages are 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter or digit; a stage's has no `.`.
+- Names of recipes and stages are 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter or digit; a stage's
+  has no `.`.
 """
 
 _OUTRO = """\
 ## Your own stage
 
-`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded, from the current folder or the recipe's too,
-and its fields are checked like those of any other stage:
+`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded, from the current folder
+or the recipe's too, and its fields are checked like those of any other stage:
 
 ```python
 from typing import Annotated, ClassVar
@@ -112,7 +116,8 @@ class Distil(Stage):
     temperature: float = 1.0
 ```
 
-`Reference` marks a text as a reference and says which results fit it. [Extending](extending.md) shows the function that runs it.
+`Reference` marks a text as a reference and says which results fit it. [Extending](extending.md) shows the function that
+runs it.
 """
 
 _PLAIN = {str: "text", int: "whole number", float: "number", bool: "true/false", NoneType: "`null`"}
@@ -158,7 +163,8 @@ def _section(title: str, model: type[BaseModel], *, without: type[BaseModel] | N
 
 
 def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = None) -> str:
-    own = model.__annotations__.keys() - {"kind", "rule", "task"}  # what a class says anew counts as its own; the title says the kind
+    # What a class says anew counts as its own; the title says the kind
+    own = model.__annotations__.keys() - {"kind", "rule", "task"}
     hidden = {*(without.model_fields if without else ()), "rule", "task"}
     rows = [_row(name, field) for name, field in model.model_fields.items() if name in own or name not in hidden]
     return "\n".join([text, "", *(["| key | type | default | |", "|---|---|---|---|", *rows, ""] if rows else [])])
@@ -179,7 +185,9 @@ def _type(field: FieldInfo) -> str:
     ]
     wanted = mark_of(field)
     if wanted is not None:
-        words = words.replace("text", f"reference{f' to a {wanted.accepts[0]}' if len(wanted.accepts) == 1 else ''}".replace("_", " "))
+        words = words.replace(
+            "text", f"reference{f' to a {wanted.accepts[0]}' if len(wanted.accepts) == 1 else ''}".replace("_", " ")
+        )
     optional = ["or `null`"] if NoneType in get_args(field.annotation) else []
     return ", ".join([words, *bounds, *optional])
 
@@ -242,7 +250,9 @@ def _default(field: FieldInfo) -> str:
     if value is PydanticUndefined or value is None:
         return ""
     if isinstance(value, BaseModel):
-        changed = {name: item for name, item in value.model_dump().items() if item != type(value).model_fields[name].default}
+        changed = {
+            name: item for name, item in value.model_dump().items() if item != type(value).model_fields[name].default
+        }
         return f"`{_yaml(changed)}`" if changed else "its defaults"
     return f"`{_yaml(value)}`"
 

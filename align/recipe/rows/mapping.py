@@ -56,19 +56,22 @@ class Better(Strict):
     """How a row tells which answer is better: one of `winner`, `score`, `signed`, `ranking`, `position` and `label`."""
 
     winner: PlaceText | None = None
-    """A value that names the best answer; several judges may have written a list of them, and their votes are counted."""
+    """A value that names the best answer; several judges may have written a list of them, and their votes are
+    counted."""
     score: PlaceText | Annotated[list[PlaceText], Field(min_length=1)] | None = None
     """One number for each answer. With `chosen` and `rejected`: two places, which must agree with the names."""
     signed: PlaceText | None = None
     """One number for two answers, whose sign names the better one; `negative` says which."""
     ranking: PlaceText | None = None
-    """The answers' names or numbers, best first: a list, or a text such as `A>B=C`; of several judges the mean place counts."""
+    """The answers' names or numbers, best first: a list, or a text such as `A>B=C`; of several judges the mean place
+    counts."""
     position: bool = False
     """The answers stand in their order, best first."""
     label: PlaceText | None = None
     """Whether an answer is good (true or 1) or not (false or 0), each judged by itself."""
     values: list[str | int | bool] = Field(default=[])
-    """What `winner` says for the first answer, the second, and so on; their numbers from 0 when absent. Case and blanks do not count."""
+    """What `winner` says for the first answer, the second, and so on; their numbers from 0 when absent. Case and blanks
+    do not count."""
     ties: list[str | int | bool] = Field(default=[])
     """What `winner` says when no answer is better."""
     order: Literal["high", "low"] = "high"
@@ -85,10 +88,19 @@ class Better(Strict):
         named = [name for name in ("winner", "score", "signed", "ranking", "label") if getattr(self, name) is not None]
         named += ["position"] * self.position
         if len(named) != 1:
-            raise ValueError(f"needs one of winner, score, signed, ranking, position, label; has {' and '.join(named) or 'none'}")
+            raise ValueError(
+                f"needs one of winner, score, signed, ranking, position, label; has {' and '.join(named) or 'none'}"
+            )
         if self.signed is not None and self.negative is None:
             raise ValueError("`signed` needs `negative: 0` or `negative: 1`: which answer a negative number favours")
-        owners = {"values": "winner", "ties": "winner", "names": "ranking", "only": "winner", "negative": "signed", "order": "score"}
+        owners = {
+            "values": "winner",
+            "ties": "winner",
+            "names": "ranking",
+            "only": "winner",
+            "negative": "signed",
+            "order": "score",
+        }
         for key, owner in owners.items():
             if key in self.model_fields_set and owner != named[0]:
                 raise ValueError(f"`{key}` belongs to `{owner}`, and has no effect on `{named[0]}`")
@@ -96,7 +108,8 @@ class Better(Strict):
 
 
 class Dialogue(Strict):
-    """A text that holds a whole dialogue, cut at the marks of its speakers. A first piece without a mark is the user's."""
+    """A text that holds a whole dialogue, cut at the marks of its speakers. A first piece without a mark is the
+    user's."""
 
     within: list[At] = Field(default=[], alias="in")
     """The places that hold such texts; without it the prompt, or, where there is none, the answers."""
@@ -143,7 +156,8 @@ class Tags(Strict):
 
 
 class TreeAt(Strict):
-    """Rows (or nested children) that answer each other. Siblings of the assistant are the answers, the path to them is the prompt."""
+    """Rows (or nested children) that answer each other. Siblings of the assistant are the answers, the path to them is
+    the prompt."""
 
     id: str | None = None
     """A message's own id."""
@@ -160,15 +174,16 @@ class TreeAt(Strict):
 
 
 class RowMapping(Strict):
-    """How a row is read: which of its places hold what. Places are `a.b`, `a[*].b`, `a[-1]`, `a[:2]`, `a[key=value]`; JSON text on the way
-    is gone into. `align data formats` shows the mappings of known data sets."""
+    """How a row is read: which of its places hold what. Places are `a.b`, `a[*].b`, `a[-1]`, `a[:2]`, `a[key=value]`;
+    JSON text on the way is gone into. `align data formats` shows the mappings of known data sets."""
 
     preset: str | None = None
     """Begin with a known mapping; the other keys replace its own."""
     messages: At | None = None
     """A whole conversation: a list of turns."""
     prompt: At | SystemAt | Annotated[list[At | SystemAt], Field(min_length=1)] | None = None
-    """What is asked: a place, a text with places (`"{title}\\n\\n{body}"`), or a list of them. Without it: what the answers share."""
+    """What is asked: a place, a text with places (`"{title}\\n\\n{body}"`), or a list of them. Without it: what the
+    answers share."""
     completion: At | Constant | None = None
     """The answer."""
     chosen: At | None = None
@@ -180,19 +195,20 @@ class RowMapping(Strict):
     better: Better | None = None
     """How the row tells."""
     grades: dict[str, PlaceText] = Field(default={})
-    """For a reward model that learns grades: their names, and where each stands, as in `{helpfulness: scores.help, brevity: scores.short}`;
-    with several `answers`, places of lists. A grade that is null or empty is left out."""
+    """For a reward model that learns grades: their names, and where each stands, as in `{helpfulness: scores.help,
+    brevity: scores.short}`; with several `answers`, places of lists. A grade that is null or empty is left out."""
     group: At | Annotated[list[At], Field(min_length=1)] | None = None
     """Rows with the same value here belong together: they answer the same prompt. Votes add up, scores are averaged."""
     tree: TreeAt | None = None
     """Rows that form trees."""
     pairs: Literal["best", "each", "all", "ends"] = "best"
-    """`best`: the best answer against all worse; `each`: each equally best one; `all`: every answer against those worse; `ends`: the best
-    against the worst."""
+    """`best`: the best answer against all worse; `each`: each equally best one; `all`: every answer against those
+    worse; `ends`: the best against the worst."""
     min_gap: float | None = Field(default=None, gt=0)
     """A smaller difference of scores or votes counts as a tie."""
     margin: At | None = None
-    """`gap` (how much better the chosen answer is than each rejected one), or a place: a number for all of them, or a list."""
+    """`gap` (how much better the chosen answer is than each rejected one), or a place: a number for all of them, or a
+    list."""
     json_texts: list[At] = Field(default=[], alias="json")
     """Places whose text is JSON, where a list may be meant as text too."""
     dialogue: Dialogue | None = None
@@ -212,15 +228,16 @@ class RowMapping(Strict):
     train: PlaceText | None = None
     """Which of the assistant's messages are trained on: `all`, `last`, or a place with one flag for each message."""
     finished: dict[PlaceText, list[str | bool | int]] | None = None
-    """A place, and what it says where the last answer is complete: `{finish_reason: [stop]}`. Others are not trained to end there."""
+    """A place, and what it says where the last answer is complete: `{finish_reason: [stop]}`. Others are not trained to
+    end there."""
     repair: list[Literal["leading_assistant", "trailing_user", "same_speaker"]] = Field(default=[])
-    """Mend such conversations: leave out what the assistant says before the user, or the user after the assistant; join two turns of one
-    speaker. Counted."""
+    """Mend such conversations: leave out what the assistant says before the user, or the user after the assistant; join
+    two turns of one speaker. Counted."""
     answer: At | None = None
     """The right answer, for rewards that check it."""
     extract: Literal["####", "boxed"] | dict[Literal["tag", "after", "regex"], str] | None = None
-    """Where in that text it stands: behind the last `####`, in the last `boxed`, in a tag, after a text, or what a regular expression's
-    group finds."""
+    """Where in that text it stands: behind the last `####`, in the last `boxed`, in a tag, after a text, or what a
+    regular expression's group finds."""
     id: At | None = None
     """A name for the row."""
 
@@ -240,11 +257,15 @@ class RowMapping(Strict):
                 merged = {**part.mapping, **self.given()}
                 RowMapping.model_validate(merged)
             return self
-        kinds = [name for name in ("messages", "completion", "chosen", "answers", "tree") if getattr(self, name) is not None]
+        kinds = [
+            name for name in ("messages", "completion", "chosen", "answers", "tree") if getattr(self, name) is not None
+        ]
         if len(kinds) > 1:
             raise ValueError(f"{' and '.join(kinds)} are different kinds of rows; name one")
         if not kinds and self.prompt is None:
-            raise ValueError("needs messages, prompt and completion, chosen and rejected, answers and better, tree, or a prompt")
+            raise ValueError(
+                "needs messages, prompt and completion, chosen and rejected, answers and better, tree, or a prompt"
+            )
         if (self.chosen is None) != (self.rejected is None):
             raise ValueError("chosen and rejected belong together")
         if self.answers is not None and self.better is None and not self.grades:
@@ -268,7 +289,9 @@ class RowMapping(Strict):
         if self.tree is not None or (self.messages is not None and better.label is None):
             raise ValueError(f"`better` has no effect on {'tree' if self.tree else 'messages'}")
         if self.chosen is not None and not (isinstance(better.score, list) and len(better.score) == 2):
-            raise ValueError("chosen and rejected are decided by name; `better` may only name the two scores that must agree")
+            raise ValueError(
+                "chosen and rejected are decided by name; `better` may only name the two scores that must agree"
+            )
         if self.completion is not None and better.label is None:
             raise ValueError("a completion may only have `better: {label: ...}`; to compare rows use answers and group")
 

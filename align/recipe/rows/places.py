@@ -1,4 +1,5 @@
-"""Places in a row, as recipes write them: ``a.b``, ``a[*].b``, ``a[-1]``, ``a[:2]``, ``a[key=value]``, and texts with ``{places}``."""
+"""Places in a row, as recipes write them: ``a.b``, ``a[*].b``, ``a[-1]``, ``a[:2]``, ``a[key=value]``, and texts with
+``{places}``."""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ def place(text: str) -> Place:
     while at < len(text):
         found = _STEP.match(text, at)
         if not found or (found["name"] is not None and (found["dot"] is None) != (at == 0)):
-            raise ValueError(f"not a place in a row: {text[:60]!r}; written are a.b, a[*].b, a[-1], a[:2], a[key=value]")
+            raise ValueError(
+                f"not a place in a row: {text[:60]!r}; written are a.b, a[*].b, a[-1], a[:2], a[key=value]"
+            )
         if found["name"] is not None:
             steps.append(found["name"])
         elif found["all"]:

@@ -61,7 +61,8 @@ class _Presets(Mapping[str, Preset]):
 def _preset(entry: dict[str, Any]) -> Preset:
     parts = entry.pop("parts", None) or [{"mapping": entry.pop("mapping")}]
     return Preset(
-        **{**entry, "marks": tuple(entry.get("marks", ()))}, parts=tuple(Part(part["mapping"], part.get("where", {})) for part in parts)
+        **{**entry, "marks": tuple(entry.get("marks", ()))},
+        parts=tuple(Part(part["mapping"], part.get("where", {})) for part in parts),
     )
 
 

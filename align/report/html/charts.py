@@ -101,8 +101,12 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> LineChart |
             for (x, y), (step, value) in zip(places, line.points, strict=True)
         )
         path, few = " ".join(f"{x:g},{y:g}" for x, y in places), len(places) <= _FEW
-        drawn.append(Drawn(line.label, line.color, line.marked, path, marks, line.marked or few, short(line.points[-1][1])))
-    described = "; ".join(f"{line.label} from {short(line.points[0][1])} to {short(line.points[-1][1])}" for line in lines)
+        drawn.append(
+            Drawn(line.label, line.color, line.marked, path, marks, line.marked or few, short(line.points[-1][1]))
+        )
+    described = "; ".join(
+        f"{line.label} from {short(line.points[0][1])} to {short(line.points[-1][1])}" for line in lines
+    )
     return LineChart(
         title,
         unit,
@@ -114,7 +118,8 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> LineChart |
 
 
 def thin(points: Sequence[Point], limit: int = _POINTS) -> list[Point]:
-    """At most ``limit`` of ``points``: the first, the last, and of each stretch the lowest and the highest, so that no peak is lost."""
+    """At most ``limit`` of ``points``: the first, the last, and of each stretch the lowest and the highest, so that no
+    peak is lost."""
     if len(points) <= limit:
         return list(points)
     inner = points[1:-1]
@@ -127,7 +132,8 @@ def thin(points: Sequence[Point], limit: int = _POINTS) -> list[Point]:
 
 
 def ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, str]]:
-    """Round numbers between ``low`` and ``high``, about six of them, at least ``least`` apart, with labels of equal precision.
+    """Round numbers between ``low`` and ``high``, about six of them, at least ``least`` apart, with labels of equal
+    precision.
 
     >>> [label for _, label in ticks(0.46, 0.71)]
     ['0.50', '0.55', '0.60', '0.65', '0.70']
@@ -189,7 +195,10 @@ class BarChart:
 
 
 def bar_chart(
-    title: str, rows: Sequence[tuple[str, Sequence[float], str]], series: Sequence[tuple[str, int]], label_width: int = 120
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float], str]],
+    series: Sequence[tuple[str, int]],
+    label_width: int = 120,
 ) -> BarChart | None:
     """Bars of (label, lengths of the parts, value as text); None when all are empty."""
     longest = max((sum(parts) for _, parts, _ in rows), default=0.0)

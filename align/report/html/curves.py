@@ -9,7 +9,8 @@ from align.runs.record import StageRecord
 from align.runs.values import count, mapping, number, percent, rows, short
 
 Panel = tuple[str, str, tuple[tuple[str, str], ...]]
-"""Title, unit, and (metric, label) of each line; what was measured on held-out data under the same name is drawn with it."""
+"""Title, unit, and (metric, label) of each line; what was measured on held-out data under the same name is drawn with
+it."""
 
 _OPTIMISER: tuple[Panel, ...] = (
     ("Gradient norm", "before clipping", (("grad_norm", "gradient norm"),)),
@@ -22,7 +23,11 @@ _PANELS: dict[str, tuple[Panel, ...]] = {
     "dpo": (
         _LOSS,
         ("Log-probs of answers", "nats", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
-        ("Implicit rewards", "", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"), ("rewards/margins", "margin"))),
+        (
+            "Implicit rewards",
+            "",
+            (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"), ("rewards/margins", "margin")),
+        ),
         ("Accuracy", "share of pairs ranked right", (("rewards/accuracies", "accuracy"),)),
     ),
     "reward": (
@@ -32,12 +37,24 @@ _PANELS: dict[str, tuple[Panel, ...]] = {
         ("Spread of scores", "", (("scores/mean", "mean"), ("scores/std", "standard deviation"))),
     ),
     "ppo": (
-        ("Reward", "sampled answers", (("rollout/reward", "reward"), ("rollout/score", "score"), ("rollout/baseline", "baseline"))),
+        (
+            "Reward",
+            "sampled answers",
+            (("rollout/reward", "reward"), ("rollout/score", "score"), ("rollout/baseline", "baseline")),
+        ),
         ("Reward on held-out prompts", "greedy answers", (("reward", "reward"),)),
-        ("KL", "nats per token", (("rollout/kl", "from the reference"), ("kl_from_old", "from the policy that sampled"))),
+        (
+            "KL",
+            "nats per token",
+            (("rollout/kl", "from the reference"), ("kl_from_old", "from the policy that sampled")),
+        ),
         ("Clip fraction", "share of tokens", (("clip_fraction", "policy"), ("value_clip_fraction", "value model"))),
         ("Entropy", "nats per token", (("rollout/entropy", "entropy"),)),
-        ("Explained variance", "of the returns, by the value model", (("rollout/explained_variance", "explained variance"),)),
+        (
+            "Explained variance",
+            "of the returns, by the value model",
+            (("rollout/explained_variance", "explained variance"),),
+        ),
         ("Loss on conversations", "nats per token", (("sft_loss", "SFT loss"),)),
         ("Length of answers", "tokens", (("rollout/length", "sampled"), ("length", "length"))),
         ("Answers that end", "share", (("rollout/finished", "sampled"), ("finished", "finished"))),
@@ -76,15 +93,23 @@ def _lines(stage: StageRecord, wanted: Sequence[tuple[str, str]]) -> list[Line]:
 
 def _of_unknown(stage: StageRecord) -> tuple[Panel, ...]:
     names = {
-        key.removeprefix("eval/"): None for row in stage.metrics for key in row if key not in _NOT_DRAWN and number(row, key) is not None
+        key.removeprefix("eval/"): None
+        for row in stage.metrics
+        for key in row
+        if key not in _NOT_DRAWN and number(row, key) is not None
     }
     return tuple((name, "", ((name, name),)) for name in names)[:_MOST]
 
 
 def bars(stage: StageRecord) -> list[BarChart]:
-    """Where the time of PPO went; how similar the samples of Self-Contrast are to their targets; how a reward model is calibrated."""
+    """Where the time of PPO went; how similar the samples of Self-Contrast are to their targets; how a reward model is
+    calibrated."""
     found = []
-    if phases := {name: value for name in mapping(stage.report, "phase_seconds") if (value := number(stage.report, "phase_seconds", name))}:
+    if phases := {
+        name: value
+        for name in mapping(stage.report, "phase_seconds")
+        if (value := number(stage.report, "phase_seconds", name))
+    }:
         total = sum(phases.values())
         made = [(name, [value], f"{value:,.1f} s, {percent(value, total)}") for name, value in phases.items()]
         found.append(bar_chart("Time by phase", made, [("seconds", 0)]))
@@ -109,6 +134,11 @@ def bars(stage: StageRecord) -> list[BarChart]:
             for row in calibration
         ]
         found.append(
-            bar_chart("How often the preferred answer wins, by its predicted probability", made, [("share that wins", 0)], label_width=80)
+            bar_chart(
+                "How often the preferred answer wins, by its predicted probability",
+                made,
+                [("share that wins", 0)],
+                label_width=80,
+            )
         )
     return [chart for chart in found if chart is not None]

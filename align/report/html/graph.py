@@ -1,4 +1,5 @@
-"""The stages of a recipe as a drawing: one column for each step from what needs nothing, arrows from a result to who reads it."""
+"""The stages of a recipe as a drawing: one column for each step from what needs nothing, arrows from a result to who
+reads it."""
 
 from __future__ import annotations
 
@@ -70,10 +71,14 @@ def graph(run: RunRecord) -> Graph:
     for stage in run.stages:
         x, y = at[stage.name, depth[stage.name]]
         time = "" if stage.seconds is None else duration(stage.seconds)
-        nodes.append(Node(stage.name, stage.kind, stage.state, time, size(stage.manifest.bytes) if stage.manifest else "", x, y))
+        nodes.append(
+            Node(stage.name, stage.kind, stage.state, time, size(stage.manifest.bytes) if stage.manifest else "", x, y)
+        )
         for need in stage.needs:
             arrows.append((_path(need, stage.name, depth, at), f"{stage.name} reads the result of {need}"))
-        words.append(f"{stage.name} ({stage.kind}, {stage.state})" + (f" reads {', '.join(stage.needs)}" if stage.needs else ""))
+        words.append(
+            f"{stage.name} ({stage.kind}, {stage.state})" + (f" reads {', '.join(stage.needs)}" if stage.needs else "")
+        )
     width = 2 * _MARGIN + len(columns) * _WIDTH + (len(columns) - 1) * _ACROSS
     return Graph(tuple(nodes), tuple(arrows), max(width, 0), tallest + 2 * _MARGIN, "; ".join(words))
 
@@ -116,7 +121,8 @@ def _columns(stages: Sequence[StageRecord]) -> list[list[Place]]:
 
 
 def _path(need: str, name: str, depth: Mapping[str, int], at: Mapping[tuple[Place, int], tuple[float, float]]) -> str:
-    """From the right side of one stage to the left side of another, through gaps that all arrows of that stage share."""
+    """From the right side of one stage to the left side of another, through gaps that all arrows of that stage
+    share."""
     x, y = at[need, depth[need]]
     points = [(x + _WIDTH, y + _HEIGHT / 2)]
     for number in range(depth[need] + 1, depth[name]):

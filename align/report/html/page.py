@@ -64,7 +64,10 @@ def render(run: RunRecord) -> str:
     parts = [_part(stage) for stage in run.stages]
     return _environment().get_template("page.html.jinja").render(
         run=run,
-        policy=f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none'; form-action 'none'",
+        policy=(
+            f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none'; "
+            "form-action 'none'"
+        ),
         css=Markup(css),
         js=Markup(js),
         summary=summary(run),
@@ -101,7 +104,16 @@ def summary(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _part(stage: StageRecord) -> Part:
-    return Part(stage, changes(stage), facts(stage), audit(stage), curves(stage), optimiser_curves(stage), bars(stage), _origin(stage))
+    return Part(
+        stage,
+        changes(stage),
+        facts(stage),
+        audit(stage),
+        curves(stage),
+        optimiser_curves(stage),
+        bars(stage),
+        _origin(stage),
+    )
 
 
 def _origin(stage: StageRecord) -> list[tuple[str, str]]:
@@ -123,7 +135,11 @@ def _origin(stage: StageRecord) -> list[tuple[str, str]]:
 
 def _base(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     base = mapping(report, "base")
-    return [("base model", text(base, "path")), ("base model (sha256)", text(base, "digest")), ("revision", text(base, "revision"))]
+    return [
+        ("base model", text(base, "path")),
+        ("base model (sha256)", text(base, "digest")),
+        ("revision", text(base, "revision")),
+    ]
 
 
 def _environment() -> Environment:

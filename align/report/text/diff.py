@@ -68,12 +68,16 @@ def _recipe_differences(one: RunRecord, other: RunRecord) -> Iterator[Difference
     for key in {**written[0], **written[1]}:
         sides = [of.get(key, defaults.get(key, ABSENT)) for of, defaults in zip(written, whole, strict=True)]
         if sides[0] != sides[1]:
-            marks = [" (default)" if key not in of and key in defaults else "" for of, defaults in zip(written, whole, strict=True)]
+            marks = [
+                " (default)" if key not in of and key in defaults else ""
+                for of, defaults in zip(written, whole, strict=True)
+            ]
             yield Difference(key, *(f"{side}{mark}" for side, mark in zip(sides, marks, strict=True)))
 
 
 def _with_defaults(run: RunRecord) -> dict[str, Any]:
-    """A recipe's values by dotted key, defaults included; empty when it is of another version, or of a plugin that is not here."""
+    """A recipe's values by dotted key, defaults included; empty when it is of another version, or of a plugin that is
+    not here."""
     try:
         return flat(Recipe.model_validate(run.tree).model_dump(mode="json"))
     except (ValueError, InputError):
@@ -87,7 +91,11 @@ def _data(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield from ((f"{stage.name}: {text}", digest[:12]) for text, digest in stage.manifest.identity.inputs.items())
         data = stage.report.get("data")
         counts = data if isinstance(data, Mapping) else {}
-        yield from ((f"{stage.name}: {words}", f"{counts[key]:,}") for key, words in _COUNTS.items() if isinstance(counts.get(key), int))
+        yield from (
+            (f"{stage.name}: {words}", f"{counts[key]:,}")
+            for key, words in _COUNTS.items()
+            if isinstance(counts.get(key), int)
+        )
 
 
 _COUNTS = {"trees": "examples", "tokens": "tokens", "targets": "tokens trained on"}
@@ -108,7 +116,9 @@ def _results(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
         for words in ours | theirs:
             a, b = ours.get(words), theirs.get(words)
             if a and b:
-                yield Difference(f"{stage.name}: {words}", *Change(stage.name, words, a, b, Estimate(b.value - a.value)).cells)
+                yield Difference(
+                    f"{stage.name}: {words}", *Change(stage.name, words, a, b, Estimate(b.value - a.value)).cells
+                )
             else:
                 shown = [Change(stage.name, words, None, side).cells[1] if side else ABSENT for side in (a, b)]
                 yield Difference(f"{stage.name}: {words}", shown[0], shown[1])

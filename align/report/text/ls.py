@@ -17,7 +17,14 @@ from align.runs.record import RunRecord, list_runs, read_run
 from align.sizing.needs import duration
 from align.terminal import plain
 
-STYLES = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "damaged": "red", "interrupted": "yellow"}
+STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "failed": "red",
+    "killed": "red",
+    "damaged": "red",
+    "interrupted": "yellow",
+}
 """Of states, for people."""
 
 
@@ -49,7 +56,12 @@ class Listed:
             }
             for stage in self.run.stages
         ]
-        return row | {"last": self.run.last, "seconds": round(self.run.seconds, 1), "done": done(self.run), "stages": stages}
+        return row | {
+            "last": self.run.last,
+            "seconds": round(self.run.seconds, 1),
+            "done": done(self.run),
+            "stages": stages,
+        }
 
 
 def _numbers(line: Change) -> dict[str, Any]:
@@ -86,7 +98,9 @@ def show(runs: Sequence[Listed], console: Console) -> None:
         if entry.run is None:
             table.add_row(entry.folder.name, state, "", "", "", "")
             continue
-        results = [f"{stage.name}: {', '.join(map(str, found))}" for stage in entry.run.stages if (found := headlines(stage))]
+        results = [
+            f"{stage.name}: {', '.join(map(str, found))}" for stage in entry.run.stages if (found := headlines(stage))
+        ]
         stages = f"{done(entry.run)}/{len(entry.run.stages)}"
         took = duration(entry.run.seconds) if entry.run.seconds else ""
         table.add_row(entry.folder.name, state, stages, when(entry.run.last), took, plain("\n".join(results)))

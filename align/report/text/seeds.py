@@ -18,9 +18,9 @@ from align.runs.record import read_run
 def over_seeds(folders: Sequence[Path]) -> dict[str, list[Change]]:
     """By stage, the measures that every run has: means over the runs.
 
-    Intervals are those of the mean over seeds, by the rule of :mod:`align.functional.intervals`; those of the single runs, over prompts,
-    are not in them. A number that is the same in all runs, such as that of a base model, has none. A difference is the mean of each
-    run's own.
+    Intervals are those of the mean over seeds, by the rule of :mod:`align.functional.intervals`; those of the single
+    runs, over prompts, are not in them. A number that is the same in all runs, such as that of a base model, has none.
+    A difference is the mean of each run's own.
     """
     runs = [[(stage.name, changes(stage)) for stage in read_run(folder).stages] for folder in folders]
     of_each = [{(name, made.title): made for name, found in run for made in found} for run in runs]
@@ -59,7 +59,9 @@ def _mean(estimates: Sequence[Estimate | None], within: Range) -> Estimate | Non
 
 def show(name: str, folders: Sequence[Path], console: Console) -> None:
     """Print the table."""
-    console.print(all_stages(f"{name}: means over {len(folders)} seeds, 95 % intervals over seeds", over_seeds(folders)))
+    console.print(
+        all_stages(f"{name}: means over {len(folders)} seeds, 95 % intervals over seeds", over_seeds(folders))
+    )
 
 
 def as_json(folders: Sequence[Path]) -> list[dict[str, Any]]:

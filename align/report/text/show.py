@@ -21,7 +21,9 @@ from align.terminal import plain
 
 def show_run(run: RunRecord, console: Console) -> None:
     """The run, and its stages in running order."""
-    console.print(Text.assemble((run.name, "bold"), f"  {run.folder}  ", (run.state, STYLES.get(run.state, ""))), soft_wrap=True)
+    console.print(
+        Text.assemble((run.name, "bold"), f"  {run.folder}  ", (run.state, STYLES.get(run.state, ""))), soft_wrap=True
+    )
     for name in ("recipe", "started"):
         if run.about.get(name):
             console.print(Text(f"{name}: ").append(plain(str(run.about[name]))), soft_wrap=True)
@@ -41,10 +43,14 @@ def show_run(run: RunRecord, console: Console) -> None:
 def show_stage(run: RunRecord, stage: StageRecord, console: Console, *, limit: int, iteration: int | None) -> None:
     """One stage. Raises :class:`InputError` when it has no such iteration."""
     shown = list(samples(stage, limit, iteration))
-    console.print(Text.assemble((f"{run.name}/{stage.name}", "bold"), f"  {stage.kind}  ", _state(stage)), soft_wrap=True)
+    console.print(
+        Text.assemble((f"{run.name}/{stage.name}", "bold"), f"  {stage.kind}  ", _state(stage)), soft_wrap=True
+    )
     if reason := _reason(stage):
         console.print(Text("ran last because: ").append(plain(reason)), soft_wrap=True)
-    console.print(f"result: {stage.folder}" if stage.manifest else "no result yet", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"result: {stage.folder}" if stage.manifest else "no result yet", highlight=False, markup=False, soft_wrap=True
+    )
     _print_trouble(stage, console)
     _print_numbers(stage, console)
     for line in _data_lines(stage):
@@ -64,7 +70,9 @@ def _state(stage: StageRecord) -> Text:
 
 def _reason(stage: StageRecord) -> str:
     """Why it ran last."""
-    return next((str(event.get("reason", "")) for event in reversed(stage.events) if event.get("event") == "started"), "")
+    return next(
+        (str(event.get("reason", "")) for event in reversed(stage.events) if event.get("event") == "started"), ""
+    )
 
 
 def _print_trouble(stage: StageRecord, console: Console) -> None:
@@ -73,9 +81,13 @@ def _print_trouble(stage: StageRecord, console: Console) -> None:
         console.print(Text(f"{stage.name}  warning: ", style="yellow").append_text(plain(warning)), soft_wrap=True)
     if stage.state in ("failed", "interrupted"):
         error = plain(str(stage.events[-1].get("error", "")))
-        console.print(Text(f"{stage.name}  {stage.state}: ", style=STYLES[stage.state]).append_text(error), soft_wrap=True)
+        console.print(
+            Text(f"{stage.name}  {stage.state}: ", style=STYLES[stage.state]).append_text(error), soft_wrap=True
+        )
     if stage.state != "finished" and stage.manifest is not None:
-        console.print(f"{stage.name}  the result of an earlier run is there", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"{stage.name}  the result of an earlier run is there", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _print_numbers(stage: StageRecord, console: Console) -> None:
@@ -97,7 +109,9 @@ def _print_numbers(stage: StageRecord, console: Console) -> None:
 def _numbers(values: Any) -> dict[str, float]:
     """The entries that are numbers, by name."""
     entries = values.items() if isinstance(values, Mapping) else ()
-    return {str(name): value for name, value in entries if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        str(name): value for name, value in entries if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def _data_lines(stage: StageRecord) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Held-out data of an evaluation: prompts, targets where the data have them, and every policy's samples and log-probs.
 
-The baseline's samples are drawn once, and every policy says how likely it finds them beside the data's answer, the target: the margin
-between the two is what preference training from such samples is meant to widen.
+The baseline's samples are drawn once, and every policy says how likely it finds them beside the data's answer, the
+target: the margin between the two is what preference training from such samples is meant to widen.
 """
 
 from __future__ import annotations
@@ -86,11 +86,13 @@ def say(ctx: StageContext, text: str) -> None:
     ctx.console.print(f"{ctx.name}  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def read_questions(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], group: Ranks) -> tuple[list[Question], DataReport]:
+def read_questions(
+    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], group: Ranks
+) -> tuple[list[Question], DataReport]:
     """The prompts of ``spec.data``, with targets when all its sources have them.
 
-    Raises :class:`InputError` for bad rows, when nothing is left, and when policies whose log-probs of targets are to be compared have
-    different tokens.
+    Raises :class:`InputError` for bad rows, when nothing is left, and when policies whose log-probs of targets are to
+    be compared have different tokens.
     """
     assert spec.data is not None
     encoder = policies[0].encoder
@@ -100,7 +102,9 @@ def read_questions(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Po
             spec.data, ctx, encoder, max_length=spec.max_length, max_new_tokens=spec.max_new_tokens, rejects=rejects
         )
         _require_same_tokens(policies, targets)
-        return [Question(t.id, t.prompt, t.tools, t.fields, (tuple(t.prompt_ids),) * len(policies), t) for t in targets], report
+        return [
+            Question(t.id, t.prompt, t.tools, t.fields, (tuple(t.prompt_ids),) * len(policies), t) for t in targets
+        ], report
     room = spec.max_length - spec.max_new_tokens
     reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "seed": ctx.seed, "rejects": rejects}
     prompts, report = load_prompts(spec.data, max_length=room, limit="max_length - max_new_tokens", **reading)
@@ -119,17 +123,28 @@ def read_questions(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Po
 
 
 def _require_same_tokens(policies: Sequence[Policy], targets: Sequence[Target]) -> None:
-    """One policy's samples are scored by another one token by token, so the same text must be the same tokens to both."""
+    """One policy's samples are scored by another one token by token, so the same text must be the same tokens to
+    both."""
     first = policies[0]
     for policy in policies[1:]:
         other = policy.encoder
-        same = other.tokenizer.get_vocab() == first.encoder.tokenizer.get_vocab() and other.stop_ids == first.encoder.stop_ids
+        same = (
+            other.tokenizer.get_vocab() == first.encoder.tokenizer.get_vocab()
+            and other.stop_ids == first.encoder.stop_ids
+        )
         for target in targets if same and other.digest != first.encoder.digest else ():
             trunk, answers = other.encode_answers(target.prompt, [[target.answer]], target.tools)
             answer = answers[0].ids[answers[0].mask]
-            same = same and np.array_equal(trunk, target.tree.trunk) and np.array_equal(answer, target.tree.branches[0].ids)
+            same = (
+                same
+                and np.array_equal(trunk, target.tree.trunk)
+                and np.array_equal(answer, target.tree.branches[0].ids)
+            )
         if not same:
-            message = f"{policy.name} has another tokenizer or chat template than {first.name}: their log-probs cannot be compared"
+            message = (
+                f"{policy.name} has another tokenizer or chat template than {first.name}: their log-probs cannot be"
+                " compared"
+            )
             raise InputError(message, hint="prompts without targets can be")
 
 
@@ -137,20 +152,34 @@ def sample_questions(
     spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], group: Ranks
 ) -> Samples:
     """Own samples of every policy, all from the same seed."""
-    sampling = Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=sample_seed(ctx.seed, 0))
+    sampling = Sampling(
+        spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=sample_seed(ctx.seed, 0)
+    )
     found = []
     for k, policy in enumerate(policies):
         prompts = [question.ids[k] for question in questions]
         name = f"{ctx.name}  samples of {policy.name}"
         made = sample_policy(
-            spec.rollout, policy.model, policy.encoder, prompts, sampling, ctx, group, max_length=spec.max_length, name=name
+            spec.rollout,
+            policy.model,
+            policy.encoder,
+            prompts,
+            sampling,
+            ctx,
+            group,
+            max_length=spec.max_length,
+            name=name,
         )
         found.append(as_samples([question.id for question in questions], made, policy.encoder))
     return found
 
 
 def measure(
-    ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], samples: Samples, logprobs: Sequence[Values] | None
+    ctx: StageContext,
+    policies: Sequence[Policy],
+    questions: Sequence[Question],
+    samples: Samples,
+    logprobs: Sequence[Values] | None,
 ) -> list[Measured]:
     """What is known of every policy, similarities aside."""
     found = []
@@ -181,20 +210,32 @@ def _targets(questions: Sequence[Question], logprobs: Values) -> MeasuredTargets
 def logprobs_of(
     ctx: StageContext, policy: Policy, questions: Sequence[Question], samples: Sequence[Sequence[Sample]], group: Ranks
 ) -> Values:
-    """Log-probs of each target and of its prompt's ``samples`` under ``policy``, [P, 1 + n]. In fp32 on a CPU, in bf16 on a GPU."""
+    """Log-probs of each target and of its prompt's ``samples`` under ``policy``, [P, 1 + n]. In fp32 on a CPU, in bf16
+    on a GPU."""
     if (signum := stop_requested()) is not None:
-        raise Interrupted(signum, f"{ctx.name}: stopped before the log-probs; the samples are kept and the same command continues")
+        raise Interrupted(
+            signum, f"{ctx.name}: stopped before the log-probs; the samples are kept and the same command continues"
+        )
     cuda = group.device.type == "cuda"
     model = load_policy(policy.model, dtype="bf16" if cuda else "fp32", device=group.device, cache=ctx.cache)
-    trees = [_tree(question.target, own) for question, own in zip(questions, samples, strict=True) if question.target is not None]
+    trees = [
+        _tree(question.target, own)
+        for question, own in zip(questions, samples, strict=True)
+        if question.target is not None
+    ]
     layout = _layout(model, trees[0], ctx, policy.model.path)
     mine = range(group.rank, len(trees), group.world)
-    padded = _TOKENS if cuda and layout != "padded" else 1  # one row length on a GPU, whose attention kernel is compiled for each
+    # One row length on a GPU, whose attention kernel is compiled for each
+    padded = _TOKENS if cuda and layout != "padded" else 1
     values = np.full((len(trees), len(trees[0].branches)), np.nan)
     pad = policy.encoder.pad_id
-    for cpu_batch in pack([trees[i] for i in mine], microbatch_tokens=_TOKENS, layout=layout, pad_id=pad, multiple_of=padded):
+    for cpu_batch in pack(
+        [trees[i] for i in mine], microbatch_tokens=_TOKENS, layout=layout, pad_id=pad, multiple_of=padded
+    ):
         batch = cpu_batch.to(group.device)
-        sums = segment_sum(batch_logprobs(model, batch, own_attention=layout == "padded"), batch.branch, batch.num_branches)
+        sums = segment_sum(
+            batch_logprobs(model, batch, own_attention=layout == "padded"), batch.branch, batch.num_branches
+        )
         places = [mine[cpu_batch.tree_index[tree]] for tree in cpu_batch.branch_tree.tolist()]
         values[places, cpu_batch.branch_slot.numpy()] = sums.cpu().numpy()
     for part in group.gather(values):
@@ -230,7 +271,9 @@ def similarities(
     """Cosines of each policy's samples with the targets, [P, n] each, and the share of texts that the embedder cut."""
     texts = [question.target.text for question in questions if question.target is not None]
     texts += [sample.text for policy in samples for own in policy for sample in own]
-    vectors, cut = embed_all(embedder, texts, folder=ctx.work / "embeddings", console=ctx.console, name=f"{ctx.name}  embeddings")
+    vectors, cut = embed_all(
+        embedder, texts, folder=ctx.work / "embeddings", console=ctx.console, name=f"{ctx.name}  embeddings"
+    )
     wanted: Vectors = vectors[: len(questions)]
     drawn = vectors[len(questions) :].reshape(len(samples), len(questions), -1, vectors.shape[1])
     return [np.einsum("pd,pnd->pn", wanted, policy).astype(np.float64) for policy in drawn], round(cut / len(texts), 4)

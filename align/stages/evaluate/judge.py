@@ -22,7 +22,8 @@ from align.terminal import plain
 
 _NO_TARGET = "the judge has nothing to compare with: the data have no answers"
 _CONTRADICTS = 1 / 3
-"""Share of pairs on which the two orders disagree from which the judge's verdicts are called into question; a coin comes to one half."""
+"""Share of pairs on which the two orders disagree from which the judge's verdicts are called into question; a coin
+comes to one half."""
 _SHOWN = 3
 """Replies that could not be read of which the beginning is shown."""
 
@@ -56,7 +57,8 @@ def judge_samples(
 
 def account_of(judge: Judge, server: ChatServer, usage: Usage) -> tuple[dict[str, Any], list[str]]:
     """(what the replies took, for a report; a warning where some could not be read)."""
-    about: dict[str, Any] = {key: value for key, value in vars(usage).items() if key != "from_cache"}  # which does not belong to the result
+    # Which does not belong to the result
+    about: dict[str, Any] = {key: value for key, value in vars(usage).items() if key != "from_cache"}
     if (cost := usage.cost(judge)) is not None:
         about["cost"] = round(cost, 6)
     if not usage.unreadable:
@@ -64,7 +66,9 @@ def account_of(judge: Judge, server: ChatServer, usage: Usage) -> tuple[dict[str
     shown = [_clipped(reply) for reply in sorted(server.unread.values())[:_SHOWN]]
     about["unreadable_replies"] = shown
     began = "; ".join(f'"{reply}"' for reply in shown)
-    return about, [f"{usage.unreadable} of the judge's replies could not be read; their prompts are left out. They begin: {began}"]
+    return about, [
+        f"{usage.unreadable} of the judge's replies could not be read; their prompts are left out. They begin: {began}"
+    ]
 
 
 def _clipped(reply: str) -> str:
@@ -73,18 +77,28 @@ def _clipped(reply: str) -> str:
 
 
 def doubts(policy: str, counts: Mapping[str, Any]) -> Iterator[str]:
-    """Reasons not to believe the verdicts on a policy, with numbers: the orders disagree, or a place wins whatever stands in it."""
+    """Reasons not to believe the verdicts on a policy, with numbers: the orders disagree, or a place wins whatever
+    stands in it."""
     pairs, contradictions = counts["asked"], counts["inconsistent"]
     if pairs and contradictions >= _CONTRADICTS * pairs:
-        share = f"in {contradictions:,} of {pairs:,} pairs ({contradictions / pairs:.0%}) the verdict changed with the order of the answers"
+        share = (
+            f"in {contradictions:,} of {pairs:,} pairs ({contradictions / pairs:.0%}) the verdict changed with the"
+            " order of the answers"
+        )
         yield f"the judge contradicts itself on {policy}: {share}; these count as ties"
     first, decided = counts["first"], counts["first"] + counts["second"]
     if decided > 1:
         low, high = wilson(first / decided, decided)
         if low > 0.5 or high < 0.5:
             place = "first" if low > 0.5 else "second"
-            share = f"the first one won in {first:,} of {decided:,} verdicts ({first / decided:.0%} [{low:.0%}, {high:.0%}])"
-            yield f"the judge prefers the {place} answer on {policy}, whichever it is: {share}, and every answer stood first once"
+            share = (
+                f"the first one won in {first:,} of {decided:,} verdicts ({first / decided:.0%} [{low:.0%},"
+                f" {high:.0%}])"
+            )
+            yield (
+                f"the judge prefers the {place} answer on {policy}, whichever it is: {share}, and every answer stood"
+                " first once"
+            )
 
 
 def _pairwise(
@@ -108,8 +122,12 @@ def _pairwise(
             pairs[policy] = np.stack([results[policy], longer], axis=-1)[:, None, :]
     found: dict[str, Found] = {}
     if results:
-        found["judge/win_rate"] = Metric(f"win rate over {opponent} by {judge.model}, both orders", results, paired=False, within=SHARE)
-        found["judge/lc_win_rate"] = LengthControlled(f"win rate over {opponent} by {judge.model}, length-controlled", pairs)
+        found["judge/win_rate"] = Metric(
+            f"win rate over {opponent} by {judge.model}, both orders", results, paired=False, within=SHARE
+        )
+        found["judge/lc_win_rate"] = LengthControlled(
+            f"win rate over {opponent} by {judge.model}, length-controlled", pairs
+        )
     return found, counts, usage
 
 
@@ -118,8 +136,8 @@ class Verdicts:
     """What a judge said of pairs of answers."""
 
     orders: dict[int, tuple[float, float]]
-    """Place of the pair -> result for us with our answer first, and with it second: 1 won, 0 lost, 0.5 a tie. Pairs whose replies cannot
-    be read are left out."""
+    """Place of the pair -> result for us with our answer first, and with it second: 1 won, 0 lost, 0.5 a tie. Pairs
+    whose replies cannot be read are left out."""
     settled: dict[int, tuple[float, bool]]
     """The same as one result, and whether both orders agree."""
     identical: int
@@ -144,7 +162,12 @@ class Verdicts:
 
 
 def ask_both_orders(
-    judge: Judge, server: ChatServer, ctx: StageContext, policy: str, prompts: Sequence[Messages], pairs: Sequence[tuple[str, str]]
+    judge: Judge,
+    server: ChatServer,
+    ctx: StageContext,
+    policy: str,
+    prompts: Sequence[Messages],
+    pairs: Sequence[tuple[str, str]],
 ) -> tuple[Verdicts, Usage]:
     """The verdicts on (our answer, theirs) to each prompt."""
     asking = [p for p, (own, other) in enumerate(pairs) if own.strip() != other.strip()]
@@ -153,7 +176,11 @@ def ask_both_orders(
         own, other = pairs[p]
         asked += [judging.pairwise(judge.language, prompts[p], a, b) for a, b in ((own, other), (other, own))]
     if identical := len(pairs) - len(asking):
-        say(ctx, f"judge, {policy}: {identical:,} of {len(pairs):,} pairs of answers are identical; they are ties, and not sent")
+        say(
+            ctx,
+            f"judge, {policy}: {identical:,} of {len(pairs):,} pairs of answers are identical; they are ties, and not"
+            " sent",
+        )
     with Bar(ctx.console, f"{ctx.name}  judge, {policy}", "replies", len(asked)) as bar:
         verdicts, usage = server.ask(asked, judging.read_verdict, bar.advance)
     orders = {p: (0.5, 0.5) for p in range(len(pairs))}

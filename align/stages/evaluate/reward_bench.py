@@ -1,4 +1,5 @@
-"""Reward benchmarks of an evaluation: the recipe's scorers and judge, on answers of which people have said which are right."""
+"""Reward benchmarks of an evaluation: the recipe's scorers and judge, on answers of which people have said which are
+right."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class Measured:
 
 
 def open_benches(spec: EvaluateStage, ctx: StageContext) -> list[Opened]:
-    """The recipe's reward benchmarks. Raises InputError for a file that is none, and for one that the recipe's judge cannot serve."""
+    """The recipe's reward benchmarks. Raises InputError for a file that is none, and for one that the recipe's judge
+    cannot serve."""
     read = [(task.data.path, *read_bench(task.data, ctx.resolve(task.data.path))) for task in spec.reward_benches]
     names = [bench.NAME for _, bench, _ in read]
     opened = []
@@ -70,7 +72,8 @@ def open_benches(spec: EvaluateStage, ctx: StageContext) -> list[Opened]:
 def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks) -> Measured | None:
     """Every scorer's and the judge's numbers, beside those of the control; None in processes that do not report.
 
-    What an interrupted run scored or asked is found again. Raises as scorers and :meth:`~align.evaluation.chat_server.ChatServer.ask` do.
+    What an interrupted run scored or asked is found again. Raises as scorers and
+    :meth:`~align.evaluation.chat_server.ChatServer.ask` do.
     """
     results = _scored(opened, spec, ctx, group)
     if not group.first:
@@ -84,14 +87,21 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
     if not items:
         return Measured({}, about, [*warnings, f"{opened.title}: the judge's replies could be read for not one item"])
     if len(items) < len(opened.items):
-        warnings.append(f"{opened.title}: {len(opened.items) - len(items):,} of {len(opened.items):,} items are left out, for everybody")
+        warnings.append(
+            f"{opened.title}: {len(opened.items) - len(items):,} of {len(opened.items):,} items are left out, for"
+            " everybody"
+        )
     known[LONGER] = [of_lengths(opened.bench, item) for item in items]
     if why := opened.bench.incomplete(items):
         warnings.append(f"{opened.title}: {why}")
-    about |= _counts(items, known) | {"details": compare(opened.bench.details(items, known), next(iter(known)), seed=ctx.seed)}
+    about |= _counts(items, known) | {
+        "details": compare(opened.bench.details(items, known), next(iter(known)), seed=ctx.seed)
+    }
     if about["details"]:
         ctx.console.print(_details_table(opened, about["details"]))
-    metrics = {_renamed(name, opened): _titled(metric, opened) for name, metric in opened.bench.measures(items, known).items()}
+    metrics = {
+        _renamed(name, opened): _titled(metric, opened) for name, metric in opened.bench.measures(items, known).items()
+    }
     if not any(about["ties"].values()):
         metrics.pop(f"{opened.name}/score_ties_half", None)  # the same numbers once more
     about["trained_on"] = seen = _seen_in_training(spec, ctx, items)
@@ -103,7 +113,8 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
 
 
 def _scored(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks) -> Results:
-    # An answer without text is scored as white space: without anything it would be taken for a prompt that is to be scored itself.
+    # An answer without text is scored as white space: without anything it would be taken for a prompt that is to be
+    # scored itself.
     answers = [Answer(item.prompt, text or " ") for item in opened.items for text in item.answers]
     found: Results = {}
     for number, (name, scorer) in enumerate(zip(scorer_names(spec.scorers), spec.scorers, strict=True)):
@@ -129,7 +140,8 @@ def _counts(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> d
 
 
 def _seen_in_training(spec: EvaluateStage, ctx: StageContext, items: Sequence[Item]) -> dict[str, int]:
-    """How many of the benchmark's prompts the stages of this recipe trained each of its scorers on; those with none are left out."""
+    """How many of the benchmark's prompts the stages of this recipe trained each of its scorers on; those with none are
+    left out."""
     asked = [Prompt(item.prompt, item.id, item.origin) for item in items]
     found: dict[str, int] = {}
     for who, scorer in zip(scorer_names(spec.scorers), spec.scorers, strict=True):

@@ -1,4 +1,5 @@
-"""A judge on a reward benchmark: every pair of a right and a wrong answer in both orders, or every answer with a grade."""
+"""A judge on a reward benchmark: every pair of a right and a wrong answer in both orders, or every answer with a
+grade."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from align.stages.evaluate.judge import account_of, ask_both_orders, doubts
 def judge_bench(
     judge: Judge, ctx: StageContext, name: str, bench: Bench, items: Sequence[Item]
 ) -> tuple[dict[str, list[Result | None]], dict[str, Any], list[str]]:
-    """(what the judge makes of each item by each of its methods, what it took, warnings). None for an item whose replies cannot be read.
+    """(what the judge makes of each item by each of its methods, what it took, warnings). None for an item whose
+    replies cannot be read.
 
     Raises as :meth:`align.evaluation.chat_server.ChatServer.ask`.
     """

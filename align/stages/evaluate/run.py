@@ -1,8 +1,8 @@
-"""``kind: evaluate``: policies compared with the first of them, the baseline, on held-out data, benchmarks and probes; and scorers with the
-first of them on reward benchmarks.
+"""``kind: evaluate``: policies compared with the first of them, the baseline, on held-out data, benchmarks and probes;
+and scorers with the first of them on reward benchmarks.
 
-Every part gives metrics: for each policy one number for each item. They are compared at the end, all in the same way: means with intervals,
-and differences to the baseline item by item.
+Every part gives metrics: for each policy one number for each item. They are compared at the end, all in the same way:
+means with intervals, and differences to the baseline item by item.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from align.stages.evaluate.judge import judge_samples
 from align.stages.evaluate.scorers import score_samples
 from align.training.launch import Ranks, ranks
 
-NO_TARGETS = "the data have no answers: margin, log-probs and loss of targets, similarity and win rates over targets are left out"
+NO_TARGETS = (
+    "the data have no answers: margin, log-probs and loss of targets, similarity and win rates over targets are"
+    " left out"
+)
 
 
 class Findings:
@@ -59,7 +62,14 @@ def run(spec: EvaluateStage, ctx: StageContext) -> None:
         ctx.encoder_digest = policies[0].encoder.digest
     found = Findings()
     if spec.data is not None:
-        _on_data(spec, ctx, policies, found, group, None if embedder is None else SentenceEmbedder(embedder, device=group.device))
+        _on_data(
+            spec,
+            ctx,
+            policies,
+            found,
+            group,
+            None if embedder is None else SentenceEmbedder(embedder, device=group.device),
+        )
     for exam in exams:
         found.metrics |= tasks.sit(exam, spec, ctx, policies, group)
     for bench in benches:
@@ -76,7 +86,12 @@ def _policy(name: str, ctx: StageContext) -> Policy:
 
 
 def _on_data(
-    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: Findings, group: Ranks, embedder: SentenceEmbedder | None
+    spec: EvaluateStage,
+    ctx: StageContext,
+    policies: Sequence[Policy],
+    found: Findings,
+    group: Ranks,
+    embedder: SentenceEmbedder | None,
 ) -> None:
     """Samples of every policy for the held-out prompts, and all that is measured of them."""
     questions, report = held_out.read_questions(spec, ctx, policies, group)
@@ -86,7 +101,9 @@ def _on_data(
     if not targets:
         found.warnings.append(NO_TARGETS)
     samples = held_out.sample_questions(spec, ctx, policies, questions, group)
-    logprobs = [held_out.logprobs_of(ctx, policy, questions, samples[0], group) for policy in policies] if targets else None
+    logprobs = (
+        [held_out.logprobs_of(ctx, policy, questions, samples[0], group) for policy in policies] if targets else None
+    )
     scored = score_samples(spec, ctx, policies, questions, samples, group)
     if not group.first:
         return
@@ -108,7 +125,9 @@ def _on_data(
         found.warnings += warnings
 
 
-def _on_bench(opened: reward_bench.Opened, spec: EvaluateStage, ctx: StageContext, found: Findings, group: Ranks) -> None:
+def _on_bench(
+    opened: reward_bench.Opened, spec: EvaluateStage, ctx: StageContext, found: Findings, group: Ranks
+) -> None:
     measured = reward_bench.measure(opened, spec, ctx, group)
     if measured is not None:
         found.benches |= measured.metrics
@@ -116,7 +135,9 @@ def _on_bench(opened: reward_bench.Opened, spec: EvaluateStage, ctx: StageContex
         found.warnings += measured.warnings
 
 
-def _with_harness(spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: Findings, group: Ranks) -> None:
+def _with_harness(
+    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: Findings, group: Ranks
+) -> None:
     """Each policy through lm-evaluation-harness, which gives means with standard errors and no numbers of items."""
     for policy in policies:
         say(ctx, f"lm-evaluation-harness: {', '.join(spec.lm_eval_tasks)} with {policy.name}")
@@ -163,7 +184,11 @@ def _measured_by(benches: Mapping[str, Found]) -> list[str]:
 
 
 def _write_prompts(
-    ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], samples: Samples, metrics: dict[str, Found]
+    ctx: StageContext,
+    policies: Sequence[Policy],
+    questions: Sequence[Question],
+    samples: Samples,
+    metrics: dict[str, Found],
 ) -> None:
     """``data.jsonl``: each prompt with every policy's numbers and samples, to look at or to compute with."""
     numbers = per_prompt(metrics)
@@ -171,7 +196,11 @@ def _write_prompts(
         for p, question in enumerate(questions):
             of: dict[str, Any] = {}
             for k, policy in enumerate(policies):
-                own = {name: round(of_policy[policy.name][p], 6) for name, of_policy in numbers.items() if policy.name in of_policy}
+                own = {
+                    name: round(of_policy[policy.name][p], 6)
+                    for name, of_policy in numbers.items()
+                    if policy.name in of_policy
+                }
                 of[policy.name] = {**own, "samples": [sample.text for sample in samples[k][p]]}
             target = {} if question.target is None else {"target": question.target.text}
             write({"id": question.id, "prompt": list(question.prompt), **target, "policies": of})

@@ -24,7 +24,10 @@ from align.training.launch import Ranks
 def scorer_names(scorers: Sequence[Scorer]) -> list[str]:
     """What each scorer is called in tables: by what it is, and numbered where two would be called the same."""
     plain = [_plain_name(scorer) for scorer in scorers]
-    return [name if plain.count(name) == 1 else f"{name}-{plain[: place + 1].count(name)}" for place, name in enumerate(plain)]
+    return [
+        name if plain.count(name) == 1 else f"{name}-{plain[: place + 1].count(name)}"
+        for place, name in enumerate(plain)
+    ]
 
 
 def _plain_name(scorer: Scorer) -> str:
@@ -45,20 +48,35 @@ def _last(reference: str) -> str:
 
 
 def score_samples(
-    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], samples: Samples, group: Ranks
+    spec: EvaluateStage,
+    ctx: StageContext,
+    policies: Sequence[Policy],
+    questions: Sequence[Question],
+    samples: Samples,
+    group: Ranks,
 ) -> dict[str, Found]:
     """All metrics by all scorers of the recipe."""
-    lengths = {policy.name: _lengths([[s.text for s in own] for own in samples[k]]) for k, policy in enumerate(policies)}
-    target_lengths = _lengths([[q.target.text] for q in questions if q.target is not None]) if questions[0].target else None
+    lengths = {
+        policy.name: _lengths([[s.text for s in own] for own in samples[k]]) for k, policy in enumerate(policies)
+    }
+    target_lengths = (
+        _lengths([[q.target.text] for q in questions if q.target is not None]) if questions[0].target else None
+    )
     found: dict[str, Found] = {}
     for number, (name, scorer) in enumerate(zip(scorer_names(spec.scorers), spec.scorers, strict=True)):
         scores, targets = _scores(scorer, f"scores-{number}", ctx, policies, questions, samples, group)
-        found[f"score/{name}"] = Metric(f"score by {name}", {policy: values.mean(axis=1) for policy, values in scores.items()})
+        found[f"score/{name}"] = Metric(
+            f"score by {name}", {policy: values.mean(axis=1) for policy, values in scores.items()}
+        )
         baseline = policies[0].name
         others = {policy: values for policy, values in scores.items() if policy != baseline}
-        found |= win_rates(f"{name}", "", f"over {baseline} by {name}", others, scores[baseline], lengths, lengths[baseline])
+        found |= win_rates(
+            f"{name}", "", f"over {baseline} by {name}", others, scores[baseline], lengths, lengths[baseline]
+        )
         if targets is not None and target_lengths is not None:
-            found |= win_rates(name, "_over_target", f"over the data's answer by {name}", scores, targets, lengths, target_lengths)
+            found |= win_rates(
+                name, "_over_target", f"over the data's answer by {name}", scores, targets, lengths, target_lengths
+            )
     return found
 
 
@@ -81,7 +99,10 @@ def win_rates(
     results = {policy: wins(values, theirs) for policy, values in scores.items()}
     if not results:
         return {}
-    pairs = {policy: np.stack([result, differences(lengths[policy], their_lengths)], axis=-1) for policy, result in results.items()}
+    pairs = {
+        policy: np.stack([result, differences(lengths[policy], their_lengths)], axis=-1)
+        for policy, result in results.items()
+    }
     return {
         f"win_rate{suffix}/{name}": Metric(
             f"win rate {words}", {p: r.mean(axis=1) for p, r in results.items()}, paired=False, within=SHARE
@@ -99,12 +120,15 @@ def _scores(
     samples: Samples,
     group: Ranks,
 ) -> tuple[dict[str, Values], Values | None]:
-    """(policy -> [P, n], the targets' [P, 1] if there are targets). A scorer is opened once for all policies with the same encoder."""
+    """(policy -> [P, n], the targets' [P, 1] if there are targets). A scorer is opened once for all policies with the
+    same encoder."""
     targets = [question.own_answer() for question in questions if question.target is not None]
     scores: dict[str, Values] = {}
     for digest in dict.fromkeys(policy.encoder.digest for policy in policies):
         mine = [k for k, policy in enumerate(policies) if policy.encoder.digest == digest]
-        answers = [q.answer(sample, k) for k in mine for q, own in zip(questions, samples[k], strict=True) for sample in own]
+        answers = [
+            q.answer(sample, k) for k in mine for q, own in zip(questions, samples[k], strict=True) for sample in own
+        ]
         found = score_once(scorer, f"{part}/{digest[:16]}", ctx, [*answers, *targets], digest, group)
         drawn = np.array(found[: len(answers)]).reshape(len(mine), len(questions), -1)
         scores |= {policies[k].name: drawn[place] for place, k in enumerate(mine)}
@@ -112,11 +136,13 @@ def _scores(
     return {policy.name: scores[policy.name] for policy in policies}, theirs
 
 
-def score_once(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks) -> list[float]:
+def score_once(
+    scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks
+) -> list[float]:
     """Equal answers to a prompt are scored once: computed twice, rounding would say that one of them is better.
 
-    ``part`` names the folder in which an interrupted run finds its scores again; ``digest`` is that of the encoder that made the answers'
-    ids, None where they have none.
+    ``part`` names the folder in which an interrupted run finds its scores again; ``digest`` is that of the encoder that
+    made the answers' ids, None where they have none.
     """
     places: dict[str, int] = {}
     of = [places.setdefault(files.digest_json(asdict(answer)), len(places)) for answer in answers]
@@ -125,7 +151,9 @@ def score_once(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[A
     return [scores[place] for place in of]
 
 
-def _score(scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks) -> list[float]:
+def _score(
+    scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks
+) -> list[float]:
     return score_answers(
         lambda: open_scorer(scorer, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=digest),
         answers,

@@ -1,4 +1,5 @@
-"""Benchmarks and probes of an evaluation: prompts that every policy answers once, and a program that grades the answers."""
+"""Benchmarks and probes of an evaluation: prompts that every policy answers once, and a program that grades the
+answers."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Exam:
 
 
 def open_exams(spec: EvaluateStage, ctx: StageContext) -> list[Exam]:
-    """The recipe's benchmarks and probes, read. Raises InputError for bad rows, EnvironmentFault when a package is missing."""
+    """The recipe's benchmarks and probes, read. Raises InputError for bad rows, EnvironmentFault when a package is
+    missing."""
     if any(task.task == "ifeval" for task in spec.asked):
         ifeval.checkers()
     return [*(_benchmark(task, ctx) for task in spec.asked), *(_probe(probe, spec, ctx) for probe in spec.probes)]
@@ -75,7 +77,8 @@ def _read(source: DataSource, form: str | None, ctx: StageContext) -> list[Promp
 
 
 def _with_examples(prompts: Sequence[Prompt], examples: Sequence[Prompt], task: Gsm8kTask) -> list[Prompt]:
-    """Every problem after the first worked examples. Raises InputError when there are too few, or one of them is asked as well."""
+    """Every problem after the first worked examples. Raises InputError when there are too few, or one of them is asked
+    as well."""
     shown = examples[: task.few_shot]
     assert task.examples is not None
     if len(shown) < task.few_shot:
@@ -84,12 +87,16 @@ def _with_examples(prompts: Sequence[Prompt], examples: Sequence[Prompt], task: 
     for example in shown:
         if prompt_digest(example) in asked:
             place = example.origin
-            raise InputError(Problem("a worked example is among the problems that are asked", file=place.source, line=place.line))
+            raise InputError(
+                Problem("a worked example is among the problems that are asked", file=place.source, line=place.line)
+            )
     turns = tuple(cast(Message, turn) for example in shown for turn in gsm8k.worked_example(example))
     return [replace(prompt, prompt=(*turns, *prompt.prompt)) for prompt in prompts]
 
 
-def sit(exam: Exam, spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], group: Ranks) -> dict[str, Found]:
+def sit(
+    exam: Exam, spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], group: Ranks
+) -> dict[str, Found]:
     """Every policy answers, and is graded. Answers and grades go to ``NAME.jsonl`` in the stage's result."""
     answers, finished = [], []
     for policy in policies:
@@ -115,18 +122,27 @@ def sit(exam: Exam, spec: EvaluateStage, ctx: StageContext, policies: Sequence[P
     found: dict[str, Found] = {}
     for metric, words in exam.words.items():
         counts = np.array([one[metric][1] for one in grades[0]])
-        values = {policy.name: np.array([one[metric][0] for one in own]) for policy, own in zip(policies, grades, strict=True)}
+        values = {
+            policy.name: np.array([one[metric][0] for one in own]) for policy, own in zip(policies, grades, strict=True)
+        }
         found[f"{exam.name}/{metric}"] = Metric(words, values, counts if (counts != 1).any() else None, within=SHARE)
     cut = {policy.name: 1 - one for policy, one in zip(policies, finished, strict=True)}
     return {**found, f"{exam.name}/unfinished": Metric(f"{exam.name}, answers that never end", cut, within=SHARE)}
 
 
 def _write(
-    exam: Exam, ctx: StageContext, policies: Sequence[Policy], answers: Sequence[Sequence[str]], grades: Sequence[Sequence[Grades]]
+    exam: Exam,
+    ctx: StageContext,
+    policies: Sequence[Policy],
+    answers: Sequence[Sequence[str]],
+    grades: Sequence[Sequence[Grades]],
 ) -> None:
     with files.atomic_lines(ctx.out / f"{exam.name}.jsonl") as write:
         for p, prompt in enumerate(exam.prompts):
             of: dict[str, Any] = {}
             for k, policy in enumerate(policies):
-                of[policy.name] = {"answer": answers[k][p], **{name: count for name, (count, _) in grades[k][p].items()}}
+                of[policy.name] = {
+                    "answer": answers[k][p],
+                    **{name: count for name, (count, _) in grades[k][p].items()},
+                }
             write({"id": prompt.id, "prompt": list(prompt.prompt), "policies": of})

@@ -56,7 +56,8 @@ class Ingredients:
 
 
 def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficient: float, rollouts: Path) -> Experience:
-    """Sample with the policy as it is after ``step`` optimiser steps, and value the answers. Draws nothing from torch's generators.
+    """Sample with the policy as it is after ``step`` optimiser steps, and value the answers. Draws nothing from torch's
+    generators.
 
     Args:
         coefficient: of the KL penalty.
@@ -73,7 +74,9 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
     devices = [parts.ranks.device] if parts.ranks.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         parts.rollouts.sync(step)
-        samples = parts.rollouts.sample(prompts, Sampling(spec.max_new_tokens, spec.samples_per_prompt, spec.temperature), iteration)
+        samples = parts.rollouts.sample(
+            prompts, Sampling(spec.max_new_tokens, spec.samples_per_prompt, spec.temperature), iteration
+        )
         answers = Answers.of(
             [prompt.record.id for prompt in prompts],
             [prompt.ids for prompt in prompts],
@@ -96,7 +99,8 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
 
 @dataclass(frozen=True)
 class TokenNumbers:
-    """fp32 [T] each: log-probs under the policy that sampled and under the reference, and values if there is a value model."""
+    """fp32 [T] each: log-probs under the policy that sampled and under the reference, and values if there is a value
+    model."""
 
     old: Tensor
     reference: Tensor
@@ -119,11 +123,15 @@ def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
         for part in parts.ranks.gather(numbers):
             numbers = torch.where(numbers.isnan(), part, numbers)
         if not bool(numbers.isfinite().all()):
-            raise TrainingFault("log-probs or values of the sampled answers are not finite", hint="lower the learning rates")
+            raise TrainingFault(
+                "log-probs or values of the sampled answers are not finite", hint="lower the learning rates"
+            )
         return numbers
 
     def logprobs(model: nn.Module) -> Tensor:
-        return every(lambda batch: batch_logprobs(model, batch, temperature=spec.temperature, own_attention=own_attention))
+        return every(
+            lambda batch: batch_logprobs(model, batch, temperature=spec.temperature, own_attention=own_attention)
+        )
 
     models.use("policy")
     old = logprobs(models.policy)
@@ -188,12 +196,21 @@ def valued(
         if spec.importance_cap is not None:
             weights = truncated_importance_weights(tokens.old, engine, spec.importance_cap)
     elif spec.importance_cap is not None:
-        raise InputError("importance_cap compares log-probs with the engine's, and this engine gives none", hint="remove it")
+        raise InputError(
+            "importance_cap compares log-probs with the engine's, and this engine gives none", hint="remove it"
+        )
     following = adapted(coefficient, summary["kl_of_answer"], spec.kl_target)
-    return Experience(iteration, answers, tokens.old, found.advantages, found.returns, tokens.values, weights, summary, following)
+    return Experience(
+        iteration, answers, tokens.old, found.advantages, found.returns, tokens.values, weights, summary, following
+    )
 
 
 def _mismatch(trainer: Tensor, engine: Tensor) -> Mapping[str, float]:
-    """How far the engine's log-probs are from the trainer's, in nats: mean and largest, and the mean of their ratio (1 when unbiased)."""
+    """How far the engine's log-probs are from the trainer's, in nats: mean and largest, and the mean of their ratio (1
+    when unbiased)."""
     off = trainer.double() - engine.double()
-    return {"mismatch": float(off.abs().mean()), "mismatch_max": float(off.abs().max()), "importance": float(off.exp().mean())}
+    return {
+        "mismatch": float(off.abs().mean()),
+        "mismatch_max": float(off.abs().max()),
+        "importance": float(off.exp().mean()),
+    }

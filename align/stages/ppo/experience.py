@@ -1,7 +1,8 @@
-"""An iteration's experience: the answers, and what each of their tokens is worth. Made once, kept on disk until the iteration is trained.
+"""An iteration's experience: the answers, and what each of their tokens is worth. Made once, kept on disk until the
+iteration is trained.
 
-The policy moves while it trains on the experience, so nothing here could be computed again later; a run that was interrupted inside an
-iteration goes on from what was kept.
+The policy moves while it trains on the experience, so nothing here could be computed again later; a run that was
+interrupted inside an iteration goes on from what was kept.
 
 Shapes: P prompts, B answers, T tokens of all answers, answer after answer. No padding.
 """
@@ -42,13 +43,17 @@ class Answers:
     ids: Tensor  # int32 [T]
 
     @classmethod
-    def of(cls, names: Sequence[str], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Answers:
+    def of(
+        cls, names: Sequence[str], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]
+    ) -> Answers:
         """From token ids ``[prompt][sample]``."""
         flat = [ids for of_prompt in answers for ids in of_prompt]
         return cls(
             names,
             prompts,
-            torch.repeat_interleave(torch.arange(len(answers)), torch.tensor([len(of_prompt) for of_prompt in answers])),
+            torch.repeat_interleave(
+                torch.arange(len(answers)), torch.tensor([len(of_prompt) for of_prompt in answers])
+            ),
             torch.tensor([len(ids) for ids in flat]),
             torch.tensor([i for ids in flat for i in ids], dtype=torch.int32),
         )
@@ -62,11 +67,14 @@ class Answers:
         return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
 
     def pieces(self, tokens: int, layout: Layout) -> Pieces:
-        """The answers as trees of at most ``tokens`` tokens where possible; without shared prompts every answer by itself."""
+        """The answers as trees of at most ``tokens`` tokens where possible; without shared prompts every answer by
+        itself."""
         ranges: list[range] = []
         size = 0
         for answer, (prompt, length) in enumerate(zip(self.prompt_of.tolist(), self.lengths.tolist(), strict=True)):
-            joins = ranges and layout == "tree" and self.prompt_of[ranges[-1].start] == prompt and size + length <= tokens
+            joins = (
+                ranges and layout == "tree" and self.prompt_of[ranges[-1].start] == prompt and size + length <= tokens
+            )
             if joins:
                 ranges[-1] = range(ranges[-1].start, answer + 1)
                 size += length
@@ -78,8 +86,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Answers as trees. A prompt shares its tree with all its answers, or with as many as fit a micro-batch, and is then repeated: the
-    losses here are sums over answers, so nothing but time depends on it."""
+    """Answers as trees. A prompt shares its tree with all its answers, or with as many as fit a micro-batch, and is
+    then repeated: the losses here are sums over answers, so nothing but time depends on it."""
 
     answers: Answers
     ranges: tuple[range, ...]
@@ -97,7 +105,8 @@ class Pieces:
         return Tree(answers.names[prompt], np.array(answers.prompts[prompt], dtype=np.int32), tuple(branches))
 
     def places(self, batch: Batch) -> Tensor:
-        """Where the targets of a batch of these trees lie among all tokens: int64 [N], on the CPU. ``tree_index`` are trees' numbers."""
+        """Where the targets of a batch of these trees lie among all tokens: int64 [N], on the CPU. ``tree_index`` are
+        trees' numbers."""
         first = torch.tensor([members.start for members in self.ranges])
         answer = first[torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]] + batch.branch_slot.cpu()
         lengths, branch = self.answers.lengths, batch.branch.cpu()
@@ -110,8 +119,15 @@ class Pieces:
         trees_of: dict[int, list[int]] = {}
         for number, members in enumerate(self.ranges):
             trees_of.setdefault(int(self.answers.prompt_of[members.start]), []).append(number)
-        steps = [[tree for prompt in prompts.examples(step).tolist() for tree in trees_of[prompt]] for step in range(len(prompts))]
-        return StepPlan(np.array([tree for step in steps for tree in step]), np.cumsum([0, *map(len, steps)]), prompts.steps_per_epoch)
+        steps = [
+            [tree for prompt in prompts.examples(step).tolist() for tree in trees_of[prompt]]
+            for step in range(len(prompts))
+        ]
+        return StepPlan(
+            np.array([tree for step in steps for tree in step]),
+            np.cumsum([0, *map(len, steps)]),
+            prompts.steps_per_epoch,
+        )
 
 
 @dataclass(frozen=True)
@@ -124,14 +140,21 @@ class Worth:
 
 
 def worth(
-    spec: PpoStage, answers: Answers, scores: Tensor, baselines: Tensor, log_ratio: Tensor, values: Tensor | None, coefficient: float
+    spec: PpoStage,
+    answers: Answers,
+    scores: Tensor,
+    baselines: Tensor,
+    log_ratio: Tensor,
+    values: Tensor | None,
+    coefficient: float,
 ) -> Worth:
     """Advantages by the recipe's estimator.
 
     Args:
         scores: fp32 [B], penalties included.
         baselines: fp32 [B], what to subtract from them; zeros without a baseline.
-        log_ratio: fp32 [T], log-probs of the sampled tokens under the policy that sampled, minus those under the reference.
+        log_ratio: fp32 [T], log-probs of the sampled tokens under the policy that sampled, minus those under the
+            reference.
         values: fp32 [T], for ``gae``.
         coefficient: of the KL penalty.
     """
@@ -160,7 +183,8 @@ def worth(
 
 
 def adapted(coefficient: float, kl: float, target: float | None) -> float:
-    """The next iteration's KL coefficient: up to 2 % more or less, by how far ``kl`` (nats per answer) is from ``target``.
+    """The next iteration's KL coefficient: up to 2 % more or less, by how far ``kl`` (nats per answer) is from
+    ``target``.
 
     The proportional controller of https://arxiv.org/abs/1909.08593, section 2.2, with its constants.
     """
@@ -176,7 +200,8 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
 
 
 def minibatch_plan(prompts: int, spec: PpoStage, seed: int, iteration: int) -> StepPlan:
-    """An iteration's optimiser steps: in every pass the prompts in another order, cut into minibatches as equal as possible."""
+    """An iteration's optimiser steps: in every pass the prompts in another order, cut into minibatches as equal as
+    possible."""
     passes = [np.random.default_rng([seed, iteration, epoch]).permutation(prompts) for epoch in range(spec.ppo_epochs)]
     parts = [part for order in passes for part in np.array_split(order, spec.minibatches)]
     return StepPlan(np.concatenate(parts), np.cumsum([0, *map(len, parts)]), float(spec.minibatches))
@@ -220,7 +245,9 @@ class Experience:
         """What :meth:`save` wrote. Raises InputError when it is damaged."""
         kept = verified(folder, ["experience"])
         tensors, state = kept.tensors("experience"), kept.state()
-        answers = Answers(state["names"], state["prompts"], tensors.pop("prompt_of"), tensors.pop("lengths"), tensors.pop("ids"))
+        answers = Answers(
+            state["names"], state["prompts"], tensors.pop("prompt_of"), tensors.pop("lengths"), tensors.pop("ids")
+        )
         optional = {name: tensors.get(name) for name in ("returns", "values", "weights")}
         return cls(
             state["iteration"],
@@ -264,12 +291,15 @@ class ValueBatch(Batch):
 
 
 def training_batches(experience: Experience, pieces: Pieces, batches: Sequence[Batch]) -> list[Batch]:
-    """The same answers for the policy and, with one, for the value model: apart, so that only one of them is in memory at a time."""
+    """The same answers for the policy and, with one, for the value model: apart, so that only one of them is in memory
+    at a time."""
     made: list[Batch] = []
     for batch in batches:
         at = pieces.places(batch)
         weights = torch.ones(len(at)) if experience.weights is None else experience.weights[at]
-        made.append(PolicyBatch(**vars(batch), old=experience.old[at], advantages=experience.advantages[at], weights=weights))
+        made.append(
+            PolicyBatch(**vars(batch), old=experience.old[at], advantages=experience.advantages[at], weights=weights)
+        )
     if experience.values is not None and experience.returns is not None:
         for batch in batches:
             at = pieces.places(batch)

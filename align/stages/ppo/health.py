@@ -18,7 +18,8 @@ _SETTLED = 4
 """Iterations that a value model has before its explained variance counts."""
 _IN_A_ROW = 3
 _COMPARED = 4
-"""Iterations at the start and at the end whose means are compared: few conversations, as a step has, differ by more than forgetting."""
+"""Iterations at the start and at the end whose means are compared: few conversations, as a step has, differ by more
+than forgetting."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class Finding:
 
 
 def of_rollouts(spec: PpoStage, history: Sequence[Numbers]) -> list[Finding]:
-    """What is unhealthy about the newest iteration's answers; ``history`` holds the summaries of all iterations, that one last."""
+    """What is unhealthy about the newest iteration's answers; ``history`` holds the summaries of all iterations, that
+    one last."""
     return [*_answers(spec, history[-1], history[0]), *_kl(spec.health, history), *_trust(spec.health, history)]
 
 
 def _answers(spec: PpoStage, now: Numbers, first: Numbers) -> Iterator[Finding]:
     health, several = spec.health, now["answers"] > 1
     if several and now["score_std"] < 1e-8:
-        words = "all answers of the iteration score the same, so there is nothing to learn from: look at the scores in the rollouts file"
+        words = (
+            "all answers of the iteration score the same, so there is nothing to learn from: look at the scores in the"
+            " rollouts file"
+        )
         yield Finding("equal_scores", words)
     if (unfinished := 1 - now["finished"]) > health.unfinished:
         words = f"{unfinished:.0%} of the answers do not end within max_new_tokens ({spec.max_new_tokens})"
@@ -48,17 +53,26 @@ def _answers(spec: PpoStage, now: Numbers, first: Numbers) -> Iterator[Finding]:
         words = f"only {now['distinct']:.0%} of the answers differ from each other: the policy has collapsed"
         yield Finding("distinct", f"{words}; raise kl_coefficient, or lower the learning rate")
     if now["entropy"] < health.entropy * first["entropy"]:
-        words = f"the policy's entropy fell from {first['entropy']:.3g} to {now['entropy']:.3g} nats per token: it says the same every time"
+        words = (
+            f"the policy's entropy fell from {first['entropy']:.3g} to {now['entropy']:.3g} nats per token: it says the"
+            " same every time"
+        )
         yield Finding("entropy", f"{words}; raise kl_coefficient or entropy_weight, or lower the learning rate")
 
 
 def _kl(health: Health, history: Sequence[Numbers]) -> Iterator[Finding]:
     now, recent = history[-1]["kl"], history[-_IN_A_ROW:]
     if now > health.kl:
-        words = f"the KL from the reference is {now:.3g} nats per token, more than {health.kl:g}: the policy has left the reference"
+        words = (
+            f"the KL from the reference is {now:.3g} nats per token, more than {health.kl:g}: the policy has left the"
+            " reference"
+        )
         yield Finding("kl", f"{words}; raise kl_coefficient, or lower the learning rate")
     if len(recent) == _IN_A_ROW and all(numbers["kl"] < -health.negative_kl for numbers in recent):
-        words = f"the KL from the reference is negative ({now:.3g} nats per token) in {_IN_A_ROW} iterations in a row, which a KL cannot be"
+        words = (
+            f"the KL from the reference is negative ({now:.3g} nats per token) in {_IN_A_ROW} iterations in a row,"
+            " which a KL cannot be"
+        )
         yield Finding("negative_kl", f"{words}: the answers are not sampled from the policy that trains")
 
 
@@ -66,13 +80,21 @@ def _trust(health: Health, history: Sequence[Numbers]) -> Iterator[Finding]:
     now, least = history[-1], health.explained_variance
     if (off := now.get("mismatch", 0.0)) > health.mismatch:
         words = f"the engine's log-probs are off by {off:.3g} nats per token on average, more than {health.mismatch:g}"
-        yield Finding("mismatch", f"{words}: it samples from another distribution; set rollout.dtype: fp32 or rollout.engine: transformers")
-    variances = [numbers["explained_variance"] for numbers in history[_SETTLED:] if "explained_variance" in numbers][-_IN_A_ROW:]
+        yield Finding(
+            "mismatch",
+            f"{words}: it samples from another distribution; set rollout.dtype: fp32 or rollout.engine: transformers",
+        )
+    variances = [numbers["explained_variance"] for numbers in history[_SETTLED:] if "explained_variance" in numbers][
+        -_IN_A_ROW:
+    ]
     if len(variances) == _IN_A_ROW and max(variances) < least:
         words = (
-            f"the value model explains {variances[-1]:.2f} of the returns' variance, less than {least:g}, {_IN_A_ROW} iterations in a row"
+            f"the value model explains {variances[-1]:.2f} of the returns' variance, less than {least:g}, {_IN_A_ROW}"
+            " iterations in a row"
         )
-        yield Finding("explained_variance", f"{words}: it is worse than a constant; change value_learning_rate or value_init")
+        yield Finding(
+            "explained_variance", f"{words}: it is worse than a constant; change value_learning_rate or value_init"
+        )
 
 
 def first_ratio_bound(spec: PpoStage) -> float:
@@ -87,11 +109,21 @@ def of_first_step(spec: PpoStage, metrics: Numbers) -> list[Finding]:
     largest, bound = metrics["ratio/largest_log"], first_ratio_bound(spec)
     if largest <= bound:
         return []
-    words = f"the probability ratio is not 1 in an iteration's first step: a log-prob is off by {largest:.3g} nats, {bound:g} is allowed"
-    return [Finding("first_ratio", f"{words}; the same weights give other log-probs than before, please report it with the model's name")]
+    words = (
+        f"the probability ratio is not 1 in an iteration's first step: a log-prob is off by {largest:.3g} nats,"
+        f" {bound:g} is allowed"
+    )
+    return [
+        Finding(
+            "first_ratio",
+            f"{words}; the same weights give other log-probs than before, please report it with the model's name",
+        )
+    ]
 
 
-def of_training(spec: PpoStage, history: Sequence[Numbers], clip_fraction: float, sft_losses: Sequence[float]) -> list[Finding]:
+def of_training(
+    spec: PpoStage, history: Sequence[Numbers], clip_fraction: float, sft_losses: Sequence[float]
+) -> list[Finding]:
     """What is unhealthy about an iteration's training.
 
     Args:
@@ -102,16 +134,22 @@ def of_training(spec: PpoStage, history: Sequence[Numbers], clip_fraction: float
     found = []
     if clip_fraction > spec.health.clip_fraction:
         words = f"the clip holds back {clip_fraction:.0%} of the tokens: the steps are too large"
-        found.append(Finding("clip_fraction", f"{words}; lower the learning rate, use fewer ppo_epochs, or set target_kl"))
+        found.append(
+            Finding("clip_fraction", f"{words}; lower the learning rate, use fewer ppo_epochs, or set target_kl")
+        )
     losses, k = np.array(sft_losses), min(_COMPARED, len(sft_losses) // 2)
     if k >= _IN_A_ROW:
         first, last = losses[:k].mean(), losses[-k:].mean()
-        gain = np.mean([numbers["reward"] for numbers in history[-k:]]) - np.mean([numbers["reward"] for numbers in history[:k]])
+        gain = np.mean([numbers["reward"] for numbers in history[-k:]]) - np.mean(
+            [numbers["reward"] for numbers in history[:k]]
+        )
         # From one iteration to the next, so that a rise does not count as noise; two means of k differ by that.
         noise = np.sqrt(np.mean(np.diff(losses) ** 2) / k)
         rise = last - first
         if gain > 0 and rise - 2 * noise > spec.health.sft_loss:
-            words = f"the reward rose by {gain:.3g} while the loss on sft_data rose from {first:.3g} to {last:.3g} nats per"
+            words = (
+                f"the reward rose by {gain:.3g} while the loss on sft_data rose from {first:.3g} to {last:.3g} nats per"
+            )
             what = f"token (means of the first and the last {k} iterations)"
             found.append(Finding("sft_loss", f"{words} {what}: the policy forgets; raise sft_weight or kl_coefficient"))
     return found

@@ -1,4 +1,5 @@
-"""What a person sees of PPO: a few lines each iteration, and at the end the held-out answers before and after, and where the time went."""
+"""What a person sees of PPO: a few lines each iteration, and at the end the held-out answers before and after, and
+where the time went."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ def iteration_lines(
     parts = [f"reward {summary['reward']:.3f}"]
     if summary["baseline"]:
         parts[0] += f" (score {summary['score']:.3f}, baseline {summary['baseline']:.3f})"
-    parts += [f"KL {summary['kl']:.4f} nats/token", f"length {summary['length']:.0f}", f"finished {summary['finished']:.0%}"]
+    parts += [
+        f"KL {summary['kl']:.4f} nats/token",
+        f"length {summary['length']:.0f}",
+        f"finished {summary['finished']:.0%}",
+    ]
     parts += [f"entropy {summary['entropy']:.2f}", f"clipped {clip_fraction:.1%}"]
     if "explained_variance" in summary:
         parts.append(f"values explain {summary['explained_variance']:.2f}")
@@ -54,7 +59,11 @@ def iteration_lines(
 def phase_words(seconds: Mapping[str, float]) -> str:
     """``12.1 s: sync 0.4 (3 %), generate ...``."""
     total = sum(seconds.values())
-    shares = [f"{phase} {seconds[phase]:.1f} ({seconds[phase] / max(total, 1e-9):.0%})" for phase in PHASES if phase in seconds]
+    shares = [
+        f"{phase} {seconds[phase]:.1f} ({seconds[phase] / max(total, 1e-9):.0%})"
+        for phase in PHASES
+        if phase in seconds
+    ]
     return f"{total:.1f} s: {', '.join(shares)}"
 
 
@@ -65,8 +74,8 @@ def held_out(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How the scores of the same prompts changed: the mean difference, and its 95 % interval over prompts, [None, None] when they are too
-    few for one."""
+    """How the scores of the same prompts changed: the mean difference, and its 95 % interval over prompts, [None, None]
+    when they are too few for one."""
     changes = [b["score"] - a["score"] for a, b in zip(before, after, strict=True)] if before and after else []
     if not changes:
         return None
@@ -94,7 +103,8 @@ def report(
     *,
     printed: int,
 ) -> None:
-    """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show what changed.
+    """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show
+    what changed.
 
     ``printed`` of the ``samples`` are shown here; the report has all of them.
     """
@@ -113,7 +123,12 @@ def _show(ctx: StageContext, result: Mapping[str, Any], samples: Sequence[Mappin
     if change:
         low, high = (bound if bound is None else fixed(bound, 4, signed=True) for bound in change["interval"])
         sure = "too few for an interval" if low is None else f"95 % interval {low} to {high}"
-        words = f"the reward on {change['prompts']} held-out prompts changed by {fixed(change['mean'], 4, signed=True)} ({sure})"
+        words = (
+            f"the reward on {change['prompts']} held-out prompts changed by {fixed(change['mean'], 4, signed=True)}"
+            f" ({sure})"
+        )
         ctx.console.print(f"{ctx.name}  {words}", highlight=False, soft_wrap=True)
     words = f"{result['iterations']} iterations, {result['steps']} steps, {phase_words(result['phase_seconds'])}"
-    ctx.console.print(f"{ctx.name}  {words}, peak memory {gigabytes(result['peak_memory_bytes'])}", highlight=False, soft_wrap=True)
+    ctx.console.print(
+        f"{ctx.name}  {words}, peak memory {gigabytes(result['peak_memory_bytes'])}", highlight=False, soft_wrap=True
+    )

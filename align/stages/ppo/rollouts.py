@@ -75,11 +75,12 @@ class Sample:
 
 
 class Rollouts:
-    """Samples of the live policy, with scores. With several processes each samples for its share of the prompts, and all get everything.
+    """Samples of the live policy, with scores. With several processes each samples for its share of the prompts, and
+    all get everything.
 
     Args:
-        push: ``push(engine, model, version=..., canaries=...)`` gives the engine the policy's weights and proves it; None for an engine
-            that has none.
+        push: ``push(engine, model, version=..., canaries=...)`` gives the engine the policy's weights and proves it;
+            None for an engine that has none.
         canaries: prompts for that proof.
     """
 
@@ -101,7 +102,8 @@ class Rollouts:
         self._version, self._at = 0, -1
 
     def sync(self, step: int) -> None:
-        """Let the engine sample from the policy as it is after optimiser step ``step``. Raises TrainingFault when it does not."""
+        """Let the engine sample from the policy as it is after optimiser step ``step``. Raises TrainingFault when it
+        does not."""
         self.models.use("policy")
         if self._push is None or step == self._at:
             return
@@ -114,7 +116,8 @@ class Rollouts:
         """``sampling.n`` scored answers to every prompt, ``[prompt][sample]``.
 
         Args:
-            place: numbers that name this occasion; another one has other random numbers. They replace ``sampling.seed``.
+            place: numbers that name this occasion; another one has other random numbers. They replace
+                ``sampling.seed``.
 
         Raises:
             TrainingFault: an answer is empty.
@@ -131,7 +134,9 @@ class Rollouts:
         parts = ranks.gather(scored)
         return [parts[i % ranks.world][i // ranks.world] for i in range(len(prompts))]
 
-    def _scored(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Completion]]) -> list[list[Sample]]:
+    def _scored(
+        self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Completion]]
+    ) -> list[list[Sample]]:
         stops = self.encoder.stop_ids
         cut = [[_cut(completion, stops) for completion in of_prompt] for of_prompt in completions]
         answers = [
@@ -175,7 +180,9 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rows_of(encoder: Encoder, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[Sample]], **common: Any) -> list[dict[str, Any]]:
+def rows_of(
+    encoder: Encoder, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[Sample]], **common: Any
+) -> list[dict[str, Any]]:
     """One row an answer: what was asked and said, and what it scored."""
     return [
         {
@@ -203,7 +210,8 @@ def reference_baselines(
     cache: Path,
     ranks: Ranks,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """What the starting policy's own answers score, a mean for each prompt: fp32 [number of prompts]; and those answers as rows.
+    """What the starting policy's own answers score, a mean for each prompt: fp32 [number of prompts]; and those answers
+    as rows.
 
     Sampled once and kept under ``key``. The policy must not have been trained yet.
 

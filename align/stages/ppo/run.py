@@ -1,7 +1,8 @@
-"""``kind: ppo``: reinforcement learning from a reward model, the ChatGLM-RLHF way. Prompts and a reward model in, a policy out.
+"""``kind: ppo``: reinforcement learning from a reward model, the ChatGLM-RLHF way. Prompts and a reward model in, a
+policy out.
 
-Here everything is put together; :mod:`align.stages.ppo.trainer` says what an iteration does. The reference is always the stage's own
-starting policy. Where adapters are trained, policy, reference and value model share one base.
+Here everything is put together; :mod:`align.stages.ppo.trainer` says what an iteration does. The reference is always
+the stage's own starting policy. Where adapters are trained, policy, reference and value model share one base.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> 
     lines: list[str] = []
 
     def prompts_of(sources: Data, name: str, rejects: Path | None) -> tuple[list[EncodedPrompt], DataReport]:
-        found, report = load_prompts(sources, max_length=spec.max_prompt_length, limit="max_prompt_length", rejects=rejects, **reading)
+        found, report = load_prompts(
+            sources, max_length=spec.max_prompt_length, limit="max_prompt_length", rejects=rejects, **reading
+        )
         lines.extend(f"{name}{line}" for line in report.lines())
         return found, report
 
@@ -136,7 +139,9 @@ def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> 
     if spec.sft_data is not None:
         store = conversations_of(spec.sft_data, "sft: ")
         size = spec.sft_batch_size or -(-spec.train.prompts // spec.minibatches)
-        sft = make_loader(spec.train, encoder, group, store.__getitem__, _plan(store.sizes, ctx.seed, size, spec.total_steps))
+        sft = make_loader(
+            spec.train, encoder, group, store.__getitem__, _plan(store.sizes, ctx.seed, size, spec.total_steps)
+        )
     if spec.eval_sft_data is not None:
         store = conversations_of(spec.eval_sft_data, "held out: ")
         eval_sft = make_loader(spec.train, encoder, group, store.__getitem__, plan).batches(range(len(store)))
@@ -145,7 +150,10 @@ def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> 
         for line in lines:
             ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
         if found.leaked:
-            ctx.warn(f"{found.leaked:,} of {len(held_out):,} held-out prompts are trained on too: the held-out numbers are too good")
+            ctx.warn(
+                f"{found.leaked:,} of {len(held_out):,} held-out prompts are trained on too: the held-out numbers are"
+                " too good"
+            )
     return found
 
 
@@ -160,7 +168,12 @@ def _models(
 ) -> tuple[ActorCritic, nn.Module | None]:
     """Policy and value model to train, and the reference where it is not the policy with its adapter off."""
     quantize = spec.lora.quantize if spec.lora else None
-    loading: dict[str, Any] = {"dtype": spec.train.dtype, "device": group.device, "cache": ctx.cache, "quantize": quantize}
+    loading: dict[str, Any] = {
+        "dtype": spec.train.dtype,
+        "device": group.device,
+        "cache": ctx.cache,
+        "quantize": quantize,
+    }
     loaded = load_policy(base, **loading)
     require_own_logprobs(loaded, canary, spec.train.layout)
     policy = trained(loaded, spec.lora, ctx.seed)
@@ -173,7 +186,10 @@ def _models(
     if spec.value_start is not None:
         place = Model(path=str(ctx.resolve(spec.value_start)))
         if score_notes(place).encoder != encoder.digest:
-            message = f"{spec.value_start} has another tokenizer or chat template than the policy, whose tokens the value model has to read"
+            message = (
+                f"{spec.value_start} has another tokenizer or chat template than the policy, whose tokens the value"
+                " model has to read"
+            )
             raise InputError(message, hint="write value_init: policy")
         start = load_scalar(place, **loading)
     models = actor_critic(policy, start, spec.lora)
@@ -246,7 +262,10 @@ def _content(part: Scorer | Rollout, resolve: Callable[[str], Path | str]) -> li
     if isinstance(part, FunctionScorer):
         source = inspect.getsourcefile(import_object(part.function))
         found.append(files.sha256_file(Path(source)) if source else None)
-    return [*found, *(_content(member, resolve) for member in (part.ensemble if isinstance(part, EnsembleScorer) else ()))]
+    return [
+        *found,
+        *(_content(member, resolve) for member in (part.ensemble if isinstance(part, EnsembleScorer) else ())),
+    ]
 
 
 def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:
@@ -287,4 +306,6 @@ def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encod
     progress = trainer.progress
     kept = progress.best_step if spec.train.load_best_model and progress.best_eval else progress.step
     before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept))
-    report(ctx, trainer, data.report, samples_of(before, after), outcome, change_of(before, after), printed=spec.samples)
+    report(
+        ctx, trainer, data.report, samples_of(before, after), outcome, change_of(before, after), printed=spec.samples
+    )

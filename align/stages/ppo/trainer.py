@@ -3,13 +3,16 @@
 What happens in one iteration:
 
 1. the engine gets the policy's weights, which is proved, and answers the iteration's prompts;
-2. the answers are scored; log-probs under the policy that sampled ("old") and under the reference, and values, are the trainer's own, at
+2. the answers are scored; log-probs under the policy that sampled ("old") and under the reference, and values, are the
+trainer's own, at
    the sampling temperature, whatever the engine says of them;
 3. reward = score - the reference's score on that prompt - KL penalty, token by token; advantages by the estimator;
-4. all of it is written down, then ``ppo_epochs`` x ``minibatches`` optimiser steps follow. Policy and value model have micro-batches of
+4. all of it is written down, then ``ppo_epochs`` x ``minibatches`` optimiser steps follow. Policy and value model have
+micro-batches of
    their own, learning rates of their own, and are clipped apart. Losses are means over the tokens of a step's answers.
 
-``target_kl`` ends an iteration by moving the step count to its end, so that every iteration begins at the same step in every run.
+``target_kl`` ends an iteration by moving the step count to its end, so that every iteration begins at the same step in
+every run.
 """
 
 from __future__ import annotations
@@ -35,7 +38,15 @@ from align.rollout.engine import Sampling
 from align.sealed import damage
 from align.stages.ppo import health
 from align.stages.ppo.collect import Ingredients, make_experience
-from align.stages.ppo.experience import Experience, PolicyBatch, ValueBatch, folder_of, is_whole, minibatch_plan, training_batches
+from align.stages.ppo.experience import (
+    Experience,
+    PolicyBatch,
+    ValueBatch,
+    folder_of,
+    is_whole,
+    minibatch_plan,
+    training_batches,
+)
 from align.stages.ppo.health import Finding
 from align.stages.ppo.report import iteration_lines
 from align.stages.ppo.rollouts import parquet, rows_of
@@ -55,8 +66,17 @@ class PpoTrainer(Trainer):
         spec = parts.spec
         self.parts, self.spec, self.models = parts, spec, parts.models
         rates = {"policy": 1.0, "value": spec.value_learning_rate / spec.train.learning_rate}
-        groups = [ParameterGroup(name, parameters, rates[name]) for name, parameters in parts.models.trainable().items()]
-        super().__init__(model=parts.models, train=spec.train, total_steps=spec.total_steps, ranks=parts.ranks, groups=groups, **common)
+        groups = [
+            ParameterGroup(name, parameters, rates[name]) for name, parameters in parts.models.trainable().items()
+        ]
+        super().__init__(
+            model=parts.models,
+            train=spec.train,
+            total_steps=spec.total_steps,
+            ranks=parts.ranks,
+            groups=groups,
+            **common,
+        )
         self.term_weights = {"sft": spec.sft_weight, "entropy": spec.entropy_weight}
         self.own_attention = spec.train.layout == "padded"
         self.coefficient = spec.kl_coefficient
@@ -81,7 +101,8 @@ class PpoTrainer(Trainer):
     # The loop
 
     def steps(self) -> Iterator[Sequence[Batch]]:
-        """Iteration by iteration: experience, then its micro-batches. Going on inside an iteration takes the experience that was kept."""
+        """Iteration by iteration: experience, then its micro-batches. Going on inside an iteration takes the experience
+        that was kept."""
         per = self.spec.steps_per_iteration
         # What was kept of later iterations than the checkpoint's is not what this run will meet in them.
         self._forget_experience(lambda iteration: iteration > self.progress.step // per)
@@ -102,7 +123,11 @@ class PpoTrainer(Trainer):
         if inside or self.ranks.broadcast_object(self.ranks.first and is_whole(folder)):
             experience = Experience.load(folder)
         else:
-            settings: dict[str, Any] = {"step": self.progress.step, "coefficient": self.coefficient, "rollouts": self.rollouts_folder}
+            settings: dict[str, Any] = {
+                "step": self.progress.step,
+                "coefficient": self.coefficient,
+                "rollouts": self.rollouts_folder,
+            }
             experience = make_experience(self.parts, iteration, **settings)
             if self.ranks.first:
                 experience.save(folder)
@@ -135,7 +160,8 @@ class PpoTrainer(Trainer):
         return {"sft": batch.num_targets} if self.spec.sft_weight else {}
 
     def loss(self, batch: Batch) -> LossOutput:
-        """Summed over tokens: the clipped policy loss and the entropy bonus, or the clipped value loss, or the loss on conversations."""
+        """Summed over tokens: the clipped policy loss and the entropy bonus, or the clipped value loss, or the loss on
+        conversations."""
         if isinstance(batch, PolicyBatch):
             return self._policy_loss(batch)
         if isinstance(batch, ValueBatch):
@@ -143,7 +169,9 @@ class PpoTrainer(Trainer):
         self.models.use("policy")
         with nullcontext() if self.spec.sft_weight else torch.no_grad():
             nll = token_nll(batch_logprobs(self.models.policy, batch, own_attention=self.own_attention)).sum()
-        return LossOutput({"sft": nll} if self.spec.sft_weight else {}, {"sft_loss": Mean(nll.detach(), batch.num_targets)})
+        return LossOutput(
+            {"sft": nll} if self.spec.sft_weight else {}, {"sft_loss": Mean(nll.detach(), batch.num_targets)}
+        )
 
     def _policy_loss(self, batch: PolicyBatch) -> LossOutput:
         spec, count = self.spec, batch.num_targets
@@ -212,21 +240,28 @@ class PpoTrainer(Trainer):
     def _judge(self, findings: Sequence[Finding]) -> None:
         """Tell what is unhealthy, once for each kind; stop, if the recipe says so, before the step is saved."""
         for finding in findings:
-            known = self.unhealthy.setdefault(finding.kind, {"message": finding.message, "step": self.progress.step, "times": 0})
+            known = self.unhealthy.setdefault(
+                finding.kind, {"message": finding.message, "step": self.progress.step, "times": 0}
+            )
             known["times"] += 1
             if known["times"] == 1:
                 self.console.print(f"{self.name}  unhealthy: {finding.message}", highlight=False, soft_wrap=True)
         if findings and self.spec.on_unhealthy == "stop":
-            hint = "the last checkpoint is from before; with another bound under `health` the same command goes on from it"
-            raise TrainingFault(f"{self.name}: unhealthy at step {self.progress.step}: {findings[0].message}", hint=hint)
+            hint = (
+                "the last checkpoint is from before; with another bound under `health` the same command goes on from it"
+            )
+            raise TrainingFault(
+                f"{self.name}: unhealthy at step {self.progress.step}: {findings[0].message}", hint=hint
+            )
 
     # Held-out prompts
 
     def evaluate(self) -> dict[str, float]:
-        """Greedy answers to the held-out prompts: ``reward`` is their mean score, ``loss`` minus that, so that less is better as elsewhere.
+        """Greedy answers to the held-out prompts: ``reward`` is their mean score, ``loss`` minus that, so that less is
+        better as elsewhere.
 
-        Also their mean length and the share that ends, and the loss on held-out conversations. Empty without held-out prompts. The answers
-        are written down beside the rollouts.
+        Also their mean length and the share that ends, and the loss on held-out conversations. Empty without held-out
+        prompts. The answers are written down beside the rollouts.
         """
         parts, prompts = self.parts, self.parts.eval_prompts
         if not prompts:
@@ -263,7 +298,8 @@ class PpoTrainer(Trainer):
         return {**{name: getattr(self, name) for name in self._KEPT}, "written": written}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned. Answers that were damaged since are removed: they are for people to read only."""
+        """Put back what :meth:`state_dict` returned. Answers that were damaged since are removed: they are for people
+        to read only."""
         for name in self._KEPT:
             setattr(self, name, state[name])
         if self.ranks.first:

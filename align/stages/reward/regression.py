@@ -1,8 +1,8 @@
 """``kind: reward`` with ``grades``: a reward model learns the grades of answers by regression, one output for each.
 
-The loss of an answer is the mean, over the grades that it has, of the squared difference between the head's output at the answer's end and
-the grade; the step's is the mean over its answers. The one score of the saved model is the weighted sum of its outputs (HelpSteer2,
-https://arxiv.org/abs/2406.08673, trains and uses its models so).
+The loss of an answer is the mean, over the grades that it has, of the squared difference between the head's output at
+the answer's end and the grade; the step's is the mean over its answers. The one score of the saved model is the
+weighted sum of its outputs (HelpSteer2, https://arxiv.org/abs/2406.08673, trains and uses its models so).
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class GradesTrainer(RewardTrainer):
         found = outputs.detach()
         given = ~batch.grades.isnan()
         errors = ((found - batch.grades) ** 2).where(given, found.new_zeros(()))
-        values = {f"error/{name}": Mean(errors[:, i].sum(), int(given[:, i].sum())) for i, name in enumerate(self.spec.grades)}
+        values = {
+            f"error/{name}": Mean(errors[:, i].sum(), int(given[:, i].sum())) for i, name in enumerate(self.spec.grades)
+        }
         values["scores/mean"] = Mean(self.scalar.score(found).sum(), batch.num_branches)
         return LossOutput({"regression": losses.squared_errors(outputs, batch.grades).sum()}, values)
 
@@ -65,7 +67,8 @@ class GradesTrainer(RewardTrainer):
         return Trainer._values(self, sums)
 
     def held_out_outputs(self) -> Outputs:
-        """Of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that were kept."""
+        """Of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that were
+        kept."""
         if self.train.load_best_model or not any(self.ranks.gather(bool(self._outputs))):
             self.evaluate()
             self.model.eval()
@@ -83,7 +86,9 @@ def learn_grades(spec: RewardStage, ctx: StageContext) -> None:
         return
     merged = spec.lora is not None and spec.lora.save_merged
     layout = spec.train.layout
-    saved = save_scalar(trainer.scalar, stage.encoder, ctx.out, base=stage.base, scores=stats, layout=layout, save_merged=merged)
+    saved = save_scalar(
+        trainer.scalar, stage.encoder, ctx.out, base=stage.base, scores=stats, layout=layout, save_merged=merged
+    )
     held_out = _held_out(stage, spec, outputs)
     stage.report(trainer, {**saved, "scores": vars(stats), "grades": spec.grades, "held_out_grades": held_out})
     if held_out:
@@ -97,7 +102,9 @@ def _held_out(stage: TrainingRun, spec: RewardStage, outputs: Outputs) -> dict[s
     digests = [hashlib.sha256(tree.trunk.tobytes()).hexdigest() for tree in trees]
     prompt = np.unique(digests, return_inverse=True)[1].astype(np.int64)
     found = np.array([outputs[index, 0] for index in range(len(trees))])
-    return evaluate_grades(prompt, found, _grades(stage.held_out, spec), spec.grades, np.nanmean(_grades(stage.data, spec), axis=0))
+    return evaluate_grades(
+        prompt, found, _grades(stage.held_out, spec), spec.grades, np.nanmean(_grades(stage.data, spec), axis=0)
+    )
 
 
 def _grades(store: TreeStore, spec: RewardStage) -> Any:
@@ -110,5 +117,7 @@ def _show(ctx: StageContext, held_out: Mapping[str, Mapping[str, Any]]) -> None:
     for header in ("", "answers", "mean squared error", "of the training mean alone", "correlation"):
         table.add_column(header)
     for name, numbers in held_out.items():
-        table.add_row(name, str(numbers["answers"]), *(shown(numbers[key]) for key in ("error", "error_of_mean", "correlation")))
+        table.add_row(
+            name, str(numbers["answers"]), *(shown(numbers[key]) for key in ("error", "error_of_mean", "correlation"))
+        )
     ctx.console.print(table)

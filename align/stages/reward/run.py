@@ -1,9 +1,9 @@
 """``kind: reward``: preferences in, a reward model out, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934).
 
-The score of an answer is read at the token that ends it, so that "finished" is visible. The loss is Bradley and Terry's on each (chosen,
-rejected) pair, with the margins of the data (and, if asked, the share of votes), plus an L2 term on both scores; as everywhere, a prompt's
-loss is the mean over its rejected answers and the step's is the mean over its prompts. The paper gives neither the weight of the L2 term
-nor its buckets of length.
+The score of an answer is read at the token that ends it, so that "finished" is visible. The loss is Bradley and Terry's
+on each (chosen, rejected) pair, with the margins of the data (and, if asked, the share of votes), plus an L2 term on
+both scores; as everywhere, a prompt's loss is the mean over its rejected answers and the step's is the mean over its
+prompts. The paper gives neither the weight of the L2 term nor its buckets of length.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class RewardTrainer(Trainer):
         chosen, rejected = scores[pairs.chosen], scores[pairs.rejected]
         per_prompt = partial(segment_mean, segment=pairs.tree, num_segments=len(batch.tree_ids))
         shares = batch.shares[pairs.rejected] if self.spec.soft_labels and batch.shares is not None else None
-        terms = {"ranking": per_prompt(losses.bradley_terry(chosen, rejected, batch.margins[pairs.rejected], shares)).sum()}
+        terms = {
+            "ranking": per_prompt(losses.bradley_terry(chosen, rejected, batch.margins[pairs.rejected], shares)).sum()
+        }
         if self.spec.l2:
             terms["l2"] = per_prompt(losses.score_l2(chosen, rejected)).sum()
         margin = (chosen - rejected).detach()
@@ -90,11 +92,13 @@ class RewardTrainer(Trainer):
             "scores/rejected": rejected.detach(),
             "scores/square": (chosen**2 + rejected**2).detach() / 2,
         }
-        return LossOutput(terms, {name: Mean(per_prompt(value).sum(), len(batch.tree_ids)) for name, value in values.items()})
+        return LossOutput(
+            terms, {name: Mean(per_prompt(value).sum(), len(batch.tree_ids)) for name, value in values.items()}
+        )
 
     def noise(self, *scores: Any) -> Any:
-        """How far apart two computations of a difference of ``scores`` [P] each may be: of a hidden state's error, the part that lies
-        along the head, and as much of the scores themselves."""
+        """How far apart two computations of a difference of ``scores`` [P] each may be: of a hidden state's error, the
+        part that lies along the head, and as much of the scores themselves."""
         size = sum(score**2 for score in scores) + len(scores) * float(self.scalar.head.weight.detach().square().sum())
         return self.error * (2 * size) ** 0.5
 
@@ -112,7 +116,8 @@ class RewardTrainer(Trainer):
         return {**values, "scores/mean": mean, "scores/std": spread}
 
     def held_out_scores(self) -> dict[tuple[int, int], float]:
-        """Scores of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that were kept."""
+        """Scores of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that
+        were kept."""
         if self.train.load_best_model or not any(self.ranks.gather(bool(self._scored))):
             self.evaluate()
             self.model.eval()
@@ -150,7 +155,8 @@ def build_reward(start: Any, lora: Lora | None, seed: int, *, grades: Mapping[st
 
 
 def run(spec: RewardStage, ctx: StageContext) -> None:
-    """Train on preferences, measure the scores on the training answers, and say how good it is on held-out ones; or on graded answers."""
+    """Train on preferences, measure the scores on the training answers, and say how good it is on held-out ones; or on
+    graded answers."""
     if spec.grades:
         from align.stages.reward.regression import learn_grades  # which is made of the parts of this module
 
@@ -169,7 +175,9 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
         return
     merged = spec.lora is not None and spec.lora.save_merged
     base, layout = stage.base, spec.train.layout
-    saved = save_scalar(trainer.scalar, stage.encoder, ctx.out, base=base, scores=stats, layout=layout, save_merged=merged)
+    saved = save_scalar(
+        trainer.scalar, stage.encoder, ctx.out, base=base, scores=stats, layout=layout, save_merged=merged
+    )
     held_out, notes = _judge(stage, held_out_scores, trainer.noise)
     outcome = {**saved, "scores": vars(stats), "held_out": held_out}
     stage.report(trainer, outcome, **({"length_balance": buckets} if buckets else {}))
@@ -197,9 +205,14 @@ def _judge(
     table = PairTable.of(trees)
     by_length = LengthBaseline(table.difference, pair_weights(trees))
     notes = []
-    side, share = ("longer", by_length.longer_wins) if by_length.longer_wins >= 0.5 else ("shorter", 1 - by_length.longer_wins)
+    side, share = (
+        ("longer", by_length.longer_wins) if by_length.longer_wins >= 0.5 else ("shorter", 1 - by_length.longer_wins)
+    )
     if share >= SKEWED and not isinstance(stage.read.examples, BalancedTrees):
-        notes.append(f"the {side} answer wins {share:.0%} of the training pairs, so length may be what was learned; see length_balance")
+        notes.append(
+            f"the {side} answer wins {share:.0%} of the training pairs, so length may be what was learned; see"
+            " length_balance"
+        )
     if stage.held_out is None:
         return None, notes
     held_out = _trees(stage.held_out)
@@ -218,10 +231,14 @@ def _trees(store: TreeStore) -> list[Tree]:
     return [store[i] for i in range(len(store))]
 
 
-def _scored_pairs(trees: Sequence[Tree], scores: Mapping[tuple[int, int], float], noise: Callable[..., Any]) -> ScoredPairs:
+def _scored_pairs(
+    trees: Sequence[Tree], scores: Mapping[tuple[int, int], float], noise: Callable[..., Any]
+) -> ScoredPairs:
     table = PairTable.of(trees)
     chosen = np.array([scores[t, 0] for t in table.tree.tolist()], dtype=np.float64)
-    rejected = np.array([scores[t, slot] for t, slot in zip(table.tree.tolist(), table.slot.tolist(), strict=True)], dtype=np.float64)
+    rejected = np.array(
+        [scores[t, slot] for t, slot in zip(table.tree.tolist(), table.slot.tolist(), strict=True)], dtype=np.float64
+    )
     if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
         raise InputError("a held-out answer has a score that is not finite", hint="lower learning_rate")
     return ScoredPairs(table.tree, chosen, rejected, table.chosen, table.rejected, noise(chosen, rejected))

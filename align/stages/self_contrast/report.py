@@ -49,7 +49,9 @@ class Account:
     """Lengths of the chosen answers that were kept, and below those of their rejected ones."""
     negative_tokens: list[int] = field(default_factory=list)
 
-    def add(self, chosen: Selection, scores: Sequence[float], tokens: Sequence[int], target_tokens: int, *, kept: bool) -> None:
+    def add(
+        self, chosen: Selection, scores: Sequence[float], tokens: Sequence[int], target_tokens: int, *, kept: bool
+    ) -> None:
         """A prompt with its samples; ``kept``: it became a preference."""
         self.prompts += 1
         self.similarities += scores
@@ -66,7 +68,9 @@ class Account:
     def words(self) -> str:
         """What became of the samples, in a line."""
         total = self.prompts * self.samples_per_prompt
-        return ", ".join([f"{total:,} samples", *(f"{self.reasons[r]:,} {words}" for r, words in _WORDS.items() if self.reasons[r])])
+        return ", ".join(
+            [f"{total:,} samples", *(f"{self.reasons[r]:,} {words}" for r, words in _WORDS.items() if self.reasons[r])]
+        )
 
     def headline(self) -> dict[str, Any]:
         """The numbers that a summary needs."""
@@ -114,7 +118,9 @@ def show(console: Console, name: str, account: Account, seconds: Mapping[str, fl
     table.add_row(f"prompts dropped (fewer than {account.negatives} negatives)", f"{account.prompts - account.kept:,}")
     table.add_row("prompts kept", f"{account.kept:,}")
     numbers = account.headline()
-    table.add_row("mean tokens of chosen and rejected", f"{numbers['chosen_tokens']:.1f}, {numbers['rejected_tokens']:.1f}")
+    table.add_row(
+        "mean tokens of chosen and rejected", f"{numbers['chosen_tokens']:.1f}, {numbers['rejected_tokens']:.1f}"
+    )
     limit = account.embedding["max_tokens"]
     cut = f"texts cut by the embedder (at {limit} of its tokens)" if limit else "texts cut by the embedder (no limit)"
     table.add_row(cut, f"{numbers['texts_cut_by_embedder']:.1%}")
@@ -127,4 +133,8 @@ def show(console: Console, name: str, account: Account, seconds: Mapping[str, fl
     for row in rows:
         dark, whole = round(row["negatives"] * scale), round(row["samples"] * scale)
         bar = "█" * dark + "░" * max(0, whole - dark)
-        console.print(f"  {row['from']:6.3f} to {row['to']:6.3f}  {bar:<{_BAR}}  {row['samples']:,}", highlight=False, markup=False)
+        console.print(
+            f"  {row['from']:6.3f} to {row['to']:6.3f}  {bar:<{_BAR}}  {row['samples']:,}",
+            highlight=False,
+            markup=False,
+        )

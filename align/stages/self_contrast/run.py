@@ -1,11 +1,12 @@
 """``kind: self_contrast``: preferences from a policy and the data it was tuned on (https://arxiv.org/abs/2404.00604).
 
-For each conversation the policy samples many answers to the prompt. They and the data's answer, the target, are embedded, without the
-prompt. The samples least similar to the target are what negatives are drawn from: those most similar are likely good answers too. A
-prompt with its target (chosen) and its negatives (rejected) is one preference; ``dpo`` learns from all its pairs at once.
+For each conversation the policy samples many answers to the prompt. They and the data's answer, the target, are
+embedded, without the prompt. The samples least similar to the target are what negatives are drawn from: those most
+similar are likely good answers too. A prompt with its target (chosen) and its negatives (rejected) is one preference;
+``dpo`` learns from all its pairs at once.
 
-Everything slow is kept as it is made: samples shard by shard, embeddings block by block. A run that was killed goes on from there and
-ends with the same bytes.
+Everything slow is kept as it is made: samples shard by shard, embeddings block by block. A run that was killed goes on
+from there and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,20 @@ from align.stages.shared.policy_samples import AsSampled, Sample, as_samples, sa
 from align.training.launch import Ranks, ranks
 
 _NOT_FIELDS = frozenset(
-    {"id", "prompt", "messages", "chosen", "rejected", "margin", "votes", "grades", "tools", "system", "similarities", "sample_ids"}
+    {
+        "id",
+        "prompt",
+        "messages",
+        "chosen",
+        "rejected",
+        "margin",
+        "votes",
+        "grades",
+        "tools",
+        "system",
+        "similarities",
+        "sample_ids",
+    }
 )
 """Columns of the data that would mean something else in a preference."""
 
@@ -60,13 +74,19 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
     ctx.encoder_digest = encoder.digest
     embedder = find_embedder(ctx.resolve(spec.embedder)) if group.first else None
     lengths: dict[str, Any] = {"max_length": spec.max_length, "max_new_tokens": spec.max_new_tokens}
-    targets, report = read_targets(spec.data, ctx, encoder, rejects=ctx.out / "rejects.jsonl" if group.first else None, **lengths)
+    targets, report = read_targets(
+        spec.data, ctx, encoder, rejects=ctx.out / "rejects.jsonl" if group.first else None, **lengths
+    )
     for line in report.lines():
         ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
     if spec.source == "other_prompts" and len(targets) < 2:
         raise InputError("source: other_prompts needs two prompts at least")
     sampling = Sampling(
-        spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, top_p=spec.top_p, seed=sample_seed(ctx.seed, 0)
+        spec.max_new_tokens,
+        n=spec.samples_per_prompt,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        seed=sample_seed(ctx.seed, 0),
     )
     prompts = [target.prompt_ids for target in targets]
     with clock.phase("sampling"):
@@ -93,7 +113,8 @@ def _of_others(samples: Sequence[Sequence[Sample]], seed: int) -> list[list[Samp
     """For each prompt, in place of its k-th sample the k-th of another prompt, at random for each k."""
     count = len(samples)
     return [
-        [samples[(p + 1 + sample_seed(seed, 1, p, k) % (count - 1)) % count][k] for k in range(len(own))] for p, own in enumerate(samples)
+        [samples[(p + 1 + sample_seed(seed, 1, p, k) % (count - 1)) % count][k] for k in range(len(own))]
+        for p, own in enumerate(samples)
     ]
 
 
@@ -105,10 +126,15 @@ def _similarities(
     samples: Sequence[Sequence[Sample]],
     group: Ranks,
 ) -> tuple[list[list[float]], dict[str, Any]]:
-    """Cosines of each prompt's samples with its target, to six places (what is less depends on the batch), and what the embedder cut."""
+    """Cosines of each prompt's samples with its target, to six places (what is less depends on the batch), and what the
+    embedder cut."""
     embedder = SentenceEmbedder(folder, device=group.device)
-    texts = [text for target, own in zip(targets, samples, strict=True) for text in (target.text, *(s.text for s in own))]
-    vectors, cut = embed_all(embedder, texts, folder=ctx.work / "embeddings", console=ctx.console, name=f"{ctx.name}  embeddings")
+    texts = [
+        text for target, own in zip(targets, samples, strict=True) for text in (target.text, *(s.text for s in own))
+    ]
+    vectors, cut = embed_all(
+        embedder, texts, folder=ctx.work / "embeddings", console=ctx.console, name=f"{ctx.name}  embeddings"
+    )
     grouped: Vectors = vectors.reshape(len(targets), 1 + spec.samples_per_prompt, -1)
     cosines = np.einsum("pd,pnd->pn", grouped[:, 0], grouped[:, 1:])
     limit = {"embedder": spec.embedder, "max_tokens": embedder.max_tokens, "texts": len(texts), "cut": cut}
@@ -124,13 +150,16 @@ def _write(
     account: Account,
     as_sampled: AsSampled,
 ) -> None:
-    """Choose the negatives of every prompt and write the preferences and the report; raises InputError when there is none."""
+    """Choose the negatives of every prompt and write the preferences and the report; raises InputError when there is
+    none."""
     enough = spec.negatives if spec.too_few == "drop" else 1
     with files.atomic_lines(ctx.out / "data.jsonl") as write:
         for target, own, scores in zip(targets, samples, similarities, strict=True):
             chosen = _select(spec, ctx.seed, target, own, scores)
             kept = len(chosen.indices) >= enough
-            account.add(chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept)
+            account.add(
+                chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept
+            )
             if kept:
                 write(_row(target, own, scores, chosen, as_sampled))
     if not account.kept:
@@ -139,7 +168,9 @@ def _write(
     files.write_json(ctx.out / "report.json", account.as_json())
 
 
-def _select(spec: SelfContrastStage, seed: int, target: Target, own: Sequence[Sample], scores: Sequence[float]) -> Selection:
+def _select(
+    spec: SelfContrastStage, seed: int, target: Target, own: Sequence[Sample], scores: Sequence[float]
+) -> Selection:
     return select_negatives(
         target.text,
         [sample.text for sample in own],
@@ -153,7 +184,9 @@ def _select(spec: SelfContrastStage, seed: int, target: Target, own: Sequence[Sa
     )
 
 
-def _row(target: Target, own: Sequence[Sample], scores: Sequence[float], chosen: Selection, as_sampled: AsSampled) -> dict[str, Any]:
+def _row(
+    target: Target, own: Sequence[Sample], scores: Sequence[float], chosen: Selection, as_sampled: AsSampled
+) -> dict[str, Any]:
     """A preference as data are read: one chosen answer, the negatives as rejected ones, and where these come from."""
     row: dict[str, Any] = {key: value for key, value in target.fields.items() if key not in _NOT_FIELDS}
     row |= {"id": target.id, "prompt": list(target.prompt)}

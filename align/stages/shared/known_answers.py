@@ -1,4 +1,5 @@
-"""Conversations as questions with a known answer: what Self-Contrast contrasts with, and what evaluation compares with."""
+"""Conversations as questions with a known answer: what Self-Contrast contrasts with, and what evaluation compares
+with."""
 
 from __future__ import annotations
 
@@ -50,12 +51,18 @@ class Target:
 
 
 def read_targets(
-    sources: Sequence[DataSource], ctx: StageContext, encoder: Encoder, *, max_length: int, max_new_tokens: int, rejects: Path | None
+    sources: Sequence[DataSource],
+    ctx: StageContext,
+    encoder: Encoder,
+    *,
+    max_length: int,
+    max_new_tokens: int,
+    rejects: Path | None,
 ) -> tuple[list[Target], DataReport]:
     """The last turn of every conversation of ``sources``, and what became of the rows.
 
-    Left out are rows whose prompt with its answer, or with ``max_new_tokens`` more, is longer than ``max_length`` tokens, and answers
-    without text. ``rejects`` gets one JSON line for each row that was left out.
+    Left out are rows whose prompt with its answer, or with ``max_new_tokens`` more, is longer than ``max_length``
+    tokens, and answers without text. ``rejects`` gets one JSON line for each row that was left out.
 
     Raises :class:`InputError` for bad rows (unless their source skips them), and when nothing is left.
     """
@@ -76,13 +83,19 @@ def read_targets(
             if isinstance(error, InputError) and origin.source not in skipping:
                 refused.append(origin.blamed(problem))
             report.drop(problem.message, origin)
-            dropped.append({"source": origin.source, "line": origin.line, "field": None, "reason": problem.message, "content": ""})
+            dropped.append(
+                {"source": origin.source, "line": origin.line, "field": None, "reason": problem.message, "content": ""}
+            )
     report.source_lines, report.sources = records.report.lines(), records.report.as_json()
     if refused:
-        raise InputError([*refused[:SHOWN], Problem(f"{len(refused)} such rows", hint="`on_bad_row: skip` leaves them out")])
+        raise InputError(
+            [*refused[:SHOWN], Problem(f"{len(refused)} such rows", hint="`on_bad_row: skip` leaves them out")]
+        )
     if not targets:
         reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
-        raise InputError(Problem(f"0 rows left of {records.report.given:,}: {reasons}", file=", ".join(s.path for s in sources)))
+        raise InputError(
+            Problem(f"0 rows left of {records.report.given:,}: {reasons}", file=", ".join(s.path for s in sources))
+        )
     if rejects is not None and dropped:
         bad = rejects.read_text(encoding="utf-8") if rejects.exists() else ""
         files.atomic_write(rejects, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in dropped) + bad)

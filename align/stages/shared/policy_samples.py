@@ -51,8 +51,11 @@ class Sample:
     def _of(cls, id: str, ids: Sequence[int], finished: bool, encoder: Encoder) -> Sample:
         return cls(id, encoder.answer_text(ids, finished=finished), np.array(ids, dtype=np.int32), finished)
 
-    def answer(self, prompt: Messages, prompt_ids: Sequence[int], fields: Mapping[str, Any], target: str | None = None) -> Answer:
-        """As it is scored: in every stage the same ids give the same text. The row's column ``target`` counts where no target is given."""
+    def answer(
+        self, prompt: Messages, prompt_ids: Sequence[int], fields: Mapping[str, Any], target: str | None = None
+    ) -> Answer:
+        """As it is scored: in every stage the same ids give the same text. The row's column ``target`` counts where no
+        target is given."""
         if target is None and isinstance(fields.get("target"), str):
             target = fields["target"]
         return Answer(prompt, self.text, tuple(prompt_ids), tuple(self.ids.tolist()), self.finished, target, fields)
@@ -61,15 +64,18 @@ class Sample:
 class AsSampled:
     """Answers as messages of a data file, so that training sees the ids that were sampled.
 
-    Most often the text of an answer is encoded as just these ids, and is enough. Where it is not, the message carries the ids too: a policy
-    may write a word in other pieces than the tokenizer, a template may trim the text, and decoding leaves special tokens out.
+    Most often the text of an answer is encoded as just these ids, and is enough. Where it is not, the message carries
+    the ids too: a policy may write a word in other pieces than the tokenizer, a template may trim the text, and
+    decoding leaves special tokens out.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self.answers = self.with_ids = 0
 
-    def message(self, prompt: Messages, tools: Sequence[dict[str, Any]], text: str, ids: Sequence[int], *, finished: bool) -> Message:
+    def message(
+        self, prompt: Messages, tools: Sequence[dict[str, Any]], text: str, ids: Sequence[int], *, finished: bool
+    ) -> Message:
         """An assistant's message; one that was cut says so, so that training adds no end to it."""
         plain: Message = {"role": "assistant", "content": text}
         if not finished:
@@ -108,13 +114,19 @@ def sample_policy(
     max_length: int,
     name: str,
 ) -> Samples:
-    """Samples of ``policy``, kept in the runs' cache, so that a stage that only chooses differently among them samples nothing anew.
+    """Samples of ``policy``, kept in the runs' cache, so that a stage that only chooses differently among them samples
+    nothing anew.
 
     The processes of ``group`` share the shards, and all may read them once this returns.
 
     Raises as :func:`align.rollout.samples.sample_shards` and :func:`align.rollout.engines.open_engine`.
     """
-    key = {"policy": model_digest(policy.path, policy.revision), "encoder": encoder.digest, "max_length": max_length, **engine_key(rollout)}
+    key = {
+        "policy": model_digest(policy.path, policy.revision),
+        "encoder": encoder.digest,
+        "max_length": max_length,
+        **engine_key(rollout),
+    }
     if rollout.script is not None:
         key["script"] = files.digest_path(Path(ctx.resolve(rollout.script)))
     everything = files.digest_json({**key, "sampling": asdict(sampling), "prompts": prompts_digest(prompts)})
@@ -134,11 +146,15 @@ def sample_policy(
 
 
 def engine_key(rollout: Rollout) -> dict[str, Any]:
-    """What samples follow from besides weights, prompts and sampling. ``auto`` is another engine once vllm is installed or gone."""
+    """What samples follow from besides weights, prompts and sampling. ``auto`` is another engine once vllm is installed
+    or gone."""
     key: dict[str, Any] = {"rollout": rollout.model_dump(mode="json")}
     return {**key, "vllm": find_spec("vllm") is not None} if rollout.engine == "auto" else key
 
 
 def as_samples(ids: Sequence[str], samples: Samples, encoder: Encoder) -> list[list[Sample]]:
     """The samples of every prompt as text; ``ids`` are the prompts'."""
-    return [[Sample.of(f"{id}#{k}", one, encoder) for k, one in enumerate(group)] for id, group in zip(ids, samples, strict=True)]
+    return [
+        [Sample.of(f"{id}#{k}", one, encoder) for k, one in enumerate(group)]
+        for id, group in zip(ids, samples, strict=True)
+    ]

@@ -1,6 +1,8 @@
-"""What the stages that sample and score have in common: prompts with room for an answer, answers, scores, and an account of it all.
+"""What the stages that sample and score have in common: prompts with room for an answer, answers, scores, and an
+account of it all.
 
-Every process of a run reads the prompts and comes to the same result; they share the sampling and the scoring, and the first one writes.
+Every process of a run reads the prompts and comes to the same result; they share the sampling and the scoring, and the
+first one writes.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ _STEERING = frozenset(
     {"messages", "prompt", "completion", "completions", "chosen", "rejected", "conversations", "instruction"}
     | {"id", "margin", "votes", "grades", "scores", "system", "tools"}
 )
-"""Columns by which a row's format is found, or that are written here: a row of ours must not take them from the row it follows."""
+"""Columns by which a row's format is found, or that are written here: a row of ours must not take them from the row it
+follows."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ class LeftOut:
         table.add_column("ids", overflow="fold")
         for reason, count in self.counts().items():
             ids = [row["id"] for row in self.rows if row["reason"] == reason]
-            table.add_row(Text(reason), f"{count:,}", Text(", ".join(ids[:_SHOWN]) + (", ..." if count > _SHOWN else "")))
+            table.add_row(
+                Text(reason), f"{count:,}", Text(", ".join(ids[:_SHOWN]) + (", ..." if count > _SHOWN else ""))
+            )
         return table
 
 
@@ -91,8 +96,8 @@ def read_prompts(
 ) -> list[Asked]:
     """The prompts of a stage that ``refuse`` has no reason against, each once, with room for an answer.
 
-    Raises :class:`InputError` for bad rows and for prompts that the chat template refuses (unless their source skips them), and when
-    nothing is left.
+    Raises :class:`InputError` for bad rows and for prompts that the chat template refuses (unless their source skips
+    them), and when nothing is left.
     """
     locations = [ctx.resolve(source.path) for source in spec.prompts]
     rejects = ctx.out / "rejects.jsonl" if ranks().first else None
@@ -141,7 +146,11 @@ class Answered:
     @property
     def used(self) -> list[Answer]:
         """The answers that are scored."""
-        return [answer for answer, fate in zip(self.answers, self.fates, strict=True) if fate is None] if self.scores else []
+        return (
+            [answer for answer, fate in zip(self.answers, self.fates, strict=True) if fate is None]
+            if self.scores
+            else []
+        )
 
     def row(self) -> dict[str, Any]:
         """All answers, for people to read."""
@@ -149,44 +158,69 @@ class Answered:
         said = []
         for answer, fate in zip(self.answers, self.fates, strict=True):
             value = next(scores) if fate is None and self.scores else None
-            said.append({"text": answer.text, "tokens": len(answer.ids), "finished": answer.finished, "left_out": fate, "score": value})
+            said.append(
+                {
+                    "text": answer.text,
+                    "tokens": len(answer.ids),
+                    "finished": answer.finished,
+                    "left_out": fate,
+                    "score": value,
+                }
+            )
         return {"id": self.record.id, "answers": said}
 
 
 def answer_prompts(
-    spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[Asked], left_out: LeftOut, *, distinct: bool
+    spec: SamplingStage,
+    ctx: StageContext,
+    policy: Model,
+    encoder: Encoder,
+    asked: Sequence[Asked],
+    left_out: LeftOut,
+    *,
+    distinct: bool,
 ) -> list[Answered]:
-    """Sample answers to every prompt and score them; prompts with fewer than two that can be used go to ``left_out`` as well.
+    """Sample answers to every prompt and score them; prompts with fewer than two that can be used go to ``left_out`` as
+    well.
 
-    ``distinct``: an answer that says what an earlier one says is not used. What an interrupted run sampled and scored is found again. The
-    engine is gone before a model that scores is loaded.
+    ``distinct``: an answer that says what an earlier one says is not used. What an interrupted run sampled and scored
+    is found again. The engine is gone before a model that scores is loaded.
     """
     answers = _sample(spec, ctx, policy, encoder, asked)
     fates = [fates_of(group, keep_unfinished=spec.unfinished == "keep", distinct=distinct) for group in answers]
-    used = [[a for a, fate in zip(group, of, strict=True) if fate is None] for group, of in zip(answers, fates, strict=True)]
+    used = [
+        [a for a, fate in zip(group, of, strict=True) if fate is None] for group, of in zip(answers, fates, strict=True)
+    ]
     scores = iter(score(spec.reward, ctx, [answer for group in used if len(group) > 1 for answer in group], "scores"))
     answered = []
     for one, group, of, found in zip(asked, answers, fates, used, strict=True):
         if len(found) < 2:
             left_out.add(one.record, TOO_FEW, answers=len(found))
-        answered.append(Answered(one.record, tuple(group), of, tuple(next(scores) for _ in found) if len(found) > 1 else ()))
+        answered.append(
+            Answered(one.record, tuple(group), of, tuple(next(scores) for _ in found) if len(found) > 1 else ())
+        )
     return answered
 
 
 def fates_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool) -> tuple[str | None, ...]:
-    """Why an answer is not used: ``unfinished``, ``empty``, or ``repeated`` (with ``distinct``); None for one that is."""
+    """Why an answer is not used: ``unfinished``, ``empty``, or ``repeated`` (with ``distinct``); None for one that
+    is."""
     fates: list[str | None] = []
     seen: set[str] = set()
     for answer in answers:
         plain = normalised(answer.text)
         unfinished = not answer.finished and not keep_unfinished
-        fates.append("unfinished" if unfinished else "empty" if not plain else "repeated" if distinct and plain in seen else None)
+        fates.append(
+            "unfinished" if unfinished else "empty" if not plain else "repeated" if distinct and plain in seen else None
+        )
         if fates[-1] is None:
             seen.add(plain)
     return tuple(fates)
 
 
-def _sample(spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[Asked]) -> list[list[Answer]]:
+def _sample(
+    spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[Asked]
+) -> list[list[Answer]]:
     samples = sample_policy(
         spec.rollout,
         policy,
@@ -200,14 +234,17 @@ def _sample(spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Enco
     )
     said = as_samples([one.record.id for one in asked], samples, encoder)
     return [
-        [sample.answer(one.record.prompt, one.ids, one.record.fields) for sample in group] for one, group in zip(asked, said, strict=True)
+        [sample.answer(one.record.prompt, one.ids, one.record.fields) for sample in group]
+        for one, group in zip(asked, said, strict=True)
     ]
 
 
 def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part: str) -> list[float]:
     """A score for each answer; ``part`` names the folder in which an interrupted run finds its scores again."""
     return score_answers(
-        lambda: open_scorer(scorer, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest),
+        lambda: open_scorer(
+            scorer, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest
+        ),
         answers,
         folder=ctx.work / part,
         key={"scorer": scorer.model_dump(mode="json")},
@@ -228,7 +265,8 @@ def prompt_row(record: Prompt) -> dict[str, Any]:
 
 
 def about(answered: Sequence[Answered]) -> dict[str, Any]:
-    """What a report says of a policy's answers: their text, why some were not used, scores, and whether longer ones score higher (C35)."""
+    """What a report says of a policy's answers: their text, why some were not used, scores, and whether longer ones
+    score higher (C35)."""
     fates = [fate for one in answered for fate in one.fates]
     scores = [value for one in answered for value in one.scores]
     return {
@@ -240,9 +278,14 @@ def about(answered: Sequence[Answered]) -> dict[str, Any]:
 
 
 def leave(
-    ctx: StageContext, rows: Sequence[Mapping[str, Any]], answered: Sequence[Answered], left_out: LeftOut, outcome: Mapping[str, Any]
+    ctx: StageContext,
+    rows: Sequence[Mapping[str, Any]],
+    answered: Sequence[Answered],
+    left_out: LeftOut,
+    outcome: Mapping[str, Any],
 ) -> None:
-    """Write the rows, all samples, what was left out and the report, and show the last two. Nothing of it depends on time or place."""
+    """Write the rows, all samples, what was left out and the report, and show the last two. Nothing of it depends on
+    time or place."""
     if not ranks().first:
         return
     outcome = {**outcome, **about(answered), "left_out": left_out.counts()}

@@ -1,4 +1,5 @@
-"""The data of a training stage, read as its kind wants them. The plan of a run reads them in the same way, to count steps."""
+"""The data of a training stage, read as its kind wants them. The plan of a run reads them in the same way, to count
+steps."""
 
 from __future__ import annotations
 
@@ -78,8 +79,14 @@ def read_data(
     rejects: Path | None,
     with_held_out: bool = True,
 ) -> StageData:
-    """The stage's ``data`` as trees and, unless not wanted, its ``eval_data``. Raises as :func:`~align.data.trees.load.load_trees`."""
-    common: dict[str, Any] = {"resolve": resolve, "encoder": encoder, "max_length": spec.max_length, "too_long": spec.too_long}
+    """The stage's ``data`` as trees and, unless not wanted, its ``eval_data``. Raises as
+    :func:`~align.data.trees.load.load_trees`."""
+    common: dict[str, Any] = {
+        "resolve": resolve,
+        "encoder": encoder,
+        "max_length": spec.max_length,
+        "too_long": spec.too_long,
+    }
     common |= {"cache": cache, "seed": seed, "train_on": spec.train_on if isinstance(spec, SftStage) else "last"}
     want: Any = "conversation" if isinstance(spec, SftStage) else "preference"
     filters, eval_filters = None, None
@@ -109,23 +116,32 @@ def _require_grades(spec: RewardStage, trees: TreeStore, report: DataReport) -> 
         others = [what.removeprefix(f"{UNLEARNED}: ") for what in report.noted if what.startswith(UNLEARNED)]
         hint = f"the data have {', '.join(others)} as well" if others else None
         paths = ", ".join(source.path for source in spec.data)
-        raise InputError([Problem("no answer has this grade", file=paths, key=f"grades.{name}", hint=hint) for name in absent])
+        raise InputError(
+            [Problem("no answer has this grade", file=paths, key=f"grades.{name}", hint=hint) for name in absent]
+        )
 
 
 def _marks(spec: SftStage | RewardStage | DpoStage, trees: TreeStore) -> str | None:
-    """What the loss uses of the pairs' margins, in words. Raises InputError for a key that the data give nothing to work with."""
+    """What the loss uses of the pairs' margins, in words. Raises InputError for a key that the data give nothing to
+    work with."""
     if isinstance(spec, SftStage):
         return None
     margins, shares = trees.marks().T
     paths = ", ".join(source.path for source in spec.data)
     if spec.soft_labels and (shares == 1).all():
         hint = "remove it; votes come from a `better` with several judges, or from the column `votes`"
-        raise InputError(Problem("has no effect: no judges disagree in these data", file=paths, key="soft_labels", hint=hint))
+        raise InputError(
+            Problem("has no effect: no judges disagree in these data", file=paths, key="soft_labels", hint=hint)
+        )
     offset = spec.offset if isinstance(spec, DpoStage) else 1.0
     margins = margins[margins != 0]
     if isinstance(spec, DpoStage) and offset and not len(margins):
-        hint = "remove it; `margin: gap` in `format` takes margins from the answers' scores, a column `margin` has its own"
-        raise InputError(Problem("has no effect: no pair of these data has a margin", file=paths, key="offset", hint=hint))
+        hint = (
+            "remove it; `margin: gap` in `format` takes margins from the answers' scores, a column `margin` has its own"
+        )
+        raise InputError(
+            Problem("has no effect: no pair of these data has a margin", file=paths, key="offset", hint=hint)
+        )
     if not offset or not len(margins):
         return None
     low, middle, high = (float(number) for number in np.quantile(margins, (0, 0.5, 1)))
@@ -136,7 +152,9 @@ def _filters(spec: RewardStage, resolve: Callable[[str], Path | str], seed: int)
     """What leaves preferences out of the training data, and of the held-out data."""
     from align.data.trees.filters import PreferenceFilter, prompt_digests
 
-    return PreferenceFilter(prompt_digests(_records(spec.eval_data, resolve, seed)) if spec.eval_data else ()), PreferenceFilter()
+    return PreferenceFilter(
+        prompt_digests(_records(spec.eval_data, resolve, seed)) if spec.eval_data else ()
+    ), PreferenceFilter()
 
 
 def _records(data: Data, resolve: Callable[[str], Path | str], seed: int) -> Any:

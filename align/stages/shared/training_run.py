@@ -111,27 +111,36 @@ class TrainingRun:
         saved = save_policy(self.model, self.encoder, self.ctx.out, base=self.base, save_merged=merged)
         after = self._answers(prompts)
         answers = [
-            {"prompt": self.encoder.decode(tree.trunk), "before": b, "after": a} for tree, b, a in zip(prompts, before, after, strict=True)
+            {"prompt": self.encoder.decode(tree.trunk), "before": b, "after": a}
+            for tree, b, a in zip(prompts, before, after, strict=True)
         ]
         self.report(trainer, saved, samples=answers)
 
-    def report(self, trainer: Trainer, outcome: Mapping[str, Any], *, samples: Sequence[Mapping[str, str]] = (), **more: Any) -> None:
+    def report(
+        self, trainer: Trainer, outcome: Mapping[str, Any], *, samples: Sequence[Mapping[str, str]] = (), **more: Any
+    ) -> None:
         """Write ``report.json`` and the metrics, note the headline numbers, and show them; on the first process.
 
-        ``outcome`` is what the headlines say besides how training went; ``samples`` and ``more`` are in the report only.
+        ``outcome`` is what the headlines say besides how training went; ``samples`` and ``more`` are in the report
+        only.
         """
         keep_logs(self.ctx, "trackers")
         outcome = {**headlines(trainer), **outcome}
         if self.read.held_out_report is not None:
             more |= {"held_out_data": self.read.held_out_report.as_json(), "held_out_leaked": self.leaked}
-        files.write_json(self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more})
+        files.write_json(
+            self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more}
+        )
         self.ctx.note(outcome)
         _show(self.ctx, outcome, samples)
 
     def _answers(self, trees: Sequence[Tree], max_new_tokens: int = 64) -> list[str]:
         """Greedy answers of the policy as it is now."""
         trunks = [tree.trunk.tolist() for tree in trees]
-        return [self.encoder.decode(ids).strip() for ids in answer(self.model, self.encoder, trunks, max_new_tokens=max_new_tokens)]
+        return [
+            self.encoder.decode(ids).strip()
+            for ids in answer(self.model, self.encoder, trunks, max_new_tokens=max_new_tokens)
+        ]
 
 
 def keep_logs(ctx: StageContext, *folders: str) -> None:
@@ -167,7 +176,8 @@ def prepare(
     """Read and encode the data, plan the steps, and load the model; says what was read and what was left out.
 
     Args:
-        build: makes what is trained of the loaded model, the recipe's ``lora`` and the seed; every process has to make the same.
+        build: makes what is trained of the loaded model, the recipe's ``lora`` and the seed; every process has to make
+            the same.
         load: loads it, called as :func:`load_policy` is; may also give a reward model.
     """
     group = ranks()
@@ -184,8 +194,13 @@ def prepare(
         if leaked:
             ctx.warn(_leak(leaked, len(read.held_out or ())))
     train, lora, first = spec.train, spec.lora, read.trees[0]
-    start: Any = load(base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None)
-    canary, inner = [*first.trunk, *first.branches[0].ids, *first.trunk][:12], start.backbone if isinstance(start, ScalarModel) else None
+    start: Any = load(
+        base, dtype=train.dtype, device=group.device, cache=ctx.cache, quantize=lora.quantize if lora else None
+    )
+    canary, inner = (
+        [*first.trunk, *first.branches[0].ids, *first.trunk][:12],
+        start.backbone if isinstance(start, ScalarModel) else None,
+    )
     if inner is None:
         require_own_logprobs(start, canary, train.layout)
     else:
@@ -211,7 +226,10 @@ def _beyond(policy: Any, trees: TreeStore) -> str | None:
 
 def _leak(ids: Sequence[str], held_out: int) -> str:
     shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
-    return f"{len(ids):,} of {held_out:,} held-out prompts are in the training data too ({shown}): the held-out numbers are too good"
+    return (
+        f"{len(ids):,} of {held_out:,} held-out prompts are in the training data too ({shown}): the held-out numbers"
+        " are too good"
+    )
 
 
 def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
@@ -226,7 +244,8 @@ def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
 
 
 def say_adapters(ctx: StageContext, model: nn.Module, *, new: bool, own: bool) -> None:
-    """One line, where adapters are trained (``new``), or where the policy had one of its ``own`` that is part of all weights now."""
+    """One line, where adapters are trained (``new``), or where the policy had one of its ``own`` that is part of all
+    weights now."""
     if new:
         line = adapted(cast(nn.Module, getattr(model, "backbone", model)))
     elif own:
@@ -245,7 +264,10 @@ def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
 
 
 def before_and_after(
-    ctx: StageContext, before: Mapping[str, float] | None, after: Mapping[str, float] | None, samples: Sequence[Mapping[str, str]]
+    ctx: StageContext,
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float] | None,
+    samples: Sequence[Mapping[str, str]],
 ) -> None:
     """A table of held-out numbers and answers before and after a stage; nothing when there are neither."""
     table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)

@@ -1,4 +1,5 @@
-"""What watches over a TRL trainer: metrics, signals, numbers that must not be gone on from, and checkpoints that can be trusted."""
+"""What watches over a TRL trainer: metrics, signals, numbers that must not be gone on from, and checkpoints that can be
+trusted."""
 
 from __future__ import annotations
 
@@ -41,11 +42,11 @@ class TrlCheckpoint:
 
 
 def newest_checkpoint(folder: Path) -> TrlCheckpoint | None:
-    """The newest of a trainer's checkpoints; those that were not finished, or changed afterwards, are removed, with a line for each that
-    was finished. None when none is left.
+    """The newest of a trainer's checkpoints; those that were not finished, or changed afterwards, are removed, with a
+    line for each that was finished. None when none is left.
 
-    What transformers loads of one are safetensors, JSON, and tensors by torch's loader that builds nothing else (``weights_only``). The one
-    file that is a pickle of Python objects is not read by it, and not kept here.
+    What transformers loads of one are safetensors, JSON, and tensors by torch's loader that builds nothing else
+    (``weights_only``). The one file that is a pickle of Python objects is not read by it, and not kept here.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
@@ -65,7 +66,9 @@ class Watch(TrainerCallback):
     def __init__(self, ctx: StageContext, since: TrlCheckpoint | None) -> None:
         self._ctx = ctx
         path = ctx.work / "metrics.jsonl"
-        self._log = MetricsLog(path, resumed_at=since.step if since else None, report_to=[], run_name=ctx.name, config={})
+        self._log = MetricsLog(
+            path, resumed_at=since.step if since else None, report_to=[], run_name=ctx.name, config={}
+        )
         path.touch()
         self._before = since.seconds if since else 0.0
         self._printed = since.step if since else 0
@@ -98,10 +101,16 @@ class Watch(TrainerCallback):
         """A row of ``metrics.jsonl``. Raises TrainingFault for a loss or a gradient that is not finite."""
         if logs is None or "train_runtime" in logs:  # a summary of what was logged before
             return
-        numbers = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float)) and not _is_speed(name)}
+        numbers = {
+            name: float(value)
+            for name, value in logs.items()
+            if isinstance(value, (int, float)) and not _is_speed(name)
+        }
         for name in ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(name, 0.0)):
-                raise TrainingFault(f"step {state.global_step}: {name} is {numbers[name]}; nothing of this stage is kept as its result")
+                raise TrainingFault(
+                    f"step {state.global_step}: {name} is {numbers[name]}; nothing of this stage is kept as its result"
+                )
         tokens = numbers.pop("num_tokens", None)
         self.tokens = self.tokens if tokens is None else int(tokens)
         finite = {_metric(name): value for name, value in numbers.items() if math.isfinite(value)}
@@ -137,7 +146,9 @@ def held_out(evaluated: Mapping[str, Any]) -> dict[str, float]:
     """What an evaluation says of the policy, without how fast it was."""
     kept = {name.removeprefix("eval_"): value for name, value in evaluated.items() if not _is_speed(name)}
     numbers = {
-        name: float(value) for name, value in kept.items() if isinstance(value, (int, float)) and name not in (*_SPEED, "num_tokens")
+        name: float(value)
+        for name, value in kept.items()
+        if isinstance(value, (int, float)) and name not in (*_SPEED, "num_tokens")
     }
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 

@@ -1,7 +1,7 @@
 """The data of a TRL trainer: rows of texts, and a tokenizer that knows by heart which tokens each of them stands for.
 
-Every trainer of TRL tokenises its texts itself, each in a way of its own. The tokenizer it is given here looks them up instead, so what is
-trained, and what samples continue, are the ids of the one encoder. It refuses every other text.
+Every trainer of TRL tokenises its texts itself, each in a way of its own. The tokenizer it is given here looks them up
+instead, so what is trained, and what samples continue, are the ids of the one encoder. It refuses every other text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Spellings:
         return self.ids.setdefault(text, list(ids)) == list(ids)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The encoder's tokenizer, except that it looks texts up. Its end token is the one that ends a turn of the chat template."""
+        """The encoder's tokenizer, except that it looks texts up. Its end token is the one that ends a turn of the chat
+        template."""
         own = self.encoder.tokenizer
         twin = copy.deepcopy(own)
         twin.__class__ = type(type(own).__name__, (_ByHeart, type(own)), {})
@@ -58,7 +59,13 @@ class _ByHeart:
     """The part of a tokenizer that turns texts into ids."""
 
     def __call__(
-        self, text: str | list[str], *, padding: bool = False, padding_side: str | None = None, return_tensors: str | None = None, **_: Any
+        self,
+        text: str | list[str],
+        *,
+        padding: bool = False,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        **_: Any,
     ) -> BatchEncoding:
         """What each text stands for. Raises KeyError for a text that was not learnt."""
         known: dict[str, list[int]] = vars(self)["spellings"]
@@ -66,7 +73,9 @@ class _ByHeart:
         ids = [list(known[one]) for one in texts]
         if padding:
             pad: Any = getattr(self, "pad")  # noqa: B009 - of the tokenizer that this is mixed into
-            padded: BatchEncoding = pad({"input_ids": ids}, padding=True, padding_side=padding_side, return_tensors=return_tensors)
+            padded: BatchEncoding = pad(
+                {"input_ids": ids}, padding=True, padding_side=padding_side, return_tensors=return_tensors
+            )
             return padded
         masks = [[1] * len(one) for one in ids]
         if isinstance(text, str):
@@ -111,11 +120,21 @@ Made = tuple[Dataset, DataReport, list[list[int]]]
 
 
 def _prompts(
-    spec: TrlStage, sources: Data, ctx: StageContext, spellings: Spellings, asked: list[EncodedPrompt], rejects: Path | None
+    spec: TrlStage,
+    sources: Data,
+    ctx: StageContext,
+    spellings: Spellings,
+    asked: list[EncodedPrompt],
+    rejects: Path | None,
 ) -> Made:
     """Rows ``prompt`` and ``row``, its place in ``asked``."""
     room = spec.max_length - (spec.longest_answer or 0)
-    settings: dict[str, Any] = {"resolve": ctx.resolve, "encoder": spellings.encoder, "seed": ctx.seed, "rejects": rejects}
+    settings: dict[str, Any] = {
+        "resolve": ctx.resolve,
+        "encoder": spellings.encoder,
+        "seed": ctx.seed,
+        "rejects": rejects,
+    }
     prompts, report = load_prompts(sources, max_length=room, limit="max_length, less the longest answer", **settings)
     rows = []
     for prompt in prompts:
@@ -129,9 +148,15 @@ def _prompts(
 
 
 def _preferences(
-    spec: TrlStage, sources: Data, ctx: StageContext, spellings: Spellings, asked: list[EncodedPrompt], rejects: Path | None
+    spec: TrlStage,
+    sources: Data,
+    ctx: StageContext,
+    spellings: Spellings,
+    asked: list[EncodedPrompt],
+    rejects: Path | None,
 ) -> Made:
-    """Rows ``prompt``, ``completion`` and ``label``, or ``prompt``, ``chosen`` and ``rejected``, in an order that follows from the seed."""
+    """Rows ``prompt``, ``completion`` and ``label``, or ``prompt``, ``chosen`` and ``rejected``, in an order that
+    follows from the seed."""
     trees, report = load_trees(
         "unpaired" if spec.method.rows == "answers" else "preference",
         sources,
@@ -154,16 +179,23 @@ def _preferences(
     if not rows:
         reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
         raise InputError(Problem(f"0 preferences left: {reasons}", file=", ".join(source.path for source in sources)))
-    # KTO goes through its rows in order, and takes its reference point from a row's neighbours: no run of one label, no pair side by side.
+    # KTO goes through its rows in order, and takes its reference point from a row's neighbours: no run of one label, no
+    # pair side by side.
     random.Random(ctx.seed).shuffle(rows)
-    return Dataset.from_list(rows), report, [trees[place].trunk.tolist() for place in range(min(spec.samples, len(trees)))]
+    return (
+        Dataset.from_list(rows),
+        report,
+        [trees[place].trunk.tolist() for place in range(min(spec.samples, len(trees)))],
+    )
 
 
 def _judged(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
     """A row for each answer. A tree of one answer was judged by itself; of a preference the first is the good one."""
     prompt, answers = _texts(tree, spellings)
     good = tree.branches[0].margin > 0 if len(answers) == 1 else True
-    return [{"prompt": prompt, "completion": answer, "label": good and place == 0} for place, answer in enumerate(answers)]
+    return [
+        {"prompt": prompt, "completion": answer, "label": good and place == 0} for place, answer in enumerate(answers)
+    ]
 
 
 def _pairs(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:

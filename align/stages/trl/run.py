@@ -1,7 +1,7 @@
 """``kind: trl``: a policy from one of TRL's trainers, with the data, artefacts, caching and report of the other stages.
 
-The loop, the loss and the sampling are TRL's. What goes in (tokens, weights, scores) and what comes out (the policy, metrics, checkpoints)
-is the same here as everywhere else.
+The loop, the loss and the sampling are TRL's. What goes in (tokens, weights, scores) and what comes out (the policy,
+metrics, checkpoints) is the same here as everywhere else.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         **saved,
     }
     after = _answers(result, encoder, data)
-    samples = [{"prompt": encoder.decode(ids), "before": b, "after": a} for ids, b, a in zip(data.shown, before, after, strict=True)]
+    samples = [
+        {"prompt": encoder.decode(ids), "before": b, "after": a}
+        for ids, b, a in zip(data.shown, before, after, strict=True)
+    ]
     files.write_json(ctx.out / "report.json", {**outcome, "samples": samples, "data": data.report.as_json()})
     ctx.note(outcome)
     _show(ctx, outcome, samples)
@@ -115,7 +118,9 @@ def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
         "dataloader_pin_memory": device.type == "cuda",
     }
     if spec.method.rows == "prompts" and evaluates:  # whole groups of answers in a batch
-        defaults["per_device_eval_batch_size"] = spec.argument("num_generations_eval") or spec.argument("num_generations")
+        defaults["per_device_eval_batch_size"] = spec.argument("num_generations_eval") or spec.argument(
+            "num_generations"
+        )
     own: dict[str, Any] = {
         "output_dir": str(ctx.work / "trl"),
         "seed": ctx.seed,
@@ -133,7 +138,8 @@ def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
 
 
 def _import(module: str) -> Any:
-    """A module of TRL, which does not see an installed vLLM: it would import it, for an option that a stage does not have."""
+    """A module of TRL, which does not see an installed vLLM: it would import it, for an option that a stage does not
+    have."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the manual says which trainers are experimental
     utils: Any = importlib.import_module("trl.import_utils")
     available, utils.is_vllm_available = utils.is_vllm_available, lambda min_version=None: False
@@ -150,7 +156,9 @@ def _refused(ctx: StageContext, error: Exception) -> InputError:
 
 def _open(spec: TrlStage, ctx: StageContext) -> Scorer:
     assert spec.reward is not None
-    return open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest)
+    return open_scorer(
+        spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest
+    )
 
 
 def _build(
@@ -165,7 +173,8 @@ def _build(
     if spec.lora is not None:
         more["peft_config"] = lora_config(model, spec.lora)
     elif spec.method.reference and getattr(config, "beta", 1.0) != 0.0:
-        # TRL reads the reference from where the policy says that it came from, which a GGUF file or a merged adapter is not.
+        # TRL reads the reference from where the policy says that it came from, which a GGUF file or a merged adapter is
+        # not.
         save_weights(model, files.make_folder(ctx.work / "start"))
         model.config._name_or_path = str(ctx.work / "start")
     if scorer is not None:
@@ -228,10 +237,16 @@ def _require_the_end(ctx: StageContext, trainer: Any) -> None:
     """Raises Interrupted when a signal stopped the training, and InputError when there was none."""
     state, signum = trainer.state, stop_requested()
     if signum is not None and state.global_step < state.max_steps:
-        raise Interrupted(signum, f"{ctx.name}: saved at step {state.global_step} of {state.max_steps}; the same command goes on")
+        raise Interrupted(
+            signum, f"{ctx.name}: saved at step {state.global_step} of {state.max_steps}; the same command goes on"
+        )
     if state.global_step == 0:
         prompts = getattr(trainer.args, "generation_batch_size", 0) // getattr(trainer.args, "num_generations", 1)
-        hint = f"a batch takes {prompts} prompts (generation_batch_size / num_generations)" if prompts else "lower the batch size"
+        hint = (
+            f"a batch takes {prompts} prompts (generation_batch_size / num_generations)"
+            if prompts
+            else "lower the batch size"
+        )
         raise InputError(Problem("the data are too few for a single step", key=f"stages.{ctx.name}.data", hint=hint))
 
 

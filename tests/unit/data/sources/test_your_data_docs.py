@@ -1,0 +1,76 @@
+"""The page "Your data" is true: its table is made from the presets, and every mapping on it gives what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.mapping.better import BOTH_BAD, EQUAL, NO_SCORE, NOT_JUDGED, ONE_ANSWER, SMALL_GAP, TIE
+from align.data.mapping.mapped import EMPTY_ANSWER
+from align.data.records import Conversation, Preference, Prompt, Record
+from align.data.sources.mixture import GROUP_REFUSED, read_records
+from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.manuals.preset_table import filled
+from align.recipe.reference_syntax import shipped_root
+from align.recipe.rows.presets import PRESETS
+from align.recipe.schema import DataSource
+
+PAGE = shipped_root() / "docs" / "your-data.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+EXAMPLES = re.findall(
+    r"<!-- example: (\S+) -->\n```\w+\n(.*?)```.*?```yaml\n(.*?)```.*?<!-- becomes: (\w+) -->\n```json\n(.*?)```",
+    TEXT,
+    re.DOTALL,
+)
+
+
+def test_the_table_is_made_from_the_presets() -> None:
+    """After a change of the presets: python -m align.recipe.manuals.preset_table docs/your-data.md."""
+    assert filled(TEXT) == TEXT
+    assert all(f"| `{name}`" in TEXT for name in PRESETS)
+
+
+def test_there_are_five_worked_mappings_and_the_index_names_the_page() -> None:
+    assert len(EXAMPLES) == 5
+    assert "(your-data.md)" in (PAGE.parent / "index.md").read_text(encoding="utf-8")
+
+
+def shown(record: Record) -> Any:
+    """A record as the page writes it."""
+    if isinstance(record, Conversation):
+        return [[m["role"], m["content"], *([] if m.get("finished", True) else ["cut off"])] for m in record.messages]
+    entry: dict[str, Any] = {"prompt": record.prompt[-1]["content"]}
+    if isinstance(record, Preference):
+        entry |= {"chosen": record.chosen[-1]["content"], "rejected": [one[-1]["content"] for one in record.rejected]}
+        entry |= {"margins": list(record.margins)} if record.margins else {}
+    if isinstance(record, Prompt):
+        entry["answer"] = record.fields["answer"]
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "recipe", "want", "becomes"), EXAMPLES, ids=[example[0] for example in EXAMPLES]
+)
+def test_a_worked_mapping_gives_what_the_page_says(
+    file: str, content: str, recipe: str, want: Any, becomes: str, tmp_path: Path
+) -> None:
+    path = tmp_path / file
+    path.write_text(content, encoding="utf-8")
+    node = parse_value(recipe, Place("page"), [])
+    assert node is not None
+    source = DataSource.model_validate(node.plain())
+    assert source.path == file
+    records = read_records([source], [path], want, seed=0, rejects=None)
+    found = [shown(record) for record in records]
+    if reasons := records.report.sources[0].reasons:
+        found.append({"left out": reasons})
+    assert found == [json.loads(line) for line in becomes.splitlines()]
+
+
+def test_every_reason_for_leaving_out_a_comparison_is_explained() -> None:
+    for reason in (TIE, BOTH_BAD, SMALL_GAP, NOT_JUDGED, NO_SCORE, ONE_ANSWER, EQUAL, EMPTY_ANSWER, GROUP_REFUSED):
+        assert reason in TEXT, reason

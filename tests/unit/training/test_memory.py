@@ -1,0 +1,54 @@
+"""Memory that is freed is kept for the next step, where the C library would give it back to the kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from align.training.memory import keep_freed_memory, peak_memory_bytes
+
+FAULTS = """
+import resource, sys, torch
+from align.training.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+before = 0
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's way")
+def test_a_block_that_was_freed_is_used_again() -> None:
+    """Pages that the sixth of equal blocks of 128 MiB fetches anew from the kernel."""
+
+    def pages(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert min(pages("keep") for _ in range(6)) < 64, (
+        "once in a while the kernel leaves the heap no room to grow, and blocks come and go"
+    )
+    assert pages("leave") > 1000
+
+
+def test_where_there_is_no_glibc_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    """A Python process with torch takes more than 50 MiB and less than 100 GiB."""
+    assert 50 * 2**20 < peak_memory_bytes() < 100 * 2**30
+
+
+def test_the_peak_is_the_process_own() -> None:
+    """A small process that a large one starts is small."""
+    ballast = b"x" * 1_500_000_000
+    program = "from align.training.memory import peak_memory_bytes; print(peak_memory_bytes())"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert 10_000_000 < int(said) < len(ballast) // 2
