@@ -76,7 +76,7 @@ def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
     for i, task in enumerate(spec.tasks if isinstance(spec, EvaluateStage) else ()):
         if not isinstance(task, AskedTask):
             continue  # the rows of a reward benchmark have a reader of their own: bench_faults
-        form = {"format": f"align.evaluation.{task.task}:as_prompt"}
+        form = {"format": f"align.evaluation.tasks.{task.task}:as_prompt"}
         yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
         if (examples := getattr(task, "examples", None)) is not None:
             yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"

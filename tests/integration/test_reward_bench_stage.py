@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from tests.unit.test_reward_scorer import save_rm
 
 from align.errors import InputError
 from align.evaluation.reward_bench import rewardbench1, rewardbench2, rmbench
@@ -31,6 +30,7 @@ from tests.support.chat_server import Reply, serving
 from tests.support.readme import every_file_is_explained
 from tests.support.saved import save_tiny
 from tests.support.tokenizers import mistral
+from tests.unit.scoring.test_reward_model import save_rm
 
 SHORT = {"rule": "length", "max": 1, "unit": "characters"}
 """A scorer that finds the shorter answer better."""

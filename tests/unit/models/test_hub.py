@@ -105,7 +105,7 @@ def test_a_dead_network_fails_within_seconds(tmp_path: Path, silent_server: int,
     script = """
 import time
 from align.errors import EnvironmentFault
-from align.models import hub
+from align.models.files import hub
 hub.PATIENCE = 1.0
 start = time.monotonic()
 try:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
-from tests.unit.test_reward_scorer import sampled, texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.errors import InputError
@@ -21,6 +20,7 @@ from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer
 from tests.support.saved import save_tiny
 from tests.support.tokenizers import qwen3
+from tests.unit.scoring.test_reward_model import sampled, texts
 
 BETA = 0.25
 
