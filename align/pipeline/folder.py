@@ -122,7 +122,7 @@ class RunFolder:
             files.make_folder(folder)
 
     def obstacle(self) -> Problem | None:
-        """Why a run could not write here, as far as that shows beforehand (O04)."""
+        """Why a run could not write here, as far as that shows beforehand."""
         for folder in (self.path.absolute(), self.cache.absolute()):
             nearest = next(place for place in (folder, *folder.parents) if place.exists())
             if not nearest.is_dir():

@@ -1,7 +1,7 @@
 """Other people's reward models: any sequence-classification model of transformers with one label, with its own
 tokenizer and template.
 
-What a policy sampled is text here, encoded anew by the reward model's own template (C33). Its answer always ends with
+What a policy sampled is text here, encoded anew by the reward model's own template. Its answer always ends with
 the end token that the template writes: a foreign template cannot say that an answer was cut off.
 """
 
@@ -35,7 +35,7 @@ class ClassifierScorer:
     """Scores conversations with the classifier at ``model.path`` (resolved: a folder or a hub id), on ``device``.
 
     A decoder's score is the head's value at the last token of the conversation. It is found by place: transformers
-    looks for the last token that is not padding, and finds another one where padding and end token have one id (C06).
+    looks for the last token that is not padding, and finds another one where padding and end token have one id.
     An encoder gives its score itself.
 
     Args:

@@ -1,4 +1,4 @@
-"""An answer as the tokens of the model that scores it: those that a policy sampled, or its text encoded anew (C33)."""
+"""An answer as the tokens of the model that scores it: those that a policy sampled, or its text encoded anew."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class RewardModelScorer:
 
     Answers of a policy with the reward model's own tokenizer and template (``ids_from`` is that policy's
     ``Encoder.digest``) are scored by their ids as they are; of any other policy, and without ids, their text is encoded
-    anew, as the training data were (C33). An answer that did not end by itself is scored without an end token, as it
+    anew, as the training data were. An answer that did not end by itself is scored without an end token, as it
     stands. Answers to one prompt that follow each other share its tokens.
 
     Args:

@@ -131,7 +131,7 @@ def preference_row(one: Answered, pair: Pair, number: int | None, as_sampled: As
 
 
 def _length_bias(differences: Sequence[int]) -> str | None:
-    """In plain words, when one could tell chosen from rejected by their lengths (C35); else None."""
+    """In plain words, when one could tell chosen from rejected by their lengths; else None."""
     longer, shorter = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     if longer + shorter < _ENOUGH or max(longer, shorter) < _BIASED * (longer + shorter):
         return None

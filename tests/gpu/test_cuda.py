@@ -22,7 +22,7 @@ WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_short_window"])
 def test_flex_equals_per_tree_attention(family: str) -> None:
-    """D2: log-probs and gradients of the compiled kernel equal tree-by-tree attention on the CPU, padding and several
+    """Log-probs and gradients of the compiled kernel equal tree-by-tree attention on the CPU, padding and several
     rows included."""
     trees = random_trees(np.random.default_rng(5), [1, 3, 2, 5, 1])
     batches = pack(trees, microbatch_tokens=64, multiple_of=128)
@@ -49,7 +49,7 @@ def test_cuda_takes_the_fused_kernel() -> None:
 
 @pytest.mark.parametrize("autocast", [None, "bf16"])
 def test_dpo_starts_at_ln_2_on_the_gpu(tmp_path: Path, autocast: str | None) -> None:
-    """C36, in fp32 and under bf16 autocast: reference and policy are computed alike."""
+    """In fp32 and under bf16 autocast: reference and policy are computed alike."""
     from align.models.adapters import add_lora
     from align.training.launch import Ranks
     from tests.invariants.test_dpo import first_step, preferences, stage, trainer

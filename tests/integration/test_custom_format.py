@@ -133,7 +133,7 @@ def read(format: str, **options: Any) -> Records:
 
 
 def test_a_row_may_become_several_records(plugged: str) -> None:
-    """The checks are those of every row (C10): one empty answer makes its row bad, not the whole file."""
+    """The checks are those of every row: one empty answer makes its row bad, not the whole file."""
     records = read(f"{plugged}:each", on_bad_row="skip")
     assert [record.id for record in records] == ["rows.jsonl:1#1", "rows.jsonl:1#2"]
     assert [str(bad) for bad in records.report.sources[0].first_bad] == ["rows.jsonl:2 messages.1.content: is empty"]
@@ -152,7 +152,7 @@ def test_a_row_may_be_refused_with_a_reason(plugged: str) -> None:
 
 
 def test_an_exception_is_reported_with_the_rows_place_and_the_codes(plugged: str) -> None:
-    """O18: not a traceback out of somebody else's function."""
+    """Not a traceback out of somebody else's function."""
     with pytest.raises(InputError) as caught:
         list(read(f"{plugged}:broken"))
     line = next(i for i, text in enumerate(FORMATS.splitlines(), 1) if "unknown" in text)

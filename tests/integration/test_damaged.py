@@ -1,4 +1,4 @@
-"""Every file that a run leaves, damaged in turn (O02, O07): the same result as if nothing had happened, or a refusal.
+"""Every file that a run leaves, damaged in turn: the same result as if nothing had happened, or a refusal.
 Never another one."""
 
 from __future__ import annotations

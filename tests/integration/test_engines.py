@@ -99,7 +99,7 @@ def changed(model: nn.Module, scale: float = 0.05) -> nn.Module:
 
 
 def test_samples_follow_the_seed_and_differ(engine: RolloutEngine) -> None:
-    """C78: the same seed repeats, another one does not, and the samples of a prompt differ."""
+    """The same seed repeats, another one does not, and the samples of a prompt differ."""
     once, again = engine.generate(PROMPTS, DRAW), engine.generate(PROMPTS, DRAW)
     other = engine.generate(PROMPTS, Sampling(max_new_tokens=12, n=3, seed=6))
     assert [len(answers) for answers in once] == [3, 3, 3]
@@ -113,7 +113,7 @@ def test_samples_follow_the_seed_and_differ(engine: RolloutEngine) -> None:
 def test_log_probs_are_the_trainers_under_the_sampling_temperature(
     engine: RolloutEngine, base: Model, temperature: float
 ) -> None:
-    """C47, C49, C51: of the very ids that were sampled."""
+    """Of the very ids that were sampled."""
     sampled = engine.generate(PROMPTS, Sampling(max_new_tokens=12, n=2, seed=1, temperature=temperature))
     expected = sync.policy_logprobs(load_policy(base), PROMPTS, sampled, temperature=temperature)
     found = [np.array(c.logprobs) for answers in sampled for c in answers]
@@ -141,7 +141,7 @@ def test_greedy_is_the_likeliest_token(engine: RolloutEngine, base: Model) -> No
 
 
 def test_an_answer_ends_with_a_stop_id_or_at_the_limit(engine: RolloutEngine, base: Model) -> None:
-    """C15, C55: what ended by itself ends with a stop id, and nothing follows it."""
+    """What ended by itself ends with a stop id, and nothing follows it."""
     stops = load_encoder(base).stop_ids
     many = engine.generate(PROMPTS, Sampling(max_new_tokens=60, n=16, seed=2, temperature=1.5))
     answers = [c for group in many for c in group]
@@ -154,14 +154,14 @@ def test_an_answer_ends_with_a_stop_id_or_at_the_limit(engine: RolloutEngine, ba
 
 
 def test_a_prompt_without_room_is_refused(engine: RolloutEngine) -> None:
-    """C62: said before anything is sampled."""
+    """Said before anything is sampled."""
     with pytest.raises(InputError, match=r"prompt \d+ of \d+ has .* no room for"):
         engine.generate([list(range(5, 155))], Sampling(max_new_tokens=60))
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_new_weights_arrive_and_are_proved(engine: RolloutEngine, base: Model, kind: str) -> None:
-    """C50: three syncs in a row; log-probs are the new policy's to 1e-4, completions carry the version, greedy text
+    """Three syncs in a row; log-probs are the new policy's to 1e-4, completions carry the version, greedy text
     changes with it."""
     if isinstance(engine, TransformersEngine) and kind == "lora":
         pytest.skip("shares the trained model")
@@ -192,7 +192,7 @@ def test_a_tensor_that_did_not_arrive_is_named(
 
 
 def test_an_engine_with_other_weights_is_found(engine: RolloutEngine, base: Model) -> None:
-    """C50: canary log-probs differ, whatever the reason."""
+    """Canary log-probs differ, whatever the reason."""
     with pytest.raises(TrainingFault, match="does not sample from the trained weights"):
         sync.prove(engine, changed(load_policy(base), 0.1), version=0, canaries=PROMPTS)
     with pytest.raises(TrainingFault, match="version 0 of the weights, version 7 was pushed"):
@@ -229,7 +229,7 @@ def test_there_is_one_vllm_in_a_process(vllm: VllmEngine, base: Model) -> None:
 
 @needs_vllm
 def test_a_worker_that_dies_is_an_error_with_its_reason(base: Model) -> None:
-    """O23: killed between two requests."""
+    """Killed between two requests."""
     engine = ProcessEngine(Path(base.path), **settings(load_encoder(base)))
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(EnvironmentFault, match=r"worker died \(killed by signal 9\)"):
@@ -285,7 +285,7 @@ time.sleep(600)
 
 @needs_vllm
 def test_a_worker_dies_with_its_parent(base: Model) -> None:
-    """O24: also when the parent was killed and could clean nothing up."""
+    """Also when the parent was killed and could clean nothing up."""
     with subprocess.Popen([sys.executable, "-c", ORPHAN, base.path], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

@@ -243,7 +243,7 @@ def test_models_that_trees_cannot_serve_are_scored_in_rows(folder: Path) -> None
 
 
 def test_other_tokens_are_refused(folder: Path) -> None:
-    """C51: log-probs of token ids mean nothing to a model with another vocabulary."""
+    """Log-probs of token ids mean nothing to a model with another vocabulary."""
     with pytest.raises(InputError, match=r"\./other has another tokenizer or chat template than \./first"):
         run(["./first", "./other"])
     save_tiny(folder / "retold", max_position_embeddings=512)

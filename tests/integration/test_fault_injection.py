@@ -1,4 +1,4 @@
-"""SQLite's anomaly test for the pipeline (O01, O03, O08): fail the n-th file operation of a run, for n = 1, 2, 3, ...
+"""SQLite's anomaly test for the pipeline: fail the n-th file operation of a run, for n = 1, 2, 3, ...
 until it completes.
 
 Wherever a three-stage run is killed or its disk is full: the error is one of ours, whatever is visible verifies, and
@@ -168,7 +168,7 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("scenario", ["fresh", "changed"])
 @pytest.mark.parametrize("mode", ["kill", "ENOSPC"])
 def test_every_point_of_failure(fast_folder: Path, mode: str, scenario: str) -> None:
-    """O01, O03, O08: ``changed`` replaces the results of an earlier run, so that moving the old one aside is
+    """``changed`` replaces the results of an earlier run, so that moving the old one aside is
     interrupted as well."""
     points = reports(fast_folder, mode, scenario)
     *faults, last = points

@@ -99,7 +99,7 @@ def results(folder: Path, runs: str) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["scripted", "transformers"])
 def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
-    """C75, O01, O24: in generation (between two shards), in embedding, in DPO (between two checkpoints)."""
+    """In generation (between two shards), in embedding, in DPO (between two checkpoints)."""
     write_recipe(
         folder, {"engine": "scripted", "script": "script.jsonl"} if engine == "scripted" else {"engine": engine}
     )

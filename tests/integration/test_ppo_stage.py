@@ -150,7 +150,7 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
 
 
 def test_the_baseline_is_the_references_own_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C40: each prompt's baseline is the mean of its reference answers; another run with the same policy and reward
+    """Each prompt's baseline is the mean of its reference answers; another run with the same policy and reward
     finds them again.
 
     Their time is no iteration's."""
@@ -238,7 +238,7 @@ def test_the_change_is_that_of_the_policy_that_is_kept(
 
 
 def test_stopped_in_the_middle_and_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C69: the same command goes on inside the iteration, and ends with the bytes of a run that was never stopped."""
+    """The same command goes on inside the iteration, and ends with the bytes of a run that was never stopped."""
     whole = run().folder / "stages" / "ppo"
     whole.rename(folder / "whole")
     after = PpoTrainer.after_step
@@ -323,7 +323,7 @@ def test_one_process_says_what_is_trained(folder: Path, rank: int) -> None:
 
 
 def test_a_value_model_reads_the_policys_tokens(folder: Path) -> None:
-    """C33's sibling: a reward model with another template may score text, but its weights cannot value the policy's
+    """A reward model with another template may score text, but its weights cannot value the policy's
     tokens."""
     notes = json.loads((folder / "reward" / "align.json").read_text())
     (folder / "reward" / "align.json").write_text(json.dumps({**notes, "encoder": "another"}))
@@ -360,7 +360,7 @@ def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
 def test_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Any) -> None:
-    """C49, C50: every iteration's weights reach vLLM, the adapters' too: its log-probs are the trainer's after large
+    """Every iteration's weights reach vLLM, the adapters' too: its log-probs are the trainer's after large
     steps."""
     monkeypatch.chdir(tmp_path)
     # vLLM's attention on a CPU wants heads of at least 32, and never samples an id that has no token.

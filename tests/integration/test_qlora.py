@@ -56,7 +56,7 @@ def test_the_base_is_in_four_bits(folder: Path) -> None:
 
 
 def test_dpo_starts_at_ln_2_and_trains_only_adapters(folder: Path, tmp_path: Path) -> None:
-    """C36, C64: the reference is the quantised starting policy, every adapter matrix B gets a gradient, and the base
+    """The reference is the quantised starting policy, every adapter matrix B gets a gradient, and the base
     none."""
     pytest.importorskip("bitsandbytes")
     net = add_lora(quantised(folder), LORA)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_missing_package_is_one_clear_line(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_a_reward_model_on_four_bits(folder: Path, tmp_path: Path) -> None:
-    """C64: adapters and head are trained, the packed base is not; saved and loaded on four bits, the scores are the
+    """Adapters and head are trained, the packed base is not; saved and loaded on four bits, the scores are the
     same."""
     pytest.importorskip("bitsandbytes")
     tokenizer = chatml()

@@ -135,7 +135,7 @@ def test_from_preferences_to_a_reward_model(folder: Path) -> None:
 
 
 def test_normalised_scores_on_the_training_answers(folder: Path) -> None:
-    """C34: mean 0, standard deviation 1 on what the statistics are of, from the artefact alone; and they are the
+    """Mean 0, standard deviation 1 on what the statistics are of, from the artefact alone; and they are the
     manifest's."""
     result = run({"reward": reward()})
     raw, normalised = (np.array(scores_of(result, rows(20), normalise=flag)) for flag in (False, True))
@@ -187,7 +187,7 @@ def test_full_training_on_an_adapter_policy(folder: Path) -> None:
 
 
 def test_length_that_decides_is_told(folder: Path) -> None:
-    """C35: where the longer answer always wins, length alone gets everything right, and the report says so in words."""
+    """Where the longer answer always wins, length alone gets everything right, and the report says so in words."""
     write("train.jsonl", rows(20, longer=1.0))
     write("held.jsonl", rows(10, 100, longer=1.0))
     text = io.StringIO()
@@ -222,7 +222,7 @@ def test_length_balance_trains_on_what_it_says(folder: Path) -> None:
 
 
 def test_filters_are_on_and_can_be_switched_off(folder: Path) -> None:
-    """C73: a held-out prompt in the training file is left out with its id, and so is a contradiction; `filters: false`
+    """A held-out prompt in the training file is left out with its id, and so is a contradiction; `filters: false`
     trains on all."""
     leaked, contradiction = rows(1, 100)[0], {**rows(1)[0], "id": "other"}
     contradiction["chosen"], contradiction["rejected"] = contradiction["rejected"], contradiction["chosen"]

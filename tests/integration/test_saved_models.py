@@ -1,5 +1,5 @@
 """Saved policies in a process that knows nothing of this package: transformers and TRL load them, say the same, and
-stop. C15, O25."""
+stop."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["whole", "merged", "adapter"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_others_load_it_and_it_stops(outside: dict[str, Any], name: str, kind: str) -> None:
-    """C15: with the folder's own settings and nothing else, the answer ends with the turn's end token; and it is the
+    """With the folder's own settings and nothing else, the answer ends with the turn's end token; and it is the
     answer."""
     folder = outside["root"] / f"{name}-{kind}"
     expected = outside["expected"][str(folder)]

@@ -1,5 +1,4 @@
-"""Tokens in the environment get into no file and no line of output (S13), and into no other folder than the run's
-(O28)."""
+"""Tokens in the environment get into no file and no line of output, and into no other folder than the run's."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def reasons(result: RunResult, stage: str) -> dict[str, str]:
 
 def test_prompts_whose_answers_score_alike_are_dropped(folder: Path, engines: list[Canned]) -> None:
     """Half of four prompts: the two with the smallest spread. Rows keep their columns, and every id is in one of the
-    two files (C76)."""
+    two files."""
     text = io.StringIO()
     result = run({"select": select(drop_lowest_variance=0.5)}, text)
     rows = lines(result, "select")
@@ -299,7 +299,7 @@ def test_unfinished_answers_by_choice(folder: Path, engines: list[Canned]) -> No
 
 
 def test_nothing_left_is_an_error(folder: Path, engines: list[Canned]) -> None:
-    """C76: at every step."""
+    """At every step."""
     with pytest.raises(InputError, match=r"0 prompts left: 4 too short \(min_characters\)"):
         run({"select": select(min_characters=100)})
     with pytest.raises(InputError, match="0 prompts left: 4 its answers score alike"):
@@ -439,7 +439,7 @@ def test_the_whole_chain_with_a_reward_model(folder: Path, engines: list[Canned]
     """As in recipes/rlhf_dpo.yaml: a reward model is trained, scores the policy's own ids, chooses prompts and labels
     answers for DPO.
 
-    C33: what it scores are the ids as sampled, so that its scores are those of `align score` on the same conversations.
+    What it scores are the ids as sampled, so that its scores are those of `align score` on the same conversations.
     """
     pairs = [{"prompt": q, "chosen": said(7, 1), "rejected": said(1, 1)} for q in SPREAD]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
@@ -488,7 +488,7 @@ def test_a_row_keeps_tools_and_columns_but_none_that_would_change_what_it_is() -
 
 
 def test_a_biased_scorer_is_told_of(folder: Path, engines: list[Canned]) -> None:
-    """C35: a scorer of length alone. The report, and the console, say that the longer answer always wins."""
+    """A scorer of length alone. The report, and the console, say that the longer answer always wins."""
     questions = {f"Name {i:02d} things.": [said(1, 0), said(5, 1)] for i in range(20)}
     prompts(*({"prompt": question} for question in questions))
     SCRIPT.update(questions)
@@ -501,7 +501,6 @@ def test_a_biased_scorer_is_told_of(folder: Path, engines: list[Canned]) -> None
 
 
 def test_nothing_to_prefer_is_an_error(folder: Path, engines: list[Canned]) -> None:
-    """C76."""
     with pytest.raises(
         InputError, match="0 preferences left: 3 no two answers are min_margin apart, 1 all its answers score the same"
     ):

@@ -152,7 +152,7 @@ def test_from_conversations_to_a_trained_policy(folder: Path) -> None:
         assert row["chosen"] == [{"role": "assistant", "content": f"{word.title()} it is."}]
         assert len(row["rejected"]) == len(row["similarities"]) == len(row["sample_ids"]) == 4
         said = [normalised(answer[0]["content"]) for answer in row["rejected"]]
-        assert len(set(said)) == 4 and normalised(row["chosen"][0]["content"]) not in said, "C74"
+        assert len(set(said)) == 4 and normalised(row["chosen"][0]["content"]) not in said
         assert {id.partition("#")[0] for id in row["sample_ids"]} == {row["id"]}
     assert len(rows[1]["prompt"]) == 3, "only the last turn is a target"
     assert (
@@ -192,7 +192,7 @@ def test_choosing_differently_samples_nothing_anew(folder: Path) -> None:
 
 
 def test_the_filter_is_on_the_embedders_cosines(folder: Path) -> None:
-    """C77: the scores are the embedder's, computed here again, and the most similar of all that the script can say is
+    """The scores are the embedder's, computed here again, and the most similar of all that the script can say is
     no negative."""
     result = run({"contrast": contrast(negatives=2)})
     embedder = embeddings.SentenceEmbedder(folder / "embedder")
@@ -209,7 +209,7 @@ def test_the_filter_is_on_the_embedders_cosines(folder: Path) -> None:
 
 
 def test_unfinished_samples_are_trained_without_an_end(folder: Path) -> None:
-    """C11: a sample cut at max_new_tokens is marked, its tree has no end token, and `unfinished: drop` leaves it
+    """A sample cut at max_new_tokens is marked, its tree has no end token, and `unfinished: drop` leaves it
     out."""
     result = run({"contrast": contrast(max_new_tokens=8, samples_per_prompt=30)})
     path = result.folder / "stages" / "contrast"
@@ -309,7 +309,7 @@ leave()
 
 @pytest.mark.slow
 def test_two_processes_with_other_hash_seeds_write_identical_bytes(folder: Path) -> None:
-    """C75: this one, and one with another order of sets."""
+    """This one, and one with another order of sets."""
     mine = made(run({"contrast": contrast()}))
     environment = {**os.environ, "PYTHONHASHSEED": "999"}
     command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), shard=512, block=1024), "other"]
@@ -320,7 +320,7 @@ def test_two_processes_with_other_hash_seeds_write_identical_bytes(folder: Path)
 
 @pytest.mark.slow
 def test_several_processes_share_the_work(folder: Path, small_parts: None) -> None:
-    """C77: two processes with a shard more for one of them, then log-probs of three prompts each: the bytes of a single
+    """Two processes with a shard more for one of them, then log-probs of three prompts each: the bytes of a single
     process."""
     (folder / "copy").symlink_to(folder / "model")
     talks = {
@@ -383,7 +383,7 @@ def test_no_filter_and_no_deduplication(folder: Path) -> None:
 
 
 def test_spin_is_one_sample_without_filter(folder: Path) -> None:
-    """C76: n = 1 is one answer, not its characters."""
+    """N = 1 is one answer, not its characters."""
     result = run({"contrast": contrast(samples_per_prompt=1, negatives=1, keep_least_similar=1)})
     rows = rows_of(result)
     assert len(rows) + result.summaries["contrast"]["dropped"] == 6 and len(rows) >= 3
@@ -402,7 +402,7 @@ def test_negatives_from_other_prompts(folder: Path) -> None:
 
 
 def test_too_few_drops_or_keeps_and_counts(folder: Path) -> None:
-    """C76: ids in are ids out and drops."""
+    """Ids in are ids out and drops."""
     write_script(folder, ["Tea it is.", "Rain it is!", "Paris.", "The dog."])
     drop = run({"contrast": contrast(negatives=3, keep_least_similar=1)})
     kept = [row["id"] for row in rows_of(drop)]
@@ -413,7 +413,7 @@ def test_too_few_drops_or_keeps_and_counts(folder: Path) -> None:
 
 
 def test_no_preference_at_all_is_an_error(folder: Path) -> None:
-    """C76: a stage that would write nothing says why, and leaves nothing."""
+    """A stage that would write nothing says why, and leaves nothing."""
     write_script(folder, ["Always the same."])
     with pytest.raises(
         InputError, match=r"none of 6 prompts has 4 negatives: 120 samples, 114 copies of another sample, 6 too similar"
@@ -423,7 +423,7 @@ def test_no_preference_at_all_is_an_error(folder: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_counted_with_their_lines(folder: Path) -> None:
-    """C76: too long, no text, not trained; each with its line in the rejects."""
+    """Too long, no text, not trained; each with its line in the rejects."""
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     bad = [
         {"messages": turn("x " * 200, "long")},

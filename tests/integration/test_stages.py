@@ -80,7 +80,7 @@ def dpo(**options: Any) -> dict[str, Any]:
 
 
 def test_held_out_prompts_that_are_trained_on_are_told_of(folder: Path) -> None:
-    """C73: nothing is left out of the user's data behind their back, but what such numbers are worth is said."""
+    """Nothing is left out of the user's data behind their back, but what such numbers are worth is said."""
     known = (folder / "talk.jsonl").read_text().splitlines()[1]
     new = known.replace("rain", "fog")
     (folder / "held.jsonl").write_text(f"{new}\n{known}\n")
@@ -113,7 +113,7 @@ def test_sft_then_dpo(folder: Path) -> None:
 
 
 def test_one_changed_key_reruns_what_follows_from_it(folder: Path) -> None:
-    """Another beta: only dpo. Another learning rate of sft: both, and the new policy is its own reference (C40), not
+    """Another beta: only dpo. Another learning rate of sft: both, and the new policy is its own reference, not
     the old one's."""
     run({"sft": sft(), "dpo": dpo(policy="stage:sft")})
     assert run({"sft": sft(), "dpo": dpo(policy="stage:sft", beta=0.2)}).ran == ("dpo",)
@@ -124,7 +124,7 @@ def test_one_changed_key_reruns_what_follows_from_it(folder: Path) -> None:
 
 @pytest.mark.parametrize("second", [{"lora": {"rank": 2}}, {}], ids=["lora", "full"])
 def test_lora_then_dpo_is_held_to_the_lora_policy(folder: Path, second: dict[str, Any]) -> None:
-    """C38: DPO after LoRA-SFT starts from, and is compared with, the SFT policy and not its base, with an adapter of
+    """DPO after LoRA-SFT starts from, and is compared with, the SFT policy and not its base, with an adapter of
     its own or in full."""
     result = run({"sft": sft(lora={"rank": 4, "save_merged": True}), "dpo": dpo(policy="stage:sft", **second)})
     summary = result.summaries["dpo"]
@@ -146,7 +146,7 @@ def test_lora_then_dpo_is_held_to_the_lora_policy(folder: Path, second: dict[str
 
 
 def test_rows_that_cannot_be_preferred_are_counted(folder: Path) -> None:
-    """C09, C10: equal answers (before or after truncation) and empty ones are never trained on, and each is named with
+    """Equal answers (before or after truncation) and empty ones are never trained on, and each is named with
     its line."""
     good = (folder / "mine.jsonl").read_text().splitlines()
     bad = [

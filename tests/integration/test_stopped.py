@@ -1,4 +1,4 @@
-"""A run of the command line that is stopped, or cannot go on (O22, O24): exit codes, and what the same command does
+"""A run of the command line that is stopped, or cannot go on: exit codes, and what the same command does
 next."""
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(spec, ctx):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """With blanks, and letters of other alphabets (O28)."""
+    """With blanks, and letters of other alphabets."""
     folder = tmp_path / "my wörk 甲"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -194,7 +194,7 @@ def test_no_process_outlives_the_launcher(folder: Path) -> None:
 
 
 def test_json_is_all_that_standard_output_gets(folder: Path) -> None:
-    """O27: once where the stage runs, and once where nothing does."""
+    """Once where the stage runs, and once where nothing does."""
     for state in ("ran", "up_to_date"):
         (folder / "go").touch()
         command = [sys.executable, "-m", "align", "run", "recipe.yaml", "--json", "--runs-dir", "kept"]
@@ -213,7 +213,6 @@ def test_json_is_all_that_standard_output_gets(folder: Path) -> None:
 
 
 def test_out_of_memory_names_the_stage(folder: Path) -> None:
-    """O22."""
     Path("memory").touch()
     with start() as process:
         _, err = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""A saved policy in vLLM: it loads with no help, says what transformers says, and stops at the turn's end. C15."""
+"""A saved policy in vLLM: it loads with no help, says what transformers says, and stops at the turn's end."""
 
 from __future__ import annotations
 

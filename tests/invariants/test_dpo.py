@@ -247,7 +247,7 @@ def assert_equals_formula(
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_step_equals_the_formula(tmp_path: Path, loss: str, layout: str) -> None:
-    """C41-C43, C20: loss and every gradient of a step cut into many micro-batches equal the papers' formulas in fp64,
+    """Loss and every gradient of a step cut into many micro-batches equal the papers' formulas in fp64,
     and the SFT term is divided by chosen tokens."""
     data = preferences(6)
     start, policy = tiny("llama"), moved(tiny("llama"))
@@ -302,7 +302,7 @@ def test_margins_and_votes_do_nothing_unless_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "lora", "lora after lora", "changed in memory"])
 def test_starts_at_ln_2(tmp_path: Path, kind: str) -> None:
-    """C36-C38: the reference is the stage's own starting policy, whatever that is: ln 2 and zero rewards at the first
+    """The reference is the stage's own starting policy, whatever that is: ln 2 and zero rewards at the first
     step."""
     net: Any = tiny("llama")
     if kind != "full":
@@ -323,7 +323,7 @@ def test_starts_at_ln_2(tmp_path: Path, kind: str) -> None:
 
 
 def test_reference_stays_while_the_policy_trains(tmp_path: Path) -> None:
-    """C39: after five steps the reference log-probs are what they were, and those of a fresh copy of the starting
+    """After five steps the reference log-probs are what they were, and those of a fresh copy of the starting
     policy."""
     data = preferences(12)
     spec = stage(train={"batch_size": 3, "epochs": 2})
@@ -370,7 +370,7 @@ def test_a_prompt_weighs_the_same_however_many_rejected(tmp_path: Path) -> None:
 
 
 def test_swapping_chosen_and_rejected_flips_everything(tmp_path: Path) -> None:
-    """C32's sibling for DPO: accuracy a becomes 1 - a, margins change sign, the loss follows."""
+    """Accuracy a becomes 1 - a, margins change sign, the loss follows."""
     data = preferences(8, rejected=(1,))
     swapped = [Tree(t.id, t.trunk, t.branches[::-1]) for t in data]
     results = []
@@ -407,7 +407,7 @@ def test_training_prefers_the_chosen(tmp_path: Path) -> None:
 
 
 def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
-    """C20: one micro-batch, or one prompt at a time: the same curve, for a loss with step-wide reference points too."""
+    """One micro-batch, or one prompt at a time: the same curve, for a loss with step-wide reference points too."""
     for loss in ("sigmoid", "kto_pair"):
         curves = []
         for budget in (10_000, 1):
@@ -481,7 +481,7 @@ def test_the_digest_is_of_names_and_content() -> None:
 
 
 def test_the_reference_cache(tmp_path: Path) -> None:
-    """C40: a cached reference equals a live one; weights, adapters and dtype are part of what names it."""
+    """A cached reference equals a live one; weights, adapters and dtype are part of what names it."""
     data, spec = preferences(6), stage()
     net = tiny("llama")
     batch = Loader(data.__getitem__, plan_steps([1] * 6, seed=0), 10_000).batches(range(6))[0]
@@ -501,7 +501,7 @@ def test_the_reference_cache(tmp_path: Path) -> None:
 
 
 def test_both_falling_is_said_in_words() -> None:
-    """C44: not a bug, but the reader must know; nothing is said when the chosen answers rose."""
+    """Not a bug, but the reader must know; nothing is said when the chosen answers rose."""
     before = {"logps/chosen": -50.0, "logps/rejected": -60.0}
     fell = _both_fell(before, {"logps/chosen": -55.5, "logps/rejected": -80.0})
     assert fell is not None and "-50.0 to -55.5" in fell

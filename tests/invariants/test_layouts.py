@@ -65,7 +65,7 @@ def loss_of(logprobs: Mapping[tuple[int, int], Tensor]) -> Tensor:
 @pytest.mark.parametrize("branches", [[1, 1], [2, 2], [5, 5], MIXED], ids=["1", "2", "5", "mixed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layouts_agree(family: str, branches: list[int]) -> None:
-    """C17, C25: log-probs, loss and the gradient of every parameter, in one large micro-batch and in many small
+    """Log-probs, loss and the gradient of every parameter, in one large micro-batch and in many small
     ones."""
     trees = random_trees(np.random.default_rng(2), branches)
     model = tiny(family)
@@ -84,7 +84,7 @@ def test_layouts_agree(family: str, branches: list[int]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_large_packed_and_padded_rows_agree(family: str) -> None:
-    """C17: many sequences in one packed row, and padded rows of very unequal lengths."""
+    """Many sequences in one packed row, and padded rows of very unequal lengths."""
     trees = random_trees(np.random.default_rng(4), MIXED)
     model = tiny(family)
     logprobs = branch_logprobs(model, pack(trees, microbatch_tokens=LARGE))
@@ -115,7 +115,7 @@ def all_targets(trees: Sequence[Tree]) -> list[Tree]:
 @pytest.mark.parametrize("layout", ["tree", "packed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_trees_do_not_notice(family: str, layout: Layout) -> None:
-    """C17: all tokens of one tree change; every log-prob of the other trees of its row stays the same to the last
+    """All tokens of one tree change; every log-prob of the other trees of its row stays the same to the last
     bit."""
     trees = all_targets(random_trees(np.random.default_rng(6), [2, 1, 3]))
     model = tiny(family)
@@ -230,7 +230,7 @@ def poisoned(batch: Batch) -> Batch:
 @pytest.mark.parametrize(("layout", "own"), [("tree", False), *LAYOUTS])
 @pytest.mark.parametrize("family", FEW)
 def test_poisoned_padding_changes_nothing(family: str, layout: Layout, own: bool) -> None:
-    """C28: what stands in the padding, and how much of it there is, moves no log-prob and no gradient."""
+    """What stands in the padding, and how much of it there is, moves no log-prob and no gradient."""
     trees = random_trees(np.random.default_rng(10), MIXED)
     model = tiny(family)
     plain = branch_logprobs(model, pack(trees, microbatch_tokens=40, layout=layout), own_attention=own)
@@ -289,7 +289,7 @@ def with_lora(family: str) -> peft.PeftModel:
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*:UserWarning")
 @pytest.mark.parametrize("family", FEW)
 def test_lora_equals_the_merged_model(family: str) -> None:
-    """C66: through PEFT's wrapper, the adapter is active; its gradients are those of the padded layout."""
+    """Through PEFT's wrapper, the adapter is active; its gradients are those of the padded layout."""
     trees = random_trees(np.random.default_rng(14), MIXED)
     model = with_lora(family)
     batches = pack(trees, microbatch_tokens=SMALL)
@@ -308,7 +308,7 @@ def test_lora_equals_the_merged_model(family: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*:UserWarning")
 @pytest.mark.parametrize("family", FEW)
 def test_lora_with_gradient_checkpointing(family: str) -> None:
-    """C64: every A and B gets the same gradient, and one that is not zero, with checkpointing on."""
+    """Every A and B gets the same gradient, and one that is not zero, with checkpointing on."""
     (batch,) = pack(random_trees(np.random.default_rng(14), MIXED), microbatch_tokens=LARGE)
     model = with_lora(family)
     wanted = gradients(model, loss_of(branch_logprobs(model, [batch])))
@@ -418,7 +418,7 @@ def test_model_under_the_dense_mask(family: str, window: int | None) -> None:
 
 @pytest.mark.parametrize("family", UNSERVED)
 def test_models_that_trees_cannot_serve_are_refused(family: str) -> None:
-    """C17: capped scores, attention sinks, attention code of their own, linear attention, keywords not handed on: each
+    """Capped scores, attention sinks, attention code of their own, linear attention, keywords not handed on: each
     would leak or leave something out in silence. All are refused with the way out, which gives the model's own
     log-probs.
     """

@@ -68,7 +68,7 @@ def conversations(count: int = 5) -> list[Tree]:
 @pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["full", "lora"])
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_where_nothing_moves_the_ratio_is_one(tmp_path: Path, layout: str, lora: Any) -> None:
-    """C46-C49, C60: at a learning rate that moves nothing and temperature .7, over two passes in two minibatches: the
+    """At a learning rate that moves nothing and temperature .7, over two passes in two minibatches: the
     ratio is 1 to 1e-4 for every token of every minibatch, nothing is held, the KL from the reference is 0, and the
     engine's importance ratio is 1."""
     still = {"learning_rate": 1e-30, "layout": layout}
@@ -99,7 +99,7 @@ def test_where_nothing_moves_the_ratio_is_one(tmp_path: Path, layout: str, lora:
 
 
 def test_another_temperature_is_noticed(tmp_path: Path) -> None:
-    """C47: an engine that samples at another temperature than the trainer's: its log-probs are off, and it is said."""
+    """An engine that samples at another temperature than the trainer's: its log-probs are off, and it is said."""
 
     class Hot(ExactEngine):
         def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
@@ -117,7 +117,7 @@ def test_another_temperature_is_noticed(tmp_path: Path) -> None:
 
 
 def test_only_what_is_declared_moves(tmp_path: Path) -> None:
-    """C61: after some steps the reference is byte-identical, and so is the model that scores; the optimiser has exactly
+    """After some steps the reference is byte-identical, and so is the model that scores; the optimiser has exactly
     what is trained; policy and value model are clipped apart and have rates of their own."""
     scoring = ScalarModel(tiny("llama", vocab_size=64).base_model)
     spec = stage(sft_data="unused.jsonl", sft_weight=0.1, train={"max_grad_norm": 0.01}, value_learning_rate=5e-4)
@@ -176,7 +176,7 @@ def test_each_group_is_clipped_to_the_norm_alone(tmp_path: Path) -> None:
 
 
 def test_what_follows_the_end_is_not_trained(tmp_path: Path) -> None:
-    """C56: an engine that goes on after the end token: experience and every weight are those of one that stops."""
+    """An engine that goes on after the end token: experience and every weight are those of one that stops."""
 
     class GoesOn(ExactEngine):
         def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
@@ -238,7 +238,7 @@ def test_the_padded_layout_never_attends_by_trees(tmp_path: Path, monkeypatch: p
 
 
 def test_packing_changes_nothing(tmp_path: Path) -> None:
-    """C20, C58: one micro-batch or one prompt at a time, tree or padded rows: the same losses over a whole run,
+    """One micro-batch or one prompt at a time, tree or padded rows: the same losses over a whole run,
     whitening included."""
     curves = []
     for budget, layout in ((10_000, "tree"), (1, "tree"), (40, "padded")):
@@ -314,7 +314,7 @@ def same_run(one: PpoTrainer, other: PpoTrainer) -> None:
 
 @pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["full", "lora"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, lora: Any) -> None:
-    """C69: stopped after every single step, at the boundaries of iterations and inside them: weights, optimiser states
+    """Stopped after every single step, at the boundaries of iterations and inside them: weights, optimiser states
     of policy and value model, KL coefficient, history, SFT rows and logged losses are bit-equal to a run that was never
     stopped."""
     spec = stage(**RESUMED, lora=lora, train={"save_steps": 1, "lr_scheduler_type": "cosine"})
@@ -328,7 +328,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, lora: Any) -> None:
 
 
 def test_killed_between_checkpoints(tmp_path: Path) -> None:
-    """C69: killed in iteration 2 with a checkpoint from iteration 1: what was kept of later iterations is made again,
+    """Killed in iteration 2 with a checkpoint from iteration 1: what was kept of later iterations is made again,
     not trusted."""
     spec = stage(**RESUMED, train={"save_steps": 5})
     whole = trainer(tmp_path / "whole", spec, sft=conversations())
@@ -501,7 +501,7 @@ def test_the_controller_by_hand() -> None:
 
 
 def test_the_engine_gets_the_weights_of_every_iteration(tmp_path: Path) -> None:
-    """C50: before each iteration's answers, with a version that grows; once for an evaluation and the iteration after
+    """Before each iteration's answers, with a version that grows; once for an evaluation and the iteration after
     it."""
     spec = stage(iterations=3, eval_prompts="held_out.jsonl", train={"eval_steps": 1})
     net = policy(spec)
@@ -621,7 +621,7 @@ def two_process_run(work: Path, group: Any) -> PpoTrainer:
 
 
 def test_two_processes_train_on_one_experience(tmp_path: Path) -> None:
-    """C58, C65: two processes that go on from the experience of one take its steps: whitening, counts and gradients are
+    """Two processes that go on from the experience of one take its steps: whitening, counts and gradients are
     of the whole step. In the next iteration each samples for half of the prompts, other answers than the other's; and
     both end with the same weights."""
     single = two_process_run(tmp_path / "one", None)

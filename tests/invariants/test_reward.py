@@ -1,5 +1,5 @@
 """Training a reward model on trees: against the formula in fp64 with the model's own states, and against itself where
-two roads must agree. Pitfalls C06, C20, C29, C32, C45."""
+two roads must agree."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_l2_is_on_both_scores() -> None:
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @pytest.mark.parametrize(("family", "votes"), [("llama", False), ("glm4", False), ("llama", True)])
 def test_step_equals_the_formula(tmp_path: Path, family: str, votes: bool, layout: str) -> None:
-    """C06, C29, C20: with one, two and four rejected answers, margins, votes and l2, cut into many micro-batches: loss
+    """With one, two and four rejected answers, margins, votes and l2, cut into many micro-batches: loss
     and every gradient."""
     data = with_margins(preferences(6))
     if votes:
@@ -196,7 +196,7 @@ def test_metrics_are_the_scores(tmp_path: Path) -> None:
 
 
 def test_swapping_chosen_and_rejected_flips_everything(tmp_path: Path) -> None:
-    """C32: accuracy a becomes 1 - a, the margin changes sign, and the loss follows: softplus(-m) becomes softplus(m), m
+    """Accuracy a becomes 1 - a, the margin changes sign, and the loss follows: softplus(-m) becomes softplus(m), m
     larger."""
     data = preferences(12, rejected=(1,))
     swapped = [replace(t, branches=t.branches[::-1]) for t in data]
@@ -260,7 +260,7 @@ def test_many_rejected_in_one_tree_equal_separate_pairs(tmp_path: Path) -> None:
 
 
 def test_training_prefers_the_chosen(tmp_path: Path) -> None:
-    """C32: a separable toy set (low tokens win) is learned, with a positive margin; on new answers it is better than
+    """A separable toy set (low tokens win) is learned, with a positive margin; on new answers it is better than
     chance."""
     rng = np.random.default_rng(5)
 
@@ -283,7 +283,7 @@ def curve(work: Path) -> list[float]:
 
 
 def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
-    """C20: one micro-batch, or one prompt at a time: the same curve."""
+    """One micro-batch, or one prompt at a time: the same curve."""
     for budget in (10_000, 1):
         trainer(
             tmp_path / str(budget),
@@ -298,7 +298,7 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_resume_is_bit_equal(tmp_path: Path, lora: Lora | None) -> None:
-    """C69: stopped after two of four steps and continued in a new object: the same weights, head included, and the same
+    """Stopped after two of four steps and continued in a new object: the same weights, head included, and the same
     held-out scores."""
     data, spec = preferences(12), stage(train={"batch_size": 3, "save_steps": 2, "dtype": "fp32"})
 

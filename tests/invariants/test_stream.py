@@ -108,7 +108,7 @@ def test_log_probs_and_gradients_of_every_family(family: str) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapters_and_gradient_checkpointing(tmp_path: Path, checkpointing: bool) -> None:
-    """C64: the trunk's keys and values come out of layers that are computed anew in the backward pass."""
+    """The trunk's keys and values come out of layers that are computed anew in the backward pass."""
 
     def net() -> nn.Module:
         torch.manual_seed(3)
@@ -146,7 +146,7 @@ def test_no_group_holds_more_than_the_limit(tokens: int) -> None:
 
 
 def test_the_first_loss_of_a_large_tree_is_ln_2_to_the_last_bit(tmp_path: Path) -> None:
-    """C36: the reference takes the road of training, groups and all, so that not even rounding makes a margin."""
+    """The reference takes the road of training, groups and all, so that not even rounding makes a margin."""
     metrics, _ = first_step(
         trainer(tmp_path, preferences(6, rejected=(6,)), stage(train={"microbatch_tokens": 20}), tiny("llama"))
     )

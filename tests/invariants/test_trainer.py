@@ -117,7 +117,7 @@ def losses(work: Path) -> list[float]:
 @pytest.mark.parametrize("loss", ["token_mean", "sequence_mean"])
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_accumulation_does_not_change_the_step(tmp_path: Path, loss: str, layout: str) -> None:
-    """C20: one micro-batch of 8, 2-4 of a few, or 8 of one give the same 20-step curve, without a one-sided drift."""
+    """One micro-batch of 8, 2-4 of a few, or 8 of one give the same 20-step curve, without a one-sided drift."""
     data = trees(40)
     curves = []
     for budget in (10_000, 100, 1):
@@ -173,7 +173,7 @@ def test_loss_that_is_logged_is_the_loss_of_the_data(tmp_path: Path) -> None:
 
 
 def test_first_adam_step_by_hand(tmp_path: Path) -> None:
-    """C70: with bias correction, AdamW's first step moves each weight by lr * g / (|g| + eps), eps as configured."""
+    """With bias correction, AdamW's first step moves each weight by lr * g / (|g| + eps), eps as configured."""
     data = trees(8)
     run = trainer(tmp_path, data, max_steps=1, max_grad_norm=None, weight_decay=0.1)
     before = weights(run.model)
@@ -191,7 +191,7 @@ def test_first_adam_step_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("stop", [1, 3, 5, 7])
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int, adapters: bool) -> None:
-    """C69: stopped inside the first epoch (3), at its boundary (5), inside the second (7): the rest is bit-equal,
+    """Stopped inside the first epoch (3), at its boundary (5), inside the second (7): the rest is bit-equal,
     dropout included."""
     data = trees(40)
 
@@ -274,7 +274,7 @@ def _saved(tmp_path: Path) -> Path:
 
 
 def test_missing_optimizer_file_is_never_accepted(tmp_path: Path) -> None:
-    """C69, O05: without the optimiser's state a checkpoint is skipped; when none is whole, it is an error, not a silent
+    """Without the optimiser's state a checkpoint is skipped; when none is whole, it is an error, not a silent
     new start."""
     root = _saved(tmp_path)
     (root / "step-00000006" / "optimizer.safetensors").unlink()
@@ -288,7 +288,7 @@ def test_missing_optimizer_file_is_never_accepted(tmp_path: Path) -> None:
 
 
 def test_optimizer_missing_from_files_and_manifest(tmp_path: Path) -> None:
-    """O05: a manifest that never mentions the optimiser does not make the checkpoint whole."""
+    """A manifest that never mentions the optimiser does not make the checkpoint whole."""
     root = _saved(tmp_path)
     for folder in root.iterdir():
         (folder / "optimizer.safetensors").unlink()
@@ -301,7 +301,7 @@ def test_optimizer_missing_from_files_and_manifest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "zeros", "no manifest"])
 def test_damaged_checkpoint_is_skipped(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    """O01, O02: a flipped byte, a truncated or zero-filled file, or a missing manifest: the older checkpoint is used,
+    """A flipped byte, a truncated or zero-filled file, or a missing manifest: the older checkpoint is used,
     and it is said."""
     root = _saved(tmp_path)
     path = root / "step-00000006" / "weights.safetensors"
@@ -321,7 +321,7 @@ def test_damaged_checkpoint_is_skipped(tmp_path: Path, damage: str, caplog: pyte
 
 
 def test_not_finite_stops_before_the_optimiser(tmp_path: Path) -> None:
-    """O21: an infinite weight makes the loss NaN: nothing moves, the examples are named, and the checkpoint before
+    """An infinite weight makes the loss NaN: nothing moves, the examples are named, and the checkpoint before
     survives."""
     run = trainer(tmp_path, trees(16), epochs=4, save_steps=1)
 
@@ -343,7 +343,7 @@ def test_not_finite_stops_before_the_optimiser(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_stops_before_the_optimiser(tmp_path: Path, value: float) -> None:
-    """O21: the loss is a number and the gradient is none, as behind a root of zero or an overflow in the backward
+    """The loss is a number and the gradient is none, as behind a root of zero or an overflow in the backward
     pass."""
     run = trainer(tmp_path, trees(16), epochs=4)
 
@@ -390,7 +390,7 @@ def test_every_process_draws_dropout_of_its_own(tmp_path: Path) -> None:
 def test_memory_that_runs_out_is_told_with_the_micro_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
 ) -> None:
-    """O22: the size of what did not fit, in training and on held-out data."""
+    """The size of what did not fit, in training and on held-out data."""
     run = trainer(tmp_path, trees(8), microbatch_tokens=10_000)
     full = run.eval_batches()[0] if held_out else run.loader.step(0)[0]
     loss = run.loss
@@ -412,7 +412,7 @@ def test_memory_that_runs_out_is_told_with_the_micro_batch(
 
 
 def test_held_out_loss_does_not_depend_on_the_batching(tmp_path: Path) -> None:
-    """C22: the same held-out loss for one row at a time, a few, or all at once."""
+    """The same held-out loss for one row at a time, a few, or all at once."""
     values = []
     for budget in (1, 70, 10_000):
         run = trainer(tmp_path / str(budget), trees(8), microbatch_tokens=budget)
@@ -499,7 +499,7 @@ def test_the_optimisers_state_is_that_of_the_parameters(tmp_path: Path) -> None:
 
 
 def test_learning_rate_shape() -> None:
-    """C65: a rise that wastes no step, the peak, and the floor where the schedule ends; the same at any
+    """A rise that wastes no step, the peak, and the floor where the schedule ends; the same at any
     accumulation."""
     train = Train(learning_rate=2.0, warmup_ratio=0.2, min_lr_ratio=0.1, lr_scheduler_type="linear")
     rates = [learning_rate(train, s, 10) for s in range(11)]
@@ -551,7 +551,7 @@ def _processes(work: Path, loss: str, world: int) -> None:
 
 @pytest.mark.parametrize("loss", ["token_mean", "sequence_mean"])
 def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
-    """C21-C23, C65: two gloo processes with very unequal rows give the losses, rates, weights and held-out loss of one.
+    """Two gloo processes with very unequal rows give the losses, rates, weights and held-out loss of one.
 
     Nine held-out rows do not divide by two, and with one row a micro-batch some steps leave a process without work.
     """
@@ -590,7 +590,7 @@ except AlignError as error:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_saves_and_the_same_command_continues(tmp_path: Path, signum: signal.Signals, code: int) -> None:
-    """O24: the first Ctrl-C or SIGTERM finishes the step, saves and exits 130 / 143; running again ends bit-equal to a
+    """The first Ctrl-C or SIGTERM finishes the step, saves and exits 130 / 143; running again ends bit-equal to a
     clean run."""
     whole = trainer(tmp_path / "whole", trees(40), epochs=2)
     whole.fit()
@@ -664,7 +664,7 @@ def test_single_process_never_touches_torch_distributed() -> None:
 def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O03: safetensors wraps a full disk in an error of its own; exit code 3, nothing half-written, older ones stay."""
+    """Safetensors wraps a full disk in an error of its own; exit code 3, nothing half-written, older ones stay."""
     root = _saved(tmp_path)
 
     def full(*args: object) -> None:

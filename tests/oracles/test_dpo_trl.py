@@ -18,7 +18,7 @@ from tests.support.tiny import VOCAB, tiny
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(("loss", "theirs_is_called"), [("sigmoid", "sigmoid"), ("hinge", "hinge"), ("ipo", "ipo")])
 def test_step_equals_trl(tmp_path: Path, loss: str, theirs_is_called: str) -> None:
-    """C36, C41: the same pairs, policy and reference. TRL's plain sigmoid takes no label smoothing, so that is 0."""
+    """The same pairs, policy and reference. TRL's plain sigmoid takes no label smoothing, so that is 0."""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -35,7 +35,7 @@ def exact(
 @pytest.mark.parametrize("chunk", [1, 3, N])
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(str(v) for v in s.values()))
 def test_values_and_gradients(settings: dict[str, Any], chunk: int, with_bias: bool) -> None:
-    """C47: entropy is of the same scaled logits as the log-prob. Each target has weights of its own in the sum."""
+    """Entropy is of the same scaled logits as the log-prob. Each target has weights of its own in the sum."""
     rng = torch.Generator().manual_seed(3)
     leaves = [torch.randn(*shape, generator=rng).requires_grad_() for shape in [(N, H), (V, H), (V,)]]
     leaves = leaves if with_bias else leaves[:2]

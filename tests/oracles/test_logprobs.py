@@ -66,7 +66,7 @@ SETTINGS = [
 @pytest.mark.parametrize("chunk", [1, 3, N])
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(str(v) for v in s.values()))
 def test_forward_and_gradient_equal_full_log_softmax(settings: dict[str, Any], chunk: int, with_bias: bool) -> None:
-    """C47: temperature included. Every target has a weight of its own, so that a gradient of the wrong row cannot
+    """Temperature included. Every target has a weight of its own, so that a gradient of the wrong row cannot
     cancel."""
     hidden, weight, bias, targets, weights = problem()
     leaves = [hidden, weight, bias] if with_bias else [hidden, weight]
@@ -104,7 +104,7 @@ def test_temperature_must_be_positive(temperature: float) -> None:
 
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[5]], ids=["plain", "all"])
 def test_bf16(settings: dict[str, Any]) -> None:
-    """C27: bf16 inputs; everything after the matrix product is fp32.
+    """Bf16 inputs; everything after the matrix product is fp32.
 
     A logit rounded to bf16 (8 significant bits) is off by at most 2^-9 of itself, and a log-prob by twice the largest
     such error; that is also the relative error of a probability, and so of the gradient, whose factors are rounded once
@@ -249,7 +249,7 @@ def weighted_sum(logprobs: dict[tuple[int, int], Tensor], seed: int = 0) -> Tens
 
 @pytest.mark.parametrize("family", [family for family in CONFIGS if family not in UNSERVED])
 def test_model_logprobs_equal_transformers(family: str) -> None:
-    """C17, C25, C47: packed trees of every kind of model against its own logits, forward and the gradient of every
+    """Packed trees of every kind of model against its own logits, forward and the gradient of every
     parameter.
 
     Cohere, Granite and Gemma 2 change their logits after the head; Phi has a bias on it.
@@ -276,7 +276,7 @@ def sft_rows() -> list[Tree]:
 
 
 def test_sft_loss_is_an_explicit_gather() -> None:
-    """C16: the label of position t is token t + 1, shifted once. Written out as loops over the full logits."""
+    """The label of position t is token t + 1, shifted once. Written out as loops over the full logits."""
     model = tiny("llama")
     rows = sft_rows()
     (batch,) = pack(rows, microbatch_tokens=1000)
@@ -300,7 +300,7 @@ def test_sft_loss_is_an_explicit_gather() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "padding-free"])
 def test_sft_loss_and_gradient_equal_trl(packed: bool, tmp_path: Any) -> None:
-    """C16, C17, C20: the same rows through the collator and the loss of TRL 1.16's SFTTrainer."""
+    """The same rows through the collator and the loss of TRL 1.16's SFTTrainer."""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -231,7 +231,7 @@ def paths_of(run: PpoTrainer) -> list[Said]:
     ],
 )
 def test_step_equals_the_second_implementation(tmp_path: Path, case: str, layout: str, lora: Any) -> None:
-    """C20, C46, C47, C54, C57-C59: loss and all gradients of a step cut into many micro-batches, with a policy and a
+    """Loss and all gradients of a step cut into many micro-batches, with a policy and a
     value model that have moved since they sampled, so that the clips are at work, and an SFT term over its own tokens;
     on one base with adapters as well."""
     spec = stage(train={"layout": layout, "microbatch_tokens": 16}, lora=lora, **BASE, **CASES[case])

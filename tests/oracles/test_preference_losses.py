@@ -40,7 +40,7 @@ def check(
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
 def test_sigmoid(beta: float, smoothing: float) -> None:
-    """C43: beta and label smoothing reach the loss as in the formula."""
+    """Beta and label smoothing reach the loss as in the formula."""
     check(
         lambda m: losses.dpo_sigmoid(m, beta, smoothing),
         lambda m: -(1 - smoothing) * log_sigmoid(beta * m) - smoothing * log_sigmoid(-beta * m),
@@ -95,7 +95,7 @@ def test_undisputed_votes_and_no_offset_are_the_plain_losses() -> None:
 
 
 def test_sigmoid_starts_at_ln_2() -> None:
-    """C36: no margin, ln 2, whatever the smoothing."""
+    """No margin, ln 2, whatever the smoothing."""
     for smoothing in (0.0, 0.2):
         assert float(losses.dpo_sigmoid(torch.zeros(1), 0.1, smoothing)) == pytest.approx(0.693147, abs=1e-6)
 
@@ -138,7 +138,7 @@ def test_kto_pair() -> None:
 
 
 def test_every_loss_is_another_loss() -> None:
-    """C42: no option trains the default in disguise: at one margin all gradients differ."""
+    """No option trains the default in disguise: at one margin all gradients differ."""
     gradients = set()
     for loss in (
         lambda m: losses.dpo_sigmoid(m, 0.1),

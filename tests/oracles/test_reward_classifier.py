@@ -96,7 +96,7 @@ def in_transformers(folder: Path, stops: tuple[int, ...], side: str) -> list[flo
 def test_transformers_alone_gives_our_scores(
     tmp_path: Path, family: str, tokenizer: Any, lora: bool, side: str
 ) -> None:
-    """C06, C30: pad == eos in the reward model, a distinct padding token in the export, whichever side is padded; an
+    """Pad == eos in the reward model, a distinct padding token in the export, whichever side is padded; an
     adapter is merged."""
     rm = reward(tmp_path, family, tokenizer, lora)
     encoder = load_encoder(rm)
@@ -135,7 +135,7 @@ def _without_pad_token(folder: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:You're using a PreTrainedTokenizerFast")
 @torch.no_grad()
 def test_where_padding_is_the_end_token_transformers_reads_another_one(tmp_path: Path) -> None:
-    """C06 as it happens: the same weights with pad == eos score the token before the end, even unpadded; ours score the
+    """The same weights with pad == eos score the token before the end, even unpadded; ours score the
     end."""
     rm = reward(tmp_path)
     scalar, encoder = load_scalar(rm), load_encoder(rm)

@@ -22,7 +22,7 @@ PAD = 0
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("margins", [False, True])
 def test_step_equals_trl(tmp_path: Path, margins: bool) -> None:
-    """C06, C32: the same pairs, backbone and head; with margins the sign of both is the same. (TRL has no term on both
+    """The same pairs, backbone and head; with margins the sign of both is the same. (TRL has no term on both
     scores: l2 is 0.)"""
     from datasets import Dataset
     from tokenizers import Tokenizer

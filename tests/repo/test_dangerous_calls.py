@@ -1,4 +1,4 @@
-"""Calls that run what somebody else wrote, or open what they should not (S01-S04, S07): none of them is in the
+"""Calls that run what somebody else wrote, or open what they should not: none of them is in the
 package."""
 
 from __future__ import annotations

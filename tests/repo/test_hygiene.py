@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations
@@ -29,7 +30,7 @@ FORBIDDEN = {
         "py" + r"pi\.(org|python)|python" + r"hosted\.org|download\.py" + r"torch\.org|conda\.ana" + "conda"
     ),
     "a document that is not in the repository": re.compile(
-        "(DESIGN|PITFALLS|METHODS|APIS|STYLE|PEERS|INTERFACES)" + r"\.md"
+        "(DESIGN|PITFALLS|METHODS|APIS|STYLE|PEERS|INTERFACES)" + r"\.md|\bPIT" + r"FALLS\b"
     ),
 }
 
@@ -80,6 +81,23 @@ def test_no_traces_of_a_machine() -> None:
                 if pattern.search(line)
             ]
     assert not found, "\n".join(found)
+
+
+MARK = re.compile(r"(?<![\w.-])[A-Z]\d{2}(?![\w.-]|\.\d)")
+
+
+def test_reasons_are_written_out() -> None:
+    """Comments and docstrings say why, and name no entry of a list that the reader does not have, such as "see Q17"."""
+    wrong = []
+    for path in python_files("align", "benchmarks", "tests"):
+        if path == Path(__file__):
+            continue
+        with path.open("rb") as source:
+            for token in tokenize.tokenize(source.readline):
+                prose = token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string[:3] == '"""')
+                if prose and (found := MARK.search(token.string)):
+                    wrong.append(f"{path.relative_to(ROOT)}:{token.start[0]}: {found[0]}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(("limit", "folders"), [(440, ("align", "benchmarks", "requirements")), (960, ("tests",))])

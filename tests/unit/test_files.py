@@ -1,4 +1,4 @@
-"""Durable writes (O01, O03, O28, S06): whatever fails, wherever, the old content or the new is there, and nothing
+"""Durable writes: whatever fails, wherever, the old content or the new is there, and nothing
 else."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def folder_with(path: Path, text: str) -> Path:
 
 
 def test_a_write_replaces_and_honours_the_umask(tmp_path: Path) -> None:
-    """S16, O28: the mode follows the umask; blanks and Chinese in paths are no problem."""
+    """The mode follows the umask; blanks and Chinese in paths are no problem."""
     target = tmp_path / "für 甲" / "a b.txt"
     files.make_folder(target.parent)
     before = os.umask(0o027)
@@ -72,7 +72,7 @@ def test_a_write_replaces_and_honours_the_umask(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_old_content_and_leaves_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
 ) -> None:
-    """O03: exit 3 with bytes needed and available; own temporary file deleted; the previous content kept."""
+    """Exit 3 with bytes needed and available; own temporary file deleted; the previous content kept."""
     target = tmp_path / "a.json"
     files.write_json(target, {"step": 1})
     monkeypatch.setattr(files, "fault", at(n, disk_full()))
@@ -86,7 +86,6 @@ def test_a_full_disk_keeps_the_old_content_and_leaves_no_temporary_file(
 
 
 def test_a_missing_parent_or_a_file_in_the_way_is_a_fault_of_the_environment(tmp_path: Path) -> None:
-    """O04."""
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "missing" / "a", tmp_path / "file" / "a"):
         with pytest.raises(EnvironmentFault, match=str(target.parent)):
@@ -103,7 +102,7 @@ def test_json_has_one_form_and_no_nan(tmp_path: Path) -> None:
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O27: when the disk takes only half of a line, that half is taken back."""
+    """When the disk takes only half of a line, that half is taken back."""
     log = tmp_path / "metrics.jsonl"
     files.append_line(log, {"step": 1})
     real = os.write
@@ -143,7 +142,7 @@ def test_lines_are_written_one_by_one_and_appear_at_once(tmp_path: Path, monkeyp
 
 
 def test_space_is_checked_beforehand(tmp_path: Path) -> None:
-    """O03: names bytes needed and available, for a folder that does not exist yet as well."""
+    """Names bytes needed and available, for a folder that does not exist yet as well."""
     files.free_space_or_raise(tmp_path / "not" / "yet", 1)
     with pytest.raises(EnvironmentFault, match=r"needs 1,000,000,000,000,000,000 bytes, [\d,]+ available"):
         files.free_space_or_raise(tmp_path / "not" / "yet", 10**18)
@@ -151,7 +150,7 @@ def test_space_is_checked_beforehand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_publishing_is_all_or_nothing_at_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
-    """O01: crash before the n-th call, for every n; after recovery there is the old version or the new, whole."""
+    """Crash before the n-th call, for every n; after recovery there is the old version or the new, whole."""
     seen: set[str] = set()
     for n in range(1, 100):
         parent = tmp_path / f"{n}"
@@ -200,13 +199,13 @@ def test_a_failure_to_remove_the_old_version_does_not_undo_the_new(
 
 
 def test_publishing_across_folders_is_refused(tmp_path: Path) -> None:
-    """O28: a temporary folder elsewhere may be on another file system."""
+    """A temporary folder elsewhere may be on another file system."""
     with pytest.raises(ValueError):
         files.publish_folder(folder_with(tmp_path / "elsewhere" / "x", ""), tmp_path / "x")
 
 
 def test_only_temporaries_of_processes_that_are_gone_are_stale(tmp_path: Path) -> None:
-    """O24: cleaned at the next start, also when a new process got the old one's id; a live process keeps its own."""
+    """Cleaned at the next start, also when a new process got the old one's id; a live process keeps its own."""
     gone = tmp_path / f".tmp-{dead_pid()}-{'0' * 32}"
     reused = tmp_path / f".tmp-{os.getpid()}-{'1' * 32}"
     others = tmp_path / f".tmp-{os.getppid()}-{'2' * 32}"
@@ -226,14 +225,13 @@ def test_only_temporaries_of_processes_that_are_gone_are_stale(tmp_path: Path) -
     "name", ["../../x", "/etc/x", "..", ".", ".hidden", "a/b", "a\0b", "x" * 65, "x" * 300, "", "a b", "ä"]
 )
 def test_names_that_could_lead_elsewhere_are_refused(name: str) -> None:
-    """S06."""
     with pytest.raises(InputError):
         files.safe_name(name)
     assert files.safe_name("sft-2.b_C") == "sft-2.b_C"
 
 
 def test_paths_must_stay_inside(tmp_path: Path) -> None:
-    """S06: also by way of a link, and without a traceback for paths that cannot exist."""
+    """Also by way of a link, and without a traceback for paths that cannot exist."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "out").symlink_to(tmp_path)
@@ -245,7 +243,7 @@ def test_paths_must_stay_inside(tmp_path: Path) -> None:
 
 
 def test_a_digest_follows_the_content_only(tmp_path: Path) -> None:
-    """C71: an edit that keeps size and time is seen; order of creation, hidden files and a loop of links are not."""
+    """An edit that keeps size and time is seen; order of creation, hidden files and a loop of links are not."""
     a, b = tmp_path / "a", tmp_path / "b"
     for folder, names in ((a, ("x", "y")), (b, ("y", "x"))):
         (folder / "sub").mkdir(parents=True)
@@ -266,7 +264,7 @@ def test_a_digest_follows_the_content_only(tmp_path: Path) -> None:
 
 
 def test_linked_files_are_read_through(tmp_path: Path) -> None:
-    """C71: the hub's cache holds links; a change behind one is a change."""
+    """The hub's cache holds links; a change behind one is a change."""
     blob = tmp_path / "blob"
     blob.write_text("1")
     folder = tmp_path / "snapshot"

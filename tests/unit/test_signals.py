@@ -1,4 +1,4 @@
-"""Stopping on request (O24)."""
+"""Stopping on request."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class Encoder:
             own = Notes()
             ids, mask, starts = self._encode(messages, tools, trained, own, boundary=len(prompt))
             counted.append(replace(own, merged=own.merged - shared.merged, control=own.control - shared.control))
-            assert np.array_equal(ids[: starts[0]], trunk), "an answer must not change the tokens of its prompt (C12)"
+            assert np.array_equal(ids[: starts[0]], trunk), "an answer must not change the tokens of its prompt"
             branches.append(Branch(ids[len(trunk) :], mask[len(trunk) :]))
         if notes is not None:
             for one in counted:
@@ -269,7 +269,7 @@ class Encoder:
         mask = np.zeros(len(ids), dtype=np.bool_)
         for turn, begin, end in zip(spans, begins, ends, strict=True):
             if turn.index in trained:
-                # An answer that was cut off did not end there: its end token is the template's, not the model's (C11).
+                # An answer that was cut off did not end there: its end token is the template's, not the model's.
                 mask[begin : end if messages[turn.index].get("finished", True) else end - 1] = True
         if notes is not None:
             notes.tags += tagged

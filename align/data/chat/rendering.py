@@ -111,7 +111,7 @@ class Row:
 
     def check_answer(self, k: int, text: str, begin: int, end: int) -> None:
         """Raise InputError unless the reasoning and the content of answer ``k`` lie in ``text[begin:end]`` (up to white
-        space), one behind the other, and the answer says something (C10). Its calls are proved with those of the whole
+        space), one behind the other, and the answer says something. Its calls are proved with those of the whole
         conversation."""
         message = self.messages[k]
         reasoning, content = message.get("reasoning") or "", message.get("content", "")

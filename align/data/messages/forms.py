@@ -56,7 +56,7 @@ def record_of(
     """The record that a form holds. ``column`` is what the messages are called in the row, for error messages.
 
     Raises :class:`RowError` for whatever must not be trained on: an unknown role, messages out of order, a missing or
-    empty text (C10), a rejected answer equal to the chosen one (C09), answers to different prompts (C12).
+    empty text, a rejected answer equal to the chosen one, answers to different prompts.
     """
     if "chosen" in form or "rejected" in form:
         prompt, chosen, rejected, tools = _preference(form, note)

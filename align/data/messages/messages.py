@@ -75,8 +75,7 @@ def quiet(what: str) -> None:
 
 
 def text_of(value: Any, field: str) -> str:
-    """A string that says something. Raises :class:`RowError` for another type, and for one of white space only
-    (C10)."""
+    """A string that says something. Raises :class:`RowError` for another type, and for one of white space only."""
     if value is None:
         raise RowError("missing", field)
     if not isinstance(value, str):

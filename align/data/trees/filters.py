@@ -39,7 +39,7 @@ class PreferenceFilter:
     """Why a preference is left out. Shown the whole data set first (:meth:`survey`), then asked for each record.
 
     Args:
-        held_out: prompt digests of the held-out data, which must not be trained on (C73).
+        held_out: prompt digests of the held-out data, which must not be trained on.
     """
 
     def __init__(self, held_out: Collection[str] = ()) -> None:

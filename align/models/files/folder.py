@@ -120,7 +120,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _head_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
-    """A reward model where a language model is wanted, or the other way round (C30: a head must never be made up)."""
+    """A reward model where a language model is wanted, or the other way round (a head must never be made up)."""
     if wanted == "policy" and folder.is_reward_model:
         return [Problem("a reward model; a language model is wanted here", file=str(folder.path))]
     if wanted == "reward_model" and not folder.is_reward_model:

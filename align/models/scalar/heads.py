@@ -86,7 +86,7 @@ class ScalarModel(nn.Module):
 def branch_scores(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
     """The score of each branch: the head at its last target, which is the token that ends the answer. fp32 [B].
 
-    Found by place, never by token id: padding may have the id of an end token (C06). Every branch must have a target.
+    Found by place, never by token id: padding may have the id of an end token. Every branch must have a target.
     """
     return model.at(batch, _ends(batch), own_attention=own_attention)
 

@@ -266,7 +266,7 @@ def prompt_row(record: Prompt) -> dict[str, Any]:
 
 def about(answered: Sequence[Answered]) -> dict[str, Any]:
     """What a report says of a policy's answers: their text, why some were not used, scores, and whether longer ones
-    score higher (C35)."""
+    score higher."""
     fates = [fate for one in answered for fate in one.fates]
     scores = [value for one in answered for value in one.scores]
     return {

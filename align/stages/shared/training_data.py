@@ -50,7 +50,7 @@ class StageData:
         )
 
     def leaked(self) -> list[str]:
-        """Ids of held-out trees whose prompt is trained on as well (C73): what they say of the model is too good."""
+        """Ids of held-out trees whose prompt is trained on as well: what they say of the model is too good."""
         if self.held_out is None:
             return []
         held_out = {index: _digest(self.held_out[index]) for index in range(len(self.held_out))}

@@ -28,7 +28,7 @@ def seen(plan: StepPlan) -> Counter[int]:
 
 
 def test_last_small_step_is_kept() -> None:
-    """C24: 10 examples, 4 a step, one epoch: steps of 4, 4 and 2, and every example once."""
+    """10 examples, 4 a step, one epoch: steps of 4, 4 and 2, and every example once."""
     plan = plan_steps([5] * 10, seed=1, batch_size=4)
     assert [len(plan.examples(s)) for s in range(len(plan))] == [4, 4, 2]
     assert seen(plan) == Counter(range(10))
@@ -164,7 +164,7 @@ def test_a_step_holds_its_examples() -> None:
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_processes_share_every_step(world: int) -> None:
-    """C21: together they see what one process would, step by step; no example twice, some processes with nothing."""
+    """Together they see what one process would, step by step; no example twice, some processes with nothing."""
     alone, parts = loader(), [loader(rank, world) for rank in range(world)]
     for number in range(len(alone.plan)):
         together = [tree for part in parts for tree in ids(part.step(number))]
@@ -175,7 +175,7 @@ def test_processes_share_every_step(world: int) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_any_step_is_reached_by_its_number(rank: int) -> None:
-    """C69: from_step(k) is the tail of from_step(0), inside an epoch, at its boundary and at the end; nothing is read
+    """From_step(k) is the tail of from_step(0), inside an epoch, at its boundary and at the end; nothing is read
     to get there."""
     whole = list(loader(rank, 2).from_step(0))
     assert len(whole) == len(loader().plan) == 6

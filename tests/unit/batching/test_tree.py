@@ -69,7 +69,7 @@ def cost(tree: Tree, layout: Layout) -> int:
 @given(forests, capacities)
 @small
 def test_tokens_are_preserved(trees: list[Tree], capacity: int) -> None:
-    """C19: a tree's tokens appear once in the tree layout, and once for every path in the others; the rest is
+    """A tree's tokens appear once in the tree layout, and once for every path in the others; the rest is
     padding."""
     for layout in LAYOUTS:
         batches = pack(trees, microbatch_tokens=capacity, layout=layout, pad_id=PAD)
@@ -87,7 +87,7 @@ def test_tokens_are_preserved(trees: list[Tree], capacity: int) -> None:
 def test_every_target_is_predicted_by_the_token_before_it_on_its_path(
     trees: list[Tree], capacity: int, layout: Layout
 ) -> None:
-    """C18, C19, C16: (source token, target token) pairs are exactly those of the paths; none crosses into another
+    """(source token, target token) pairs are exactly those of the paths; none crosses into another
     document or branch."""
     wanted = []
     for tree in trees:
@@ -109,7 +109,7 @@ def test_every_target_is_predicted_by_the_token_before_it_on_its_path(
 @given(forests, capacities, layouts)
 @small
 def test_positions_count_along_the_path(trees: list[Tree], capacity: int, layout: Layout) -> None:
-    """A token's position is its place on its path, wherever it stands in the row (C17)."""
+    """A token's position is its place on its path, wherever it stands in the row."""
     place = {token: i for tree in trees for path in paths(tree) for i, token in enumerate(path)}
     for batch in pack(trees, microbatch_tokens=capacity, layout=layout):
         real = batch.attention_mask == 1

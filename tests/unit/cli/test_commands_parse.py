@@ -265,7 +265,6 @@ def test_exit_codes(call: Any, monkeypatch: pytest.MonkeyPatch, error: BaseExcep
 
 
 def test_cuda_out_of_memory_names_the_key_to_lower(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O22."""
     import torch
 
     failing(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore"))

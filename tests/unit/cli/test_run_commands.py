@@ -1,4 +1,4 @@
-"""`align ls`, `show`, `diff` and `verify`: what they print of runs, and their exit codes (S16)."""
+"""`align ls`, `show`, `diff` and `verify`: what they print of runs, and their exit codes."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_ls_shows_state_time_and_headlines(call: Call) -> None:
 
 
 def test_ls_json_is_one_object_a_run(call: Call) -> None:
-    """O27. A run that cannot be read is one as well."""
+    """A run that cannot be read is one as well."""
     make()
     broken = FakeRun(Path("runs") / "broken", STAGES)
     (broken.folder / "recipe.yaml").write_text("stages: [")
@@ -195,7 +195,7 @@ def test_show_a_run(call: Call) -> None:
 
 
 def test_show_a_stage_with_untrusted_text(call: Call) -> None:
-    """S15: what a model wrote is shown, not obeyed."""
+    """What a model wrote is shown, not obeyed."""
     make()
     code, out, _ = call("show", "r", "sft")
     assert code == 0
@@ -347,7 +347,7 @@ def test_verify_a_whole_run(call: Call) -> None:
 
 
 def test_verify_names_what_is_damaged_and_ends_with_2(call: Call) -> None:
-    """O02, S16: a flipped byte in a large file, which nothing else would notice; a missing file; a damaged manifest."""
+    """A flipped byte in a large file, which nothing else would notice; a missing file; a damaged manifest."""
     run = make()
     stages = run.folder / "stages"
     (stages / "sft" / "model.safetensors").write_text("wEights")
@@ -364,7 +364,7 @@ def test_verify_names_what_is_damaged_and_ends_with_2(call: Call) -> None:
 
 
 def test_verify_tells_a_result_that_was_made_from_another_one(call: Call) -> None:
-    """C71: each folder is whole, but they do not belong together."""
+    """Each folder is whole, but they do not belong together."""
     run = make()
     moved = run.folder / "stages" / "sft"
     moved.rename(run.folder / "stages" / "old")

@@ -195,7 +195,7 @@ def test_a_system_message_that_the_template_refuses(tmp_path: Path, monkeypatch:
 
 
 def test_control_tokens_typed_by_the_user_are_text(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O20: a user cannot end a turn by typing its marker."""
+    """A user cannot end a turn by typing its marker."""
     _, fake = talk(folder, ["x<|im_end|>y"], monkeypatch, lambda prompt: [STOP])
     assert fake.prompts[0].count(STOP) == Encoder(chatml()).encode_prompt(
         [{"role": "user", "content": "xy"}]

@@ -95,7 +95,7 @@ def test_a_preference_shows_its_answers_apart(tmp_path: Path) -> None:
 
 
 def test_data_cannot_drive_the_terminal(tmp_path: Path) -> None:
-    """S15 in small: escape sequences in data are shown, not obeyed."""
+    """Escape sequences in data are shown, not obeyed."""
     path = tmp_path / "a.jsonl"
     message = {"role": "user", "content": "\x1b[2Jboo\x07"}
     path.write_text(json.dumps({"messages": [message, {"role": "assistant", "content": "\x9b31m"}]}) + "\n")

@@ -1,4 +1,4 @@
-"""KL estimators, rewards, advantages and whitening, by hand and against other formulas. Pitfalls C52-C54, C57, C58."""
+"""KL estimators, rewards, advantages and whitening, by hand and against other formulas."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def categorical(spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def test_estimators_agree_with_the_exact_kl() -> None:
-    """C52: over 20,000 samples k1 and k3 are within 5 % of the exact KL and k2 near it; k1 is negative for many tokens,
+    """Over 20,000 samples k1 and k3 are within 5 % of the exact KL and k2 near it; k1 is negative for many tokens,
     k3 for none."""
     policy, reference = categorical(0.35)
     exact = float((policy.exp() * (policy - reference)).sum())
@@ -59,7 +59,7 @@ def test_estimators_by_hand() -> None:
 
 
 def test_where_each_estimator_may_stand() -> None:
-    """C53: as a detached reward k1 gives the gradient of the KL; as a loss it gives nothing; k3 detached gives another
+    """As a detached reward k1 gives the gradient of the KL; as a loss it gives nothing; k3 detached gives another
     gradient.
 
     Exact expectations over all 50 tokens, so there is no sampling noise.
@@ -89,7 +89,7 @@ def test_where_each_estimator_may_stand() -> None:
 
 
 def test_the_score_lies_on_the_last_token() -> None:
-    """C54: an answer that ends after three tokens, and one of full length: the score is on the last token of each,
+    """An answer that ends after three tokens, and one of full length: the score is on the last token of each,
     once."""
     branch = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
     assert_close(
@@ -98,7 +98,7 @@ def test_the_score_lies_on_the_last_token() -> None:
 
 
 def test_rewards_sum_to_score_minus_kl() -> None:
-    """C54: by hand, beta .1 and kl (.5, -.2, .3): rewards (-.05, .02, 1 - .03), sum 1 - .1 * .6. Nothing flows back
+    """By hand, beta .1 and kl (.5, -.2, .3): rewards (-.05, .02, 1 - .03), sum 1 - .1 * .6. Nothing flows back
     through them."""
     kl = torch.tensor([0.5, -0.2, 0.3], requires_grad=True)
     rewards = token_rewards(kl, torch.tensor([1.0]), torch.zeros(3, dtype=torch.long), 0.1)
@@ -117,7 +117,7 @@ def test_empty_and_mixed_answers_are_refused(branch: list[int], count: int) -> N
 
 
 def test_gae_by_hand() -> None:
-    """C57: delta = (.2, .2, .4); A = (.2 + .95 * .58, .2 + .95 * .4, .4)."""
+    """Delta = (.2, .2, .4); A = (.2 + .95 * .58, .2 + .95 * .4, .4)."""
     advantages = gae(t(0, 0, 1), t(0.2, 0.4, 0.6), torch.zeros(3, dtype=torch.long), 1.0, 0.95)
     assert_close(advantages, t(0.751, 0.58, 0.4))
 
@@ -133,7 +133,7 @@ def naive(rewards: list[float], values: list[float], gamma: float, lam: float) -
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.99, 0.0)])
 def test_gae_of_many_answers_is_that_of_each(gamma: float, lam: float) -> None:
-    """C57: answers of 1 to 9 tokens together are what each is alone; huge values of a neighbour change nothing."""
+    """Answers of 1 to 9 tokens together are what each is alone; huge values of a neighbour change nothing."""
     generator = torch.Generator().manual_seed(2)
     lengths = [3, 1, 9, 2, 1, 5]
     branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -146,7 +146,7 @@ def test_gae_of_many_answers_is_that_of_each(gamma: float, lam: float) -> None:
 
 
 def test_lambda_one_gives_returns_to_go() -> None:
-    """C57: gamma = lambda = 1: advantage + value = the sum of what is still to come."""
+    """Gamma = lambda = 1: advantage + value = the sum of what is still to come."""
     rewards = t(1, 2, 3, 4)
     branch = torch.tensor([0, 0, 0, 1])
     values = t(5, -1, 2, 7)
@@ -157,7 +157,7 @@ def test_lambda_one_gives_returns_to_go() -> None:
 
 
 def test_whitening() -> None:
-    """C58: mean 0, variance 1; without the shift the mean stays; a single value gives no NaN."""
+    """Mean 0, variance 1; without the shift the mean stays; a single value gives no NaN."""
     values = 3 + 7 * torch.randn(1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     white = whiten(values)
     assert abs(float(white.mean())) < 1e-6 and float(white.var(unbiased=False)) == pytest.approx(1, abs=1e-4)

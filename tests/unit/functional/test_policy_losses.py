@@ -1,4 +1,4 @@
-"""PPO's losses against formulas written down here, with the arithmetic. Pitfalls C46, C59."""
+"""PPO's losses against formulas written down here, with the arithmetic."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_where_the_clip_holds_there_is_no_gradient() -> None:
 
 
 def test_at_the_old_policy_the_gradient_is_minus_the_advantage() -> None:
-    """C46: ratio 1, nothing held, gradient -A."""
+    """Ratio 1, nothing held, gradient -A."""
     logprobs = t(-1, -2).requires_grad_()
     losses = ppo_policy_loss(logprobs, logprobs.detach(), t(3, -4), 0.2)
     losses.sum().backward()
@@ -56,7 +56,7 @@ def reference_value_loss(value: float, old: float, target: float, clip: float) -
 
 
 def test_value_loss_against_one_number_at_a_time() -> None:
-    """C59: 500 random triples; neighbours of 1e9, where padding would be, change nothing."""
+    """500 random triples; neighbours of 1e9, where padding would be, change nothing."""
     generator = torch.Generator().manual_seed(0)
     values, old, returns = (torch.randn(500, generator=generator, dtype=torch.float64) for _ in range(3))
     expected = [
@@ -72,7 +72,7 @@ def test_value_loss_against_one_number_at_a_time() -> None:
 
 
 def test_the_value_clip_rests_where_nothing_moved() -> None:
-    """C59: v == old: the plain squared error, nothing held; and `null` never holds."""
+    """V == old: the plain squared error, nothing held; and `null` never holds."""
     values, returns = t(0.5, -2), t(1, 1)
     assert_close(ppo_value_loss(values, values, returns, 0.2), t(0.125, 4.5))
     assert not value_clipped(values, values, returns, 0.2).any()

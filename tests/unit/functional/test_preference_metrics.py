@@ -1,4 +1,4 @@
-"""Accuracy, length, calibration and baselines of a reward model, with the arithmetic written out. Pitfalls C32, C35."""
+"""Accuracy, length, calibration and baselines of a reward model, with the arithmetic written out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_accuracies_by_hand() -> None:
 
 
 def test_swapped_columns_flip_the_accuracy() -> None:
-    """C32: a -> 1 - a, also where longer answers win, which become those whose shorter answers win."""
+    """A -> 1 - a, also where longer answers win, which become those whose shorter answers win."""
     swapped = [(p, r, c, lr, lc) for p, c, r, lc, lr in ROWS]
     one, other = evaluate(pairs(ROWS)), evaluate(pairs(swapped))
     assert value(other, "accuracy") == 1 - value(one, "accuracy")
@@ -123,7 +123,7 @@ def preference(chosen: list[int], *rejected: list[int]) -> Tree:
 
 
 def test_length_learns_which_way_from_the_training_pairs() -> None:
-    """C35: longer wins 3 of 4 unequal pairs by weight; ties of length stay ties."""
+    """Longer wins 3 of 4 unequal pairs by weight; ties of length stay ties."""
     longer = LengthBaseline(np.array([5, 3, 9, -2, 0]), np.ones(5))
     assert longer.longer_wins == 0.75 and longer.margins(np.array([4, -4, 0])).tolist() == [4, -4, 0]
     shorter = LengthBaseline(np.array([5, -3, -9]), np.ones(3))

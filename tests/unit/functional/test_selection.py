@@ -1,4 +1,4 @@
-"""Which samples become negatives. C74, C75, C76, C77 name what went wrong elsewhere."""
+"""Which samples become negatives."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_filter_keeps_this_many(unique: int, share: float, kept: int) -> Non
 
 
 def test_a_hand_made_case() -> None:
-    """C77: four samples at known angles to the target. Kept are the three least similar, not the three most similar."""
+    """Four samples at known angles to the target. Kept are the three least similar, not the three most similar."""
     angles = np.array([0.1, 1.2, 0.9, 0.5])
     target, samples = np.array([1.0, 0.0]), np.stack([np.cos(angles), np.sin(angles)], axis=1)
     chosen = select(["nearest", "farthest", "far", "near"], (samples @ target).tolist(), negatives=3)
@@ -97,13 +97,13 @@ def test_every_sample_has_its_reason() -> None:
 @pytest.mark.parametrize("dedup", [True, False])
 @pytest.mark.parametrize("copy", ["the target", "The  target.", "“THE TARGET”"])
 def test_a_copy_of_the_target_is_never_a_negative(copy: str, dedup: bool) -> None:
-    """C74, also without filter and without deduplication."""
+    """Also without filter and without deduplication."""
     chosen = select([copy, copy, "other"], keep_least_similar=1.0, negatives=3, dedup=dedup)
     assert chosen.indices == (2,)
 
 
 def test_boundaries() -> None:
-    """C74, C76: one sample, all identical, fewer than asked for, none at all."""
+    """One sample, all identical, fewer than asked for, none at all."""
     assert select(["one"]).indices == ()
     assert select(["one"], keep_least_similar=1.0).indices == (0,)
     assert select(["same"] * 8).indices == ()
@@ -115,7 +115,7 @@ def test_boundaries() -> None:
 
 
 def test_ties_go_to_the_earlier_sample() -> None:
-    """C77: where similarities are equal the cut does not depend on anything but the order of the samples."""
+    """Where similarities are equal the cut does not depend on anything but the order of the samples."""
     assert select(["a", "b", "c", "d"], [0.5] * 4, negatives=4).reasons == (
         "negative",
         "negative",
@@ -156,7 +156,7 @@ for p in range(50):
 
 
 def test_python_hash_seed_has_no_say() -> None:
-    """C75: two processes with other hash seeds print the same bytes."""
+    """Two processes with other hash seeds print the same bytes."""
     outputs = [
         subprocess.run(
             [sys.executable, "-c", PROGRAM], capture_output=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
@@ -173,7 +173,7 @@ TEXTS = st.lists(st.sampled_from(["a", "A.", "b", "c", "d", "e", "f", "", " ", "
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.data(), st.sampled_from([0.25, 0.5, 0.75, 1.0]), st.integers(1, 6), st.booleans())
 def test_what_always_holds(samples: list[str], data: st.DataObject, share: float, negatives: int, dedup: bool) -> None:
-    """C74: no negative equals the target or is empty; none is more similar than a filtered one; with dedup none twice;
+    """No negative equals the target or is empty; none is more similar than a filtered one; with dedup none twice;
     never too many."""
     scores = data.draw(st.lists(st.floats(-1, 1), min_size=len(samples), max_size=len(samples)))
     chosen = select(samples, scores, keep_least_similar=share, negatives=negatives, dedup=dedup)

@@ -1,5 +1,4 @@
-"""LoRA: what is trained, what the reference is, what merging and joining keep. Pitfalls C38, C39, C60, C63, C64,
-C66."""
+"""LoRA: what is trained, what the reference is, what merging and joining keep."""
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ def test_all_linear_layers_but_the_head(family: str, layers: int) -> None:
 
 
 def test_adapters_stay_fp32_on_a_bf16_base() -> None:
-    """C63: small steps must not be swallowed, so adapters are fp32 whatever the base is."""
+    """Small steps must not be swallowed, so adapters are fp32 whatever the base is."""
     model = add_lora(tiny("llama").to(torch.bfloat16), LORA)
     assert {p.dtype for p in trainable_parameters(model).values()} == {torch.float32}
     assert model.get_base_model().model.embed_tokens.weight.dtype == torch.bfloat16
@@ -111,7 +110,7 @@ def test_every_target_that_does_not_exist_is_named_once(names: list[str]) -> Non
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_adapter_gets_a_gradient(checkpointing: bool) -> None:
-    """C64: with gradient checkpointing, whose inputs need no gradient, adapters must still get theirs, and the same."""
+    """With gradient checkpointing, whose inputs need no gradient, adapters must still get theirs, and the same."""
     plain = randomised(add_lora(tiny("llama"), LORA)).train()
     model = copy.deepcopy(plain)
     if checkpointing:
@@ -124,7 +123,7 @@ def test_every_adapter_gets_a_gradient(checkpointing: bool) -> None:
 
 
 def test_adapter_off_is_the_base() -> None:
-    """C39: bit-equal before and after training, in training mode, with adapter dropout, and leaving gradients as they
+    """Bit-equal before and after training, in training mode, with adapter dropout, and leaving gradients as they
     were."""
     model = add_lora(tiny("llama"), Lora(rank=4, dropout=0.5)).train()
     start = logits(tiny("llama").train())
@@ -155,7 +154,7 @@ def test_adapter_off_between_forward_and_backward() -> None:
 
 
 def test_adapter_off_under_ddp(tmp_path: Path) -> None:
-    """C39: wrappers hide the adapters from a type check."""
+    """Wrappers hide the adapters from a type check."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(add_lora(tiny("llama"), LORA))
@@ -176,7 +175,7 @@ def test_adapter_off_needs_an_adapter() -> None:
 
 
 def test_reference_of_a_stacked_adapter_is_the_first_one(stacked: nn.Module, tmp_path: Path) -> None:
-    """C38: on top of an adapter policy, the reference is that policy, bit for bit, and not the base; it stays so in
+    """On top of an adapter policy, the reference is that policy, bit for bit, and not the base; it stays so in
     training."""
     start = logits(load_policy(Model(path=str(tmp_path / "first"))))
     assert (start - logits(load_policy(Model(path=str(tmp_path / "base"))))).abs().max() > 0.1
@@ -209,7 +208,7 @@ def test_only_one_adapter_is_trained() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 def test_merged_copy(family: str) -> None:
-    """C66: merged in fp32, close to 1e-5; the adapter model is not touched; the copy is a plain model that can be
+    """Merged in fp32, close to 1e-5; the adapter model is not touched; the copy is a plain model that can be
     trained."""
     model = randomised(add_lora(tiny(family), LORA))
     expected, weights = logits(model), {name: p.clone() for name, p in model.named_parameters()}
@@ -238,7 +237,7 @@ def test_the_engine_gets_every_active_adapter(stacked: nn.Module, tmp_path: Path
 
 
 def test_merging_in_bf16_adds_in_fp32() -> None:
-    """C66: each merged weight is the fp32 sum, rounded once. Adding a rounded update instead is wrong in the last
+    """Each merged weight is the fp32 sum, rounded once. Adding a rounded update instead is wrong in the last
     bits."""
     model = randomised(add_lora(tiny("llama").to(torch.bfloat16), LORA))
     layer = model.get_base_model().model.layers[0].mlp.up_proj
@@ -253,7 +252,7 @@ def test_merged_copy_needs_an_adapter() -> None:
 
 
 def test_merging_into_four_bits_is_refused() -> None:
-    """C66: packed weights have no room for the sum."""
+    """Packed weights have no room for the sum."""
     model = add_lora(tiny("llama"), LORA)
     layer = model.get_base_model().model.layers[0].mlp.up_proj.get_base_layer()
     layer.weight = nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)

@@ -82,7 +82,7 @@ def logprobs(models: ActorCritic, one: Batch) -> Tensor:
 
 @pytest.mark.parametrize("started", [False, True], ids=["lora", "lora after lora"])
 def test_neither_moves_the_other(started: bool) -> None:
-    """C61: with one base the policy's log-probs depend on its own adapter alone, the values on theirs, the reference on
+    """With one base the policy's log-probs depend on its own adapter alone, the values on theirs, the reference on
     neither."""
     net = with_start(tiny("llama")) if started else tiny("llama")
     one = batch()
@@ -106,7 +106,7 @@ def test_neither_moves_the_other(started: bool) -> None:
 
 @pytest.mark.parametrize("started", [False, True])
 def test_what_is_trained(started: bool) -> None:
-    """C61: the two adapters and the head, apart, and nothing of the base or of an earlier adapter."""
+    """The two adapters and the head, apart, and nothing of the base or of an earlier adapter."""
     net = with_start(tiny("llama")) if started else tiny("llama")
     models = actor_critic(add_lora(net, LORA), None, LORA)
     parts = models.trainable()
@@ -232,7 +232,7 @@ def test_saved_values_are_loaded_again(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_whole_value_model_shares_nothing_with_its_policy() -> None:
-    """C61: it starts as the policy's transformer, and is a copy of it: training one leaves the other alone."""
+    """It starts as the policy's transformer, and is a copy of it: training one leaves the other alone."""
     models = actor_critic(tiny("llama"), None, None)
     assert models.value is not None
     places = {parameter.data_ptr() for parameter in models.policy.parameters()}

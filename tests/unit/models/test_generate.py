@@ -1,4 +1,4 @@
-"""Answers of a model: batched as one by one, and nothing about the model changed by asking. Pitfalls C25, C26, C78."""
+"""Answers of a model: batched as one by one, and nothing about the model changed by asking."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small(family: str, tokenizer: object = None) -> nn.Module:
 @pytest.mark.parametrize("distinct_pad", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral_short_window", "gemma3"])
 def test_batched_is_one_by_one(family: str, distinct_pad: bool) -> None:
-    """C26: prompts of unequal length, more than one batch of them; C25: GPT-2's absolute positions must not count the
+    """Prompts of unequal length, more than one batch of them; GPT-2's absolute positions must not count the
     padding."""
     model, encoder = small(family), Encoder(chatml(distinct_pad=distinct_pad))
     together = answer(model, encoder, PROMPTS, max_new_tokens=6)
@@ -76,7 +76,7 @@ def test_the_models_own_defaults_do_not_interfere() -> None:
 
 
 def test_sampling() -> None:
-    """C78: a seed repeats, other seeds differ, and samples follow softmax(logits / T) without a top-k cut."""
+    """A seed repeats, other seeds differ, and samples follow softmax(logits / T) without a top-k cut."""
     model, encoder = small("llama"), Encoder(chatml())
     first = answer(model, encoder, PROMPTS, max_new_tokens=6, temperature=1.0)
     assert answer(model, encoder, PROMPTS, max_new_tokens=6, temperature=1.0) == first

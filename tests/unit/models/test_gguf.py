@@ -1,4 +1,4 @@
-"""GGUF models: read right, dequantised once, checked whenever used. Pitfalls O02, O07, S01."""
+"""GGUF models: read right, dequantised once, checked whenever used."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_gguf_is_dequantised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "align.json", "config.json"])
 def test_a_damaged_cache_entry_is_made_anew(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """O02, O07: a flipped byte in the middle, which safetensors itself does not notice; one warning, and the right
+    """A flipped byte in the middle, which safetensors itself does not notice; one warning, and the right
     model."""
     write_gguf(tmp_path / "m.gguf", "smollm")
     model, cache = Model(path=str(tmp_path / "m.gguf")), tmp_path / "cache"
@@ -151,7 +151,7 @@ def test_a_damaged_cache_entry_is_made_anew(tmp_path: Path, name: str, caplog: p
 
 
 def test_what_lies_beside_a_gguf_has_no_say(tmp_path: Path, canary: Path) -> None:
-    """S01: settings or code in the same folder are not part of the file that was named."""
+    """Settings or code in the same folder are not part of the file that was named."""
     write_gguf(tmp_path / "m.gguf", "smollm")
     model = Model(path=str(tmp_path / "m.gguf"))
     before = load_tokenizer(model)

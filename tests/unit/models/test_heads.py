@@ -1,5 +1,4 @@
-"""Scalar models: where a score is read, what a new head looks like, and what comes back from disk. Pitfalls C06,
-C28-C31, C60."""
+"""Scalar models: where a score is read, what a new head looks like, and what comes back from disk."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ def flat(scores: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @torch.no_grad()
 def test_the_score_is_read_at_the_end_token(layout: Any, pad: int) -> None:
-    """C06: head(state of the end token), alone or beside longer answers (padded on the right), whether padding has the
+    """Head(state of the end token), alone or beside longer answers (padded on the right), whether padding has the
     end's id or not."""
     model = scalar()
     trees = [tree([5, END, 6], [7, 8, END], [9, END]), tree([4], [10, 11, 12, 13, END], [END])]
@@ -100,7 +99,7 @@ def test_the_score_is_read_at_the_end_token(layout: Any, pad: int) -> None:
 
 @torch.no_grad()
 def test_padding_on_the_left_changes_nothing() -> None:
-    """C06: what stands before a row's first token is a matter of positions and masks; ours never puts anything there,
+    """What stands before a row's first token is a matter of positions and masks; ours never puts anything there,
     and a batch that does is scored the same."""
     model = scalar()
     (batch,) = pack([tree([5, 6], [7, END])], microbatch_tokens=100, layout="padded", pad_id=END)
@@ -126,7 +125,7 @@ def test_padding_on_the_left_changes_nothing() -> None:
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @torch.no_grad()
 def test_real_tokens_change_the_score_and_padding_does_not(layout: Any) -> None:
-    """C28, C29: any token of the path, the last one included; not a token of padding, nor of another branch or tree."""
+    """Any token of the path, the last one included; not a token of padding, nor of another branch or tree."""
     model = scalar()
     trees = [tree([5, 6], [7, 8, END], [9, END]), tree([4], [10, 11, 12, END], [13, END])]
     (batch,) = pack(trees, microbatch_tokens=1000, layout=layout, pad_id=0, multiple_of=8)
@@ -154,7 +153,7 @@ def _with_ids(batch: Batch, ids: torch.Tensor) -> Batch:
 
 @torch.no_grad()
 def test_text_behind_the_last_target_is_not_scored() -> None:
-    """C56: a branch may go on after its last target (a template's line break): the score is the target's."""
+    """A branch may go on after its last target (a template's line break): the score is the target's."""
     model = scalar()
     mask = np.array([True, True, False, False])
     tail = Tree("t", np.array([5, 6], dtype=np.int32), (Branch(np.array([7, END, 8, 9], dtype=np.int32), mask),))
@@ -192,7 +191,7 @@ def test_layouts_agree(family: str) -> None:
 
 @torch.no_grad()
 def test_scoring_twice_is_bit_equal_where_the_model_has_dropout(tmp_path: Path) -> None:
-    """C60: dropout is off, in training mode too."""
+    """Dropout is off, in training mode too."""
     base = save_tiny(tmp_path / "base", "gpt2", resid_pdrop=0.3, attn_pdrop=0.3, embd_pdrop=0.3)
     model = ScalarModel(load_backbone(base)).train()
     (batch,) = pack(random_trees(np.random.default_rng(0), [2, 2]), microbatch_tokens=1000)
@@ -205,7 +204,7 @@ def test_scoring_twice_is_bit_equal_where_the_model_has_dropout(tmp_path: Path) 
 @pytest.mark.parametrize("family", ["llama", "glm4", "gpt2"])
 @torch.no_grad()
 def test_a_new_head_is_small_and_fp32(family: str) -> None:
-    """C31: weights of standard deviation 1 / sqrt(d + 1), no bias, fp32 on a bf16 backbone and under autocast. On a
+    """Weights of standard deviation 1 / sqrt(d + 1), no bias, fp32 on a bf16 backbone and under autocast. On a
     model drawn as real ones are, first scores of answers that end alike spread by less than 1, and the first loss is ln
     2 +- 0.1."""
     assert ScalarModel(without_lm_head(tiny("llama")).to("meta")).head.weight.device.type == "meta", (
@@ -291,7 +290,7 @@ for folder in sys.argv[1:]:
 
 
 def test_a_fresh_process_gives_the_same_scores(tmp_path: Path) -> None:
-    """C30: full, LoRA, and to rounding the merged copy and an adapter joined with its policy's."""
+    """Full, LoRA, and to rounding the merged copy and an adapter joined with its policy's."""
     drawn = random_trees(np.random.default_rng(1), [2, 1, 3])
     trees = [
         replace(t, branches=tuple(Branch(b.ids, np.ones(len(b.ids), dtype=bool)) for b in t.branches)) for t in drawn
@@ -318,7 +317,7 @@ def test_the_adapter_is_of_the_first_policys_base(tmp_path: Path) -> None:
 
 
 def test_a_plain_language_model_is_no_reward_model(tmp_path: Path) -> None:
-    """C30: a folder or an adapter without a head is refused, never given a random one; and the other way round."""
+    """A folder or an adapter without a head is refused, never given a random one; and the other way round."""
     base = save_tiny(tmp_path / "base")
     with pytest.raises(InputError, match=r"base: no reward_head.safetensors, so this is not a reward model"):
         load_scalar(base)
@@ -350,7 +349,7 @@ def test_a_lost_or_damaged_head_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_folder_carries_template_and_statistics(tmp_path: Path) -> None:
-    """C33, C34: digest of tokenizer and template, stop ids, mean and spread."""
+    """Digest of tokenizer and template, stop ids, mean and spread."""
     _, base, out = trained(tmp_path, "full")
     notes = score_notes(Model(path=str(out)))
     assert notes.stats == STATS and notes.layout == "tree"
@@ -360,7 +359,7 @@ def test_the_folder_carries_template_and_statistics(tmp_path: Path) -> None:
 
 
 def test_statistics_normalise_once() -> None:
-    """C34: mean 0 and standard deviation 1 on the scores they are of; normalised twice is another thing."""
+    """Mean 0 and standard deviation 1 on the scores they are of; normalised twice is another thing."""
     scores = np.random.default_rng(0).normal(3, 2, 500)
     stats = ScoreStats.of(scores)
     once = stats.normalise(scores)

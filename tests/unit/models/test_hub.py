@@ -1,4 +1,4 @@
-"""Hub models: local first, and quick to say that they cannot be had. Pitfall O26."""
+"""Hub models: local first, and quick to say that they cannot be had."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_adapter_of_a_hub_model(hub_cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("present", ["nothing", "branch", "tokenizer"])
 def test_offline_fails_at_once_and_names_the_model(hub_cache: Path, present: str) -> None:
-    """O26. A snapshot that another program left with the tokenizer only is not a model either."""
+    """A snapshot that another program left with the tokenizer only is not a model either."""
     if present != "nothing":
         snapshot = cached(hub_cache)
         if present == "branch":
@@ -100,7 +100,7 @@ def silent_server() -> Iterator[int]:
 
 @pytest.mark.parametrize("reachable", [False, True])
 def test_a_dead_network_fails_within_seconds(tmp_path: Path, silent_server: int, reachable: bool) -> None:
-    """O26: neither a refused connection nor a silent server may make the user wait for minutes of retries."""
+    """Neither a refused connection nor a silent server may make the user wait for minutes of retries."""
     port = silent_server if reachable else 9  # nobody listens there
     script = """
 import time

@@ -1,4 +1,4 @@
-"""Loading policies, tokenizers and encoders: what is refused and how it is said. Pitfalls C30, C60, C67, C68, O25."""
+"""Loading policies, tokenizers and encoders: what is refused and how it is said."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_folder_gives_its_model(family: str, tmp_path: Path) -> None:
 
 
 def test_dtype_is_what_was_asked_for(tmp_path: Path) -> None:
-    """C63: fp32 by default, also when the file holds bf16; a checkpoint's own dtype never decides."""
+    """Fp32 by default, also when the file holds bf16; a checkpoint's own dtype never decides."""
     tiny("llama", vocab_size=rows(chatml())).to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_policy(Model(path=str(tmp_path))).dtype == torch.float32
     assert load_policy(Model(path=str(tmp_path)), dtype="bf16").dtype == torch.bfloat16
@@ -82,7 +82,7 @@ def test_a_template_of_ones_own(folder: Path, tmp_path: Path) -> None:
 
 
 def test_dropout_is_off(tmp_path: Path) -> None:
-    """C60: two passes in training mode are bit-equal, on a model whose configuration asks for dropout everywhere."""
+    """Two passes in training mode are bit-equal, on a model whose configuration asks for dropout everywhere."""
     rates = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
     policy = load_policy(save_tiny(tmp_path, "gpt2", **rates)).train()
     assert_close(policy(IDS).logits, policy(IDS).logits, atol=0, rtol=0)
@@ -91,7 +91,7 @@ def test_dropout_is_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "glm", "phi", "gpt2"])
 def test_disable_dropout(family: str) -> None:
-    """C60: in modules (nn.Dropout, and rates kept as attributes by attention) and in the configuration."""
+    """In modules (nn.Dropout, and rates kept as attributes by attention) and in the configuration."""
     rates = {name: 0.5 for name in (*CONFIGS[family][1], "attention_dropout") if name.endswith(("dropout", "pdrop"))}
     model = tiny(family, **rates).train()
     assert (model(IDS).logits - model(IDS).logits).abs().max() > 0
@@ -100,7 +100,7 @@ def test_disable_dropout(family: str) -> None:
     assert all(getattr(model.config, name) == 0.0 for name in rates if hasattr(model.config, name))
 
 
-# What is missing or wrong: O25
+# What is missing or wrong
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_every_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_a_shard_outside_the_folder_is_refused(folder: Path) -> None:
-    """S06: an index must not make the loader read another file of the machine."""
+    """An index must not make the loader read another file of the machine."""
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
     with pytest.raises(InputError, match="leads out of the folder"):
         load_policy(Model(path=str(folder)))
 
 
 def test_a_tensor_that_is_missing_is_not_made_up(folder: Path) -> None:
-    """C30: transformers would fill it with random numbers and warn."""
+    """Transformers would fill it with random numbers and warn."""
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -192,7 +192,7 @@ def test_not_a_language_model(folder: Path) -> None:
 
 
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
-    """O25: the language model inside would load without complaint, with a random head."""
+    """The language model inside would load without complaint, with a random head."""
     config = LlamaConfig(**{**CONFIGS["llama"][1], "pad_token_id": 0, "num_labels": 1})
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(
@@ -218,14 +218,13 @@ def test_not_a_model(tmp_path: Path, name: str, says: str) -> None:
 
 
 def test_a_folder_with_spaces_and_other_letters(tmp_path: Path) -> None:
-    """O28."""
     model = save_tiny(tmp_path / "mein Modell – 模型")
     assert load_policy(model).config.model_type == "llama"
     assert load_encoder(model).stop_ids
 
 
 def test_tokenizer_with_ids_beyond_the_model(folder: Path) -> None:
-    """C68: such an id would crash in the middle of training; the reverse, more rows than ids, is normal."""
+    """Such an id would crash in the middle of training; the reverse, more rows than ids, is normal."""
     edit(folder / "config.json", vocab_size=300)
     highest = len(chatml()) - 1
     with pytest.raises(
@@ -234,7 +233,7 @@ def test_tokenizer_with_ids_beyond_the_model(folder: Path) -> None:
         load_tokenizer(Model(path=str(folder)))
 
 
-# Adapters: C67
+# Adapters
 
 
 def test_an_adapter_brings_its_base(folder: Path) -> None:
@@ -245,7 +244,7 @@ def test_an_adapter_brings_its_base(folder: Path) -> None:
 
 
 def test_another_base_is_refused(folder: Path) -> None:
-    """C67: the same shapes, other weights."""
+    """The same shapes, other weights."""
     adapter = adapter_on(folder)
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] += 1e-3
@@ -320,7 +319,7 @@ def test_digest_follows_content_and_nothing_else(folder: Path, tmp_path: Path) -
     weights["model.norm.weight"][0] += 1e-6
     stat = (folder / "model.safetensors").stat()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    os.utime(folder / "model.safetensors", (stat.st_atime, stat.st_mtime))  # C71: content decides, not the time
+    os.utime(folder / "model.safetensors", (stat.st_atime, stat.st_mtime))  # Content decides, not the time
     assert model_digest(folder) != before
     edit(tmp_path / "copy" / "config.json", rms_norm_eps=1e-3)
     assert model_digest(tmp_path / "copy") != before

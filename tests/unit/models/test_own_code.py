@@ -1,4 +1,4 @@
-"""Code and pickles in a model folder are never run. Pitfalls S01, S02."""
+"""Code and pickles in a model folder are never run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("model_type", ["evil", "llama"])
 def test_model_code_is_never_run(folder: Path, canary: Path, model_type: str) -> None:
-    """S01: a class of the folder's own is refused; where transformers has the class, its own is used, and the folder's
+    """A class of the folder's own is refused; where transformers has the class, its own is used, and the folder's
     code is not run."""
     trap(folder)
     auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilForCausalLM"}
@@ -47,7 +47,7 @@ def test_model_code_is_never_run(folder: Path, canary: Path, model_type: str) ->
 
 @pytest.mark.parametrize("tokenizer_class", ["EvilTokenizer", None, "PreTrainedTokenizerFast"])
 def test_tokenizer_code_is_never_run(folder: Path, canary: Path, tokenizer_class: str | None) -> None:
-    """S01: the same for tokenizers, whose class may also be missing from the settings."""
+    """The same for tokenizers, whose class may also be missing from the settings."""
     trap(folder)
     auto_map = {"AutoTokenizer": ["evil.EvilTokenizer", None]}
     edit(folder / "tokenizer_config.json", tokenizer_class=tokenizer_class, auto_map=auto_map)
@@ -68,7 +68,6 @@ class Bomb:
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
 def test_pickled_weights_are_refused(folder: Path, canary: Path, name: str) -> None:
-    """S02."""
     torch.save({"model.norm.weight": Bomb()}, folder / name)
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=rf"{name}: refused: weights in pickle .* convert it to model.safetensors"):
@@ -77,7 +76,7 @@ def test_pickled_weights_are_refused(folder: Path, canary: Path, name: str) -> N
 
 
 def test_pickles_beside_safetensors_are_not_opened(folder: Path, canary: Path) -> None:
-    """S02: every file name that some tool loads as a pickle, lying beside good weights."""
+    """Every file name that some tool loads as a pickle, lying beside good weights."""
     for name in (
         "pytorch_model.bin",
         "adapter_model.bin",
@@ -93,7 +92,7 @@ def test_pickles_beside_safetensors_are_not_opened(folder: Path, canary: Path) -
 
 
 def test_a_pickled_adapter_is_refused(folder: Path, canary: Path) -> None:
-    """S02: PEFT falls back to adapter_model.bin."""
+    """PEFT falls back to adapter_model.bin."""
     adapter = adapter_on(folder)
     (adapter / "adapter_model.safetensors").unlink()
     torch.save(Bomb(), adapter / "adapter_model.bin")

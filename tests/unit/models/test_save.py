@@ -1,4 +1,4 @@
-"""Saving policies: what another program finds in the folder. Pitfalls C15, C66, C67, C68."""
+"""Saving policies: what another program finds in the folder."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_nothing_of_training_leaks_into_the_configuration(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("make", [chatml, llama3, glm4])
 def test_stop_ids_are_everywhere(make: Any, tmp_path: Path) -> None:
-    """C15: the base's generation_config names another end; after saving, every id that ends a turn is there, the base's
+    """The base's generation_config names another end; after saving, every id that ends a turn is there, the base's
     own too."""
     tokenizer = make()
     other = 7
@@ -95,7 +95,7 @@ def test_stop_ids_are_everywhere(make: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [chatml, llama3, glm4])
 def test_the_tokenizer_comes_back_the_same(make: Any, tmp_path: Path) -> None:
-    """C72: the next stage computes the same encoder digest; plain transformers renders and encodes the same ids."""
+    """The next stage computes the same encoder digest; plain transformers renders and encodes the same ids."""
     base = save_tiny(tmp_path / "base", tokenizer=make())
     encoder = load_encoder(base)
     save_policy(load_policy(base), encoder, tmp_path / "out", base=base)
@@ -210,7 +210,7 @@ def test_settings_that_nothing_can_save(tmp_path: Path) -> None:
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:
-    """S16: safetensors writes 0600, which another user's server cannot read."""
+    """Safetensors writes 0600, which another user's server cannot read."""
     base = save_tiny(tmp_path / "base")
     save_policy(add_lora(load_policy(base), LORA), load_encoder(base), tmp_path / "out", base=base, save_merged=True)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -218,7 +218,7 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
 
 
 def test_auto_map_does_not_travel(tmp_path: Path) -> None:
-    """S01: the saved folder has none of the files that auto_map names, and others would run them."""
+    """The saved folder has none of the files that auto_map names, and others would run them."""
     base = save_tiny(tmp_path / "base")
     config = read(tmp_path / "base" / "config.json") | {"auto_map": {"AutoModelForCausalLM": "evil.Evil"}}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
@@ -229,7 +229,7 @@ def test_auto_map_does_not_travel(tmp_path: Path) -> None:
 
 
 def test_more_embeddings_than_ids(tmp_path: Path) -> None:
-    """C68: padding rows of the embedding survive saving, and ids without a token are never sampled, however likely they
+    """Padding rows of the embedding survive saving, and ids without a token are never sampled, however likely they
     are."""
     base = save_tiny(tmp_path / "base", tie_word_embeddings=False)
     policy, encoder = load_policy(base), load_encoder(base)
@@ -247,7 +247,7 @@ def test_more_embeddings_than_ids(tmp_path: Path) -> None:
 
 
 def test_fewer_embeddings_than_ids_is_an_error(tmp_path: Path) -> None:
-    """C68: a policy that its own tokenizer would crash must not be saved as one that works."""
+    """A policy that its own tokenizer would crash must not be saved as one that works."""
     base = save_tiny(tmp_path / "base")
     longer = build(
         template("chatml"),
@@ -260,7 +260,7 @@ def test_fewer_embeddings_than_ids_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_token_that_was_added(tmp_path: Path) -> None:
-    """C68: one more token, LoRA, save, load: the same logits, for the new id too."""
+    """One more token, LoRA, save, load: the same logits, for the new id too."""
     longer = build(
         template("chatml"),
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|new|>"],
@@ -304,7 +304,6 @@ def test_an_adapter_loads_here_and_in_plain_transformers(adapter: dict[str, Any]
 
 
 def test_an_adapter_keeps_the_identity_of_its_base(adapter: dict[str, Any]) -> None:
-    """C67."""
     notes = read(adapter["out"] / "align.json")
     path = adapter["base"].path
     assert notes["base"] == {"path": path, "revision": None, "digest": model_digest(path), "dequantised_from": None}
@@ -314,7 +313,7 @@ def test_an_adapter_keeps_the_identity_of_its_base(adapter: dict[str, Any]) -> N
 
 
 def test_the_merged_model_and_its_drift(adapter: dict[str, Any]) -> None:
-    """C66: the reported number is the largest difference there is on the fixed prompts; greedy answers agree on all
+    """The reported number is the largest difference there is on the fixed prompts; greedy answers agree on all
     20."""
     report = adapter["report"]["merged"]
     assert 0 < report["max_abs_logit_diff"] < 1e-4

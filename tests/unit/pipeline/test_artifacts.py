@@ -1,4 +1,4 @@
-"""Manifests (O02, S16, C72): any damage to an artefact is found, and named."""
+"""Manifests: any damage to an artefact is found, and named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make(folder: Path, *, summary: object = None, identity: Identity = IDENTITY)
 
 
 def test_a_manifest_says_what_was_made_and_from_what(tmp_path: Path) -> None:
-    """S16, C72: inputs, tokenizer and template, and versions are on record, and read back equal."""
+    """Inputs, tokenizer and template, and versions are on record, and read back equal."""
     written = make(tmp_path, summary={"loss": 1.5})
     assert artifacts.read_manifest(tmp_path) == written
     value = json.loads((tmp_path / "manifest.json").read_text())
@@ -60,7 +60,7 @@ def damage_cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [damage_flip, damage_zeros, damage_cut, Path.unlink])
 def test_damage_is_found_and_named(tmp_path: Path, damage: object) -> None:
-    """O02: a flipped byte and a zeroed half load without error, so sums must find them; file, expected and actual are
+    """A flipped byte and a zeroed half load without error, so sums must find them; file, expected and actual are
     named."""
     manifest = make(tmp_path)
     damage(tmp_path / "model.safetensors")  # type: ignore[operator]
@@ -75,7 +75,7 @@ def test_damage_is_found_and_named(tmp_path: Path, damage: object) -> None:
 
 
 def test_every_damaged_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
-    """O02: no byte of the manifest can change unseen, but for blanks between its values."""
+    """No byte of the manifest can change unseen, but for blanks between its values."""
     make(tmp_path)
     path = tmp_path / "manifest.json"
     good = path.read_bytes()
@@ -99,7 +99,7 @@ def test_what_is_no_manifest_is_no_artefact(tmp_path: Path, text: str) -> None:
 
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
-    """S06: a downloaded manifest names files; none of them may lie elsewhere."""
+    """A downloaded manifest names files; none of them may lie elsewhere."""
     manifest = make(tmp_path / "a")
     (tmp_path / "secret").write_text("x")
     entry = {"sha256": artifacts.files.sha256_file(tmp_path / "secret"), "bytes": 1}
@@ -137,12 +137,11 @@ def test_accounts_of_the_making_are_no_content(tmp_path: Path) -> None:
     "change", [{"kind": "dpo"}, {"seed": 18}, {"config": {}}, {"model": None}, {"inputs": {"data.jsonl": "ac"}}]
 )
 def test_everything_counts_for_the_identity(change: dict[str, object]) -> None:
-    """C71."""
     assert replace(IDENTITY, **change).digest != IDENTITY.digest  # type: ignore[arg-type]
 
 
 def test_an_output_must_hold_files_and_no_links(tmp_path: Path) -> None:
-    """C76: a stage that wrote nothing has failed; a link's target could change behind the sums."""
+    """A stage that wrote nothing has failed; a link's target could change behind the sums."""
     with pytest.raises(AlignError, match="left no output"):
         artifacts.write_manifest(tmp_path, type="policy", stage="sft", identity=IDENTITY, encoder=None, summary={})
     (tmp_path / "link").symlink_to("/etc/hostname")

@@ -1,4 +1,4 @@
-"""One run per folder (O09)."""
+"""One run per folder."""
 
 from __future__ import annotations
 

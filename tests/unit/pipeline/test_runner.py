@@ -1,4 +1,4 @@
-"""Running a recipe (D6; C71, O03, O08, O09, O24, S06, S13): what runs, what does not, why, and what is left when it
+"""Running a recipe: what runs, what does not, why, and what is left when it
 fails."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def edit_keeping_size_and_time(path: Path) -> None:
 
 
 def test_the_second_run_does_nothing(shop: Workshop) -> None:
-    """O08: prints `up to date` for each stage; same bytes, same times."""
+    """Prints `up to date` for each stage; same bytes, same times."""
     result, lines = shop.run()
     assert lines == [f"{name}: running (first run)" for name in ("sft", "dpo", "last")]
     assert result.ran == ("sft", "dpo", "last")
@@ -61,7 +61,7 @@ def test_the_second_run_does_nothing(shop: Workshop) -> None:
 
 
 def test_the_folder_tells_how_it_came_about(shop: Workshop) -> None:
-    """S16: the recipe as run, with overrides, can be run again; each file is explained."""
+    """The recipe as run, with overrides, can be run again; each file is explained."""
     shop.run("stages.sft.train.learning_rate=2e-5", "stages.dpo.fail='012'")
     made = load_recipe(str(shop.folder / "recipe.yaml"))
     assert made.recipe == shop.load("stages.sft.train.learning_rate=2e-5", "stages.dpo.fail='012'").recipe
@@ -78,7 +78,7 @@ def test_the_folder_tells_how_it_came_about(shop: Workshop) -> None:
 
 
 def test_one_byte_upstream_reruns_all_that_follows_from_it(shop: Workshop) -> None:
-    """C71: found although size and time of the file are the same; what does not depend on it is left alone."""
+    """Found although size and time of the file are the same; what does not depend on it is left alone."""
     shop.run()
     edit_keeping_size_and_time(shop.root / "a.jsonl")
     assert shop.status() == {
@@ -97,7 +97,7 @@ def test_one_byte_upstream_reruns_all_that_follows_from_it(shop: Workshop) -> No
 
 
 def test_a_result_that_comes_out_equal_reruns_nothing(shop: Workshop) -> None:
-    """D6: artefacts count by content."""
+    """Artefacts count by content."""
     shop.recipe(sft=", constant: true")
     shop.run()
     _, lines = shop.run("stages.sft.train.learning_rate=2e-5")
@@ -132,7 +132,7 @@ def test_what_changes_no_result_runs_nothing(shop: Workshop) -> None:
 
 
 def test_the_model_counts_for_the_stages_that_start_from_it(shop: Workshop) -> None:
-    """C71: by content; and a stage that starts from another stage's policy does not follow from it twice."""
+    """By content; and a stage that starts from another stage's policy does not follow from it twice."""
     shop.recipe(sft=", constant: true")
     shop.run()
     (shop.root / "base" / "config.json").write_text("[]")
@@ -140,7 +140,7 @@ def test_the_model_counts_for_the_stages_that_start_from_it(shop: Workshop) -> N
 
 
 def test_the_code_of_a_third_partys_stage_counts(shop: Workshop) -> None:
-    """C71: who edits a stage of their own and runs again wants to see the new result."""
+    """Who edits a stage of their own and runs again wants to see the new result."""
     shop.run()
     source = shop.root / f"{shop.module}.py"
     source.write_text(source.read_text() + "# edited\n")
@@ -148,7 +148,7 @@ def test_the_code_of_a_third_partys_stage_counts(shop: Workshop) -> None:
 
 
 def test_a_damaged_output_is_remade(shop: Workshop) -> None:
-    """O02, O08: any byte, and the manifest itself."""
+    """Any byte, and the manifest itself."""
     shop.run()
     output = shop.folder / "stages" / "sft" / "config.json"
     good = snapshot(shop.folder / "stages" / "dpo")
@@ -162,7 +162,7 @@ def test_a_damaged_output_is_remade(shop: Workshop) -> None:
 
 
 def test_a_failed_stage_leaves_nothing_visible_and_stops_the_rest(shop: Workshop) -> None:
-    """O08: downstream does not start; the next attempt has the work folder and goes on."""
+    """Downstream does not start; the next attempt has the work folder and goes on."""
     shop.recipe(dpo=", fail: once")
     with pytest.raises(RuntimeError, match="asked to fail"):
         shop.run()
@@ -190,7 +190,7 @@ def test_a_failure_keeps_the_earlier_result(shop: Workshop) -> None:
 
 
 def test_another_config_does_not_go_on_from_the_work_of_the_first(shop: Workshop) -> None:
-    """O06: checkpoints belong to one identity."""
+    """Checkpoints belong to one identity."""
     with pytest.raises(RuntimeError):
         shop.run("stages.sft.fail=once")
     result, lines = shop.run(
@@ -204,7 +204,7 @@ def test_another_config_does_not_go_on_from_the_work_of_the_first(shop: Workshop
 
 
 def test_an_interrupted_stage_goes_on(shop: Workshop) -> None:
-    """O24: exit 143 after SIGTERM; the same command continues."""
+    """Exit 143 after SIGTERM; the same command continues."""
     shop.recipe(sft=", fail: signal")
     with pytest.raises(Interrupted) as caught:
         shop.run()
@@ -217,7 +217,7 @@ def test_an_interrupted_stage_goes_on(shop: Workshop) -> None:
 
 
 def test_a_signal_at_the_end_of_a_stage_stops_before_the_next(shop: Workshop) -> None:
-    """O24: what is finished is kept."""
+    """What is finished is kept."""
     shop.recipe(sft=", fail: late signal")
     with pytest.raises(Interrupted, match="stopped before stage dpo") as caught:
         shop.run()
@@ -226,7 +226,7 @@ def test_a_signal_at_the_end_of_a_stage_stops_before_the_next(shop: Workshop) ->
 
 
 def test_one_kind_runs_from_what_is_there(shop: Workshop) -> None:
-    """`align dpo --recipe R`: a missing or outdated need is an error that names it (C71), never a stale input."""
+    """`align dpo --recipe R`: a missing or outdated need is an error that names it, never a stale input."""
     kind = {f"{shop.module}:Other"}
     with pytest.raises(
         InputError, match=r"stages.sft: stage dpo needs .* stage sft, which is not up to date \(first run\)"
@@ -244,14 +244,13 @@ def test_one_kind_runs_from_what_is_there(shop: Workshop) -> None:
 
 
 def test_only_one_run_at_a_time(shop: Workshop) -> None:
-    """O09."""
     shop.run()
     with RunLock(shop.folder), pytest.raises(EnvironmentFault, match=f"in use by pid {os.getpid()}"):
         shop.run()
 
 
 def test_a_full_disk_in_a_stage_is_a_fault_of_the_environment(shop: Workshop) -> None:
-    """O03: exit 3, nothing half-done left."""
+    """Exit 3, nothing half-done left."""
     with pytest.raises(EnvironmentFault, match=r"No space left on device; disk full, [\d,]+ available"):
         shop.run("stages.sft.fail=disk")
     assert list((shop.folder / "stages").iterdir()) == []
@@ -288,7 +287,7 @@ def test_what_a_stage_lacks_is_said(shop: Workshop) -> None:
 
 
 def test_only_folders_of_our_own_are_touched(shop: Workshop) -> None:
-    """S06: a folder that happens to have the run's name, and a link that leads out, are refused."""
+    """A folder that happens to have the run's name, and a link that leads out, are refused."""
     (shop.folder / "stages").mkdir(parents=True)
     with pytest.raises(InputError, match="is not a run folder"):
         shop.run()
@@ -305,7 +304,7 @@ def test_only_folders_of_our_own_are_touched(shop: Workshop) -> None:
 
 
 def test_secrets_are_written_nowhere(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S13: neither from the recipe, nor the command line, nor the environment; a changed one is still a change."""
+    """Neither from the recipe, nor the command line, nor the environment; a changed one is still a change."""
     monkeypatch.setenv("HF_TOKEN", "canary-in-env")
     monkeypatch.setattr(
         "sys.argv", ["align", "run", "stages.sft.api_key=canary-1", "--hf-token=canary-2", "https://me:canary-3@host/x"]
@@ -323,7 +322,7 @@ def test_secrets_are_written_nowhere(shop: Workshop, monkeypatch: pytest.MonkeyP
 
 
 def test_odd_surroundings_are_no_obstacle(shop: Workshop) -> None:
-    """O28: LANG=C, no home folder, no folder for temporary files, and names with blanks, umlauts and Chinese."""
+    """LANG=C, no home folder, no folder for temporary files, and names with blanks, umlauts and Chinese."""
     (shop.root / "daten ü 甲.jsonl").write_text("{}\n")
     shop.recipe(text=RECIPE.replace("a.jsonl", "'daten ü 甲.jsonl'"))
     code = """

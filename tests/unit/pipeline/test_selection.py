@@ -1,5 +1,4 @@
-"""Which stages a run takes up: `--only`, `--from`, `--force`, `--fresh`; and the plan says what the run does (O08,
-O14)."""
+"""Which stages a run takes up: `--only`, `--from`, `--force`, `--fresh`; and the plan says what the run does."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def test_only_the_named_stages_run(shop: Workshop) -> None:
 
 
 def test_what_a_selected_stage_needs_is_never_made_in_passing(shop: Workshop) -> None:
-    """Nor taken as it is when it is out of date (C71). The plan refuses with the run's words."""
+    """Nor taken as it is when it is out of date. The plan refuses with the run's words."""
     expected = (
         r"stages.sft: stage last needs the result of stage sft, which is not up to date \(first run\); `align run` runs"
         r" all stages"

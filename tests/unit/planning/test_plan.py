@@ -313,7 +313,6 @@ def test_too_little_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O04."""
     (tmp_path / "taken").write_text("")
     (told,) = make_plan(load_recipe("sft"), tmp_path / "taken" / "runs").problems
     assert told.file == str(tmp_path / "taken") and "is a file" in told.message

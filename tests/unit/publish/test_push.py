@@ -1,4 +1,4 @@
-"""`align push`: what goes to the hub, what never does, and the card (S13, S16, C72)."""
+"""`align push`: what goes to the hub, what never does, and the card."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_refusal_is_one_line_without_the_token(hub: Hub, status: int, message:
 
 
 def test_a_hub_that_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O26: at once, and offline as well."""
+    """At once, and offline as well."""
     from huggingface_hub import constants
 
     make()
@@ -194,8 +194,7 @@ def test_a_reward_model_says_how_to_score() -> None:
 
 
 def test_an_adapter_names_its_base_by_its_hub_id() -> None:
-    """Also where it was loaded from a folder of the cache. One whose base is nowhere else is no use to anybody
-    (C67)."""
+    """Also where it was loaded from a folder of the cache. One whose base is nowhere else is no use to anybody."""
     run = FakeRun(RUNS / "r", STAGES, model="org/base-7b")
     notes = NOTES | {"base": {"path": "org/base-7b", "revision": "abc"}}
     run.result("sft", {**ADAPTER, "align.json": json.dumps(notes), "tokenizer.json": "{}"})

@@ -65,7 +65,7 @@ def spec(loaded: LoadedRecipe, name: str = "sft") -> SftStage:
 
 
 def test_every_problem_is_reported_at_once_with_its_place() -> None:
-    """O11, O12, O13, O14: one file with many mistakes; a user fixes them in one go."""
+    """One file with many mistakes; a user fixes them in one go."""
     found = problems("""\
         name: ../x
         seed: 17
@@ -141,7 +141,7 @@ def test_an_empty_pipeline_is_refused() -> None:
 
 
 def test_duplicate_keys_name_both_lines_at_any_depth() -> None:
-    """O10: YAML readers keep the last one in silence."""
+    """YAML readers keep the last one in silence."""
     assert problems(sft(train="{epochs: 1,\n      epochs: 2}")) == [
         "r.yaml:8:7 stages.sft.train.epochs: duplicate key; it stands on line 7 already"
     ]
@@ -162,7 +162,7 @@ def test_duplicate_keys_name_both_lines_at_any_depth() -> None:
     ],
 )
 def test_numbers_of_yaml_1_2(written: str, value: float) -> None:
-    """O12: PyYAML reads 1e-5 and 5E5 as text."""
+    """PyYAML reads 1e-5 and 5E5 as text."""
     assert spec(load(sft(train=f"{{learning_rate: {written}}}"))).train.learning_rate == value
 
 
@@ -170,7 +170,7 @@ def test_numbers_of_yaml_1_2(written: str, value: float) -> None:
     "written", ["no", "on", "yes", "off", "Y", "1:30", "2024-01-01", "1_000", "0b1", "'true'", '"5"', "12e", "-"]
 )
 def test_texts_of_yaml_1_2(written: str) -> None:
-    """O12: YAML 1.1 reads these as booleans, base-60 numbers, dates, numbers."""
+    """YAML 1.1 reads these as booleans, base-60 numbers, dates, numbers."""
     assert spec(load(sft(eval_data=f"{{path: rows.jsonl, where: {{a: {written}}}}}"))).eval_data[0].where[
         "a"
     ] == written.strip("'\"")  # type: ignore[index]
@@ -184,7 +184,7 @@ def test_other_scalars_keep_their_type(written: str, value: Any) -> None:
 
 @pytest.mark.parametrize("written", ["012", "-007", "00"])
 def test_leading_zeros_are_refused(written: str) -> None:
-    """O12: 012 is 10 in YAML 1.1 and 12 in YAML 1.2."""
+    """012 is 10 in YAML 1.1 and 12 in YAML 1.2."""
     (problem,) = problems(sft(samples=written))
     assert (
         problem
@@ -213,7 +213,7 @@ def test_leading_zeros_are_refused(written: str) -> None:
     ],
 )
 def test_wrong_values_are_quoted_as_written(field: str, written: str, message: str) -> None:
-    """O12, O13: strict types; what was read is said."""
+    """Strict types; what was read is said."""
     (problem,) = problems(sft(**{field: written}))
     assert problem.partition(": ")[2] == message
 
@@ -231,7 +231,6 @@ def test_huge_numbers_do_not_break_the_reader() -> None:
     ],
 )
 def test_keys_that_contradict_each_other(train: str, message: str) -> None:
-    """O13."""
     assert problems(sft(train=train)) == [f"r.yaml:7:12 stages.sft.train: {message}"]
 
 
@@ -247,14 +246,14 @@ def test_weights_of_a_mixture_are_all_or_none() -> None:
     [("!!python/object/apply:os.system", "!!python/object/apply:os.system"), ("!!str", "!!str"), ("!mine", "!mine")],
 )
 def test_tags_are_refused(tag: str, shown: str) -> None:
-    """S04: no tag can make an object."""
+    """No tag can make an object."""
     assert problems(sft(samples=f"{tag} 2")) == [
         f"r.yaml:7:14 stages.sft.samples: tags such as `{shown}` are not allowed"
     ]
 
 
 def test_alias_bombs_are_refused_quickly() -> None:
-    """S04: nine levels of nine aliases are 400 million values."""
+    """Nine levels of nine aliases are 400 million values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
     began = time.perf_counter()
@@ -274,12 +273,10 @@ def test_aliases_work() -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "a: " + "{a: " * 50_000])
 def test_deep_nesting_is_refused(text: str) -> None:
-    """S04."""
     assert problems(text) == ["r.yaml: nested too deeply"]
 
 
 def test_large_files_are_refused_unread() -> None:
-    """S04."""
     assert problems("#" * 1_000_001) == ["r.yaml: is 1,000,001 bytes; a recipe has at most 1,000,000"]
 
 
@@ -306,7 +303,7 @@ def test_what_is_no_text_is_refused_wherever_it_stands(written: str) -> None:
 
 
 def test_environment_variables_are_refused_by_name() -> None:
-    """O15, S13: an unset variable never becomes an empty text, and no secret gets into a recipe and from there into an
+    """An unset variable never becomes an empty text, and no secret gets into a recipe and from there into an
     output."""
     assert (
         problems(GOOD.replace("rows.jsonl", '"${DATA}/rows.jsonl"'))[0]
@@ -352,7 +349,6 @@ def test_a_byte_order_mark_is_accepted() -> None:
     "name", ["../../x", "/abs", ".hidden", "..", ".", "a/b", "a b", '"a\\tb"', "x" * 65, '"a\\n"', "''"]
 )
 def test_names_cannot_lead_out_of_the_run_folder(name: str) -> None:
-    """S06."""
     assert any(
         p.startswith("r.yaml:1:7 name: a name is") for p in problems(GOOD.replace("name: good", f"name: {name}"))
     )
@@ -389,7 +385,7 @@ def test_stages_are_ordered_by_their_references_and_by_the_file() -> None:
 
 
 def test_a_result_of_the_wrong_type_names_the_stages_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O14: a reward model where a policy is wanted."""
+    """A reward model where a policy is wanted."""
     plugin(monkeypatch, "plugin_reward", produces="reward_model")
     text = PIPELINE + "  reward: {kind: 'plugin_reward:Mine', temperature: 1, teacher: stage:first}\n"
     assert problems(text.replace("policy: stage:middle", "policy: stage:reward")) == [
@@ -399,7 +395,6 @@ def test_a_result_of_the_wrong_type_names_the_stages_that_fit(monkeypatch: pytes
 
 
 def test_circles_are_reported_once() -> None:
-    """O14."""
     text = PIPELINE.replace("first: {kind: sft,", "first: {kind: sft, policy: stage:last,")
     assert problems(text) == [
         "r.yaml:4:3 stages.last: stages need each other in a circle: last -> middle -> first -> last"
@@ -407,7 +402,7 @@ def test_circles_are_reported_once() -> None:
 
 
 def test_references_are_checked_though_another_stage_is_wrong() -> None:
-    """O13: all problems at once, of all stages."""
+    """All problems at once, of all stages."""
     found = problems(
         PIPELINE.replace("policy: stage:first", "policy: stage:none")
         + "  bad: {kind: sft, data: rows.jsonl, samples: x}\n"
@@ -420,7 +415,7 @@ def test_the_model_is_no_stage() -> None:
 
 
 def test_local_models_are_looked_at() -> None:
-    """O25: a folder that is no model, a file that is no model, a template that is not there."""
+    """A folder that is no model, a file that is no model, a template that is not there."""
     Path("empty").mkdir()
     assert problems(GOOD.replace(MODEL, "./empty")) == [
         "r.yaml:2:8 model: empty is not a model folder: it has no config.json"
@@ -435,7 +430,6 @@ def test_local_models_are_looked_at() -> None:
 
 
 def test_data_set_scripts_are_refused() -> None:
-    """S05."""
     Path("rows.py").write_text("")
     assert "data set scripts are never run" in problems(GOOD.replace("rows.jsonl", "rows.py"))[0]
 

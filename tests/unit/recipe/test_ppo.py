@@ -39,7 +39,7 @@ def test_the_shortest_stage_has_the_papers_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["top_p", "top_k"])
 def test_biased_sampling_has_no_key(tmp_path: Path, key: str) -> None:
-    """C48: they would sample from another distribution than the one whose ratio is taken."""
+    """They would sample from another distribution than the one whose ratio is taken."""
     assert f"stages.ppo.{key}: unknown key" in problem(tmp_path, **{key: 0.9})
 
 

@@ -65,7 +65,7 @@ def test_what_exists_is_a_path(tmp_path: Path) -> None:
     "text", ["package:", "package:pkg", "package:pkg/", "package:pkg//etc/passwd", "package:pkg/../x", "package:a.b/x"]
 )
 def test_malformed_package_references(text: str) -> None:
-    """S06: nothing outside the package can be named."""
+    """Nothing outside the package can be named."""
     with pytest.raises(InputError, match="is not a file inside a package"):
         parse(text)
 

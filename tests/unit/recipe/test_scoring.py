@@ -142,7 +142,7 @@ def test_a_wrong_kind_of_stage_is_refused() -> None:
 
 
 def test_a_changed_function_is_another_input() -> None:
-    """C71: the code of a user's scorer is a part of the stage's identity, inside an ensemble as well."""
+    """The code of a user's scorer is a part of the stage's identity, inside an ensemble as well."""
     text = "l: {kind: label, prompts: p.jsonl, reward: {ensemble: ['my_rewards:length', {rule: json}]}}"
     before = identify(load(text), "l", lambda reference: reference)
     assert "code:my_rewards" in before.inputs

@@ -190,7 +190,7 @@ def poisoned(value: Any) -> Any:
 
 
 def test_hostile_text_is_text(tmp_path: Path) -> None:
-    """C41: the page has the same elements as that of a harmless run, and shows the text literally."""
+    """The page has the same elements as that of a harmless run, and shows the text literally."""
     folder = write_run(tmp_path / "harmless")
     harmless = page_of(folder)
     for path in [*folder.glob("stages/*/report.json"), folder / "run.json"]:

@@ -84,7 +84,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_shards_hold_what_the_engine_gave(engine: Any, encoder: Encoder, tmp_path: Path) -> None:
-    """Ids, log-probs, finish reason and version come back; each shard has a seed of its own (C78)."""
+    """Ids, log-probs, finish reason and version come back; each shard has a seed of its own."""
     counting = engine()
     made = list(shards(opened(counting), prompts(encoder), tmp_path / "a"))
     assert [size for size, _ in counting.asked] == [3, 3, 3, 1]
@@ -122,7 +122,7 @@ def test_killed_after_each_shard_the_bytes_are_the_same(engine: Any, encoder: En
 
 
 def test_several_processes_make_the_same_shards(engine: Any, encoder: Encoder, tmp_path: Path) -> None:
-    """C77: one or three workers, identical bytes."""
+    """One or three workers, identical bytes."""
     shards(opened(engine()), prompts(encoder), tmp_path / "one")
     for rank in (2, 0, 1):
         made = shards(opened(engine()), prompts(encoder), tmp_path / "three", rank=rank, world=3)
@@ -182,7 +182,7 @@ def test_shards_of_other_settings_are_not_used(
 def test_a_signal_stops_between_shards(
     engine: Any, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O24: what is done is kept, the exit code is the signal's, and the next call goes on."""
+    """What is done is kept, the exit code is the signal's, and the next call goes on."""
     first = engine()
     monkeypatch.setattr(sharding, "stop_requested", lambda: signal.SIGTERM if len(first.asked) == 2 else None)
     with pytest.raises(Interrupted, match="2 shards to go; the same command continues") as caught:

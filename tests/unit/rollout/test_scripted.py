@@ -34,7 +34,7 @@ def asks(text: str) -> list[Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_completion_is_its_text_and_the_stop_id(tmp_path: Path, family: str) -> None:
-    """C51: what is decoded again is what was written; control-token text in a script stays text."""
+    """What is decoded again is what was written; control-token text in a script stays text."""
     encoder = Encoder(FAMILIES[family]())
     text = f"Paris, 巴黎. {encoder.spell([encoder.stop_ids[0]])} too"
     engine = ScriptedEngine(script(tmp_path, {"completion": text}), encoder)
@@ -45,7 +45,7 @@ def test_a_completion_is_its_text_and_the_stop_id(tmp_path: Path, family: str) -
 
 
 def test_a_long_completion_is_cut_without_an_end(tmp_path: Path) -> None:
-    """C11: the stop id is only there when it fits."""
+    """The stop id is only there when it fits."""
     encoder = Encoder(tokenizers.chatml())
     engine = ScriptedEngine(script(tmp_path, {"completion": "a b c"}), encoder)
     prompt = [encoder.encode_prompt(asks("?"))]
@@ -58,7 +58,7 @@ def test_a_long_completion_is_cut_without_an_end(tmp_path: Path) -> None:
 
 
 def test_samples_follow_from_seed_prompt_and_number(tmp_path: Path) -> None:
-    """C78: the same seed gives the same samples, another one others, and the samples of a prompt differ."""
+    """The same seed gives the same samples, another one others, and the samples of a prompt differ."""
     encoder = Encoder(tokenizers.chatml())
     engine = ScriptedEngine(script(tmp_path, *({"completion": f"answer {i}"} for i in range(50))), encoder)
     prompts = [encoder.encode_prompt(asks(text)) for text in ("one", "two")]

@@ -1,4 +1,4 @@
-"""A sampling process that says nothing (O23): given up, killed, and its own last words told."""
+"""A sampling process that says nothing: given up, killed, and its own last words told."""
 
 from __future__ import annotations
 

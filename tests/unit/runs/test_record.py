@@ -1,4 +1,4 @@
-"""What a run's folder tells, whatever state it was left in (O01, O08, O09, O27)."""
+"""What a run's folder tells, whatever state it was left in."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_an_unfinished_attempt_shows_its_own_metrics(fake: FakeRun) -> None:
 
 
 def test_a_run_runs_while_its_process_is_there(fake: FakeRun) -> None:
-    """O09: the owner of the lock tells a run from one that was killed."""
+    """The owner of the lock tells a run from one that was killed."""
     fake.history([event("made", "started"), event("sft", "started")])
 
     def states() -> dict[str, str]:
@@ -156,7 +156,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, fake: FakeRun) -> None:
 
 
 def test_a_name_that_leads_out_is_refused(fake: FakeRun) -> None:
-    """S06: a recipe in a downloaded run folder is somebody else's text."""
+    """A recipe in a downloaded run folder is somebody else's text."""
     (fake.folder / "recipe.yaml").write_text('stages:\n  "../../x": {kind: sft}\n')
     with pytest.raises(InputError, match="is not a name"):
         read_run(fake.folder)

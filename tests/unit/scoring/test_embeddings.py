@@ -69,7 +69,7 @@ def test_a_vector_does_not_depend_on_its_batch(embedder: SentenceEmbedder) -> No
 
 
 def test_what_is_too_long_is_cut_and_counted(embedder: SentenceEmbedder) -> None:
-    """C77: the limit is the model's, in its own tokens; a text of just that length is not cut, and what is beyond
+    """The limit is the model's, in its own tokens; a text of just that length is not cut, and what is beyond
     changes nothing."""
     assert embedder.max_tokens == MAX_TOKENS
     fits, beyond = "a" * (MAX_TOKENS - 2), "a" * (MAX_TOKENS - 1)
@@ -147,7 +147,7 @@ def test_blocks_of_other_texts_or_damaged_ones_are_embedded_again(tmp_path: Path
 
 
 def test_blocks_are_no_pickles(tmp_path: Path, texts: list[str]) -> None:
-    """S03: NumPy's own format, which loads without pickle."""
+    """NumPy's own format, which loads without pickle."""
     everything(Stub(), tmp_path, texts)
     arrays = [np.load(path, allow_pickle=False) for path in sorted(tmp_path.glob("*.npy"))]
     assert [len(array) for array in arrays] == [4, 4, 2]
@@ -180,7 +180,7 @@ def test_a_model_inside_a_python_package(tmp_path: Path) -> None:
 
 
 def test_code_of_a_models_own_is_refused(tmp_path: Path) -> None:
-    """S01: a class that the model's folder brings along, or any installed one that is not the library's, is never
+    """A class that the model's folder brings along, or any installed one that is not the library's, is never
     imported."""
     folder = save_embedder(tmp_path / "model")
     modules = json.loads((folder / "modules.json").read_text())
@@ -202,7 +202,6 @@ def test_modules_stay_inside_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["", "1_Pooling"])
 def test_pickled_weights_are_refused(tmp_path: Path, part: str) -> None:
-    """S02."""
     folder = save_embedder(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / part / "pytorch_model.bin")
     if part:
@@ -236,7 +235,7 @@ def test_a_missing_library_says_what_to_install(folder: Path, monkeypatch: pytes
 
 
 def test_a_hub_model_that_is_here_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O26: with its subfolders, and known as complete; a snapshot without them is not."""
+    """With its subfolders, and known as complete; a snapshot without them is not."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     commit = "0123456789abcdef0123456789abcdef01234567"
     root = tmp_path / "hub" / "models--some--embedder"

@@ -1,5 +1,4 @@
-"""A reward model as a scorer: policy ids as they are, everything else encoded as it was trained; alone or together.
-Pitfalls C33, C34."""
+"""A reward model as a scorer: policy ids as they are, everything else encoded as it was trained; alone or together."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ def sampled(answer: Answer, encoder: Encoder) -> Answer:
 
 
 def test_rollout_ids_score_as_training_rows_do(rm: Model, scorer: RewardModelScorer) -> None:
-    """C33: 20 rows, three roads: preferences as the reward stage encodes them, text, and the ids of a policy with the
+    """20 rows, three roads: preferences as the reward stage encodes them, text, and the ids of a policy with the
     same encoder."""
     answers = texts()
     limits = Limits(200, "drop", "last")
@@ -90,7 +89,7 @@ def test_rollout_ids_score_as_training_rows_do(rm: Model, scorer: RewardModelSco
 
 
 def test_ids_count_where_the_encoder_is_the_same_and_text_elsewhere(rm: Model, scorer: RewardModelScorer) -> None:
-    """C33: ids and text that say different things show which one was read. Ids of another tokenizer are never read as
+    """Ids and text that say different things show which one was read. Ids of another tokenizer are never read as
     ours."""
     a, b = texts()[:2]
     mixed = replace(sampled(a, scorer.encoder), text=b.text)
@@ -133,7 +132,7 @@ def test_no_score_depends_on_the_others(rm: Model, scorer: RewardModelScorer, to
 
 
 def test_normalised_on_request_and_once(rm: Model, scorer: RewardModelScorer) -> None:
-    """C34: (score - 0.5) / 2."""
+    """(score - 0.5) / 2."""
     answers = texts()[:3]
     assert RewardModelScorer(rm, normalise=True).score(answers) == pytest.approx(
         [(s - 0.5) / 2 for s in scorer.score(answers)], abs=1e-6
@@ -141,7 +140,7 @@ def test_normalised_on_request_and_once(rm: Model, scorer: RewardModelScorer) ->
 
 
 def test_another_template_than_that_of_training_is_refused(tmp_path: Path) -> None:
-    """C33: the folder's template was changed after training."""
+    """The folder's template was changed after training."""
     rm = save_rm(tmp_path)
     template = tmp_path / "rm" / "chat_template.jinja"
     template.write_text(template.read_text() + "{# another #}")

@@ -126,7 +126,7 @@ def test_an_ensemble_of_ensembles_is_opened_from_a_recipe() -> None:
 
 
 def test_a_folder_with_our_head_is_opened_as_our_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It brings its template along, so a recipe cannot give it another one (C33)."""
+    """It brings its template along, so a recipe cannot give it another one."""
     calls: list[Any] = []
     made = SimpleNamespace(
         RewardModelScorer=lambda model, **options: calls.append((model.path, options)) or Fixed("own")
@@ -188,7 +188,7 @@ def test_scores_of_other_answers_or_another_scorer_are_not_taken(tmp_path: Path)
 
 
 def test_a_damaged_shard_is_scored_again(tmp_path: Path) -> None:
-    """O07: one shard with a changed digit."""
+    """One shard with a changed digit."""
     kept(tmp_path, Counting())
     shard = sorted(tmp_path.glob("scores-*.json"))[0]
     shard.write_text(shard.read_text().replace("0.3", "0.4"))

@@ -83,7 +83,7 @@ def test_a_bound_itself_is_allowed() -> None:
     ],
 )
 def test_three_in_a_row(kind: str, change: dict[str, float], words: str) -> None:
-    """C52: a mean KL below zero once is chance; a value model has four iterations to learn."""
+    """A mean KL below zero once is chance; a value model has four iterations to learn."""
     bad = {**WELL, **change}
     assert kinds([WELL] * 6 + [bad] * 2) == set()
     assert kinds([WELL] * 5 + [bad, WELL, bad, bad]) == set()
@@ -97,7 +97,7 @@ def test_a_young_value_model_is_given_time() -> None:
 
 
 def test_the_first_ratio() -> None:
-    """C46: in fp32 a thousandth of a nat, in bf16 what rounding does."""
+    """In fp32 a thousandth of a nat, in bf16 what rounding does."""
     (finding,) = of_first_step(stage(), {"ratio/largest_log": 0.02})
     assert finding.kind == "first_ratio" and "off by 0.02 nats, 0.001 is allowed" in finding.message
     assert first_ratio_bound(stage(train={"autocast": "bf16"})) == 0.5

@@ -1,4 +1,4 @@
-"""From a policy to scored answers: where they end, what they cost, what is kept. Pitfalls C51, C55, C56, C62."""
+"""From a policy to scored answers: where they end, what they cost, what is kept."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def sampled(
 
 
 def test_finished_is_what_the_answer_says() -> None:
-    """C55: an end as the very last token allowed is an end; an answer without one is not, whatever the prompt holds."""
+    """An end as the very last token allowed is an end; an answer without one is not, whatever the prompt holds."""
     asked = EncodedPrompt(prompts(1)[0].record, (10, STOP, 11, STOP))
     last, none = sampled([7, 8, 9, STOP], [7, 8, 9, 10], data=[asked])
     assert last.finished and not none.finished
@@ -79,7 +79,7 @@ def test_finished_is_what_the_answer_says() -> None:
 
 @pytest.mark.parametrize("encoder", [Encoder(llama3()), Encoder(glm4())], ids=["llama3", "glm4"])
 def test_every_stop_id_ends_an_answer(encoder: Encoder) -> None:
-    """C55: the template's own end tokens, not only the tokenizer's eos."""
+    """The template's own end tokens, not only the tokenizer's eos."""
     assert len(encoder.stop_ids) > 1
     for stop in encoder.stop_ids:
         (found,) = sampled([7, stop], encoder=encoder)
@@ -87,14 +87,14 @@ def test_every_stop_id_ends_an_answer(encoder: Encoder) -> None:
 
 
 def test_nothing_after_the_end_counts() -> None:
-    """C56: ids, log-probs, text and score are those of the answer alone."""
+    """Ids, log-probs, text and score are those of the answer alone."""
     clean, dirty = sampled([7, 8, STOP], [7, 8, STOP, 99, STOP, 5])
     assert clean == dirty and dirty.ids == (7, 8, STOP) and dirty.logprobs == (-1.0,) * 3
     assert dirty.score == pytest.approx(0.7)
 
 
 def test_the_scorer_sees_the_ids_and_the_text() -> None:
-    """C51: ids as they were sampled, also where decoding and encoding again gives others; the text without the end
+    """Ids as they were sampled, also where decoding and encoding again gives others; the text without the end
     token."""
     odd = [ids for ids in ([260, 261], [65, 66, 67], [300, 80]) if ENCODER.tokenizer.encode(ENCODER.decode(ids)) != ids]
     assert odd, "some ids must not survive decoding"
@@ -142,7 +142,7 @@ def worth_of(answers: list[list[int]], *, baselines: float = 0.0, **options: Any
 
 
 def test_the_penalty_is_for_answers_that_do_not_end() -> None:
-    """C55: .7 for three tokens, with the end; .7 - .5 without."""
+    """The score is .7 for three tokens, with the end; .7 - .5 without."""
     found = worth_of([[7, 8, STOP], [7, 8, 9]], unfinished_penalty=0.5)
     assert found.advantages.tolist() == pytest.approx([0.7] * 3 + [0.2] * 3)
     assert found.summary["finished"] == 0.5 and found.summary["length"] == 3.0
@@ -304,7 +304,7 @@ def test_rollouts_can_be_read(tmp_path: Path) -> None:
 
 
 def test_long_prompts_are_left_out_before_anything_is_sampled(tmp_path: Path) -> None:
-    """C62: counted, with their line; the others end with the generation prompt; none is cut."""
+    """Counted, with their line; the others end with the generation prompt; none is cut."""
     path = tmp_path / "prompts.jsonl"
     texts = ["Say tea.", "very " * 200 + "long", "Say rain."]
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))

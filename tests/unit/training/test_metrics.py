@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` (O27): no step twice after a resume, and no half line. The line of progress."""
+"""``metrics.jsonl``: no step twice after a resume, and no half line. The line of progress."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_tracker_finds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("end", [b'{"step": 2, "lo', b"\x00\x00\x00", b'{"loss": 1}\n', b"[2]\n", b"\xff"])
 def test_what_a_crash_left_of_a_line_is_dropped(tmp_path: Path, end: bytes) -> None:
-    """O01: the run goes on all the same."""
+    """The run goes on all the same."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + end)
     log(path, 9).write(2, {})

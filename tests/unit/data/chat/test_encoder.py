@@ -1,4 +1,4 @@
-"""The encoder. Every test that stands for a pitfall of the project's list names it (C01, C02, ...)."""
+"""The encoder: which tokens a conversation is, and which of them are trained."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_system_message_is_context_and_never_a_target(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama3", "mistral"])
 def test_no_double_bos(family: str) -> None:
-    """C02: the template writes bos, and the tokenizer would add another one."""
+    """The template writes bos, and the tokenizer would add another one."""
     encoder = encoder_of(family)
     bos = encoder.tokenizer.bos_token_id
     text = encoder.tokenizer.apply_chat_template(TURNS, tokenize=False)
@@ -113,7 +113,7 @@ def test_no_double_bos(family: str) -> None:
 
 
 def test_settings_of_the_tokenizer_object_do_not_reach_the_encoder() -> None:
-    """Truncation that somebody switched on, before or later, would cut conversations in silence (C08)."""
+    """Truncation that somebody switched on, before or later, would cut conversations in silence."""
     tokenizer = tokenizers.build(tokenizers.template("chatml"), ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     expected = Encoder(tokenizer).encode(TURNS).ids
     tokenizer.backend_tokenizer.enable_truncation(5)
@@ -134,7 +134,7 @@ def test_settings_of_the_tokenizer_object_do_not_reach_the_encoder() -> None:
 
 @pytest.mark.parametrize("family", ["chatml", "llama3", "mistral", "glm4", "glm4_arguments"])
 def test_what_is_trained_is_each_answer_and_its_end(family: str) -> None:
-    """C03, C07: exactly the assistant's text and the end token, though no template has ``{% generation %}``."""
+    """Exactly the assistant's text and the end token, though no template has ``{% generation %}``."""
     # What the template puts before an answer
     before = {"mistral": " ", "glm4": "\n", "glm4_arguments": "\n"}.get(family, "")
     encoder = encoder_of(family)
@@ -144,7 +144,7 @@ def test_what_is_trained_is_each_answer_and_its_end(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_target_ends_the_turn_once(family: str) -> None:
-    """C03, C04: the stop token is trained, and there is one of it."""
+    """The stop token is trained, and there is one of it."""
     encoder = encoder_of(family)
     encoded = encoder.encode(TURNS[:2])
     targets = encoded.ids[encoded.mask].tolist()
@@ -154,7 +154,7 @@ def test_the_last_target_ends_the_turn_once(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_context_of_an_answer_is_its_prompt(family: str) -> None:
-    """C01, C12: training sees the tokens that inference sees."""
+    """Training sees the tokens that inference sees."""
     encoder = encoder_of(family)
     encoded = encoder.encode(TURNS, train_on="last")
     first = int(encoded.mask.argmax())
@@ -164,7 +164,7 @@ def test_the_context_of_an_answer_is_its_prompt(family: str) -> None:
 @pytest.mark.parametrize("family", ["chatml", "llama3", "mistral", "glm4"])
 @pytest.mark.parametrize("muted", [1, 3])
 def test_the_train_flag_changes_only_its_own_mask(family: str, muted: int) -> None:
-    """METHODS 5.3; mask drift in a multi-turn row (C12, C13)."""
+    """METHODS 5.3; mask drift in a multi-turn row."""
     encoder = encoder_of(family)
     whole = encoder.encode(TURNS)
     messages = [{**message, "train": False} if k == muted else message for k, message in enumerate(TURNS)]
@@ -182,7 +182,7 @@ def test_train_on_last_trains_the_last_answer_and_its_flag_wins() -> None:
 
 
 def test_padding_that_equals_the_end_token_changes_no_mask() -> None:
-    """C05: labels come from the mask, never from comparing ids with pad."""
+    """Labels come from the mask, never from comparing ids with pad."""
     same, distinct = Encoder(tokenizers.chatml()), Encoder(tokenizers.chatml(distinct_pad=True))
     assert same.pad_id == same.stop_ids[0] and distinct.pad_id != distinct.stop_ids[0]
     one, other = same.encode(TURNS), distinct.encode(TURNS)
@@ -191,7 +191,7 @@ def test_padding_that_equals_the_end_token_changes_no_mask() -> None:
 
 
 def test_an_empty_answer_is_refused() -> None:
-    """C10: it would teach the model to say nothing."""
+    """It would teach the model to say nothing."""
     with pytest.raises(InputError, match="is empty"):
         encoder_of("chatml").encode([QUESTION, {"role": "assistant", "content": " \n"}])
 
@@ -200,7 +200,7 @@ def test_an_empty_answer_is_refused() -> None:
 
 
 def test_an_answer_that_would_merge_with_its_prompt_is_encoded_apart() -> None:
-    """C01: ``assistant\\n`` and ``\\n\\nYes`` share a token of line breaks in the tokenizer's own encoding."""
+    """``assistant\\n`` and ``\\n\\nYes`` share a token of line breaks in the tokenizer's own encoding."""
     encoder, notes = encoder_of("chatml"), Notes()
     messages = [QUESTION, {"role": "assistant", "content": "\n\nYes."}]
     encoded = encoder.encode(messages, notes=notes)
@@ -214,7 +214,7 @@ def test_an_answer_that_would_merge_with_its_prompt_is_encoded_apart() -> None:
 
 
 def test_merges_in_earlier_turns_stay_apart_for_later_ones() -> None:
-    """C01 in a multi-turn row, with a template whose prompt ends in a space that GPT-2's rule gives to the next
+    """A row of several turns, with a template whose prompt ends in a space that GPT-2's rule gives to the next
     word."""
     text = (
         "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }} A: {% else %}{{ m.content }}</s>{% endif"
@@ -242,7 +242,7 @@ def control_ids(encoder: Encoder, ids: np.ndarray) -> list[int]:
 
 
 def test_control_tokens_in_a_users_text_stay_text() -> None:
-    """O20, C14: a forged assistant turn would be trained on. ``<|note|>``, neither flagged special nor used by the
+    """A forged assistant turn would be trained on. ``<|note|>``, neither flagged special nor used by the
     template, is a word."""
     encoder, notes = encoder_of("chatml"), Notes()
     forged = encoder.encode([{"role": "user", "content": FORGED}, ANSWER], notes=notes)
@@ -257,7 +257,7 @@ def test_control_tokens_in_a_users_text_stay_text() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_role_and_no_answer_can_write_a_turn(family: str) -> None:
-    """O20: in answers, in the prompts of rollouts, and for tokens flagged special or not."""
+    """In answers, in the prompts of rollouts, and for tokens flagged special or not."""
     encoder, notes = encoder_of(family), Notes()
     added = encoder.tokenizer.get_added_vocab()
     nasty = "a " + " ".join(added) + " b"
@@ -278,7 +278,7 @@ def test_no_role_and_no_answer_can_write_a_turn(family: str) -> None:
 
 
 def test_reasoning_markers_in_an_answer_are_real_tokens_and_in_a_question_are_not() -> None:
-    """O20 the other way round: the model writes ``<think>`` as one token, so its training text must have it so."""
+    """The model writes ``<think>`` as one token, so its training text must have it so."""
     encoder = encoder_of("qwen3")
     think = encoder.tokenizer.convert_tokens_to_ids("<think>")
     answer = {"role": "assistant", "content": "<think>\nThe capital.\n</think>\n\nParis."}
@@ -290,7 +290,7 @@ def test_reasoning_markers_in_an_answer_are_real_tokens_and_in_a_question_are_no
 
 
 def test_an_answer_cannot_write_a_special_token() -> None:
-    """O20: not even one that makes up no turn here, such as eos beside an end token of the template's own."""
+    """Not even one that makes up no turn here, such as eos beside an end token of the template's own."""
     encoder = encoder_of("llama3")
     encoded = encoder.encode([QUESTION, {"role": "assistant", "content": "It is called <|end_of_text|>."}])
     assert encoder.tokenizer.eos_token_id not in encoded.ids
@@ -298,7 +298,7 @@ def test_an_answer_cannot_write_a_special_token() -> None:
 
 
 def test_tools_calls_and_results_cannot_write_control_tokens() -> None:
-    """O20: the same holds for everything else that comes from data."""
+    """The same holds for everything else that comes from data."""
     encoder = encoder_of("qwen3")
 
     def conversation(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -317,7 +317,7 @@ def test_tools_calls_and_results_cannot_write_control_tokens() -> None:
 
 
 def test_private_names_of_the_twin_cannot_be_forged() -> None:
-    """O20: hidden text is encoded under other names for the control tokens; no data can spell those."""
+    """Hidden text is encoded under other names for the control tokens; no data can spell those."""
     encoder = encoder_of("chatml")
     guesses = "".join(f"\ue000{n}\ue001 \ue000{'0' * 16}n{n}\ue001 Qx{n}xQ" for n in range(10))
     ids = encoder.encode_prompt([{"role": "user", "content": f"<|im_end|>{guesses}"}])
@@ -335,7 +335,7 @@ ORDINARY = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
     forged=st.booleans(),
 )
 def test_whatever_the_text_contexts_match_and_nothing_is_lost(family: str, texts: list[str], forged: bool) -> None:
-    """C01, C12, O20 over arbitrary Unicode, with and without control-token text."""
+    """Arbitrary Unicode, with and without control-token text."""
     encoder = encoder_of(family)
     extra = "<|im_end|><|user|>[INST]</s>" if forged else ""
     roles = ("user", "assistant", "user", "assistant")
@@ -358,7 +358,7 @@ def test_whatever_the_text_contexts_match_and_nothing_is_lost(family: str, texts
 
 
 def test_a_template_that_strips_reasoning_is_refused_for_earlier_turns() -> None:
-    """C13: Qwen3 drops ``<think>`` once another question follows."""
+    """Qwen3 drops ``<think>`` once another question follows."""
     encoder = encoder_of("qwen3")
     with pytest.raises(InputError, match=r"rewrites an assistant message when more messages follow.*train_on: last"):
         encoder.encode(TURNS)
@@ -377,7 +377,7 @@ def test_template_arguments_reach_prompt_and_answer() -> None:
 
 
 def test_an_answer_that_does_not_continue_its_prompt_is_refused() -> None:
-    """C13: a prompt that ends in ``THINK`` while answers are rendered without it (DeepSeek-R1's way)."""
+    """A prompt that ends in ``THINK`` while answers are rendered without it (DeepSeek-R1's way)."""
     encoder = with_template(
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt"
         " %}[assistant]THINK{% endif %}"
@@ -388,7 +388,7 @@ def test_an_answer_that_does_not_continue_its_prompt_is_refused() -> None:
 
 def test_an_eos_behind_the_complete_conversation_does_not_count_as_its_end() -> None:
     """Phi-3 ends turns with a token of its own, and every complete conversation with eos; the turn's token is the one
-    to learn (C15)."""
+    to learn."""
     text = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% else %}</s>{% endif %}"
@@ -416,13 +416,13 @@ def test_an_eos_behind_the_complete_conversation_does_not_count_as_its_end() -> 
     ],
 )
 def test_a_template_that_cannot_be_trained_on_is_refused_at_once(template: str, reason: str) -> None:
-    """C03, C07: before training, with a reason."""
+    """Before training, with a reason."""
     with pytest.raises(InputError, match=reason):
         with_template(template)
 
 
 def test_a_template_runs_in_the_sandbox() -> None:
-    """S15: a downloaded template is code."""
+    """A downloaded template is code."""
     for attack in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}"):
         with pytest.raises(InputError, match="refuses this conversation"):
             with_template(attack + tokenizers.template("mistral"))
@@ -500,7 +500,6 @@ def test_glm4_conversation_that_ends_with_a_call_ends_with_observation() -> None
 
 
 def test_stop_ids_are_what_ends_a_turn_and_eos() -> None:
-    """C15"""
     expected = {
         "chatml": ["<|im_end|>"],
         "llama3": ["<|eot_id|>", "<|end_of_text|>"],
@@ -550,7 +549,7 @@ def test_a_tool_result_may_be_rendered_as_json() -> None:
 
 @pytest.mark.parametrize("family", ["chatml", "llama3", "mistral", "glm4", "qwen3"])
 def test_answers_share_their_trunk(family: str) -> None:
-    """C12: chosen and rejected see one prompt, which is the rollouts' prompt; nothing of the history is trained."""
+    """Chosen and rejected see one prompt, which is the rollouts' prompt; nothing of the history is trained."""
     encoder = encoder_of(family)
     answers = [
         [OTHER],

@@ -54,7 +54,7 @@ def wild(name: str) -> Encoder:
     ],
 )
 def test_two_turns_of_real_templates(name: str, first: str, second: str) -> None:
-    """C03, C07, C13: ids of apply_chat_template, and the two answers with their ends."""
+    """Ids of apply_chat_template, and the two answers with their ends."""
     encoder = wild(name)
     messages = [QUESTION, ANSWER, AGAIN, OTHER]
     encoded = encoder.encode(messages)
@@ -74,7 +74,6 @@ def test_two_turns_of_real_templates(name: str, first: str, second: str) -> None
     ],
 )
 def test_the_last_turn_of_templates_that_rewrite(name: str, answer: str) -> None:
-    """C13"""
     encoder = wild(name)
     encoded = encoder.encode([QUESTION, ANSWER, AGAIN, OTHER], train_on="last")
     assert encoder.spell(encoded.ids[encoded.mask]) == answer
@@ -97,7 +96,7 @@ def test_the_last_turn_of_templates_that_rewrite(name: str, answer: str) -> None
     ],
 )
 def test_a_tool_call_is_trained_up_to_the_token_that_hands_over(name: str, call: str, end: str) -> None:
-    """C03, C15 for calls; the tool's result is never a target."""
+    """Calls are targets; the tool's result is never a target."""
     encoder = wild(name)
     messages: list[dict[str, Any]] = [
         QUESTION,

@@ -1,4 +1,4 @@
-"""C11: an answer that was cut off is never trained to end where it was cut."""
+"""An answer that was cut off is never trained to end where it was cut."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_another_mark_is_refused(value: Any) -> None:
 
 
 def test_an_answer_and_its_unfinished_twin_are_the_same_text() -> None:
-    """C09: the mark does not make a rejected answer another one than the chosen."""
+    """The mark does not make a rejected answer another one than the chosen."""
     with pytest.raises(RowError, match="chosen and rejected are equal"):
         record({"prompt": [ASK], "chosen": [says("Paris.")], "rejected": [[says("Paris.", finished=False)]]})
 

@@ -1,6 +1,6 @@
 """Reading many sources: bad rows told once and in full, `where`, `limit`, exact shares, leakage.
 
-PITFALLS O16-O19, C09, C10, C73, C76; METHODS 5.2.
+; METHODS 5.2.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def ids(records: Records) -> list[str]:
 
 
 def test_the_first_ten_bad_rows_and_their_number_in_one_error(tmp_path: Path) -> None:
-    """O16, C10: of all kinds, of all sources, each with file and line; nothing is given after the first."""
+    """Of all kinds, of all sources, each with file and line; nothing is given after the first."""
     rows: list[Any] = [row(i) for i in range(1, 41)]
     rows[2] = '{"id": '
     rows[4] = row(5, messages=[{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}])
@@ -77,7 +77,7 @@ def test_the_first_ten_bad_rows_and_their_number_in_one_error(tmp_path: Path) ->
 
 
 def test_skipped_rows_are_written_down_and_counted(tmp_path: Path) -> None:
-    """O16, O17, O18: source, line, field, reason and the beginning of the content; a lone surrogate survives as an
+    """Source, line, field, reason and the beginning of the content; a lone surrogate survives as an
     escape."""
     long = [{"role": "alien", "content": "中" * 1000}]
     path = write(tmp_path / "x.jsonl", [row(1), "{broken", row(3, messages=long), r'{"messages": "\ud800"}', row(5)])
@@ -116,7 +116,7 @@ def test_rejects_of_an_earlier_reading_are_removed(tmp_path: Path) -> None:
 
 
 def test_each_source_has_its_own_rule(tmp_path: Path) -> None:
-    """O16: one source skips, the other stops."""
+    """One source skips, the other stops."""
     skipping = DataSource(path=str(write(tmp_path / "a.jsonl", [row(1), "{"])), on_bad_row="skip")
     strict = DataSource(path=str(write(tmp_path / "b.jsonl", ["[", row(2)])))
     with pytest.raises(InputError) as caught:
@@ -127,7 +127,7 @@ def test_each_source_has_its_own_rule(tmp_path: Path) -> None:
 
 
 def test_equal_answers_are_told_with_their_line(tmp_path: Path) -> None:
-    """C09, C10: both kinds of row in a preference file."""
+    """Both kinds of row in a preference file."""
     rows = [{"prompt": "q", "chosen": "a", "rejected": r} for r in ("b", "a ", "c", " ")]
     path = write(tmp_path / "p.jsonl", rows)
     records = read(DataSource(path=str(path), on_bad_row="skip"), want="preference")
@@ -139,7 +139,7 @@ def test_equal_answers_are_told_with_their_line(tmp_path: Path) -> None:
 
 
 def test_a_later_row_of_another_shape_is_a_bad_row(tmp_path: Path) -> None:
-    """O18: a missing column is an error with line and field, never a None; a list among strings is not retyped."""
+    """A missing column is an error with line and field, never a None; a list among strings is not retyped."""
     rows = [
         {"prompt": "q", "chosen": "a", "rejected": "b"},
         {"prompt": "q", "chosen": "a"},
@@ -158,7 +158,7 @@ def test_a_later_row_of_another_shape_is_a_bad_row(tmp_path: Path) -> None:
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    """O18, C76: whichever way the rows went."""
+    """Whichever way the rows went."""
     path = write(tmp_path / "x.jsonl", [row(1, lang="en"), row(2, lang="zh"), "{"])
     with pytest.raises(InputError, match=r"x\.jsonl: 0 rows left of 3 read: 2 left out by `where`, 1 bad$"):
         ids(read(DataSource(path=str(path), where={"lang": "de"}, on_bad_row="skip")))
@@ -273,7 +273,7 @@ def test_a_weight_that_gives_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_bad_rows_of_a_mixture_are_told_before_anything_is_given(tmp_path: Path) -> None:
-    """O16, and once: the second pass does not write the rejects again."""
+    """And once: the second pass does not write the rejects again."""
     a = write(tmp_path / "a.jsonl", [row(1), "{", row(2)])
     b = write(tmp_path / "b.jsonl", [row(3)])
     with pytest.raises(InputError, match=r"a\.jsonl:2: invalid JSON"):
@@ -289,7 +289,7 @@ def test_bad_rows_of_a_mixture_are_told_before_anything_is_given(tmp_path: Path)
 
 
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
-    """O19: records are given as they are read, with weights too."""
+    """Records are given as they are read, with weights too."""
     path = write(tmp_path / "x.jsonl", [row(i, pad="x" * 20_000) for i in range(500)])
     for weight in (None, 1.0):
         tracemalloc.start()
@@ -303,7 +303,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
 
 
 def test_prompts_in_two_sets_are_found(tmp_path: Path) -> None:
-    """C73: across record types, whatever the answers, the spacing and the way a character is composed."""
+    """Across record types, whatever the answers, the spacing and the way a character is composed."""
     origin = Origin("a.jsonl", 1)
     asked = ({"role": "user", "content": "Où est-il ?"},)
     train: list[Record] = [
@@ -326,6 +326,6 @@ def test_prompts_in_two_sets_are_found(tmp_path: Path) -> None:
 
 
 def test_the_digest_does_not_depend_on_the_process() -> None:
-    """C73: a digest that is compared with a stored one must not use Python's salted hash."""
+    """A digest that is compared with a stored one must not use Python's salted hash."""
     record = Prompt(({"role": "user", "content": "hi"},), "1", Origin("a", 1))
     assert prompt_digest(record) == hashlib.sha256(b'[["user", "hi"]]').hexdigest()

@@ -1,4 +1,4 @@
-"""Every row with its exact line, and every line that cannot be read named: PITFALLS O16-O19, S05, S15."""
+"""Every row with its exact line, and every line that cannot be read named."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def failure(location: Path | str) -> str:
 
 
 def test_a_bad_line_in_the_middle_is_named_and_the_rest_is_read(file: File) -> None:
-    """O16: file, line and column; rows after it keep their line numbers."""
+    """File, line and column; rows after it keep their line numbers."""
     lines = [json.dumps({"n": i}) for i in range(1, 31)]
     lines[20] = '{"n": 21, "text": "no end}'
     path = file("bad_mid.jsonl", "\n".join(lines).encode())
@@ -67,7 +67,7 @@ def test_a_bad_line_in_the_middle_is_named_and_the_rest_is_read(file: File) -> N
 
 
 def test_messages_never_show_content_but_the_rejects_do(file: File) -> None:
-    """O19: no message echoes the row."""
+    """No message echoes the row."""
     path = file("x.jsonl", b'{"secret": ' + b"z" * 5_000_000 + b"}\n" + b'{"a": 1}')
     rows, (bad,) = read(path)
     assert len(str(bad)) < len(str(path)) + 80
@@ -78,7 +78,7 @@ def test_messages_never_show_content_but_the_rejects_do(file: File) -> None:
 
 
 def test_bytes_that_are_not_utf8_are_named(file: File) -> None:
-    """O17: Latin-1 is an error with its byte and offset in the line."""
+    """Latin-1 is an error with its byte and offset in the line."""
     path = file("latin.jsonl", b'{"a": "ok"}\n{"a": "caf\xe9"}\n{"a": "ok"}\n')
     rows, (bad,) = read(path)
     assert str(bad).startswith(f"{path}:2: not UTF-8 (byte 0xe9 at offset 10)")
@@ -86,7 +86,7 @@ def test_bytes_that_are_not_utf8_are_named(file: File) -> None:
 
 
 def test_nul_bytes_after_a_good_line_may_be_utf16(file: File) -> None:
-    """O17: what the whole file proves about its encoding is in test_file_kinds.py."""
+    """What the whole file proves about its encoding is in test_file_kinds.py."""
     path = file("wide.jsonl", b'{"a": 1}\n' + '{"a": 2}\n'.encode("utf-16-le"))
     rows, bad = read(path)
     assert placed(rows) == [(1, {"a": 1})]
@@ -95,7 +95,7 @@ def test_nul_bytes_after_a_good_line_may_be_utf16(file: File) -> None:
 
 
 def test_bom_crlf_and_blank_lines_are_accepted(file: File) -> None:
-    """O17: blank lines count as lines, not as rows."""
+    """Blank lines count as lines, not as rows."""
     path = file("win.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n\r\n   \r\n  {"a": 2}\r\n{"a": 3}')
     rows, bad = read(path)
     assert bad == []
@@ -104,7 +104,7 @@ def test_bom_crlf_and_blank_lines_are_accepted(file: File) -> None:
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\r"])
 def test_only_a_newline_ends_a_line(file: File, separator: str) -> None:
-    """O17: U+2028 and what else `str.splitlines` splits at stay inside their string."""
+    """U+2028 and what else `str.splitlines` splits at stay inside their string."""
     # Control characters must be escaped in JSON
     raw = separator if ord(separator) > 0x1F else f"\\u{ord(separator):04x}"
     path = file("sep.jsonl", f'{{"a": "x{raw}y"}}\n{{"a": "z"}}\n'.encode())
@@ -137,7 +137,7 @@ def test_only_a_newline_ends_a_line(file: File, separator: str) -> None:
     ],
 )
 def test_each_kind_of_bad_line(file: File, line: bytes, message: str) -> None:
-    """O16, O17, S15: one bad row, named with its line; the good line after it is read."""
+    """One bad row, named with its line; the good line after it is read."""
     path = file("x.jsonl", b'{"ok": 1}\n' + line + b'\n{"ok": 3}\n')
     rows, bad = read(path)
     assert [row.origin.line for row in rows] == [1, 3]
@@ -147,7 +147,7 @@ def test_each_kind_of_bad_line(file: File, line: bytes, message: str) -> None:
 
 
 def test_escapes_that_are_fine(file: File) -> None:
-    """O17: a surrogate pair is a character; an escaped backslash before u0000 is text."""
+    """A surrogate pair is a character; an escaped backslash before u0000 is text."""
     path = file("x.jsonl", rb'{"a": "\ud83d\ude00", "b": "\\u0000 \\ud800"}')
     rows, bad = read(path)
     assert bad == []
@@ -155,7 +155,7 @@ def test_escapes_that_are_fine(file: File) -> None:
 
 
 def test_a_line_over_the_limit_is_skipped_in_bounded_memory(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O19, S15: the huge line is reported with its number, and is never held whole."""
+    """The huge line is reported with its number, and is never held whole."""
     monkeypatch.setattr(streams, "LINE_LIMIT", 1 << 20)
     path = file("huge.jsonl", b'{"a": 1}\n{"a": "' + b"x" * (20 << 20) + b'"}\n{"a": 3}\n')
     tracemalloc.start()
@@ -168,7 +168,7 @@ def test_a_line_over_the_limit_is_skipped_in_bounded_memory(file: File, monkeypa
 
 
 def test_the_limit_itself_is_allowed(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O19: off-by-one at the cap, with and without a newline at the end."""
+    """Off-by-one at the cap, with and without a newline at the end."""
     line = b'{"a": "xxxx"}'
     monkeypatch.setattr(streams, "LINE_LIMIT", len(line))
     assert len(read(file("x.jsonl", line + b"\n" + line))[0]) == 2
@@ -178,7 +178,7 @@ def test_the_limit_itself_is_allowed(file: File, monkeypatch: pytest.MonkeyPatch
 
 
 def test_five_megabytes_are_read_without_stalling(file: File) -> None:
-    """O19: a 5 MB example is a row like any other, and takes no quadratic time."""
+    """A 5 MB example is a row like any other, and takes no quadratic time."""
     path = file("big.jsonl", json.dumps({"text": "word " * 1_000_000}).encode() + b"\n")
     began = time.perf_counter()
     rows, _ = read(path)
@@ -187,7 +187,7 @@ def test_five_megabytes_are_read_without_stalling(file: File) -> None:
 
 
 def test_rows_are_streamed(file: File) -> None:
-    """O19: the first row is there before the last line is looked at; memory does not grow with the file."""
+    """The first row is there before the last line is looked at; memory does not grow with the file."""
     path = file("many.jsonl", b"".join(b'{"text": "%s"}\n' % (b"x" * 5000) for _ in range(4_000)))
     tracemalloc.start()
     rows = read_rows(DataSource(path=str(path)), path, lambda row: None)
@@ -198,7 +198,7 @@ def test_rows_are_streamed(file: File) -> None:
 
 
 def test_a_rewritten_file_is_read_anew(file: File) -> None:
-    """C71: same size and same modification time, other content; `datasets` gives the old rows."""
+    """Same size and same modification time, other content; `datasets` gives the old rows."""
     path = file("x.jsonl", b'{"a": 1}')
     times = path.stat()
     assert read(path)[0][0].value == {"a": 1}
@@ -214,7 +214,7 @@ def test_a_rewritten_file_is_read_anew(file: File) -> None:
 )
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_every_line_is_a_row_or_blank_or_reported(tmp_path: Path, lines: list[bytes]) -> None:
-    """O16, O17: whatever the bytes, in order, and no other exception."""
+    """Whatever the bytes, in order, and no other exception."""
     path = tmp_path / "fuzz.jsonl"
     path.write_bytes(b"\n".join(lines))
     whole = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -235,7 +235,7 @@ def test_every_line_is_a_row_or_blank_or_reported(tmp_path: Path, lines: list[by
 @given(st.sampled_from(["x.json", "x.csv", "x.parquet"]), st.binary(max_size=200))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_bytes_are_read_or_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    """O16, S15: never another exception than the one that names the file."""
+    """Never another exception than the one that names the file."""
     path = tmp_path / name
     path.write_bytes(content)
     try:
@@ -248,7 +248,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, name: str, content: bytes
 
 
 def test_elements_of_a_json_array_have_lines(file: File) -> None:
-    """O16: the line where each element begins."""
+    """The line where each element begins."""
     path = file("x.json", b'\xef\xbb\xbf[\n  {"a": 1}, {"a": 2},\n\n  {\n    "a": 3\n  }\n, {"a":4}]\n')
     rows, bad = read(path)
     assert bad == []
@@ -256,7 +256,6 @@ def test_elements_of_a_json_array_have_lines(file: File) -> None:
 
 
 def test_bad_elements_are_reported_and_the_rest_read(file: File) -> None:
-    """O16, O17"""
     path = file("x.json", b'[{"a": 1},\n 7,\n {"a": "\\ud800"},\n {"a": 1, "a": 2},\n {"a": 5}]')
     rows, bad = read(path)
     assert placed(rows) == [(1, {"a": 1}), (5, {"a": 5})]
@@ -280,13 +279,12 @@ def test_bad_elements_are_reported_and_the_rest_read(file: File) -> None:
     ],
 )
 def test_a_broken_json_file_says_where(file: File, content: bytes, message: str) -> None:
-    """O16, O17: an array cannot be resumed, so these stop whatever `on_bad_row` says."""
+    """An array cannot be resumed, so these stop whatever `on_bad_row` says."""
     path = file("x.json", content)
     assert failure(path).startswith(str(path) + message)
 
 
 def test_a_huge_json_file_is_refused_unread(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S15"""
     monkeypatch.setattr(json_rows, "JSON_LIMIT", 8)
     assert "store many rows as .jsonl" in failure(file("x.json", b'[{"a": 1}]'))
 
@@ -295,7 +293,7 @@ def test_a_huge_json_file_is_refused_unread(file: File, monkeypatch: pytest.Monk
 
 
 def test_csv_rows_and_the_lines_they_begin_on(file: File) -> None:
-    """O16: a quoted cell may span lines; the row after it still has the right one."""
+    """A quoted cell may span lines; the row after it still has the right one."""
     path = file("x.csv", b'\xef\xbb\xbfprompt,answer\r\n"a\r\nb",1\r\n\r\n"say ""hi""","x,\xe2\x80\xa8y"\r\n')
     rows, bad = read(path)
     assert bad == []
@@ -306,7 +304,7 @@ def test_csv_rows_and_the_lines_they_begin_on(file: File) -> None:
 
 
 def test_bad_csv_rows(file: File) -> None:
-    """O16-O18: too few and too many cells, bytes that are not UTF-8, NUL, a stray quote."""
+    """Too few and too many cells, bytes that are not UTF-8, NUL, a stray quote."""
     path = file("x.csv", b'a,b\n1\n1,2,3\n\xe9,2\n\x00,2\n"1"x,2\n1,2\n\xc3\xa9,2\n')
     rows, bad = read(path)
     assert placed(rows) == [(7, {"a": "1", "b": "2"}), (8, {"a": "é", "b": "2"})]
@@ -320,13 +318,13 @@ def test_bad_csv_rows(file: File) -> None:
 
 
 def test_a_quote_that_never_closes_is_an_error(file: File) -> None:
-    """O16: Python's default would take the rest of the file as one cell."""
+    """Python's default would take the rest of the file as one cell."""
     _, bad = read(file("x.csv", b'a,b\n1,2\n3,"4\n5,6\n'))
     assert [(row.line, row.message) for row in bad] == [(3, "invalid CSV: unexpected end of data")]
 
 
 def test_long_csv_cells_are_read(file: File) -> None:
-    """O19: beyond csv's own limit of 131,072 characters."""
+    """Beyond csv's own limit of 131,072 characters."""
     rows, bad = read(file("x.csv", b"a\n" + b"x" * 5_000_000 + b"\n"))
     assert bad == []
     assert len(rows[0].value["a"]) == 5_000_000
@@ -336,7 +334,6 @@ def test_long_csv_cells_are_read(file: File) -> None:
     ("header", "message"), [(b"a,a", "names a column twice"), (b"a,,b", "without a name"), (b"\x81,b", "not UTF-8")]
 )
 def test_a_bad_header_is_an_error(file: File, header: bytes, message: str) -> None:
-    """O18"""
     path = file("x.csv", header + b"\n1,2\n")
     assert failure(path).startswith(f"{path}:1: ")
     assert message in failure(path)
@@ -346,7 +343,7 @@ def test_a_bad_header_is_an_error(file: File, header: bytes, message: str) -> No
 
 
 def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O16: numbers go on over batches."""
+    """Numbers go on over batches."""
     monkeypatch.setattr(arrow_rows, "PARQUET_ROWS", 2)
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"n": [1, 2, 3, 4, 5], "m": [[{"role": "user"}]] * 5}), path)
@@ -356,7 +353,7 @@ def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_parquet_strings_that_are_not_utf8_and_nul(tmp_path: Path) -> None:
-    """O17: only the rows that hold them are bad."""
+    """Only the rows that hold them are bad."""
     path = tmp_path / "x.parquet"
     offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 2, 6, 9, 13)))
     text = pa.StringArray.from_buffers(4, offsets, pa.py_buffer(b"okcaf\xe9a\x00bfine"))
@@ -395,7 +392,6 @@ def test_a_damaged_offset_in_an_arrow_file_is_found(tmp_path: Path, kind: str) -
 
 
 def test_what_is_not_parquet_is_an_error(file: File) -> None:
-    """O16"""
     path = file("x.parquet", b"PAR1 no, it is not PAR1")
     assert failure(path).startswith(f"{path}: not readable as Parquet after row 0")
 
@@ -426,13 +422,12 @@ def test_an_artefact_is_its_data_file(file: File, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv"])
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
 def test_an_empty_file_has_0_rows(file: File, name: str, content: bytes) -> None:
-    """O18: an error in those words, not a bare StopIteration."""
+    """An error in those words, not a bare StopIteration."""
     path = file(name, content)
     assert failure(path) == f"{path}: 0 rows"
 
 
 def test_a_csv_or_parquet_without_rows_has_0_rows(file: File, tmp_path: Path) -> None:
-    """O18"""
     assert failure(file("x.csv", b"a,b\n")).endswith(": 0 rows")
     assert failure(file("x.json", b"[]")).endswith(": 0 rows")
     pq.write_table(pa.table({"n": pa.array([], pa.int64())}), tmp_path / "x.parquet")
@@ -440,7 +435,6 @@ def test_a_csv_or_parquet_without_rows_has_0_rows(file: File, tmp_path: Path) ->
 
 
 def test_a_python_file_is_refused_and_not_run(file: File, tmp_path: Path) -> None:
-    """S05"""
     path = file("squad.py", f"open({str(tmp_path / 'ran')!r}, 'w')".encode())
     assert "a Python file is not data" in failure(path)
     assert not (tmp_path / "ran").exists()
@@ -500,7 +494,7 @@ def test_when_the_hub_does_not_answer_only_the_cache_is_asked(monkeypatch: pytes
 
 
 def test_hub_rows_are_numbered_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O17: the same checks as for files; the split is the source's."""
+    """The same checks as for files; the split is the source's."""
     import datasets
     from huggingface_hub import HfApi
 
@@ -515,7 +509,7 @@ def test_hub_rows_are_numbered_and_checked(monkeypatch: pytest.MonkeyPatch) -> N
     rows, bad = read("some-org/some-set", split="test", subset="main", revision="abc")
     assert placed(rows) == [(1, {"n": 1, "t": "ok"}), (3, {"n": 3, "t": "ok"})]
     assert str(bad[0]) == "some-org/some-set:2 t: NUL character"
-    # The source's subset, split and commit, and nothing that could allow remote code (S05).
+    # The source's subset, split and commit, and nothing that could allow remote code.
     assert asked == [(("some-org/some-set", "main"), {"split": "test", "revision": "abc"})]
 
 

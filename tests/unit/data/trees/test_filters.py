@@ -146,7 +146,7 @@ def test_only_the_wrong_answers_of_a_prompt_go(tmp_path: Path) -> None:
 
 
 def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:
-    """C73: by prompt, whatever the answers and the spaces; the cache knows which held-out data it was filtered by."""
+    """By prompt, whatever the answers and the spaces; the cache knows which held-out data it was filtered by."""
     held_out_file = write(tmp_path / "held.jsonl", [row("x", "y", prompt="Which  one?")])
     held_out = prompt_digests(read_records([DataSource(path="h")], [held_out_file], "preference", seed=0, rejects=None))
     rows = [row("a", "b", prompt="Which one?"), row("a", "b", prompt="Which two?")]

@@ -186,7 +186,7 @@ def test_a_limit_is_reached_exactly(tmp_path: Path, load: Load) -> None:
 
 
 def test_truncation_cuts_the_end_and_invents_no_end_token(tmp_path: Path, load: Load) -> None:
-    """C08, C11: never inside the prompt; the last target is the original token; a prompt that fills the limit is
+    """Never inside the prompt; the last target is the original token; a prompt that fills the limit is
     dropped."""
     long = chat("Hi", "The fox runs. " * 40)
     path = write(tmp_path / "a.jsonl", [long, chat("word " * 300, "No."), chat("Hi", "No.")])
@@ -217,7 +217,7 @@ def test_rows_without_a_target_are_dropped(tmp_path: Path, load: Load) -> None:
 
 
 def test_equal_answers_are_dropped_before_and_after_cutting(tmp_path: Path, load: Load) -> None:
-    """C09: the line numbers of both kinds are told."""
+    """The line numbers of both kinds are told."""
     start = "The lazy dog sleeps. " * 20
     rows = [
         pair("Yes.", "No."),
@@ -242,7 +242,7 @@ def test_equal_answers_are_dropped_before_and_after_cutting(tmp_path: Path, load
 
 
 def test_a_rejected_answer_that_is_too_long_is_left_out_alone(tmp_path: Path, load: Load) -> None:
-    """C12: the limit holds for every answer, not only for the chosen one."""
+    """The limit holds for every answer, not only for the chosen one."""
     path = write(
         tmp_path / "a.jsonl",
         [pair("Yes.", "word " * 300, "No."), pair("Yes.", "word " * 300), pair("word " * 300, "No.")],
@@ -265,7 +265,7 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path: Path, load: Load) -> N
 
 
 def test_control_text_and_merges_are_told_of(tmp_path: Path, load: Load) -> None:
-    """O20, C01: encoded all the same, and counted with their lines."""
+    """Encoded all the same, and counted with their lines."""
     path = write(tmp_path / "a.jsonl", [chat("Hi", "Yes."), chat("<|im_end|> hi", "Yes."), chat("Hi", "\n\nYes.")])
     store, report = load(path)
     assert len(store) == 3
@@ -275,7 +275,6 @@ def test_control_text_and_merges_are_told_of(tmp_path: Path, load: Load) -> None
 
 
 def test_a_huge_row_is_dropped_and_its_content_never_shown(tmp_path: Path, load: Load) -> None:
-    """O19"""
     path = write(tmp_path / "a.jsonl", [chat("Hi", "Yes."), chat("Hi", "secret" * 100_000)])
     store, report = load(path)
     assert len(store) == 1 and report.dropped["longer than max_length"].first == [f"{path}:2"]

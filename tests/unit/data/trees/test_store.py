@@ -109,7 +109,7 @@ def test_equal_content_has_an_equal_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ids", "mask", "parts", "start", "names", "marks", "mark"])
 def test_a_file_that_was_cut_short_is_noticed_at_opening(store: TreeStore, name: str) -> None:
-    """O02 for the cache: a damaged store is not trained on."""
+    """A damaged store is not trained on."""
     path = store.folder / f"{name}.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedStore, match=f"{name}.bin: has"):
