@@ -30,7 +30,7 @@ FORBIDDEN = {
         "py" + r"pi\.(org|python)|python" + r"hosted\.org|download\.py" + r"torch\.org|conda\.ana" + "conda"
     ),
     "a document that is not in the repository": re.compile(
-        "(DESIGN|PITFALLS|METHODS|APIS|STYLE|PEERS|INTERFACES)" + r"\.md|\bPIT" + r"FALLS\b"
+        "(DESIGN|PIT" + "FALLS|METHODS|APIS|STYLE|PEERS|INTERFACES)" + r"\.md|\bPIT" + r"FALLS\b"
     ),
 }
 
