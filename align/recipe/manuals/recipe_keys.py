@@ -171,11 +171,12 @@ def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = 
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    cells = (f"`{field.alias or name}`", _type(field), _default(field), _flat(field.description or ""))
+    cells = (f"`{field.alias or name}`", key_type(field), key_default(field), _flat(field.description or ""))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _type(field: FieldInfo) -> str:
+def key_type(field: FieldInfo) -> str:
+    """What a key takes, in plain words."""
     words = _either([word for word in dict.fromkeys(_words(field.annotation)) if word != _PLAIN[NoneType]])
     bounds = [
         f"{phrase} {getattr(mark, name):g}"
@@ -243,7 +244,8 @@ def _anchor(model: type[BaseModel]) -> str:
     return f"a-{noun}" if noun in ("condition", "data-source", "row-mapping", "scorer", "task") else noun
 
 
-def _default(field: FieldInfo) -> str:
+def key_default(field: FieldInfo) -> str:
+    """What a key is when a recipe does not say it; "" for nothing."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
