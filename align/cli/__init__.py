@@ -33,6 +33,7 @@ from align.cli.options import (
 )
 from align.errors import AlignError, EnvironmentFault, InputError, Interrupted, Problem
 from align.files import is_full
+from align.recipe.kinds import KINDS
 from align.secrets import hide
 from align.signals import output_closed
 from align.terminal import console, whoever_reads
@@ -43,19 +44,6 @@ if TYPE_CHECKING:
     from align.pipeline.runner import RunResult
     from align.pipeline.selection import Selection
     from align.recipe.load import LoadedRecipe
-
-KINDS = {
-    "sft": "supervised fine-tuning",
-    "reward": "reward models from preferences",
-    "dpo": "preference optimisation",
-    "ppo": "reinforcement learning",
-    "select_prompts": "prompts worth learning from",
-    "label": "preferences from scored samples",
-    "self_contrast": "preferences from a policy's own samples",
-    "trl": "KTO, GRPO and other trainers of TRL",
-    "evaluate": "policies compared on held-out data",
-}
-"""Stage kinds that have a command of their own."""
 
 app = typer.Typer(
     name="align",
@@ -358,7 +346,7 @@ def _stage_command(kind: str) -> Callable[..., None]:
     return command
 
 
-for _kind, _words in KINDS.items():
+for _kind, (_, _words) in KINDS.items():
     app.command(_kind.replace("_", "-"), help=f"Run a recipe's {_kind} stages ({_words}) from what is there already.")(
         _stage_command(_kind)
     )

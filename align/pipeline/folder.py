@@ -145,7 +145,7 @@ class RunFolder:
     def record(self, loaded: LoadedRecipe) -> None:
         """Write down what is about to run."""
         recipe = yaml.dump(redact(loaded.tree.plain()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
-        _write_changed(self.path / "README.md", readme(loaded.recipe.name))
+        _write_changed(self.path / "README.md", readme(loaded.recipe.name, loaded.recipe.stages.values()))
         _write_changed(self.path / "recipe.yaml", recipe)
         run = {
             "command": redact(sys.argv),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from align.recipe.schema import Stage
 
 _RUN = {
     "README.md": "this file",
@@ -21,7 +23,7 @@ _RUN = {
     ),
 }
 
-_RESULT = {
+_RESULT: dict[str, Mapping[str, str]] = {
     "Every stage": {
         "manifest.json": "what the result was made from, its headline numbers, and the sha256 of every other file",
         "report.json": "all numbers, before and after, the account of the data, and samples",
@@ -29,7 +31,7 @@ _RESULT = {
         "metrics.jsonl": "one line for each optimiser step, and for each evaluation (`eval/...`)",
         "trackers/": "the same for tensorboard and others, where `report_to` asks for them",
     },
-    "Models, policies (sft, dpo, ppo) and reward models (reward)": {
+    "Models, that is policies and reward models": {
         "*.safetensors": (
             "weights; `adapter_model.safetensors` those of an adapter, `reward_head.safetensors` a reward model's head"
         ),
@@ -51,29 +53,14 @@ _RESULT = {
         ),
         "merged/": "the whole model with its adapter merged in, where `save_merged` asks for it",
     },
-    "Besides that, ppo": {
-        "value/": "the value model, in the form of a reward model",
-        "rollouts/": (
-            "Parquet: `iteration-N` every answer with its score, KL and length, `held-out-N` the held-out prompts after"
-            " step N, `reference` the starting policy's answers"
-        ),
-    },
-    "Data (self_contrast, label, select_prompts) and comparisons (evaluate)": {
+    "Preferences, prompts and comparisons": {
         "data.jsonl": "the result: preferences, prompts, or each prompt with every policy's numbers and samples",
-        "rewardbench1.jsonl": (
-            "each pair of a reward benchmark with every scorer's scores and how they are counted (evaluate)"
-        ),
-        "rewardbench2.jsonl": "the same of RewardBench 2's prompts",
-        "rmbench.jsonl": "the same of RM-Bench's",
-        "judgebench.jsonl": "the same of JudgeBench's pairs",
-        "samples.jsonl": "every sample, with its score (label, select_prompts)",
-        "left_out.jsonl": "what is not in the result, and why (label, select_prompts)",
     },
 }
 
 
-def readme(name: str) -> str:
-    """The README of run ``name``."""
+def readme(name: str, stages: Iterable[Stage]) -> str:
+    """The README of run ``name``, whose recipe has these stages."""
     sections = [
         (
             f"# {name}\n\nMade by `align run`. The same command goes on where it stopped, and does nothing when all is"
@@ -83,7 +70,8 @@ def readme(name: str) -> str:
         _table(_RUN),
         "## In a stage's result",
     ]
-    sections += [f"{what}:\n\n{_table(files)}" for what, files in _RESULT.items()]
+    own = {f"Besides that, {spec.kind}": type(spec).files for spec in stages if type(spec).files}
+    sections += [f"{what}:\n\n{_table(files)}" for what, files in (_RESULT | own).items()]
     return "\n\n".join(sections) + "\n"
 
 
@@ -93,9 +81,9 @@ def _table(files: Mapping[str, str]) -> str:
     )
 
 
-def unexplained(result: Path) -> Iterator[str]:
-    """The files and folders right in a stage's result that the README says nothing about."""
-    known = [name for files in _RESULT.values() for name in files]
+def unexplained(result: Path, kind: type[Stage]) -> Iterator[str]:
+    """The files and folders right in the result of a stage that the README says nothing about."""
+    known = [name for files in (*_RESULT.values(), kind.files) for name in files]
     for path in sorted(result.iterdir()):
         name = f"{path.name}/" if path.is_dir() else path.name
         if not any(fnmatchcase(name, pattern) for pattern in known):

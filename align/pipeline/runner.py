@@ -193,10 +193,8 @@ class _Runner:
             return None
         if name not in self._selected:
             raise not_selected(self._loaded, self._selected, status)
-        if status.replaces and not self._selection.replace:
-            raise InputError(
-                _would_replace(self._loaded, name, status.reason.removesuffix("; refused without --replace"))
-            )
+        if status.refused:
+            raise InputError(_would_replace(self._loaded, name, status.reason))
         self._require_whole(name)
         if not self.ran:
             self._run.record(self._loaded)

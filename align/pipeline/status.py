@@ -17,10 +17,8 @@ from align.pipeline.identity import as_of_now, explain, identify, left_as_it_was
 from align.pipeline.selection import ALL, Selection, needed
 from align.recipe import reference_syntax
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DpoStage, PpoStage, RewardStage, SftStage, Stage, TrlStage
+from align.recipe.schema import Stage
 
-_TRAIN = (SftStage, DpoStage, RewardStage, PpoStage, TrlStage)
-"""Stages that go on from checkpoints, and from nothing else."""
 COMPARED_BY_CONTENT = 2 * 10**9
 """Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones only when a
 stage reads them."""
@@ -41,8 +39,15 @@ class StageStatus:
     """None while it waits, or is not selected."""
     replaces: bool = False
     """To run, and in the place of a finished result of other settings or inputs."""
+    refused: bool = False
+    """It would replace such a result, and the selection does not allow that."""
     note: str = ""
     """Of one that is up to date: settings that have changed and change nothing of it."""
+
+    @property
+    def words(self) -> str:
+        """The reason, and whether it is refused."""
+        return f"{self.reason}; refused without --replace" if self.refused else self.reason
 
 
 def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), selection: Selection = ALL) -> dict[str, StageStatus]:
@@ -83,18 +88,16 @@ def assess(loaded: LoadedRecipe, run: RunFolder, name: str, selection: Selection
         reason = "forced"
     if reason is None:
         return StageStatus(name, "up to date", "", result, identity, note=note)
-    left = run.left(name, identity, checkpoints=isinstance(spec, _TRAIN))
+    left = run.left(name, identity, checkpoints=type(spec).keeps_checkpoints)
     if left:
         reason += "; from the beginning, without what an earlier attempt left" if selection.fresh else f"; {left}"
-    if replaces and not selection.replace:
-        reason += "; refused without --replace"
-    return StageStatus(name, "to run", reason, result, identity, replaces)
+    return StageStatus(name, "to run", reason, result, identity, replaces, refused=replaces and not selection.replace)
 
 
 def not_selected(loaded: LoadedRecipe, selected: Collection[str], status: StageStatus) -> InputError:
     """The error for a stage that a selected one needs, which is neither selected nor up to date."""
     needing = ", ".join(other for other in loaded.order if other in selected and status.name in needed(loaded, {other}))
-    message = f"stage {needing} needs the result of stage {status.name}, which is not up to date ({status.reason})"
+    message = f"stage {needing} needs the result of stage {status.name}, which is not up to date ({status.words})"
     return InputError(loaded.problem(f"stages.{status.name}", message, "`align run` runs all stages"))
 
 

@@ -214,7 +214,7 @@ def show(plan: Plan, console: Console) -> None:
     for note in plan.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     for stage in plan.stages:
-        state = stage.status.state + (f": {stage.status.reason}" if stage.status.reason else "")
+        state = stage.status.state + (f": {stage.status.words}" if stage.status.words else "")
         console.print(
             Text.assemble(
                 (stage.name, "bold"), f"  {stage.kind} -> {stage.produces.replace('_', ' ')}  ", (state, "cyan")

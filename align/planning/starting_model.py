@@ -35,7 +35,7 @@ class Origin:
 
 
 def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> Origin:
-    """Follow a stage's ``policy`` (or ``init``) through the stages before it to a model that exists.
+    """Follow what a stage starts from through the stages before it to a model that exists.
 
     Raises :class:`InputError` when a local model's configuration cannot be read.
     """
@@ -44,11 +44,10 @@ def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> Origin:
     name: str | None = stage
     while name is not None:
         spec = loaded.recipe.stages[name]
-        field = next((field for field in ("policy", "init") if getattr(spec, field, None)), None)
-        if field is None:
+        reference = spec.starting_model
+        if not reference:
             break
-        reference = getattr(spec, field)
-        key = f"stages.{name}.{field}" if not trail else key
+        key = f"stages.{name}.{type(spec).starts_from}" if not trail else key
         ref = reference_syntax.parse(reference, loaded.root)
         name = ref.name if isinstance(ref, reference_syntax.StageRef) else None
         if name is None:

@@ -228,7 +228,7 @@ def _data(
 ) -> None:
     """The first rows of a stage's sources; with ``encoders`` also as tokens."""
     spec, encoder = loaded.recipe.stages[name], None
-    if encoders is not None and any(first_rows.sources_of(spec)):
+    if encoders is not None and any(spec.sources()):
         try:
             encoder = encoders.of(name)
         except AlignError as error:

@@ -12,20 +12,8 @@ from typing import TYPE_CHECKING
 from align.errors import InputError, Problem
 from align.preflight.first_tokens import Fits, fitting
 from align.recipe.kinds.judge import Judge
-from align.recipe.kinds.tasks import AskedTask, RewardBenchTask
-from align.recipe.schema import (
-    DataSource,
-    DpoStage,
-    EvaluateStage,
-    LabelStage,
-    PpoStage,
-    RewardStage,
-    SelectPromptsStage,
-    SelfContrastStage,
-    SftStage,
-    Stage,
-    TrlStage,
-)
+from align.recipe.kinds.tasks import RewardBenchTask
+from align.recipe.schema import DataSource, EvaluateStage, Stage
 
 if TYPE_CHECKING:
     from align.data.chat.encoder import Encoder
@@ -43,44 +31,6 @@ _SHOWN = 3
 _WHOLE = 100_000_000
 """Bytes of a `.json` file, which is read whole, up to which it is looked at."""
 
-_WANTED: dict[type[Stage], dict[str, Want]] = {
-    SftStage: {"data": "conversation", "eval_data": "conversation"},
-    DpoStage: {"data": "preference", "eval_data": "preference"},
-    RewardStage: {"data": "preference", "eval_data": "preference"},
-    PpoStage: {
-        "prompts": "prompt",
-        "eval_prompts": "prompt",
-        "sft_data": "conversation",
-        "eval_sft_data": "conversation",
-    },
-    SelectPromptsStage: {"prompts": "prompt"},
-    LabelStage: {"prompts": "prompt"},
-    SelfContrastStage: {"data": "conversation"},
-    EvaluateStage: {"data": "prompt"},
-}
-_TRL: dict[str, Want] = {"prompts": "prompt", "pairs": "preference", "answers": "unpaired"}
-
-
-def sources_of(spec: Stage) -> Iterator[tuple[str, DataSource, Want]]:
-    """Key inside the stage, source, and what its rows have to be. Of a third party's stage nobody knows that, so it has
-    none here."""
-    wanted = _WANTED.get(type(spec), {})
-    if isinstance(spec, RewardStage) and spec.grades:
-        wanted = dict.fromkeys(wanted, "graded")
-    if isinstance(spec, TrlStage):
-        wanted = dict.fromkeys(("data", "eval_data"), _TRL[spec.method.rows])
-    for name, want in wanted.items():
-        sources: tuple[DataSource, ...] = getattr(spec, name) or ()
-        for i, source in enumerate(sources):
-            yield f"{name}.{i}", source, want
-    for i, task in enumerate(spec.tasks if isinstance(spec, EvaluateStage) else ()):
-        if not isinstance(task, AskedTask):
-            continue  # the rows of a reward benchmark have a reader of their own: bench_faults
-        form = {"format": f"align.evaluation.tasks.{task.task}:as_prompt"}
-        yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
-        if (examples := getattr(task, "examples", None)) is not None:
-            yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"
-
 
 def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSource, Want]]:
     """What the stages behind a model were trained on, and as what; nothing for a model that no stage of ``stages``
@@ -90,8 +40,8 @@ def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSo
     while reference.startswith("stage:") and reference not in seen:
         seen.add(reference)
         spec = stages[reference.removeprefix("stage:").strip()]
-        found += [(source, want) for key, source, want in sources_of(spec) if not key.startswith("eval_")]
-        reference = getattr(spec, "policy", None) or getattr(spec, "init", None) or ""
+        found += [(source, want) for key, source, want in spec.sources() if not key.startswith("eval_")]
+        reference = spec.starting_model or ""
     return found
 
 
@@ -102,7 +52,7 @@ def looks_at(
 
     With the ``encoder`` of the stage's model also whether that can be given them.
     """
-    for key, source, want in sources_of(spec):
+    for key, source, want in spec.sources():
         fits = None if encoder is None else fitting(spec, key, encoder)
         yield key, source, partial(faults, source, want=want, fits=fits)
     if not isinstance(spec, EvaluateStage):

@@ -6,15 +6,12 @@ Said with the encoder and the lengths that the stage itself will use, before any
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.pipeline.folder import RunFolder
 from align.planning.starting_model import origin_of
-from align.recipe import reference_syntax
-from align.recipe.kinds.sampling import SamplingStage
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import EvaluateStage, Model, PpoStage, SelfContrastStage, SftStage, Stage, TrlStage
+from align.recipe.schema import Stage
 
 if TYPE_CHECKING:
     from align.data.chat.encoder import Encoder
@@ -36,7 +33,7 @@ class Encoders:
 
         Raises :class:`AlignError` as :func:`align.models.load.load_encoder`.
         """
-        model = self._model(name)
+        model = origin_of(self._loaded, name, self._run).local
         if model is None:
             return None
         key = model.model_dump_json()
@@ -48,38 +45,17 @@ class Encoders:
             )
         return self._known[key]
 
-    def _model(self, name: str) -> Model | None:
-        spec = self._loaded.recipe.stages[name]
-        if isinstance(spec, EvaluateStage):  # its first policy is the baseline, whose tokens are asked
-            ref = reference_syntax.parse(spec.policies[0], self._loaded.root)
-            if not isinstance(ref, reference_syntax.StageRef):
-                location = reference_syntax.resolve(spec.policies[0], self._loaded.root)
-                return Model(path=str(location)) if isinstance(location, Path) else None
-            name = ref.name
-        return origin_of(self._loaded, name, self._run).local
-
 
 def fitting(spec: Stage, key: str, encoder: Encoder) -> Fits | None:
-    """What a record of the source at ``key`` has to pass; None where a stage makes its prompts of more than one row."""
+    """What a record of the source at ``key`` has to pass; None where the stage says no limits of it."""
     from align.data.records import Conversation
     from align.data.trees.build import Limits, Unusable, tree_of
 
-    of: Any = spec
-    part, room = key.partition(".")[0], 0
-    if isinstance(spec, SftStage):
-        limits = Limits(spec.max_length, spec.too_long, spec.train_on)
-    elif isinstance(spec, PpoStage) and part in ("prompts", "eval_prompts"):
-        limits = Limits(spec.max_prompt_length, "drop", "last")
-    elif isinstance(spec, PpoStage):
-        limits = Limits(spec.max_prompt_length + spec.max_new_tokens, "drop", "all")
-    elif isinstance(spec, (SamplingStage, EvaluateStage, SelfContrastStage)):
-        if part == "tasks":
-            return None
-        limits, room = Limits(spec.max_length, "drop", "last"), spec.max_new_tokens
-    elif isinstance(spec, TrlStage) and spec.method.rows == "prompts":
-        limits, room = Limits(spec.max_length, "drop", "last"), spec.longest_answer or 0
-    else:  # preferences, and answers with a label
-        limits = Limits(of.max_length, of.too_long, "last")
+    rows = spec.row_limits(key)
+    if rows is None:
+        return None
+    limits, room = Limits(rows.max_length, rows.too_long, rows.train_on), rows.room
+    part = key.partition(".")[0]
 
     def fits(record: Record) -> None:
         if (

@@ -39,10 +39,6 @@ def model_problems(loaded: LoadedRecipe, stages: Iterable[str] | None = None) ->
     return problems, notes
 
 
-_SAMPLING = ("ppo", "self_contrast", "label")
-"""Kinds of stages that always open an engine."""
-
-
 def local_models(loaded: LoadedRecipe) -> list[Model]:
     """All models on this machine that a recipe names, for :func:`align.models.files.bases.known_models`."""
     return [Model(path=str(path)) for _, path in _models(loaded, list(loaded.order))]
@@ -64,7 +60,7 @@ def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
     for name in stages:
         spec = loaded.recipe.stages[name]
         engine = getattr(getattr(spec, "rollout", None), "engine", None)
-        if spec.kind not in _SAMPLING or engine not in ("auto", "vllm"):
+        if not type(spec).always_samples or engine not in ("auto", "vllm"):
             continue
         for referred, path in _models(loaded, [name]):
             if _is_policy(referred) and _starts_here(loaded, name) and (path / "config.json").is_file():
@@ -131,6 +127,6 @@ def _starts_here(loaded: LoadedRecipe, name: str) -> bool:
     spec = loaded.recipe.stages[name]
     named = [referred for referred in loaded.references(name) if "policy" in referred.wanted.accepts]
     if not named:
-        return hasattr(spec, "policy") or hasattr(spec, "init")
+        return getattr(spec, type(spec).starts_from, "") is None
     stages = [referred.text.removeprefix("stage:").strip() for referred in named if referred.text.startswith("stage:")]
     return any(_starts_here(loaded, other) for other in stages)

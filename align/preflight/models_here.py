@@ -12,8 +12,9 @@ from align.models.files.own_code import refuse_own_code
 from align.models.files.starts import require_start
 from align.pipeline.identity import needs_model
 from align.recipe import reference_syntax
+from align.recipe.checks.fields import mark_of
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import BUILTIN_STAGES, Model, RewardStage
+from align.recipe.schema import BUILTIN_STAGES, Model, RewardStage, Stage
 
 Kind = Literal["policy", "scorer", "embedder"]
 
@@ -26,8 +27,7 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
     recipe = loaded.recipe
     stages = [name for name in stages if recipe.stages[name].kind in BUILTIN_STAGES]
     if starting := [recipe.stages[name] for name in stages if needs_model(recipe.stages[name])]:
-        # A reward model may start from another one.
-        yield "model", recipe.model, "scorer" if all(isinstance(spec, RewardStage) for spec in starting) else "policy"
+        yield "model", recipe.model, "scorer" if all(map(_may_be_a_scorer, starting)) else "policy"
     for name in stages:
         for referred in loaded.references(name):
             accepts = set(referred.wanted.accepts)
@@ -36,9 +36,7 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
             parent: Any = recipe.stages[name]
             for part in referred.path[2:-1]:
                 parent = parent[part] if isinstance(part, int) else getattr(parent, part)
-            kind: Kind = (
-                "policy" if "policy" in accepts and referred.path[-1] != "init" else "scorer" if accepts else "embedder"
-            )
+            kind: Kind = "scorer" if "reward_model" in accepts else "policy" if accepts else "embedder"
             if kind == "embedder" and getattr(parent, "data", None) is None:
                 continue  # an evaluation without held-out data measures no similarity
             yield (
@@ -46,6 +44,12 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
                 Model(path=referred.text, revision=getattr(parent, "revision", None)),
                 kind,
             )
+
+
+def _may_be_a_scorer(spec: Stage) -> bool:
+    """Whether a stage can start from a reward model."""
+    mark = mark_of(type(spec).model_fields[type(spec).starts_from])
+    return mark is not None and "reward_model" in mark.accepts
 
 
 def reward_starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Path, dict[str, float]]]:

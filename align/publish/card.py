@@ -15,6 +15,7 @@ from align.errors import EnvironmentFault, InputError
 from align.models.files.folder import HEAD
 from align.pipeline.artifacts import Manifest
 from align.recipe import reference_syntax
+from align.recipe.schema import starting_field
 from align.report.measures import headlines
 from align.runs.record import RunRecord, StageRecord
 from align.terminal import counted
@@ -119,7 +120,7 @@ def base_of(subject: Subject) -> str | None:
     stages, name = subject.run.tree["stages"], subject.manifest.stage
     for _ in stages:  # as long as a chain can be
         spec = stages.get(name)
-        start = (spec.get("policy") or spec.get("init")) if isinstance(spec, Mapping) else None
+        start = spec.get(starting_field(spec.get("kind"))) if isinstance(spec, Mapping) else None
         if not isinstance(start, str):
             break
         if not start.startswith("stage:"):

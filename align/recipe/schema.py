@@ -8,6 +8,7 @@ modules beside this one; this is the place to import them from.
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError
@@ -32,6 +33,7 @@ from align.recipe.blocks.base import (
 )
 from align.recipe.blocks.rollout import Rollout
 from align.recipe.blocks.train import DpoTrain, Lora, Train
+from align.recipe.kinds import KINDS
 from align.recipe.kinds.evaluate import EvaluateStage
 from align.recipe.kinds.judge import Judge
 from align.recipe.kinds.ppo import Health, PpoStage, PpoTrain
@@ -77,17 +79,15 @@ __all__ = [
     "stage_class",
 ]
 
-BUILTIN_STAGES: dict[str, type[Stage]] = {
-    "sft": SftStage,
-    "reward": RewardStage,
-    "dpo": DpoStage,
-    "select_prompts": SelectPromptsStage,
-    "label": LabelStage,
-    "ppo": PpoStage,
-    "self_contrast": SelfContrastStage,
-    "trl": TrlStage,
-    "evaluate": EvaluateStage,
-}
+
+def _shipped(place: str) -> type[Stage]:
+    module, _, name = place.partition(":")
+    found: type[Stage] = getattr(import_module(f"align.recipe.kinds.{module}"), name)
+    return found
+
+
+BUILTIN_STAGES = {kind: _shipped(shipped.place) for kind, shipped in KINDS.items()}
+"""The schemas of the stage kinds that come with the package."""
 
 
 def stage_class(kind: str) -> type[Stage]:
@@ -109,6 +109,15 @@ def stage_class(kind: str) -> type[Stage]:
     if not re.fullmatch(r"[\w.]+:\w+", getattr(found, "implementation", "")):
         raise InputError(f"`{kind}` needs a class variable `implementation`, written module:function")
     return found
+
+
+def starting_field(kind: Any) -> str:
+    """Of a kind as a recipe or a manifest writes it, the field that names the model which its stages start from, also
+    where the kind is not known here."""
+    try:
+        return stage_class(kind).starts_from if isinstance(kind, str) else Stage.starts_from
+    except InputError:
+        return Stage.starts_from
 
 
 def _stage(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from align.errors import InputError
 from align.pipeline.artifacts import Identity, read_manifest
+from align.recipe.schema import starting_field
 from align.runs.record import StageRecord
 from align.runs.values import mapping, rows, text, texts
 
@@ -53,7 +54,7 @@ def _behind(reference: str, stages: Path) -> Iterator[Identity]:
         except InputError:
             return
         yield identity
-        reference = text(identity.config, "policy") or text(identity.config, "init")
+        reference = text(identity.config, starting_field(identity.kind))
 
 
 def _sources(identity: Identity) -> Iterator[str]:

@@ -118,7 +118,7 @@ class Workshop:
 
     def status(self, *overrides: str, **selection: Any) -> dict[str, str]:
         found = status(self.load(*overrides), self.runs, Selection(**{"replace": True, **selection}))
-        return {name: f"{s.state}: {s.reason}" for name, s in found.items()}
+        return {name: f"{s.state}: {s.words}" for name, s in found.items()}
 
     @property
     def folder(self) -> Path:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from align.data.records import Conversation, Graded, Preference, Prompt, Record, Unpaired
 from align.data.strict_json import RowError
+from align.recipe.language.marks import RecordType
 from align.recipe.rows.mapping import RowMapping
 
-Want = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
-"""The type of record that a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take
-preferences."""
+Want = RecordType
+"""The type of record that is asked for; of a stage's data its kind says which (``Stage.reads``)."""
 
 _LABELLED = (
     "is one answer with a label: such answers are compared within a prompt where a named format or a mapping reads them"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from align.errors import InputError
 from align.recipe.language.marks import ArtifactType as ArtifactType
+from align.recipe.language.marks import RecordType as RecordType
 from align.recipe.language.marks import Reference as Reference
 from align.recipe.language.strict import Strict as Strict
 from align.recipe.language.strict import unknown_name_of
@@ -238,13 +240,45 @@ def as_model(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+@dataclass(frozen=True)
+class RowLimits:
+    """How long the rows of a source may be, and which of their messages are used."""
+
+    max_length: int
+    """Longest row, in tokens of the stage's model."""
+    too_long: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to longer ones."""
+    train_on: Literal["all", "last"] = "last"
+    """Which assistant messages of a conversation are used."""
+    room: int = 0
+    """Tokens of `max_length` that stay free for an answer which the stage samples."""
+
+
 class Stage(Strict):
-    """What every stage has. A third party's stage is a subclass with `kind: package.module:Class` and a `run` of its
-    own."""
+    """What every stage has, and all that is known of a kind of stage: the class variables below.
+
+    A third party's stage is a subclass with `kind: package.module:Class` and a `run` of its own. Only `produces` and
+    `implementation` have to be there."""
 
     produces: ClassVar[ArtifactType]
+    """What its result is."""
     implementation: ClassVar[str]
     """`module:function`, imported only when the stage runs: `function(spec, context) -> None`."""
+    words: ClassVar[str] = ""
+    """How the kind is called in sentences, such as `supervised fine-tuning`; as in the recipe when empty."""
+    starts_from: ClassVar[str] = "policy"
+    """The field that names the model which the stage starts from. Where that field is absent or empty, it is the
+    recipe's `model`; where it is a list, the first of them."""
+    reads: ClassVar[Mapping[str, RecordType]] = {}
+    """Fields with data, and what the rows of each have to be. The first rows of these are looked at before a run."""
+    keeps_checkpoints: ClassVar[bool] = False
+    """An interrupted stage goes on from a checkpoint of the trainer, and from nothing else. One that keeps its progress
+    in the work folder in another way says no."""
+    always_samples: ClassVar[bool] = False
+    """The stage opens the engine of its `rollout` whatever its other keys say."""
+    files: ClassVar[Mapping[str, str]] = {}
+    """What a result has besides the files that every result of its type has: pattern of the name, and what it is. The
+    README of the run folder explains them."""
     neutral: ClassVar[tuple[str, ...]] = ()
     """Keys that change no result, so that nothing is done again when one of them changes."""
 
@@ -256,3 +290,25 @@ class Stage(Strict):
     def neutral_keys(self) -> tuple[str, ...]:
         """:attr:`neutral`, with the keys that change no result only beside the values of others."""
         return self.neutral
+
+    @property
+    def starting_model(self) -> str | None:
+        """What :attr:`starts_from` names; None for the recipe's model."""
+        named = getattr(self, type(self).starts_from, None)
+        return next(iter(named), None) if isinstance(named, (list, tuple)) else named
+
+    def record_types(self) -> Mapping[str, RecordType]:
+        """:attr:`reads`, where the values of other keys decide what the rows have to be."""
+        return type(self).reads
+
+    def sources(self) -> Iterator[tuple[str, DataSource, RecordType]]:
+        """Key inside the stage, source, and what its rows have to be."""
+        for name, wanted in self.record_types().items():
+            for i, source in enumerate(getattr(self, name) or ()):
+                yield f"{name}.{i}", source, wanted
+
+    def row_limits(self, key: str) -> RowLimits | None:
+        """How long the rows of the source at ``key`` (:meth:`sources`) may be; None where the stage has no limit, or
+        makes its prompts of more than one row."""
+        length = getattr(self, "max_length", None)
+        return RowLimits(length, getattr(self, "too_long", "drop")) if isinstance(length, int) else None

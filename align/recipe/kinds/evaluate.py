@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, Stage
+from align.recipe.blocks.base import ArtifactType, Data, DataSource, PolicyRef, RecordType, RowLimits, Stage
 from align.recipe.blocks.rollout import Rollout
 from align.recipe.blocks.scoring import Scoring
+from align.recipe.kinds import KINDS
 from align.recipe.kinds.judge import Judge
 from align.recipe.kinds.self_contrast import QUICKSTART_EMBEDDER, EmbedderRef
 from align.recipe.kinds.tasks import AskedTask, Benchmark, RewardBenchTask
@@ -22,6 +24,15 @@ class EvaluateStage(Stage):
 
     produces: ClassVar[ArtifactType] = "metrics"
     implementation: ClassVar[str] = "align.stages.evaluate.run:run"
+    words: ClassVar[str] = KINDS["evaluate"].words
+    starts_from: ClassVar[str] = "policies"
+    reads: ClassVar[Mapping[str, RecordType]] = {"data": "prompt"}
+    files: ClassVar[Mapping[str, str]] = {
+        "rewardbench1.jsonl": "each pair of a reward benchmark with every scorer's scores and how they are counted",
+        "rewardbench2.jsonl": "the same of RewardBench 2's prompts",
+        "rmbench.jsonl": "the same of RM-Bench's",
+        "judgebench.jsonl": "the same of JudgeBench's pairs",
+    }
     neutral: ClassVar[tuple[str, ...]] = (
         *("judge.timeout_s", "judge.retries", "judge.requests_at_once"),
         # Accounting: `--force` tells the cost by other prices, and asks nothing anew
@@ -111,6 +122,20 @@ class EvaluateStage(Stage):
                 " [pointwise]`"
             )
         return self
+
+    def sources(self) -> Iterator[tuple[str, DataSource, RecordType]]:
+        """See :meth:`Stage.sources`. Benchmarks that policies answer have prompts in a format of their own."""
+        yield from super().sources()
+        for i, task in enumerate(self.tasks):
+            if isinstance(task, AskedTask):
+                form = {"format": f"align.evaluation.tasks.{task.task}:as_prompt"}
+                yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
+                if (examples := getattr(task, "examples", None)) is not None:
+                    yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"
+
+    def row_limits(self, key: str) -> RowLimits | None:
+        """See :meth:`Stage.row_limits`. A benchmark makes its prompts of several rows."""
+        return None if key.startswith("tasks.") else RowLimits(self.max_length, room=self.max_new_tokens)
 
     @property
     def asked(self) -> list[AskedTask]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, Reference, Stage, Strict
+from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, Reference, RowLimits, Stage, Strict
 from align.recipe.blocks.rollout import Rollout
 from align.recipe.blocks.scoring import ModelScorer, Scoring
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, Lora, Train, neutral_of
+from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
 
 COMPARES = ("rloo", "group")
@@ -95,6 +97,22 @@ class PpoStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.ppo.run:run"
+    words: ClassVar[str] = KINDS["ppo"].words
+    reads: ClassVar[Mapping[str, RecordType]] = {
+        "prompts": "prompt",
+        "eval_prompts": "prompt",
+        "sft_data": "conversation",
+        "eval_sft_data": "conversation",
+    }
+    keeps_checkpoints: ClassVar[bool] = True
+    always_samples: ClassVar[bool] = True
+    files: ClassVar[Mapping[str, str]] = {
+        "value/": "the value model, in the form of a reward model",
+        "rollouts/": (
+            "Parquet: `iteration-N` every answer with its score, KL and length, `held-out-N` the held-out prompts after"
+            " step N, `reference` the starting policy's answers"
+        ),
+    }
     neutral: ClassVar[tuple[str, ...]] = (
         *("health", "on_unhealthy"),  # whether a run goes on, not what it does
         *("rollout.cache_gb", "rollout.own_process"),  # memory of the engine
@@ -247,6 +265,12 @@ class PpoStage(Stage):
     def neutral_keys(self) -> tuple[str, ...]:
         """See :meth:`Stage.neutral_keys`."""
         return (*self.neutral, *neutral_of(self.train))
+
+    def row_limits(self, key: str) -> RowLimits:
+        """See :meth:`Stage.row_limits`."""
+        if self.reads[key.partition(".")[0]] == "prompt":
+            return RowLimits(self.max_prompt_length)
+        return RowLimits(self.max_prompt_length + self.max_new_tokens, train_on="all")
 
     @property
     def uses_baseline(self) -> bool:

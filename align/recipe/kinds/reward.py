@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, FiniteFloat
 
-from align.recipe.blocks.base import ArtifactType, Data, Reference, Stage
+from align.recipe.blocks.base import ArtifactType, Data, RecordType, Reference, Stage
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, neutral_of
+from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
 
 
@@ -38,6 +40,10 @@ class RewardStage(Stage):
 
     produces: ClassVar[ArtifactType] = "reward_model"
     implementation: ClassVar[str] = "align.stages.reward.run:run"
+    words: ClassVar[str] = KINDS["reward"].words
+    starts_from: ClassVar[str] = "init"
+    reads: ClassVar[Mapping[str, RecordType]] = {"data": "preference", "eval_data": "preference"}
+    keeps_checkpoints: ClassVar[bool] = True
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
@@ -86,3 +92,7 @@ class RewardStage(Stage):
     def neutral_keys(self) -> tuple[str, ...]:
         """See :meth:`Stage.neutral_keys`."""
         return (*self.neutral, *neutral_of(self.train))
+
+    def record_types(self) -> Mapping[str, RecordType]:
+        """See :meth:`Stage.record_types`. With `grades` the answers are graded, and not compared."""
+        return dict.fromkeys(self.reads, "graded") if self.grades else self.reads

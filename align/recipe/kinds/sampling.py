@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, Stage
+from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, Stage
 from align.recipe.blocks.rollout import Rollout
 from align.recipe.blocks.scoring import Scoring, pattern
+from align.recipe.kinds import KINDS
 
 UNANSWERABLE = (
     r"^[\W\d_]*$",  # nothing but digits and punctuation
@@ -26,6 +28,13 @@ day."""
 
 class SamplingStage(Stage):
     """What these stages have in common."""
+
+    reads: ClassVar[Mapping[str, RecordType]] = {"prompts": "prompt"}
+    always_samples: ClassVar[bool] = True
+    files: ClassVar[Mapping[str, str]] = {
+        "samples.jsonl": "every sample, with its score",
+        "left_out.jsonl": "what is not in the result, and why",
+    }
 
     policy: PolicyRef | None = None
     """The model that answers; the recipe's `model` when absent."""
@@ -46,6 +55,10 @@ class SamplingStage(Stage):
     rollout: Rollout = Rollout()
     """The engine that samples."""
 
+    def row_limits(self, key: str) -> RowLimits:
+        """See :meth:`Stage.row_limits`."""
+        return RowLimits(self.max_length, room=self.max_new_tokens)
+
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> SamplingStage:
         if self.max_new_tokens >= self.max_length:
@@ -62,6 +75,7 @@ class SelectPromptsStage(SamplingStage):
 
     produces: ClassVar[ArtifactType] = "prompts"
     implementation: ClassVar[str] = "align.stages.select_prompts:run"
+    words: ClassVar[str] = KINDS["select_prompts"].words
 
     kind: Literal["select_prompts"]
     """`select_prompts`"""
@@ -103,6 +117,7 @@ class LabelStage(SamplingStage):
 
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.label:run"
+    words: ClassVar[str] = KINDS["label"].words
 
     kind: Literal["label"]
     """`label`"""

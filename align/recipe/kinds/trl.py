@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from align.errors import InputError
-from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, Stage, unknown_name
+from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, Stage, unknown_name
 from align.recipe.blocks.scoring import Scoring
 from align.recipe.blocks.train import Lora
-from align.recipe.kinds import trl_source
+from align.recipe.kinds import KINDS, trl_source
 from align.recipe.kinds.trl_source import OTHERS, TRAINERS, Trainer, config_name, short
 from align.recipe.language.effects import Needs
 
@@ -21,6 +21,8 @@ _ONE_PROCESS = "TRL runs in one process here, on the device that is found"
 _ENCODED = "the data reach TRL encoded, by the encoder of all other stages"
 _LOGGED = "what TRL logs goes to metrics.jsonl"
 _UPLOADS = "nothing is uploaded"
+_RECORDS: Mapping[str, RecordType] = {"prompts": "prompt", "pairs": "preference", "answers": "unpaired"}
+"""What the rows have to be, by what a trainer of TRL takes."""
 _RESUMES = "the stage saves and resumes by itself"
 _LOADED = "align loads the model, and never runs code of its folder"
 _ONE_SCORER = "`reward` is the scorer; an ensemble has several"
@@ -83,6 +85,8 @@ class TrlStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.trl.run:run"
+    words: ClassVar[str] = KINDS["trl"].words
+    keeps_checkpoints: ClassVar[bool] = True
     neutral: ClassVar[tuple[str, ...]] = (
         *(
             "args.save_total_limit",
@@ -139,6 +143,16 @@ class TrlStage(Stage):
             if self.args.get("load_best_model_at_end")
             else (*self.neutral, "args.save_steps", "args.eval_steps")
         )
+
+    def record_types(self) -> Mapping[str, RecordType]:
+        """See :meth:`Stage.record_types`."""
+        return dict.fromkeys(("data", "eval_data"), _RECORDS[self.method.rows])
+
+    def row_limits(self, key: str) -> RowLimits:
+        """See :meth:`Stage.row_limits`."""
+        if self.method.rows == "prompts":
+            return RowLimits(self.max_length, room=self.longest_answer or 0)
+        return RowLimits(self.max_length, self.too_long)
 
     @property
     def method(self) -> Trainer:

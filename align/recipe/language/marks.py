@@ -1,4 +1,4 @@
-"""What marks a field of the schema as a reference to something outside the recipe."""
+"""What marks a field of the schema as a reference to something outside the recipe, and what such a field may hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 
 ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
 """What a stage produces, and what a reference may ask for."""
+RecordType = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
+"""What a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def prepare(
         load: loads it, called as :func:`load_policy` is; may also give a reward model.
     """
     group = ranks()
-    base = ctx.policy(spec.init if isinstance(spec, RewardStage) else spec.policy)
+    base = ctx.policy(spec.starting_model)
     encoder = load_encoder(base, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest
     rejects = ctx.out / "rejects.jsonl" if group.first else None

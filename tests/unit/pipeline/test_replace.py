@@ -88,7 +88,7 @@ def test_the_plan_says_so(shop: Workshop) -> None:
     assert shop.status("stages.last.seed=3", replace=False)["last"] == reason
     assert shop.status("stages.last.seed=3")["last"] == "to run: config changed: seed 17 -> 3"
     plan = make_plan(shop.load("stages.last.seed=3"), shop.runs)
-    assert plan.stages[-1].status.reason.endswith("refused without --replace")
+    assert plan.stages[-1].status.refused
 
 
 def test_force_makes_a_result_again_and_no_other_in_its_place(shop: Workshop) -> None:
