@@ -22,17 +22,19 @@ from align.data.chat.encoder import Encoder
 from align.data.records import Prompt
 from align.data.report import SHOWN
 from align.data.sources.mixture import read_records
+from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError, Problem
 from align.models.files.folder import read_folder
 from align.models.files.identity import model_digest
 from align.models.load import load_encoder, whole_folder
 from align.recipe.reference_syntax import resolve
 from align.recipe.schema import DataSource, Model, Rollout
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sampling
 from align.rollout.engines import open_engine
 from align.rollout.samples import Samples, sample_shards
+from align.scoring.scorer import Answer
 from align.signals import StopFlag
-from align.stages.shared.policy_samples import Sample, engine_key
+from align.stages.shared.policy_samples import engine_key
 
 _SETTINGS = "settings.json"
 
@@ -67,7 +69,8 @@ def generate(
     policy = Model(path=model)
     encoder = load_encoder(policy, cache=cache)
     records = _read(source or DataSource(path=str(prompts)), prompts)
-    ids = [_encode(record, encoder) for record in records]
+    encoded = [EncodedPrompt(record, tuple(_encode(record, encoder))) for record in records]
+    ids = [list(prompt.ids) for prompt in encoded]
     _require_room(records, ids, sampling, read_folder(whole_folder(policy, cache)).positions)
     settings = {
         "model": model_digest(policy.path),
@@ -87,11 +90,11 @@ def generate(
     with _work(out, settings) as folder, StopFlag():
         samples = sample_shards(engine, ids, sampling, folder=folder, key=settings, console=console, name="generate")
         if out is None:
-            for line in _lines(records, samples, encoder):
+            for line in _lines(encoded, samples, encoder):
                 show(json.dumps(line, ensure_ascii=False))
         else:
             with files.atomic_lines(out) as write:
-                for line in _lines(records, samples, encoder):
+                for line in _lines(encoded, samples, encoder):
                     write(line)
 
 
@@ -137,15 +140,14 @@ def _require_room(records: list[Prompt], ids: list[list[int]], sampling: Samplin
     )
 
 
-def _lines(records: list[Prompt], samples: Samples, encoder: Encoder) -> Iterator[dict[str, Any]]:
-    for record, completions in zip(records, samples, strict=True):
-        made = [_entry(completion, encoder) for completion in completions]
-        yield {"id": record.id, "prompt": list(record.prompt), "completions": made}
+def _lines(prompts: list[EncodedPrompt], samples: Samples, encoder: Encoder) -> Iterator[dict[str, Any]]:
+    for prompt, of_prompt in zip(prompts, samples, strict=True):
+        made = [_entry(Answer.sampled(prompt, sample.ids, encoder)) for sample in of_prompt]
+        yield {"id": prompt.record.id, "prompt": list(prompt.record.prompt), "completions": made}
 
 
-def _entry(completion: Completion, encoder: Encoder) -> dict[str, Any]:
-    sample = Sample.of("", completion, encoder)
-    return {"text": sample.text, "tokens": len(completion.ids), "finished": completion.finished}
+def _entry(answer: Answer) -> dict[str, Any]:
+    return {"text": answer.text, "tokens": len(answer.ids), "finished": answer.finished}
 
 
 # What is kept beside the output

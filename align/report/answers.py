@@ -21,7 +21,7 @@ _PROMPTS = 100
 
 
 @dataclass(frozen=True)
-class Answer:
+class PolicyAnswers:
     """What one policy says."""
 
     who: str
@@ -32,14 +32,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptAnswers:
     """A prompt and all answers to it."""
 
     where: str
     """The stage that asked, and the prompt's id if it has one."""
     prompt: tuple[tuple[str, str], ...]
     """(role, text); one entry without a role for a prompt as the model reads it."""
-    answers: tuple[Answer, ...]
+    answers: tuple[PolicyAnswers, ...]
 
     @property
     def length(self) -> int:
@@ -50,49 +50,49 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerPage:
     """What the page shows, and out of how many prompts."""
 
-    asked: tuple[Asked, ...]
+    asked: tuple[PromptAnswers, ...]
     total: int
 
 
-def answers(stages: Sequence[StageRecord]) -> Answers:
+def answers(stages: Sequence[StageRecord]) -> AnswerPage:
     """Of all stages: evaluations first, since they ask several policies; as many as the page has room for."""
     found = [one for stage in stages if stage.kind == "evaluate" for one in _evaluated(stage)]
     total = sum(count(stage.report, "prompts") for stage in stages if stage.kind == "evaluate")
     training = list(_before_and_after([stage for stage in stages if stage.kind != "evaluate"]))
-    kept: list[Asked] = []
+    kept: list[PromptAnswers] = []
     room = _BUDGET
     for one in [*found, *training]:
         room -= one.length
         if room < 0 and kept:
             break
         kept.append(one)
-    return Answers(tuple(kept), max(total, len(found)) + len(training))
+    return AnswerPage(tuple(kept), max(total, len(found)) + len(training))
 
 
-def _evaluated(stage: StageRecord) -> Iterator[Asked]:
+def _evaluated(stage: StageRecord) -> Iterator[PromptAnswers]:
     for row in jsonl(stage.folder / "data.jsonl", _PROMPTS):
         policies = mapping(row, "policies")
-        said = [Answer("target", clipped(text(row, "target"), _LONGEST))] if text(row, "target") else []
+        said = [PolicyAnswers("target", clipped(text(row, "target"), _LONGEST))] if text(row, "target") else []
         for name in in_order(policies, texts(stage.report, "policies")):
             of_policy = mapping(policies, name)
             samples = [clipped(sample, _LONGEST) for sample in texts(of_policy, "samples")[:_SAMPLES]]
             if samples:
-                said.append(Answer(name, samples[0], tuple(samples[1:]), _facts(of_policy)))
+                said.append(PolicyAnswers(name, samples[0], tuple(samples[1:]), _facts(of_policy)))
         prompt = tuple(
             (text(message, "role"), clipped(text(message, "content"), _LONGEST)) for message in rows(row, "prompt")
         )
         if said:
-            yield Asked(f"{stage.name}, {text(row, 'id')}", prompt, tuple(said))
+            yield PromptAnswers(f"{stage.name}, {text(row, 'id')}", prompt, tuple(said))
 
 
 def _facts(of_policy: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {short(value)}" for name in of_policy if (value := number(of_policy, name)) is not None)
 
 
-def _before_and_after(stages: Sequence[StageRecord]) -> Iterator[Asked]:
+def _before_and_after(stages: Sequence[StageRecord]) -> Iterator[PromptAnswers]:
     """A prompt that several stages asked is shown once; an answer that stays the same too, with all who gave it."""
     by_prompt: dict[str, list[tuple[str, str, str]]] = {}
     for stage in stages:
@@ -104,5 +104,5 @@ def _before_and_after(stages: Sequence[StageRecord]) -> Iterator[Asked]:
         for _, name, answer in said:
             who.setdefault(answer, []).append(name)
         names = list(dict.fromkeys(stage for stage, _, _ in said))
-        shown = tuple(Answer(", ".join(names), clipped(answer, _LONGEST)) for answer, names in who.items())
-        yield Asked(", ".join(names), (("", clipped(prompt, _LONGEST)),), shown)
+        shown = tuple(PolicyAnswers(", ".join(names), clipped(answer, _LONGEST)) for answer, names in who.items())
+        yield PromptAnswers(", ".join(names), (("", clipped(prompt, _LONGEST)),), shown)

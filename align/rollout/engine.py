@@ -1,4 +1,4 @@
-"""What a rollout engine is: prompts as token ids in, completions as token ids out, and the weights it samples from.
+"""What a rollout engine is: prompts as token ids in, samples as token ids out, and the weights it samples from.
 
 Text is never tokenised here and samples are never tokenised again: what is trained on is what was sampled.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. The defaults are plain sampling from the policy."""
+    """How samples are drawn. The defaults are plain sampling from the policy."""
 
     max_new_tokens: int
     """Longest completion, in tokens."""
@@ -38,8 +38,11 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One sampled answer."""
+class Sample:
+    """What an engine gives for a prompt: one completion, as token ids.
+
+    Stages make an :class:`align.scoring.scorer.Answer` of it, which has the text too.
+    """
 
     ids: tuple[int, ...]
     """Token ids; the last one is a stop id when ``finish_reason`` is ``stop``."""
@@ -60,7 +63,7 @@ class Completion:
 class RolloutEngine(Protocol):
     """Samples from a policy. Opened by :func:`align.rollout.engines.open_engine`; to be closed, best by ``with``."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """``sampling.n`` completions of every prompt: ``[prompt][sample]``, the samples of a prompt drawn
         independently.
 

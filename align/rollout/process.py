@@ -22,7 +22,7 @@ from torch import Tensor
 
 from align import errors, files
 from align.errors import AlignError, EnvironmentFault
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 
 PATIENCE_S = 600.0
 """Seconds without a sign of life after which the worker counts as hung."""
@@ -63,7 +63,7 @@ class ProcessEngine:
         """Of the worker."""
         return self._child.pid
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """See :class:`align.rollout.engine.RolloutEngine`."""
         reply = self._ask(
             {
@@ -73,7 +73,7 @@ class ProcessEngine:
             }
         )
         return [
-            [Completion(tuple(c["ids"]), tuple(c["logprobs"]), c["finish_reason"], c["version"]) for c in answers]
+            [Sample(tuple(c["ids"]), tuple(c["logprobs"]), c["finish_reason"], c["version"]) for c in answers]
             for answers in reply["completions"]
         ]
 

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from align.errors import InputError, Interrupted, Problem
-from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_seed
+from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
 from align.rollout.progress import Bar
 from align.sealed import Kept
 from align.signals import stop_requested
@@ -39,7 +39,7 @@ class Samples:
         """Prompts."""
         return sum(self._sizes)
 
-    def __iter__(self) -> Iterator[list[Completion]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         """Raises InputError when a shard is not there, or not as it was written."""
         for number, size in enumerate(self._sizes):
             path = self._kept.find(number)
@@ -115,12 +115,12 @@ def prompts_digest(prompts: Sequence[Sequence[int]]) -> str:
     return digest.hexdigest()
 
 
-def _content(made: Sequence[Sequence[Completion]], first: int) -> bytes:
+def _content(made: Sequence[Sequence[Sample]], first: int) -> bytes:
     """A shard as Parquet, one row a sample; the first of its prompts has number ``first``."""
     import pyarrow
     from pyarrow import parquet
 
-    rows: list[tuple[int, int, Completion]] = [
+    rows: list[tuple[int, int, Sample]] = [
         (first + p, s, one) for p, group in enumerate(made) for s, one in enumerate(group)
     ]
     table = pyarrow.table(
@@ -139,15 +139,13 @@ def _content(made: Sequence[Sequence[Completion]], first: int) -> bytes:
     return content
 
 
-def _read(path: Path, prompts: int) -> list[list[Completion]]:
+def _read(path: Path, prompts: int) -> list[list[Sample]]:
     from pyarrow import parquet
 
     rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    groups: list[list[Completion]] = [[] for _ in range(prompts)]
+    groups: list[list[Sample]] = [[] for _ in range(prompts)]
     first = rows[0]["prompt"] if rows else 0
     for row in rows:
         logprobs = None if row["logprobs"] is None else tuple(row["logprobs"])
-        groups[row["prompt"] - first].append(
-            Completion(tuple(row["ids"]), logprobs, row["finish_reason"], row["version"])
-        )
+        groups[row["prompt"] - first].append(Sample(tuple(row["ids"]), logprobs, row["finish_reason"], row["version"]))
     return groups

@@ -13,7 +13,7 @@ from align.data.chat.encoder import Encoder
 from align.data.sources.readers import BadRow, read_rows
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
-from align.rollout.engine import Completion, Sampling, sample_seed
+from align.rollout.engine import Sample, Sampling, sample_seed
 from align.rollout.limits import require_room
 
 _PROBE = "probequestion"
@@ -44,7 +44,7 @@ class ScriptedEngine:
         self._script = script
         self._user, self._tail = _around_user(encoder) if self._answers.keys() - {None} else ("", "")
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """Raises InputError for a prompt that leaves no room, or that the script does not answer."""
         if self._max_length is not None:
             require_room(prompts, sampling.max_new_tokens, self._max_length)
@@ -76,10 +76,10 @@ class ScriptedEngine:
         text = self._encoder.spell(prompt)
         return text.removesuffix(self._tail).rpartition(self._user)[2].strip()
 
-    def _completion(self, ids: tuple[int, ...], room: int) -> Completion:
+    def _completion(self, ids: tuple[int, ...], room: int) -> Sample:
         if len(ids) + 1 <= room:
-            return Completion((*ids, self._encoder.stop_ids[0]), None, "stop", self._version)
-        return Completion(ids[:room], None, "length", self._version)
+            return Sample((*ids, self._encoder.stop_ids[0]), None, "stop", self._version)
+        return Sample(ids[:room], None, "length", self._version)
 
 
 def _rows(script: Path) -> list[tuple[str | None, str]]:

@@ -17,7 +17,7 @@ from align.errors import TrainingFault
 from align.models.adapters import is_lora_layer, unwrap
 from align.models.compute.forward import batch_logprobs, causal_lm
 from align.models.merging import merged_weight
-from align.rollout.engine import Completion, RolloutEngine, Sampling
+from align.rollout.engine import RolloutEngine, Sample, Sampling
 
 CANARY_TOKENS = 2
 """Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In
@@ -123,7 +123,7 @@ def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def policy_logprobs(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[Completion]],
+    completions: Sequence[Sequence[Sample]],
     *,
     temperature: float = 1.0,
     microbatch_tokens: int = 2048,
@@ -150,11 +150,11 @@ def policy_logprobs(
     return found
 
 
-def _branch(completion: Completion) -> Branch:
+def _branch(completion: Sample) -> Branch:
     return Branch(np.array(completion.ids, np.int32), np.ones(len(completion.ids), np.bool_))
 
 
-def _engine_logprobs(sampled: Sequence[Sequence[Completion]]) -> list[np.ndarray]:
+def _engine_logprobs(sampled: Sequence[Sequence[Sample]]) -> list[np.ndarray]:
     if any(completion.logprobs is None for answers in sampled for completion in answers):
         raise TrainingFault("the engine gives no log-probs, so nothing can be proved about its weights")
     return [np.array(completion.logprobs, np.float32) for answers in sampled for completion in answers]

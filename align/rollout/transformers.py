@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
 from align.models.generate import answer
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from align.rollout.limits import require_room
 from align.rollout.sync import policy_logprobs
 
@@ -30,7 +30,7 @@ class TransformersEngine:
             0,
         )
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """See :class:`align.rollout.engine.RolloutEngine`."""
         require_room(prompts, sampling.max_new_tokens, self._max_length)
         sampled = answer(
@@ -49,20 +49,20 @@ class TransformersEngine:
         ]
         return self._with_logprobs(prompts, grouped, sampling) if prompts else []
 
-    def _completion(self, ids: list[int]) -> Completion:
-        return Completion(
+    def _completion(self, ids: list[int]) -> Sample:
+        return Sample(
             tuple(ids), None, "stop" if ids and ids[-1] in self._encoder.stop_ids else "length", self._version
         )
 
     def _with_logprobs(
-        self, prompts: Sequence[Sequence[int]], answers: list[list[Completion]], sampling: Sampling
-    ) -> list[list[Completion]]:
+        self, prompts: Sequence[Sequence[int]], answers: list[list[Sample]], sampling: Sampling
+    ) -> list[list[Sample]]:
         # Greedy choices are judged by the unscaled policy; with top-p or top-k it is the policy's log-probs, not the
         # cut distribution's.
         temperature = sampling.temperature if sampling.temperature > 0 else 1.0
         logprobs = iter(policy_logprobs(self._model, prompts, answers, temperature=temperature))
         return [
-            [Completion(c.ids, tuple(next(logprobs).tolist()), c.finish_reason, c.version) for c in completions]
+            [Sample(c.ids, tuple(next(logprobs).tolist()), c.finish_reason, c.version) for c in completions]
             for completions in answers
         ]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import GroupMember
 
 from align.errors import EnvironmentFault
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from align.rollout.limits import require_room
 from align.rollout.weight_check import Arrived
 
@@ -108,7 +108,7 @@ class VllmEngine:
             raise EnvironmentFault(f"vLLM does not start with {folder}: {_reason(error)}", hint=hint) from error
         self._allowed = list(range(vocabulary)) if vocabulary < config.vocab_size else None
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """See :class:`align.rollout.engine.RolloutEngine`.
 
         One stream of random numbers for the whole call, so the samples of a prompt follow from all prompts of the call.
@@ -130,7 +130,7 @@ class VllmEngine:
                     request = f"{p}.{s}"
                     places[request] = (p, s)
                     engine.add_request(request, {"prompt_token_ids": list(prompt)}, parameters)
-            found: dict[tuple[int, int], Completion] = {}
+            found: dict[tuple[int, int], Sample] = {}
             try:
                 while engine.has_unfinished_requests():
                     for output in engine.step():
@@ -159,10 +159,10 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, output: Any) -> Sample:
         ids = tuple(output.token_ids)
         logprobs = tuple(float(entry[token].logprob) for token, entry in zip(ids, output.logprobs, strict=True))
-        return Completion(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self._version)
+        return Sample(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self._version)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """See :class:`align.rollout.engine.RolloutEngine`.

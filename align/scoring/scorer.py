@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from align.data.messages.forms import LARGEST
 from align.data.records import Messages
 from align.errors import InputError
+
+if TYPE_CHECKING:  # scorers of users import this module, and need no tokenizer for it
+    from align.data.chat.encoder import Encoder
+    from align.data.trees.prompts import EncodedPrompt
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,25 @@ class Answer:
     """The answer that the data give, if they give one."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The data row's other columns."""
+
+    @classmethod
+    def sampled(
+        cls, prompt: EncodedPrompt, ids: Iterable[int], encoder: Encoder, *, target: str | None = None
+    ) -> Answer:
+        """What a policy answered, from the ids that were sampled; the only place that makes an answer of samples, so
+        that a scorer reads the same text whichever stage asks it.
+
+        The answer is the ids up to the first stop id, and is finished when there is one. Its text is that of
+        :meth:`Encoder.answer_text`. ``target`` is the data's answer; where none is given, the row's column ``target``
+        is taken if it holds a text.
+        """
+        said = encoder.until_stop(ids)
+        finished = bool(said) and said[-1] in encoder.stop_ids
+        text = encoder.answer_text(said, finished=finished)
+        fields = prompt.record.fields
+        if target is None and isinstance(fields.get("target"), str):
+            target = fields["target"]
+        return cls(prompt.record.prompt, text, prompt.ids, said, finished, target, fields)
 
     @property
     def prompt_only(self) -> bool:

@@ -115,10 +115,7 @@ def preference_row(one: Answered, pair: Pair, number: int | None, as_sampled: As
     margins = [one.scores[pair.chosen] - score for score in rejected]
 
     def said(place: int) -> list[Message]:
-        answer = one.used[place]
-        return [
-            as_sampled.message(one.record.prompt, one.record.tools, answer.text, answer.ids, finished=answer.finished)
-        ]
+        return [as_sampled.message(one.used[place], one.record.tools)]
 
     return {
         **row,

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from align.data.records import Prompt
+from align.data.trees.prompts import EncodedPrompt
 from align.models.load import load_encoder
 from align.recipe.kinds.sampling import UNANSWERABLE, SelectPromptsStage
 from align.scoring.rules import matches
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import spread
 from align.stages.context import StageContext
-from align.stages.shared.scored_answers import Asked, LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
+from align.stages.shared.scored_answers import LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
 
 TOO_SHORT = "too short (min_characters)"
 TOO_LONG = "too long (max_characters)"
@@ -90,7 +91,9 @@ def too_alike(stds: Sequence[float], *, share: float | None = None, least: float
     return set(sorted(range(len(stds)), key=lambda place: (stds[place], -place))[:number])
 
 
-def _of_quality(spec: SelectPromptsStage, ctx: StageContext, asked: list[Asked], left_out: LeftOut) -> list[Asked]:
+def _of_quality(
+    spec: SelectPromptsStage, ctx: StageContext, asked: list[EncodedPrompt], left_out: LeftOut
+) -> list[EncodedPrompt]:
     """The prompts that the quality scorer likes; all of them without one."""
     if spec.quality is None or spec.min_quality is None:
         return asked

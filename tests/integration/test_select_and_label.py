@@ -29,7 +29,7 @@ from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import DataSource, Model, SelectPromptsStage
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
@@ -63,7 +63,7 @@ class Canned:
         self.encoder, self.script = encoder, script
         self.generated = 0
 
-    def generate(self, prompts: Sequence[Sequence[int]], settings: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], settings: Sampling) -> list[list[Sample]]:
         self.generated += len(prompts)
         return [[self._completion(text) for text in self._answers(prompt, settings.n)] for prompt in prompts]
 
@@ -73,11 +73,11 @@ class Canned:
         assert len(found) == n
         return found
 
-    def _completion(self, text: str) -> Completion:
+    def _completion(self, text: str) -> Sample:
         ids = self.encoder.tokenizer(text.removesuffix("~"), add_special_tokens=False)["input_ids"]
         if text.endswith("~"):
-            return Completion(tuple(ids), None, "length", 0)
-        return Completion((*ids, self.encoder.stop_ids[0]), None, "stop", 0)
+            return Sample(tuple(ids), None, "length", 0)
+        return Sample((*ids, self.encoder.stop_ids[0]), None, "stop", 0)
 
 
 @pytest.fixture

@@ -297,10 +297,10 @@ from align.pipeline.runner import run_recipe
 from align.recipe.load import load_recipe
 from align.rollout import samples
 from align.scoring import embeddings
-from align.stages import sampling
+from align.stages.shared import policy_samples
 from align.training.launch import leave
 from tests.support.scripted import open_scripted
-sampling.open_engine = open_scripted
+policy_samples.open_engine = open_scripted
 samples.SHARD_SAMPLES, embeddings.BLOCK_TEXTS = {shard}, {block}
 run_recipe(load_recipe("recipe.yaml"), console=Console(file=io.StringIO()), runs_dir=Path(sys.argv[1]))
 leave()

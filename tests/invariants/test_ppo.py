@@ -30,7 +30,7 @@ from align.data.tree import Branch, Tree
 from align.errors import InputError
 from align.models.compute.forward import batch_logprobs
 from align.models.scalar.heads import ScalarModel
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from align.scoring.scorer import Answer
 from align.stages.ppo import collect
 from align.stages.ppo.experience import Experience, PolicyBatch, ValueBatch, adapted, folder_of, minibatch_plan
@@ -102,7 +102,7 @@ def test_another_temperature_is_noticed(tmp_path: Path) -> None:
     """An engine that samples at another temperature than the trainer's: its log-probs are off, and it is said."""
 
     class Hot(ExactEngine):
-        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
             return super().generate(prompts, replace(sampling, temperature=1.0))
 
     spec = stage(temperature=0.5, health={"mismatch": 0.05}, iterations=1)
@@ -179,7 +179,7 @@ def test_what_follows_the_end_is_not_trained(tmp_path: Path) -> None:
     """An engine that goes on after the end token: experience and every weight are those of one that stops."""
 
     class GoesOn(ExactEngine):
-        def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+        def _completion(self, ids: list[int], logprobs: list[float]) -> Sample:
             clean = super()._completion(ids, logprobs)
             return (
                 replace(clean, ids=(*clean.ids, 99, 98), logprobs=(*(clean.logprobs or ()), -1.0, -2.0))

@@ -25,7 +25,7 @@ from align.models.adapters import adapter_off
 from align.models.compute.forward import causal_lm
 from align.models.scalar.critic import ActorCritic
 from align.recipe.schema import PpoStage
-from align.rollout.engine import Completion
+from align.rollout.engine import Sample
 from align.stages.ppo.trainer import PpoTrainer
 from tests.support.rollouts import ExactEngine, policy, stage, trainer
 
@@ -55,7 +55,7 @@ def noise(token: int) -> float:
 class Off(ExactEngine):
     """Samples as it should, and gives log-probs that are a little wrong."""
 
-    def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+    def _completion(self, ids: list[int], logprobs: list[float]) -> Sample:
         exact = super()._completion(ids, logprobs)
         assert exact.logprobs is not None
         return replace(

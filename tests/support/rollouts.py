@@ -24,7 +24,7 @@ from align.models.generate import generating
 from align.models.scalar.critic import ActorCritic, actor_critic
 from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import PpoStage
-from align.rollout.engine import Completion, Sampling, sample_seed
+from align.rollout.engine import Sample, Sampling, sample_seed
 from align.rollout.sync import push
 from align.scoring.scorer import Answer
 from align.stages.ppo.collect import Ingredients
@@ -50,9 +50,9 @@ class ExactEngine:
         self.pushed: list[int] = []
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """As the protocol says."""
-        made: dict[tuple[int, int], Completion] = {}
+        made: dict[tuple[int, int], Sample] = {}
         with generating(self.model) as lm:
             for length in sorted({len(prompt) for prompt in prompts}):
                 places = [
@@ -65,7 +65,7 @@ class ExactEngine:
 
     def _rows(
         self, lm: Any, prompts: Sequence[Sequence[int]], places: Sequence[tuple[int, int]], sampling: Sampling
-    ) -> list[Completion]:
+    ) -> list[Sample]:
         generators = [torch.Generator().manual_seed(sample_seed(sampling.seed, *place)) for place in places]
         ids = torch.tensor([list(prompt) for prompt in prompts])
         logprobs: list[list[float]] = [[] for _ in places]
@@ -84,9 +84,9 @@ class ExactEngine:
             ids = torch.cat([ids, chosen], dim=1)
         return [self._completion(row, values) for row, values in zip(ids[:, begin:].tolist(), logprobs, strict=True)]
 
-    def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+    def _completion(self, ids: list[int], logprobs: list[float]) -> Sample:
         end = next((place + 1 for place, token in enumerate(ids) if token in self.stops), None)
-        return Completion(tuple(ids[:end]), tuple(logprobs[:end]), "length" if end is None else "stop", self.version)
+        return Sample(tuple(ids[:end]), tuple(logprobs[:end]), "length" if end is None else "stop", self.version)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """The model is the live one; only the version counts."""

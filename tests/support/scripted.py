@@ -10,7 +10,7 @@ from typing import Any
 
 from align.data.chat.encoder import Encoder
 from align.recipe.schema import Model, Rollout
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from align.rollout.scripted import ScriptedEngine
 
 SCRIPT = "script.jsonl"
@@ -31,7 +31,7 @@ class Dying(ScriptedEngine):
     calls = 0
     dies_at = -1
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """Or dies."""
         Dying.calls += 1
         if Dying.calls - 1 == Dying.dies_at:

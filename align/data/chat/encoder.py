@@ -215,6 +215,16 @@ class Encoder:
             kept.pop()
         return cast(str, self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def until_stop(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """Sampled ids up to and including the first stop id. What follows was never said: it is padding, or what an
+        engine or a trainer went on sampling."""
+        said = []
+        for token in ids:
+            said.append(int(token))
+            if said[-1] in self.stop_ids:
+                break
+        return tuple(said)
+
     def answer_text(self, ids: Sequence[int], *, finished: bool) -> str:
         """What an answer of a policy says, for all who read it as text: scorers, embedders, data files, people.
 

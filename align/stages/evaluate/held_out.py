@@ -16,11 +16,11 @@ from torch import nn
 
 from align.batching.tree import Layout, pack
 from align.data.chat.encoder import Encoder
-from align.data.records import Messages
+from align.data.records import Prompt
 from align.data.report import DataReport
 from align.data.sources.contents import wanted_of
 from align.data.tree import Branch, Tree
-from align.data.trees.prompts import load_prompts
+from align.data.trees.prompts import EncodedPrompt, load_prompts
 from align.errors import InputError, Interrupted, Problem
 from align.evaluation.compare import Values
 from align.evaluation.metrics import Measured
@@ -36,8 +36,8 @@ from align.scoring.scorer import Answer
 from align.scoring.text_metrics import distinct_n, mixed_share
 from align.signals import stop_requested
 from align.stages.context import StageContext
-from align.stages.shared.known_answers import NO_ROOM, Target, read_targets
-from align.stages.shared.policy_samples import Sample, as_samples, sample_policy
+from align.stages.shared.known_answers import NO_ROOM, KnownAnswer, read_targets
+from align.stages.shared.policy_samples import sample_policy
 from align.training.launch import Ranks
 
 _TOKENS = 2048
@@ -58,26 +58,22 @@ class Policy:
 class Question:
     """A prompt, and the data's answer if there is one."""
 
-    id: str
-    prompt: Messages
-    tools: tuple[dict[str, Any], ...]
-    fields: dict[str, Any]
-    ids: tuple[tuple[int, ...], ...]
-    """The prompt's tokens for each policy, in their order."""
-    target: Target | None = None
+    prompts: tuple[EncodedPrompt, ...]
+    """The prompt as each policy reads it, in their order."""
+    target: KnownAnswer | None = None
 
-    def answer(self, sample: Sample, policy: int) -> Answer:
-        """A sample of a policy as scorers take it."""
-        target = None if self.target is None else self.target.text
-        return sample.answer(self.prompt, self.ids[policy], self.fields, target)
+    @property
+    def record(self) -> Prompt:
+        """The prompt as the data have it."""
+        return self.prompts[0].record
 
     def own_answer(self) -> Answer:
         """The data's answer as scorers take it."""
         assert self.target is not None
-        return Answer(self.prompt, self.target.text, target=self.target.text, fields=self.fields)
+        return Answer(self.record.prompt, self.target.text, target=self.target.text, fields=self.record.fields)
 
 
-Samples = list[list[list[Sample]]]
+Samples = list[list[list[Answer]]]
 """[policy][prompt][sample]"""
 
 
@@ -102,9 +98,7 @@ def read_questions(
             spec.data, ctx, encoder, max_length=spec.max_length, max_new_tokens=spec.max_new_tokens, rejects=rejects
         )
         _require_same_tokens(policies, targets)
-        return [
-            Question(t.id, t.prompt, t.tools, t.fields, (tuple(t.prompt_ids),) * len(policies), t) for t in targets
-        ], report
+        return [Question((target.prompt,) * len(policies), target) for target in targets], report
     room = spec.max_length - spec.max_new_tokens
     reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "seed": ctx.seed, "rejects": rejects}
     prompts, report = load_prompts(spec.data, max_length=room, limit="max_length - max_new_tokens", **reading)
@@ -116,13 +110,13 @@ def read_questions(
         if max(map(len, ids)) > room:
             report.drop(NO_ROOM, record.origin)
         else:
-            questions.append(Question(record.id, record.prompt, record.tools, record.fields, ids))
+            questions.append(Question(tuple(EncodedPrompt(record, own) for own in ids)))
     if not questions:
         raise InputError(Problem(f"0 prompts left: {NO_ROOM}", file=", ".join(source.path for source in spec.data)))
     return questions, report
 
 
-def _require_same_tokens(policies: Sequence[Policy], targets: Sequence[Target]) -> None:
+def _require_same_tokens(policies: Sequence[Policy], targets: Sequence[KnownAnswer]) -> None:
     """One policy's samples are scored by another one token by token, so the same text must be the same tokens to
     both."""
     first = policies[0]
@@ -133,7 +127,8 @@ def _require_same_tokens(policies: Sequence[Policy], targets: Sequence[Target]) 
             and other.stop_ids == first.encoder.stop_ids
         )
         for target in targets if same and other.digest != first.encoder.digest else ():
-            trunk, answers = other.encode_answers(target.prompt, [[target.answer]], target.tools)
+            record = target.prompt.record
+            trunk, answers = other.encode_answers(record.prompt, [[target.answer]], record.tools)
             answer = answers[0].ids[answers[0].mask]
             same = (
                 same
@@ -155,22 +150,23 @@ def sample_questions(
     sampling = Sampling(
         spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=sample_seed(ctx.seed, 0)
     )
+    targets = [q.target.text for q in questions if q.target is not None] or None
     found = []
     for k, policy in enumerate(policies):
-        prompts = [question.ids[k] for question in questions]
         name = f"{ctx.name}  samples of {policy.name}"
         made = sample_policy(
             spec.rollout,
             policy.model,
             policy.encoder,
-            prompts,
+            [question.prompts[k] for question in questions],
             sampling,
             ctx,
             group,
             max_length=spec.max_length,
             name=name,
+            targets=targets,
         )
-        found.append(as_samples([question.id for question in questions], made, policy.encoder))
+        found.append(made)
     return found
 
 
@@ -208,7 +204,7 @@ def _targets(questions: Sequence[Question], logprobs: Values) -> MeasuredTargets
 
 @torch.no_grad()
 def logprobs_of(
-    ctx: StageContext, policy: Policy, questions: Sequence[Question], samples: Sequence[Sequence[Sample]], group: Ranks
+    ctx: StageContext, policy: Policy, questions: Sequence[Question], samples: Sequence[Sequence[Answer]], group: Ranks
 ) -> Values:
     """Log-probs of each target and of its prompt's ``samples`` under ``policy``, [P, 1 + n]. In fp32 on a CPU, in bf16
     on a GPU."""
@@ -243,9 +239,11 @@ def logprobs_of(
     return values
 
 
-def _tree(target: Target, samples: Sequence[Sample]) -> Tree:
+def _tree(target: KnownAnswer, samples: Sequence[Answer]) -> Tree:
     """The prompt with the target and with samples as they were drawn, token by token."""
-    drawn = (Branch(sample.ids, np.ones(len(sample.ids), dtype=np.bool_)) for sample in samples)
+    drawn = (
+        Branch(np.array(sample.ids, dtype=np.int32), np.ones(len(sample.ids), dtype=np.bool_)) for sample in samples
+    )
     branches = (target.tree.branches[0], *drawn)
     return Tree(target.id, target.tree.trunk, branches)
 

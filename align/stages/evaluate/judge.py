@@ -112,7 +112,7 @@ def _pairwise(
     for policy, ours in texts.items():
         if judge.against == "baseline" and policy == baseline:
             continue
-        prompts, both = [question.prompt for question in questions], list(zip(ours, theirs, strict=True))
+        prompts, both = [question.record.prompt for question in questions], list(zip(ours, theirs, strict=True))
         verdicts, took = ask_both_orders(judge, server, ctx, policy, prompts, both)
         usage = usage + took
         counts[policy] = verdicts.counts
@@ -201,7 +201,7 @@ def _pointwise(
     for policy, ours in texts.items():
         references = [None if question.target is None else question.target.text for question in questions]
         asked = [
-            judging.pointwise(judge.language, question.prompt, own, reference)
+            judging.pointwise(judge.language, question.record.prompt, own, reference)
             for question, own, reference in zip(questions, ours, references, strict=True)
         ]
         with Bar(ctx.console, f"{ctx.name}  grades, {policy}", "replies", len(asked)) as bar:

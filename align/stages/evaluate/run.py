@@ -203,4 +203,4 @@ def _write_prompts(
                 }
                 of[policy.name] = {**own, "samples": [sample.text for sample in samples[k][p]]}
             target = {} if question.target is None else {"target": question.target.text}
-            write({"id": question.id, "prompt": list(question.prompt), **target, "policies": of})
+            write({"id": question.record.id, "prompt": list(question.record.prompt), **target, "policies": of})

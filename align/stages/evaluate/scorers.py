@@ -126,9 +126,7 @@ def _scores(
     scores: dict[str, Values] = {}
     for digest in dict.fromkeys(policy.encoder.digest for policy in policies):
         mine = [k for k, policy in enumerate(policies) if policy.encoder.digest == digest]
-        answers = [
-            q.answer(sample, k) for k in mine for q, own in zip(questions, samples[k], strict=True) for sample in own
-        ]
+        answers = [answer for k in mine for own in samples[k] for answer in own]
         found = score_once(scorer, f"{part}/{digest[:16]}", ctx, [*answers, *targets], digest, group)
         drawn = np.array(found[: len(answers)]).reshape(len(mine), len(questions), -1)
         scores |= {policies[k].name: drawn[place] for place, k in enumerate(mine)}

@@ -12,6 +12,7 @@ import numpy as np
 from align import files
 from align.data.records import Message, Prompt
 from align.data.sources.mixture import prompt_digest, read_records
+from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError, Problem
 from align.evaluation.compare import Found, Metric
 from align.evaluation.tasks import gsm8k, ifeval, probes
@@ -21,7 +22,7 @@ from align.recipe.schema import DataSource, EvaluateStage
 from align.rollout.engine import Sampling, sample_seed
 from align.stages.context import StageContext
 from align.stages.evaluate.held_out import Policy
-from align.stages.shared.policy_samples import as_samples, sample_policy
+from align.stages.shared.policy_samples import sample_policy
 from align.training.launch import Ranks
 
 Grades = dict[str, tuple[float, float]]
@@ -100,19 +101,21 @@ def sit(
     """Every policy answers, and is graded. Answers and grades go to ``NAME.jsonl`` in the stage's result."""
     answers, finished = [], []
     for policy in policies:
-        ids = [policy.encoder.encode_prompt(prompt.prompt, prompt.tools).tolist() for prompt in exam.prompts]
-        made = sample_policy(
+        prompts = [
+            EncodedPrompt(one, tuple(policy.encoder.encode_prompt(one.prompt, one.tools).tolist()))
+            for one in exam.prompts
+        ]
+        drawn = sample_policy(
             spec.rollout,
             policy.model,
             policy.encoder,
-            ids,
+            prompts,
             Sampling(exam.max_new_tokens, temperature=exam.temperature, seed=sample_seed(ctx.seed, 1)),
             ctx,
             group,
-            max_length=max(map(len, ids)) + exam.max_new_tokens,
+            max_length=max(len(prompt.ids) for prompt in prompts) + exam.max_new_tokens,
             name=f"{ctx.name}  {exam.name}, {policy.name}",
         )
-        drawn = as_samples([prompt.id for prompt in exam.prompts], made, policy.encoder)
         answers.append([own[0].text for own in drawn])
         finished.append(np.array([own[0].finished for own in drawn], dtype=np.float64))
     if not group.first:

@@ -27,7 +27,7 @@ from align.models.scalar.heads import token_values
 from align.recipe.kinds.ppo import PpoStage
 from align.rollout.engine import Sampling
 from align.stages.ppo.experience import Answers, Experience, adapted, explained_variance, worth
-from align.stages.ppo.rollouts import Clock, Rollouts, Sample, parquet, rows_of
+from align.stages.ppo.rollouts import Clock, Rollouts, ScoredAnswer, parquet, rows_of
 from align.training.launch import Ranks
 from align.training.trainer import autocast
 
@@ -80,7 +80,7 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
         answers = Answers.of(
             [prompt.record.id for prompt in prompts],
             [prompt.ids for prompt in prompts],
-            [[sample.ids for sample in of_prompt] for of_prompt in samples],
+            [[sample.answer.ids for sample in of_prompt] for of_prompt in samples],
         )
         with parts.clock("values"):
             tokens = _token_numbers(parts, answers)
@@ -159,13 +159,13 @@ def valued(
     spec: PpoStage,
     iteration: int,
     answers: Answers,
-    samples: Sequence[Sample],
+    samples: Sequence[ScoredAnswer],
     tokens: TokenNumbers,
     baselines: Tensor,
     coefficient: float,
 ) -> Experience:
     """The experience of scored answers. ``samples`` and ``baselines`` are by answer, [B]."""
-    scores = torch.tensor([sample.score - spec.unfinished_penalty * (not sample.finished) for sample in samples])
+    scores = torch.tensor([sample.score - spec.unfinished_penalty * (not sample.answer.finished) for sample in samples])
     log_ratio = tokens.old - tokens.reference
     found = worth(spec, answers, scores, baselines, log_ratio, tokens.values, coefficient)
     summary = {
@@ -180,8 +180,8 @@ def valued(
         "kl_coefficient": coefficient,
         "entropy": float(-tokens.old.mean()),
         "length": float(answers.lengths.double().mean()),
-        "finished": sum(sample.finished for sample in samples) / len(samples),
-        "distinct": len({sample.ids for sample in samples}) / len(samples),
+        "finished": sum(sample.answer.finished for sample in samples) / len(samples),
+        "distinct": len({sample.answer.ids for sample in samples}) / len(samples),
     }
     if tokens.values is not None and found.returns is not None:
         summary |= {

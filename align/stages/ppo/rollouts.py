@@ -19,9 +19,8 @@ from align.data.chat.encoder import Encoder
 from align.data.trees.prompts import EncodedPrompt
 from align.errors import TrainingFault
 from align.models.scalar.critic import ActorCritic
-from align.rollout.engine import Completion, RolloutEngine, Sampling, sample_seed
-from align.scoring.scorer import Scorer, require_scores
-from align.stages.shared.policy_samples import Sample as PolicySample
+from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
+from align.scoring.scorer import Answer, Scorer, require_scores
 from align.training.launch import Ranks
 
 
@@ -60,16 +59,12 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One answer and its score."""
+class ScoredAnswer:
+    """An answer of the live policy, and its score."""
 
-    ids: tuple[int, ...]
-    """Up to and including the first stop id."""
-    finished: bool
-    """Does it end with a stop id?"""
+    answer: Answer
     logprobs: tuple[float, ...] | None
-    """The engine's own."""
-    text: str
+    """The engine's own, of the answer's ids."""
     score: float
     """As the scorer gave it."""
 
@@ -112,7 +107,7 @@ class Rollouts:
             self._push(self.engine, self.models.policy, version=self._version, canaries=self._canaries)
         self._at = step
 
-    def sample(self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *place: int) -> list[list[Sample]]:
+    def sample(self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *place: int) -> list[list[ScoredAnswer]]:
         """``sampling.n`` scored answers to every prompt, ``[prompt][sample]``.
 
         Args:
@@ -128,40 +123,30 @@ class Rollouts:
         seed = sample_seed(self._seed, *place, ranks.rank)
         settings = Sampling(sampling.max_new_tokens, sampling.n, sampling.temperature, seed=seed)
         with self._clock("generate"):
-            completions = self.engine.generate([prompt.ids for prompt in mine], settings) if mine else []
+            samples = self.engine.generate([prompt.ids for prompt in mine], settings) if mine else []
         with self._clock("score"):
-            scored = self._scored(mine, completions)
+            scored = self._scored(mine, samples)
         parts = ranks.gather(scored)
         return [parts[i % ranks.world][i // ranks.world] for i in range(len(prompts))]
 
     def _scored(
-        self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Completion]]
-    ) -> list[list[Sample]]:
-        stops = self.encoder.stop_ids
-        cut = [[_cut(completion, stops) for completion in of_prompt] for of_prompt in completions]
+        self, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[Sample]]
+    ) -> list[list[ScoredAnswer]]:
         answers = [
-            PolicySample.of_ids(ids, self.encoder).answer(prompt.record.prompt, prompt.ids, prompt.record.fields)
-            for prompt, of_prompt in zip(prompts, cut, strict=True)
-            for ids, _ in of_prompt
+            [Answer.sampled(prompt, sample.ids, self.encoder) for sample in of_prompt]
+            for prompt, of_prompt in zip(prompts, samples, strict=True)
         ]
-        scores = iter(require_scores(self.scorer.name, self.scorer.score(answers), len(answers)))
-        made = iter(answers)
-        samples = []
-        for of_prompt in cut:
-            row = []
-            for ids, logprobs in of_prompt:
-                answer = next(made)
-                row.append(Sample(ids, answer.finished, logprobs, answer.text, next(scores)))
-            samples.append(row)
-        return samples
-
-
-def _cut(completion: Completion, stops: Sequence[int]) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
-    """Ids and log-probs up to and including the first stop id: what follows it was never said."""
-    end = next((place + 1 for place, token in enumerate(completion.ids) if token in stops), len(completion.ids))
-    if not end:
-        raise TrainingFault("the engine gave an empty answer")
-    return completion.ids[:end], None if completion.logprobs is None else completion.logprobs[:end]
+        flat = [answer for of_prompt in answers for answer in of_prompt]
+        if not all(answer.ids for answer in flat):
+            raise TrainingFault("the engine gave an empty answer")
+        scores = iter(require_scores(self.scorer.name, self.scorer.score(flat), len(flat)))
+        return [
+            [
+                ScoredAnswer(answer, sample.logprobs and sample.logprobs[: len(answer.ids)], next(scores))
+                for answer, sample in zip(of_prompt, sampled, strict=True)
+            ]
+            for of_prompt, sampled in zip(answers, samples, strict=True)
+        ]
 
 
 # Written down
@@ -181,7 +166,7 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(
-    encoder: Encoder, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[Sample]], **common: Any
+    encoder: Encoder, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[ScoredAnswer]], **common: Any
 ) -> list[dict[str, Any]]:
     """One row an answer: what was asked and said, and what it scored."""
     return [
@@ -190,9 +175,9 @@ def rows_of(
             "prompt_id": prompt.record.id,
             "sample": number,
             "prompt": encoder.decode(prompt.ids),
-            "answer": sample.text,
-            "finished": sample.finished,
-            "length": len(sample.ids),
+            "answer": sample.answer.text,
+            "finished": sample.answer.finished,
+            "length": len(sample.answer.ids),
             "score": sample.score,
         }
         for prompt, of_prompt in zip(prompts, samples, strict=True)

@@ -271,12 +271,12 @@ class PpoTrainer(Trainer):
             parts.rollouts.sync(self.progress.step)
             samples = parts.rollouts.sample(prompts, Sampling(self.spec.max_new_tokens, temperature=0.0), -2)
         answers = [of_prompt[0] for of_prompt in samples]
-        reward = sum(answer.score for answer in answers) / len(answers)
+        reward = sum(one.score for one in answers) / len(answers)
         values = {
             "loss": -reward,
             "reward": reward,
-            "length": sum(len(answer.ids) for answer in answers) / len(answers),
-            "finished": sum(answer.finished for answer in answers) / len(answers),
+            "length": sum(len(one.answer.ids) for one in answers) / len(answers),
+            "finished": sum(one.answer.finished for one in answers) / len(answers),
         }
         with torch.no_grad():
             outputs = [self._forward(batch).metrics for batch in parts.eval_sft]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from align.models.load import load_encoder
 from align.recipe.schema import SelfContrastStage
 from align.rollout.engine import Sampling, sample_seed
 from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all, find_embedder
+from align.scoring.scorer import Answer
 from align.stages.context import StageContext
 from align.stages.self_contrast.report import Account, show
-from align.stages.shared.known_answers import Target, read_targets
-from align.stages.shared.policy_samples import AsSampled, Sample, as_samples, sample_policy
+from align.stages.shared.known_answers import KnownAnswer, read_targets
+from align.stages.shared.policy_samples import AsSampled, sample_policy
 from align.training.launch import Ranks, ranks
 
 _NOT_FIELDS = frozenset(
@@ -88,42 +89,50 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
         top_p=spec.top_p,
         seed=sample_seed(ctx.seed, 0),
     )
-    prompts = [target.prompt_ids for target in targets]
+    prompts = [target.prompt for target in targets]
     with clock.phase("sampling"):
         places: dict[str, Any] = {"max_length": spec.max_length, "name": f"{ctx.name}  samples"}
-        made = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, **places)
+        samples = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, **places)
     if embedder is None:  # the first process does the rest
         return
-    samples = as_samples([target.id for target in targets], made, encoder)
+    ids = [[f"{target.id}#{k}" for k in range(spec.samples_per_prompt)] for target in targets]
     if spec.source == "other_prompts":
-        samples = _of_others(samples, ctx.seed)
+        samples, ids = _of_others(samples, ids, ctx.seed)
     with clock.phase("embedding"):
         similarities, cut = _similarities(spec, ctx, embedder, targets, samples, group)
     with clock.phase("selection"):
         account = Account(spec.samples_per_prompt, spec.negatives, report.as_json(), cut)
         as_sampled = AsSampled(encoder)
-        _write(spec, ctx, targets, samples, similarities, account, as_sampled)
+        _write(spec, ctx, targets, samples, ids, similarities, account, as_sampled)
     ctx.note({**account.headline(), "answers_with_ids": as_sampled.with_ids, "seconds": clock.seconds})
     show(ctx.console, ctx.name, account, clock.seconds)
     if (kept := as_sampled.line(ctx.name)) is not None:
         ctx.console.print(kept, highlight=False, soft_wrap=True)
 
 
-def _of_others(samples: Sequence[Sequence[Sample]], seed: int) -> list[list[Sample]]:
-    """For each prompt, in place of its k-th sample the k-th of another prompt, at random for each k."""
+def _of_others(
+    samples: Sequence[Sequence[Answer]], ids: Sequence[Sequence[str]], seed: int
+) -> tuple[list[list[Answer]], list[list[str]]]:
+    """For each prompt, in place of its k-th sample the k-th of another prompt, at random for each k, as if it answered
+    this one; and the ids under which these were sampled."""
     count = len(samples)
-    return [
-        [samples[(p + 1 + sample_seed(seed, 1, p, k) % (count - 1)) % count][k] for k in range(len(own))]
+    drawn = [
+        [((p + 1 + sample_seed(seed, 1, p, k) % (count - 1)) % count, k) for k in range(len(own))]
         for p, own in enumerate(samples)
     ]
+    moved = [
+        [replace(samples[p][k], prompt=own[0].prompt, prompt_ids=own[0].prompt_ids) for p, k in places]
+        for own, places in zip(samples, drawn, strict=True)
+    ]
+    return moved, [[ids[p][k] for p, k in places] for places in drawn]
 
 
 def _similarities(
     spec: SelfContrastStage,
     ctx: StageContext,
     folder: Path,
-    targets: Sequence[Target],
-    samples: Sequence[Sequence[Sample]],
+    targets: Sequence[KnownAnswer],
+    samples: Sequence[Sequence[Answer]],
     group: Ranks,
 ) -> tuple[list[list[float]], dict[str, Any]]:
     """Cosines of each prompt's samples with its target, to six places (what is less depends on the batch), and what the
@@ -144,8 +153,9 @@ def _similarities(
 def _write(
     spec: SelfContrastStage,
     ctx: StageContext,
-    targets: Sequence[Target],
-    samples: Sequence[Sequence[Sample]],
+    targets: Sequence[KnownAnswer],
+    samples: Sequence[Sequence[Answer]],
+    ids: Sequence[Sequence[str]],
     similarities: Sequence[Sequence[float]],
     account: Account,
     as_sampled: AsSampled,
@@ -154,14 +164,14 @@ def _write(
     none."""
     enough = spec.negatives if spec.too_few == "drop" else 1
     with files.atomic_lines(ctx.out / "data.jsonl") as write:
-        for target, own, scores in zip(targets, samples, similarities, strict=True):
+        for target, own, named, scores in zip(targets, samples, ids, similarities, strict=True):
             chosen = _select(spec, ctx.seed, target, own, scores)
             kept = len(chosen.indices) >= enough
             account.add(
                 chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept
             )
             if kept:
-                write(_row(target, own, scores, chosen, as_sampled))
+                write(_row(target, own, named, scores, chosen, as_sampled))
     if not account.kept:
         what = f"none of {account.prompts:,} prompts has {enough} negatives: {account.words()}"
         raise InputError(what, hint="sample more answers, or ask for fewer negatives")
@@ -169,7 +179,7 @@ def _write(
 
 
 def _select(
-    spec: SelfContrastStage, seed: int, target: Target, own: Sequence[Sample], scores: Sequence[float]
+    spec: SelfContrastStage, seed: int, target: KnownAnswer, own: Sequence[Answer], scores: Sequence[float]
 ) -> Selection:
     return select_negatives(
         target.text,
@@ -185,18 +195,21 @@ def _select(
 
 
 def _row(
-    target: Target, own: Sequence[Sample], scores: Sequence[float], chosen: Selection, as_sampled: AsSampled
+    target: KnownAnswer,
+    own: Sequence[Answer],
+    ids: Sequence[str],
+    scores: Sequence[float],
+    chosen: Selection,
+    as_sampled: AsSampled,
 ) -> dict[str, Any]:
     """A preference as data are read: one chosen answer, the negatives as rejected ones, and where these come from."""
-    row: dict[str, Any] = {key: value for key, value in target.fields.items() if key not in _NOT_FIELDS}
-    row |= {"id": target.id, "prompt": list(target.prompt)}
-    if target.tools:
-        row["tools"] = list(target.tools)
+    record = target.prompt.record
+    row: dict[str, Any] = {key: value for key, value in record.fields.items() if key not in _NOT_FIELDS}
+    row |= {"id": target.id, "prompt": list(record.prompt)}
+    if record.tools:
+        row["tools"] = list(record.tools)
     row["chosen"] = [target.answer]
-    row["rejected"] = [
-        [as_sampled.message(target.prompt, target.tools, own[i].text, own[i].ids.tolist(), finished=own[i].finished)]
-        for i in chosen.indices
-    ]
+    row["rejected"] = [[as_sampled.message(own[i], record.tools)] for i in chosen.indices]
     row["similarities"] = [scores[i] for i in chosen.indices]
-    row["sample_ids"] = [own[i].id for i in chosen.indices]
+    row["sample_ids"] = [ids[i] for i in chosen.indices]
     return row

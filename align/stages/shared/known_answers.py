@@ -12,12 +12,13 @@ from typing import Any
 
 from align import files
 from align.data.chat.encoder import Encoder
-from align.data.records import Conversation, Message, Messages
+from align.data.records import Conversation, Message, Prompt
 from align.data.report import SHOWN, DataReport
 from align.data.sources.mixture import read_records
 from align.data.tree import Tree
 from align.data.trees.build import Limits, Unusable, tree_of
 from align.data.trees.load import origins_to_skip
+from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
 from align.stages.context import StageContext
@@ -27,15 +28,11 @@ NO_TEXT = "the answer has no text"
 
 
 @dataclass(frozen=True)
-class Target:
-    """A prompt and the answer that the data give."""
+class KnownAnswer:
+    """A prompt and the answer that the data give, the target."""
 
-    id: str
-    prompt: Messages
+    prompt: EncodedPrompt
     answer: Message
-    tools: tuple[dict[str, Any], ...]
-    fields: dict[str, Any]
-    """The row's other columns."""
     tree: Tree
     """The prompt, with its generation prompt, as trunk; the answer, with its end token, as the only branch."""
 
@@ -45,9 +42,9 @@ class Target:
         return self.answer["content"]
 
     @property
-    def prompt_ids(self) -> list[int]:
-        """What a model is to continue."""
-        return [int(i) for i in self.tree.trunk]
+    def id(self) -> str:
+        """The row's."""
+        return self.prompt.record.id
 
 
 def read_targets(
@@ -58,7 +55,7 @@ def read_targets(
     max_length: int,
     max_new_tokens: int,
     rejects: Path | None,
-) -> tuple[list[Target], DataReport]:
+) -> tuple[list[KnownAnswer], DataReport]:
     """The last turn of every conversation of ``sources``, and what became of the rows.
 
     Left out are rows whose prompt with its answer, or with ``max_new_tokens`` more, is longer than ``max_length``
@@ -70,7 +67,7 @@ def read_targets(
     skipping = origins_to_skip(sources, locations)
     records = read_records(sources, locations, "conversation", seed=ctx.seed, rejects=rejects)
     limits = Limits(max_length, "drop", "last")
-    report, targets = DataReport("conversation"), list[Target]()
+    report, targets = DataReport("conversation"), list[KnownAnswer]()
     refused: list[Problem] = []
     dropped: list[dict[str, Any]] = []
     for record in records:
@@ -102,7 +99,9 @@ def read_targets(
     return targets, report
 
 
-def _target(record: Conversation, encoder: Encoder, limits: Limits, max_new_tokens: int, report: DataReport) -> Target:
+def _target(
+    record: Conversation, encoder: Encoder, limits: Limits, max_new_tokens: int, report: DataReport
+) -> KnownAnswer:
     """Raises Unusable, or InputError as the encoder does."""
     prompt, answer = record.messages[:-1], record.messages[-1]
     if not answer.get("content", "").strip():
@@ -113,4 +112,5 @@ def _target(record: Conversation, encoder: Encoder, limits: Limits, max_new_toke
         raise Unusable(NO_ROOM)
     assert len(trunk) == len(tree.trunk), "the last turn begins where its prompt ends"
     report.add(tree)
-    return Target(record.id, prompt, answer, record.tools, record.fields, tree)
+    asked = Prompt(prompt, record.id, record.origin, record.tools, record.fields)
+    return KnownAnswer(EncodedPrompt(asked, tuple(trunk.tolist())), answer, tree)

@@ -21,6 +21,7 @@ from align.data.chat.encoder import Encoder
 from align.data.records import Prompt
 from align.data.sources.mixture import prompt_digest, read_records
 from align.data.trees.load import origins_to_skip
+from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError, Problem
 from align.recipe.blocks.scoring import Scorer as ScorerSpec
 from align.recipe.kinds.sampling import SamplingStage
@@ -31,7 +32,7 @@ from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
 from align.scoring.text_metrics import correlation, describe, normalised, spread
 from align.stages.context import StageContext
-from align.stages.shared.policy_samples import as_samples, sample_policy
+from align.stages.shared.policy_samples import sample_policy
 from align.training.launch import ranks
 
 REPEATED = "asked before"
@@ -45,15 +46,6 @@ _STEERING = frozenset(
 )
 """Columns by which a row's format is found, or that are written here: a row of ours must not take them from the row it
 follows."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt that is put to the policy."""
-
-    record: Prompt
-    ids: tuple[int, ...]
-    """Its tokens, with the generation prompt."""
 
 
 class LeftOut:
@@ -93,7 +85,7 @@ class LeftOut:
 
 def read_prompts(
     spec: SamplingStage, ctx: StageContext, encoder: Encoder, left_out: LeftOut, refuse: Callable[[Prompt], str | None]
-) -> list[Asked]:
+) -> list[EncodedPrompt]:
     """The prompts of a stage that ``refuse`` has no reason against, each once, with room for an answer.
 
     Raises :class:`InputError` for bad rows and for prompts that the chat template refuses (unless their source skips
@@ -103,7 +95,7 @@ def read_prompts(
     rejects = ctx.out / "rejects.jsonl" if ranks().first else None
     skipping = origins_to_skip(spec.prompts, locations)
     records = read_records(spec.prompts, locations, "prompt", seed=ctx.seed, rejects=rejects)
-    asked: list[Asked] = []
+    asked: list[EncodedPrompt] = []
     seen: set[str] = set()
     for record in records:
         assert isinstance(record, Prompt)
@@ -119,7 +111,7 @@ def read_prompts(
                 left_out.add(record, error.problems[0].message)
                 continue
             if len(ids) + spec.max_new_tokens <= spec.max_length:
-                asked.append(Asked(record, ids))
+                asked.append(EncodedPrompt(record, ids))
                 continue
             reason = NO_ROOM
         left_out.add(record, reason)
@@ -175,7 +167,7 @@ def answer_prompts(
     ctx: StageContext,
     policy: Model,
     encoder: Encoder,
-    asked: Sequence[Asked],
+    asked: Sequence[EncodedPrompt],
     left_out: LeftOut,
     *,
     distinct: bool,
@@ -219,24 +211,19 @@ def fates_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool
 
 
 def _sample(
-    spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[Asked]
+    spec: SamplingStage, ctx: StageContext, policy: Model, encoder: Encoder, asked: Sequence[EncodedPrompt]
 ) -> list[list[Answer]]:
-    samples = sample_policy(
+    return sample_policy(
         spec.rollout,
         policy,
         encoder,
-        [one.ids for one in asked],
+        asked,
         Sampling(spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=ctx.seed),
         ctx,
         ranks(),
         max_length=spec.max_length,
         name=ctx.name,
     )
-    said = as_samples([one.record.id for one in asked], samples, encoder)
-    return [
-        [sample.answer(one.record.prompt, one.ids, one.record.fields) for sample in group]
-        for one, group in zip(asked, said, strict=True)
-    ]
 
 
 def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part: str) -> list[float]:

@@ -29,11 +29,10 @@ from align.models.save import save_policy, save_weights
 from align.recipe.kinds.trl_source import config_name
 from align.recipe.schema import TrlStage
 from align.scoring.open import open_scorer
-from align.scoring.scorer import Scorer
+from align.scoring.scorer import Answer, Scorer
 from align.signals import stop_requested
 from align.sizing.needs import gigabytes
 from align.stages.context import StageContext
-from align.stages.shared.policy_samples import Sample
 from align.stages.shared.training_run import before_and_after, keep_logs, remembered, say_adapters, trained
 from align.stages.trl import data as trl_data
 from align.stages.trl.callback import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
@@ -204,20 +203,15 @@ def _reward(scorer: Scorer, encoder: Encoder, data: TrlData) -> Callable[..., li
     """The scorer as TRL calls one: lists of columns, one entry for each answer."""
 
     def reward(*, row: Sequence[int], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        answers = []
-        for place, sampled in zip(row, completion_ids, strict=True):
-            asked = data.asked[int(place)]
-            sample = Sample.of_ids(_up_to_stop(sampled, encoder.stop_ids), encoder)
-            answers.append(sample.answer(asked.record.prompt, asked.ids, asked.record.fields))
-        return scorer.score(answers)
+        # Some trainers hand over an answer with the padding behind it, which is no part of the answer.
+        return scorer.score(
+            [
+                Answer.sampled(data.asked[int(place)], ids, encoder)
+                for place, ids in zip(row, completion_ids, strict=True)
+            ]
+        )
 
     return reward
-
-
-def _up_to_stop(ids: Sequence[int], stops: Sequence[int]) -> tuple[int, ...]:
-    """Some trainers hand over an answer with the padding behind it."""
-    end = next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))
-    return tuple(int(token) for token in ids[:end])
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def test_token_nll_is_minus_the_logprob() -> None:
 
 
 def test_sequence_nll_averages_inside_a_completion() -> None:
-    """Completion 0 has tokens of 1 and 3 nats, completion 1 one of 5: (2, 5), so the mean over completions is 3.5; over
+    """Sample 0 has tokens of 1 and 3 nats, completion 1 one of 5: (2, 5), so the mean over completions is 3.5; over
     tokens it is 3."""
     logprobs, branch = torch.tensor([-1.0, -3.0, -5.0]), torch.tensor([0, 0, 1])
     assert sequence_nll(logprobs, branch, 2).tolist() == [2.0, 5.0]

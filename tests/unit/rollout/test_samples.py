@@ -16,7 +16,7 @@ from rich.console import Console
 from align.data.chat.encoder import Encoder
 from align.errors import InputError, Interrupted
 from align.rollout import samples as sharding
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from align.rollout.samples import Samples, sample_shards
 from align.rollout.scripted import ScriptedEngine
 from tests.support import tokenizers
@@ -32,14 +32,12 @@ class Counting(ScriptedEngine):
         self.asked: list[tuple[int, int]] = []
         self._calls = calls
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         if len(self.asked) == self._calls:
             raise RuntimeError("killed")
         self.asked.append((len(prompts), sampling.seed))
         made = super().generate(prompts, sampling)
-        return [
-            [Completion(c.ids, tuple(-0.1 * i for i in c.ids), c.finish_reason, 5) for c in group] for group in made
-        ]
+        return [[Sample(c.ids, tuple(-0.1 * i for i in c.ids), c.finish_reason, 5) for c in group] for group in made]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from align.errors import TrainingFault
 from align.models.adapters import add_lora
 from align.recipe.schema import Lora
 from align.rollout import sync
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from tests.support.rollouts import ExactEngine
 from tests.support.tiny import tiny
 
@@ -41,7 +41,7 @@ class Off(ExactEngine):
         self.by, self.everywhere = by, everywhere
         self.asked: list[tuple[list[list[int]], Sampling]] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         self.asked.append(([list(prompt) for prompt in prompts], sampling))
         return [
             [replace(one, logprobs=self._off(one.logprobs or ())) for one in answers]
@@ -100,7 +100,7 @@ def test_weights_of_another_version_are_not() -> None:
 
 def test_an_engine_without_log_probs_proves_nothing() -> None:
     class Silent(ExactEngine):
-        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
             return [[replace(one, logprobs=None) for one in answers] for answers in super().generate(prompts, sampling)]
 
     with pytest.raises(TrainingFault, match="gives no log-probs"):

@@ -18,12 +18,12 @@ from align.errors import InputError, TrainingFault
 from align.models.scalar.critic import ActorCritic
 from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, JsonRule, ModelScorer
 from align.recipe.schema import DataSource
-from align.rollout.engine import Completion, Sampling
+from align.rollout.engine import Sample, Sampling
 from align.scoring.scorer import Answer
 from align.stages.ppo.collect import TokenNumbers, valued
 from align.stages.ppo.experience import Answers, minibatch_plan
 from align.stages.ppo.report import change_of, samples_of
-from align.stages.ppo.rollouts import Clock, Rollouts, Sample, parquet, read_parquet, reference_baselines
+from align.stages.ppo.rollouts import Clock, Rollouts, ScoredAnswer, parquet, read_parquet, reference_baselines
 from align.stages.ppo.run import _content
 from align.training.launch import Ranks
 from tests.support.rollouts import ENCODER, STOP, ByRule, ends_early, policy, prompts, stage, trainer
@@ -37,12 +37,10 @@ class Says:
     def __init__(self, *answers: Sequence[int], logprobs: bool = False) -> None:
         self.answers, self.logprobs, self.asked = answers, logprobs, 0
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         self.asked += len(prompts)
         chosen = [self.answers[s % len(self.answers)] for s in range(sampling.n)]
-        made = [
-            Completion(tuple(ids), tuple(-1.0 for _ in ids) if self.logprobs else None, "length", 0) for ids in chosen
-        ]
+        made = [Sample(tuple(ids), tuple(-1.0 for _ in ids) if self.logprobs else None, "length", 0) for ids in chosen]
         return [made for _ in prompts]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
@@ -60,7 +58,7 @@ def rollouts(engine: Any, rule: Any = ends_early, encoder: Encoder = ENCODER) ->
 
 def sampled(
     *answers: Sequence[int], encoder: Encoder = ENCODER, data: Sequence[EncodedPrompt] | None = None
-) -> list[Sample]:
+) -> list[ScoredAnswer]:
     (found,) = rollouts(Says(*answers, logprobs=True), encoder=encoder).sample(
         prompts(1) if data is None else data, Sampling(4, n=len(answers)), 0
     )
@@ -74,7 +72,7 @@ def test_finished_is_what_the_answer_says() -> None:
     """An end as the very last token allowed is an end; an answer without one is not, whatever the prompt holds."""
     asked = EncodedPrompt(prompts(1)[0].record, (10, STOP, 11, STOP))
     last, none = sampled([7, 8, 9, STOP], [7, 8, 9, 10], data=[asked])
-    assert last.finished and not none.finished
+    assert last.answer.finished and not none.answer.finished
 
 
 @pytest.mark.parametrize("encoder", [Encoder(llama3()), Encoder(glm4())], ids=["llama3", "glm4"])
@@ -83,13 +81,13 @@ def test_every_stop_id_ends_an_answer(encoder: Encoder) -> None:
     assert len(encoder.stop_ids) > 1
     for stop in encoder.stop_ids:
         (found,) = sampled([7, stop], encoder=encoder)
-        assert found.finished and found.ids == (7, stop)
+        assert found.answer.finished and found.answer.ids == (7, stop)
 
 
 def test_nothing_after_the_end_counts() -> None:
     """Ids, log-probs, text and score are those of the answer alone."""
     clean, dirty = sampled([7, 8, STOP], [7, 8, STOP, 99, STOP, 5])
-    assert clean == dirty and dirty.ids == (7, 8, STOP) and dirty.logprobs == (-1.0,) * 3
+    assert clean == dirty and dirty.answer.ids == (7, 8, STOP) and dirty.logprobs == (-1.0,) * 3
     assert dirty.score == pytest.approx(0.7)
 
 
@@ -136,7 +134,7 @@ def test_one_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
 def worth_of(answers: list[list[int]], *, baselines: float = 0.0, **options: Any) -> Any:
     spec = stage(estimator="reinforce", kl_coefficient=0.0, **options)
     samples = sampled(*answers)
-    made = Answers.of(["p"], [[1, 2]], [[sample.ids for sample in samples]])
+    made = Answers.of(["p"], [[1, 2]], [[sample.answer.ids for sample in samples]])
     zeros = torch.zeros(len(made.ids))
     return valued(spec, 0, made, samples, TokenNumbers(zeros, zeros, None), torch.full((len(samples),), baselines), 0.0)
 
@@ -151,7 +149,7 @@ def test_the_penalty_is_for_answers_that_do_not_end() -> None:
 
 def test_the_next_coefficient_follows_the_kl_only_where_it_has_a_target() -> None:
     """Two tokens a nat above the reference: 2 nats an answer, twice the target, so 2 % more."""
-    made, sample = Answers.of(["p"], [[1, 2]], [[[7, STOP]]]), Sample((7, STOP), True, None, "x", 1.0)
+    made, sample = Answers.of(["p"], [[1, 2]], [[[7, STOP]]]), ScoredAnswer(Answer((), "x", ids=(7, STOP)), None, 1.0)
     for target, wanted in ((None, 0.25), (1.0, 0.25 * 1.02), (2.0, 0.25)):
         spec = stage(estimator="reinforce", kl_target=target)
         found = valued(
@@ -170,7 +168,7 @@ def test_importance_needs_the_engines_log_probs() -> None:
     """Nothing is silently left out."""
     spec = stage(estimator="reinforce", importance_cap=2.0)
     made = Answers.of(["p"], [[1, 2]], [[[7, STOP]]])
-    sample = Sample((7, STOP), True, None, "x", 1.0)
+    sample = ScoredAnswer(Answer((), "x", ids=(7, STOP)), None, 1.0)
     zeros = torch.zeros(2)
     with pytest.raises(InputError, match="this engine gives none"):
         valued(spec, 0, made, [sample], TokenNumbers(zeros, zeros, None), torch.zeros(1), 0.0)
@@ -327,7 +325,7 @@ def test_answers_to_the_same_prompts_are_others_each_time() -> None:
     """Every occasion has random numbers of its own, and the same ones when it is repeated."""
 
     class Seeds(Says):
-        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
             seeds.append(sampling.seed)
             return super().generate(prompts, sampling)
 

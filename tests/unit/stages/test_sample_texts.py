@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 from align.data.chat.encoder import Encoder, Notes
 from align.data.formats.formats import converter
-from align.data.records import Origin, Record
+from align.data.records import Origin, Prompt, Record
 from align.data.sources.readers import Row
 from align.data.trees.build import TEXT_ONLY, Limits, tree_of
+from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError
 from align.recipe.schema import DataSource
-from align.rollout.engine import Completion
-from align.stages.shared.policy_samples import AsSampled, Sample
+from align.scoring.scorer import Answer
+from align.stages.shared.policy_samples import AsSampled
 from tests.support import tokenizers
 from tests.support.tokenizers import chatml
 
@@ -32,17 +34,22 @@ ENCODERS = {
 ASK = {"role": "user", "content": "What is the capital of France?"}
 
 
-def sample(text: str, *, cut: int | None = None) -> Sample:
+def answer(encoder: Encoder, ids: Sequence[int]) -> Answer:
+    """What is made of sampled ids."""
+    return Answer.sampled(EncodedPrompt(Prompt((ASK,), "p", Origin("x.jsonl", 1)), (1, 2)), ids, encoder)  # type: ignore[arg-type]
+
+
+def sample(text: str, *, cut: int | None = None) -> Answer:
     """As if it had been sampled: with its stop id, or without its last ``cut`` tokens."""
     encoder = Encoder(chatml())
     ids = tuple(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = (*ids, encoder.stop_ids[0]) if cut is None else ids[: len(ids) - cut]
-    return Sample.of("p#0", Completion(ids, None, "stop" if cut is None else "length", 0), encoder)
+    return answer(encoder, ids)
 
 
 def test_text_and_ids() -> None:
     found = sample("\n Hello.\n")
-    assert (found.text, found.finished, found.id) == ("Hello.\n", True, "p#0")
+    assert (found.text, found.finished) == ("Hello.\n", True)
     assert found.ids[-1] == Encoder(chatml()).stop_ids[0]
     assert not sample("Hello", cut=0).finished
 
@@ -63,8 +70,7 @@ def test_what_no_data_file_can_hold_counts_as_empty(text: str) -> None:
 
 def kept(encoder: Encoder, ids: list[int]) -> dict[str, Any]:
     """The message that a data file has of sampled ids."""
-    own = Sample.of_ids(ids, encoder)
-    message = AsSampled(encoder).message((ASK,), (), own.text, ids, finished=own.finished)  # type: ignore[arg-type]
+    message = AsSampled(encoder).message(answer(encoder, ids), ())
     return json.loads(json.dumps(message))  # type: ignore[no-any-return]
 
 
@@ -89,9 +95,9 @@ def test_whatever_was_sampled_is_trained_as_it_was_sampled(family: str, data: st
         if data.draw(st.booleans()):
             ids = [*ids, data.draw(st.sampled_from(encoder.stop_ids))]
         answers.append(ids)
-    if not all(Sample.of_ids(ids, encoder).text.strip() for ids in answers) or answers[0] == answers[1]:
+    if not all(answer(encoder, ids).text.strip() for ids in answers) or answers[0] == answers[1]:
         return  # stages leave out answers without text
-    if Sample.of_ids(answers[0], encoder).text.strip() == Sample.of_ids(answers[1], encoder).text.strip():
+    if answer(encoder, answers[0]).text.strip() == answer(encoder, answers[1]).text.strip():
         return
     row = {"prompt": [ASK], "chosen": [kept(encoder, answers[0])], "rejected": [[kept(encoder, answers[1])]]}
     tree = tree_of(read(row), encoder, LIMITS, lambda what: None)
