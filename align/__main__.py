@@ -20,4 +20,6 @@ if __name__ == "__main__":
         # takes itself apart.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1)
+        if stopped.code is None:
+            os._exit(0)
+        os._exit(stopped.code if isinstance(stopped.code, int) else 1)

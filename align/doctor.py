@@ -226,11 +226,9 @@ def enough(subject: str, gigabytes: float, minimum: float, meaning: str) -> Find
 def available_memory() -> int | None:
     """Bytes that can be allocated without swapping: the machine's, or a container's if it has less. None where Linux's
     files are absent."""
-    meminfo, limit, used = (
-        Path("/proc/meminfo"),
-        Path("/sys/fs/cgroup/memory.max"),
-        Path("/sys/fs/cgroup/memory.current"),
-    )
+    meminfo = Path("/proc/meminfo")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
     if not meminfo.exists():
         return None
     found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())

@@ -35,7 +35,9 @@ class Kept:
     """
 
     def __init__(self, folder: Path, name: str, suffix: str, key: Mapping[str, Any]) -> None:
-        self._folder, self._name, self._suffix = folder, name, suffix
+        self._folder = folder
+        self._name = name
+        self._suffix = suffix
         self._key = files.digest_json(key)
 
     def path(self, number: int) -> Path:

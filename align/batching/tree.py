@@ -113,7 +113,10 @@ class _Part:
     """A copy of a tree's trunk with some of its branches."""
 
     def __init__(self, tree: Tree, tree_number: int, slots: list[int], first_branch: int) -> None:
-        self.tree, self.tree_number, self.slots, self.first_branch = tree, tree_number, slots, first_branch
+        self.tree = tree
+        self.tree_number = tree_number
+        self.slots = slots
+        self.first_branch = first_branch
         self.size = len(tree.trunk) + sum(len(tree.branches[s].ids) for s in slots)
 
 

@@ -264,7 +264,9 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
         raise typer.Exit(respawn(nproc, this_command()))
     from align.pipeline.runner import run_recipe
 
-    first, several, out = os.environ.get("RANK", "0") == "0", "WORLD_SIZE" in os.environ, console(stderr=as_json)
+    first = os.environ.get("RANK", "0") == "0"
+    several = "WORLD_SIZE" in os.environ
+    out = console(stderr=as_json)
     results = []
     try:
         for loaded in recipes:

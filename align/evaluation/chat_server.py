@@ -87,7 +87,9 @@ class ChatServer:
             raise EnvironmentFault(
                 "a judge needs the Python package httpx", hint="pip install 'alignkit[eval]'"
             ) from error
-        self._judge, self._cache, self._httpx = judge, cache, httpx
+        self._judge = judge
+        self._cache = cache
+        self._httpx = httpx
         self._failed = threading.Event()
         self._sleep = sleep or self._failed.wait
         self._counted: set[Path] = set()

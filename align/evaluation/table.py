@@ -35,7 +35,9 @@ def table(title: str, report: Mapping[str, Any]) -> Table:
 
 
 def _interval(entry: Mapping[str, Any]) -> Text:
-    mean, low, high = entry["mean"], entry.get("low"), entry.get("high")
+    mean = entry["mean"]
+    low = entry.get("low")
+    high = entry.get("high")
     if low is None or high is None:  # too few items, or a number of somebody else's program
         return Text(fixed(mean, 3))
     return Text(f"{fixed(mean, 3)} [{fixed(low, 3)}, {fixed(high, 3)}]")

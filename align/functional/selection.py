@@ -98,7 +98,12 @@ def select_negatives(
     kept = unique[: num_kept(len(unique), keep_least_similar)]
     drawn = set(sorted(kept, key=lambda i: _lot(seed, id, i))[:negatives])
     for i in unique:
-        reasons[i] = "negative" if i in drawn else "not drawn" if i in kept else "filtered"
+        if i in drawn:
+            reasons[i] = "negative"
+        elif i in kept:
+            reasons[i] = "not drawn"
+        else:
+            reasons[i] = "filtered"
     return Selection(tuple(sorted(drawn)), tuple(reason for reason in reasons if reason is not None))
 
 

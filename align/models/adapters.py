@@ -336,7 +336,9 @@ def _joined(model: nn.Module, names: list[str], configs: list[LoraConfig]) -> tu
     joined = copy.deepcopy(configs[-1])
     joined.r = joined.lora_alpha = sum(ranks.values())  # scale alpha / r = 1: the scales are in B
     joined.lora_dropout = 0.0
-    joined.use_rslora, joined.rank_pattern, joined.alpha_pattern = False, {}, {}
+    joined.use_rslora = False
+    joined.rank_pattern = {}
+    joined.alpha_pattern = {}
     paths = {path.removeprefix("base_model.model.") for path in layers}
     suffixes = {path.rsplit(".", 1)[-1] for path in paths}
     covered = {path for path in _linear_layers(causal_lm(model)) if path.rsplit(".", 1)[-1] in suffixes}

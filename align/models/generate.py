@@ -105,7 +105,9 @@ def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
     """The transformers model inside ``model``, ready to generate; put back as it was afterwards."""
     outer = unwrap(model)
     lm = causal_lm(outer)
-    training, attention, defaults = outer.training, lm.config._attn_implementation, lm.generation_config
+    training = outer.training
+    attention = lm.config._attn_implementation
+    defaults = lm.generation_config
     outer.eval()
     lm.set_attn_implementation(own_attention_name(lm))  # attention per tree needs a batch of trees
     lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # generate() fills what is not set from the model's defaults

@@ -165,7 +165,11 @@ class _Runner:
     def __init__(
         self, loaded: LoadedRecipe, run: RunFolder, selection: Selection, console: Console, ranks: Ranks
     ) -> None:
-        self._loaded, self._run, self._selection, self._console, self._ranks = loaded, run, selection, console, ranks
+        self._loaded = loaded
+        self._run = run
+        self._selection = selection
+        self._console = console
+        self._ranks = ranks
         self._selected = selection.stages(loaded)
         self.ran: list[str] = []
         self.up_to_date: list[str] = []

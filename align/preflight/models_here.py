@@ -36,7 +36,11 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
             parent: Any = recipe.stages[name]
             for part in referred.path[2:-1]:
                 parent = parent[part] if isinstance(part, int) else getattr(parent, part)
-            kind: Kind = "scorer" if "reward_model" in accepts else "policy" if accepts else "embedder"
+            kind: Kind
+            if "reward_model" in accepts:
+                kind = "scorer"
+            else:
+                kind = "policy" if accepts else "embedder"
             if kind == "embedder" and getattr(parent, "data", None) is None:
                 continue  # an evaluation without held-out data measures no similarity
             yield (

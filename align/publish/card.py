@@ -139,7 +139,12 @@ def _what(subject: Subject, base: str | None) -> str:
     kind = subject.manifest.identity.kind
     what = "A reward model" if subject.manifest.type == "reward_model" else "A language model"
     what += " (a LoRA adapter)" if subject.adapter else ""
-    name = None if base is None else base if _is_hub_id(base) or base.startswith("package:") else Path(base).name
+    if base is None:
+        name = None
+    elif _is_hub_id(base) or base.startswith("package:"):
+        name = base
+    else:
+        name = Path(base).name
     start = "" if name is None else f", starting from `{name}`"
     steps = [f"`{stage.name}` ({stage.kind})" for stage in subject.chain]
     chain = f" The stages that led to it: {', '.join(steps)}." if len(steps) > 1 else ""

@@ -73,9 +73,13 @@ def verdict(
     if subject.low is None or subject.high is None:
         return NO_INTERVAL
     if chance is not None:
-        return "above chance" if subject.low > chance else BELOW if subject.high < chance else WITHIN
+        if subject.low > chance:
+            return "above chance"
+        return BELOW if subject.high < chance else WITHIN
     low, high = sorted((subject.low, subject.high) if better == "up" else (-subject.high, -subject.low))
-    return "better" if low > 0 else "worse" if high < 0 else UNSHOWN
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else UNSHOWN
 
 
 def rounding_of(scale: float, dtype: str, items: int | None) -> float:

@@ -149,7 +149,10 @@ class ProcessEngine:
         self._log.seek(0)
         words = self._log.read().decode(errors="replace").strip().splitlines()
         last = f": {words[-1][:300]}" if words else ""
-        how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
+        if code is None:
+            how = ""
+        else:
+            how = f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
         return EnvironmentFault(
             f"the vLLM worker {what}{how}{last}", hint="the same command continues from what was saved"
         )

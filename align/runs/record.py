@@ -209,7 +209,9 @@ def _needs(spec: Any, stages: Mapping[str, Any]) -> tuple[str, ...]:
             and (name := value.removeprefix("stage:").strip()) in stages
         ):
             found[name] = None
-        for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(value, dict):
+            value = list(value.values())
+        for child in value if isinstance(value, list) else ():
             visit(child)
 
     visit(spec)

@@ -99,7 +99,9 @@ class _Sources:
 
     def compare(self, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
         """Stages that do not fit, sources that have changed, and sources that are gone."""
-        unfit, changed, gone = [], [], []
+        unfit = []
+        changed = []
+        gone = []
         for text, digest in manifest.identity.inputs.items():
             if text.startswith(_NOT_FILES) or digest.startswith(_NOT_FILES):
                 continue  # what the hub has is known by its revision, and code may be anywhere

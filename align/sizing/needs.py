@@ -127,7 +127,10 @@ def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
 def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
     """Bytes kept for each token in one layer, counted from the tensors that autograd saves
     (tests/oracles/test_activation_count.py)."""
-    h, a, k, i = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.intermediate
+    h = shape.hidden
+    a = shape.heads * shape.head_dim
+    k = shape.kv_heads * shape.head_dim
+    i = shape.intermediate
     half_weights, half_compute = train.dtype == "bf16", train.dtype == "bf16" or train.autocast == "bf16"
     wide, narrow = 4, 2 if half_compute else 4
     # Attention: queries, keys, values and the output. MLP: gate, its activation, up, and their product.
@@ -142,7 +145,11 @@ def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
         kept += (readers if train.autocast == "bf16" and not (half_weights and lora is None) else 2 * h + a) * narrow
     # Norms keep their input in fp32, and the normalised values where their own weight is trained.
     normed = shape.norms * h + (a + k) * shape.qk_norm
-    kept += normed * (wide + (0 if lora is not None else 2 if half_weights else 4))
+    if lora is not None:
+        values = 0
+    else:
+        values = 2 if half_weights else 4
+    kept += normed * (wide + values)
     if lora is not None:
         kept += len(shape.linears) * lora.rank * wide
     return kept

@@ -89,8 +89,15 @@ def _engine(shape: Shape, spec: PpoStage, device: str, budget: float | None) -> 
         return []
     width = {"fp32": 4, "bf16": 2, None: 4 if device == "cpu" else 2}[rollout.dtype]
     given = rollout.cache_gb
-    cache = given * 1e9 if given else (budget or 0) / 3 if device == "cuda" else _CACHE_GB * 1e9
-    how = "rollout.cache_gb" if given else "a third of the GPU" if device == "cuda" else "default of rollout.cache_gb"
+    if given:
+        cache = given * 1e9
+        how = "rollout.cache_gb"
+    elif device == "cuda":
+        cache = (budget or 0) / 3
+        how = "a third of the GPU"
+    else:
+        cache = _CACHE_GB * 1e9
+        how = "default of rollout.cache_gb"
     return [
         Term("rollout engine", shape.parameters * width, "vLLM's own copy of the policy"),
         Term("rollout cache", cache, how),

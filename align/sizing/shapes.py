@@ -39,7 +39,10 @@ class Shape:
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """The linear layers of one layer: name to (inputs, outputs)."""
-        h, a, k, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        h = self.hidden
+        a = self.heads * self.head_dim
+        k = self.kv_heads * self.head_dim
+        i = self.intermediate
         mlp = {"gate_up_proj": (h, 2 * i)} if self.fused_mlp else {"gate_proj": (h, i), "up_proj": (h, i)}
         return {"q_proj": (h, a), "k_proj": (h, k), "v_proj": (h, k), "o_proj": (a, h), **mlp, "down_proj": (i, h)}
 

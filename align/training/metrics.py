@@ -128,7 +128,9 @@ class ProgressBar:
     """Steps done, loss, tokens/s and time left; a plain line now and then where there is no terminal."""
 
     def __init__(self, console: Console, name: str, total: int, done: int) -> None:
-        self._console, self._name, self._total = console, name, total
+        self._console = console
+        self._name = name
+        self._total = total
         self._bar: Progress | None = None
         self._printed = done
         self._first: tuple[float, int] | None = None

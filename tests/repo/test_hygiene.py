@@ -268,3 +268,15 @@ def test_the_data_card_counts_right() -> None:
     for split in ("preferences", "preferences.test"):
         longer = sum(len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in rows(split))
         assert f"{longer} of {len(rows(split))}" in card, split
+
+
+def test_conditions_are_not_nested_in_expressions() -> None:
+    """`a if x else b if y else c` is read twice: two statements say it at once."""
+    wrong = []
+    for path in python_files("align"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.IfExp) and any(
+                isinstance(part, ast.IfExp) for part in (node.test, node.body, node.orelse)
+            ):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)

@@ -275,7 +275,9 @@ class Encoder:
         spans = [turn for turn in turns if turn.index in asked]
         places = [place for turn in spans for place in (turn.begin, cast(int, turn.end))]
         tokenized = self._tokenize(row, text, [turn.begin for turn in turns], places, notes)
-        ids, begins, ends = tokenized.ids, tokenized.places[::2], tokenized.places[1::2]
+        ids = tokenized.ids
+        begins = tokenized.places[::2]
+        ends = tokenized.places[1::2]
         mask = np.zeros(len(ids), dtype=np.bool_)
         for turn, begin, end in zip(spans, begins, ends, strict=True):
             if turn.index in trained:
@@ -351,7 +353,12 @@ class Encoder:
                 raise InputError(
                     f"the chat template lets {head[0]} follow an answer, with which a model cannot end one"
                 )
-            end = len(text) if final else head.end() if head and head.start() == len(alone) else -1
+            if final:
+                end = len(text)
+            elif head and head.start() == len(alone):
+                end = head.end()
+            else:
+                end = -1
         if end < 0 or not text.startswith(alone[: min(end, len(alone))]):
             raise _rewritten(last=False)
         row.check_answer(k, text, begin, end)

@@ -43,7 +43,9 @@ class Row:
     up to any message."""
 
     def __init__(self, template: ChatTemplate, hiders: Hiders, messages: Sequence[Message], tools: Tools) -> None:
-        self.template, self._hiders, self._given = template, hiders, messages
+        self.template = template
+        self._hiders = hiders
+        self._given = messages
         self.hidden = 0
         """Control-token texts found in the data."""
         self.messages: Messages = tuple(self._hide_message(message) for message in messages)

@@ -37,8 +37,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTemplate", "Ending", "Rendered", "Tools"]
 
-_ASK, _ANSWER, _TOOL, _VALUE, _RESULT = "probequestion", "probeanswer", "probetool", "probevalue", "proberesult"
-_REASON, _HEAD, _PAYLOAD = "probereason", "probehead", 'probe("payload")\nprobe({1})'
+_ASK = "probequestion"
+_ANSWER = "probeanswer"
+_TOOL = "probetool"
+_VALUE = "probevalue"
+_RESULT = "proberesult"
+_REASON = "probereason"
+_HEAD = "probehead"
+_PAYLOAD = 'probe("payload")\nprobe({1})'
 _RESERVED = {
     *(
         "messages",
@@ -85,7 +91,11 @@ class ChatTemplate:
     ) -> None:
         if clash := sorted(_RESERVED & set(kwargs)):
             raise InputError(Problem(f"{', '.join(clash)} cannot be set", key="chat_template_kwargs"))
-        self._tokenizer, self._text, self._kwargs, self._tokens, self._now = tokenizer, text, dict(kwargs), tokens, now
+        self._tokenizer = tokenizer
+        self._text = text
+        self._kwargs = dict(kwargs)
+        self._tokens = tokens
+        self._now = now
         self._written: set[str] = set()
         self.plain: Ending = self._probe_plain()
         self._spell: Spell | None = None
@@ -288,7 +298,9 @@ class ChatTemplate:
                 texts.append(self._run([*_ASKED, *blocks]))
             except InputError:
                 return False  # a probe, as above
-        begin, at, end = texts[0].rfind(_ASK), texts[0].rfind(_REASON), texts[0].rfind(said)
+        begin = texts[0].rfind(_ASK)
+        at = texts[0].rfind(_REASON)
+        end = texts[0].rfind(said)
         if not 0 <= begin < at < end or texts[0].count(_REASON) > 1:
             return False
         if place is TAGS:  # a template that reads them takes the white space around the reasoning for its own

@@ -136,7 +136,11 @@ def _one_after_another(file: BinaryIO, path: Path, reading: Reading) -> Iterator
     """Objects with white space or nothing between them. Memory is bounded by a block and an object."""
     decoder = RowDecoder(lists=reads_lists(reading.source))
     incremental = codecs.getincrementaldecoder("utf-8")()
-    text, at, line, ended, want = "", 0, 1, False, 2**16
+    text = ""
+    at = 0
+    line = 1
+    ended = False
+    want = 2**16
 
     def broken(where: int, what: str, hint: str | None = None) -> InputError:
         return _broken(path, text, where, what, hint, line - text.count("\n", 0, at))
@@ -158,7 +162,9 @@ def _one_after_another(file: BinaryIO, path: Path, reading: Reading) -> Iterator
             raise broken(at, f"invalid JSON: {error}") from error
         if ended:
             return
-        text, at, want = text[at:], 0, min(max(2**16, 2 * len(text)), LINE_LIMIT)
+        want = min(max(2**16, 2 * len(text)), LINE_LIMIT)
+        text = text[at:]
+        at = 0
         if len(text) > LINE_LIMIT:
             raise broken(0, f"a row is longer than {LINE_LIMIT >> 20} MiB")
         block = file.read(want)

@@ -137,7 +137,10 @@ class _Recoded(io.RawIOBase):
     """Another encoding as UTF-8, a block at a time."""
 
     def __init__(self, file: BinaryIO, path: Path, encoding: str, *, mac: bool) -> None:
-        self._file, self._path, self._encoding, self._mac = file, path, encoding, mac
+        self._file = file
+        self._path = path
+        self._encoding = encoding
+        self._mac = mac
         self._decoder = codecs.getincrementaldecoder(encoding)("strict") if encoding != UTF8 else None
         self._ready = b""
         self._lines = 1

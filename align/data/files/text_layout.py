@@ -62,9 +62,15 @@ def spelling_of(path: Path, reading: Reading) -> Spelling:
     text = text.replace("\r", "\n") if mac else text
     said = re.match(r'"?sep=(.)"?\r?\n', text)  # Excel's own way to say it
     usual = _USUAL.get(kind_of(path), "")
-    separator = reading.source.separator or (
-        said[1] if said else usual if usual == "\t" else _separator(path, text, len(head) < HEAD)
-    )
+    separator: str
+    if reading.source.separator:
+        separator = reading.source.separator
+    elif said:
+        separator = said[1]
+    elif usual == "\t":
+        separator = usual
+    else:
+        separator = _separator(path, text, len(head) < HEAD)
     found: dict[str, str] = {}
     words = []
     if not reading.source.encoding and encoding != UTF8:

@@ -81,7 +81,9 @@ def _schema(row: Row) -> Any:
     null is written; the reader takes nulls out again."""
     import pyarrow as pa
 
-    text, flag, number = pa.string(), pa.bool_(), pa.float64()
+    text = pa.string()
+    flag = pa.bool_()
+    number = pa.float64()
     function = pa.struct({"name": text, "arguments": text})
     call = pa.struct(
         {"id": text, "type": text, "function": function, "custom": pa.struct({"name": text, "input": text})}

@@ -273,7 +273,11 @@ def yaml_line(value: Any) -> str:
         return "[" + ", ".join(map(yaml_line, value)) + "]"
     if isinstance(value, str):
         return quoted(value)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 def only_prompt(mapping: RowMapping) -> bool:

@@ -145,7 +145,12 @@ def _cut_at_speakers(row: Row, has: set[str], found: Found) -> Found:
     """
     given = {} if found.mapping is None else found.mapping.given()
     if found.mapping is None:
-        column = "instruction" if found.name == "alpaca" else "prompt" if found.name in (*_PARTS, "graded") else None
+        if found.name == "alpaca":
+            column = "instruction"
+        elif found.name in (*_PARTS, "graded"):
+            column = "prompt"
+        else:
+            column = None
     else:
         column = given.get("prompt") if isinstance(given.get("prompt"), str) and "dialogue" not in given else None
     text = row.get(column) if column is not None else None

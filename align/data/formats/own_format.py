@@ -24,7 +24,9 @@ def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list
         where = f"{Path(place.filename).name}:{place.lineno}"
         raise RowError(f"{name} raised {type(error).__name__}: {clip(str(error), 80)} ({where})") from error
     forms: list[Mapping[str, Any]] = []
-    for item in result if isinstance(result, (list, tuple)) else [] if result is None else [result]:
+    if result is None:
+        result = []
+    for item in result if isinstance(result, (list, tuple)) else [result]:
         if isinstance(item, (Conversation, Preference, Unpaired, Graded, Prompt)):
             item = {**item.fields, **form_of(item)}  # so that a record which a user built is checked like all others
         if not isinstance(item, Mapping):

@@ -172,7 +172,12 @@ def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Ju
     if not judged:
         return Judged([None] * count, True, NOT_JUDGED)
     top = max(scores)
-    why = None if top > 0 and scores.count(top) == 1 else BOTH_BAD if bad and bad == judged else TIE
+    if top > 0 and scores.count(top) == 1:
+        why = None
+    elif bad and bad == judged:
+        why = BOTH_BAD
+    else:
+        why = TIE
     return Judged(list(scores), True, why, ballots)
 
 

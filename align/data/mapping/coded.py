@@ -110,7 +110,9 @@ def glaive(row: Row, note: Note) -> dict[str, Any]:
         system, _, said = text_of(row["sample"], "sample").partition("USER:")
         said, field = f"USER:{said}", "sample"
     else:
-        system, said, field = text_of(row.get("system"), "system"), text_of(row.get("chat"), "chat"), "chat"
+        system = text_of(row.get("system"), "system")
+        said = text_of(row.get("chat"), "chat")
+        field = "chat"
     text, tools = _with_tools(system.strip().removeprefix("SYSTEM:"))
     turns = dialogue.cut(re.sub(r"\n{2,}(?=(USER|ASSISTANT|FUNCTION RESPONSE):)", "\n\n\n", said), _GLAIVE, field)
     found: list[dict[str, Any]] = []
@@ -126,7 +128,10 @@ def glaive(row: Row, note: Note) -> dict[str, Any]:
 
 def _with_tools(text: str) -> tuple[str, list[Any]]:
     """The system's text without the JSON objects in it, and these."""
-    decoder, tools, rest, at = RowDecoder(), list[Any](), "", 0
+    decoder = RowDecoder()
+    tools = list[Any]()
+    rest = ""
+    at = 0
     while (start := text.find("{", at)) >= 0:
         try:
             value, end, fault = decoder.decode(text, start)
@@ -204,7 +209,9 @@ def inst(row: Row, note: Note) -> dict[str, Any]:
     """``text``: ``[INST] question [/INST] answer </s>`` and so on, with a system text in ``<<SYS>>``. No ``</s>``: it
     was cut."""
     text = text_of(row.get("text"), "text").strip()
-    system, messages, at = None, list[dict[str, Any]](), 0
+    system = None
+    messages = list[dict[str, Any]]()
+    at = 0
     while at < len(text) and (match := _INST.match(text, at)):
         asked = match["asked"]
         if not messages and (head := _SYS.fullmatch(asked)):

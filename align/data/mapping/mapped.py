@@ -133,7 +133,9 @@ class MappedRows(RowParts):
         assert better is not None
         answers: dict[str, Any] = {}
         scores: dict[str, list[float]] = {}
-        votes, why, ballots = False, None, Ballots()
+        votes = False
+        why = None
+        ballots = Ballots()
         first: Row | None = None
         for number, row in enumerate(rows):
             try:
@@ -253,7 +255,12 @@ class MappedRows(RowParts):
         self, row: Row, entries: list[tuple[Any, float | None]], common: Form, note: Note, ballots: Ballots
     ) -> list[Form]:
         """A form for each comparison that follows from scored answers."""
-        question = None if self.mapping.weave else common["prompt"] if "prompt" in common else self._asked(row)
+        if self.mapping.weave:
+            question = None
+        elif "prompt" in common:
+            question = common["prompt"]
+        else:
+            question = self._asked(row)
         return compared(self.mapping, entries, question, common, note, ballots)
 
     # Trees

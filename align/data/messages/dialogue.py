@@ -246,7 +246,9 @@ def extracted(text: str, spec: Any) -> str | None:
     if kind == "after":
         return text.rpartition(value)[2].strip() or None if value in text else None
     match = re.search(value, text)
-    return (match[1] if match.re.groups else match[0]) if match else None
+    if not match:
+        return None
+    return match[1] if match.re.groups else match[0]
 
 
 def boxed(text: str) -> str | None:

@@ -122,7 +122,9 @@ def _preference(
                 rejected = rejected.marked(share=record.votes[number].share)
             kept.append(rejected)
     if len(kept) == 1:
-        raise Unusable(TOO_LONG if long else SAME_CUT if chosen.cut else SAME)
+        if long:
+            raise Unusable(TOO_LONG)
+        raise Unusable(SAME_CUT if chosen.cut else SAME)
     for happened, what in ((long, SHORTER), (same, DOUBLE), (any(answer.cut for answer in kept), CUT)):
         if happened:
             note(what)

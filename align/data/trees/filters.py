@@ -81,7 +81,11 @@ class PreferenceFilter:
 
 def _unsure(margin: float | None) -> str | None:
     """Why a pair with this margin is none."""
-    return None if margin is None or margin > 0 else BACKWARDS if margin else TIE
+    if margin is None or margin > 0:
+        return None
+    if margin:
+        return BACKWARDS
+    return TIE
 
 
 def conflicts(edges: Collection[_Edge]) -> dict[_Edge, str]:

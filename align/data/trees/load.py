@@ -201,7 +201,9 @@ class _Builder:
         self.want: Want = want
         self.filters = filters
         self.report = DataReport(want)
-        self._encoder, self._limits, self._skipping = encoder, limits, skipping
+        self._encoder = encoder
+        self._limits = limits
+        self._skipping = skipping
         self._refused: list[Problem] = []
 
     def trees(self, records: Records, rejects: TextIO) -> Iterator[Tree]:
@@ -234,13 +236,13 @@ class _Builder:
         if not report.trees:
             reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
             what = f"0 rows left of {records.report.given:,}: {reasons}"
-            advice = (
-                f"max_length is {limit:,} tokens"
-                if long
-                else self.filters.hint(report.dropped)
-                if self.filters
-                else None
-            )
+            advice: str | None
+            if long:
+                advice = f"max_length is {limit:,} tokens"
+            elif self.filters:
+                advice = self.filters.hint(report.dropped)
+            else:
+                advice = None
             raise InputError(Problem(what, file=", ".join(paths), hint=advice))
 
     def _filtered(self, record: Record, rejects: TextIO) -> Record | None:

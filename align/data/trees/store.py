@@ -61,7 +61,10 @@ class _File:
     """One array file: appends, and knows the size and digest of what it wrote."""
 
     def __init__(self, handle: BinaryIO, dtype: str) -> None:
-        self._handle, self._dtype, self._hash, self.bytes = handle, np.dtype(dtype), hashlib.sha256(), 0
+        self._handle = handle
+        self._dtype = np.dtype(dtype)
+        self._hash = hashlib.sha256()
+        self.bytes = 0
 
     def append(self, values: npt.ArrayLike) -> None:
         data = np.ascontiguousarray(values, dtype=self._dtype).tobytes()

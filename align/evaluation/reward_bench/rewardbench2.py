@@ -66,7 +66,9 @@ def item(row: Mapping[str, Any], origin: Origin) -> Item:
     group = next((name for name in _ALL if name.lower() == subset.lower()), None)
     if group is None:
         raise RowError(f"`{clip(subset, 40)}` is no subset of {TITLE}", "subset")
-    chosen, rejected, name = texts_of(row, "chosen"), texts_of(row, "rejected"), id_of(row, "id", origin)
+    chosen = texts_of(row, "chosen")
+    rejected = texts_of(row, "rejected")
+    name = id_of(row, "id", origin)
     if row["num_correct"] != len(chosen):
         raise RowError(f"is {clip(str(row['num_correct']), 20)}, and `chosen` has {len(chosen)} answers", "num_correct")
     if group != TIES and len(chosen) != 1:

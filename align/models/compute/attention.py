@@ -43,7 +43,10 @@ class Trees:
         trunk: KeyValues | None = None,
         keep: KeyValues | None = None,
     ) -> None:
-        self.rows, self.device, self.trunk, self.keep = rows, device, trunk, keep
+        self.rows = rows
+        self.device = device
+        self.trunk = trunk
+        self.keep = keep
         self.layers = 0  # that have attended by these bounds
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 

@@ -42,7 +42,9 @@ class FlexTrees:
     def allowed(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """flex_attention's mask function: may token q of row b look at token k? Padding sees padding, so that no row is
         empty."""
-        tree, branch, position = self.tree, self.branch, self.position
+        tree = self.tree
+        branch = self.branch
+        position = self.position
 
         def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             on_path = (branch[b, k] == 0) | (branch[b, k] == branch[b, q])

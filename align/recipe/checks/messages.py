@@ -129,9 +129,12 @@ def shown(node: Node) -> str:
         return "a mapping" if isinstance(node.content, dict) else "a list"
     if node.content is None:
         return "nothing"
-    kind = (
-        "true/false value" if isinstance(node.content, bool) else "text" if isinstance(node.content, str) else "number"
-    )
+    if isinstance(node.content, bool):
+        kind = "true/false value"
+    elif isinstance(node.content, str):
+        kind = "text"
+    else:
+        kind = "number"
     return f"the {kind} `{node.text[:80]}`"
 
 

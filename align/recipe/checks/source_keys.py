@@ -22,13 +22,11 @@ EVERYWHERE = frozenset(
 )
 """Keys about rows, whatever they were read from."""
 
-_HUB, _SPLITS, _TEXT, _TABLE, _JSON = (
-    "a hub data set",
-    "a folder by splits",
-    "a text file",
-    "a text table",
-    "a .json file",
-)
+_HUB = "a hub data set"
+_SPLITS = "a folder by splits"
+_TEXT = "a text file"
+_TABLE = "a text table"
+_JSON = "a .json file"
 ONLY: dict[str, tuple[str, ...]] = {
     "split": (_HUB, _SPLITS),
     "subset": (_HUB, _SPLITS),

@@ -248,5 +248,9 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 def _shown(value: Any) -> str:
     words = {bool: "the true/false value", str: "the text", int: "the number", float: "the number"}
     if type(value) not in words:
-        return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "nothing"
+        if isinstance(value, dict):
+            return "a mapping"
+        if isinstance(value, list):
+            return "a list"
+        return "nothing"
     return f"{words[type(value)]} `{str(value).lower() if isinstance(value, bool) else str(value)[:80]}`"

@@ -131,7 +131,9 @@ class _Builder:
     """Turns PyYAML's nodes into ours, counting what aliases unfold to."""
 
     def __init__(self, place_of: Callable[[Any], Place], problems: list[Problem]) -> None:
-        self.place_of, self.problems, self.nodes = place_of, problems, 0
+        self.place_of = place_of
+        self.problems = problems
+        self.nodes = 0
 
     def build(self, node: Any, path: tuple[str, ...], key_place: Place) -> Node:
         place, key = self.place_of(node.start_mark), ".".join(path)

@@ -201,12 +201,16 @@ def fates_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool
     seen: set[str] = set()
     for answer in answers:
         plain = normalised(answer.text)
-        unfinished = not answer.finished and not keep_unfinished
-        fates.append(
-            "unfinished" if unfinished else "empty" if not plain else "repeated" if distinct and plain in seen else None
-        )
-        if fates[-1] is None:
+        fate = None
+        if not answer.finished and not keep_unfinished:
+            fate = "unfinished"
+        elif not plain:
+            fate = "empty"
+        elif distinct and plain in seen:
+            fate = "repeated"
+        else:
             seen.add(plain)
+        fates.append(fate)
     return tuple(fates)
 
 
