@@ -109,14 +109,8 @@ class Trainer(ABC):
         ranks: Ranks,
         groups: Sequence[ParameterGroup] = (),
     ) -> None:
-        self.model = model
-        self.train = train
-        self.total_steps = total_steps
-        self.work = work
-        self.name = name
-        self.seed = seed
-        self.console = console
-        self.ranks = ranks
+        self.model, self.train, self.total_steps, self.work = model, train, total_steps, work
+        self.name, self.seed, self.console, self.ranks = name, seed, console, ranks
         self.parameters = trainable_parameters(model)
         self.groups = tuple(groups) or (ParameterGroup("all", self.parameters),)
         if sorted(name for group in self.groups for name in group.parameters) != sorted(self.parameters):
@@ -312,9 +306,11 @@ class Trainer(ABC):
         progress.last_eval = values
         progress.first_eval = progress.first_eval or values
         if progress.best_loss is None or values["loss"] < progress.best_loss:
-            progress.best_loss = values["loss"]
-            progress.best_step = progress.step
-            progress.evals_without_improvement = 0
+            progress.best_loss, progress.best_step, progress.evals_without_improvement = (
+                values["loss"],
+                progress.step,
+                0,
+            )
             progress.best_eval = values
             if self.train.load_best_model and self.ranks.first:
                 self.best.save(progress.step, self.parameters)
