@@ -65,7 +65,7 @@ from pathlib import Path
 from rich.console import Console
 from align import files
 from align.errors import AlignError
-from align.pipeline import artifacts, preflight  # the second here, so that no child has to import it
+from align.pipeline import artifacts
 from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
