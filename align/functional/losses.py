@@ -6,6 +6,8 @@ Shapes: N target tokens, B branches (completions).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, relu, sigmoid
 from torch.nn.functional import logsigmoid
 
@@ -31,6 +33,27 @@ def sequence_nll(logprobs: Tensor, branch: Tensor, num_branches: int) -> Tensor:
 # All compare a chosen with a rejected completion, pair by pair. ``margins`` [P] are implicit-reward differences in
 # nats:     (log pi(chosen) - log ref(chosen)) - (log pi(rejected) - log ref(rejected))
 # with log-probs summed over a completion's tokens, or averaged over them where the function says so.
+
+
+@dataclass(frozen=True)
+class PairLogprobs:
+    """What a preference loss is computed from; tensors are [P], pair by pair."""
+
+    chosen: Tensor
+    """Log-probs of the chosen answers: summed over tokens or averaged, relative to the reference's or not, as the loss
+    reads them."""
+    rejected: Tensor
+    margins: Tensor
+    """By how much the data say that the chosen answer is better; 0 where they say nothing."""
+    shares: Tensor | None
+    """Of the judges who found the chosen answer better; None where the data have no votes."""
+    reference_points: tuple[float, float] = (0.0, 0.0)
+    """The step's mean log-ratio of chosen and of rejected answers, for losses that ask for them."""
+
+    @property
+    def differences(self) -> Tensor:
+        """Of chosen and rejected answers."""
+        return self.chosen - self.rejected
 
 
 def dpo_sigmoid(

@@ -50,25 +50,25 @@ class DpoTrainer(Trainer):
         **common: Any,
     ) -> None:
         super().__init__(total_steps=len(loader.plan), **common)
-        self.loader, self.held_out, self.spec = loader, held_out, spec
+        self.loader, self.held_out, self.spec, self.pair_loss = loader, held_out, spec, spec.pair_loss
         self.references = (reference, held_out_reference)
         self.term_weights = {"sft": spec.sft_weight}
-        self.kl = (0.0, 0.0)
+        self.reference_points = (0.0, 0.0)
         self.error = rounding_error(self.model, computes_in(self.train))
         """Of a hidden state: what a tie is measured by."""
 
     def steps(self) -> Iterator[Sequence[Batch]]:
-        """The loader's steps from where the run is; for ``kto_pair`` the step's reference points are estimated
-        first."""
+        """The loader's steps from where the run is; the step's reference points are estimated first, for a loss that
+        needs them."""
         for micro_batches in self.loader.from_step(self.progress.step):
-            if self.spec.loss == "kto_pair":
-                self.kl = self._reference_points(micro_batches, held_out=False)
+            if self.pair_loss.needs_reference_points:
+                self.reference_points = self._reference_points(micro_batches, held_out=False)
             yield micro_batches
 
     def eval_batches(self) -> Sequence[Batch]:
         """Held-out preferences."""
-        if self.spec.loss == "kto_pair":
-            self.kl = self._reference_points(self.held_out, held_out=True)
+        if self.pair_loss.needs_reference_points:
+            self.reference_points = self._reference_points(self.held_out, held_out=True)
         return self.held_out
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
@@ -83,7 +83,7 @@ class DpoTrainer(Trainer):
         policy = segment_sum(logprobs, batch.branch, batch.num_branches)
         ratios = policy - self._reference_sums(batch)
         pairs = Pairs.of(batch)
-        per_prompt = segment_mean(self._pair_loss(batch, policy, ratios, pairs), pairs.tree, len(batch.tree_ids))
+        per_prompt = segment_mean(self._pair_loss(batch, ratios, pairs), pairs.tree, len(batch.tree_ids))
         terms = {"dpo": per_prompt.sum()}
         if self.spec.sft_weight:
             terms["sft"] = losses.token_nll(logprobs[batch.branch_slot[batch.branch] == 0]).sum()
@@ -112,7 +112,7 @@ class DpoTrainer(Trainer):
                 of_group = Pairs(
                     pairs.chosen[first - 1 : own.stop - 1], pairs.rejected[first - 1 : own.stop - 1], pairs.tree
                 )
-                part = self._pair_loss(batch, sums, sums - reference, of_group).sum() / len(pairs.rejected)
+                part = self._pair_loss(batch, sums - reference, of_group).sum() / len(pairs.rejected)
                 self.weighted({"dpo": part}, counts).backward()  # type: ignore[no-untyped-call]
                 policy[own], total, first = rejected.detach(), total + part.detach(), own.stop
             terms = {"dpo": total}
@@ -129,33 +129,17 @@ class DpoTrainer(Trainer):
         reference = self.references[0 if self.model.training else 1]
         return torch.zeros(batch.num_branches, device=batch.branch.device) if reference is None else reference(batch)
 
-    def _pair_loss(self, batch: Batch, policy: Tensor, ratios: Tensor, pairs: Pairs) -> Tensor:
+    def _pair_loss(self, batch: Batch, ratios: Tensor, pairs: Pairs) -> Tensor:
         """The recipe's loss of each pair, [P]."""
-        spec = self.spec
-        lengths = segment_count(batch.branch, batch.num_branches)
-        margins = ratios[pairs.chosen] - ratios[pairs.rejected]
-        match spec.loss:
-            case "sigmoid":
-                offsets = spec.offset * batch.margins[pairs.rejected] if spec.offset else None
-                return losses.dpo_sigmoid(margins, spec.beta, self._mistaken(batch, pairs), offsets)
-            case "hinge":
-                return losses.dpo_hinge(margins, spec.beta)
-            case "ipo":
-                means = ratios / lengths
-                return losses.ipo(means[pairs.chosen] - means[pairs.rejected], spec.beta)
-            case "simpo":
-                means = policy / lengths
-                return losses.simpo(
-                    means[pairs.chosen] - means[pairs.rejected], spec.beta, 1.0 if spec.gamma is None else spec.gamma
-                )
-            case "kto_pair":
-                return losses.kto_pair(ratios[pairs.chosen], ratios[pairs.rejected], spec.beta, *self.kl)
-
-    def _mistaken(self, batch: Batch, pairs: Pairs) -> float | Tensor:
-        """How likely the labels are the wrong way round: of all pairs, or of each, [P]."""
-        if self.spec.soft_labels and batch.shares is not None:
-            return 1 - batch.shares[pairs.rejected]
-        return self.spec.label_smoothing or 0.0
+        read = ratios if self.pair_loss.reads == "sum" else ratios / segment_count(batch.branch, batch.num_branches)
+        of_pairs = losses.PairLogprobs(
+            chosen=read[pairs.chosen],
+            rejected=read[pairs.rejected],
+            margins=batch.margins[pairs.rejected],
+            shares=None if batch.shares is None else batch.shares[pairs.rejected],
+            reference_points=self.reference_points,
+        )
+        return self.pair_loss.of_pairs(of_pairs, self.spec.beta)
 
     @torch.no_grad()
     def _reference_points(self, micro_batches: Sequence[Batch], *, held_out: bool) -> tuple[float, float]:
@@ -184,12 +168,11 @@ class DpoTrainer(Trainer):
         """Implicit rewards, accuracy, log-probs and lengths, each averaged over prompts (over a prompt's rejected
         answers first)."""
         lengths = segment_count(batch.branch, batch.num_branches)
-        rewards = self.spec.beta * (policy / lengths if self.spec.loss == "simpo" else ratios)
+        per_token = self.pair_loss.rewards == "mean"
+        rewards = self.spec.beta * (ratios / lengths if per_token else ratios)
         per_prompt = partial(segment_mean, segment=pairs.tree, num_segments=len(batch.tree_ids))
         margin = rewards[pairs.chosen] - rewards[pairs.rejected]
-        noise = (
-            self.spec.beta * logprob_noise(policy, lengths, self.error) / (lengths if self.spec.loss == "simpo" else 1)
-        )
+        noise = self.spec.beta * logprob_noise(policy, lengths, self.error) / (lengths if per_token else 1)
         values = {
             "rewards/chosen": rewards[pairs.chosen],
             "rewards/rejected": rewards[pairs.rejected],
@@ -208,7 +191,7 @@ class DpoTrainer(Trainer):
 def run(spec: DpoStage, ctx: StageContext) -> None:
     """Score the reference, train on preferences, and warn when the chosen answers became less likely too."""
     stage = prepare(spec, ctx, trained)
-    digest = None if spec.loss == "simpo" else weights_digest(stage.model)
+    digest = weights_digest(stage.model) if spec.pair_loss.needs_reference else None
     references = [_reference(stage, store, digest) for store in (stage.data, stage.held_out)]
     trainer = DpoTrainer(
         stage.training_loader(), stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments

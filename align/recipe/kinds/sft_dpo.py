@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, Stage
+from align.recipe.blocks.pair_losses import LossChoice, PairLoss, SigmoidLoss
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, Train, neutral_of
 from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
@@ -59,6 +60,25 @@ class SftStage(Stage):
         return RowLimits(self.max_length, self.too_long, self.train_on)
 
 
+FLAT_OPTIONS: Final = {
+    "label_smoothing": "sigmoid",
+    "offset": "sigmoid",
+    "soft_labels": "sigmoid",
+    "gamma": "simpo",
+}
+"""Options of losses that stood beside ``loss`` before losses had options of their own, and the loss of each. Recipes
+and saved runs have them there."""
+
+
+def _of_its_loss(key: str, owner: str) -> Needs:
+    return Needs(
+        key,
+        lambda stage: key in type(stage.loss).model_fields,
+        f"with loss: {{loss}}; it belongs to {owner}",
+        zero_is_none=key == "offset",
+    )
+
+
 class DpoStage(Stage):
     """Direct preference optimisation, and its relatives, on preferences with one or many rejected answers."""
 
@@ -70,19 +90,7 @@ class DpoStage(Stage):
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
-        Needs("label_smoothing", lambda stage: stage.loss == "sigmoid", "with loss: {loss}; it belongs to sigmoid"),
-        Needs(
-            "soft_labels",
-            lambda stage: not stage.label_smoothing,
-            "with label_smoothing: one of the two says how sure a label is",
-        ),
-        Needs(
-            "offset soft_labels",
-            lambda stage: stage.loss == "sigmoid",
-            "with loss: {loss}; it belongs to sigmoid",
-            zero_is_none=True,
-        ),
-        Needs("gamma", lambda stage: stage.loss == "simpo", "with loss: {loss}; it belongs to simpo"),
+        *(_of_its_loss(key, owner) for key, owner in FLAT_OPTIONS.items()),
     )
 
     kind: Literal["dpo"]
@@ -93,26 +101,20 @@ class DpoStage(Stage):
     """Preferences to train on: one source, or a list (a mixture when they have weights)."""
     eval_data: Data | None = None
     """Held-out preferences: their loss, accuracy and margin are reported before, during and after training."""
-    loss: Literal["sigmoid", "ipo", "hinge", "kto_pair", "simpo"] = "sigmoid"
-    """`sigmoid`: DPO (https://arxiv.org/abs/2305.18290). `ipo`: a squared distance to a target margin, on per-token
-    means (2310.12036). `hinge`: no gain beyond margin 1 / beta (2309.06657). `kto_pair`: each answer judged by itself
-    (2402.01306). `simpo`: per-token means, a target margin `gamma`, no reference (2405.14734). With several rejected
-    answers, a prompt's loss is the mean over them."""
+    loss: LossChoice = SigmoidLoss(name="sigmoid")
+    """The preference loss: its name, or a mapping of `name` and its options, `{name: simpo, gamma: 0.5}`. With several
+    rejected answers, a prompt's loss is the mean over them."""
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the reference (smaller: it may move further); for `simpo` the scale of its
     reward, about 2."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
-    """Only for `sigmoid`: share of pairs assumed to be labelled the wrong way round."""
+    """The same as `loss.label_smoothing`, of `sigmoid`."""
     offset: float = Field(default=0.0, ge=0)
-    """Only for `sigmoid`: weight of the margins of the data. The rewards of a pair have to differ by `offset` times its
-    margin (DPO with an offset, https://arxiv.org/abs/2402.10571): `-log sigmoid(beta * difference - offset * margin)`.
-    With 0 margins do nothing."""
+    """The same as `loss.offset`, of `sigmoid`."""
     soft_labels: bool = False
-    """Only for `sigmoid`: where several judges compared the answers, the share of votes for the chosen one is what its
-    probability is fitted to, instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`, with `d` as
-    above."""
+    """The same as `loss.soft_labels`, of `sigmoid`."""
     gamma: float | None = Field(default=None, ge=0)
-    """Only for `simpo`: target margin, in units of its reward; 1 when absent."""
+    """The same as `loss.gamma`, of `simpo`."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of a next-token loss on the chosen answers, averaged over their tokens, beside the preference loss."""
     max_length: int = Field(default=2048, ge=2)
@@ -129,3 +131,32 @@ class DpoStage(Stage):
     def neutral_keys(self) -> tuple[str, ...]:
         """See :meth:`Stage.neutral_keys`."""
         return (*self.neutral, *neutral_of(self.train))
+
+    @property
+    def pair_loss(self) -> PairLoss:
+        """The loss with its options, wherever the recipe has them."""
+        own = {name: getattr(self.loss, name) for name in self.loss.model_fields_set}
+        beside = {name: getattr(self, name) for name in FLAT_OPTIONS if name in type(self.loss).model_fields}
+        return type(self.loss)(**{**{name: value for name, value in beside.items() if value is not None}, **own})
+
+    @model_validator(mode="after")
+    def _an_option_once(self) -> Self:
+        for name in FLAT_OPTIONS:
+            if {name} <= self.model_fields_set & self.loss.model_fields_set:
+                raise ValueError(f"`{name}` and `loss.{name}` are one option; give one")
+        self.pair_loss  # noqa: B018 - raises for options that contradict each other
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_losses_had_options(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where an option stands makes no other stage of it, so it is written where runs of earlier versions have
+        it: the older options beside the loss, and a loss without others as its name."""
+        values: dict[str, Any] = dump(self)
+        loss = values.get("loss")
+        if isinstance(loss, dict):
+            for name in FLAT_OPTIONS.keys() & loss.keys():
+                value = loss.pop(name)
+                if name in self.loss.model_fields_set:
+                    values[name] = value
+            values["loss"] = loss if loss.keys() > {"name"} else loss["name"]
+        return values

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.recipe.blocks.base import Join
+from align.recipe.blocks.pair_losses import PAIR_LOSSES, PairLoss
 from align.recipe.blocks.scoring import RULES, SCORERS, Scorer
 from align.recipe.checks.fields import mark_of
 from align.recipe.kinds.tasks import TASKS, Task
@@ -146,6 +147,8 @@ def render() -> str:
         _section("`train` of reward models", RewardTrain, without=Train, level=3),
         _section("`train` of ppo", PpoTrain, without=Train, level=3),
         _section("`lora`", Lora),
+        _section("A preference loss", PairLoss),
+        *(_section(f"`loss: {name}`", loss, without=PairLoss, level=3) for name, loss in PAIR_LOSSES.items()),
         _section("`rollout`", Rollout),
         _section("`health`", Health),
         _section("A scorer", Scorer),
@@ -226,6 +229,10 @@ def _words(annotation: Any) -> Iterator[str]:
         raise TypeError(f"no words for the type {annotation!r}")
 
 
+_FAMILIES = (("scorer", Scorer), ("task", Task), ("preference loss", PairLoss))
+"""Classes of which a key takes any, by the word for one of them."""
+
+
 def _noun(model: type[BaseModel]) -> str:
     names: dict[type[BaseModel], str] = {
         DataSource: "data source",
@@ -235,13 +242,17 @@ def _noun(model: type[BaseModel]) -> str:
         RowMapping: "row mapping",
         TreeAt: "tree",
     }
-    family = next((word for word, base in (("scorer", Scorer), ("task", Task)) if issubclass(model, base)), None)
+    family = next((word for word, base in _FAMILIES if issubclass(model, base)), None)
     return family or names.get(model, model.__name__.lower())
 
 
 def _anchor(model: type[BaseModel]) -> str:
     noun = _noun(model).replace(" ", "-")
-    return f"a-{noun}" if noun in ("condition", "data-source", "row-mapping", "scorer", "task") else noun
+    return (
+        f"a-{noun}"
+        if noun in ("condition", "data-source", "row-mapping", "preference-loss", "scorer", "task")
+        else noun
+    )
 
 
 def key_default(field: FieldInfo) -> str:

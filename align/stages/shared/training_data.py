@@ -128,21 +128,22 @@ def _marks(spec: SftStage | RewardStage | DpoStage, trees: TreeStore) -> str | N
         return None
     margins, shares = trees.marks().T
     paths = ", ".join(source.path for source in spec.data)
-    if spec.soft_labels and (shares == 1).all():
+    reads_shares = spec.pair_loss.reads_shares if isinstance(spec, DpoStage) else spec.soft_labels
+    if reads_shares and (shares == 1).all():
         hint = "remove it; votes come from a `better` with several judges, or from the column `votes`"
         raise InputError(
             Problem("has no effect: no judges disagree in these data", file=paths, key="soft_labels", hint=hint)
         )
-    offset = spec.offset if isinstance(spec, DpoStage) else 1.0
+    reads_margins = spec.pair_loss.reads_margins if isinstance(spec, DpoStage) else True
     margins = margins[margins != 0]
-    if isinstance(spec, DpoStage) and offset and not len(margins):
+    if isinstance(spec, DpoStage) and reads_margins and not len(margins):
         hint = (
             "remove it; `margin: gap` in `format` takes margins from the answers' scores, a column `margin` has its own"
         )
         raise InputError(
             Problem("has no effect: no pair of these data has a margin", file=paths, key="offset", hint=hint)
         )
-    if not offset or not len(margins):
+    if not reads_margins or not len(margins):
         return None
     low, middle, high = (float(number) for number in np.quantile(margins, (0, 0.5, 1)))
     return f"margins of {len(margins):,} pairs: {low:.4g} to {high:.4g}, median {middle:.4g}"

@@ -90,8 +90,13 @@ CASES: dict[tuple[str, str], Case] = {
         {"l2": 0.1, "soft_labels": True, "length_balance": True, "filters": True},
         {"grades": None},
     ),
-    ("DpoStage", "soft_labels"): (DPO, {"soft_labels": True, "label_smoothing": 0.1}, {"label_smoothing": None}),
-    ("DpoStage", "offset soft_labels"): (DPO, {"loss": "ipo", "offset": 0.1, "soft_labels": True}, {"loss": "sigmoid"}),
+    ("SigmoidLoss", "soft_labels"): (
+        DPO,
+        {"loss": {"name": "sigmoid", "soft_labels": True, "label_smoothing": 0.1}},
+        {"loss": {"label_smoothing": None}},
+    ),
+    ("DpoStage", "offset"): (DPO, {"loss": "ipo", "offset": 0.1}, {"loss": "sigmoid"}),
+    ("DpoStage", "soft_labels"): (DPO, {"loss": "ipo", "soft_labels": True}, {"loss": "sigmoid"}),
     ("DpoStage", "gamma"): (DPO, {"loss": "ipo", "gamma": 0.1}, {"loss": "simpo"}),
     (
         "PpoStage",
