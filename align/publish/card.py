@@ -17,15 +17,9 @@ from align.pipeline.artifacts import Manifest
 from align.recipe import reference_syntax
 from align.recipe.schema import starting_field
 from align.report.measures import headlines
+from align.report.views.view import view_of
 from align.runs.record import RunRecord, StageRecord
 from align.terminal import counted
-
-_WORDS = {
-    "sft": "supervised fine-tuning",
-    "dpo": "preference optimisation",
-    "ppo": "reinforcement learning",
-    "reward": "the ranking of preferences",
-}
 
 _POLICY = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -99,6 +93,7 @@ def card(subject: Subject, repo: str) -> str:
         f"# {repo.rpartition('/')[2]}",
         _what(subject, base),
         *(f"## Results\n\n{table}" for table in _results(subject)),
+        *(f"## {title}\n\n{words}" for title, words in _of_the_kind(subject)),
         f"## Loading\n\n```python\n{_loading(subject, repo)}```",
         *(f"## Data\n\n{table}" for table in _data(subject)),
         *([f"## Recipe\n\n```yaml\n{subject.run.recipe.strip()}\n```"] if subject.run else []),
@@ -136,7 +131,7 @@ def _is_hub_id(text: str) -> bool:
 
 
 def _what(subject: Subject, base: str | None) -> str:
-    kind = subject.manifest.identity.kind
+    identity = subject.manifest.identity
     what = "A reward model" if subject.manifest.type == "reward_model" else "A language model"
     what += " (a LoRA adapter)" if subject.adapter else ""
     if base is None:
@@ -148,7 +143,7 @@ def _what(subject: Subject, base: str | None) -> str:
     start = "" if name is None else f", starting from `{name}`"
     steps = [f"`{stage.name}` ({stage.kind})" for stage in subject.chain]
     chain = f" The stages that led to it: {', '.join(steps)}." if len(steps) > 1 else ""
-    return f"{what}, made by {_WORDS.get(kind, kind)}{start}, with align {__version__}.{chain}"
+    return f"{what}, made by {view_of(identity.kind).made_by(identity)}{start}, with align {__version__}.{chain}"
 
 
 def _results(subject: Subject) -> Iterator[str]:
@@ -157,6 +152,13 @@ def _results(subject: Subject) -> Iterator[str]:
     if lines:
         rows = [f"| {name}: {' | '.join((line.title, *line.cells[:2]))} |" for name, line in lines]
         yield "\n".join(["| | before | after |", "|---|---|---|", *rows])
+
+
+def _of_the_kind(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The sections of the view of the stage's kind."""
+    for stage in subject.chain:
+        if stage.name == subject.manifest.stage:
+            yield from view_of(stage.kind).card(stage)
 
 
 def _loading(subject: Subject, repo: str) -> str:

@@ -230,6 +230,17 @@ def import_object(text: str) -> Any:
     return getattr(found, name)
 
 
+def registered(text: str) -> Any:
+    """The object that a class of this package or of a third party names as ``package.module:name``; the module is
+    looked for as that of the class was. Raises :class:`InputError`."""
+    module, _, name = text.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    # Whatever a third party's module raises while it is imported
+    except Exception as error:
+        raise InputError(f"cannot import {text}: {type(error).__name__}: {error}") from error
+
+
 def _require_the_one_that_is_meant(module: ModuleType, here: list[Path]) -> None:
     """Raises :class:`InputError` when Python has another module of that name than the user's own file: an installed
     package, which comes first in ``sys.path``, or a file of another folder, from which the same program imported it

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.report.views.view import view_of
 from align.runs.record import StageRecord
 from align.runs.values import clipped, count, in_order, jsonl, mapping, number, rows, short, text, texts
 
@@ -59,9 +60,10 @@ class AnswerPage:
 
 def answers(stages: Sequence[StageRecord]) -> AnswerPage:
     """Of all stages: evaluations first, since they ask several policies; as many as the page has room for."""
-    found = [one for stage in stages if stage.kind == "evaluate" for one in _evaluated(stage)]
-    total = sum(count(stage.report, "prompts") for stage in stages if stage.kind == "evaluate")
-    training = list(_before_and_after([stage for stage in stages if stage.kind != "evaluate"]))
+    compared = [stage for stage in stages if view_of(stage.kind).compares]
+    found = [one for stage in compared for one in _evaluated(stage)]
+    total = sum(count(stage.report, "prompts") for stage in compared)
+    training = list(_before_and_after([stage for stage in stages if not view_of(stage.kind).compares]))
     kept: list[PromptAnswers] = []
     room = _BUDGET
     for one in [*found, *training]:

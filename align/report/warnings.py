@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from align.functional.intervals import ENOUGH
 from align.functional.intervals import correlation as interval_of
 from align.report.data_account import dropped
-from align.report.measures import Estimate, changes
+from align.report.estimates import Estimate
+from align.report.measures import changes
 from align.report.verdicts import BELOW, UNSHOWN, WITHIN
+from align.report.views.view import view_of
 from align.runs.record import StageRecord
 from align.runs.values import at, clipped, count, mapping, number, percent, rows, short, text
 
@@ -61,33 +63,16 @@ def _state(stage: StageRecord) -> Iterator[str]:
         )
 
 
-def _unhealthy(stage: StageRecord) -> Iterator[str]:
-    """What PPO's health checks found."""
-    for kind, finding in mapping(stage.report, "unhealthy").items():
-        times = count(finding, "times")
-        yield (
-            f"{text(finding, 'message') or kind} (first at step {count(finding, 'step')}, {times}"
-            f" time{'s' if times != 1 else ''})"
-        )
-
-
-def _both_fell(stage: StageRecord) -> Iterator[str]:
-    before, after = mapping(stage.report, "eval_before"), mapping(stage.report, "eval_after")
-    pairs = [(number(before, f"logps/{side}"), number(after, f"logps/{side}")) for side in ("chosen", "rejected")]
-    told = any("less likely too" in warning for warning in stage.warnings)
-    if not told and all(b is not None and a is not None and a < b - 0.1 for b, a in pairs):
-        (chosen_before, chosen), (rejected_before, rejected) = pairs
-        yield (
-            f"both log-probs fell: chosen answers from {short(chosen_before)} to {short(chosen)} nats, rejected ones"
-            f" from {short(rejected_before)} to {short(rejected)}; the policy moved away from both"
-        )
+def _of_the_kind(stage: StageRecord) -> Iterator[str]:
+    """What the view of its kind has to say."""
+    yield from view_of(stage.kind).notes(stage)
 
 
 def _held_out(stage: StageRecord) -> Iterator[str]:
     """Is there anything that says whether it got better, and did it?"""
     report = stage.report
-    if stage.kind in ("sft", "dpo", "reward", "ppo") and report and not mapping(report, "eval_after"):
-        key = "eval_prompts" if stage.kind == "ppo" else "eval_data"
+    key = view_of(stage.kind).held_out_key
+    if key and report and not mapping(report, "eval_after"):
         yield f"no held-out data, so nothing here says whether it got better: name some as {key}"
     # The loss of what learns from rewards says nothing of how good it is.
     measure = "loss" if number(report, "eval_after", "reward") is None else "reward"
@@ -118,9 +103,9 @@ def _held_out(stage: StageRecord) -> Iterator[str]:
 
 def _certainty(stage: StageRecord) -> Iterator[str]:
     """What the intervals do not allow to say."""
-    measured = changes(stage)
+    measured, compares = changes(stage), view_of(stage.kind).compares
     for change in measured:
-        if stage.kind == "evaluate" and change.measure != measured[0].measure:
+        if compares and change.measure != measured[0].measure:
             continue  # one warning for each policy, not for each metric
         if change.verdict in (WITHIN, BELOW) and change.after is not None:
             yield f"{change.title} is {change.verdict}: {change.cells[1]}, and guessing gives {change.chance:g}"
@@ -130,7 +115,7 @@ def _certainty(stage: StageRecord) -> Iterator[str]:
         count(stage.report, "held_out", "natural", "prompts"),
         count(stage.report, "held_out_change", "prompts"),
         count(stage.report, "held_out_data", "trees"),
-        count(stage.report, "prompts") if stage.kind == "evaluate" else 0,
+        count(stage.report, "prompts") if compares else 0,
     ]
     known = next((n for n in prompts if n), 0)
     if 0 < known < ENOUGH:
@@ -223,8 +208,7 @@ def repeats(answer: str) -> bool:
 
 _CHECKS: tuple[Callable[[StageRecord], Iterator[str]], ...] = (
     _state,
-    _unhealthy,
-    _both_fell,
+    _of_the_kind,
     _held_out,
     _certainty,
     _dropped,

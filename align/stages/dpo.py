@@ -21,6 +21,7 @@ from align.batching.batch import Batch, Pairs
 from align.batching.loader import Loader
 from align.data.trees.store import TreeStore
 from align.functional import losses
+from align.functional.both_fell import both_fell
 from align.functional.segments import segment_count, segment_mean, segment_sum
 from align.functional.ties import logprob_noise, won
 from align.models.compute.forward import batch_logprobs, rounding_error
@@ -197,29 +198,9 @@ def run(spec: DpoStage, ctx: StageContext) -> None:
         stage.training_loader(), stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments
     )
     stage.train_and_save(trainer, spec.samples)
-    warning = _both_fell(trainer.progress.first_eval, trainer.progress.last_eval)
+    warning = both_fell(trainer.progress.first_eval, trainer.progress.last_eval)
     if warning:
         ctx.warn(warning)
-
-
-_A_FALL = 0.1
-"""Nats per answer; less is not worth a word."""
-
-
-def _both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str | None:
-    """In plain words, when training made the held-out chosen answers less likely together with the rejected ones; else
-    None."""
-    if (
-        not before
-        or not after
-        or any(after[name] > before[name] - _A_FALL for name in ("logps/chosen", "logps/rejected"))
-    ):
-        return None
-    change = f"{before['logps/chosen']:.1f} to {after['logps/chosen']:.1f} nats"
-    return (
-        f"held-out chosen answers became less likely too ({change}). "
-        "DPO allows that; sft_weight, a larger beta or fewer steps work against it."
-    )
 
 
 def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None) -> Reference | None:

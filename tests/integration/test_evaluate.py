@@ -30,7 +30,7 @@ from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import EvaluateStage, Model
-from align.report.measures import Estimate
+from align.report.estimates import Estimate
 from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
 from align.scoring.text_metrics import distinct_n

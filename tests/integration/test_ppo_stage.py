@@ -26,7 +26,7 @@ from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model, PpoStage
-from align.report.measures import Estimate
+from align.report.estimates import Estimate
 from align.stages.ppo import run as ppo
 from align.stages.ppo.rollouts import read_parquet
 from align.stages.ppo.trainer import PpoTrainer

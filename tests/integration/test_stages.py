@@ -28,7 +28,7 @@ from align.pipeline.selection import Selection
 from align.preflight.checks import require
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import Model
-from align.report.measures import Estimate
+from align.report.estimates import Estimate
 from align.stages import dpo as dpo_stage
 from tests.support.readme import every_file_is_explained
 from tests.support.report_run import reported
@@ -191,7 +191,7 @@ def test_kto_and_simpo_run_as_stages(folder: Path, monkeypatch: pytest.MonkeyPat
     """The losses without a plain reference go through the same stage, and so does what it says of the held-out
     answers."""
     for loss, options in (("kto_pair", {}), ("simpo", {"beta": 2.0, "gamma": 0.5})):
-        monkeypatch.setattr(dpo_stage, "_both_fell", lambda before, after: f"from {before['loss']} to {after['loss']}")
+        monkeypatch.setattr(dpo_stage, "both_fell", lambda before, after: f"from {before['loss']} to {after['loss']}")
         summary = run({"dpo": dpo(loss=loss, **options)}).summaries["dpo"]
         assert summary["eval_after"]["loss"] < summary["eval_before"]["loss"]
         assert summary["warnings"][-1] == f"from {summary['eval_before']['loss']} to {summary['eval_after']['loss']}"

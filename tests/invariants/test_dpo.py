@@ -18,9 +18,10 @@ from torch import nn
 
 from align.batching.loader import Loader, plan_steps
 from align.data.tree import Branch, Tree
+from align.functional.both_fell import both_fell
 from align.models.adapters import START, add_lora
 from align.recipe.schema import DpoStage, Lora
-from align.stages.dpo import DpoTrainer, _both_fell
+from align.stages.dpo import DpoTrainer
 from align.training.launch import Ranks
 from align.training.reference_logprobs import Reference, reference_for, weights_digest
 from align.training.trainer import autocast
@@ -503,8 +504,8 @@ def test_the_reference_cache(tmp_path: Path) -> None:
 def test_both_falling_is_said_in_words() -> None:
     """Not a bug, but the reader must know; nothing is said when the chosen answers rose."""
     before = {"logps/chosen": -50.0, "logps/rejected": -60.0}
-    fell = _both_fell(before, {"logps/chosen": -55.5, "logps/rejected": -80.0})
+    fell = both_fell(before, {"logps/chosen": -55.5, "logps/rejected": -80.0})
     assert fell is not None and "-50.0 to -55.5" in fell
-    assert _both_fell(before, {"logps/chosen": -49.0, "logps/rejected": -80.0}) is None
-    assert _both_fell(before, {name: value - 0.05 for name, value in before.items()}) is None, "too little to tell of"
-    assert _both_fell(None, None) is None
+    assert both_fell(before, {"logps/chosen": -49.0, "logps/rejected": -80.0}) is None
+    assert both_fell(before, {name: value - 0.05 for name, value in before.items()}) is None, "too little to tell of"
+    assert both_fell(None, None) is None

@@ -69,3 +69,9 @@ def test_stages_import_peft_only_where_adapters_are(stage: str) -> None:
 
 def test_the_check_can_fail() -> None:
     assert heavy_after("import numpy") == {"numpy"}
+
+
+def test_what_the_report_knows_of_each_kind_imports_no_torch() -> None:
+    code = "from align.recipe.schema import BUILTIN_STAGES\nfrom align.report.views.view import View, view_of\n"
+    code += "assert all(type(view_of(kind)) is not View for kind in BUILTIN_STAGES)"
+    assert not heavy_after(code) & {"torch", "transformers", "vllm", "datasets"}

@@ -15,8 +15,9 @@ import yaml
 from align.evaluation.metrics import METRICS
 from align.pipeline.artifacts import Identity, write_manifest
 from align.pipeline.locks import LOCK
+from align.report.estimates import Change
 from align.report.html.page import render
-from align.report.measures import Change, changes
+from align.report.measures import changes
 from align.runs.record import read_run
 
 STEPS = 40

@@ -276,6 +276,8 @@ class Stage(Strict):
     in the work folder in another way says no."""
     always_samples: ClassVar[bool] = False
     """The stage opens the engine of its `rollout` whatever its other keys say."""
+    view: ClassVar[str] = "align.report.views.view:View"
+    """`module:Class` of what the report shows of the kind, a subclass of this one. It may import no torch."""
     files: ClassVar[Mapping[str, str]] = {}
     """What a result has besides the files that every result of its type has: pattern of the name, and what it is. The
     README of the run folder explains them."""

@@ -75,6 +75,7 @@ class SelectPromptsStage(SamplingStage):
 
     produces: ClassVar[ArtifactType] = "prompts"
     implementation: ClassVar[str] = "align.stages.select_prompts:run"
+    view: ClassVar[str] = "align.report.views.sampling:SelectPromptsView"
     words: ClassVar[str] = KINDS["select_prompts"].words
 
     kind: Literal["select_prompts"]
@@ -117,6 +118,7 @@ class LabelStage(SamplingStage):
 
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.label:run"
+    view: ClassVar[str] = "align.report.views.sampling:LabelView"
     words: ClassVar[str] = KINDS["label"].words
 
     kind: Literal["label"]

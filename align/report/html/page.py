@@ -16,10 +16,12 @@ from markupsafe import Markup
 from align import files
 from align.report.answers import answers
 from align.report.data_account import Audit, audit
+from align.report.estimates import Change
 from align.report.html.charts import BarChart, LineChart
 from align.report.html.curves import bars, curves, optimiser_curves
 from align.report.html.graph import graph
-from align.report.measures import Change, changes, facts, of_the_first_measure
+from align.report.measures import changes, facts
+from align.report.views.view import of_the_first_measure
 from align.report.warnings import Note, notes
 from align.runs.record import RunRecord, StageRecord
 from align.runs.values import at, clipped, duration, mapping, number, size, text, texts, visible

@@ -12,7 +12,8 @@ from rich.table import Table
 from align.errors import InputError
 from align.pipeline.identity import flat
 from align.recipe.schema import Recipe
-from align.report.measures import Change, Estimate, headlines
+from align.report.estimates import Change, Estimate
+from align.report.measures import headlines
 from align.runs.record import RunRecord, StageRecord
 from align.terminal import plain
 

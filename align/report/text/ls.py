@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from align.errors import InputError
-from align.report.measures import Change, headlines
+from align.report.estimates import Change
+from align.report.measures import headlines
 from align.runs.record import RunRecord, list_runs, read_run
 from align.sizing.needs import duration
 from align.terminal import plain

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from align.functional.intervals import Range, mean_of
-from align.report.measures import Change, Estimate, changes
+from align.report.estimates import Change, Estimate
+from align.report.measures import changes
 from align.report.text.summary import all_stages
 from align.runs.record import read_run
 

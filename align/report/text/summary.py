@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.report.measures import Change, changes
+from align.report.estimates import Change
+from align.report.measures import changes
 from align.report.warnings import notes
 from align.runs.record import RunRecord
 from align.runs.values import visible

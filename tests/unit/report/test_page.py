@@ -86,7 +86,7 @@ def test_the_numbers_are_those_of_the_run(folder: Path) -> None:
         "align run 'a recipe.yaml' seed=3",
         "8 min 40 s",
         "stage:dpo says 7.0",
-        "both log-probs fell",
+        "chosen answers became less likely too",
         "kind: self_contrast",
     ):
         assert words in parsed.text

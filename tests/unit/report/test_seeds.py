@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from align.report.measures import Change, Estimate
+from align.report.estimates import Change, Estimate
 from align.report.text import seeds
 from align.report.text.seeds import as_json, over_seeds
 from tests.support.report_run import write_run

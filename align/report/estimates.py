@@ -1,0 +1,120 @@
+"""A number before and after a stage, with its interval where there is one, and how it is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from align.functional.intervals import ANY, Range
+from align.report.verdicts import Direction, rounding_of, verdict
+from align.runs.values import decimals, mapping, number
+from align.terminal import fixed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and its 95 % interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, value: Any, *keys: str, name: str = "value") -> Estimate | None:
+        """``{name, low, high}`` under ``keys``, or a plain number."""
+        found = mapping(value, *keys)
+        if not found:
+            plain = number(value, *keys)
+            return None if plain is None else cls(plain)
+        middle = number(found, name)
+        return None if middle is None else cls(middle, number(found, "low"), number(found, "high"))
+
+    @property
+    def scale(self) -> float:
+        """Its size, or that of its uncertainty where this is larger: what decimals are chosen by."""
+        return (
+            abs(self.value)
+            if self.low is None or self.high is None
+            else max(abs(self.value), (self.high - self.low) / 2)
+        )
+
+    def words(self, digits: int, *, signed: bool = False) -> str:
+        """``0.712 [0.651, 0.773]``."""
+        shown = fixed(self.value, digits, signed=signed)
+        if self.low is None or self.high is None:
+            return shown
+        return f"{shown} [{fixed(self.low, digits, signed=signed)}, {fixed(self.high, digits, signed=signed)}]"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measure of a stage, before and after it."""
+
+    stage: str
+    measure: str
+    before: Estimate | None
+    after: Estimate | None
+    difference: Estimate | None = None
+    """After minus before."""
+    better: Direction | None = None
+    chance: float | None = None
+    """What guessing gives: ``after`` is compared with it instead of with ``before``."""
+    subject: str = ""
+    """Whose measure it is, where a stage measures several policies."""
+    note: str = ""
+    items: int | None = None
+    """Prompts that were measured, where that is known."""
+    trained: bool = False
+    """The stage was trained on some of them."""
+    dtype: str = "fp32"
+    """What it was computed in."""
+    within: Range = ANY
+    """The least and the largest value that the measure can have."""
+
+    @property
+    def title(self) -> str:
+        """The measure, and whose."""
+        return f"{self.measure}: {self.subject}" if self.subject else self.measure
+
+    @classmethod
+    def between(
+        cls, stage: str, measure: str, before: float | None, after: Estimate | None, **more: Any
+    ) -> Change | None:
+        """With the difference of two numbers; None without an ``after``."""
+        if after is None:
+            return None
+        difference = None if before is None else Estimate(after.value - before)
+        return cls(stage, measure, None if before is None else Estimate(before), after, difference, **more)
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """Before, after and difference as text, with the same decimals."""
+        estimates = (self.before, self.after, self.difference)
+        values = [estimate.value for estimate in estimates if estimate is not None]
+        whole = all(value == int(value) for value in values) and all(e is None or e.low is None for e in estimates)
+        small = self.difference.scale if self.difference is not None else 0.0
+        digits = 0 if whole else max(decimals(*values), min(6, 1 - math.floor(math.log10(small))) if small else 0)
+        before, after, difference = (
+            "" if estimate is None else estimate.words(digits, signed=k == 2) for k, estimate in enumerate(estimates)
+        )
+        return before, after, difference
+
+    def __str__(self) -> str:
+        """``held-out loss 2.879 -> 2.486``."""
+        before, after, _ = self.cells
+        return f"{self.title} {before} -> {after}" if before else f"{self.title} {after}"
+
+    @property
+    def verdict(self) -> str:
+        """By the one rule for them; empty for what is neither good nor bad."""
+        scale = max((abs(part.value) for part in (self.before, self.after) if part is not None), default=0.0)
+        return verdict(
+            self.after,
+            self.difference,
+            better=self.better,
+            chance=self.chance,
+            rounding=rounding_of(scale, self.dtype, self.items),
+            items=self.items,
+            trained=self.trained,
+        )

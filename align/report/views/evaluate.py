@@ -1,0 +1,75 @@
+"""What the report shows of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from align.functional.intervals import ANY, SHARE
+from align.report.estimates import Change, Estimate
+from align.report.trained import trained_on, trained_on_bench
+from align.report.verdicts import Direction
+from align.report.views.view import View
+from align.runs.record import StageRecord
+from align.runs.values import count, in_order, mapping, number, short, text, texts
+
+_LESS_IS_BETTER = ("loss", "unfinished", "mixed_languages", "probe-identity/claims")
+_NEITHER = ("length", "distinct_1", "distinct_2")
+_ORDER = ("margin", "similarity", "loss", "target_logprob", "unfinished", "mixed_languages", *_NEITHER)
+"""Of an evaluation's own measures. Before them what the recipe asked for: benchmarks, scorers, judges."""
+
+
+def _better(name: str) -> Direction | None:
+    """Which way a metric of an evaluation is better; benchmarks, scorers and judges count what is good."""
+    if name in _NEITHER or "win_rate" in name:
+        return None
+    return "down" if name in _LESS_IS_BETTER or name.endswith("/unfinished") else "up"
+
+
+class EvaluateView(View):
+    """Every measure of every policy beside the first policy's: what the recipe asked for first (benchmarks, scorers,
+    judges), then what every evaluation measures."""
+
+    compares = True
+    all_numbers = False
+
+    def changes(self, stage: StageRecord) -> Iterator[Change | None]:
+        """See :meth:`View.changes`."""
+        metrics, scorers = mapping(stage.report, "metrics"), texts(stage.report, "scorers")
+        on_data, on_benches = trained_on(stage), trained_on_bench(stage)
+        order, control = [*texts(stage.report, "policies"), *scorers], text(stage.report, "control")
+        measured = in_order(metrics, texts(stage.report, "measures"))
+        for name in sorted(measured, key=lambda name: name in _ORDER and _ORDER.index(name) + 1):
+            policies = metrics[name]
+            words = text(stage.report, "words", name) or name
+            of_bench = name.partition("/")[0] in mapping(stage.report, "benches")
+            baseline = next(iter(scorers), "") if of_bench else text(stage.report, "baseline")
+            trained = on_benches if of_bench else on_data
+            chance = 0.5 if "win_rate" in name else None
+            before = Estimate.of(policies, baseline, name="mean")
+            others = in_order((policy for policy in mapping(policies) if policy not in (baseline, control)), order)
+            known = number(policies, control, "mean") if of_bench else None
+            beside = "" if known is None else f"{control}: {short(round(known, 3))}"
+            if not others:
+                yield Change.between(stage.name, words, None, before, subject=baseline, note=beside)
+            for policy in others:
+                after = Estimate.of(policies, policy, name="mean")
+                difference = Estimate.of(policies, policy, "difference", name="mean")
+                note = "; ".join(part for part in (f"before: {baseline}" if before else "", beside) if part)
+                if after is not None:
+                    items = None if number(policies, policy, "count") is None else count(policies, policy, "count")
+                    within = SHARE if chance is not None else ANY
+                    seen = trained or count(stage.report, "benches", name.partition("/")[0], "trained_on", policy) > 0
+                    yield Change(
+                        stage.name,
+                        words,
+                        before,
+                        after,
+                        difference,
+                        _better(name),
+                        chance,
+                        policy,
+                        note,
+                        items,
+                        seen,
+                        within=within,
+                    )

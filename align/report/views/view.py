@@ -1,0 +1,209 @@
+"""What a kind of stage is shown with: its measures, curves, bars, and the words for what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from align.errors import InputError
+from align.functional.intervals import ANY, SHARE, Range
+from align.pipeline.artifacts import Identity
+from align.recipe.reference_syntax import registered
+from align.recipe.schema import Stage, stage_class
+from align.report.estimates import Change, Estimate
+from align.report.verdicts import Direction
+from align.runs.record import StageRecord
+from align.runs.values import count, in_order, mapping, number, percent, text
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that a stage is looked at for."""
+
+    key: str
+    """Its name among the held-out metrics that the stage reported before and after training (`eval_before`,
+    `eval_after`); with `before` its name in the report."""
+    words: str
+    """What it is called."""
+    better: Direction | None = None
+    """Which way is better; None for what is neither good nor bad."""
+    unit: str = ""
+    within: Range = ANY
+    """The least and the largest value that it can have."""
+    before: str | None = None
+    """Of a number of `report.json`, or of what the stage noted: the name of the number that it is compared with, such
+    as what was given of what was kept; empty for one that stands alone. None for a held-out metric."""
+    is_share: bool = False
+    """It is a part of what it is compared with, and the report says how large a part."""
+    comparable: bool = True
+    """It counts the same as what it is compared with, so that their difference says something."""
+
+    @property
+    def title(self) -> str:
+        """With the unit."""
+        return f"{self.words}, {self.unit}" if self.unit else self.words
+
+
+class Panel(NamedTuple):
+    """A chart of curves over the steps."""
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str], ...]
+    """(metric, label) of each line; what was measured on held-out data under the same name is drawn with it."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A chart of bars."""
+
+    title: str
+    rows: Sequence[tuple[str, Sequence[float], str]]
+    """(label, lengths of the parts, value as text) of each bar."""
+    series: Sequence[tuple[str, int]]
+    """(name, colour) of each part."""
+    label_width: int = 120
+
+
+LOSS = Panel("Loss", "", (("loss", "loss"),))
+HELD_OUT_LOSS = Measure("loss", "held-out loss", "down")
+HELD_OUT_REWARD = Measure("reward", "reward on held-out prompts", "up")
+_OFTEN_REPORTED = (
+    HELD_OUT_REWARD,
+    HELD_OUT_LOSS,
+    Measure("rewards/accuracies", "held-out accuracy", "up", within=SHARE),
+    Measure("rewards/margins", "held-out margin of implicit rewards", "up"),
+    Measure("logps/chosen", "log-prob of held-out chosen answers", "up", "nats"),
+    Measure("logps/rejected", "log-prob of held-out rejected answers", None, "nats"),
+    Measure("accuracy", "held-out accuracy", "up", within=SHARE),
+    Measure("margin", "held-out margin of scores", "up"),
+    Measure("sft_loss", "loss on held-out conversations", "down"),
+    Measure("finished", "share of held-out answers that end", "up", within=SHARE),
+    Measure("length", "length of held-out answers", None, "tokens"),
+)
+"""How metrics are called that trainers of several kinds report."""
+KNOWN = {measure.key: measure for measure in _OFTEN_REPORTED}
+_NOT_DRAWN = {"step", "tokens", "step_seconds", "grad_norm", "learning_rate", "tokens_per_second"}
+_MOST_PANELS = 16
+"""One for each metric, up to this many, where a kind names none."""
+
+
+class View:
+    """What the report shows of a kind. As it is, it shows every number that a stage reported; a kind that has more to
+    say of its numbers has a subclass, which :attr:`Stage.view` names."""
+
+    measures: Sequence[Measure] = ()
+    """The most important one first, which is the headline. Empty: all held-out metrics, whatever they are."""
+    panels: Sequence[Panel] = ()
+    """The curves. Empty: one for each metric."""
+    held_out_key: str = ""
+    """The key that names held-out data: the report warns where it is not used. Empty where there is none."""
+    best: str = "lowest held-out loss"
+    """What `best_step` of the report is the step of."""
+    compares: bool = False
+    """A stage measures several policies, each by the same measures."""
+    all_numbers: bool = True
+    """The report lists all numbers that the stage noted, and not only those that most stages note."""
+
+    def changes(self, stage: StageRecord) -> Iterator[Change | None]:
+        """The measures of a stage that has a result, before and after it, the most important one first; None for one
+        that it has no number of."""
+        for _, change in self.measured(stage):
+            yield change
+
+    def measured(self, stage: StageRecord) -> Iterator[tuple[str, Change | None]]:
+        """:attr:`measures` by their keys."""
+        before, after = mapping(stage.report, "eval_before"), mapping(stage.report, "eval_after")
+        others = [KNOWN.get(key, Measure(key, f"held-out {key}")) for key in in_order(after, tuple(KNOWN))]
+        for measure in self.measures or others:
+            if measure.before is not None:
+                yield measure.key, _of_report(stage, measure)
+                continue
+            yield (
+                measure.key,
+                Change.between(
+                    stage.name,
+                    measure.title,
+                    number(before, measure.key),
+                    Estimate.of(after, measure.key),
+                    better=measure.better,
+                    within=measure.within,
+                    **circumstances(stage),
+                ),
+            )
+
+    def headlines(self, found: Sequence[Change]) -> Sequence[Change]:
+        """The few of all changes that say how the stage went, for lists, comparisons and model cards."""
+        return of_the_first_measure(found) if self.compares else found[:2]
+
+    def panels_of(self, stage: StageRecord) -> Sequence[Panel]:
+        """The curves of one stage."""
+        if self.panels:
+            return self.panels
+        names = {
+            key.removeprefix("eval/"): None
+            for row in stage.metrics
+            for key in row
+            if key not in _NOT_DRAWN and number(row, key) is not None
+        }
+        return tuple(Panel(name, "", ((name, name),)) for name in names)[:_MOST_PANELS]
+
+    def bars(self, stage: StageRecord) -> Iterator[Bars]:
+        """Charts of numbers that are not measured step by step."""
+        yield from ()
+
+    def notes(self, stage: StageRecord) -> Iterator[str]:
+        """What a reader must be told besides what holds for every kind, in plain words."""
+        yield from ()
+
+    def made_by(self, identity: Identity) -> str:
+        """What made the model that a card is about: `made by ...`."""
+        return type_of(identity.kind).words or identity.kind
+
+    def card(self, stage: StageRecord) -> Iterator[tuple[str, str]]:
+        """(title, Markdown) of sections that the card of the stage's model has besides those of every card."""
+        yield from ()
+
+
+def _of_report(stage: StageRecord, measure: Measure) -> Change | None:
+    before, after = number(stage.report, measure.before or ""), Estimate.of(stage.report, measure.key)
+    if measure.comparable and not measure.is_share:
+        return Change.between(stage.name, measure.title, before, after, better=measure.better, within=measure.within)
+    if before is None or after is None:
+        return None
+    note = f"{percent(after.value, before)} of them" if measure.is_share else ""
+    return Change(stage.name, measure.title, Estimate(before), after, better=measure.better, note=note)
+
+
+def circumstances(stage: StageRecord) -> dict[str, Any]:
+    """Of a stage's held-out numbers: how many prompts, whether they were trained on, and the precision."""
+    train = mapping(stage.manifest.identity.config, "train") if stage.manifest is not None else {}
+    return {
+        "items": count(stage.report, "held_out_data", "trees") or None,
+        "trained": count(stage.report, "held_out_leaked") > 0,
+        "dtype": "bf16" if "bf16" in (text(train, "dtype"), text(train, "autocast")) else "fp32",
+    }
+
+
+def of_the_first_measure(found: Sequence[Change]) -> list[Change]:
+    """The most important measure, of every policy where a stage compares several."""
+    return [change for change in found if change.measure == found[0].measure]
+
+
+def type_of(kind: str) -> type[Stage]:
+    """The class of a kind; what is known of every stage where that one cannot be imported here."""
+    try:
+        return stage_class(kind)
+    except InputError:
+        return Stage
+
+
+def view_of(kind: str) -> View:
+    """The view of a kind. A third party's is imported, as its stages are; where that cannot be, every number is shown
+    as it is."""
+    try:
+        found = registered(type_of(kind).view)
+    except InputError:
+        return View()
+    return found() if isinstance(found, type) and issubclass(found, View) else View()
