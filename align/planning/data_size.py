@@ -5,47 +5,27 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, InputError
 from align.pipeline.folder import RunFolder
+from align.planning.planner import Amount, ToPlan, planner_of
 from align.recipe import reference_syntax
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DataSource, EvaluateStage, Model, SelfContrastStage, Train
+from align.recipe.schema import DataSource, Model, Train
 
 if TYPE_CHECKING:
     from align.batching.loader import StepPlan
-    from align.data.formats.formats import Want
     from align.stages.shared.training_data import StageData
 
+ROWS = 50
+"""Rows of a source that are looked at before a run."""
+LARGEST_JSON = 100_000_000
+"""Bytes of a `.json` file, which is read whole, up to which it is looked at before a run."""
 EXACT_BYTES = 8_000_000
 """Data up to this size are encoded to count them."""
 _BYTES_PER_TOKEN = 4
-_COUNTED = ("sft", "reward", "dpo")
-"""Stage kinds whose data are encoded to count them."""
-
-
-@dataclass(frozen=True)
-class Amount:
-    """What a stage trains on, once through the data unless said otherwise."""
-
-    source: str
-    """How it is known."""
-    examples: int | None = None
-    tokens: int | None = None
-    """Unique tokens."""
-    targets: int | None = None
-    """Trained tokens."""
-    steps: int | None = None
-    """Optimiser steps of the whole stage, where they were counted."""
-    seen: int | None = None
-    """Tokens of all those steps."""
-    at_once: int | None = None
-    """Tokens of the largest forward pass of all those steps."""
-    longest: int | None = None
-    """Tokens of the longest row: counted with the answers that share its prompt, or estimated from the longest line."""
 
 
 class UnreadableData(InputError):
@@ -61,28 +41,29 @@ def data_faults() -> Iterator[None]:
         raise UnreadableData(error.problems) from error
 
 
-def amount(loaded: LoadedRecipe, name: str, model: Model | None, run: RunFolder, device: str = "cpu") -> Amount:
-    """The data of stage ``name``.
+def amount(stage: ToPlan, *, counts: bool, streams: bool) -> Amount:
+    """The data of a stage.
 
     Args:
-        model: with a local path, whose tokenizer may be used; None when there is none on this machine.
-        device: "cpu" or "cuda", where a row's length is rounded up.
+        counts: they are encoded to count them where that is quick, as the stages read theirs that
+            :mod:`align.stages.shared.training_data` reads for.
+        streams: the stage cuts a tree that is much larger than a micro-batch.
 
     Raises:
         UnreadableData: bad rows, or a file that cannot be read.
         InputError: the model's tokenizer cannot be read.
     """
-    spec: Any = loaded.recipe.stages[name]
-    sources: Sequence[DataSource] = spec.data
+    loaded, run, model = stage.loaded, stage.run, stage.origin.local
+    sources: Sequence[DataSource] = stage.spec.data
     try:
         locations = [locate(loaded, run, source.path) for source in sources]
     except AlignError as error:  # a stage that has not run yet: what it will make is not known
-        return _of_contrast(loaded, sources, run) or Amount(f"unknown: {error.problems[0].message}")
+        return _of_a_stage(loaded, sources, run) or Amount(error.problems[0].message)
     if any(isinstance(location, str) for location in locations):
-        return Amount("unknown: a data set on the hub is not downloaded to plan")
+        return Amount("a data set on the hub is not downloaded to plan")
     size = sum(_size(Path(location)) for location in locations)
-    if spec.kind in _COUNTED and model is not None and size <= EXACT_BYTES:
-        return _encoded(loaded, name, model, run, device)
+    if counts and model is not None and size <= EXACT_BYTES:
+        return _encoded(stage, model, streams=streams)
     why = "larger than what is encoded to count" if size > EXACT_BYTES else "the tokenizer is not on this machine"
     filters = ", `where` and `limit` ignored" if any(source.where or source.limit for source in sources) else ""
     words = f"estimated: {size:,} bytes at {_BYTES_PER_TOKEN} a token{filters} ({why})"
@@ -104,16 +85,16 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
     try:
         locations = [locate(loaded, run, source.path) for source in spec.data]
     except AlignError as error:
-        return Amount(f"unknown: {error.problems[0].message}")
+        return Amount(error.problems[0].message)
     if any(isinstance(location, str) for location in locations):
-        return Amount("unknown: a data set on the hub is not downloaded to plan")
+        return Amount("a data set on the hub is not downloaded to plan")
     size = sum(_size(Path(location)) for location in locations)
     if size > EXACT_BYTES:
         return Amount(
             "lines of the files", _lines([Path(location) for location in locations])[0], size // _BYTES_PER_TOKEN
         )
     rows = characters = 0
-    want: Want = "prompt" if isinstance(spec, EvaluateStage) else "conversation"
+    want = spec.record_types()["data"]
     with data_faults():
         for record in read_records(spec.data, locations, want, seed=loaded.recipe.seed, rejects=None):
             rows += 1
@@ -121,23 +102,14 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
     return Amount("counted; more may be dropped for their length", examples=rows, tokens=characters // _BYTES_PER_TOKEN)
 
 
-def _of_contrast(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFolder) -> Amount | None:
-    """What a Self-Contrast stage that has not run yet will make, at most; None when the data are not all from one."""
+def _of_a_stage(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFolder) -> Amount | None:
+    """What a stage that has not run yet will make, at most; None when the data are not all from one, or it does not
+    know."""
     parsed = [reference_syntax.parse(source.path, loaded.root) for source in sources]
     names = [ref.name for ref in parsed if isinstance(ref, reference_syntax.StageRef)]
-    spec = loaded.recipe.stages[names[0]] if len(names) == len(parsed) == 1 else None
-    if not isinstance(spec, SelfContrastStage):
+    if not len(names) == len(parsed) == 1:
         return None
-    found = conversations(loaded, names[0], run)
-    if found.examples is None or found.tokens is None:
-        return None
-    words = (
-        f"at most: a preference for each conversation of {names[0]}, {spec.negatives} rejected answers of"
-        f" {spec.max_new_tokens:,} tokens"
-    )
-    return Amount(
-        words, examples=found.examples, tokens=found.tokens + found.examples * spec.negatives * spec.max_new_tokens
-    )
+    return planner_of(loaded.recipe.stages[names[0]]).makes(loaded, names[0], run)
 
 
 def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
@@ -165,13 +137,13 @@ def _lines(paths: Sequence[Path]) -> tuple[int | None, int | None]:
     return len(lines), max(map(len, lines), default=0)
 
 
-def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder, device: str) -> Amount:
+def _encoded(stage: ToPlan, model: Model, *, streams: bool) -> Amount:
     """Encode as the stage will, and cut the steps as it will. Uses the runs' cache if there is one, and leaves nothing
     behind otherwise."""
     from align.models.load import load_encoder
     from align.stages.shared.training_data import read_data
 
-    spec: Any = loaded.recipe.stages[name]
+    loaded, run, spec = stage.loaded, stage.run, stage.spec
     seed = loaded.recipe.seed if spec.seed is None else spec.seed
     encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
     with tempfile.TemporaryDirectory(prefix="align-plan-") as scratch, data_faults():
@@ -186,7 +158,7 @@ def _encoded(loaded: LoadedRecipe, name: str, model: Model, run: RunFolder, devi
         )
         plan, report = read.plan(spec.train, seed), read.report
         seen = int(read.examples.sizes[plan.order[: plan.bounds[-1]]].sum())
-        at_once, longest = _largest(read, plan, spec.train, streams=spec.kind == "dpo", device=device)
+        at_once, longest = _largest(read, plan, spec.train, streams=streams, device=stage.machine.device)
         words = "encoded with the model's tokenizer"
         return Amount(words, len(read.trees), report.tokens, report.targets, len(plan), seen, at_once, longest)
 

@@ -17,16 +17,11 @@ from align.pipeline import artifacts
 from align.pipeline.folder import RunFolder
 from align.pipeline.selection import ALL, Selection
 from align.pipeline.status import StageStatus, status
-from align.planning import ppo, reward_bench, trl
-from align.planning.data_size import Amount, UnreadableData, amount, conversations
-from align.planning.starting_model import origin_of
-from align.planning.training import Rollouts, Row, Training
-from align.recipe.kinds.ppo import PpoStage
+from align.planning.data_size import UnreadableData
+from align.planning.planner import Row, ToPlan, planner_of
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import EvaluateStage, Hardware, SelfContrastStage, Train, TrlStage
-from align.sizing import needs
+from align.recipe.schema import Hardware
 from align.sizing.machine import Machine, machine_for, this_machine
-from align.sizing.needs import duration
 
 
 @dataclass(frozen=True)
@@ -139,31 +134,9 @@ def _plan_stage(
 def _plan_running(
     loaded: LoadedRecipe, plain: StagePlan, machine: Machine, processes: int, run: RunFolder
 ) -> StagePlan:
-    name, state = plain.name, plain.status
-    spec = loaded.recipe.stages[name]
-    if isinstance(spec, (SelfContrastStage, EvaluateStage)):
-        benches = reward_bench.rows(loaded, spec, run) if isinstance(spec, EvaluateStage) else ()
-        return dataclasses.replace(
-            plain, rows=(*plain.rows, *_sampling_rows(loaded, name, spec, machine, run), *benches)
-        )
-    if isinstance(spec, TrlStage):
-        origin = origin_of(loaded, name, run)
-        start = Row("starts from", origin.name, origin.source)
-        return dataclasses.replace(plain, rows=(*plain.rows, start, *(Row(*row) for row in trl.rows(spec))))
-    if not isinstance(getattr(spec, "train", None), Train):
-        return plain
-    origin = origin_of(loaded, name, run)
-    training: Training
-    if isinstance(spec, PpoStage):
-        prompts = ppo.prompts_of(loaded, name, spec, origin.local, run)
-        training = Rollouts(spec, origin, prompts, machine, processes, _measured_speed(state))
-    else:
-        found = amount(loaded, name, origin.local, run, machine.device) if hasattr(spec, "data") else Amount("unknown")
-        training = Training(spec, origin, found, machine, processes, _measured_speed(state))
-    rows = (*plain.rows, *training.rows())
-    return dataclasses.replace(
-        plain, rows=rows, memory=training.memory, problems=tuple(training.problems(loaded, name))
-    )
+    stage = ToPlan(loaded, plain.name, run, machine, processes, _measured_speed(plain.status))
+    found = planner_of(stage.spec).plan(stage)
+    return dataclasses.replace(plain, rows=(*plain.rows, *found.rows), memory=found.memory, problems=found.problems)
 
 
 def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
@@ -171,34 +144,6 @@ def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
         yield Row(
             "reads", referred.text, loaded.written(referred.path).removeprefix(f"stages.{name}.").removesuffix(".path")
         )
-
-
-def _sampling_rows(
-    loaded: LoadedRecipe, name: str, spec: SelfContrastStage | EvaluateStage, machine: Machine, run: RunFolder
-) -> Iterator[Row]:
-    """Prompts, samples and time of a stage that samples for its data."""
-    if spec.data is None:
-        return
-    data, origin = conversations(loaded, name, run), origin_of(loaded, name, run)
-    policies = len(spec.policies) if isinstance(spec, EvaluateStage) else 1
-    if isinstance(spec, SelfContrastStage):
-        yield Row("samples from", origin.name, origin.source)
-    if data.examples is None:
-        yield Row("prompts, samples, time", "unknown", data.source.removeprefix("unknown: "))
-        return
-    samples = data.examples * spec.samples_per_prompt * policies
-    tokens = samples * spec.max_new_tokens
-    yield Row("prompts", f"{data.examples:,}", data.source)
-    each = f"samples_per_prompt {spec.samples_per_prompt}" + (
-        f" from each of {policies} policies" if policies > 1 else ""
-    )
-    yield Row("samples", f"{samples:,}", each)
-    yield Row("sampled tokens", f"{tokens:,} at most", f"max_new_tokens {spec.max_new_tokens:,}")
-    if origin.shape is not None:
-        speed = needs.sampled_tokens_per_second(origin.shape, device=machine.device, units=machine.units)
-        assumed = f"{needs.assumed_speed(machine.device)} x {machine.units}"
-        words = f"estimate for sampling: {speed:,.0f} tokens/s (assumed: {assumed}); loading and embedding come on top"
-        yield Row("time", f"about {duration(tokens / speed)} at most", words)
 
 
 def _measured_speed(state: StageStatus) -> float | None:

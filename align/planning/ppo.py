@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
-from align.planning.data_size import EXACT_BYTES, Amount, data_faults, locate
+from align.planning.data_size import EXACT_BYTES, data_faults, locate
+from align.planning.planner import Amount, Row, ToPlan
+from align.planning.training import Training, TrainingPlanner
 from align.recipe.kinds.ppo import PpoStage
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Model
+from align.sizing import ppo_needs
+from align.sizing.needs import Pass, Term
 
 if TYPE_CHECKING:
     from align.data.trees.prompts import EncodedPrompt
@@ -30,7 +34,7 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
     try:
         locations = [locate(loaded, run, text) for text in texts]
     except AlignError:  # a stage that has not run yet
-        return Amount(f"from {', '.join(texts)}; {bound}")
+        return Amount(f"from {', '.join(texts)}", bound=bound)
     local = [location for location in locations if isinstance(location, Path)]
     size = sum(
         file.stat().st_size
@@ -39,7 +43,7 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
         if file.is_file()
     )
     if model is None or len(local) < len(locations) or size > EXACT_BYTES:
-        return Amount(f"from {', '.join(texts)}; {bound}")
+        return Amount(f"from {', '.join(texts)}", bound=bound)
     found = _encoded(loaded, name, spec, model, run)
     lengths = [len(prompt.ids) for prompt in found]
     return Amount("encoded with the model's tokenizer", len(lengths), sum(lengths), longest=max(lengths, default=0))
@@ -80,29 +84,85 @@ def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
     return int((read + sampled_tokens(spec)) * spec.ppo_epochs * models)
 
 
-def rows(spec: PpoStage, prompts: Amount) -> Iterator[tuple[str, str, str]]:
-    """(name, value, source) of what an iteration takes and how many there are."""
+def rows(spec: PpoStage, prompts: Amount) -> Iterator[Row]:
+    """What an iteration takes and how many there are."""
     if prompts.examples is None:
-        yield "prompts", prompts.source.partition(";")[0], prompts.source.partition("; ")[2]
+        yield Row("prompts", prompts.source, prompts.bound)
     else:
-        yield "prompts", f"{prompts.examples:,} prompts, {prompts.tokens:,} tokens", prompts.source
+        yield Row("prompts", f"{prompts.examples:,} prompts, {prompts.tokens:,} tokens", prompts.source)
     answers = (
         f"{spec.samples_per_prompt} answer{'s' * (spec.samples_per_prompt > 1)} of at most {spec.max_new_tokens:,}"
         " tokens"
     )
-    yield (
+    yield Row(
         "an iteration takes",
         f"{spec.train.prompts} prompts x {answers}",
         "train.batch_size, samples_per_prompt, max_new_tokens",
     )
     steps = f"iterations {spec.iterations:,} x ppo_epochs {spec.ppo_epochs} x minibatches {spec.minibatches}"
-    yield "steps", f"{spec.total_steps:,}", steps
+    yield Row("steps", f"{spec.total_steps:,}", steps)
     if spec.uses_baseline:
-        yield (
+        yield Row(
             "reference answers",
             f"{spec.baseline_samples} to each prompt, before training",
             "reference_baseline, baseline_samples",
         )
-    yield "sampled in all", f"at most {sampled_tokens(spec):,} tokens", "the four of them"
+    yield Row("sampled in all", f"at most {sampled_tokens(spec):,} tokens", "the four of them")
     words = "prompts and answers, in every pass" + (", for policy and value model" if spec.estimator == "gae" else "")
-    yield "tokens in all", f"at most {trained_tokens(spec, prompts):,}", f"{words}; conversations come on top"
+    yield Row("tokens in all", f"at most {trained_tokens(spec, prompts):,}", f"{words}; conversations come on top")
+
+
+class Rollouts(Training):
+    """The numbers of a stage that samples what it trains on."""
+
+    spec: PpoStage
+    most = "at most about"
+    not_counted = "loading, scoring and above all sampling come on top"
+
+    def _terms(self, largest: Pass) -> list[Term]:
+        if self.shape is None:
+            return []
+        device = self.machine.device
+        budget = self.machine.memory if device == "cuda" else None
+        return ppo_needs.memory(
+            self.shape, self.spec, device=device, processes=self.processes, budget=budget, largest=largest
+        )
+
+    def _disk(self) -> list[Term]:
+        return (
+            []
+            if self.shape is None
+            else ppo_needs.disk(self.shape, self.spec, tokens=None, dequantises=self.origin.gguf)
+        )
+
+    def _largest(self, *, certain: bool = False) -> Pass:
+        """Prompts share a forward pass with as many of their answers as fit; one prompt with one answer is never cut.
+        How long answers get is not known."""
+        spec, limit = self.spec, self.train.microbatch_tokens
+        longest = (self.data.longest or spec.max_prompt_length) + spec.max_new_tokens
+        if longest > limit and not certain:
+            return Pass(self._padded(longest), "a prompt with its answer, max_new_tokens long")
+        step = trained_tokens(spec, self.data) // (2 if spec.estimator == "gae" else 1) // spec.total_steps
+        filled = limit if certain is False or step > limit else step
+        return Pass(self._padded(min(limit, filled)), "train.microbatch_tokens" if filled == limit else "a whole step")
+
+    def _data_rows(self) -> list[Row]:
+        return []
+
+    def _step_rows(self) -> list[Row]:
+        micro = f"{self.train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
+        return [
+            *rows(self.spec, self.data),
+            Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}"),
+        ]
+
+    def _steps_and_tokens(self) -> tuple[int | None, int | None]:
+        return self.spec.total_steps, trained_tokens(self.spec, self.data)
+
+
+class PpoPlanner(TrainingPlanner):
+    """Of a stage that samples what it trains on."""
+
+    def training(self, stage: ToPlan) -> Rollouts:
+        """See :meth:`TrainingPlanner.training`."""
+        return Rollouts(stage, prompts_of(stage.loaded, stage.name, stage.spec, stage.origin.local, stage.run))

@@ -4,13 +4,16 @@ files."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from align.evaluation.reward_bench.read import read_bench
+from align.errors import InputError, Problem
+from align.evaluation.reward_bench.read import read_bench, refuse_pairs_where_scores_are_needed
 from align.pipeline.folder import RunFolder
-from align.planning.data_size import data_faults, locate
-from align.planning.training import Row
+from align.planning.data_size import LARGEST_JSON, ROWS, data_faults, locate
+from align.planning.planner import Row
+from align.recipe.kinds.judge import Judge
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import EvaluateStage
+from align.recipe.schema import DataSource, EvaluateStage
 
 
 def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[Row]:
@@ -36,3 +39,15 @@ def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[
             graded = answers if "pointwise" in spec.judge.methods else 0
             how = [*([f"{pairs:,} pairs in both orders"] if pairs else []), *([f"{graded:,} grades"] if graded else [])]
             yield Row("judge's replies", f"{2 * pairs + graded:,} at most", f"{bench.TITLE}: {' and '.join(how)}")
+
+
+def bench_faults(judge: Judge | None, source: DataSource, location: Path) -> list[Problem]:
+    """What is wrong with the first rows of a reward benchmark's file, and whether the stage's judge can serve it."""
+    if location.suffix == ".json" and location.is_file() and location.stat().st_size > LARGEST_JSON:
+        return []
+    try:
+        bench, _ = read_bench(source, location, most=ROWS)
+        refuse_pairs_where_scores_are_needed(judge, bench, source.path)
+    except InputError as error:
+        return list(error.problems)
+    return []

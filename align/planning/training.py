@@ -6,47 +6,37 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from align.errors import Problem
-from align.planning import ppo
-from align.planning.data_size import Amount
-from align.planning.starting_model import Origin
-from align.recipe.kinds.ppo import PpoStage
+from align.models.files.folder import read_folder
+from align.models.files.starts import require_start
+from align.planning.data_size import amount
+from align.planning.planner import Amount, Derived, Planner, Row, ToPlan
+from align.recipe.kinds.reward import RewardStage
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import Lora, Stage, Train
-from align.sizing import needs, ppo_needs
-from align.sizing.machine import Machine
+from align.recipe.schema import Lora, Train
+from align.sizing import needs
 from align.sizing.needs import Pass, Term, count, duration, gigabytes
 from align.sizing.shapes import Shape
-
-
-@dataclass(frozen=True)
-class Row:
-    """One value of a plan."""
-
-    name: str
-    value: str
-    source: str
-    """Where it comes from."""
 
 
 class Training:
     """The numbers of a stage that trains."""
 
-    def __init__(
-        self, spec: Stage, origin: Origin, data: Amount, machine: Machine, processes: int, measured_speed: float | None
-    ) -> None:
-        self.train: Train = getattr(spec, "train")  # noqa: B009 - a field that not every stage has
+    most: ClassVar[str] = "about"
+    """How the time is said: what it is is estimated, or bounded."""
+    not_counted: ClassVar[str] = "loading, evaluation, samples (and for dpo the reference) come on top"
+    """What is not in the time."""
+
+    def __init__(self, stage: ToPlan, data: Amount) -> None:
+        spec = stage.spec
+        self.train: Train = spec.train
         self.lora: Lora | None = getattr(spec, "lora", None)
-        self.origin, self.data, self.machine, self.processes, self.measured_speed = (
-            origin,
-            data,
-            machine,
-            processes,
-            measured_speed,
-        )
-        self.shape = origin.shape
+        self.data, self.origin, self.machine = data, stage.origin, stage.machine
+        self.processes, self.measured_speed = stage.processes, stage.measured_speed
+        self.shape = stage.origin.shape
         if self.shape is not None and spec.produces == "reward_model":
             self.shape = dataclasses.replace(self.shape, lm_head=False)
         self.spec = spec
@@ -100,7 +90,7 @@ class Training:
     def _most_tokens_of_a_row(self) -> int:
         """Longer ones are cut or left out; a row of preferences may have several answers of that length."""
         longest: int = getattr(self.spec, "max_length", self.train.microbatch_tokens)
-        return longest if self.spec.kind == "sft" else 2 * longest
+        return longest if self.spec.record_types().get("data") == "conversation" else 2 * longest
 
     def rows(self) -> list[Row]:
         """All of them, in reading order."""
@@ -124,7 +114,7 @@ class Training:
     def _data_rows(self) -> list[Row]:
         data = self.data
         if data.tokens is None:
-            return [Row("data", "unknown", data.source.removeprefix("unknown: "))]
+            return [Row("data", "unknown", data.source)]
         parts = [f"{data.tokens:,} tokens"]
         parts += [f"{data.targets:,} of them trained on"] if data.targets is not None else []
         parts += [f"{data.examples:,} examples"] if data.examples is not None else []
@@ -188,11 +178,8 @@ class Training:
             if speed is self.measured_speed
             else f"assumed: {needs.assumed_speed(self.machine.device)} x {units}"
         )
-        source = (
-            f"estimate: {speed:,.0f} tokens/s ({what}); loading, evaluation, samples (and for dpo the reference) come"
-            " on top"
-        )
-        return Row("time", "unknown" if seen is None else f"about {duration(seen / speed)}", source)
+        source = f"estimate: {speed:,.0f} tokens/s ({what}); {self.not_counted}"
+        return Row("time", "unknown" if seen is None else f"{self.most} {duration(seen / speed)}", source)
 
     # What cannot fit
 
@@ -244,50 +231,42 @@ class Training:
         return "set `train.dtype: bf16`" if self.train.dtype == "fp32" else "a smaller model, or a GPU with more memory"
 
 
-class Rollouts(Training):
-    """The numbers of a stage that samples what it trains on."""
+class TrainingPlanner(Planner):
+    """Of a stage with a ``train`` block, whose ``data`` are estimated from their size; nothing of one without."""
 
-    spec: PpoStage
+    counts: ClassVar[bool] = False
+    """The data are encoded to count them, as :mod:`align.stages.shared.training_data` reads them."""
+    streams: ClassVar[bool] = False
+    """The stage cuts a tree that is much larger than a micro-batch."""
 
-    def _terms(self, largest: Pass) -> list[Term]:
-        if self.shape is None:
-            return []
-        device = self.machine.device
-        budget = self.machine.memory if device == "cuda" else None
-        return ppo_needs.memory(
-            self.shape, self.spec, device=device, processes=self.processes, budget=budget, largest=largest
-        )
+    def plan(self, stage: ToPlan) -> Derived:
+        """See :meth:`Planner.plan`."""
+        if not isinstance(getattr(stage.spec, "train", None), Train):
+            return Derived()
+        training = self.training(stage)
+        return Derived(tuple(training.rows()), training.memory, tuple(training.problems(stage.loaded, stage.name)))
 
-    def _disk(self) -> list[Term]:
-        return (
-            []
-            if self.shape is None
-            else ppo_needs.disk(self.shape, self.spec, tokens=None, dequantises=self.origin.gguf)
-        )
+    def training(self, stage: ToPlan) -> Training:
+        """Its numbers."""
+        known = hasattr(stage.spec, "data")
+        return Training(stage, amount(stage, counts=self.counts, streams=self.streams) if known else Amount("unknown"))
 
-    def _largest(self, *, certain: bool = False) -> Pass:
-        """Prompts share a forward pass with as many of their answers as fit; one prompt with one answer is never cut.
-        How long answers get is not known."""
-        spec, limit = self.spec, self.train.microbatch_tokens
-        longest = (self.data.longest or spec.max_prompt_length) + spec.max_new_tokens
-        if longest > limit and not certain:
-            return Pass(self._padded(longest), "a prompt with its answer, max_new_tokens long")
-        step = ppo.trained_tokens(spec, self.data) // (2 if spec.estimator == "gae" else 1) // spec.total_steps
-        filled = limit if certain is False or step > limit else step
-        return Pass(self._padded(min(limit, filled)), "train.microbatch_tokens" if filled == limit else "a whole step")
 
-    def _data_rows(self) -> list[Row]:
-        return []
+class CountedPlanner(TrainingPlanner):
+    """Of a stage whose data :mod:`align.stages.shared.training_data` reads."""
 
-    def _step_rows(self) -> list[Row]:
-        micro = f"{self.train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
-        rows = [Row(*row) for row in ppo.rows(self.spec, self.data)]
-        return [*rows, Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}")]
+    counts = True
 
-    def _time_row(self, shape: Shape) -> Row:
-        row = super()._time_row(shape)
-        source = row.source.partition(";")[0] + "; loading, scoring and above all sampling come on top"
-        return dataclasses.replace(row, value=row.value.replace("about", "at most about"), source=source)
 
-    def _steps_and_tokens(self) -> tuple[int | None, int | None]:
-        return self.spec.total_steps, ppo.trained_tokens(self.spec, self.data)
+class DpoPlanner(CountedPlanner):
+    """Of preference optimisation."""
+
+    streams = True
+
+
+class RewardPlanner(CountedPlanner):
+    """Of a reward model."""
+
+    def look_at_start(self, spec: RewardStage, folder: Path) -> None:
+        """A head is kept only where it learns the same grades."""
+        require_start(read_folder(folder, None), spec.grades)

@@ -6,30 +6,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import version
 
+from align.planning.planner import Check, Derived, Planner, Row, ToPlan
+from align.planning.requirements import require_package
 from align.recipe.kinds.trl_source import config_name
 from align.recipe.schema import TrlStage
 
 
-def rows(spec: TrlStage) -> Iterator[tuple[str, str, str]]:
-    """Name, value and source of each."""
-    yield (
+def rows(spec: TrlStage) -> Iterator[Row]:
+    """What its arguments say."""
+    yield Row(
         "trained by",
         f"{spec.trainer} of TRL {version('trl')}",
         "its loop, loss and sampling; the data are encoded here",
     )
-    yield "learning rate", _number(spec.argument("learning_rate")), _source(spec, "learning_rate")
+    yield Row("learning rate", _number(spec.argument("learning_rate")), _source(spec, "learning_rate"))
     batch, accumulated = spec.argument("per_device_train_batch_size"), spec.argument("gradient_accumulation_steps")
     if isinstance(batch, int) and isinstance(accumulated, int):
         size = "per_device_train_batch_size x gradient_accumulation_steps"
-        yield "a step takes", f"{batch * accumulated} {_unit(spec)}", f"{size} ({batch} x {accumulated})"
+        yield Row("a step takes", f"{batch * accumulated} {_unit(spec)}", f"{size} ({batch} x {accumulated})")
     steps = spec.argument("max_steps")
     if isinstance(steps, int) and steps > 0:
-        yield "steps", f"{steps:,}", _source(spec, "max_steps")
+        yield Row("steps", f"{steps:,}", _source(spec, "max_steps"))
     else:
-        yield "passes over the data", _number(spec.argument("num_train_epochs")), _source(spec, "num_train_epochs")
+        yield Row("passes over the data", _number(spec.argument("num_train_epochs")), _source(spec, "num_train_epochs"))
     if spec.longest_answer is not None:
-        yield "longest answer", f"{spec.longest_answer:,} tokens", _source(spec, str(spec.method.answer_length))
-    yield "memory, disk, time", "not estimated", "TRL's batches are padded, and its reference and samples are its own"
+        yield Row("longest answer", f"{spec.longest_answer:,} tokens", _source(spec, str(spec.method.answer_length)))
+    yield Row(
+        "memory, disk, time", "not estimated", "TRL's batches are padded, and its reference and samples are its own"
+    )
 
 
 def _unit(spec: TrlStage) -> str:
@@ -45,3 +49,16 @@ def _number(value: object) -> str:
 
 def _source(spec: TrlStage, name: str) -> str:
     return f"args.{name}" if name in spec.args else f"default of {config_name(spec.trainer)}"
+
+
+class TrlPlanner(Planner):
+    """Of a stage that one of TRL's trainers runs."""
+
+    def plan(self, stage: ToPlan) -> Derived:
+        """See :meth:`Planner.plan`."""
+        start = Row("starts from", stage.origin.name, stage.origin.source)
+        return Derived((start, *rows(stage.spec)))
+
+    def needs(self, spec: TrlStage) -> Iterator[tuple[str, Check]]:
+        """See :meth:`Planner.needs`."""
+        yield "trainer", lambda: require_package("trl", "the trainer needs", "`align doctor` says what is missing")

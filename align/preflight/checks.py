@@ -8,14 +8,10 @@ weights are loaded. What another stage has to make first is left out, with the r
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from align import files
 from align.errors import AlignError, EnvironmentFault, InputError, Problem
@@ -23,18 +19,16 @@ from align.pipeline.folder import RunFolder
 from align.pipeline.selection import ALL, Selection
 from align.pipeline.status import StageStatus, status
 from align.planning import plan
+from align.planning.planner import planner_of
+from align.planning.requirements import require_package
 from align.preflight import first_rows
 from align.preflight.first_tokens import Encoders
-from align.preflight.models_here import heads_not_kept, look_at, needed_models
+from align.preflight.models_here import look_at, needed_models, starts_refused
 from align.recipe import reference_syntax
-from align.recipe.kinds.judge import Judge
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DataSource, EvaluateStage, Stage, Train, TrlStage
+from align.recipe.schema import DataSource, Stage, Train
 from align.sizing import machine
 from align.training.trackers import require_tracker
-
-CONNECT_S = 3.0
-"""Seconds that the server of a judge has to take a connection."""
 
 
 @dataclass
@@ -156,62 +150,12 @@ def _needs(spec: Stage) -> Iterator[tuple[str, Callable[[], object]]]:
         for tracker in train.report_to:
             yield "train.report_to", partial(require_tracker, tracker)
     if lora is not None and lora.quantize:
-        yield (
-            "lora.quantize",
-            lambda: _package("bitsandbytes", "4-bit weights need", "pip install bitsandbytes, or remove the key"),
-        )
+        hint = "pip install bitsandbytes, or remove the key"
+        yield "lora.quantize", partial(require_package, "bitsandbytes", "4-bit weights need", hint)
     if rollout is not None and rollout.engine == "vllm":
-        yield "rollout.engine", lambda: _package("vllm", "the engine needs", "`align doctor` says how to install it")
-    if isinstance(spec, TrlStage):
-        yield "trainer", lambda: _package("trl", "the trainer needs", "`align doctor` says what is missing")
-    if isinstance(spec, EvaluateStage):
-        yield from _evaluation_needs(spec)
-
-
-def _evaluation_needs(spec: EvaluateStage) -> Iterator[tuple[str, Callable[[], object]]]:
-    from align.evaluation.tasks.ifeval import checkers
-    from align.evaluation.tasks.lm_eval import require_harness
-
-    if spec.lm_eval_tasks:
-        yield "lm_eval_tasks", require_harness
-    for i, task in enumerate(spec.tasks):
-        if task.task == "ifeval":
-            yield f"tasks.{i}.task", checkers
-    judge = spec.judge
-    if judge is not None:
-        yield "judge", lambda: _package("httpx", "a judge needs", "pip install 'alignkit[eval]'")
-        yield "judge.key_env", lambda: _key(judge)
-        yield "judge.endpoint", lambda: _listening(judge.endpoint)
-
-
-def _package(name: str, needed: str, hint: str) -> None:
-    if find_spec(name) is None:
-        raise EnvironmentFault(f"{needed} the Python package {name}, which is not installed", hint=hint)
-
-
-def _key(judge: Judge) -> None:
-    from align.evaluation.chat_server import key_of
-
-    key_of(judge)
-
-
-def _listening(endpoint: str) -> None:
-    """Does the server take a connection? Nothing is sent. Behind a proxy only the proxy could tell, and it is not
-    asked."""
-    parts = urlsplit(endpoint)
-    host = parts.hostname or ""
-    if parts.scheme == "https" and parts.scheme in getproxies() and not proxy_bypass(host):
-        return
-    try:
-        with socket.create_connection(
-            (host, parts.port or (443 if parts.scheme == "https" else 80)), timeout=CONNECT_S
-        ):
-            return
-    except OSError as error:
-        hint = "start the server first, or leave the stage for later: --only names the stages that run now"
-        raise EnvironmentFault(
-            f"no server answers at {endpoint} ({error.strerror or type(error).__name__})", hint=hint
-        ) from error
+        hint = "`align doctor` says how to install it"
+        yield "rollout.engine", partial(require_package, "vllm", "the engine needs", hint)
+    yield from planner_of(spec).needs(spec)
 
 
 # Data and models
@@ -265,7 +209,7 @@ def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -
                 hub.has_model(location, model.revision)
         except AlignError as error:
             found.add(error, loaded.problem(key, ""))
-    for key, fault in heads_not_kept(loaded, todo):
+    for key, fault in starts_refused(loaded, todo):
         found.add(fault, loaded.problem(key, ""))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import InputError, Problem
+from align.planning.data_size import LARGEST_JSON, ROWS
+from align.planning.planner import planner_of
 from align.preflight.first_tokens import Fits, fitting
-from align.recipe.kinds.judge import Judge
-from align.recipe.kinds.tasks import RewardBenchTask
-from align.recipe.schema import DataSource, EvaluateStage, Stage
+from align.recipe.schema import DataSource, Stage
 
 if TYPE_CHECKING:
     from align.data.chat.encoder import Encoder
@@ -22,14 +22,10 @@ if TYPE_CHECKING:
     from align.data.rows import Row
     from align.data.strict_json import RowError
 
-ROWS = 50
-"""Rows of a source that are looked at."""
 _SEEN = 5_000
 """Rows that are read to find them, where `where` leaves many out."""
 _SHOWN = 3
 """Bad rows of a source that are listed."""
-_WHOLE = 100_000_000
-"""Bytes of a `.json` file, which is read whole, up to which it is looked at."""
 
 
 def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSource, Want]]:
@@ -55,25 +51,7 @@ def looks_at(
     for key, source, want in spec.sources():
         fits = None if encoder is None else fitting(spec, key, encoder)
         yield key, source, partial(faults, source, want=want, fits=fits)
-    if not isinstance(spec, EvaluateStage):
-        return
-    for i, task in enumerate(spec.tasks):
-        if isinstance(task, RewardBenchTask):
-            yield f"tasks.{i}.data", task.data, partial(bench_faults, spec.judge, task.data)
-
-
-def bench_faults(judge: Judge | None, source: DataSource, location: Path) -> list[Problem]:
-    """The same of a reward benchmark's file, and whether the stage's judge can serve it."""
-    from align.evaluation.reward_bench.read import read_bench, refuse_pairs_where_scores_are_needed
-
-    if location.suffix == ".json" and location.is_file() and location.stat().st_size > _WHOLE:
-        return []
-    try:
-        bench, _ = read_bench(source, location, most=ROWS)
-        refuse_pairs_where_scores_are_needed(judge, bench, source.path)
-    except InputError as error:
-        return list(error.problems)
-    return []
+    yield from planner_of(spec).looks_at(spec)
 
 
 def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = None) -> list[Problem]:
@@ -91,7 +69,7 @@ def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = N
     from align.data.sources.readers import read_rows
     from align.data.strict_json import RowError
 
-    if location.suffix == ".json" and location.is_file() and location.stat().st_size > _WHOLE:
+    if location.suffix == ".json" and location.is_file() and location.stat().st_size > LARGEST_JSON:
         return []
     bad: list[Problem] = []
     convert, choice = converter(source, want), Choice(source)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from align.errors import AlignError, Problem
 from align.models.files.folder import read_folder
 from align.models.files.own_code import refuse_own_code
-from align.models.files.starts import require_start
 from align.pipeline.identity import needs_model
+from align.planning.planner import planner_of
 from align.recipe import reference_syntax
 from align.recipe.checks.fields import mark_of
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import BUILTIN_STAGES, Model, RewardStage, Stage
+from align.recipe.schema import BUILTIN_STAGES, Model, Stage
 
 Kind = Literal["policy", "scorer", "embedder"]
 
@@ -56,16 +57,18 @@ def _may_be_a_scorer(spec: Stage) -> bool:
     return mark is not None and "reward_model" in mark.accepts
 
 
-def reward_starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Path, dict[str, float]]]:
-    """Key and folder on this machine of what reward models among ``stages`` start from, and the grades that they
-    learn."""
+def starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Stage, Path]]:
+    """Key, stage and folder of what those among ``stages`` start from that lies on this machine. A reference that leads
+    nowhere is told where it is looked at."""
     for name in stages:
         spec = loaded.recipe.stages[name]
-        if not isinstance(spec, RewardStage) or (spec.init or "").startswith("stage:"):
+        if (spec.starting_model or "").startswith("stage:"):
             continue
-        location = reference_syntax.resolve(spec.init or loaded.recipe.model.path, loaded.root)
+        location: Path | str = ""
+        with suppress(AlignError):
+            location = reference_syntax.resolve(spec.starting_model or loaded.recipe.model.path, loaded.root)
         if isinstance(location, Path) and location.is_dir():
-            yield f"stages.{name}.init" if spec.init else "model", location, spec.grades
+            yield f"stages.{name}.{type(spec).starts_from}" if spec.starting_model else "model", spec, location
 
 
 def look_at(location: Path, kind: Kind) -> None:
@@ -94,18 +97,15 @@ def refused(loaded: LoadedRecipe) -> list[Problem]:
                 look_at(location, kind)
         except AlignError as error:
             told(key, error)
-    for key, fault in heads_not_kept(loaded, [] if problems else loaded.order):
+    for key, fault in starts_refused(loaded, [] if problems else loaded.order):
         told(key, fault)
     return list(dict.fromkeys(problems))
 
 
-def heads_not_kept(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, AlignError]]:
-    """Of what reward models start from, at its key, why its head cannot be kept."""
-    try:
-        for key, location, grades in reward_starts(loaded, stages):
-            try:
-                require_start(read_folder(location, None), grades)
-            except AlignError as error:
-                yield key, error
-    except AlignError:
-        return  # a reference that leads nowhere is told where it is looked at
+def starts_refused(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, AlignError]]:
+    """Of what stages start from, at its key, why they cannot: a reward model's head that is not kept."""
+    for key, spec, location in starts(loaded, stages):
+        try:
+            planner_of(spec).look_at_start(spec, location)
+        except AlignError as error:
+            yield key, error

@@ -43,7 +43,7 @@ from align.recipe.kinds.self_contrast import SelfContrastStage
 from align.recipe.kinds.sft_dpo import DpoStage, SftStage
 from align.recipe.kinds.trl import TrlStage
 from align.recipe.language.effects import Needs
-from align.recipe.reference_syntax import import_object
+from align.recipe.reference_syntax import import_object, registered
 
 __all__ = [
     "BUILTIN_STAGES",
@@ -108,6 +108,12 @@ def stage_class(kind: str) -> type[Stage]:
         raise InputError(f"`{kind}` needs a class variable `produces`, one of {', '.join(get_args(ArtifactType))}")
     if not re.fullmatch(r"[\w.]+:\w+", getattr(found, "implementation", "")):
         raise InputError(f"`{kind}` needs a class variable `implementation`, written module:function")
+    for name in ("plan", "view"):
+        if (text := getattr(found, name)) != getattr(Stage, name):
+            try:
+                registered(text)
+            except InputError as error:
+                raise InputError(f"`{kind}` has a class variable `{name}` that leads nowhere: {error}") from error
     return found
 
 

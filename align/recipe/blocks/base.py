@@ -276,6 +276,9 @@ class Stage(Strict):
     in the work folder in another way says no."""
     always_samples: ClassVar[bool] = False
     """The stage opens the engine of its `rollout` whatever its other keys say."""
+    plan: ClassVar[str] = "align.planning.training:TrainingPlanner"
+    """`module:Class` of what is known of a stage before it runs, a subclass of `align.planning.planner.Planner`: the
+    rows of its plan, what it needs of the machine. It may import no torch."""
     view: ClassVar[str] = "align.report.views.view:View"
     """`module:Class` of what the report shows of the kind, a subclass of this one. It may import no torch."""
     files: ClassVar[Mapping[str, str]] = {}

@@ -24,6 +24,7 @@ class EvaluateStage(Stage):
 
     produces: ClassVar[ArtifactType] = "metrics"
     implementation: ClassVar[str] = "align.stages.evaluate.run:run"
+    plan: ClassVar[str] = "align.planning.sampling:EvaluatePlanner"
     view: ClassVar[str] = "align.report.views.evaluate:EvaluateView"
     words: ClassVar[str] = KINDS["evaluate"].words
     starts_from: ClassVar[str] = "policies"

@@ -97,6 +97,7 @@ class PpoStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.ppo.run:run"
+    plan: ClassVar[str] = "align.planning.ppo:PpoPlanner"
     view: ClassVar[str] = "align.report.views.ppo:PpoView"
     words: ClassVar[str] = KINDS["ppo"].words
     reads: ClassVar[Mapping[str, RecordType]] = {

@@ -40,6 +40,7 @@ class RewardStage(Stage):
 
     produces: ClassVar[ArtifactType] = "reward_model"
     implementation: ClassVar[str] = "align.stages.reward.run:run"
+    plan: ClassVar[str] = "align.planning.training:RewardPlanner"
     view: ClassVar[str] = "align.report.views.reward:RewardView"
     words: ClassVar[str] = KINDS["reward"].words
     starts_from: ClassVar[str] = "init"

@@ -23,6 +23,7 @@ class SelfContrastStage(Stage):
 
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.self_contrast.run:run"
+    plan: ClassVar[str] = "align.planning.sampling:SelfContrastPlanner"
     view: ClassVar[str] = "align.report.views.sampling:SelfContrastView"
     words: ClassVar[str] = KINDS["self_contrast"].words
     reads: ClassVar[Mapping[str, RecordType]] = {"data": "conversation"}

@@ -19,6 +19,7 @@ class SftStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.sft:run"
+    plan: ClassVar[str] = "align.planning.training:CountedPlanner"
     view: ClassVar[str] = "align.report.views.sft:SftView"
     words: ClassVar[str] = KINDS["sft"].words
     reads: ClassVar[Mapping[str, RecordType]] = {"data": "conversation", "eval_data": "conversation"}
@@ -85,6 +86,7 @@ class DpoStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.dpo:run"
+    plan: ClassVar[str] = "align.planning.training:DpoPlanner"
     view: ClassVar[str] = "align.report.views.dpo:DpoView"
     words: ClassVar[str] = KINDS["dpo"].words
     reads: ClassVar[Mapping[str, RecordType]] = {"data": "preference", "eval_data": "preference"}

@@ -85,6 +85,7 @@ class TrlStage(Stage):
 
     produces: ClassVar[ArtifactType] = "policy"
     implementation: ClassVar[str] = "align.stages.trl.run:run"
+    plan: ClassVar[str] = "align.planning.trl:TrlPlanner"
     view: ClassVar[str] = "align.report.views.trl:TrlView"
     words: ClassVar[str] = KINDS["trl"].words
     keeps_checkpoints: ClassVar[bool] = True

@@ -16,7 +16,8 @@ from rich.console import Console
 from align.errors import AlignError, EnvironmentFault, InputError
 from align.models.files import hub
 from align.pipeline.runner import run_recipe
-from align.preflight import checks, first_rows
+from align.planning import requirements
+from align.preflight import first_rows
 from align.preflight.checks import look
 from align.preflight.models_here import refused
 from align.recipe.load import load_recipe
@@ -322,4 +323,4 @@ def test_check_refuses_the_models_that_a_run_refuses() -> None:
 
 
 def test_every_problem_is_an_error_of_ours() -> None:
-    assert issubclass(EnvironmentFault, AlignError) and checks.CONNECT_S <= 5
+    assert issubclass(EnvironmentFault, AlignError) and requirements.CONNECT_S <= 5

@@ -1,0 +1,93 @@
+"""The plans of the stages that sample for the rows of their data, and train nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from align.pipeline.folder import RunFolder
+from align.planning import reward_bench
+from align.planning.data_size import conversations
+from align.planning.planner import Amount, Check, Derived, Faults, Planner, Row, ToPlan
+from align.planning.requirements import require_key, require_package, require_server
+from align.recipe.kinds.tasks import RewardBenchTask
+from align.recipe.load import LoadedRecipe
+from align.recipe.schema import DataSource, EvaluateStage, SelfContrastStage
+from align.sizing import needs
+from align.sizing.needs import duration
+
+
+def _sampled(stage: ToPlan, policies: int) -> Iterator[Row]:
+    """Prompts, samples and time of a stage that samples for its ``data`` from each of so many policies."""
+    spec, origin, machine = stage.spec, stage.origin, stage.machine
+    data = conversations(stage.loaded, stage.name, stage.run)
+    if data.examples is None:
+        yield Row("prompts, samples, time", "unknown", data.source)
+        return
+    samples = data.examples * spec.samples_per_prompt * policies
+    tokens = samples * spec.max_new_tokens
+    yield Row("prompts", f"{data.examples:,}", data.source)
+    each = f"samples_per_prompt {spec.samples_per_prompt}" + (
+        f" from each of {policies} policies" if policies > 1 else ""
+    )
+    yield Row("samples", f"{samples:,}", each)
+    yield Row("sampled tokens", f"{tokens:,} at most", f"max_new_tokens {spec.max_new_tokens:,}")
+    if origin.shape is not None:
+        speed = needs.sampled_tokens_per_second(origin.shape, device=machine.device, units=machine.units)
+        assumed = f"{needs.assumed_speed(machine.device)} x {machine.units}"
+        words = f"estimate for sampling: {speed:,.0f} tokens/s (assumed: {assumed}); loading and embedding come on top"
+        yield Row("time", f"about {duration(tokens / speed)} at most", words)
+
+
+class SelfContrastPlanner(Planner):
+    """Of Self-Contrast."""
+
+    def plan(self, stage: ToPlan) -> Derived:
+        """See :meth:`Planner.plan`."""
+        return Derived((Row("samples from", stage.origin.name, stage.origin.source), *_sampled(stage, 1)))
+
+    def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount | None:
+        """See :meth:`Planner.makes`."""
+        found, spec = conversations(loaded, name, run), loaded.recipe.stages[name]
+        assert isinstance(spec, SelfContrastStage)
+        if found.examples is None or found.tokens is None:
+            return None
+        each = f"{spec.negatives} rejected answers of {spec.max_new_tokens:,} tokens"
+        rejected = found.examples * spec.negatives * spec.max_new_tokens
+        return Amount(
+            f"at most: a preference for each conversation of {name}, {each}",
+            examples=found.examples,
+            tokens=found.tokens + rejected,
+        )
+
+
+class EvaluatePlanner(Planner):
+    """Of an evaluation."""
+
+    def plan(self, stage: ToPlan) -> Derived:
+        """See :meth:`Planner.plan`."""
+        spec: EvaluateStage = stage.spec
+        sampled = () if spec.data is None else _sampled(stage, len(spec.policies))
+        return Derived((*sampled, *reward_bench.rows(stage.loaded, spec, stage.run)))
+
+    def needs(self, spec: EvaluateStage) -> Iterator[tuple[str, Check]]:
+        """See :meth:`Planner.needs`."""
+        from align.evaluation.tasks.ifeval import checkers
+        from align.evaluation.tasks.lm_eval import require_harness
+
+        if spec.lm_eval_tasks:
+            yield "lm_eval_tasks", require_harness
+        for i, task in enumerate(spec.tasks):
+            if task.task == "ifeval":
+                yield f"tasks.{i}.task", checkers
+        judge = spec.judge
+        if judge is not None:
+            yield "judge", lambda: require_package("httpx", "a judge needs", "pip install 'alignkit[eval]'")
+            yield "judge.key_env", lambda: require_key(judge)
+            yield "judge.endpoint", lambda: require_server(judge.endpoint)
+
+    def looks_at(self, spec: EvaluateStage) -> Iterator[tuple[str, DataSource, Faults]]:
+        """See :meth:`Planner.looks_at`."""
+        for i, task in enumerate(spec.tasks):
+            if isinstance(task, RewardBenchTask):
+                yield f"tasks.{i}.data", task.data, partial(reward_bench.bench_faults, spec.judge, task.data)
