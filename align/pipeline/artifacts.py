@@ -17,8 +17,8 @@ from align import files
 from align.errors import AlignError, InputError, Problem
 
 SCHEMA_VERSION = 1
-"""Of the manifest, and part of every identity: raise it when a stage's result changes its meaning, and everything is
-made anew."""
+"""Of the manifest, and part of every identity: raise it when manifests change their meaning, and everything is made
+anew. A change of one kind's results raises `version` of that kind."""
 
 MANIFEST = "manifest.json"
 
@@ -53,11 +53,21 @@ class Identity:
     inputs: Mapping[str, str]
     """Content digest of everything the stage reads, by the reference as the recipe writes it."""
     schema_version: int = SCHEMA_VERSION
+    version: int = 1
+    """Of the stage's kind (``Stage.version``)."""
 
     @property
     def digest(self) -> str:
         """Hex sha256 of all fields."""
-        return files.digest_json(asdict(self))
+        return files.digest_json(self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """As written. The first version of a kind is left out: results that were made before kinds had versions are of
+        it."""
+        value = asdict(self)
+        if self.version == 1:
+            del value["version"]
+        return value
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,8 @@ class Manifest:
     def as_json(self) -> dict[str, Any]:
         """As written, with a sha256 of its own, so that a damaged manifest is found as well."""
         value = asdict(self)
-        identity = value.pop("identity")
-        value |= identity | {"identity": self.identity.digest}
+        del value["identity"]
+        value |= self.identity.as_json() | {"identity": self.identity.digest}
         return value | {"sha256": files.digest_json(value)}
 
 
@@ -174,7 +184,9 @@ def read_manifest(folder: Path) -> Manifest:
                 Problem(f"damaged: sha256 is {actual[:12]}, expected {str(expected)[:12]}", file=str(path))
             )
         value.pop("identity")
-        identity = Identity(**{name: value.pop(name) for name in Identity.__dataclass_fields__})
+        version = value.pop("version", 1)
+        named = {name: value.pop(name) for name in Identity.__dataclass_fields__ if name != "version"}
+        identity = Identity(version=version, **named)
         return Manifest(identity=identity, **value)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(Problem(f"damaged: {type(error).__name__}: {error}"[:200], file=str(path))) from error

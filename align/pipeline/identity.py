@@ -51,7 +51,7 @@ def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity
 
     The recipe's model is an input unless the stage names a policy wherever it could. A third party's stage, converters
     and scorers count by the source of the module that they are in, not by what that module imports; our own stages by
-    the schema version.
+    the version of their kind.
     """
     spec = loaded.recipe.stages[name]
     inputs = {referred.text: digest(referred.text) for referred in loaded.references(name)}
@@ -68,6 +68,7 @@ def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity
         seed=loaded.recipe.seed if spec.seed is None else spec.seed,
         model=None if model is None else redact(model.model_dump(mode="json")),
         inputs=inputs,
+        version=type(spec).version,
     )
 
 
@@ -102,7 +103,7 @@ def _take_out(config: dict[str, Any], spec: Stage) -> dict[str, Any]:
 def as_of_now(old: Identity, spec: Stage) -> Identity:
     """The identity of an earlier result as this version writes it, so that nothing is made anew only because a key
     counts no more since, or did not exist yet: it has its default then. (A default that means something else than
-    before needs a new schema version.)"""
+    before needs a new version of the kind.)"""
     config = copy.deepcopy(dict(old.config))
     _fill_in(config, spec)
     _take_out(config, spec)
@@ -190,8 +191,12 @@ def _source_digest(module: str) -> str:
 
 def explain(old: Identity, new: Identity) -> str:
     """In a few words, why ``new`` needs another run than ``old``."""
-    if old.schema_version != new.schema_version or old.kind != new.kind:
-        return f"kind changed: {old.kind} -> {new.kind}" if old.kind != new.kind else "made by another version of align"
+    if old.kind != new.kind:
+        return f"kind changed: {old.kind} -> {new.kind}"
+    if old.schema_version != new.schema_version:
+        return "made by another version of align"
+    if old.version != new.version:
+        return f"made by version {old.version} of the kind {new.kind}, which is at version {new.version}"
     before, after = {**old.config, "seed": old.seed}, {**new.config, "seed": new.seed}
     # Else a policy was named, or not any more, and that is in the config
     if old.model is not None and new.model is not None:

@@ -276,6 +276,9 @@ class Stage(Strict):
     in the work folder in another way says no."""
     always_samples: ClassVar[bool] = False
     """The stage opens the engine of its `rollout` whatever its other keys say."""
+    version: ClassVar[int] = 1
+    """Of what its stages make: raise it when the same configuration and inputs give another result than before, and the
+    results of this kind are made anew."""
     plan: ClassVar[str] = "align.planning.training:TrainingPlanner"
     """`module:Class` of what is known of a stage before it runs, a subclass of `align.planning.planner.Planner`: the
     rows of its plan, what it needs of the machine. It may import no torch."""

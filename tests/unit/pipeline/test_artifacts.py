@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from align import files
 from align.errors import AlignError, InputError
 from align.pipeline import artifacts
 from align.pipeline.artifacts import Identity, Manifest
@@ -41,6 +42,20 @@ def test_a_manifest_says_what_was_made_and_from_what(tmp_path: Path) -> None:
     assert sorted(value["files"]) == ["model.safetensors", "sub/config.json"]
     assert value["files"]["sub/config.json"]["bytes"] == 2
     assert artifacts.verify(tmp_path) == []
+
+
+def test_the_first_version_of_a_kind_adds_nothing_to_the_identity(tmp_path: Path) -> None:
+    """Results that were made before kinds had versions stay up to date."""
+    written = make(tmp_path)
+    assert written.identity.version == 1
+    assert "version" not in json.loads((tmp_path / "manifest.json").read_text())
+    before = {name: getattr(IDENTITY, name) for name in ("kind", "config", "seed", "model", "inputs", "schema_version")}
+    assert IDENTITY.digest == files.digest_json(before)
+
+    second = replace(IDENTITY, version=2)
+    assert second.digest != IDENTITY.digest
+    make(tmp_path / "second", identity=second)
+    assert artifacts.read_manifest(tmp_path / "second").identity == second
 
 
 def damage_flip(path: Path) -> None:

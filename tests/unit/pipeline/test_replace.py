@@ -18,7 +18,7 @@ from align.pipeline.folder import RunFolder
 from align.pipeline.identity import as_of_now, explain, left_as_it_was, neutral_values, normalised
 from align.pipeline.selection import Selection
 from align.planning.plan import make_plan
-from align.recipe.schema import BUILTIN_STAGES, Stage
+from align.recipe.schema import BUILTIN_STAGES, Stage, stage_class
 from tests.support.workshop import RECIPE, Workshop, snapshot
 
 NO = Selection()
@@ -89,6 +89,22 @@ def test_the_plan_says_so(shop: Workshop) -> None:
     assert shop.status("stages.last.seed=3")["last"] == "to run: config changed: seed 17 -> 3"
     plan = make_plan(shop.load("stages.last.seed=3"), shop.runs)
     assert plan.stages[-1].status.refused
+
+
+def test_mending_a_kind_makes_its_results_anew_and_no_others(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.run()
+    kind = f"{shop.module}:Other"
+    monkeypatch.setattr(stage_class(kind), "version", 2)
+    reason = f"made by version 1 of the kind {kind}, which is at version 2"
+    assert shop.status() == {
+        "sft": "up to date: ",
+        "dpo": f"to run: {reason}",
+        "last": "waits: dpo to run first",
+    }
+    with pytest.raises(InputError, match=re.escape(reason)):
+        shop.run(selection=NO)
+    assert shop.run()[0].ran == ("dpo",)
+    assert set(shop.status().values()) == {"up to date: "}
 
 
 def test_force_makes_a_result_again_and_no_other_in_its_place(shop: Workshop) -> None:
