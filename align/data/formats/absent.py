@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.data.strict_json import clip
+from align.data.strict_json import clip, one_line
 from align.errors import InputError, Problem
 from align.recipe.checks.messages import did_you_mean
 from align.recipe.rows.mapping import RowMapping
@@ -28,7 +28,8 @@ def require_columns(mapping: RowMapping, rows: Sequence[Mapping[str, Any]], path
             near = did_you_mean(names[-1], columns)
             there = clip(", ".join(columns[:_SHOWN]), 300)
             hint = f"{near} They have {there}" if near else f"they have {there}"
-            problems.append(Problem(f"the first rows have no column `{names[-1]}`", file=path, key=key, hint=hint))
+            missing = one_line(f"the first rows have no column `{names[-1]}`")
+            problems.append(Problem(missing, file=path, key=key, hint=one_line(hint)))
     if problems:
         raise InputError(problems)
 
