@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from align.data.formats.inside import judges, may_judge
 from align.data.mapping.places import find
 from align.data.messages.dialogue import extracted
 from align.data.strict_json import RowError, clip, type_name
@@ -82,12 +83,6 @@ _RENDERED = (
     ("\nHuman:", "Human:"),
 )
 _JUDGES = re.compile(r"winner|prefer|better|chosen|rejected|(^|_)rank(s|ing)?($|_)|safer", re.IGNORECASE)
-_JUDGEMENT = re.compile(r"label|choice|vote|preference|rating|besser|gewinner|urteil|meilleur|mejor", re.IGNORECASE)
-"""The same for a line that is only proposed."""
-_NUMBERED = re.compile(r"(\S.*?)[\s_.-]*\(?([A-Da-d1-4])\)?")
-"""``Antwort A``, ``answer_1``: a name, and which of several."""
-_FEW, _BRIEF = 5, 12
-"""Different values, and characters of each, of a column that may hold judgements."""
 _ANSWERS = re.compile(r"answer|response|reply|repl(ies)|output|completion|chosen|rejected|generation", re.IGNORECASE)
 _MEANS = re.compile(
     r"^(system|system_prompt|tools|functions|available_tools|rejected|chosen|(rejected|chosen)_(response|messages|answer|completion|output)|winner|preferred?|preference|label"
@@ -168,87 +163,6 @@ def seen(row: Row) -> str:
     return (", ".join(parts) or "it has none") + (", ..." if len(row) > 12 else "")
 
 
-def line_to_write(rows: Sequence[Row]) -> str:
-    """The line of a recipe that would read rows such as these, as far as their columns tell; there is at least one
-    row."""
-    row = rows[0]
-    if line := _comparison(rows):
-        return line
-    texts = [
-        key
-        for key, value in row.items()
-        if isinstance(value, str)
-        and value.strip()
-        and not value.strip().isdigit()
-        and key.lower() not in ("id", "uuid", "source")
-    ]
-    lists = [
-        key
-        for key, value in row.items()
-        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)
-    ]
-    if lists:
-        return f"format: {{messages: {lists[0]}}}"
-    asked, answered = [*texts, "PLACE", "PLACE"][:2]
-    return f"format: {{prompt: {quoted(asked)}, completion: {quoted(answered)}}}"
-
-
-def _comparison(rows: Sequence[Row]) -> str | None:
-    """The line for answers side by side, and a column that judges them by its name or by what stands in it."""
-    row = rows[0]
-    answers, names = _side_by_side(row)
-    said = {key: _short_values(key, rows) for key in row if key not in answers}
-    named = [key for key in said if _JUDGES.search(key) or _JUDGEMENT.search(key)]
-    of_names = [key for key, values in said.items() if values and {value.upper() for value in values} & set(names)]
-    few = [key for key, values in said.items() if 1 < len(values) <= _FEW and 2 * len(values) <= len(rows)]
-    judges = [*(key for key in named if key in of_names), *named, *of_names, *few]
-    if len(answers) < 2 or not judges:
-        return None
-    judge = judges[0]
-    names = names if judge in of_names else [chr(ord("A") + i) for i in range(len(answers))]
-    ties = (
-        [value for value in said[judge] if value.upper() not in names and value.isalpha()] if judge in of_names else []
-    )
-    others = [
-        key
-        for key, value in row.items()
-        if key not in (*answers, judge) and isinstance(value, str) and not value.strip().isdigit()
-    ]
-    asked = column(row, PROMPTS, answers) or next((key for key in others if row[key].strip()), "PLACE")
-    listed, values, equal = (", ".join(map(quoted, texts)) for texts in (answers, names, ties[:3] or ["same"]))
-    better = f"{{winner: {quoted(judge)}, values: [{values}], ties: [{equal}]}}"
-    return f"format: {{prompt: {quoted(asked)}, answers: [{listed}], better: {better}}}"
-
-
-def _side_by_side(row: Row) -> tuple[list[str], list[str]]:
-    """Up to four columns with answers, and what people may call these: by names that differ in a letter or a number at
-    their ends, else by names that mean answers."""
-    alike: dict[str, list[tuple[str, str]]] = {}
-    for key, value in row.items():
-        if isinstance(value, str) and (found := _NUMBERED.fullmatch(key)):
-            alike.setdefault(found[1].lower(), []).append((key, found[2].upper()))
-    for columns in alike.values():
-        if len(columns) > 1:
-            return [key for key, _ in columns[:4]], [name for _, name in columns[:4]]
-    answers = [
-        key for key, value in row.items() if _ANSWERS.search(key) and isinstance(value, str) and len(value.strip()) > 1
-    ][:4]
-    return answers, [chr(ord("A") + i) for i in range(len(answers))]
-
-
-def _short_values(key: str, rows: Sequence[Row]) -> list[str]:
-    """The different texts and whole numbers in a column, in any case one; none where there are long ones."""
-    found: dict[str, str] = {}
-    for row in rows:
-        value = row.get(key)
-        text = str(value).strip() if isinstance(value, (str, int)) else ""
-        if len(text) > _BRIEF:
-            return []
-        if text:
-            found.setdefault(text.lower(), text)
-    return list(found.values())
-
-
 def quoted(text: str) -> str:
     """A text as YAML needs it inside braces."""
     plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in (
@@ -298,13 +212,13 @@ def complain_of_comparison(unread: Row, row: Row, want: str) -> None:
     judges = [name for name in unread if _JUDGES.search(name)]
     if judges or len(answers) > 1:
         listed = ", ".join(clip(name, 40) for name in [*answers, *(name for name in judges if name not in answers)][:6])
-        raise _refusal(
+        raise refusal(
             f"looks like a comparison ({listed}), read as a prompt only; name the format, or say format:"
             f" prompt{_near(row)}"
         )
     if want != "prompt" and answers:
         asked = column(row, PROMPTS) or "prompt"
-        raise _refusal(
+        raise refusal(
             f"{answers[0]} would stay unread; is it the answer? format: {{prompt: {asked}, completion:"
             f" {quoted(answers[0])}}}"
         )
@@ -316,7 +230,7 @@ def may_mean(name: str, value: Any) -> bool:
     lower = name.lower()
     named = lower in MEDIA or any(pattern.search(name) for pattern in (_MEANS, _VERDICTS, _JUDGES, _ANSWERS))
     empty = value in (None, "", [], {})  # what will stand there is not known yet
-    return named or empty or isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
+    return named or empty or may_judge(value) or judges(name, value, answers=True)
 
 
 def _holds_meaning(value: Any) -> str:
@@ -338,12 +252,12 @@ def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None
     for name, value in unread.items():
         if inside := _holds_meaning(value):
             said = f"{clip(name, 40)}.{inside}"
-            raise _refusal(
+            raise refusal(
                 f"{said} would stay unread; name the format that reads it, or say that it is meant: ignore:"
                 f" [{quoted(name)}]"
             )
         if answers and _VERDICTS.match(name) and isinstance(value, (bool, int, float)):
-            raise _refusal(
+            raise refusal(
                 f"column {clip(name, 40)} may say which answers are good: `where: {{{name}: ...}}` keeps those, "
                 f"`ignore: [{name}]` says that all are meant",
                 name,
@@ -356,7 +270,7 @@ def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None
             continue
         if isinstance(value, str) and value.strip() and any(value in text for text in _texts(row, name)):
             continue
-        raise _refusal(
+        raise refusal(
             f"column {clip(name, 40)} would stay unread; name the format that reads it, or say that it is meant: "
             f"ignore: [{quoted(name)}]{_near(row)}"
         )
@@ -374,7 +288,8 @@ def _texts(row: Row, without: str) -> Iterable[str]:
             stack += item
 
 
-def _refusal(message: str, field: str | None = None) -> RowError:
+def refusal(message: str, field: str | None = None) -> RowError:
+    """That a shape is known, and cannot be used as it is."""
     from align.data.formats.detect import Refusal
 
     return Refusal(message, field)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data.formats import column_names
+from align.data.formats.unread import complain_of_unread
 from align.data.mapping.places import find
 from align.data.messages.forms import verdict
 from align.data.strict_json import RowError, parse_text
@@ -405,20 +406,4 @@ def _complain(rows: Sequence[Row], found: Found, want: str, chosen_by: Collectio
 
     read = columns_read(found, rows) | set(chosen_by)
     for row in rows:
-        complain_of_unread(row, found, want, read)
-
-
-def complain_of_unread(row: Row, found: Found, want: str, read: Collection[str]) -> None:
-    """Raises :class:`Refusal` where a column of ``row`` that carries meaning is not among those that are ``read``."""
-    unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
-    for name in unread:
-        if name.lower() in column_names.MEDIA:
-            raise Refusal(
-                f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without",
-                name,
-            )
-    bare = found.name == "prompt" or (found.name == "alpaca" and not row.get("output") and not row.get("chosen"))
-    if bare or (found.mapping is not None and column_names.only_prompt(found.mapping)):
-        column_names.complain_of_comparison(unread, row, want)
-    else:
-        column_names.complain_of_meaning(unread, row, answers=want == "conversation")
+        complain_of_unread(row, found, want, read, rows)

@@ -22,15 +22,16 @@ from typing import Any
 from align.data.formats.absent import require_columns
 from align.data.formats.beside import FIELDS_LIMIT as FIELDS_LIMIT
 from align.data.formats.beside import bounded, id_of, kept
-from align.data.formats.column_names import MEDIA, line_to_write, may_mean, nearest_presets, yaml_line
-from align.data.formats.detect import Found, complain_of_unread, detect_rows
+from align.data.formats.column_names import MEDIA, may_mean, nearest_presets, yaml_line
+from align.data.formats.detect import Found, detect_rows
 from align.data.formats.detect import detect as detect
 from align.data.formats.format_names import FORM_KEYS, Format
 from align.data.formats.format_names import FORMATS as FORMATS
 from align.data.formats.known_sets import TEST_SET
 from align.data.formats.own_format import call
 from align.data.formats.own_rows import without_own
-from align.data.formats.unread import unread_grades, unread_texts
+from align.data.formats.proposed import line_to_write
+from align.data.formats.unread import complain_of_unread, unread_grades, unread_texts
 from align.data.formats.wanted import Want as Want
 from align.data.formats.wanted import is_labelled, kinds_of
 from align.data.formats.wanted import narrow as narrow

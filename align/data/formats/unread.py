@@ -1,12 +1,20 @@
-"""Columns that a source has and nothing reads, of the kinds that may have been meant: told once."""
+"""Columns that a source has and nothing reads, of the kinds that may have been meant: told once, or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from align.data.formats import column_names
+from align.data.formats.inside import is_turns, judgement, judges, may_judge
+from align.data.formats.proposed import answers_inside, line_to_write
+from align.data.formats.wanted import kinds_of
 from align.data.strict_json import clip
+from align.recipe.rows.presets import PRESETS
+
+if TYPE_CHECKING:
+    from align.data.formats.detect import Found
 
 Row = Mapping[str, Any]
 
@@ -34,3 +42,62 @@ def unread_texts(rows: Iterable[Row], read: set[str]) -> list[str]:
             if name not in read and isinstance(value, str) and len(value) >= column_names.LONG:
                 found.setdefault(clip(name, 40), None)
     return list(found)
+
+
+def complain_of_judgements(unread: Row, row: Row, rows: Sequence[Row], *, answers: bool, bare: bool) -> None:
+    """Raises :class:`RowError` where answers are compared or judged inside an object or a list that would stay unread,
+    or in a column by a word. ``rows`` are those by which the line to write is made.
+
+    ``answers``: all answers are trained on, so that a grade of them counts too. ``bare``: only a prompt would be read,
+    so that two answers side by side count too.
+    """
+    place = next((name for name, value in unread.items() if judges(name, value, answers=False)), None)
+    place = place or next(
+        (found for name, value in unread.items() if (found := judgement(name, value, answers=answers))), None
+    )
+    if place is None and bare and any(may_judge(value) for value in unread.values()):
+        place = next(iter(answers_inside({**unread, **_turns_of(row)})), None)
+    if place is None:
+        return
+    name = place if place in unread else re.split(r"[.\[]", place)[0]
+    name = next((key for key in unread if place == key or place.startswith((f"{key}.", f"{key}["))), name)
+    raise column_names.refusal(
+        f"{clip(place, 80)} would stay unread, and may say which answers are good; say what the row is, such as"
+        f" `{line_to_write(rows or [row])}`, or that this is not meant: ignore: [{column_names.quoted(name)}]"
+    )
+
+
+def _turns_of(row: Row) -> Row:
+    return {name: value for name, value in row.items() if is_turns(value)}
+
+
+def complain_of_unread(row: Row, found: Found, want: str, read: Collection[str], rows: Sequence[Row] = ()) -> None:
+    """Raises :class:`RowError` where a column of ``row`` that carries meaning is not among those that are ``read``.
+
+    ``rows`` are others of the source, by which a line to write is made.
+    """
+    unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
+    for name in unread:
+        if name.lower() in column_names.MEDIA:
+            raise column_names.refusal(
+                f"has {name}, and a text model cannot take them; `ignore: [{name}]` says that the text does without",
+                name,
+            )
+    bare = found.name == "prompt" or (found.name == "alpaca" and not row.get("output") and not row.get("chosen"))
+    bare = bare or (found.mapping is not None and column_names.only_prompt(found.mapping))
+    if bare:
+        column_names.complain_of_comparison(unread, row, want)
+    else:
+        column_names.complain_of_meaning(unread, row, answers=want == "conversation")
+    if not _says_which(row, found):
+        alone = bare or found.name == "messages"  # messages may end with the user
+        complain_of_judgements(unread, row, rows, answers=want == "conversation", bare=alone)
+
+
+def _says_which(row: Row, found: Found) -> bool:
+    """Is what this shape reads compared, labelled or graded already? A preset is known in all its columns."""
+    if found.name in PRESETS or found.name in ("preference", "ultrafeedback", "hh_rlhf", "unpaired", "graded"):
+        return True
+    if found.mapping is not None:
+        return kinds_of(found.mapping)[0] not in ("conversation", "prompt")
+    return {"chosen", "rejected"} <= row.keys()

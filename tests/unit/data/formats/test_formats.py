@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.formats import column_names
+from align.data.formats import proposed
 from align.data.formats.formats import FIELDS_LIMIT, FORMATS, RowError, Want, converter, detect
 from align.data.formats.own_format import form_of
 from align.data.records import Conversation, Graded, Origin, Preference, Prompt
@@ -911,4 +911,4 @@ def test_a_record_written_in_our_own_shape_is_read_as_the_same_record(row: dict[
     ],
 )
 def test_the_proposed_line_compares_where_a_column_judges(rows: list[dict[str, str]], line: str) -> None:
-    assert column_names.line_to_write(rows) == line
+    assert proposed.line_to_write(rows) == line
