@@ -35,7 +35,7 @@ from align.data.formats.unread import complain_of_unread, unread_grades, unread_
 from align.data.formats.wanted import Want as Want
 from align.data.formats.wanted import is_labelled, kinds_of
 from align.data.formats.wanted import narrow as narrow
-from align.data.mapping.better import spelled
+from align.data.mapping.better import keeps_good, spelled
 from align.data.mapping.coded import CODED, Coded
 from align.data.mapping.grouped import by_key, by_parent
 from align.data.mapping.labelled import REMARK, key_of_prompt, paired
@@ -44,7 +44,7 @@ from align.data.mapping.places import find, place, text_at
 from align.data.mapping.row_parts import SHAPES
 from align.data.mapping.values import PASTED, holds_answer
 from align.data.messages.dialogue import speaker
-from align.data.messages.forms import own_votes, record_of, verdict
+from align.data.messages.forms import own_votes, record_of
 from align.data.records import Origin, Prompt, Record, Unpaired
 from align.data.rows import LeftOut, Row
 from align.data.strict_json import RowError as RowError
@@ -94,9 +94,10 @@ class Converter:
         self._want = want
         self._ignored = frozenset(getattr(source, "ignore", ()))
         reading = source.reading
-        label = reading.better.label if isinstance(reading, RowMapping) and reading.better is not None else None
+        better = reading.better if isinstance(reading, RowMapping) else None
+        label = (better.label if better is not None else None) or "label"
         self._chosen_by = {name for where in source.where for name in place(where).columns}
-        self._good = verdict(source.where.get(label or "label")) is True
+        self._good = label in source.where and keeps_good(source.where[label], better)
         self.notes: dict[str, int] = {}
         """What a report should mention of the rows, and how often."""
         self.remarks: list[str] = []

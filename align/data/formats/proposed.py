@@ -222,12 +222,16 @@ def _labelled(rows: Sequence[Row]) -> str | None:
         held = _at(rows, place)
         words = {word(value) for value in held if isinstance(value, str)} - {""}
         boolean = bool(held) and all(isinstance(value, bool) for value in held)
-        if not boolean and not (words and words <= VERDICTS):
+        signs = {str(value).strip() for value in held if isinstance(value, (int, str))} - {"", "0"}
+        signed = "-1" in signs and signs <= {"1", "-1"}
+        if not boolean and not signed and not (words and words <= VERDICTS):
             continue
         if not _LABELS.fullmatch(_last(place)):
             continue
         label: dict[str, Any] = {"label": place}
-        if not boolean:
+        if signed:
+            label |= {"good": [1], "bad": [-1]}
+        elif not boolean:
             good, bad = next((pair for pair in GOOD_AND_BAD if words <= set(pair)), (None, None))
             if good is None:
                 return None

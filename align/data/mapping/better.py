@@ -91,14 +91,43 @@ def _scored(row: Mapping[str, Any], better: Better, count: int) -> Judged:
     scores: Scores = []
     for value, field in zip(values, fields, strict=True):
         if better.label is not None:
-            label = verdict(value)
-            if label is None and value is not None and value != "":
-                raise RowError(f"{clip(str(value), 40)!r} is neither true nor false", field)
+            label = label_of(value, better, field)
             scores.append(None if label is None else float(label))
         else:
             score = number(value, field)
             scores.append(-score if score is not None and better.order == "low" else score)
     return Judged(scores, better.label is not None, NO_SCORE if all(score is None for score in scores) else None)
+
+
+def label_of(value: Any, better: Better, field: str) -> bool | None:
+    """Whether an answer is good, as a row says it; None where nobody judged it. Raises :class:`RowError` for a value
+    that stands for neither."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        return None  # pandas writes NaN for an empty cell
+    shown = repr(clip(str(value), 40))
+    if not better.good:
+        label = verdict(value)
+        if label is None:
+            raise RowError(
+                f"{shown} is neither true nor false; `good: [...]` and `bad: [...]` list other values", field
+            )
+        return label
+    said = spelled(value)
+    if said in [spelled(one) for one in better.good]:
+        return True
+    if said in [spelled(one) for one in better.bad]:
+        return False
+    good, bad = (clip(", ".join(map(str, values)), 80) for values in (better.good, better.bad))
+    raise RowError(f"{shown} is neither good ({good}) nor bad ({bad})", field)
+
+
+def keeps_good(wanted: Any, better: Better | None) -> bool:
+    """Does a condition on the place of a label keep good answers alone?"""
+    values = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    if better is None:
+        return all(verdict(value) is True for value in values)
+    good = {spelled(one) for one in better.good}
+    return bool(values) and all(spelled(one) in good if good else verdict(one) is True for one in values)
 
 
 def said_at(row: Mapping[str, Any], where: str) -> Any:

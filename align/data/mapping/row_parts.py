@@ -13,6 +13,7 @@ from align.data.mapping.places import Template, find, find_text, template, text_
 from align.data.mapping.values import OPENS, right_answer, turns_in
 from align.data.messages import dialogue
 from align.data.messages.messages import Note, list_of
+from align.data.rows import LeftOut
 from align.data.strict_json import RowError, parse_text
 from align.errors import InputError, Problem
 from align.recipe import reference_syntax
@@ -111,7 +112,12 @@ class RowParts:
 
     def _label(self, row: Row) -> Form:
         better = self.mapping.better
-        return {} if better is None or better.label is None else {"label": self._value(row, better.label)}
+        if better is None or better.label is None or self._prompts:
+            return {}
+        label = judging.label_of(self._value(row, better.label), better, better.label)
+        if label is None:
+            raise LeftOut(judging.NOT_JUDGED)
+        return {"label": label}
 
     def _value(self, row: Row, where: str) -> Any:
         at = template(where)

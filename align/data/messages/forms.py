@@ -112,7 +112,8 @@ def _unpaired(
     """A judged answer with a ``label``."""
     label = verdict(form["label"])
     if label is None:
-        raise RowError("missing" if form["label"] is None else "expected true or false", "label")
+        other = "expected true or false; a mapping reads other values: `better: {label: ..., good: [...], bad: [...]}`"
+        raise RowError("missing" if form["label"] is None else other, "label")
     prompt, completion, tools = _judged(form, column, note)
     return Unpaired(prompt, completion, label, id, origin, tools, fields)
 

@@ -68,7 +68,8 @@ class Better(Strict):
     position: bool = False
     """The answers stand in their order, best first."""
     label: PlaceText | None = None
-    """Whether an answer is good (true or 1) or not (false or 0), each judged by itself."""
+    """Whether an answer is good (true or 1) or not (false or 0), each judged by itself; `good` and `bad` name other
+    values."""
     values: list[str | int | bool] = Field(default=[])
     """What `winner` says for the first answer, the second, and so on; their numbers from 0 when absent. Case and blanks
     do not count."""
@@ -78,6 +79,11 @@ class Better(Strict):
     """Whether a `high` or a `low` score is better; ranks are `low`."""
     negative: Literal[0, 1] | None = None
     """Which answer (0 the first, 1 the second) a negative `signed` number favours."""
+    good: list[str | int | bool] = Field(default=[])
+    """What `label` says of a good answer, where that is not true or 1: `[up]`. Case and blanks do not count."""
+    bad: list[str | int | bool] = Field(default=[])
+    """What `label` says of a bad answer: `[down]`. Any other value is an error, an empty one an answer that nobody
+    judged."""
     names: list[str] = Field(default=[])
     """What `ranking` calls the answers."""
     only: dict[PlaceText, str | int | bool] = Field(default={})
@@ -100,10 +106,17 @@ class Better(Strict):
             "only": "winner",
             "negative": "signed",
             "order": "score",
+            "good": "label",
+            "bad": "label",
         }
         for key, owner in owners.items():
             if key in self.model_fields_set and owner != named[0]:
                 raise ValueError(f"`{key}` belongs to `{owner}`, and has no effect on `{named[0]}`")
+        if bool(self.good) != bool(self.bad):
+            raise ValueError("`good` and `bad` belong together: each lists the values of `label` that stand for it")
+        both = {str(value).strip().lower() for value in self.good} & {str(value).strip().lower() for value in self.bad}
+        if both:
+            raise ValueError(f"`good` and `bad` both list {', '.join(sorted(both))}")
         return self
 
 

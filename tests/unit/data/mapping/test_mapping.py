@@ -206,7 +206,12 @@ def test_rows_that_compare_nothing_are_dropped_with_their_reason(
             "'A, b' is none of A, B; in a text only > and = stand between the answers, as in A>B=C",
         ),
         ({"ranking": "w", "names": ["good one", "bad one"]}, "no one", "w", "'no one' is none of good one, bad one"),
-        ({"label": "w"}, [True, "maybe"], "w (1)", "'maybe' is neither true nor false"),
+        (
+            {"label": "w"},
+            [True, "maybe"],
+            "w (1)",
+            "'maybe' is neither true nor false; `good: [...]` and `bad: [...]` list other values",
+        ),
     ],
 )
 def test_judgements_that_cannot_be_read_are_bad_rows(
