@@ -14,21 +14,21 @@ Each may have "id", "tools" and "system". A user's own format is such a function
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from align.data.formats.absent import require_columns
 from align.data.formats.beside import FIELDS_LIMIT as FIELDS_LIMIT
-from align.data.formats.beside import bounded, id_of, kept
+from align.data.formats.beside import id_of, kept
 from align.data.formats.column_names import MEDIA, may_mean, nearest_presets, yaml_line
 from align.data.formats.detect import Found, detect_rows
 from align.data.formats.detect import detect as detect
-from align.data.formats.format_names import FORM_KEYS, Format
 from align.data.formats.format_names import FORMATS as FORMATS
+from align.data.formats.format_names import Format
 from align.data.formats.known_sets import TEST_SET
-from align.data.formats.own_format import call
+from align.data.formats.own_answers import Choosing, OwnFormat
 from align.data.formats.own_rows import without_own
 from align.data.formats.proposed import line_to_write
 from align.data.formats.unread import complain_of_unread, unread_grades, unread_texts
@@ -50,7 +50,6 @@ from align.data.rows import LeftOut, Row
 from align.data.strict_json import RowError as RowError
 from align.data.strict_json import as_json
 from align.errors import InputError, Problem
-from align.recipe.reference_syntax import import_object
 from align.recipe.rows.mapping import RowMapping
 from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
@@ -75,9 +74,6 @@ class Group:
     def origin(self) -> Origin:
         """Where the first row stands."""
         return self.rows[0].origin
-
-
-_Choosing = Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
 
 
 class Converter:
@@ -112,11 +108,12 @@ class Converter:
         self._watched: dict[tuple[str, ...], tuple[list[str], set[str]]] = {}
         self._core: Format | None = None
         self._parts: list[tuple[dict[str, Any], MappedRows]] = []
-        self._own = import_object(source.own_format) if source.own_format else None
+        own = source.own_format
+        self._own = OwnFormat(own, want, self._note, good=self._good) if own is not None else None
         self._unchecked = reading if isinstance(reading, RowMapping) and reading.preset is None else None
         """A mapping of the recipe that no row has been held against."""
-        if self._own:
-            self.format = source.own_format
+        if own is not None:
+            self.format = own
         elif isinstance(source.reading, RowMapping):
             self._use(
                 Found(
@@ -146,7 +143,8 @@ class Converter:
     def undecided(self) -> bool:
         """Is the format still to be found, or a mapping to be compared with the columns? :meth:`decide` does it, from
         the first rows."""
-        return self.format is None or self._unchecked is not None
+        own = self._own is not None and self._own.undecided
+        return self.format is None or self._unchecked is not None or own
 
     def decide(self, rows: Sequence[Row]) -> None:
         """Find the format, or look whether the columns of a mapping are there.
@@ -157,6 +155,10 @@ class Converter:
         if self._unchecked is not None:
             require_columns(self._unchecked, [row.value for row in rows], self._source.path)
             self._unchecked = None
+            return
+        if self._own is not None:
+            if self._own.gives_labels(rows):
+                self._compare_labels("unpaired")
             return
         values = [
             {key: item for key, item in without_own(row.value).items() if key not in self._ignored} for row in rows
@@ -207,10 +209,19 @@ class Converter:
         """Compare labelled answers where comparisons are wanted."""
         mappings = [mapped.mapping for _, mapped in self._parts]
         if self._want == "preference" and (all(map(is_labelled, mappings)) if mappings else found.name == "unpaired"):
-            source = self._source.model_copy(update={"format": found.mapping or found.name, "columns": None})
-            self._labelled = Converter(source, "unpaired"), Converter(source, "unpaired")
-            self._labelled[1].notes = self.notes
-            self.remarks.append(REMARK)
+            self._compare_labels(found.mapping or found.name)
+
+    def _compare_labels(self, format: RowMapping | str) -> None:
+        source = self._source.model_copy(update={"format": format, "columns": None})
+        self._labelled = Converter(source, "unpaired"), Converter(source, "unpaired")
+        self._labelled[1].notes = self.notes
+        self.remarks.append(REMARK)
+
+    @property
+    def parts(self) -> int:
+        """How many answers a user's own format made of the rows, where these are compared and are more than the
+        rows."""
+        return self._own.parts if self._own is not None else 0
 
     def _key_of_prompt(self, row: Row) -> str:
         assert self._labelled is not None
@@ -224,9 +235,7 @@ class Converter:
         pairs = own.pairs if own is not None and "pairs" in own.model_fields_set else "each"
         return paired([answer for answer in found if isinstance(answer, Unpaired)], pairs, self._note)
 
-    def units(
-        self, rows: Iterator[Row], chosen: Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
-    ) -> Iterator[Row | Group]:
+    def units(self, rows: Iterator[Row], chosen: Choosing) -> Iterator[Row | Group]:
         """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those
         that are ``chosen``.
 
@@ -238,6 +247,8 @@ class Converter:
         if first is None:
             return iter(())
         rows = chain([first], rows)
+        if self._labelled and self._own is not None:
+            return map(Group, by_key(self._own.answers(rows, chosen)))
         if self._labelled:
             return map(Group, by_key((self._key_of_prompt(row), row) for row in chosen(rows, self._key_of_prompt)))
         if not grouped:
@@ -281,9 +292,8 @@ class Converter:
                 self._watch(without_own(one.value), self._detected)
         if self._labelled:
             return self._from_labels(unit, self._labelled[1])
-        if self._own:
-            forms = call(self._own, str(self.format), row)
-            return tuple(self._own_record(form, row, i if len(forms) > 1 else None) for i, form in enumerate(forms, 1))
+        if self._own is not None:
+            return self._own.records(row)
         if _MEDIA & row.value.keys():
             self._refuse_media(row.value)
         if self._core is None:
@@ -369,19 +379,6 @@ class Converter:
 
     def _note(self, what: str) -> None:
         self.notes[what] = self.notes.get(what, 0) + 1
-
-    def _own_record(self, form: Mapping[str, Any], row: Row, number: int | None) -> Record:
-        id_column, id = id_of(form, row.origin)
-        if id_column is None:
-            id = id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
-        fields = bounded(
-            {key: item for key, item in form.items() if key not in FORM_KEYS | own_votes(form) and key != id_column}
-        )
-        if isinstance(form.get("label"), bool):  # any other label is a column of the row
-            fields.pop("label", None)
-        else:
-            form = {key: item for key, item in form.items() if key != "label"}
-        return narrow(record_of(form, row.origin, id=id, fields=fields, note=self._note), self._want, good=self._good)
 
 
 def converter(source: DataSource, want: Want) -> Converter:

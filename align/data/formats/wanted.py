@@ -13,7 +13,8 @@ Want = RecordType
 """The type of record that is asked for; of a stage's data its kind says which (``Stage.reads``)."""
 
 _LABELLED = (
-    "is one answer with a label: such answers are compared within a prompt where a named format or a mapping reads them"
+    "is one answer with a label, and the first rows are none: where such answers are compared within a prompt, a source"
+    " gives nothing else; give them by a function of their own, as a second source"
 )
 _UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
 _NO_GRADES = "has no grades; `format: {prompt: ..., completion: ..., grades: {NAME: PLACE}}` says where they stand"

@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from align.data.formats.detect import LOOK_AT
 from align.data.formats.formats import Converter, Group, RowError, Want, converter
 from align.data.formats.known_sets import TEST_SET, is_test_set, licence_of
+from align.data.formats.own_answers import NO_RECORD as NO_RECORD
 from align.data.formats.personal import impersonal
 from align.data.leakage import prompt_digest as prompt_digest
 from align.data.leakage import shared_prompts as shared_prompts
@@ -42,7 +43,6 @@ from align.files import machine_faults
 from align.recipe.schema import DataSource
 
 _CONTENT = 200
-NO_RECORD = "dropped by the format"
 GROUP_REFUSED = "belongs to a group with a bad row"
 _REASONS = 3
 """Bad rows that are shown when nothing is left."""
@@ -173,6 +173,7 @@ class _Mixture:
             units += bool(records)
             if units == spec.limit:
                 break
+        report.parts = report.parts or convert.parts
         if not report.kept and not (report.bad and spec.on_bad_row == "error"):
             self._problems += _nothing_left(spec, report, choice.absent)
         elif report.kept and choice.never_ignored and units != spec.limit:
