@@ -164,13 +164,13 @@ class Recipe(Strict):
     """A pipeline: a model and the stages that it goes through, in the order given by their references."""
 
     name: Annotated[str, AfterValidator(name_of_run)]
-    """Name of the run folder under `runs/`."""
+    """Name of the run, and of its folder under `runs/`."""
     seed: int = Field(default=17, ge=0)
-    """Everything random follows from it."""
+    """All random choices (shuffling, sampling, new weights) follow from this number."""
     model: Annotated[Model, BeforeValidator(as_model)]
     """The model to start from: a reference, or a mapping with more."""
     hardware: Hardware | None = None
-    """The machine that the recipe is meant for, used by `align plan` only; absent means this one."""
+    """The machine that the recipe is meant for; when absent, the machine that it is run on. `align plan` uses it."""
     stages: dict[
         Annotated[str, AfterValidator(name_of_stage)], Annotated[SerializeAsAny[Stage], BeforeValidator(_stage)]
     ] = Field(min_length=1)

@@ -93,17 +93,18 @@ Scalar = str | int | float | bool | None
 
 
 class Condition(Strict):
-    """What `where` of a data source may ask for at a place, besides a value."""
+    """A condition that `where` of a data source may have for a place, instead of a value."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     min: float | None = None
-    """A number at least this large. Text that reads as a number is one, since a CSV cell is always text."""
+    """A number at least this large. Text that can be read as a number counts as one, since a CSV cell is always
+    text."""
     max: float | None = None
     """A number at most this large."""
     not_: Scalar | list[Scalar] = Field(default=None, alias="not")
-    """Anything but this value, or these values; `null` stands for nothing there, as an empty cell of a CSV or TSV
-    is."""
+    """Anything but this value, or these values. `null` means that there is no value, as in an empty cell of a CSV or
+    TSV file."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
@@ -116,7 +117,7 @@ class Join(Strict):
     """Another file with the rest of each row, such as the questions to a file of answers."""
 
     path: Annotated[str, Reference(hub=False), Field(min_length=1)]
-    """The other file. Its columns are added to the row, apart from those that the row has itself."""
+    """The other file. Its columns are added to the row, except those that the row already has."""
     on: Annotated[str, AfterValidator(_place)] | Annotated[dict[str, str], Field(min_length=1, max_length=1)]
     """The place that says which rows belong together, such as `custom_id`; or `{our place: the other file's place}`."""
 
@@ -140,39 +141,42 @@ class DataSource(Strict):
     """A local file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; texts also compressed), a folder,
     `stage:NAME`, `package:PKG/FILE`, or a hub data set id."""
     format: Reading | None = None
-    """How rows are spelled: a name (`messages`, `preference`, `unpaired`, `graded`, `prompt`, `alpaca`, `sharegpt`,
+    """The format of the rows: a name (`messages`, `preference`, `unpaired`, `graded`, `prompt`, `alpaca`, `sharegpt`,
     `hh_rlhf`, `ultrafeedback`, or a preset that `align data formats` lists), your own converter
-    (`package.module:function`), or a mapping. Found from the first rows when absent."""
+    (`package.module:function`), or a mapping. When absent, it is recognised from the first rows."""
     columns: RowMapping | None = None
-    """The same mapping, under the name that other tools have for it: `columns: {prompt: Question, completion:
-    Reply}`."""
+    """A row mapping like that of `format`, under the name that other tools use for it: `columns: {prompt: Question,
+    completion: Reply}`."""
     split: str | None = Field(default=None, min_length=1)
-    """Split of a hub data set, or of a folder that has its files by split. `train` when absent."""
+    """Split of a hub data set, or of a folder whose files are sorted by split. `train` when absent."""
     subset: str | None = Field(default=None, min_length=1)
-    """Of a hub data set that has several (its configurations), such as `main` of `openai/gsm8k`, or of a downloaded
-    one."""
+    """Subset (configuration) of a hub data set that has several, or of a downloaded copy, such as `main` of
+    `openai/gsm8k`."""
     revision: str | None = None
     """Commit of a hub data set. Pin it to make a run repeatable."""
     encoding: Annotated[str, AfterValidator(_encoding)] | None = None
-    """Of a text file that is not UTF-8, such as `cp1252`, `utf-16` or `gb18030`. Found out, and told, where the file
-    leaves no doubt."""
+    """Encoding of a text file that is not UTF-8, such as `cp1252`, `utf-16` or `gb18030`. When absent, it is recognised
+    if the file leaves no doubt, and the run says which it is."""
     separator: Literal[",", ";", "\t", "|"] | None = None
-    """Between the columns of a text table. Found out from the header, and told."""
+    """The character between the columns of a text table. When absent, it is recognised from the header, and the run
+    says which it is."""
     rows: str | None = Field(default=None, min_length=1)
-    """Where in a `.json` file that is one object the rows stand: `data`, `data.train`; `.` when the object itself is
-    the only row."""
+    """Where the rows are in a `.json` file that is one object: `data`, `data.train`; `.` if the object itself is the
+    only row."""
     where: dict[Annotated[str, AfterValidator(_place)], Scalar | list[Scalar] | Condition] = Field(default={})
-    """Keep rows that have this at a place (`lang`, `info.lang`, `turns[*].lang`): a value, one of a list of values, or
-    a condition, for example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. `null` stands for nothing there;
-    an empty cell of a CSV or TSV is nothing there, a text `""` of JSON is a text. What is left out is counted."""
+    """Keep only rows with these values. Maps a place in the row (`lang`, `info.lang`, `turns[*].lang`) to a value, a
+    list of allowed values, or a condition, for example `{lang: [en, de], score: {min: 3}, answer: {not: null}}`. `null`
+    means that there is no value. An empty cell of a CSV or TSV file has no value; the text `""` in JSON is a value.
+    Rows that are left out are counted."""
     unique: Annotated[str, AfterValidator(_place)] | None = None
-    """Use only the first of the rows that have the same here: `prompt`, whatever the format calls it, or a place.
-    Others are counted."""
+    """Of rows that have the same value here, use only the first: `prompt` (the prompt, whatever the format calls it) or
+    a place in the row. The others are counted."""
     explode: Annotated[str, AfterValidator(_place)] | None = None
-    """Place of a list: a row for each of its items, which stands in the list's place. In such a row `where` looks at
-    lists of the same length item by item, so that a list of verdicts chooses among a list of answers."""
+    """A place that holds a list: the row becomes one row for each item, which takes the place of the list. In these
+    rows, `where` compares other lists of the same length item by item. So a list of verdicts, for example, can select
+    from a list of answers."""
     ignore: list[str] = Field(default=[])
-    """Columns that are passed over on purpose: as if they were not there."""
+    """Columns to ignore, as if they were not there."""
     join: Join | None = None
     """Another file with the rest of each row: `{path: questions.jsonl, on: custom_id}`."""
     limit: int | None = Field(default=None, ge=1)
@@ -231,8 +235,8 @@ class Model(Strict):
     chat_template_kwargs: dict[str, str | int | bool] = Field(default={})
     """Passed to the chat template everywhere: training, rollouts, scoring, chat."""
     chat_template_date: Annotated[str, AfterValidator(_day)] | None = None
-    """What a chat template that prints the day's date is told, always: `2026-11-30`. 2024-07-26 when absent, so that no
-    result depends on the day it was made on. Refused for a template that prints no date."""
+    """The date that a chat template gets if it prints the current date, such as `2026-11-30`. When absent 2024-07-26,
+    so that no result depends on the day on which it was made. Refused for a template that prints no date."""
 
 
 def as_model(value: Any) -> Any:

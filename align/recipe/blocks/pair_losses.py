@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class PairLoss(Strict):
-    """How a preference stage compares a chosen with a rejected answer. The name alone is the short form."""
+    """How a preference stage compares a chosen with a rejected answer. Instead of the mapping, its `name` alone may be
+    written as a text."""
 
     reads: ClassVar[Literal["sum", "mean"]] = "sum"
     """Log-probs of an answer's tokens: added up, or averaged."""
@@ -71,14 +72,15 @@ class SigmoidLoss(PairLoss):
     name: Literal["sigmoid"]
     """`sigmoid`"""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs assumed to be labelled the wrong way round."""
+    """Share of pairs that are assumed to be labelled the wrong way round."""
     offset: float = Field(default=0.0, ge=0)
     """Weight of the margins of the data. The rewards of a pair have to differ by `offset` times its margin (DPO with an
-    offset, https://arxiv.org/abs/2402.10571): `-log sigmoid(beta * difference - offset * margin)`. With 0 margins do
-    nothing."""
+    offset, https://arxiv.org/abs/2402.10571): `-log sigmoid(beta * difference - offset * margin)`. With 0, margins have
+    no effect."""
     soft_labels: bool = False
-    """Where several judges compared the answers, the share of votes for the chosen one is what its probability is
-    fitted to, instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`, with `d` as above."""
+    """If several judges compared the answers, use the share of votes for the chosen answer as its target probability,
+    instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`, where `d` is the argument of `sigmoid` in
+    the loss without this key."""
 
     @property
     def reads_margins(self) -> bool:
@@ -101,7 +103,8 @@ class SigmoidLoss(PairLoss):
 
 
 class IpoLoss(PairLoss):
-    """A squared distance to a target margin of 1 / (2 beta), on per-token means (https://arxiv.org/abs/2310.12036)."""
+    """The squared distance to a target margin of 1 / (2 beta), on means per token
+    (https://arxiv.org/abs/2310.12036)."""
 
     reads = "mean"
 
@@ -116,7 +119,7 @@ class IpoLoss(PairLoss):
 
 
 class HingeLoss(PairLoss):
-    """No gain beyond margin 1 / beta (https://arxiv.org/abs/2309.06657)."""
+    """A loss that falls until the margin is 1 / beta and is 0 beyond it (https://arxiv.org/abs/2309.06657)."""
 
     name: Literal["hinge"]
     """`hinge`"""
@@ -129,8 +132,8 @@ class HingeLoss(PairLoss):
 
 
 class KtoPairLoss(PairLoss):
-    """Each answer judged by itself, against how far the policy is from the reference on answers of the other kind
-    (https://arxiv.org/abs/2402.01306)."""
+    """Each answer is judged by itself: its log-ratio is compared with the mean log-ratio of the answers of the other
+    kind (https://arxiv.org/abs/2402.01306)."""
 
     needs_reference_points = True
 
@@ -145,8 +148,8 @@ class KtoPairLoss(PairLoss):
 
 
 class SimpoLoss(PairLoss):
-    """Per-token means, a target margin, no reference (https://arxiv.org/abs/2405.14734). `beta` is the scale of its
-    reward, about 2."""
+    """SimPO: means per token, a target margin and no reference (https://arxiv.org/abs/2405.14734). `beta` is the scale
+    of its reward; about 2 is usual."""
 
     reads = rewards = "mean"
     needs_reference = False

@@ -11,8 +11,8 @@ from align.recipe.language.effects import Needs
 
 
 class Rollout(Strict):
-    """The engine that samples. Two runs with the same engine and seed have the same samples; other engines have
-    others."""
+    """The engine that samples. With the same engine and seed two runs draw the same samples; with another engine they
+    differ."""
 
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
@@ -23,22 +23,22 @@ class Rollout(Strict):
     )
 
     engine: Literal["auto", "vllm", "transformers", "scripted"] = "auto"
-    """`vllm`: fast. `transformers`: slow, its log-probs are the trainer's to the last bit. `scripted`: canned answers,
-    for trying a recipe out. `auto`: vllm where it is installed, transformers elsewhere."""
+    """`vllm`: fast. `transformers`: slow; its log-probs equal the trainer's to the last bit. `scripted`: answers from a
+    file, to try a recipe out. `auto`: vllm if it is installed, else transformers."""
     dtype: Literal["fp32", "bf16"] | None = None
     """Only for `vllm`: precision of its weights; when absent fp32 on a CPU and bf16 on a GPU. bf16 samples faster; its
     log-probs are off by up to about 0.2 nats a token."""
     own_process: bool | None = None
-    """Only for `vllm`: run it in a process of its own. When absent only where it must: several processes train, the
-    model is not native to vllm, or this process has one already."""
+    """Only for `vllm`: run it in a process of its own. When absent, only if this is necessary: if several processes
+    train, if vllm has no code of its own for the model, or if this process has an engine already."""
     cache_gb: float | None = Field(default=None, gt=0)
     """Only for `vllm`: memory of its key-value cache, in GB (10^9 bytes); when absent 2 on a CPU and a third of the
     memory of a GPU."""
     max_sequences: int = Field(default=128, ge=1)
-    """Only for `vllm`: answers that it writes at the same time."""
+    """Only for `vllm`: how many answers it samples at the same time."""
     script: Annotated[str, Reference(hub=False), Field(min_length=1)] | None = None
-    """Only for `scripted`: a JSONL file of rows `{"completion": text}`; with a `prompt` (the text of a last user
-    message) they answer only that one."""
+    """Only for `scripted`: a JSONL file of rows `{"completion": text}`; a row with a `prompt` (the text of the last
+    user message) is used only for that prompt."""
 
     @model_validator(mode="after")
     def _options_belong_to_the_engine(self) -> Rollout:

@@ -16,7 +16,8 @@ from align.recipe.reference_syntax import import_object, names_code
 
 
 class Scorer(Strict):
-    """What `reward` and `quality` are: one of the kinds below, told by its key. Higher scores are better."""
+    """A scorer gives answers numbers; higher is better. `reward`, `quality` and `scorers` take one of the kinds below,
+    which is recognised by its key."""
 
 
 def _function(text: str) -> str:
@@ -39,7 +40,7 @@ def pattern(text: str) -> str:
 
 class ModelScorer(Scorer):
     """A reward model: one that a `reward` stage made, or any sequence-classification model with one label, with its own
-    tokenizer and chat template. The text alone is its short form."""
+    tokenizer and chat template. Instead of the mapping, its `model` alone may be written as a text."""
 
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
@@ -54,51 +55,52 @@ class ModelScorer(Scorer):
     revision: str | None = None
     """Commit of a hub model. Pin it to make a run repeatable."""
     chat_template: Annotated[str, Reference(hub=False), Field(min_length=1)] | None = None
-    """Only for models of other people: a Jinja file, where the tokenizer has no chat template."""
+    """Only for models that were not trained with align: a Jinja file, if the tokenizer has no chat template."""
     chat_template_kwargs: dict[str, str | int | bool] = Field(default={})
-    """Only for models of other people: passed to the chat template."""
+    """Only for models that were not trained with align: passed to the chat template."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of its weights. The score itself is computed in fp32 always."""
     max_length: int | None = Field(default=None, ge=2)
-    """Only for models of other people: longest conversation, in the model's own tokens; what it can read when absent. A
-    longer one is an error: nothing is cut in silence."""
+    """Only for models that were not trained with align: longest conversation, in the model's own tokens; when absent,
+    the model's number of positions. A longer conversation is an error and is not cut."""
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens of one forward pass. A memory setting: it changes no score."""
+    """Tokens of one forward pass. It changes memory and speed, and no score."""
 
 
 class ImplicitScorer(Scorer):
-    """The reward that a policy trained on preferences carries in itself (https://arxiv.org/abs/2305.18290): `beta`
-    times the log-prob that it gives an answer beyond what its reference gives it, summed over the answer's tokens, in
-    nats."""
+    """The implicit reward of a policy that was trained on preferences (https://arxiv.org/abs/2305.18290): `beta` times
+    the difference between the log-probs of an answer under the policy and under its reference, summed over the answer's
+    tokens, in nats."""
 
     policy: Annotated[str, Reference(("policy",)), Field(min_length=1)]
     """The trained policy: `stage:NAME`, a folder, or a hub id."""
     reference: Annotated[str, Reference(("policy",)), Field(min_length=1)]
-    """The policy that it was trained from, with the same tokenizer."""
+    """The policy that the training of `policy` started from, with the same tokenizer."""
     beta: float = Field(default=0.1, gt=0)
-    """The scale: that of the training, where scores are to be on its scale. It changes no order."""
+    """The scale of the scores. Use the `beta` of the training to get rewards on its scale. It does not change which
+    answer scores higher."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights of both."""
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens of one forward pass. A memory setting: it changes no score."""
+    """Tokens of one forward pass. It changes memory and speed, and no score."""
 
 
 class FunctionScorer(Scorer):
-    """A function of yours. The text `package.module:function` alone is its short form."""
+    """A function of your own. Instead of the mapping, `package.module:function` alone may be written as a text."""
 
     function: Annotated[str, AfterValidator(_function)]
-    """`package.module:function`, called with a list of answers (`align.scoring.scorer.Answer`); it returns as many
-    finite numbers."""
+    """`package.module:function`, a function that gets a list of answers (`align.scoring.scorer.Answer`) and returns one
+    finite number for each."""
 
 
 class EnsembleScorer(Scorer):
     """Several scorers as one."""
 
     ensemble: list[Scoring] = Field(min_length=2)
-    """The members: scorers as everywhere, so an ensemble may be one of them."""
+    """The members. Each may be any scorer, also an ensemble."""
     combine: Literal["mean", "min"] = "mean"
-    """`mean` of the members' scores, or the smallest of them (`min`: what any member finds bad is bad). Scores are
-    taken as they are, so members should be on one scale."""
+    """`mean`: the mean of the members' scores. `min`: the smallest of them, so that an answer has to be good by every
+    member. Scores are not rescaled, so the members should have the same scale."""
 
 
 class Rule(Scorer):
@@ -109,17 +111,17 @@ class Rule(Scorer):
 
 
 class LengthRule(Rule):
-    """A range that the length should be in: 1 inside; outside the ratio to the nearer end (half as long, or twice as
-    long: 0.5)."""
+    """Rewards answers whose length is in a range. The score is 1 inside the range, and outside it the ratio to the
+    nearer end (for an answer half as long as `min` or twice as long as `max`: 0.5)."""
 
     rule: Literal["length"]
     """`length`"""
     min: int = Field(default=0, ge=0)
-    """Shortest length that costs nothing."""
+    """Shortest length with score 1."""
     max: int | None = Field(default=None, ge=1)
-    """Longest length that costs nothing."""
+    """Longest length with score 1."""
     unit: Literal["words", "characters"] = "words"
-    """What is counted. Every Chinese character is a word."""
+    """What is counted. Every Chinese character counts as a word."""
 
     @model_validator(mode="after")
     def _a_range(self) -> LengthRule:
@@ -131,7 +133,7 @@ class LengthRule(Rule):
 
 
 class FormatRule(Rule):
-    """A form that the answer should have: the share of these conditions that it meets."""
+    """Rewards answers of a certain form. The score is the share of the conditions below that the answer meets."""
 
     rule: Literal["format"]
     """`format`"""
@@ -142,7 +144,7 @@ class FormatRule(Rule):
     contains: list[str] = Field(default=[])
     """Texts that it contains, such as headings of sections; each is a condition."""
     max_lines: int | None = Field(default=None, ge=1)
-    """Most lines, blank ones left out."""
+    """Largest number of lines, without blank ones."""
 
     @model_validator(mode="after")
     def _a_condition(self) -> FormatRule:
@@ -152,20 +154,20 @@ class FormatRule(Rule):
 
 
 class RegexRule(Rule):
-    """A regular expression: 1 where it matches, else 0. An answer on which it takes longer than a second is an
-    error."""
+    """Rewards answers that match a regular expression: the score is 1 if it matches, else 0. If it takes longer than a
+    second for an answer, that is an error."""
 
     rule: Literal["regex"]
     """`regex`"""
     pattern: Annotated[str, AfterValidator(pattern)]
-    """In the syntax of the Python package `regex`, which is that of `re` and more."""
+    """The regular expression, in the syntax of the Python package `regex`, which is that of `re` with additions."""
     match: Literal["search", "full"] = "search"
     """`search`: anywhere in the answer. `full`: the whole of it."""
 
 
 class JsonRule(Rule):
-    """JSON: 1 where the whole answer is a JSON value (and an object with the required keys, if there are any), else
-    0."""
+    """Rewards answers in JSON: the score is 1 if the whole answer is a JSON value (an object with the required keys, if
+    there are any), else 0."""
 
     rule: Literal["json"]
     """`json`"""
@@ -174,18 +176,19 @@ class JsonRule(Rule):
 
 
 class LanguageMixRule(Rule):
-    """Chinese and English mixed in one answer, which the GLM-4 report (https://arxiv.org/abs/2406.12793) credits RLHF
-    with reducing: 1 for one language, 0 for half and half."""
+    """Lowers the score of answers that mix Chinese and English: it is 1 for one language and 0 for half and half. (The
+    GLM-4 report, https://arxiv.org/abs/2406.12793, says that RLHF reduced such mixing.)"""
 
     rule: Literal["language_mix"]
     """`language_mix`"""
     tolerance: float = Field(default=0.1, ge=0, lt=0.5)
-    """Share of the smaller language that costs nothing: names, units, code. A Chinese character counts like an English
-    word."""
+    """Share of the less frequent language that does not lower the score, since names, units and code may be in it. A
+    Chinese character counts as much as an English word."""
 
 
 class RepetitionRule(Rule):
-    """Repetition inside an answer: different n-grams of words, as a share of all."""
+    """Lowers the score of answers that repeat themselves. The score is the number of different n-grams of words divided
+    by the number of all."""
 
     rule: Literal["repetition"]
     """`repetition`"""

@@ -20,7 +20,8 @@ class Lora(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Which linear layers get an adapter: all of them but the LM head, or those whose names end so."""
+    """Which linear layers get an adapter: all of them except the LM head, or those whose names end with one of these
+    texts."""
     quantize: Literal["nf4"] | None = None
     """`nf4` keeps the frozen weights in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314): a quarter of their memory.
     Needs bitsandbytes."""
@@ -38,8 +39,8 @@ class Lora(Strict):
 
 
 class Train(Strict):
-    """How a stage trains: the optimiser step, its schedule, its memory. Option names follow transformers where they
-    exist there."""
+    """How a stage trains: optimiser, schedule and memory. Keys have the same names as in transformers if they exist
+    there."""
 
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
@@ -58,14 +59,15 @@ class Train(Strict):
     tokens_per_step: int | None = Field(default=None, ge=1)
     """Tokens in one optimiser step, over all processes. Steps are filled with whole examples up to this number."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Examples (conversations, or prompts with their answers) in one optimiser step, over all processes. Instead of
+    """Examples (conversations, or prompts with their answers) in one optimiser step, over all processes. Use this or
     `tokens_per_step`."""
     microbatch_tokens: int = Field(default=512, ge=1)
-    """Tokens in one forward pass, on each process. A memory setting: it changes speed and memory, never the gradient.
-    The default suits a CPU; a GPU wants as many as its memory holds, such as 8192."""
+    """Tokens in one forward pass, on each process. It changes speed and memory, never the gradient. The default suits a
+    CPU; on a GPU use as many as fit into its memory, such as 8192."""
     layout: Literal["tree", "packed", "padded"] = "tree"
-    """`tree`: a prompt's answers share it, trees are packed into rows. `packed`: the prompt is repeated for every
-    answer. `padded`: one sequence a row. Same loss and gradient; `tree` is the fastest."""
+    """`tree`: a prompt is computed once for all its answers, and several prompts with their answers are packed into a
+    row. `packed`: the prompt is repeated for every answer. `padded`: one sequence in each row. Loss and gradient are
+    the same; `tree` is the fastest."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the learning rate after warm-up."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
@@ -83,7 +85,8 @@ class Train(Strict):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Clip the gradient to this norm; `null` for no clipping."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Storage of the trained weights. bf16 weights swallow small steps: keep fp32 unless memory forces you."""
+    """Precision in which the trained weights are stored. In bf16, small changes of a weight are lost to rounding, so
+    use fp32 unless it does not fit into memory."""
     autocast: Literal["bf16"] | None = None
     """Compute matrix products in bf16 while the weights stay in `dtype`."""
     gradient_checkpointing: bool = False
@@ -95,8 +98,8 @@ class Train(Strict):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without improvement."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Checkpoint every N steps, to resume from. An interrupt saves one in any case, and so does every quarter of an
-    hour without one."""
+    """Save a checkpoint every N steps, to resume from. An interrupted stage saves one in any case, and otherwise one is
+    saved after a quarter of an hour without one."""
     save_total_limit: int = Field(default=2, ge=1)
     """Checkpoints to keep."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
@@ -130,11 +133,11 @@ EVALUATES: Final = "train.eval_steps train.load_best_model train.early_stopping_
 
 
 class DpoTrain(Train):
-    """How a preference stage trains: as `train` of the other stages, with defaults of its own."""
+    """How a preference stage trains: the keys of `train`, with these other defaults."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
-    """Peak learning rate of AdamW. The default is DPO's usual one for full fine-tuning; adapters and very short runs
-    want more."""
+    """Peak learning rate of AdamW. The default is the usual one of DPO for full fine-tuning; adapters and very short
+    runs need a larger one."""
     batch_size: int | None = Field(default=32, ge=1)
     """Prompts with all their answers in one optimiser step, over all processes; no default when `tokens_per_step` is
     given."""

@@ -18,9 +18,9 @@ from align.recipe.language.effects import Needs
 
 
 class EvaluateStage(Stage):
-    """Compares policies with the first one: on held-out conversations (how likely the data's answers are) or prompts,
-    by scorers and a judge, on benchmarks and probes; and scorers and a judge with each other, on reward benchmarks.
-    Means over prompts with 95 % intervals."""
+    """Compares policies with the first one in the list: by the log-probs of the answers in held-out conversations, by
+    scorers and a judge on their samples, and on benchmarks and probes. It also compares scorers and a judge with each
+    other, on reward benchmarks. All results are means over prompts with 95 % intervals."""
 
     produces: ClassVar[ArtifactType] = "metrics"
     implementation: ClassVar[str] = "align.stages.evaluate.run:run"
@@ -66,11 +66,11 @@ class EvaluateStage(Stage):
     kind: Literal["evaluate"]
     """`evaluate`"""
     policies: list[PolicyRef] = Field(default=[])
-    """The policies, the one that the others are compared with first. For log-probs of targets all have the same
-    tokenizer and template. Needed for everything but reward_bench."""
+    """The policies; the others are compared with the first. For log-probs of targets, all must have the same tokenizer
+    and template. Required except for tasks `reward_bench`."""
     data: Data | None = None
-    """Held-out conversations: the last assistant message is the target, what precedes it the prompt. Or prompts: what
-    needs a target is then left out."""
+    """Held-out conversations: the last assistant message is the target, and all messages before it are the prompt. Or
+    prompts: metrics that need a target are then left out."""
     samples_per_prompt: int = Field(default=4, ge=1)
     """Answers sampled for each prompt of `data` from each policy."""
     temperature: float = Field(default=1.0, gt=0)
@@ -83,19 +83,19 @@ class EvaluateStage(Stage):
     embedder: EmbedderRef | None = QUICKSTART_EMBEDDER
     """A sentence-transformers model that says how similar a sample is to the target; `null` leaves that out."""
     scorers: list[Scoring] = Field(default=[])
-    """Scorers of the samples. Each gives its mean, and win rates against the first policy and against the target, as
-    they are and at equal length. And what tasks reward_bench measure."""
+    """Scorers of the samples. For each, the evaluation reports its mean score, and win rates against the first policy
+    and against the target, plain and at equal length. Tasks `reward_bench` measure these scorers."""
     judge: Judge | None = None
-    """A language model that judges the first sample of each prompt, and is measured by tasks reward_bench."""
+    """A language model that judges the first sample of each prompt. Tasks `reward_bench` measure it too."""
     tasks: list[Benchmark] = Field(default=[])
     """Benchmarks."""
     probes: list[Literal["identity", "json"]] = Field(default=[])
-    """Small sets of prompts that come with the package. `identity`: does the policy claim to be another company's
+    """Small sets of test prompts that come with the package. `identity`: does the policy claim to be another company's
     assistant? `json`: does it write JSON, and nothing else, when asked to?"""
     own_names: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
-    """Only for the probe `identity`: names that the policy may go by, of itself and of who made it."""
+    """Only for the probe `identity`: names that the policy may give itself or its maker."""
     lm_eval_tasks: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
-    """Tasks of lm-evaluation-harness, which is handed each policy, if it is installed (extra `eval`)."""
+    """Tasks of lm-evaluation-harness to run on each policy. The harness has to be installed (extra `eval`)."""
     rollout: Rollout = Rollout()
     """The engine that samples."""
 

@@ -42,8 +42,8 @@ def _variable(text: str) -> str:
 
 
 class Judge(Strict):
-    """A language model that judges answers, behind any server with OpenAI's chat interface. Its replies are kept in the
-    runs' cache by content, so that nothing is asked twice."""
+    """A language model that judges answers, on any server with OpenAI's chat interface. Its replies are kept in the
+    runs' cache, so that the same question is not asked twice."""
 
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs("against", lambda judge: "pairwise" in judge.methods, "without the method pairwise"),
@@ -53,14 +53,14 @@ class Judge(Strict):
     """Base address of the server, such as `https://HOST/v1`: `/chat/completions` is added. https, or http on this
     machine only."""
     model: str = Field(min_length=1)
-    """The model's name there."""
+    """The name that the server has for the model."""
     key_env: Annotated[str, AfterValidator(_variable)] | None = None
     """Name of the environment variable that holds the key. The key itself is read when the stage runs, sent to
     `endpoint` only, and written nowhere."""
     methods: list[Literal["pairwise", "pointwise"]] = Field(default=["pairwise"], min_length=1)
-    """`pairwise`: which of two answers is better, asked in both orders; unless both say the same it is a tie.
-    `pointwise`: 1 to 10 on several dimensions and over all, beside the data's answer where there is one (as AlignBench
-    does, https://arxiv.org/abs/2311.18743)."""
+    """`pairwise`: the judge says which of two answers is better. It is asked in both orders, and if its verdicts
+    differ, the result is a tie. `pointwise`: the judge grades an answer from 1 to 10 on several dimensions and over
+    all; if the data have an answer, it sees that too (as in AlignBench, https://arxiv.org/abs/2311.18743)."""
     against: Literal["baseline", "target"] = "baseline"
     """Only for `pairwise`: the opponent is the first policy's answer, or the data's own."""
     language: Literal["en", "zh"] = "en"
@@ -72,12 +72,12 @@ class Judge(Strict):
     timeout_s: float = Field(default=120.0, gt=0)
     """Seconds until a request counts as failed."""
     retries: int = Field(default=5, ge=0)
-    """How often a request is made again after a failure that may pass (429, 5xx, a timeout), with growing pauses, and
-    after a reply that cannot be read. Replies that still cannot be read are left out and counted."""
+    """How often a request is repeated after a failure that may be temporary (429, 5xx, a timeout), with growing pauses,
+    and after a reply that cannot be read. Items whose reply still cannot be read are left out and counted."""
     requests_at_once: int = Field(default=4, ge=1)
-    """Requests under way at the same time."""
+    """Largest number of requests at the same time."""
     price_input: float | None = Field(default=None, ge=0)
-    """Price of a million input tokens, in whatever currency; without prices tokens are counted and no cost is told."""
+    """Price of a million input tokens, in any currency. Without prices, tokens are counted but no cost is shown."""
     price_output: float | None = Field(default=None, ge=0)
     """Price of a million output tokens."""
 

@@ -19,11 +19,11 @@ COMPARES = ("rloo", "group")
 
 
 class PpoTrain(Train):
-    """How a PPO stage trains: as `train` of the other stages, with defaults of its own. How long is said by
-    `iterations`."""
+    """How a PPO stage trains: the keys of `train`, with these other defaults. `iterations` says how long it trains."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Learning rate of the policy; ChatGLM-RLHF's. Adapters and very short runs want more."""
+    """Learning rate of the policy. The default is that of ChatGLM-RLHF; adapters and very short runs need a larger
+    one."""
     batch_size: int | None = Field(default=32, ge=1)
     """Prompts in one iteration, over all processes."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
@@ -60,38 +60,38 @@ class PpoTrain(Train):
 
 
 class Health(Strict):
-    """Bounds that a healthy run stays within. Crossing one is told in plain words; `on_unhealthy` says what else
-    happens."""
+    """Limits that a healthy run does not exceed. If a run exceeds one, it says so; `on_unhealthy` says whether it also
+    stops."""
 
     first_ratio: float | None = Field(default=None, gt=0)
-    """Largest distance in nats of a token's log-prob from the old one, in the first step of an iteration, when the
-    policy is still the one that sampled. When absent 1e-3, and 0.5 where anything is computed in bf16."""
+    """Largest distance, in nats, of a token's log-prob from its old log-prob in the first step of an iteration, when
+    the policy is still the one that sampled. When absent 1e-3, or 0.5 if anything is computed in bf16."""
     kl: float = Field(default=0.5, gt=0)
     """Largest mean KL from the reference, in nats per token."""
     negative_kl: float = Field(default=0.01, gt=0)
-    """The mean KL may be below minus this many nats per token in two iterations in a row, not in three: a KL is never
-    negative."""
+    """The run warns if the mean KL is below minus this many nats per token in three iterations in a row. A true KL is
+    never negative, but an estimate from samples may be."""
     mismatch: float = Field(default=0.1, gt=0)
     """Largest mean distance of the engine's log-probs from the trainer's, in nats per token. Old log-probs are always
     the trainer's."""
     clip_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Largest share of tokens that the clip holds back, over an iteration."""
+    """Largest share of tokens, over an iteration, that get no gradient because of PPO's clip."""
     explained_variance: float = -1.0
-    """Least explained variance of the value model; 1 is perfect, 0 is no better than a constant. From the fifth
-    iteration on, and only three in a row."""
+    """Least explained variance of the value model; 1 is perfect, 0 is no better than a constant. Checked from the fifth
+    iteration on; three iterations in a row have to be below it."""
     unfinished: float = Field(default=0.95, gt=0, le=1)
-    """Largest share of answers that never end."""
+    """Largest share of answers that do not end within `max_new_tokens`."""
     distinct: float = Field(default=0.2, ge=0, le=1)
-    """Least share of answers of an iteration that are different from all others."""
+    """Least number of different answers in an iteration, as a share of all its answers."""
     entropy: float = Field(default=0.1, ge=0, le=1)
     """Least entropy of the policy, as a share of that in the first iteration."""
     sft_loss: float = Field(default=0.5, gt=0)
-    """How much the loss on `sft_data` may rise while the reward rises, in nats per token, beyond its noise: the mean of
-    the last four iterations against that of the first four."""
+    """How much the loss on `sft_data` may rise while the reward rises, in nats per token. The mean of the last four
+    iterations is compared with that of the first four, and a rise within the noise does not count."""
 
 
 class PpoStage(Stage):
-    """Reinforcement learning from a reward model the ChatGLM-RLHF way (https://arxiv.org/abs/2404.00934): PPO with a
+    """Reinforcement learning from a reward model, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934): PPO with a
     value model, a reward relative to the reference model's own answer, a KL penalty, and a next-token loss against
     forgetting."""
 
@@ -173,44 +173,46 @@ class PpoStage(Stage):
     reward: Scoring
     """The scorer of the answers."""
     prompts: Data
-    """Prompts to answer: one source, or a list (a mixture when they have weights). They are gone through in shuffled
-    passes."""
+    """Prompts to answer: one source, or a list (a mixture when they have weights). Each pass over them has a new random
+    order."""
     eval_prompts: Data | None = None
     """Held-out prompts: answered greedily and scored before and after training, and every `train.eval_steps` steps."""
     iterations: int = Field(default=600, ge=1)
-    """Rounds of sampling and training; ChatGLM-RLHF needed 600 to 800."""
+    """Number of rounds of sampling and training; ChatGLM-RLHF needed 600 to 800."""
     samples_per_prompt: int = Field(default=1, ge=1)
-    """Answers to each prompt in an iteration. They share the prompt's computation."""
+    """Answers to each prompt in an iteration. The prompt is computed once for all of them."""
     max_prompt_length: int = Field(default=1024, ge=1)
     """Longest prompt, in tokens. Longer ones are left out before anything is sampled, and counted."""
     max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. All log-probs of the stage are taken at it. There is no top_p or top_k: they would sample
-    from another distribution than the one that is trained."""
+    """Sampling temperature. All log-probs of the stage are computed at this temperature. There is no top_p or top_k:
+    with them, answers would be sampled from another distribution than the one that is trained."""
 
     reference_baseline: bool | None = None
     """Subtract from a score the score of the reference model's own answer to the same prompt, sampled once before
-    training. When absent: on for `gae` and `reinforce`; the other two compare a prompt's answers with each other, and
-    the baseline would cancel."""
+    training. When absent, it is on for `gae` and `reinforce`. The other two estimators compare the answers to a prompt
+    with each other, so the baseline would cancel out."""
     baseline_samples: int = Field(default=1, ge=1)
-    """Reference answers to each prompt, whose mean score is the baseline."""
+    """Number of answers that the reference gives to each prompt. Their mean score is the baseline."""
     unfinished_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer (the reference's too) that does not end within `max_new_tokens`."""
     kl_coefficient: float = Field(default=0.05, ge=0)
-    """What a nat of KL from the reference costs, per token, in units of the reward."""
+    """Weight of the KL penalty: how much a nat of KL from the reference lowers the reward of a token."""
     kl_target: float | None = Field(default=None, gt=0)
     """Adapt `kl_coefficient` after every iteration so that the KL stays near this many nats per answer
     (https://arxiv.org/abs/1909.08593, section 2.2); fixed when absent."""
 
     estimator: Literal["gae", "rloo", "group", "reinforce"] = "gae"
-    """Where advantages come from. `gae`: a value model, token by token (https://arxiv.org/abs/1506.02438). `rloo`: the
-    mean of the prompt's other answers (2402.14740). `group`: the mean and deviation of the prompt's answers, GRPO's
-    (2402.03300). `reinforce`: the reference baseline alone."""
+    """How advantages are computed. `gae`: with a value model, token by token (https://arxiv.org/abs/1506.02438).
+    `rloo`: the reward minus the mean reward of the prompt's other answers (2402.14740). `group`: the reward minus the
+    mean, divided by the standard deviation, of the prompt's answers, as in GRPO (2402.03300). `reinforce`: the reward
+    with the reference baseline alone."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Only for `gae`: discount of later rewards."""
     lam: float = Field(default=0.95, ge=0, le=1)
-    """Only for `gae`: lambda; 1 trusts the rewards, 0 the value model."""
+    """Only for `gae`: lambda. With 1, advantages use only the rewards that follow; with 0, only the value model's
+    estimate for the next token."""
     value_init: Literal["reward", "policy"] = "reward"
     """Only for `gae`: the value model starts as the reward model (one that a `reward` stage made), or as the policy
     with a new head."""
@@ -220,7 +222,8 @@ class PpoStage(Stage):
     value_learning_rate: float = Field(default=5e-6, gt=0)
     """Only for `gae`: the value model's peak learning rate; its schedule is the policy's."""
     value_clip: float | None = Field(default=0.2, gt=0)
-    """Only for `gae`: how far a value may move in an iteration before it stops to gain; `null` for no limit."""
+    """Only for `gae`: how far a value may move in an iteration before the loss stops rewarding a larger move; `null`
+    for no limit."""
 
     clip: float = Field(default=0.2, gt=0, lt=1)
     """PPO's clip of the probability ratio."""
@@ -229,7 +232,8 @@ class PpoStage(Stage):
     minibatches: int = Field(default=1, ge=1)
     """Optimiser steps in each pass."""
     target_kl: float | None = Field(default=None, gt=0)
-    """End an iteration's training early once the policy is this many nats per token away from the one that sampled."""
+    """End the training of an iteration early once the policy's KL from the policy that sampled is this many nats per
+    token."""
     entropy_weight: float = Field(default=0.0, ge=0)
     """Weight of a bonus for the policy's entropy, in nats per token."""
     whiten_rewards: bool = False
@@ -238,11 +242,12 @@ class PpoStage(Stage):
     whiten_advantages: bool = False
     """Scale the advantages of an iteration to mean 0 and variance 1. The reference baseline makes it unnecessary."""
     importance_cap: float | None = Field(default=None, ge=1)
-    """Weigh tokens by how much likelier the trainer finds them than the engine that sampled them, at most by this; for
-    engines of lower precision (`rollout.dtype: bf16`)."""
+    """Weight each token by its probability under the trainer divided by that under the engine that sampled it, limited
+    to this value. For engines of lower precision (`rollout.dtype: bf16`)."""
 
     sft_data: Data | None = None
-    """Conversations to keep being good at. Their loss is watched; with `sft_weight` it is trained on as well."""
+    """Conversations that the policy should not forget. Their loss is reported; with `sft_weight` the policy is also
+    trained on them."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the next-token loss on `sft_data`, averaged over its own tokens, in every step."""
     sft_batch_size: int | None = Field(default=None, ge=1)
@@ -251,9 +256,10 @@ class PpoStage(Stage):
     """Held-out conversations: their loss is reported whenever `eval_prompts` are answered."""
 
     health: Health = Health()
-    """Bounds that a healthy run stays within."""
+    """Limits that a healthy run does not exceed."""
     on_unhealthy: Literal["warn", "stop"] = "warn"
-    """`stop` ends the run when a bound is crossed; the last checkpoint is from before."""
+    """`warn` prints a warning when a limit of `health` is exceeded. `stop` ends the run; the last checkpoint is then
+    from before that."""
     rollout: Rollout = Rollout()
     """The engine that samples."""
     lora: Lora | None = None

@@ -14,11 +14,11 @@ from align.recipe.language.effects import Needs
 
 
 class RewardTrain(DpoTrain):
-    """How a reward model trains: as `train` of the other stages, with defaults of its own."""
+    """How a reward model trains: the keys of `train`, with these other defaults."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate of AdamW. The default suits full fine-tuning of a model of billions; adapters and small models
-    want more."""
+    """Peak learning rate of AdamW. The default suits full fine-tuning of a model with billions of weights; adapters and
+    small models need a larger one."""
     batch_size: int | None = Field(default=64, ge=1)
     """Prompts with all their answers in one optimiser step, over all processes; no default when `tokens_per_step` is
     given."""
@@ -34,9 +34,9 @@ def _weights(grades: dict[str, float]) -> dict[str, float]:
 
 
 class RewardStage(Stage):
-    """A reward model from preferences: one number for an answer, read at the token that ends it. The ranking loss is
-    Bradley and Terry's, with the margins of the data where they have some; a prompt's loss is the mean over its
-    rejected answers. Or, with `grades`, from graded answers."""
+    """Trains a reward model on preferences. The model gives an answer one number, which is read at the token that ends
+    the answer. The ranking loss is Bradley and Terry's, with the margins of the data if they have some; the loss of a
+    prompt is the mean over its rejected answers. With `grades`, the model is trained on graded answers instead."""
 
     produces: ClassVar[ArtifactType] = "reward_model"
     implementation: ClassVar[str] = "align.stages.reward.run:run"
@@ -55,37 +55,38 @@ class RewardStage(Stage):
     kind: Literal["reward"]
     """`reward`"""
     init: Annotated[str, Reference(("policy", "reward_model")), Field(min_length=1)] | None = None
-    """The model whose weights it starts from: usually the fine-tuned policy; or a reward model (of a stage, a folder,
-    or a sequence classifier with one label), whose head is kept. The recipe's `model` when absent."""
+    """The model whose weights the reward model starts from, usually the fine-tuned policy. It may also be a reward
+    model (of a stage, a folder, or a sequence classifier with one label), whose head is then kept. The recipe's `model`
+    when absent."""
     data: Data
     """Preferences to train on: one source, or a list (a mixture when they have weights)."""
     eval_data: Data | None = None
-    """Held-out preferences: accuracy, calibration and length bias are reported, beside what length and words alone can
-    predict."""
+    """Held-out preferences, on which accuracy, calibration and length bias are reported, and for comparison the
+    accuracy of length alone and of words alone."""
     grades: Annotated[dict[Annotated[str, Field(min_length=1)], FiniteFloat], AfterValidator(_weights)] = Field(
         default={}
     )
-    """Learn the grades of answers instead of comparisons: each grade's name, and its weight in the one score that the
-    model then gives, such as `{helpfulness: 0.65, correctness: 0.8, verbosity: -0.4}`. The loss is the squared error, a
-    mean over an answer's grades."""
+    """Train on grades of answers instead of comparisons. Maps the name of each grade to its weight in the score that
+    the model gives, such as `{helpfulness: 0.65, correctness: 0.8, verbosity: -0.4}`. The loss of an answer is the
+    squared error, averaged over its grades."""
     l2: float = Field(default=1e-3, ge=0)
-    """Weight of the squared scores of both answers (https://arxiv.org/abs/2404.00934): holds scores near 0, as ranking
-    alone does not."""
+    """Weight of a penalty on the squared scores of both answers (https://arxiv.org/abs/2404.00934). It keeps scores
+    near 0, which the ranking loss alone does not do."""
     soft_labels: bool = False
-    """Where several judges compared the answers, the share of votes for the chosen one is what its probability is
-    fitted to, instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)` with `d = chosen - rejected -
-    margin`."""
+    """If several judges compared the answers, use the share of votes for the chosen answer as its target probability,
+    instead of 1: `-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)` with `d = chosen - rejected - margin`."""
     length_balance: bool = False
     """Train on as many pairs whose longer answer wins as pairs whose shorter answer wins, for every range of the
-    difference in length; what is left out is drawn anew each epoch, and counted (2404.00934)."""
+    difference in length (2404.00934). Which pairs are left out is drawn anew in each epoch; they are counted."""
     filters: bool = True
-    """Leave out ties, pairs that say the same, contradictions and circles (A over B over C over A), of `data` and
-    `eval_data`; and of `data` every prompt that is in `eval_data`. All are counted."""
+    """Leave out, of `data` and `eval_data`, ties, pairs whose answers say the same, and preferences that contradict
+    each other or form a circle (A over B over C over A). Also leave out, of `data`, every prompt that is in
+    `eval_data`. All are counted."""
     max_length: int = Field(default=2048, ge=2)
     """Longest prompt with one answer, in tokens."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to preferences with a longer one: left out and counted, the answers cut at the end, or an error. A
-    cut answer is scored where it was cut."""
+    """What happens to preferences with a longer answer: they are left out and counted, their answers are cut at the
+    end, or it is an error. The score of a cut answer is read where it was cut."""
     lora: Lora | None = None
     """Adapters instead of full fine-tuning; `{}` for the defaults. The head is trained in any case."""
     train: RewardTrain = RewardTrain()

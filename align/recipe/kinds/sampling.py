@@ -69,9 +69,9 @@ class SamplingStage(Stage):
 
 
 class SelectPromptsStage(SamplingStage):
-    """Keeps the prompts that a policy can learn from (ChatGLM-RLHF, https://arxiv.org/abs/2404.00934): rules first,
-    then an optional quality scorer, then the spread of the scores of several answers. Every prompt that is dropped is
-    listed with the reason."""
+    """Selects the prompts that a policy can learn from (ChatGLM-RLHF, https://arxiv.org/abs/2404.00934). First rules
+    drop prompts, then an optional scorer of quality, then prompts are dropped whose sampled answers have nearly equal
+    scores. Every dropped prompt is listed with the reason."""
 
     produces: ClassVar[ArtifactType] = "prompts"
     implementation: ClassVar[str] = "align.stages.select_prompts:run"
@@ -81,20 +81,21 @@ class SelectPromptsStage(SamplingStage):
     kind: Literal["select_prompts"]
     """`select_prompts`"""
     min_characters: int = Field(default=4, ge=0)
-    """Shortest prompt: characters of the user's messages together. Four are a request in Chinese."""
+    """Shortest prompt, in characters of all messages of the user together. Four characters can be a whole request in
+    Chinese."""
     max_characters: int | None = Field(default=None, ge=1)
     """Longest prompt, counted in the same way."""
     unanswerable: list[Annotated[str, AfterValidator(pattern)]] | None = None
-    """Regular expressions: a prompt is dropped when one of them is found in the user's last message. When absent, a
-    list (`UNANSWERABLE` in align/recipe/kinds/sampling.py) of what no language model can answer: files, pictures and
-    links, the news and the time. `[]` drops none."""
+    """Regular expressions: a prompt is dropped when one of them is found in the user's last message. When absent, the
+    list `UNANSWERABLE` in align/recipe/kinds/sampling.py is used, for requests that no language model can answer: about
+    files, pictures and links, the news and the time. `[]` drops none."""
     quality: Scoring | None = None
-    """A scorer of the prompts themselves, given each prompt without an answer. Most often a classifier, or a function
-    of yours."""
+    """A scorer of the prompts themselves; it gets each prompt without an answer. Usually a classifier or a function of
+    your own."""
     min_quality: float | None = None
     """Lowest `quality` score to keep."""
     drop_lowest_variance: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the sampled prompts to drop: those whose answers differ least in score. 0.25 when neither this nor
+    """Share of the sampled prompts to drop, those whose answers' scores differ least. 0.25 if neither this nor
     `min_std` is given."""
     min_std: float | None = Field(default=None, ge=0)
     """Instead of a share: drop prompts whose scores have a smaller standard deviation than this."""
@@ -113,7 +114,7 @@ class SelectPromptsStage(SamplingStage):
 
 
 class LabelStage(SamplingStage):
-    """Makes preferences of a policy's own answers, labelled by a scorer, as ChatGLM-RLHF does for DPO
+    """Samples answers from a policy, scores them and makes preferences of them, as ChatGLM-RLHF does for DPO
     (https://arxiv.org/abs/2404.00934). Equal answers count once, and equal scores make no pair."""
 
     produces: ClassVar[ArtifactType] = "preferences"
@@ -124,11 +125,11 @@ class LabelStage(SamplingStage):
     kind: Literal["label"]
     """`label`"""
     pairs: Literal["best_worst", "best_vs_rest", "margin"] = "best_worst"
-    """`best_worst`: the best answer against the worst. `best_vs_rest`: the best against all others, as one preference
-    with many rejected answers. `margin`: every two answers whose scores are `min_margin` apart, each pair a
-    preference."""
+    """`best_worst`: the best answer is chosen, the worst rejected. `best_vs_rest`: the best answer is chosen, all
+    others are rejected, as one preference. `margin`: every two answers whose scores are at least `min_margin` apart are
+    a preference."""
     min_margin: float = Field(default=0.0, ge=0)
-    """Smallest difference of scores between chosen and rejected. With 0, any difference will do."""
+    """Smallest difference of scores between chosen and rejected. With 0, any difference is enough."""
     unfinished: Literal["keep", "drop"] = "drop"
     """Whether answers that were cut at `max_new_tokens` may be chosen or rejected. They are then trained on without an
     end token."""

@@ -17,9 +17,9 @@ EmbedderRef = Annotated[str, Reference(), Field(min_length=1)]
 
 
 class SelfContrastStage(Stage):
-    """Self-Contrast (https://arxiv.org/abs/2404.00604): the data's answer is the chosen one, the policy's own samples
-    that are least like it are the rejected ones. Makes preferences, which a `dpo` stage learns from; trains nothing
-    itself."""
+    """Self-Contrast (https://arxiv.org/abs/2404.00604): makes preferences, in which the data's answer is chosen and the
+    policy's own samples that are least similar to it are rejected. A `dpo` stage can train on them; this stage trains
+    nothing."""
 
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.self_contrast.run:run"
@@ -32,9 +32,10 @@ class SelfContrastStage(Stage):
     kind: Literal["self_contrast"]
     """`self_contrast`"""
     policy: PolicyRef | None = None
-    """The model to sample from, as a rule the one that was tuned on `data`; the recipe's `model` when absent."""
+    """The model to sample from, usually the one that was fine-tuned on `data`; the recipe's `model` when absent."""
     data: Data
-    """Conversations. The last assistant message is the target (chosen), what precedes it the prompt."""
+    """Conversations. The last assistant message is the target (the chosen answer), and all messages before it are the
+    prompt."""
     samples_per_prompt: int = Field(default=32, ge=1)
     """Answers sampled for each prompt; 32 in the paper."""
     temperature: float = Field(default=1.0, gt=0)
@@ -50,21 +51,22 @@ class SelfContrastStage(Stage):
     """A sentence-transformers model that says how similar two answers are: a folder, `package:PKG/FOLDER`, or a hub id.
     The paper's is `WhereIsAI/UAE-Large-V1`."""
     keep_least_similar: float = Field(default=0.75, gt=0, le=1)
-    """Share of a prompt's unique samples, the ones least similar to the target, that negatives are drawn from. Below 1
-    the most similar sample is always left out; 1 is no filter."""
+    """Negatives are drawn from this share of a prompt's unique samples, those least similar to the target. Below 1 the
+    most similar sample is always left out; with 1 there is no filter."""
     negatives: int = Field(default=8, ge=1)
-    """Rejected answers for each prompt (K), drawn at random from those; 1 to 16 in the paper."""
+    """Number of rejected answers for each prompt (K), drawn at random from the samples that the filter keeps; 1 to 16
+    in the paper."""
     too_few: Literal["drop", "keep"] = "drop"
-    """What happens to a prompt with fewer negatives than that: left out and counted, or kept with those there are (at
-    least one)."""
+    """What happens to a prompt with fewer than `negatives` samples to draw from: it is left out and counted, or kept
+    with those that there are (at least one)."""
     dedup: bool = True
-    """Count samples that say the same, white space, case and punctuation at the ends aside, as one."""
+    """Count samples that say the same as one, ignoring case, and white space and punctuation at the ends."""
     source: Literal["own", "other_prompts"] = "own"
-    """`other_prompts` compares with samples that answer other prompts, at random: a baseline that shows what on-topic
-    negatives add."""
+    """`own`: negatives are samples for the same prompt. `other_prompts`: they are random samples for other prompts, a
+    baseline that shows how much it matters that negatives are on topic."""
     unfinished: Literal["keep", "drop"] = "keep"
-    """Samples cut at `max_new_tokens`: `keep` may choose them (they are then trained without an end token), `drop`
-    never does."""
+    """Whether samples that were cut at `max_new_tokens` may become negatives: with `keep` they may (and are then
+    trained without an end token), with `drop` not."""
     rollout: Rollout = Rollout()
     """The engine that samples."""
 

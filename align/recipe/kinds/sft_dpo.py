@@ -39,13 +39,13 @@ class SftStage(Stage):
     """`token_mean`: every trained token of the step counts the same. `sequence_mean`: every conversation counts the
     same (LongAlign's loss weighting, https://arxiv.org/abs/2401.18058, exact for any packing)."""
     train_on: Literal["all", "last"] = "all"
-    """Which assistant messages are trained: all, or only the last of each conversation. A message's own `train: false`
-    wins."""
+    """Which assistant messages are trained: all, or only the last of each conversation. A message with `train: false`
+    is never trained."""
     max_length: int = Field(default=2048, ge=2)
     """Longest conversation, in tokens."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to longer ones: left out and counted, cut at the end (never inside a prompt; no end token is
-    invented), or an error."""
+    """What happens to longer conversations: they are left out and counted, cut at the end (never inside a prompt, and
+    without an added end token), or an error."""
     lora: Lora | None = None
     """Adapters instead of full fine-tuning; `{}` for the defaults."""
     train: Train = Train()
@@ -109,22 +109,23 @@ class DpoStage(Stage):
     """The preference loss: its name, or a mapping of `name` and its options, `{name: simpo, gamma: 0.5}`. With several
     rejected answers, a prompt's loss is the mean over them."""
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the policy is held to the reference (smaller: it may move further); for `simpo` the scale of its
-    reward, about 2."""
+    """How strongly the policy is kept close to the reference: with a smaller value it may move further away. For
+    `simpo` it is the scale of the reward; about 2 is usual."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
-    """The same as `loss.label_smoothing`, of `sigmoid`."""
+    """The same as `loss.label_smoothing` of the loss `sigmoid`."""
     offset: float = Field(default=0.0, ge=0)
-    """The same as `loss.offset`, of `sigmoid`."""
+    """The same as `loss.offset` of the loss `sigmoid`."""
     soft_labels: bool = False
-    """The same as `loss.soft_labels`, of `sigmoid`."""
+    """The same as `loss.soft_labels` of the loss `sigmoid`."""
     gamma: float | None = Field(default=None, ge=0)
-    """The same as `loss.gamma`, of `simpo`."""
+    """The same as `loss.gamma` of the loss `simpo`."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of a next-token loss on the chosen answers, averaged over their tokens, beside the preference loss."""
     max_length: int = Field(default=2048, ge=2)
     """Longest prompt with one answer, in tokens."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to preferences with a longer one: left out and counted, the answers cut at the end, or an error."""
+    """What happens to preferences with a longer answer: they are left out and counted, their answers are cut at the
+    end, or it is an error."""
     lora: Lora | None = None
     """Adapters instead of full fine-tuning; `{}` for the defaults."""
     train: DpoTrain = DpoTrain()

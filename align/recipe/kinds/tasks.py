@@ -22,7 +22,7 @@ Rows = Annotated[DataSource, BeforeValidator(_source)]
 
 
 class Task(Strict):
-    """A benchmark on rows of your own or of the hub."""
+    """A benchmark, with its rows from a file of yours or from the hub."""
 
     task: str
     """Which benchmark this is."""
@@ -49,8 +49,8 @@ class AskedTask(Task):
 
 
 class IfevalTask(AskedTask):
-    """IFEval (https://arxiv.org/abs/2311.07911): instructions that a program can check, all 25 kinds, strict and loose.
-    Rows have `key`, `prompt`, `instruction_id_list` and `kwargs`. Needs the extra `eval`."""
+    """IFEval (https://arxiv.org/abs/2311.07911): does the policy follow instructions that a program can check? All 25
+    kinds, strict and loose. Rows have `key`, `prompt`, `instruction_id_list` and `kwargs`. Needs the extra `eval`."""
 
     columns: ClassVar[frozenset[str]] = frozenset({"prompt", "instruction_id_list", "kwargs"})
 
@@ -61,8 +61,8 @@ class IfevalTask(AskedTask):
 
 
 class Gsm8kTask(AskedTask):
-    """GSM8K (https://arxiv.org/abs/2110.14168): word problems with one number as the answer, by exact match. Rows have
-    `question`, and an `answer` that ends with `#### NUMBER`."""
+    """GSM8K (https://arxiv.org/abs/2110.14168): word problems whose answer is one number. The policy's number has to be
+    equal to it. Rows have `question`, and an `answer` that ends with `#### NUMBER`."""
 
     columns: ClassVar[frozenset[str]] = frozenset({"question", "answer"})
 
@@ -84,7 +84,7 @@ class Gsm8kTask(AskedTask):
 
 class RewardBenchTask(Task):
     """A benchmark of the stage's `scorers` and `judge`, not of policies: RewardBench 1 or 2, RM-Bench or JudgeBench,
-    told by the columns of your copy of its official file. [What is measured](evaluate.md#reward-benchmarks)."""
+    recognised by the columns of your copy of its official file. [What is measured](evaluate.md#reward-benchmarks)."""
 
     task: Literal["reward_bench"]
     """`reward_bench`"""

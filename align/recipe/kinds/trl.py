@@ -79,8 +79,8 @@ def _trainer(text: str) -> str:
 
 
 class TrlStage(Stage):
-    """Any of these trainers of TRL, with the data, artefacts, caching and report of the other stages: KTO, GRPO, RLOO
-    and, from `trl.experimental`, ORPO, CPO, GMPO and OnlineDPO. [TRL's trainers](trl.md) says what each of them
+    """Runs one of these trainers of TRL, with the data, artefacts, caching and report of the other stages: KTO, GRPO,
+    RLOO and, from `trl.experimental`, ORPO, CPO, GMPO and OnlineDPO. [TRL's trainers](trl.md) says what each of them
     takes."""
 
     produces: ClassVar[ArtifactType] = "policy"
@@ -113,27 +113,27 @@ class TrlStage(Stage):
     trainer: Annotated[str, AfterValidator(_trainer)]
     """The trainer's class, or its short name: `KTOTrainer` or `kto`."""
     policy: PolicyRef | None = None
-    """The model to start from, and the reference where the method has one; the recipe's `model` when absent."""
+    """The model to start from, which is also the reference if the method has one; the recipe's `model` when absent."""
     data: Data
     """Preferences, or prompts for a trainer that samples its answers: one source, or a list (a mixture when they have
     weights)."""
     eval_data: Data | None = None
     """Held-out data of the same kind: TRL's own evaluation is reported before and after training."""
     reward: Scoring | None = None
-    """The scorer of sampled answers; for trainers that sample, and required there."""
+    """The scorer of sampled answers. Required for trainers that sample, and only for them."""
     max_length: int = Field(default=2048, ge=2)
     """Longest prompt with an answer, in tokens. With a trainer that samples, prompts that leave no room for its longest
     answer are left out."""
     too_long: Literal["drop", "error"] = "drop"
-    """Only for trainers on preferences, what happens to longer ones: left out and counted, or an error. Nothing is
-    cut."""
+    """Only for trainers on preferences: longer preferences are left out and counted, or an error. Nothing is cut."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Storage of the weights. `args: {bf16: true}` computes in bf16 while they stay as they are."""
+    """Precision in which the weights are stored. `args: {bf16: true}` computes in bf16 and leaves the stored weights as
+    they are."""
     lora: Lora | None = None
     """Adapters instead of full training; `{}` for the defaults."""
     args: dict[str, Any] = Field(default={})
     """Arguments of the trainer's config class (`KTOConfig` and so on), with TRL's names, checked against that class.
-    Those that belong to the stage are refused with the reason."""
+    Arguments that the stage itself sets are refused with the reason."""
     samples: int = Field(default=2, ge=0)
     """Held-out prompts that are answered before and after training, for the report."""
 

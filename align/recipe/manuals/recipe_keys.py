@@ -41,9 +41,10 @@ _INTRO = """\
 
 <!-- Made by `python -m align.recipe.manuals.recipe_keys docs/recipes.md`; change the schema in align/recipe/. -->
 
-A recipe is one YAML file: a model, and the stages it goes through. `align recipes` lists those that come with the
-package, `align check RECIPE` says everything that is wrong with one (with `--data` also with the first rows of its
-data), `align plan RECIPE` what a run would do, `align run RECIPE` does it.
+A recipe is one YAML file. It names a model and the stages that the model goes through. `align recipes` lists the
+recipes that come with the package. `align check RECIPE` lists everything that is wrong with a recipe, with `--data`
+also what is wrong with the first rows of its data. `align plan RECIPE` shows what a run would do, and
+`align run RECIPE` runs it.
 
 ```yaml
 name: my-run
@@ -57,48 +58,51 @@ stages:
 
 ## References
 
-Models, data and results of other stages are named in one way everywhere:
+A reference names a model, data or the result of another stage. References are written in the same way everywhere:
 
-| written | is |
+| written | meaning |
 |---|---|
 | `stage:NAME` | the result of another stage of the recipe. Stages run in the order that these references give. |
 | `package:PKG/FILE` | a file or folder inside an installed Python package. |
 | a path | a file or folder, in the current folder or beside the recipe; `~` is your home folder. |
 | `org/name` | a model or data set on the Hugging Face hub, when no such path exists. |
 
-A relative path is looked for in the current folder and beside the recipe (of a shipped recipe: in the folder above it,
-where its data are), and so are modules of your own (`my_formats:tickets`). Where both have it with different content,
-that is an error: write the full path of the one you mean. A stage stays the same wherever its files were found. Nothing
-is read from an address (`https://...`), and one that holds a password or a token is refused before anything is shown.
+align looks for a relative path in the current folder and in the recipe's folder, and in the same way for modules of
+your own (`my_formats:tickets`). For a shipped recipe it looks in the folder above the recipe, where its data are. If
+both folders have the file with different contents, that is an error; write the full path of the one you mean. Where a
+file was found does not count as a change of a stage. Nothing is read from an address (`https://...`), and an address
+that contains a password or a token is refused before anything is shown.
 
 ## Overrides
 
 `key=value` after the recipe changes it for one run: `align run sft stages.sft.train.learning_rate=1e-5 seed=3`. The
-value is YAML (`null`, `[a, b]`, `{rank: 8}`). A key is looked for at the top, then, in a recipe of one stage, inside
-the stage, then inside its `train`: `learning_rate=1e-5` is enough there. `model=PATH` replaces all of `model`,
-`model.path=PATH` only its path. The entries of a list are numbered from 0: `stages.sft.data.1.weight=2`.
+value is YAML (`null`, `[a, b]`, `{rank: 8}`). In a recipe with only one stage, a short key is enough, such as
+`learning_rate=1e-5`: the key is looked for at the top of the recipe, then inside the stage, then inside its `train`.
+`model=PATH` replaces all of `model`, and `model.path=PATH` only its path. The entries of a list are numbered from 0:
+`stages.sft.data.1.weight=2`.
 
 ## Values
 
-Recipes are read strictly, and every mistake is reported at once, as `file:line:column key: what is wrong; what to do`.
+Recipes are read strictly. All mistakes are reported at once, each as `file:line:column key: what is wrong; what to do`.
 
 - Unknown keys, duplicate keys and values of the wrong type are errors. Nothing is converted, except a whole number
   where any number fits.
 - A key that has no effect beside the other keys is an error too, such as `gamma` with `loss: sigmoid`, or
-  `train.eval_steps` without
-  `eval_data`. `null`, `false` and what is empty ask for nothing and are always allowed.
+  `train.eval_steps` without `eval_data`. `null`, `false` and empty values are always allowed, since they ask for
+  nothing.
 - Scalars are those of YAML 1.2: `1e-5` and `5E5` are numbers; `yes`, `no` and `on` are text, `true` and `false` are
   not. `012` is refused.
-- There are no tags, no merge keys (`<<`) and no environment variables: let the shell fill them in, in an override.
-- Names of recipes and stages are 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter or digit; a stage's
-  has no `.`.
+- There are no tags, no merge keys (`<<`) and no environment variables. To use a variable, let the shell insert it into
+  an override on the command line.
+- Names of recipes and stages have 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter or digit. The name
+  of a stage has no `.`.
 """
 
 _OUTRO = """\
 ## Your own stage
 
-`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded, from the current folder
-or the recipe's too, and its fields are checked like those of any other stage:
+`kind: package.module:Class` names a class of yours. It is imported when the recipe is loaded; its module may be in the
+current folder or the recipe's. Its fields are checked like those of any other stage:
 
 ```python
 from typing import Annotated, ClassVar

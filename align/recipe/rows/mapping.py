@@ -56,25 +56,26 @@ class Better(Strict):
     """How a row tells which answer is better: one of `winner`, `score`, `signed`, `ranking`, `position` and `label`."""
 
     winner: PlaceText | None = None
-    """A value that names the best answer; several judges may have written a list of them, and their votes are
-    counted."""
+    """A value that names the best answer. If several judges compared the answers, a list of such values; their votes
+    are counted."""
     score: PlaceText | Annotated[list[PlaceText], Field(min_length=1)] | None = None
-    """One number for each answer. With `chosen` and `rejected`: two places, which must agree with the names."""
+    """One number for each answer. With `chosen` and `rejected`: two places, and the number of the chosen answer must be
+    the better one."""
     signed: PlaceText | None = None
     """One number for two answers, whose sign names the better one; `negative` says which."""
     ranking: PlaceText | None = None
-    """The answers' names or numbers, best first: a list, or a text such as `A>B=C`; of several judges the mean place
-    counts."""
+    """The answers' names or numbers, the best first: a list, or a text such as `A>B=C`. With several judges, the mean
+    rank counts."""
     position: bool = False
-    """The answers stand in their order, best first."""
+    """The answers are listed in order, the best first."""
     label: PlaceText | None = None
     """Whether an answer is good (true or 1) or not (false or 0), each judged by itself; `good` and `bad` name other
     values."""
     values: list[str | int | bool] = Field(default=[])
-    """What `winner` says for the first answer, the second, and so on; their numbers from 0 when absent. Case and blanks
-    do not count."""
+    """The values of `winner` that stand for the first answer, the second, and so on. When absent, the answers are
+    numbered from 0. Upper and lower case and blanks make no difference."""
     ties: list[str | int | bool] = Field(default=[])
-    """What `winner` says when no answer is better."""
+    """The values of `winner` that mean that no answer is better."""
     order: Literal["high", "low"] = "high"
     """Whether a `high` or a `low` score is better; ranks are `low`."""
     negative: Literal[0, 1] | None = None
@@ -85,9 +86,9 @@ class Better(Strict):
     """What `label` says of a bad answer: `[down]`. Any other value is an error, an empty one an answer that nobody
     judged."""
     names: list[str] = Field(default=[])
-    """What `ranking` calls the answers."""
+    """The names that `ranking` uses for the answers."""
     only: dict[PlaceText, str | int | bool] = Field(default={})
-    """Counts those votes alone that have this value in a list beside them, such as `{votes.status: submitted}`."""
+    """Count only votes that have this value in another list of the same length, such as `{votes.status: submitted}`."""
 
     @model_validator(mode="after")
     def _one(self) -> Better:
@@ -121,11 +122,11 @@ class Better(Strict):
 
 
 class Dialogue(Strict):
-    """A text that holds a whole dialogue, cut at the marks of its speakers. A first piece without a mark is the
-    user's."""
+    """A text that contains a whole dialogue. It is cut into turns at the marks of the speakers. A first piece without a
+    mark is the user's turn."""
 
     within: list[At] = Field(default=[], alias="in")
-    """The places that hold such texts; without it the prompt, or, where there is none, the answers."""
+    """The places that hold such texts. When absent, the prompt, or the answers if there is no prompt."""
     user: str = Field(min_length=1)
     """The mark of the user, such as `"\\n\\nHuman:"`."""
     assistant: str = Field(min_length=1)
@@ -135,51 +136,51 @@ class Dialogue(Strict):
     tool: str | None = None
     """The mark of a tool's result."""
     end: str | None = None
-    """What ends a turn of the assistant; a last turn without it was cut off, and its end is not trained."""
+    """The mark that ends a turn of the assistant. A last turn without it was cut off, so its end is not trained."""
 
 
 class Turns(Strict):
-    """What the parts of a turn are called, where the usual names do not do."""
+    """The names of the parts of a turn, if they are not the usual ones."""
 
     role: str | None = None
     """The speaker."""
     content: str | list[str] | None = None
-    """The text; of several keys the first that is not empty."""
+    """The text. With several keys, the first whose text is not empty."""
     reasoning: str | None = None
-    """What was thought before the answer."""
+    """The assistant's reasoning before the answer."""
     train: str | None = None
     """Whether the turn is trained on."""
     roles: dict[Literal["system", "user", "assistant", "tool"], str | list[str]] = Field(default={})
-    """What others call the speakers."""
+    """Other names that the data use for the speakers."""
     pairs: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
-    """Instead: each item holds a question and its answer, under these two keys."""
+    """Instead of turns, each item of the list has a question and its answer, under these two keys."""
 
 
 class Tags(Strict):
-    """Pieces of the assistant's texts, each with its opening and closing mark."""
+    """Parts of the assistant's texts that stand between an opening and a closing mark."""
 
     reasoning: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
-    """What was thought, for example `["<think>", "</think>"]`."""
+    """Reasoning, for example `["<think>", "</think>"]`."""
     calls: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
-    """A call as JSON, for example `["<tool_call>", "</tool_call>"]`."""
+    """A tool call as JSON, for example `["<tool_call>", "</tool_call>"]`."""
     results: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
-    """Marks around a tool's result, which are taken away."""
+    """Marks around the result of a tool; they are removed."""
     drop: list[str] = Field(default=[])
-    """Marks that are taken away."""
+    """Marks that are removed."""
 
 
 class TreeAt(Strict):
-    """Rows (or nested children) that answer each other. Siblings of the assistant are the answers, the path to them is
-    the prompt."""
+    """Messages that answer each other, one in a row or nested inside it. The assistant's messages with the same parent
+    are the answers to compare, and the path from the first message to them is the prompt."""
 
     id: str | None = None
     """A message's own id."""
     parent: str | None = None
     """The id of the message that it answers."""
     root: PlaceText | None = None
-    """Where the first message of a nested tree stands."""
+    """The place of the first message of a nested tree."""
     children: str | None = None
-    """What a message calls its answers."""
+    """The key under which a message holds its answers."""
     score: str | None = None
     """How good a message is."""
     order: Literal["high", "low"] = "high"
@@ -187,16 +188,16 @@ class TreeAt(Strict):
 
 
 class RowMapping(Strict):
-    """How a row is read: which of its places hold what. Places are `a.b`, `a[*].b`, `a[-1]`, `a[:2]`, `a[key=value]`;
-    JSON text on the way is gone into. `align data formats` shows the mappings of known data sets."""
+    """Says what each place in a row holds. Places are written `a.b`, `a[*].b`, `a[-1]`, `a[:2]`, `a[key=value]`; if the
+    value on the way is a text of JSON, it is parsed. `align data formats` shows the mappings of known data sets."""
 
     preset: str | None = None
-    """Begin with a known mapping; the other keys replace its own."""
+    """Start from a known mapping; the other keys of this mapping replace its keys."""
     messages: At | None = None
     """A whole conversation: a list of turns."""
     prompt: At | SystemAt | Annotated[list[At | SystemAt], Field(min_length=1)] | None = None
-    """What is asked: a place, a text with places (`"{title}\\n\\n{body}"`), or a list of them. Without it: what the
-    answers share."""
+    """The prompt: a place, a text with places (`"{title}\\n\\n{body}"`), or a list of these. When absent, the turns
+    that all answers begin with."""
     completion: At | Constant | None = None
     """The answer."""
     chosen: At | None = None
@@ -204,55 +205,59 @@ class RowMapping(Strict):
     rejected: At | None = None
     """The worse answer, or several."""
     answers: At | Annotated[list[At], Field(min_length=1)] | None = None
-    """Answers to compare; `better` says which is better."""
+    """Answers to compare; `better` says how the row tells which is better."""
     better: Better | None = None
-    """How the row tells."""
+    """How the row tells which answer is better."""
     grades: dict[str, PlaceText] = Field(default={})
-    """For a reward model that learns grades: their names, and where each stands, as in `{helpfulness: scores.help,
-    brevity: scores.short}`; with several `answers`, places of lists. A grade that is null or empty is left out."""
+    """For a reward model that is trained on grades: the name of each grade and its place in the row, as in
+    `{helpfulness: scores.help, brevity: scores.short}`; with several `answers`, places of lists. A grade that is null
+    or empty is left out."""
     group: At | Annotated[list[At], Field(min_length=1)] | None = None
     """Rows with the same value here belong together: they answer the same prompt. Votes add up, scores are averaged."""
     tree: TreeAt | None = None
     """Rows that form trees."""
     pairs: Literal["best", "each", "all", "ends"] = "best"
-    """`best`: the best answer against all worse; `each`: each equally best one; `all`: every answer against those
-    worse; `ends`: the best against the worst."""
+    """Which preferences to make. `best`: the best answer against all worse ones; `each`: the same for each of several
+    equally best answers; `all`: every answer against all worse ones; `ends`: the best against the worst."""
     min_gap: float | None = Field(default=None, gt=0)
     """A smaller difference of scores or votes counts as a tie."""
     margin: At | None = None
-    """`gap` (how much better the chosen answer is than each rejected one), or a place: a number for all of them, or a
-    list."""
+    """Where margins come from: `gap` (the difference of scores or votes between the chosen and each rejected answer),
+    or a place with one number for all rejected answers or a list of numbers."""
     json_texts: list[At] = Field(default=[], alias="json")
-    """Places whose text is JSON, where a list may be meant as text too."""
+    """Places whose text is to be parsed as JSON, where a text that looks like a list might also be meant as text."""
     dialogue: Dialogue | None = None
-    """Texts with the marks of speakers."""
+    """For texts that contain whole dialogues, with marks such as `Human:` before each speaker's turns."""
     weave: bool = False
-    """Lists of texts are turns, the user's first; a prompt and its answers are the user's turns and the assistant's."""
+    """Lists of texts are turns that alternate, the user's first. A list of prompts and a list of answers are the user's
+    and the assistant's turns."""
     turns: Turns | None = None
-    """What the parts of a turn are called."""
+    """The names of the parts of a turn."""
     system: At | Constant | None = None
-    """The system's text. An empty one is none."""
+    """The system message. An empty text means that there is none."""
     tools: At | Constant | FileAt | Annotated[list[At], Field(min_length=1)] | None = None
-    """The tools at hand: a place, of several places the first that holds any, or `{file: tools.json}` for every row."""
+    """The tools that the assistant may call: a place, a list of places (the first one that has tools counts), or
+    `{file: tools.json}` for every row."""
     reasoning: At | None = None
-    """What was thought before the completion."""
+    """The assistant's reasoning before the completion."""
     tags: Tags | None = None
     """Marks inside the assistant's texts."""
     train: PlaceText | None = None
     """Which of the assistant's messages are trained on: `all`, `last`, or a place with one flag for each message."""
     finished: dict[PlaceText, list[str | bool | int]] | None = None
-    """A place, and what it says where the last answer is complete: `{finish_reason: [stop]}`. Others are not trained to
-    end there."""
+    """A place, and the values there that mean that the last answer is complete: `{finish_reason: [stop]}`. With other
+    values the answer is trained without its end token."""
     repair: list[Literal["leading_assistant", "trailing_user", "same_speaker"]] = Field(default=[])
-    """Mend such conversations: leave out what the assistant says before the user, or the user after the assistant; join
-    two turns of one speaker. Counted."""
+    """Repair these conversations: leave out what the assistant says before the user's first turn, or what the user says
+    after the assistant's last one, or join two turns in a row of the same speaker. Repaired conversations are
+    counted."""
     answer: At | None = None
     """The right answer, for rewards that check it."""
     extract: Literal["####", "boxed"] | dict[Literal["tag", "after", "regex"], str] | None = None
-    """Where in that text it stands: behind the last `####`, in the last `boxed`, in a tag, after a text, or what a
-    regular expression's group finds."""
+    """How to find the right answer in the text of `answer`: after the last `####`, in the last `boxed`, in a tag, after
+    a text, or by the group of a regular expression."""
     id: At | None = None
-    """A name for the row."""
+    """The row's id."""
 
     @model_validator(mode="before")
     @classmethod
