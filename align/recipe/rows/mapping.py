@@ -81,10 +81,11 @@ class Better(Strict):
     negative: Literal[0, 1] | None = None
     """Which answer (0 the first, 1 the second) a negative `signed` number favours."""
     good: list[str | int | bool] = Field(default=[])
-    """What `label` says of a good answer, where that is not true or 1: `[up]`. Case and blanks do not count."""
+    """The values of `label` that mean that an answer is good, if they are not true or 1: `[up]`. Upper and lower case
+    and blanks make no difference."""
     bad: list[str | int | bool] = Field(default=[])
-    """What `label` says of a bad answer: `[down]`. Any other value is an error, an empty one an answer that nobody
-    judged."""
+    """The values of `label` that mean that an answer is bad: `[down]`. Any other value is an error; an empty one means
+    that nobody judged the answer."""
     names: list[str] = Field(default=[])
     """The names that `ranking` uses for the answers."""
     only: dict[PlaceText, str | int | bool] = Field(default={})
