@@ -167,16 +167,18 @@ def section(result: Mapping[str, Any]) -> str:
     lines = [
         f"## PPO with and without reference baseline and SFT loss: {s['size']}",
         "",
-        f"{s['words']}; a reward model from the quickstart's English preferences; {s['iterations']} iterations of"
-        f" {s['prompts']} prompts with {s['samples']} answers each of at most {s['max_new_tokens']} tokens, at a rate"
-        f" of {s['learning_rate']:g}, KL coefficient {s['kl_coefficient']:g}, weight of the SFT loss"
+        f"{s['words']}; a reward model trained on the quickstart's English preferences; {s['iterations']} iterations of"
+        f" {s['prompts']} prompts with {s['samples']} answers each, of at most {s['max_new_tokens']} tokens; learning"
+        f" rate {s['learning_rate']:g}, KL coefficient {s['kl_coefficient']:g}, weight of the SFT loss"
         f" {s['sft_weight']:g}. "
         + (f"Mean over {seeds} seeds (smallest to largest). " if seeds > 1 else "One seed. ")
-        + f"*Score*: of the samples, without baseline and KL, last {LAST} iterations above the first. *Noise*: standard"
-        f" deviation of the reward that PPO sees, over those {LAST}. *KL*: from the tuned model, nats per token, last"
-        f" {LAST}. *SFT loss*: of the conversations that the model was tuned on, nats per token, first {LAST} → last"
-        f" {LAST}. Held-out score: of greedy answers to held-out prompts; held-out SFT loss: of held-out"
-        " conversations, nats per token; both before → after. Made by `python -m benchmarks.forgetting`.",
+        + f"*Score gained*: the score of the samples, without baseline and KL, in the last {LAST} iterations, minus"
+        f" that in the first. *Noise*: the standard deviation of the reward that PPO trains on, over those {LAST}."
+        f" *KL*: from the tuned model, in nats per token, in the last {LAST}. *SFT loss*: the loss on the"
+        f" conversations that the model was tuned on, in nats per token, in the first {LAST} → the last {LAST}."
+        " *Held-out score*: the score of greedy answers to held-out prompts, before → after. *Held-out SFT loss*: the"
+        " loss on held-out conversations, in nats per token, before → after. Made by `python -m"
+        " benchmarks.forgetting`.",
         "",
         "| | score gained | noise of the reward | KL | SFT loss | held-out score | held-out SFT loss |",
         "|---|---|---|---|---|---|---|",

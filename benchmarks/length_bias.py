@@ -99,11 +99,12 @@ def section(result: Mapping[str, Any]) -> str:
         "## What length balancing and the L2 term do to a reward model",
         "",
         (
-            f"SmolLM2-135M-Instruct with a new head, {s['steps']} steps of 8 pairs at a rate of {s['learning_rate']:g}."
-            f" Training pairs: {s['training']['longer']} that the longer answer wins and {s['training']['shorter']}"
-            f" that the shorter one wins, of real people's preferences, each under {s['shorter_than']} tokens. Held"
-            f" out: {s['held_out']['longer']} and {s['held_out']['shorter']}. Mean over {seeds} seeds (smallest to"
-            f" largest). Always preferring the longer answer is right in {s['length_alone']:.3f} of these. Made by"
+            f"SmolLM2-135M-Instruct with a new head, {s['steps']} steps of 8 pairs, learning rate"
+            f" {s['learning_rate']:g}. The training pairs are real people's preferences, each under {s['shorter_than']}"
+            f" tokens: the longer answer wins in {s['training']['longer']} of them and the shorter one in"
+            f" {s['training']['shorter']}. In the held-out pairs the longer answer wins {s['held_out']['longer']} times"
+            f" and the shorter one {s['held_out']['shorter']} times, so always preferring the longer answer is right in"
+            f" {s['length_alone']:.3f} of these. Mean over {seeds} seeds (smallest to largest). Made by"
             " `python -m benchmarks.length_bias`."
         ),
         "",

@@ -92,13 +92,14 @@ def section(result: Mapping[str, Any]) -> str:
         "## What more negatives buy",
         "",
         (
-            f"SmolLM2-135M-Instruct, tuned on the quickstart's English conversations; Self-Contrast on {s['prompts']}"
-            f" of their prompts, {s['samples']} samples each of at most {s['max_new_tokens']} tokens, then DPO (beta"
-            f" 0.1, rate {s['learning_rate']:g}, two epochs of 4 prompts a step, the same number of steps for every K)."
-            f" {s['held_out']} held-out prompts, {len(result['runs'])} seeds. Differences to the tuned model: mean over"
-            " seeds (smallest to largest seed). *Margin*: log-prob of the data's answer above that of the tuned"
-            " model's samples, in nats. *Similarity*: of the model's own new samples to the data's answer. *Tokens*:"
-            " of the training with the filter. Made by `python -m benchmarks.negatives`."
+            f"SmolLM2-135M-Instruct, tuned on the quickstart's English conversations. Self-Contrast on {s['prompts']}"
+            f" of their prompts, with {s['samples']} samples each, of at most {s['max_new_tokens']} tokens; then DPO"
+            f" (beta 0.1, learning rate {s['learning_rate']:g}, two epochs of 4 prompts a step, the same number of"
+            f" steps for every K). {s['held_out']} held-out prompts, {len(result['runs'])} seeds. The numbers are"
+            " differences to the tuned model: mean over seeds (smallest to largest seed). *Margin*: the log-prob of"
+            " the data's answer minus that of the tuned model's samples, in nats. *Similarity*: how similar the"
+            " trained model's own new samples are to the data's answer. *Tokens*: the number of tokens in training"
+            " with the filter. Made by `python -m benchmarks.negatives`."
         ),
         "",
         "| K | margin, filter | margin, no filter | similarity, filter | similarity, no filter | tokens |",

@@ -95,10 +95,11 @@ def section(result: Mapping[str, Any]) -> str:
         (
             f"SmolLM2-135M-Instruct with a new head, one pass over {s['pairs']:,} pairs of Anthropic's hh-rlhf"
             f" (helpful; {s['tokens']:,} tokens, {s['seconds'] / 60:.0f} minutes of training on {s['threads']}"
-            f" thread{'s' * (s['threads'] > 1)}) in steps of {s['pairs_per_step']} at a rate of {s['learning_rate']:g},"
-            f" L2 term {s['l2']:g}, no length balancing. Judged on {s['held_out']:,} held-out pairs of the same kind,"
-            " and on LLMBar, whose adversarial parts have a worse answer that looks better. Share of pairs ranked"
-            " right, 95 % interval; guessing gives 0.5. Made by `python -m benchmarks.people`."
+            f" thread{'s' * (s['threads'] > 1)}) in steps of {s['pairs_per_step']}, learning rate"
+            f" {s['learning_rate']:g}, L2 term {s['l2']:g}, no length balancing. It is tested on {s['held_out']:,}"
+            " held-out pairs of the same kind, and on LLMBar, in whose adversarial parts the worse answer looks"
+            " better. The tables show the share of pairs ranked right, with its 95 % interval; guessing gives 0.5."
+            " Made by `python -m benchmarks.people`."
         ),
         "",
         "| held-out pairs | share right |",
