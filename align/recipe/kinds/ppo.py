@@ -211,8 +211,8 @@ class PpoStage(Stage):
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Only for `gae`: discount of later rewards."""
     lam: float = Field(default=0.95, ge=0, le=1)
-    """Only for `gae`: lambda. With 1, advantages use only the rewards that follow; with 0, only the value model's
-    estimate for the next token."""
+    """Only for `gae`: lambda. With 1, what follows a token is judged by the rewards that come, with 0 by the value
+    model; values between mix both."""
     value_init: Literal["reward", "policy"] = "reward"
     """Only for `gae`: the value model starts as the reward model (one that a `reward` stage made), or as the policy
     with a new head."""

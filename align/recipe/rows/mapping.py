@@ -59,8 +59,8 @@ class Better(Strict):
     """A value that names the best answer. If several judges compared the answers, a list of such values; their votes
     are counted."""
     score: PlaceText | Annotated[list[PlaceText], Field(min_length=1)] | None = None
-    """One number for each answer. With `chosen` and `rejected`: two places, and the number of the chosen answer must be
-    the better one."""
+    """One number for each answer. With `chosen` and `rejected`: two places, and the number of the rejected answer must
+    not be the better one."""
     signed: PlaceText | None = None
     """One number for two answers, whose sign names the better one; `negative` says which."""
     ranking: PlaceText | None = None
