@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from align.data.formats import column_names
+from align.data.formats.rivals import require_one
 from align.data.formats.unread import complain_of_unread
+from align.data.formats.wanted import Want
 from align.data.mapping.places import find
 from align.data.messages.forms import verdict
 from align.data.strict_json import RowError, parse_text
 from align.recipe.rows.mapping import RowMapping
-from align.recipe.rows.presets import PRESETS
+from align.recipe.rows.presets import PRESETS, Preset
 
 LOOK_AT = 20
 """Rows that are looked at."""
@@ -71,6 +73,7 @@ def detect_rows(rows: Sequence[Row], want: str, chosen_by: Collection[str] = ())
     if extract is not None and best.mapping is not None:
         best = made(**{**best.mapping.given(), "extract": extract})
     _complain(rows, best, want, chosen_by)
+    require_one(rows, best, cast(Want, want))
     return best
 
 
@@ -117,8 +120,7 @@ def detect(row: Row, want: str = "conversation") -> Found:
     has = {key for key, item in row.items() if item is not None}
     _refused(row, has)
     for name, preset in PRESETS.items():
-        known = bool(preset.marks or preset.holds) and all(_marked(row, mark) for mark in preset.marks)
-        if known and all(_holding(row, place, text) for place, text in preset.holds.items()):
+        if fits(row, preset):
             if preset.asks and want != "prompt":
                 raise Refusal(f"looks like {name}, which has to be told more: format: {preset.asks}")
             return Found(name)
@@ -171,6 +173,13 @@ def _cut_at_speakers(row: Row, has: set[str], found: Found) -> Found:
         if "label" in parts:
             given["better"] = {"label": "label"}
     return made(**{**given, "dialogue": column_names.HUMAN})
+
+
+def fits(row: Row, preset: Preset) -> bool:
+    """Has a row all that a preset is recognised by?"""
+    if not (preset.marks or preset.holds) or not all(_marked(row, mark) for mark in preset.marks):
+        return False
+    return all(_holding(row, place, text) for place, text in preset.holds.items())
 
 
 def _marked(row: Row, mark: str) -> bool:
@@ -290,7 +299,7 @@ def _turns(row: Row, has: set[str], want: str) -> Found | None:
     if {"instruction", "completions"} <= has:
         return Found("ultrafeedback")
     names = [name for name in column_names.TURNS if name in has]
-    shapes = {name: shape for name in names if (shape := _shape(row[name])) is not None}
+    shapes = {name: shape for name in names if (shape := shape_of(row[name])) is not None}
     for name in names:
         shape = shapes.get(name)
         if shape is None and name not in ("messages", "conversations"):
@@ -316,10 +325,10 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _shape(value: Any) -> Any:
+def shape_of(value: Any) -> Any:
     """``"turns"``, ``"texts"``, ``"wrapped"``, or the two keys of pairs; None for anything else."""
     value = _parsed(value)
-    if isinstance(value, Mapping) and _shape(value.get("messages")) == "turns":
+    if isinstance(value, Mapping) and shape_of(value.get("messages")) == "turns":
         return "wrapped"
     if not isinstance(value, list) or not value:
         return None

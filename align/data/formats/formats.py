@@ -115,13 +115,13 @@ class Converter:
         if own is not None:
             self.format = own
         elif isinstance(source.reading, RowMapping):
-            self._use(
+            self.use(
                 Found(
                     yaml_line(source.reading.model_dump(mode="json", by_alias=True, exclude_unset=True)), source.reading
                 )
             )
         elif source.reading is not None:
-            self._use(Found(source.reading))
+            self.use(Found(source.reading))
 
     @property
     def grouped(self) -> bool:
@@ -167,7 +167,7 @@ class Converter:
             found = detect_rows(values, self._want, self._chosen_by)
         except RowError as error:
             raise _unknown(error, rows) from error
-        self._use(found)
+        self.use(found)
         self._detected = found
         read = columns_read(found, values)
         if grades := unread_grades(values, read):
@@ -175,7 +175,8 @@ class Converter:
         if unread := unread_texts(values, read):
             self.remarks.append(f"columns with texts that nothing reads: {', '.join(unread[:8])}")
 
-    def _use(self, found: Found) -> None:
+    def use(self, found: Found) -> None:
+        """Read rows of this shape."""
         self.format = found.name
         if found.mapping is None and found.name in FORMATS:
             self._core = FORMATS[found.name]

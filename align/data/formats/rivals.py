@@ -1,0 +1,99 @@
+"""Two shapes that fit rows equally well, and would give different records: refused with both lines to write, since
+nothing tells which of them is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from align.data.formats import column_names
+from align.data.formats.own_format import form_of
+from align.data.formats.wanted import Want
+from align.data.records import Origin, Prompt
+from align.data.rows import Row as ReadRow
+from align.data.strict_json import RowError
+from align.recipe.rows.presets import PRESETS
+from align.recipe.schema import DataSource
+
+if TYPE_CHECKING:
+    from align.data.formats.detect import Found
+
+Row = Mapping[str, Any]
+
+
+def require_one(rows: Sequence[Row], found: Found, want: Want) -> None:
+    """Raises a refusal where another shape fits the rows as well as the one that was found, and reads them
+    differently."""
+    for rival in _rivals(rows[0], found, want):
+        if any(_differ(row, found, rival, want) for row in rows):
+            raise column_names.refusal(
+                f"fits two shapes that would give different records; say which: format: {found.name} or"
+                f" format: {rival.name}"
+            )
+
+
+def _rivals(row: Row, found: Found, want: Want) -> Iterator[Found]:
+    """Other presets that have all their columns in the row, unless one of both needs all that the other one needs: then
+    it is the more specific one. And other columns with messages."""
+    from align.data.formats.detect import Found, fits, made, shape_of
+
+    if found.name in PRESETS:
+        needs = _needs(found.name)
+        for name, preset in PRESETS.items():
+            other = _needs(name)
+            special = other <= needs or needs <= other
+            if not special and preset.kind in (PRESETS[found.name].kind, want) and fits(row, preset):
+                yield Found(name)
+        return
+    used = found.mapping.messages if found.mapping is not None else _MESSAGES.get(found.name)
+    for name in column_names.TURNS if used is not None else ():
+        if name in row and name != used and shape_of(row[name]) == "turns":
+            yield made(messages=name)
+
+
+_MESSAGES = {"messages": "messages", "sharegpt": "conversations"}
+"""The columns of formats with a name."""
+
+
+def _needs(name: str) -> set[str]:
+    preset = PRESETS[name]
+    return {*preset.marks, *preset.holds}
+
+
+def _differ(row: Row, one: Found, other: Found, want: Want) -> bool:
+    """Would both read the row, and differently? Messages that repeat a part of the others say nothing else."""
+    first, second = _said(row, one, want), _said(row, other, want)
+    if first is None or second is None:
+        return False
+    if one.name not in PRESETS and set(_texts(second)) <= set(_texts(first)):
+        return False
+    return bool(first != second)
+
+
+def _said(row: Row, found: Found, want: Want) -> list[Any] | None:
+    """What the records of a row say; None where it cannot be read as that shape. Rows of a group are no record by
+    themselves: their answers and what judges them are."""
+    from align.data.formats.formats import Converter
+
+    convert = Converter(DataSource(path="rows"), want)
+    convert.use(found)
+    if convert.grouped:
+        return [found.name]
+    try:
+        records = convert(ReadRow(dict(row), Origin("", 1)))
+    except RowError:
+        return None
+    if want == "prompt":
+        return [record.prompt for record in records if isinstance(record, Prompt)]
+    return [{key: part for key, part in form_of(record).items() if key != "id"} for record in records]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
