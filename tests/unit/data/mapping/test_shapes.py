@@ -143,6 +143,19 @@ CALL = '<tool_call>\n{"name": "boil", "arguments": {"minutes": 4}}\n</tool_call>
             {"reasoning": "hm"},
         ),
         (
+            "bedrock",
+            {
+                "schemaVersion": "bedrock-conversation-2024",
+                "system": [{"text": "Be "}, {"text": "brief."}],
+                "messages": [
+                    {"role": "user", "content": [{"text": "An egg?"}]},
+                    {"role": "assistant", "content": [{"text": "Boil."}]},
+                ],
+            },
+            [("system", "Be brief."), ("user", "An egg?"), ("assistant", "Boil.")],
+            {},
+        ),
+        (
             "a row's own tools, under two names",
             {"messages": chat("An egg?", "Boil."), "functions": [SHEET]},
             [("user", "An egg?"), ("assistant", "Boil.")],
@@ -177,6 +190,34 @@ def test_conversations_are_found_by_what_only_they_have(
         assert records.report.sources[0].format == name
 
 
+def test_anthropics_requests_by_name(tmp_path: Path) -> None:
+    """Without the name as well: they are messages."""
+    row = {
+        "system": [{"type": "text", "text": "Use tools."}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "An egg?"}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "s"},
+                    {"type": "tool_use", "id": "t1", "name": "boil", "input": {"minutes": 4}},
+                ],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "done"}]},
+            {"role": "assistant", "content": "Ready."},
+        ],
+        "tools": [{"name": "boil", "description": "", "input_schema": {"type": "object", "properties": {}}}],
+    }
+    (named,) = read(tmp_path, [row], "conversation", format="anthropic")
+    (found,) = read(tmp_path, [row], "conversation")
+    assert isinstance(named, Conversation)
+    assert isinstance(found, Conversation)
+    roles = ["system", "user", "assistant", "tool", "assistant"]
+    assert [role for role, _ in said(named)] == roles
+    assert (named.messages, named.tools) == (found.messages, found.tools)
+    assert named.messages[2].get("reasoning") == "hm"
+
+
 def test_tools_under_one_name_in_some_rows_and_another_in_others(tmp_path: Path) -> None:
     rows = [
         {"messages": chat("a?", "b"), "tools": [SHEET]},
@@ -201,6 +242,39 @@ def test_prompts_of_areal(row: dict[str, Any], answer: Any, id: str, tmp_path: P
     (record,) = list(read(tmp_path, [row], "prompt"))
     assert isinstance(record, Prompt)
     assert (record.fields["answer"], record.id) == (answer, id)
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"messages": chat("2+2?"), "ground_truth": "4", "dataset": "math", "constraint_type": None}, "4"),
+        (
+            {
+                "messages": chat("No commas."),
+                "ground_truth": '{"func_name": "no_commas", "N": null}',
+                "dataset": "ifeval",
+                "constraint_type": "no commas",
+            },
+            {"func_name": "no_commas", "N": None},
+        ),
+    ],
+)
+def test_prompts_of_rlvr(row: dict[str, Any], answer: Any, tmp_path: Path) -> None:
+    records = read(tmp_path, [row], "prompt")
+    (record,) = list(records)
+    assert isinstance(record, Prompt)
+    assert records.report.sources[0].format == "rlvr"
+    assert (record.fields["answer"], record.fields["dataset"]) == (answer, row["dataset"])
+
+
+def test_prompts_in_the_shape_of_ifeval(tmp_path: Path) -> None:
+    """Both lists are the reference; they stay with the record."""
+    lists = {"instruction_id_list": ["a:b", "c:d"], "kwargs": [{"n": 2}, {}]}
+    records = read(tmp_path, [{"key": 7, "prompt": "Write.", **lists}], "prompt")
+    (record,) = list(records)
+    assert isinstance(record, Prompt)
+    assert records.report.sources[0].format == "ifeval"
+    assert (record.id, record.fields) == ("7", lists)
 
 
 # What must not stay unread
