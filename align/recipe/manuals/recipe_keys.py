@@ -155,6 +155,7 @@ def render() -> str:
         *(_section(f"`loss: {name}`", loss, without=PairLoss, level=3) for name, loss in PAIR_LOSSES.items()),
         _section("`rollout`", Rollout),
         _section("`health`", Health),
+        *(_section(f"`{_noun(block)}`", block) for block in _blocks_of_kinds()),
         _section("A scorer", Scorer),
         *(_section(f"`{key}`", kind, level=3) for key, kind in SCORERS.items()),
         *(_section(f"`rule: {name}`", rule, level=3) for name, rule in RULES.items()),
@@ -163,6 +164,34 @@ def render() -> str:
         _section("`judge`", Judge),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
+
+
+_PLACED = (
+    *(Recipe, Model, Hardware, Stage, DataSource, Condition, Join),
+    *(RowMapping, Better, Dialogue, Turns, Tags, TreeAt, Constant, FileAt, SystemAt),
+    *(Train, DpoTrain, RewardTrain, PpoTrain, Lora, Rollout, Health, Judge),
+)
+"""Blocks that have a section above. What else a kind has in its keys gets one of its own."""
+
+
+def _blocks_of_kinds() -> list[type[BaseModel]]:
+    """The blocks in the keys of the stages, each once, that have no section otherwise."""
+    found: dict[type[BaseModel], None] = {}
+    for stage in BUILTIN_STAGES.values():
+        for field in stage.model_fields.values():
+            found |= dict.fromkeys(_blocks(field.annotation))
+    return [block for block in found if block not in _PLACED and not issubclass(block, (Scorer, Task))]
+
+
+def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation allows, and those in their keys."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        if annotation not in _PLACED and not issubclass(annotation, (Scorer, Task)):
+            for field in annotation.model_fields.values():
+                yield from _blocks(field.annotation)
+    for argument in get_args(annotation):
+        yield from _blocks(argument)
 
 
 def _section(title: str, model: type[BaseModel], *, without: type[BaseModel] | None = None, level: int = 2) -> str:

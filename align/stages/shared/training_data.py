@@ -4,10 +4,10 @@ steps."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,11 +17,59 @@ from align.data.report import DataReport
 from align.data.sources.mixture import read_records
 from align.data.tree import Tree
 from align.data.trees.balance import BalancedTrees
-from align.data.trees.build import UNLEARNED
+from align.data.trees.build import UNLEARNED, TooLong
 from align.data.trees.load import load_trees
 from align.data.trees.store import TreeStore
 from align.errors import InputError, Problem
-from align.recipe.schema import Data, DpoStage, RewardStage, SftStage, Train
+from align.recipe.blocks.base import RecordType, RowLimits
+from align.recipe.schema import Data, DpoStage, Lora, RewardStage, Train
+
+
+class TrainsOnRows(Protocol):
+    """The part of a recipe of a stage that trains on rows of data."""
+
+    @property
+    def data(self) -> Data:
+        """Rows to train on."""
+        ...
+
+    @property
+    def eval_data(self) -> Data | None:
+        """Held-out rows."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Longest row, in tokens."""
+        ...
+
+    @property
+    def too_long(self) -> TooLong:
+        """What happens to longer ones."""
+        ...
+
+    @property
+    def train(self) -> Train:
+        """Optimiser, schedule, memory."""
+        ...
+
+    @property
+    def lora(self) -> Lora | None:
+        """Adapters, where some are trained."""
+        ...
+
+    @property
+    def starting_model(self) -> str | None:
+        """As of every stage."""
+        ...
+
+    def record_types(self) -> Mapping[str, RecordType]:
+        """As of every stage."""
+        ...
+
+    def row_limits(self, key: str) -> RowLimits | None:
+        """As of every stage."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +118,7 @@ def _digest(tree: Tree) -> bytes:
 
 
 def read_data(
-    spec: SftStage | RewardStage | DpoStage,
+    spec: TrainsOnRows,
     *,
     resolve: Callable[[str], Path | str],
     encoder: Encoder,
@@ -87,11 +135,11 @@ def read_data(
         "max_length": spec.max_length,
         "too_long": spec.too_long,
     }
-    common |= {"cache": cache, "seed": seed, "train_on": spec.train_on if isinstance(spec, SftStage) else "last"}
-    want: Any = "conversation" if isinstance(spec, SftStage) else "preference"
+    limits, want = spec.row_limits("data"), spec.record_types()["data"]
+    common |= {"cache": cache, "seed": seed, "train_on": "last" if limits is None else limits.train_on}
     filters, eval_filters = None, None
     if isinstance(spec, RewardStage) and spec.grades:
-        want, common["grades"] = "graded", tuple(spec.grades)
+        common["grades"] = tuple(spec.grades)
     elif isinstance(spec, RewardStage) and spec.filters:
         filters, eval_filters = _filters(spec, resolve, seed)
     trees, report = load_trees(want, spec.data, rejects=rejects, filters=filters, **common)
@@ -121,10 +169,10 @@ def _require_grades(spec: RewardStage, trees: TreeStore, report: DataReport) -> 
         )
 
 
-def _marks(spec: SftStage | RewardStage | DpoStage, trees: TreeStore) -> str | None:
+def _marks(spec: TrainsOnRows, trees: TreeStore) -> str | None:
     """What the loss uses of the pairs' margins, in words. Raises InputError for a key that the data give nothing to
     work with."""
-    if isinstance(spec, SftStage):
+    if not isinstance(spec, (DpoStage, RewardStage)):
         return None
     margins, shares = trees.marks().T
     paths = ", ".join(source.path for source in spec.data)

@@ -29,10 +29,10 @@ from align.models.load import load_encoder, load_policy
 from align.models.merging import merged_copy
 from align.models.save import save_policy
 from align.models.scalar.heads import ScalarModel
-from align.recipe.schema import DpoStage, Lora, Model, RewardStage, SftStage
+from align.recipe.schema import Lora, Model
 from align.sizing.needs import gigabytes
 from align.stages.context import StageContext
-from align.stages.shared.training_data import StageData, read_data
+from align.stages.shared.training_data import StageData, TrainsOnRows, read_data
 from align.terminal import fixed, plain
 from align.training.launch import Ranks, ranks
 from align.training.memory import peak_memory_bytes
@@ -43,7 +43,7 @@ from align.training.trainer import Trainer
 class TrainingRun:
     """Everything that a training stage starts from."""
 
-    spec: SftStage | RewardStage | DpoStage
+    spec: TrainsOnRows
     ctx: StageContext
     group: Ranks
     base: Model
@@ -168,7 +168,7 @@ def headlines(trainer: Trainer) -> dict[str, Any]:
 
 
 def prepare(
-    spec: SftStage | RewardStage | DpoStage,
+    spec: TrainsOnRows,
     ctx: StageContext,
     build: Callable[[Any, Lora | None, int], nn.Module],
     load: Callable[..., nn.Module] = load_policy,
