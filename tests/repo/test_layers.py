@@ -123,6 +123,16 @@ def test_no_kind_of_stage_imports_another() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_view_of_a_kind_imports_another() -> None:
+    """What two kinds share lies in ``report/views/view.py``."""
+    wrong = []
+    for path in (PACKAGE / "report" / "views").glob("*.py"):
+        for name, line in imported(ast.parse(path.read_text())):
+            if name.startswith("report.views.") and name.split(".")[2] not in ("view", path.stem):
+                wrong.append(f"{path.name}:{line}: imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_commands_and_report_import_no_stage() -> None:
     wrong = []
     for folder in ("cli", "commands", "report", "runs", "publish"):

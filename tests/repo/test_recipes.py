@@ -13,6 +13,7 @@ from align.planning.plan import make_plan
 from align.recipe.load import load_recipe, shipped_recipes
 from align.recipe.manuals.recipe_keys import render
 from align.recipe.reference_syntax import shipped_root
+from align.recipe.schema import BUILTIN_STAGES, SftStage, Strict
 from tests.support.tokenizers import mistral
 
 RECIPES = shipped_recipes()
@@ -117,3 +118,23 @@ def test_quickstart_trains_on_few_tokens(stage: str, limit: int) -> None:
 def test_the_reference_manual_is_current() -> None:
     """After a change of the schema: python -m align.recipe.manuals.recipe_keys docs/recipes.md."""
     assert (shipped_root() / "docs" / "recipes.md").read_text(encoding="utf-8") == render()
+
+
+def test_the_blocks_that_a_new_kind_brings_are_in_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Schedule(Strict):
+        """When what is done."""
+
+        rounds: int = 3
+        """How often."""
+
+    class Scheduled(SftStage):
+        """A kind with a block of its own."""
+
+        schedule: Schedule = Schedule()
+        """When."""
+
+    assert "## `schedule`" not in render()
+    monkeypatch.setitem(BUILTIN_STAGES, "scheduled", Scheduled)
+    page = render()
+    assert "### `kind: scheduled`" in page and "[schedule](#schedule)" in page
+    assert "## `schedule`\n\nWhen what is done.\n\n| key |" in page
