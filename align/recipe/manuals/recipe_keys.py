@@ -180,14 +180,19 @@ def _blocks_of_kinds() -> list[type[BaseModel]]:
     for stage in BUILTIN_STAGES.values():
         for field in stage.model_fields.values():
             found |= dict.fromkeys(_blocks(field.annotation))
-    return [block for block in found if block not in _PLACED and not issubclass(block, (Scorer, Task))]
+    return [block for block in found if not _is_placed(block)]
+
+
+def _is_placed(block: type[BaseModel]) -> bool:
+    """Whether a block has a section of its own already, or with the others of its family."""
+    return block in _PLACED or any(issubclass(block, family) for _, family in _FAMILIES)
 
 
 def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
     """The models that an annotation allows, and those in their keys."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-        if annotation not in _PLACED and not issubclass(annotation, (Scorer, Task)):
+        if not _is_placed(annotation):
             for field in annotation.model_fields.values():
                 yield from _blocks(field.annotation)
     for argument in get_args(annotation):
