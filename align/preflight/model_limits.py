@@ -112,9 +112,9 @@ def _beyond(loaded: LoadedRecipe, name: str, key: str, tokens: int) -> Iterator[
             continue
         told.add(path)
         limit = positions_at(path)
-        what = "max_prompt_length + max_new_tokens" if key.endswith("max_prompt_length") else "max_length"
-        hint = f"lower {what} to {limit.limit:,}" if limit is not None else ""
-        if note := require_positions(limit, tokens, what, hint):
+        both = "max_prompt_length + max_new_tokens" if key.endswith("max_prompt_length") else ""
+        hint = f"lower {both or 'max_length'} to {limit.limit:,}" if limit is not None else ""
+        if note := require_positions(limit, tokens, both, hint):
             yield f"{key}: {note}; rows beyond are read at positions that it has never seen"
 
 

@@ -65,17 +65,15 @@ def positions_at(path: Path) -> Positions | None:
 
 
 def require_positions(found: Positions | None, tokens: int, what: str, hint: str) -> str | None:
-    """A note when ``tokens`` go beyond the positions that a model was made for; None when they do not.
+    """A note when ``tokens`` go beyond the positions that a model was made for; None when they do not. It begins with
+    ``what`` they are; with nothing, where the key of a recipe says that.
 
     Raises:
         InputError: the model fails behind its last position.
     """
     if found is None or tokens <= found.limit:
         return None
+    said = f"{what}: {tokens:,} tokens" if what else f"{tokens:,} tokens"
     if found.hard:
-        raise InputError(
-            Problem(
-                f"{what}: {tokens:,} tokens, the model has {found.limit:,} positions and none behind them", hint=hint
-            )
-        )
-    return f"{what}: {tokens:,} tokens, the model was made for {found.limit:,} positions (max_position_embeddings)"
+        raise InputError(Problem(f"{said}, the model has {found.limit:,} positions and none behind them", hint=hint))
+    return f"{said}, the model was made for {found.limit:,} positions (max_position_embeddings)"
