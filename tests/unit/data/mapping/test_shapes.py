@@ -267,6 +267,22 @@ def test_prompts_of_rlvr(row: dict[str, Any], answer: Any, tmp_path: Path) -> No
     assert (record.fields["answer"], record.fields["dataset"]) == (answer, row["dataset"])
 
 
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [('["4", "four"]', ["4", "four"]), ('{"inputs": ["1"], "outputs": ["1"]}', {"inputs": ["1"], "outputs": ["1"]})],
+)
+def test_prompts_of_skywork(truth: str, answer: Any, tmp_path: Path) -> None:
+    """The reference is JSON; in a file of verl's it is a text that may look like it."""
+    row = {"prompt": chat("2+2?"), "reward_model": {"ground_truth": truth, "style": "rule"}, "ability": "math"}
+    index: dict[str, Any] = {"index": 3}
+    (record,) = read(tmp_path, [{**row, "extra_info": {**index, "model_difficulty": {"m": 2}}}], "prompt")
+    assert isinstance(record, Prompt)
+    assert (record.fields["answer"], record.id) == (answer, "3")
+    records = read(tmp_path, [{**row, "extra_info": index}], "prompt")
+    assert len(list(records)) == 1
+    assert records.report.sources[0].format == "verl"
+
+
 def test_prompts_in_the_shape_of_ifeval(tmp_path: Path) -> None:
     """Both lists are the reference; they stay with the record."""
     lists = {"instruction_id_list": ["a:b", "c:d"], "kwargs": [{"n": 2}, {}]}
