@@ -62,6 +62,7 @@ def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = N
     Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the
     readers do.
     """
+    from align.data.formats.absent import seen_enough
     from align.data.formats.detect import LOOK_AT
     from align.data.formats.formats import Group, converter
     from align.data.rows import LeftOut, Told
@@ -81,16 +82,17 @@ def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = N
         if not isinstance(error, LeftOut):
             bad.append(Problem(error.message, row.origin.source, row.origin.line, key=error.field))
 
-    for row in islice(read_rows(source, location, bad.append, Told()), _SEEN):
+    for read, row in enumerate(islice(read_rows(source, location, bad.append, Told()), _SEEN), 1):
         try:
             first += [choice.stripped(part.row) for part in choice.parts(row) if choice.wanted(part)]
         except RowError as error:
             refused(row, error)
-        if len(first) >= enough or len(bad) >= ROWS:
+        if len(bad) >= ROWS or (len(first) >= enough and (enough < LOOK_AT or seen_enough(source, first, read))):
             break
-    looked = len(first)
     if first and convert.undecided:
-        convert.decide(first[:LOOK_AT])
+        convert.decide(first)
+    first = first[:enough]
+    looked = len(first)
     for unit in convert.units(iter(first), lambda rows, place: _placed(rows, place, refused)):
         try:
             for record in convert(unit):

@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from align.data.formats.detect import LOOK_AT
+from align.data.rows import Row
 from align.data.strict_json import clip, one_line
 from align.errors import InputError, Problem
 from align.recipe.checks.messages import did_you_mean
 from align.recipe.rows.mapping import RowMapping
 from align.recipe.rows.places import Place, template
+from align.recipe.schema import DataSource
 
+LOOK_FURTHER = 1_000
+"""Rows that are looked at for a column that a mapping names: JSON writes nothing where there is nothing, so that a
+column may first come late."""
 _SHOWN = 24
 """Columns that an error names."""
+
+
+def seen_enough(source: DataSource, rows: Sequence[Row], read: int) -> bool:
+    """Are these first rows, those of the ``read`` ones that are used, enough to find the format, or to compare their
+    columns with a mapping's?"""
+    mapping = source.reading
+    if len(rows) < LOOK_AT:
+        return False
+    if not isinstance(mapping, RowMapping) or mapping.preset is not None or read >= LOOK_FURTHER:
+        return True
+    return read % LOOK_AT == 0 and not list(_lacking(mapping, [row.value for row in rows]))
 
 
 def require_columns(mapping: RowMapping, rows: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -21,17 +38,23 @@ def require_columns(mapping: RowMapping, rows: Sequence[Mapping[str, Any]], path
     A single row may lack an answer, and any row may lack a system, tools and the like.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    number = f"{len(rows):,} " if len(rows) > LOOK_AT else ""
     problems = []
-    for key, where in _needed(mapping):
-        names = where.columns
-        if not any(name in row for row in rows for name in names):
-            near = did_you_mean(names[-1], columns)
-            there = clip(", ".join(columns[:_SHOWN]), 300)
-            hint = f"{near} They have {there}" if near else f"they have {there}"
-            missing = one_line(f"the first rows have no column `{names[-1]}`")
-            problems.append(Problem(missing, file=path, key=key, hint=one_line(hint)))
+    for key, name in _lacking(mapping, rows):
+        near = did_you_mean(name, columns)
+        there = clip(", ".join(columns[:_SHOWN]), 300)
+        hint = f"{near} They have {there}" if near else f"they have {there}"
+        missing = one_line(f"the first {number}rows have no column `{name}`")
+        problems.append(Problem(missing, file=path, key=key, hint=one_line(hint)))
     if problems:
         raise InputError(problems)
+
+
+def _lacking(mapping: RowMapping, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Keys of a mapping, each with a column that none of the rows has."""
+    for key, where in _needed(mapping):
+        if not any(name in row for row in rows for name in where.columns):
+            yield key, where.columns[-1]
 
 
 def _needed(mapping: RowMapping) -> Iterator[tuple[str, Place]]:

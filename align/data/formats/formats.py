@@ -23,7 +23,7 @@ from align.data.formats.absent import require_columns
 from align.data.formats.beside import FIELDS_LIMIT as FIELDS_LIMIT
 from align.data.formats.beside import id_of, kept
 from align.data.formats.column_names import MEDIA, may_mean, nearest_presets, yaml_line
-from align.data.formats.detect import Found, detect_rows
+from align.data.formats.detect import LOOK_AT, Found, detect_rows
 from align.data.formats.detect import detect as detect
 from align.data.formats.format_names import FORMATS as FORMATS
 from align.data.formats.format_names import Format
@@ -147,7 +147,7 @@ class Converter:
         return self.format is None or self._unchecked is not None or own
 
     def decide(self, rows: Sequence[Row]) -> None:
-        """Find the format, or look whether the columns of a mapping are there.
+        """Find the format from the first of these rows, or look whether the columns of a mapping are in any of them.
 
         Raises :class:`InputError` where they are not, where no format fits, or where one would leave unread what
         carries meaning.
@@ -156,6 +156,7 @@ class Converter:
             require_columns(self._unchecked, [row.value for row in rows], self._source.path)
             self._unchecked = None
             return
+        rows = rows[:LOOK_AT]
         if self._own is not None:
             if self._own.gives_labels(rows):
                 self._compare_labels("unpaired")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.data.formats.detect import LOOK_AT
+from align.data.formats.absent import seen_enough
 from align.data.formats.formats import RowError, Want, converter
 from align.data.rows import LeftOut, Row
 from align.data.sources.conditions import Choice
@@ -20,9 +20,9 @@ def wanted_of(source: DataSource, location: Path | str) -> Want:
     bad: list[Problem] = []
     choice = Choice(source)
     rows: list[Row] = []
-    for row in read_rows(source, location, bad.append):
+    for read, row in enumerate(read_rows(source, location, bad.append), 1):
         rows += looked_at(choice, row)
-        if len(rows) >= LOOK_AT:
+        if seen_enough(source, rows, read):
             break
     reasons: list[Problem] = []
     wants: tuple[Want, ...] = ("preference", "unpaired", "graded", "conversation", "prompt")

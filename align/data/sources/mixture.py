@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from align.data.formats.detect import LOOK_AT
+from align.data.formats.absent import seen_enough
 from align.data.formats.formats import Converter, Group, RowError, Want, converter
 from align.data.formats.known_sets import TEST_SET, is_test_set, licence_of
 from align.data.formats.own_answers import NO_RECORD as NO_RECORD
@@ -199,7 +199,7 @@ class _Mixture:
             for row in rows:
                 pending.append(row)
                 first += looked_at(choice, row)
-                if len(first) == LOOK_AT:
+                if seen_enough(spec, first, len(pending)):
                     break
             if first:
                 convert.decide(first)
