@@ -452,7 +452,7 @@ def test_a_label_that_is_no_verdict_is_a_column() -> None:
         assert isinstance(record, Conversation)
     assert refused({"prompt": "q", "completion": "a", "label": "maybe"}, "unpaired", format="unpaired") == (
         "label",
-        "expected true or false",
+        "expected true or false; a mapping reads other values: `better: {label: ..., good: [...], bad: [...]}`",
     )
 
 
