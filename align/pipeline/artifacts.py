@@ -22,7 +22,7 @@ anew. A change of one kind's results raises `version` of that kind."""
 
 MANIFEST = "manifest.json"
 
-ACCOUNTS = ("report.json", "metrics.jsonl", "trackers/", "rollouts/")
+ACCOUNTS = ("report.json", "metrics.jsonl", "answers.jsonl", "trackers/", "rollouts/")
 """Files and folders of an artefact that tell how it was made, with times. No stage reads those of another."""
 
 _PACKAGES = (

@@ -26,7 +26,11 @@ _RUN = {
 _RESULT: dict[str, Mapping[str, str]] = {
     "Every stage": {
         "manifest.json": "what the result was made from, its headline numbers, and the sha256 of every other file",
-        "report.json": "all numbers, before and after, the account of the data, and samples",
+        "report.json": "all numbers, before and after, and the account of the data",
+        "answers.jsonl": (
+            "one line for each sampled answer: prompt, policy, text, scores, and after how many optimiser steps; of"
+            " stages that sample, or that answer prompts before and after training"
+        ),
         "rejects.jsonl": "rows of the data that could not be used, with file, line and reason",
         "metrics.jsonl": "one line for each optimiser step, and for each evaluation (`eval/...`)",
         "trackers/": "the same for tensorboard and others, where `report_to` asks for them",
@@ -54,7 +58,7 @@ _RESULT: dict[str, Mapping[str, str]] = {
         "merged/": "the whole model with its adapter merged in, where `save_merged` asks for it",
     },
     "Preferences, prompts and comparisons": {
-        "data.jsonl": "the result: preferences, prompts, or each prompt with every policy's numbers and samples",
+        "data.jsonl": "the result: preferences, prompts, or each prompt with every policy's numbers",
     },
 }
 

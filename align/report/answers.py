@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.data.answer_file import TARGET, by_prompt, said
 from align.report.views.view import view_of
 from align.runs.record import StageRecord
-from align.runs.values import clipped, count, in_order, jsonl, mapping, number, rows, short, text, texts
+from align.runs.samples import answers_of, before_and_after
+from align.runs.values import clipped, count, in_order, jsonl, mapping, number, short, text, texts
 
 _BUDGET = 600_000
 """Characters of answers that a page shows, so that it opens at once whatever the run's size."""
@@ -75,19 +77,24 @@ def answers(stages: Sequence[StageRecord]) -> AnswerPage:
 
 
 def _evaluated(stage: StageRecord) -> Iterator[PromptAnswers]:
-    for row in jsonl(stage.folder / "data.jsonl", _PROMPTS):
-        policies = mapping(row, "policies")
-        said = [PolicyAnswers("target", clipped(text(row, "target"), _LONGEST))] if text(row, "target") else []
-        for name in in_order(policies, texts(stage.report, "policies")):
-            of_policy = mapping(policies, name)
-            samples = [clipped(sample, _LONGEST) for sample in texts(of_policy, "samples")[:_SAMPLES]]
-            if samples:
-                said.append(PolicyAnswers(name, samples[0], tuple(samples[1:]), _facts(of_policy)))
-        prompt = tuple(
-            (text(message, "role"), clipped(text(message, "content"), _LONGEST)) for message in rows(row, "prompt")
-        )
-        if said:
-            yield PromptAnswers(f"{stage.name}, {text(row, 'id')}", prompt, tuple(said))
+    """The first prompts, each with the data's answer, and every policy's with its numbers."""
+    numbers = [mapping(row, "policies") for row in jsonl(stage.folder / "data.jsonl", _PROMPTS)]
+    grouped = by_prompt(row for row in answers_of(stage) if row.part == "data")
+    for group, of_policies in zip(grouped, numbers, strict=False):
+        by_policy: dict[str, list[str]] = {}
+        for row in group:
+            by_policy.setdefault(row.policy, []).append(clipped(row.text, _LONGEST))
+        shown = []
+        for name in in_order(by_policy, (TARGET, *texts(stage.report, "policies"))):
+            first, *more = by_policy[name][:_SAMPLES]
+            shown.append(PolicyAnswers(name, first, tuple(more), _facts(mapping(of_policies, name))))
+        yield PromptAnswers(f"{stage.name}, {group[0].prompt_id}", _turns(group[0].prompt), tuple(shown))
+
+
+def _turns(prompt: Any) -> tuple[tuple[str, str], ...]:
+    """(role, text) of a prompt's messages."""
+    turns = [("", prompt)] if isinstance(prompt, str) else [(text(one, "role"), text(one, "content")) for one in prompt]
+    return tuple((role, clipped(content, _LONGEST)) for role, content in turns)
 
 
 def _facts(of_policy: Mapping[str, Any]) -> str:
@@ -98,13 +105,16 @@ def _before_and_after(stages: Sequence[StageRecord]) -> Iterator[PromptAnswers]:
     """A prompt that several stages asked is shown once; an answer that stays the same too, with all who gave it."""
     by_prompt: dict[str, list[tuple[str, str, str]]] = {}
     for stage in stages:
-        for sample in rows(stage.report, "samples"):
-            said = by_prompt.setdefault(text(sample, "prompt"), [])
-            said += [(stage.name, f"{when} {stage.name}", text(sample, when)) for when in ("before", "after")]
-    for prompt, said in by_prompt.items():
+        for before, after in before_and_after(stage):
+            answers = by_prompt.setdefault(str(before.prompt), [])
+            answers += [
+                (stage.name, f"before {stage.name}", said(before)),
+                (stage.name, f"after {stage.name}", said(after)),
+            ]
+    for prompt, answers in by_prompt.items():
         who: dict[str, list[str]] = {}
-        for _, name, answer in said:
+        for _, name, answer in answers:
             who.setdefault(answer, []).append(name)
-        names = list(dict.fromkeys(stage for stage, _, _ in said))
+        names = list(dict.fromkeys(stage for stage, _, _ in answers))
         shown = tuple(PolicyAnswers(", ".join(names), clipped(answer, _LONGEST)) for answer, names in who.items())
         yield PromptAnswers(", ".join(names), (("", clipped(prompt, _LONGEST)),), shown)

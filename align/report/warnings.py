@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from align.data.answer_file import said
 from align.functional.intervals import ENOUGH
 from align.functional.intervals import correlation as interval_of
 from align.report.data_account import dropped
@@ -14,6 +15,7 @@ from align.report.measures import changes
 from align.report.verdicts import BELOW, UNSHOWN, WITHIN
 from align.report.views.view import view_of
 from align.runs.record import StageRecord
+from align.runs.samples import before_and_after
 from align.runs.values import at, clipped, count, mapping, number, percent, rows, short, text
 
 MANY_DROPPED = 0.05
@@ -177,8 +179,8 @@ def _embedder(stage: StageRecord) -> Iterator[str]:
 
 
 def _same_answers(stage: StageRecord) -> Iterator[str]:
-    samples = rows(stage.report, "samples")
-    if samples and all(text(sample, "before") == text(sample, "after") for sample in samples):
+    samples = list(before_and_after(stage))
+    if samples and all(said(before) == said(after) for before, after in samples):
         yield (
             f"its greedy answers to {len(samples)} shown prompt{'s' if len(samples) != 1 else ''} are the same before"
             " and after"
@@ -186,7 +188,7 @@ def _same_answers(stage: StageRecord) -> Iterator[str]:
 
 
 def _repeats(stage: StageRecord) -> Iterator[str]:
-    after = [text(sample, "after") for sample in rows(stage.report, "samples")]
+    after = [said(after) for _, after in before_and_after(stage)]
     repeating = sum(map(repeats, after))
     if repeating:
         yield (

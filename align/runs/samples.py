@@ -1,23 +1,35 @@
-"""What a stage's model was asked and what it answered, read back from the files that the stage left. Imports no
-torch."""
+"""What a stage's model was asked and what it answered, read back from what the stage left. Imports no torch."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
-from pathlib import Path
+from itertools import groupby, islice
 from typing import Any
 
+from align.data.answer_file import ANSWERS, TARGET, AnswerRow, by_prompt, pairs_of, read_answers, said
 from align.errors import InputError
+from align.runs.old_answers import old_answers
 from align.runs.record import StageRecord
 from align.runs.values import jsonl
 
 Parts = list[tuple[str, str]]
 """A sample: texts of models and data, each under what it is."""
 
-_ITERATION = re.compile(r"iteration-(\d+)\.parquet")
+_MEANS = ("score", "baseline", "kl")
+
+
+def answers_of(stage: StageRecord) -> Iterator[AnswerRow]:
+    """All answers that a stage kept, however old the run is."""
+    if (stage.place / ANSWERS).is_file():
+        yield from read_answers(stage.place)
+    else:
+        yield from old_answers(stage)
+
+
+def before_and_after(stage: StageRecord) -> Iterator[tuple[AnswerRow, AnswerRow]]:
+    """See :func:`pairs_of`."""
+    return pairs_of(answers_of(stage))
 
 
 def samples(stage: StageRecord, limit: int, iteration: int | None = None) -> Iterator[Parts]:
@@ -29,69 +41,75 @@ def samples(stage: StageRecord, limit: int, iteration: int | None = None) -> Ite
     Raises:
         InputError: there is no such iteration.
     """
-    if rollouts(stage):
-        yield from islice(_rollout_rows(stage, iteration), limit)
+    last = max((number for number, _ in _rollouts(stage)), default=0)
+    if last:
+        yield from islice(_rollout_rows(stage, last, iteration), limit)
         return
     if iteration is not None:
         raise InputError(f"--iteration: stage {stage.name} ({stage.kind}) has no rollouts")
-    found = stage.report.get("samples")
-    if isinstance(found, list) and found:
-        rows = (row for row in found if isinstance(row, Mapping))
+    if pairs := list(islice(before_and_after(stage), limit)):
         yield from (
-            [(part, _text(row.get(part))) for part in ("prompt", "before", "after")] for row in islice(rows, limit)
+            [("prompt", _text(before.prompt)), ("before", said(before)), ("after", said(after))]
+            for before, after in pairs
         )
-        return
-    yield from map(_row, jsonl(stage.place / "data.jsonl", limit))
-
-
-def rollouts(stage: StageRecord) -> dict[int, Path]:
-    """The files of a stage's iterations, by number from 1."""
-    files = (stage.place / "rollouts").glob("iteration-*.parquet")
-    return {int(match[1]) + 1: path for path in sorted(files) if (match := _ITERATION.fullmatch(path.name))}
+    elif stage.kind == "evaluate":
+        yield from islice(_evaluated(stage), limit)
+    else:
+        yield from map(_row, jsonl(stage.place / "data.jsonl", limit))
 
 
 def iterations(stage: StageRecord) -> Iterator[dict[str, float]]:
     """Each iteration of a stage with rollouts in numbers: means over its answers."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    wanted = ("score", "baseline", "kl", "length", "finished")
-    for number, path in rollouts(stage).items():
-        table = pq.read_table(path)
+    for number, numbered in groupby(_rollouts(stage), key=lambda pair: pair[0]):
+        rows = [row for _, row in numbered]
         means = {
-            name: float(pc.mean(table[name].cast("float64")).as_py()) for name in wanted if name in table.column_names
+            name: sum(row.scores[name] for row in rows) / len(rows)
+            for name in _MEANS
+            if all(name in row.scores for row in rows)
         }
-        yield {"iteration": number, "answers": table.num_rows, **means}
+        length, finished = sum(row.tokens for row in rows), sum(row.finished for row in rows)
+        yield {
+            "iteration": number,
+            "answers": len(rows),
+            **means,
+            "length": length / len(rows),
+            "finished": finished / len(rows),
+        }
 
 
-def _rollout_rows(stage: StageRecord, iteration: int | None) -> Iterator[Parts]:
-    import pyarrow.parquet as pq
+def _rollouts(stage: StageRecord) -> Iterator[tuple[int, AnswerRow]]:
+    """Answers of a stage's rollouts with the number of their iteration, from 1: each samples from other weights."""
+    rows = (row for row in answers_of(stage) if row.part == "rollouts")
+    for number, (_, sampled) in enumerate(groupby(rows, key=lambda row: row.version), 1):
+        yield from ((number, row) for row in sampled)
 
-    files = rollouts(stage)
-    number = max(files) if iteration is None else iteration
-    if number not in files:
-        raise InputError(f"--iteration {number}: stage {stage.name} has the iterations {min(files)} to {max(files)}")
-    for row in pq.read_table(files[number]).to_pylist():
-        numbers = [
-            f"{name} {row[name]:.4g}" for name in ("score", "baseline", "kl") if isinstance(row.get(name), float)
-        ]
-        numbers += [f"{row.get('length')} tokens", *([] if row.get("finished", True) else ["cut off"])]
-        prompt, answer = f"iteration {number}, prompt {row.get('prompt_id')}", f"answer, {', '.join(numbers)}"
-        yield [(prompt, _text(row.get("prompt"))), (answer, _text(row.get("answer")))]
+
+def _rollout_rows(stage: StageRecord, last: int, iteration: int | None) -> Iterator[Parts]:
+    wanted = last if iteration is None else iteration
+    if wanted > last:
+        raise InputError(f"--iteration {wanted}: stage {stage.name} has the iterations 1 to {last}")
+    for number, row in _rollouts(stage):
+        if number == wanted:
+            numbers = [f"{name} {row.scores[name]:.4g}" for name in _MEANS if name in row.scores]
+            numbers += [f"{row.tokens} tokens", *([] if row.finished else ["cut off"])]
+            prompt, answer = f"iteration {number}, prompt {row.prompt_id}", f"answer, {', '.join(numbers)}"
+            yield [(prompt, _text(row.prompt)), (answer, _text(row.text))]
+
+
+def _evaluated(stage: StageRecord) -> Iterator[Parts]:
+    """Each held-out prompt with the data's answer and the first of every policy's."""
+    rows = (row for row in answers_of(stage) if row.part == "data" and row.sample == 0)
+    for answers in by_prompt(rows):
+        yield [("prompt", _text(answers[0].prompt)), *((row.policy, _text(row.text)) for row in answers)]
 
 
 def _row(row: Mapping[str, Any]) -> Parts:
-    """A row that a stage wrote for the next one, or for people: a prompt with answers, preferences, or policies'
-    samples."""
+    """A row that a stage wrote for the next one: a prompt, or one with chosen and rejected answers."""
     parts: Parts = [("prompt", _text(row.get("prompt")))]
-    parts += [(name, _text(row[name])) for name in ("target", "chosen") if name in row]
+    parts += [(name, _text(row[name])) for name in (TARGET, "chosen") if name in row]
     rejected = row.get("rejected")
     for place, answer in enumerate(rejected if isinstance(rejected, list) else ()):
         parts.append((f"rejected {place + 1}", _text(answer)))
-    policies = row.get("policies")
-    for policy, found in policies.items() if isinstance(policies, Mapping) else ():
-        said = found.get("samples") if isinstance(found, Mapping) else None
-        parts.append((policy, _text(said[0] if isinstance(said, list) and said else said)))
     parts += [(name, shown) for name in ("reward_mean", "reward_std", "margin") if (shown := _numbers(row.get(name)))]
     return parts
 
@@ -110,7 +128,7 @@ def _text(value: Any) -> str:
     """A text as it is; messages with their roles; anything else as JSON."""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, list) and all(
+    if isinstance(value, (list, tuple)) and all(
         isinstance(item, Mapping) and isinstance(item.get("content"), str) for item in value
     ):
         said = [(str(item.get("role")), item["content"].strip()) for item in value]

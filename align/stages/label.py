@@ -67,7 +67,7 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
         "margins": spread([row["scores"]["chosen"] - score for row in rows for score in row["scores"]["rejected"]]),
         "warnings": [warning] if warning else [],
     }
-    leave(ctx, rows, answered, left_out, outcome)
+    leave(ctx, rows, answered, left_out, outcome, policy=spec.policy or ctx.model.path)
     ctx.console.print(
         f"{ctx.name}  {len(rows):,} preferences from {given:,} prompts, {len(longer):,} pairs; the longer answer is"
         f" chosen in {outcome['longer_chosen']:,}, the shorter in {outcome['shorter_chosen']:,}; median margin"

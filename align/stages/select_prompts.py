@@ -53,7 +53,7 @@ def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
     left_out.require(rows, "prompts", spec.prompts)
     without = sum(row["reward_std"] == 0 for row in rows)
     outcome = {"prompts": given, "kept": len(rows), "kept_without_spread": without, "reward_std": spread(stds)}
-    leave(ctx, rows, answered, left_out, outcome)
+    leave(ctx, rows, answered, left_out, outcome, policy=spec.policy or ctx.model.path)
     ctx.console.print(
         f"{ctx.name}  kept {len(rows):,} of {given:,} prompts; standard deviation of a prompt's scores:"
         f" {statistics.median(stds):.3g} (median), at least {min(row['reward_std'] for row in rows):.3g} where it is"

@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from align import cli
+from align.data.answer_file import TARGET, read_answers
 from align.errors import EnvironmentFault, InputError
 from align.evaluation.compare import compare
 from align.evaluation.metrics import METRICS, Measured, Targets, metrics_of
@@ -265,13 +266,19 @@ def test_scorers_and_win_rates(folder: Path) -> None:
     """By an independent count: every sample against every sample of the baseline, and against the target; ties half."""
     result = run(["./first", "./second"], scorers=[{"rule": "length", "max": 2}, {"rule": "regex", "pattern": "it is"}])
     metrics, table = report(result)["metrics"], rows(result)
+    answers = list(read_answers(result.folder / "stages" / "compare"))
+    assert {(a.part, a.policy) for a in answers} == {("data", who) for who in (TARGET, "./first", "./second")}
+    assert all(answer.scores["regex"] == ("it is" in answer.text) for answer in answers)
 
     def score(text: str) -> float:
         return 1.0 if "it is" in text else 0.0
 
     wins, over_target = [], []
     for row in table:
-        ours, theirs = ([score(text) for text in row["policies"][name]["samples"]] for name in ("./second", "./first"))
+        ours, theirs = (
+            [score(a.text) for a in answers if (a.prompt_id, a.policy) == (row["id"], name)]
+            for name in ("./second", "./first")
+        )
         wins.append(np.mean([(a > b) + 0.5 * (a == b) for a in ours for b in theirs]))
         target = score(row["target"])
         over_target.append(np.mean([(a > target) + 0.5 * (a == target) for a in ours]))
@@ -348,8 +355,11 @@ def test_gsm8k_is_asked_and_graded(free: Path) -> None:
         {"policies": ["./free"], "tasks": [{"task": "gsm8k", "data": "gsm.jsonl", "max_new_tokens": 40}]}
     )
     assert found["metrics"]["gsm8k/exact_match"]["./free"]["mean"] == pytest.approx(2 / 3)
-    lines = [json.loads(line) for line in (out / "gsm8k.jsonl").read_text().splitlines()]
-    assert [line["policies"]["./free"]["exact_match"] for line in lines] == [1.0, 0.0, 1.0]
+    answers = list(read_answers(out))
+    assert [(answer.part, answer.scores["exact_match"]) for answer in answers] == [
+        *(("gsm8k", 1.0), ("gsm8k", 0.0), ("gsm8k", 1.0))
+    ]
+    assert [answer.text for answer in answers] == said
 
 
 def test_worked_examples_come_first_and_are_not_asked(free: Path) -> None:
@@ -362,9 +372,9 @@ def test_worked_examples_come_first_and_are_not_asked(free: Path) -> None:
     (free / "script.jsonl").write_text('{"completion": "#### 3"}\n')
     task = {"task": "gsm8k", "data": "gsm.jsonl", "few_shot": 2, "examples": "shown.jsonl", "max_new_tokens": 20}
     _, out = evaluate({"policies": ["./free"], "tasks": [task]})
-    (line,) = [json.loads(line) for line in (out / "gsm8k.jsonl").read_text().splitlines()]
-    assert [message["role"] for message in line["prompt"]] == ["user", "assistant"] * 2 + ["user"]
-    assert line["prompt"][1]["content"] == "1\n#### 1" and line["policies"]["./free"]["exact_match"] == 1.0
+    (answer,) = read_answers(out)
+    assert [message["role"] for message in answer.prompt] == ["user", "assistant"] * 2 + ["user"]  # type: ignore[index]
+    assert answer.prompt[1]["content"] == "1\n#### 1" and answer.scores["exact_match"] == 1.0  # type: ignore[index]
     Path("shown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=r"shown\.jsonl:3: a worked example is among the problems"):
         evaluate({"policies": ["./free"], "tasks": [{**task, "few_shot": 3}]})
@@ -405,7 +415,7 @@ def test_probes_run_on_the_shipped_prompts(free: Path) -> None:
     means = {name: entry["./free"]["mean"] for name, entry in found["metrics"].items()}
     assert means["probe-identity/claims"] == 1.0 and means["probe-json/bare"] == 0.0
     asked = (shipped_root() / "data" / "probes" / "identity.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len((out / "probe-identity.jsonl").read_text().splitlines()) == len(asked)
+    assert sum(answer.part == "probe-identity" for answer in read_answers(out)) == len(asked)
     found, _ = evaluate({"policies": ["./free"], "probes": ["identity"], "own_names": ["ChatGPT"]})
     assert found["metrics"]["probe-identity/claims"]["./free"]["mean"] == 0.0
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from align.batching.tree import build
+from align.data.answer_file import pairs_of, read_answers
 from align.data.tree import Branch, Tree
 from align.errors import InputError
 from align.models.compute.forward import batch_logprobs
@@ -28,7 +29,6 @@ from align.recipe.load import load_recipe
 from align.recipe.schema import Model, PpoStage
 from align.report.estimates import Estimate
 from align.stages.ppo import run as ppo
-from align.stages.ppo.rollouts import read_parquet
 from align.stages.ppo.trainer import PpoTrainer
 from align.training.launch import Ranks
 from tests.support.readme import every_file_is_explained
@@ -114,21 +114,19 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
         assert not torch.allclose(
             token_values(value, batch), token_values(load_scalar(Model(path="reward")), batch), atol=1e-5
         )
-    names = sorted(path.name for path in (out / "rollouts").iterdir())
-    assert names == [
-        "held-out-00000000.parquet",
-        "held-out-00000006.parquet",
-        *(f"iteration-{i:06d}.parquet" for i in range(3)),
-        "reference.parquet",
+    answers = list(read_answers(out))
+    assert list(dict.fromkeys((answer.part, answer.version) for answer in answers)) == [
+        *(("held-out", 0), ("held-out", 6), ("reference", 0)),
+        *(("rollouts", step) for step in (0, 2, 4)),
     ]
+    assert all(answer.policy == "ppo" and "score" in answer.scores for answer in answers)
+    assert {"kl", "baseline"} <= answers[-1].scores.keys()
     summary = result.summaries["ppo"]
     assert summary["iterations"] == 3 and summary["steps"] == 6
     assert summary["eval_before"].keys() == {"loss", "reward", "length", "finished", "sft_loss"}
     assert summary["held_out_change"]["prompts"] == 4
     assert summary["trainable_parameters"] <= summary["parameters"], "the value model's are among them"
-    assert len(json.loads((out / "report.json").read_text())["samples"]) == 4, (
-        "all held-out prompts, though two are printed"
-    )
+    assert len(list(pairs_of(answers))) == 4, "all held-out prompts, though two are printed"
     assert (
         summary["phase_seconds"].keys() == {"sync", "generate", "score", "values", "train"}
         and summary["phase_seconds"]["train"] > 0
@@ -163,14 +161,16 @@ def test_the_baseline_is_the_references_own_score(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(ppo, "_baselines", slow)
     result = run(baseline_samples=2, unfinished_penalty=0.25)
     assert 0 < result.summaries["ppo"]["phase_seconds"]["generate"] < 1e6
-    out = result.folder / "stages" / "ppo" / "rollouts"
+    answers = list(read_answers(result.folder / "stages" / "ppo"))
     reference: dict[str, list[float]] = {}
-    for row in read_parquet(out / "reference.parquet"):
-        reference.setdefault(row["prompt_id"], []).append(row["score"] - 0.25 * (not row["finished"]))
-    rows = read_parquet(out / "iteration-000000.parquet")
+    for row in answers:
+        if row.part == "reference":
+            reference.setdefault(row.prompt_id, []).append(row.scores["score"] - 0.25 * (not row.finished))
+    rows = [row for row in answers if row.part == "rollouts" and row.version == 0]
+    assert rows
     for row in rows:
-        assert len(reference[row["prompt_id"]]) == 2
-        assert row["baseline"] == pytest.approx(sum(reference[row["prompt_id"]]) / 2, abs=1e-6)
+        assert len(reference[row.prompt_id]) == 2
+        assert row.scores["baseline"] == pytest.approx(sum(reference[row.prompt_id]) / 2, abs=1e-6)
     kept = sorted((folder / "runs" / ".cache" / "baseline").glob("*.parquet"))
     assert len(kept) == 1
     run(baseline_samples=2, unfinished_penalty=0.5)
@@ -258,8 +258,7 @@ def test_stopped_in_the_middle_and_run_again(folder: Path, monkeypatch: pytest.M
     for name in (
         "model.safetensors",
         "value/model.safetensors",
-        "rollouts/iteration-000002.parquet",
-        "rollouts/held-out-00000006.parquet",
+        "answers.jsonl",
     ):
         assert (again / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
@@ -334,8 +333,8 @@ def test_a_value_model_reads_the_policys_tokens(folder: Path) -> None:
 def test_a_rule_as_reward(folder: Path) -> None:
     """Any scorer will do; without a reward model the value model starts from the policy."""
     out = run(reward={"rule": "length", "min": 1, "max": 2}, value_init="policy").folder / "stages" / "ppo"
-    rows = read_parquet(out / "rollouts" / "iteration-000000.parquet")
-    assert {0 <= row["score"] <= 1 for row in rows} == {True} and (out / "value").exists()
+    rows = list(read_answers(out))
+    assert {0 <= row.scores["score"] <= 1 for row in rows} == {True} and (out / "value").exists()
 
 
 def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
@@ -346,8 +345,8 @@ def test_a_script_stands_in_for_an_engine(folder: Path) -> None:
     )
     options: dict[str, Any] = {"rollout": {"engine": "scripted", "script": "script.jsonl"}, "max_new_tokens": 20}
     result = run(**options)
-    rows = read_parquet(result.folder / "stages" / "ppo" / "rollouts" / "iteration-000001.parquet")
-    assert {row["answer"] for row in rows} <= {"tea", "rain it is"} and all(row["finished"] for row in rows)
+    rows = [row for row in read_answers(result.folder / "stages" / "ppo") if row.part == "rollouts"]
+    assert {row.text for row in rows} <= {"tea", "rain it is"} and all(row.finished for row in rows)
     summary = result.summaries["ppo"]
     assert "mismatch" not in summary["last_iteration"] and "sync" not in summary["phase_seconds"]
     assert "first_ratio" not in summary["unhealthy"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from align.data.answer_file import read_answers
 from align.data.chat.encoder import Encoder
 from align.data.records import Origin, Preference, Prompt
 from align.data.sources.mixture import read_records
@@ -294,8 +294,9 @@ def test_unfinished_answers_by_choice(folder: Path, engines: list[Canned]) -> No
     dropped = run({"select": select(min_std=0, unfinished="drop")})
     assert set(reasons(dropped, "select")) == {"p0", "p1"}
     assert dropped.summaries["select"]["answers_left_out"] == {"unfinished": 3, "empty": 3}
-    first = lines(dropped, "select", "samples")[0]
-    assert [(one["left_out"], one["score"]) for one in first["answers"]] == [("unfinished", None)] * 3 + [(None, None)]
+    first = [answer for answer in read_answers(dropped.folder / "stages" / "select") if answer.prompt_id == "p0"]
+    assert [answer.left_out for answer in first] == [*["unfinished"] * 3, "fewer than two answers that can be used"]
+    assert not any(answer.scores for answer in first)
 
 
 def test_nothing_left_is_an_error(folder: Path, engines: list[Canned]) -> None:
@@ -455,10 +456,10 @@ def test_the_whole_chain_with_a_reward_model(folder: Path, engines: list[Canned]
     assert result.ran == ("reward", "select", "label", "dpo")
     assert [row["id"] for row in lines(result, "select")] == ["p0", "p2", "p3"], "equal answers have equal scores"
     scorer = RewardModelScorer(Model(path=str(result.folder / "stages" / "reward")))
-    answers = lines(result, "select", "samples")[0]["answers"]
+    answers = [answer for answer in read_answers(result.folder / "stages" / "select") if answer.prompt_id == "p0"]
     prompt: Any = ({"role": "user", "content": "Name a fruit."},)
-    assert scorer.score([Answer(prompt, one["text"]) for one in answers]) == pytest.approx(
-        [one["score"] for one in answers], abs=1e-5
+    assert scorer.score([Answer(prompt, one.text) for one in answers]) == pytest.approx(
+        [one.scores["reward"] for one in answers], abs=1e-5
     )
 
 
@@ -540,4 +541,6 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert asked == (whole if error is Interrupted else [whole[0], *whole]), (
         "only the shard that failed was scored again"
     )
-    assert os.path.exists("runs/r/stages/s/samples.jsonl")
+    answers = list(read_answers(Path("runs/r/stages/s")))
+    assert answers and {(answer.part, answer.policy) for answer in answers} == {("prompts", "./model")}
+    assert all(("reward" in answer.scores) == (answer.left_out is None) for answer in answers)

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
+from align.data.answer_file import pairs_of, read_answers
 from align.data.tree import Tree
 from align.errors import InputError, Interrupted, TrainingFault
 from align.models.adapters import is_lora
@@ -154,7 +155,8 @@ def test_kto_is_a_stage_like_the_others(folder: Path, monkeypatch: pytest.Monkey
     )
     out = result.folder / "stages" / "kto"
     assert not verify(out)
-    assert len(json.loads((out / "report.json").read_text())["samples"]) == 1
+    ((before, after),) = pairs_of(read_answers(out))
+    assert (before.policy, before.version, after.version) == ("kto", 0, summary["steps"]) and before.tokens > 0
     assert json.loads((out / "config.json").read_text()).get("_name_or_path", "model").endswith("model")
     policy, encoder = load_policy(Model(path=str(out))), load_encoder(Model(path=str(out)))
     assert not is_lora(policy) and encoder.digest == load_encoder(Model(path="model")).digest

@@ -23,7 +23,7 @@ LAYERS = (
     {"recipe.load"},
     {"recipe.manuals", "sizing"},
     {"data.strict_json", "data.records", "data.tree"},
-    {"data.rows", "data.leakage", "data.report"},
+    {"data.rows", "data.leakage", "data.report", "data.answer_file"},
     {"data.messages", "data.files"},
     {"data.mapping"},
     {"data.formats"},

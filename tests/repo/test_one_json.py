@@ -14,6 +14,7 @@ ROWS = tuple(
 )
 OWN_FILES = {
     "strict_json.py": "the decoder",
+    "answer_file.py": "reads back the answers that a stage wrote",
     "grouped.py": "reads back the rows that it put on disk",
     "json_rows.py": "finds where the rows of a file stand; the rows themselves go to the decoder",
     "locations.py": "reads the description that another library left beside the data",

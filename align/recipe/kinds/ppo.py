@@ -110,10 +110,6 @@ class PpoStage(Stage):
     always_samples: ClassVar[bool] = True
     files: ClassVar[Mapping[str, str]] = {
         "value/": "the value model, in the form of a reward model",
-        "rollouts/": (
-            "Parquet: `iteration-N` every answer with its score, KL and length, `held-out-N` the held-out prompts after"
-            " step N, `reference` the starting policy's answers"
-        ),
     }
     neutral: ClassVar[tuple[str, ...]] = (
         *("health", "on_unhealthy"),  # whether a run goes on, not what it does

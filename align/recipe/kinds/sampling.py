@@ -32,7 +32,6 @@ class SamplingStage(Stage):
     reads: ClassVar[Mapping[str, RecordType]] = {"prompts": "prompt"}
     always_samples: ClassVar[bool] = True
     files: ClassVar[Mapping[str, str]] = {
-        "samples.jsonl": "every sample, with its score",
         "left_out.jsonl": "what is not in the result, and why",
     }
 

@@ -14,7 +14,7 @@ from align.data.report import DataReport
 from align.report.measures import headlines
 from align.report.text.ls import STYLES, when
 from align.runs.record import RunRecord, StageRecord
-from align.runs.samples import iterations, rollouts, samples
+from align.runs.samples import iterations, samples
 from align.sizing.needs import duration
 from align.terminal import plain
 
@@ -55,8 +55,7 @@ def show_stage(run: RunRecord, stage: StageRecord, console: Console, *, limit: i
     _print_numbers(stage, console)
     for line in _data_lines(stage):
         console.print(plain(line), soft_wrap=True)
-    if rollouts(stage):
-        _print_iterations(stage, console)
+    _print_iterations(stage, console)
     for parts in shown:
         console.print(Rule(style="dim"))
         for name, text in parts:
@@ -123,8 +122,10 @@ def _data_lines(stage: StageRecord) -> Iterator[str]:
 
 
 def _print_iterations(stage: StageRecord, console: Console) -> None:
-    table = Table(title="means over an iteration's answers", title_justify="left", box=None, padding=(0, 2, 0, 0))
     rows = list(iterations(stage))
+    if not rows:
+        return
+    table = Table(title="means over an iteration's answers", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:
         table.add_column(name, justify="right")
     for row in rows:

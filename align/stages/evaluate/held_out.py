@@ -6,7 +6,7 @@ target: the margin between the two is what preference training from such samples
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from align.batching.tree import Layout, pack
+from align.data.answer_file import TARGET, AnswerRow
 from align.data.chat.encoder import Encoder
 from align.data.records import Prompt
 from align.data.report import DataReport
@@ -37,7 +38,7 @@ from align.scoring.text_metrics import distinct_n, mixed_share
 from align.signals import stop_requested
 from align.stages.context import StageContext
 from align.stages.shared.known_answers import NO_ROOM, KnownAnswer, read_targets
-from align.stages.shared.policy_samples import sample_policy
+from align.stages.shared.policy_samples import answer_row, sample_policy
 from align.training.launch import Ranks
 
 _TOKENS = 2048
@@ -168,6 +169,24 @@ def sample_questions(
         )
         found.append(made)
     return found
+
+
+def answer_rows(
+    policies: Sequence[Policy], questions: Sequence[Question], samples: Samples, by_scorer: Mapping[str, Any]
+) -> Iterator[AnswerRow]:
+    """Each prompt with the data's answer, if there is one, and every policy's, with what the scorers say of them."""
+    for p, question in enumerate(questions):
+        record, target = question.record, question.target
+        if target is not None:
+            scores = {name: float(targets[p, 0]) for name, (_, targets) in by_scorer.items()}
+            tokens = len(target.tree.branches[0].ids)
+            yield AnswerRow(
+                "data", record.id, record.prompt, TARGET, 0, target.text, tokens, finished=True, scores=scores
+            )
+        for policy, of_prompts in zip(policies, samples, strict=True):
+            for number, answer in enumerate(of_prompts[p]):
+                scores = {name: float(values[policy.name][p, number]) for name, (values, _) in by_scorer.items()}
+                yield answer_row("data", record.id, policy.name, number, answer, scores)
 
 
 def measure(

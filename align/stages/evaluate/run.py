@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from align import files
+from align.data.answer_file import AnswerRow, write_answers
 from align.evaluation.chat_server import key_of
 from align.evaluation.compare import Found, LengthControlled, compare
 from align.evaluation.metrics import metrics_of, per_prompt
@@ -23,7 +24,7 @@ from align.recipe.schema import EvaluateStage
 from align.scoring.embeddings import SentenceEmbedder, find_embedder
 from align.stages.context import StageContext
 from align.stages.evaluate import held_out, reward_bench, tasks
-from align.stages.evaluate.held_out import Policy, Question, Samples, say
+from align.stages.evaluate.held_out import Policy, Question, say
 from align.stages.evaluate.judge import judge_samples
 from align.stages.evaluate.scorers import score_samples
 from align.training.launch import Ranks, ranks
@@ -43,6 +44,8 @@ class Findings:
         """Metrics of scorers and of the judge, by reward benchmarks."""
         self.others: dict[str, dict[str, dict[str, Any]]] = {}
         """Metrics of which only means are known: ``{metric: {policy: {mean, low, high, count}}}``."""
+        self.answers: list[AnswerRow] = []
+        """Of all policies to all prompts, for ``answers.jsonl``."""
         self.about: dict[str, Any] = {}
         self.warnings: list[str] = []
 
@@ -71,7 +74,9 @@ def run(spec: EvaluateStage, ctx: StageContext) -> None:
             None if embedder is None else SentenceEmbedder(embedder, device=group.device),
         )
     for exam in exams:
-        found.metrics |= tasks.sit(exam, spec, ctx, policies, group)
+        metrics, answers = tasks.sit(exam, spec, ctx, policies, group)
+        found.metrics |= metrics
+        found.answers += answers
     for bench in benches:
         _on_bench(bench, spec, ctx, found, group)
     if group.first:
@@ -104,7 +109,7 @@ def _on_data(
     logprobs = (
         [held_out.logprobs_of(ctx, policy, questions, samples[0], group) for policy in policies] if targets else None
     )
-    scored = score_samples(spec, ctx, policies, questions, samples, group)
+    scored, by_scorer = score_samples(spec, ctx, policies, questions, samples, group)
     if not group.first:
         return
     measured = held_out.measure(ctx, policies, questions, samples, logprobs)
@@ -116,7 +121,8 @@ def _on_data(
             assert one.targets is not None
             measured[k] = replace(one, targets=replace(one.targets, similarities=cosines[k]))
     metrics = {**metrics_of({policy.name: one for policy, one in zip(policies, measured, strict=True)}), **scored}
-    _write_prompts(ctx, policies, questions, samples, metrics)
+    _write_prompts(ctx, policies, questions, metrics)
+    found.answers += held_out.answer_rows(policies, questions, samples, by_scorer)
     found.metrics |= metrics
     if spec.judge is not None:
         judged, took, warnings = judge_samples(spec.judge, ctx, policies, questions, samples)
@@ -169,6 +175,8 @@ def _report(spec: EvaluateStage, ctx: StageContext, found: Findings) -> None:
         "words": {name: metric.words for name, metric in (found.metrics | found.benches).items()},
         "warnings": found.warnings,
     }
+    if found.answers:
+        write_answers(ctx.out, found.answers)
     files.write_json(ctx.out / "report.json", result)
     untold = ("words", "data", "policies", "scorers", "control", "measures", "benches", "embedder_max_tokens")
     ctx.note({key: value for key, value in result.items() if key not in untold})
@@ -187,20 +195,18 @@ def _write_prompts(
     ctx: StageContext,
     policies: Sequence[Policy],
     questions: Sequence[Question],
-    samples: Samples,
     metrics: dict[str, Found],
 ) -> None:
-    """``data.jsonl``: each prompt with every policy's numbers and samples, to look at or to compute with."""
+    """``data.jsonl``: each prompt with every policy's numbers, to compute with."""
     numbers = per_prompt(metrics)
     with files.atomic_lines(ctx.out / "data.jsonl") as write:
         for p, question in enumerate(questions):
             of: dict[str, Any] = {}
-            for k, policy in enumerate(policies):
-                own = {
+            for policy in policies:
+                of[policy.name] = {
                     name: round(of_policy[policy.name][p], 6)
                     for name, of_policy in numbers.items()
                     if policy.name in of_policy
                 }
-                of[policy.name] = {**own, "samples": [sample.text for sample in samples[k][p]]}
             target = {} if question.target is None else {"target": question.target.text}
             write({"id": question.record.id, "prompt": list(question.record.prompt), **target, "policies": of})

@@ -20,6 +20,9 @@ from align.stages.context import StageContext
 from align.stages.evaluate.held_out import Policy, Question, Samples
 from align.training.launch import Ranks
 
+Scores = tuple[dict[str, Values], Values | None]
+"""(policy -> [P, n], the targets' [P, 1] if there are targets)."""
+
 
 def scorer_names(scorers: Sequence[Scorer]) -> list[str]:
     """What each scorer is called in tables: by what it is, and numbered where two would be called the same."""
@@ -54,8 +57,8 @@ def score_samples(
     questions: Sequence[Question],
     samples: Samples,
     group: Ranks,
-) -> dict[str, Found]:
-    """All metrics by all scorers of the recipe."""
+) -> tuple[dict[str, Found], dict[str, Scores]]:
+    """(all metrics by all scorers of the recipe, the scores themselves by scorer)."""
     lengths = {
         policy.name: _lengths([[s.text for s in own] for own in samples[k]]) for k, policy in enumerate(policies)
     }
@@ -63,8 +66,10 @@ def score_samples(
         _lengths([[q.target.text] for q in questions if q.target is not None]) if questions[0].target else None
     )
     found: dict[str, Found] = {}
+    by_scorer: dict[str, Scores] = {}
     for number, (name, scorer) in enumerate(zip(scorer_names(spec.scorers), spec.scorers, strict=True)):
         scores, targets = _scores(scorer, f"scores-{number}", ctx, policies, questions, samples, group)
+        by_scorer[name] = scores, targets
         found[f"score/{name}"] = Metric(
             f"score by {name}", {policy: values.mean(axis=1) for policy, values in scores.items()}
         )
@@ -77,7 +82,7 @@ def score_samples(
             found |= win_rates(
                 name, "_over_target", f"over the data's answer by {name}", scores, targets, lengths, target_lengths
             )
-    return found
+    return found, by_scorer
 
 
 def win_rates(
@@ -119,9 +124,8 @@ def _scores(
     questions: Sequence[Question],
     samples: Samples,
     group: Ranks,
-) -> tuple[dict[str, Values], Values | None]:
-    """(policy -> [P, n], the targets' [P, 1] if there are targets). A scorer is opened once for all policies with the
-    same encoder."""
+) -> Scores:
+    """A scorer is opened once for all policies with the same encoder."""
     targets = [question.own_answer() for question in questions if question.target is not None]
     scores: dict[str, Values] = {}
     for digest in dict.fromkeys(policy.encoder.digest for policy in policies):

@@ -3,13 +3,13 @@ answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
-from align import files
+from align.data.answer_file import AnswerRow
 from align.data.records import Message, Prompt
 from align.data.sources.mixture import prompt_digest, read_records
 from align.data.trees.prompts import EncodedPrompt
@@ -20,9 +20,10 @@ from align.functional.intervals import SHARE
 from align.recipe.kinds.tasks import AskedTask, Gsm8kTask
 from align.recipe.schema import DataSource, EvaluateStage
 from align.rollout.engine import Sampling, sample_seed
+from align.scoring.scorer import Answer
 from align.stages.context import StageContext
 from align.stages.evaluate.held_out import Policy
-from align.stages.shared.policy_samples import sample_policy
+from align.stages.shared.policy_samples import answer_row, sample_policy
 from align.training.launch import Ranks
 
 Grades = dict[str, tuple[float, float]]
@@ -97,9 +98,10 @@ def _with_examples(prompts: Sequence[Prompt], examples: Sequence[Prompt], task: 
 
 def sit(
     exam: Exam, spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], group: Ranks
-) -> dict[str, Found]:
-    """Every policy answers, and is graded. Answers and grades go to ``NAME.jsonl`` in the stage's result."""
-    answers, finished = [], []
+) -> tuple[dict[str, Found], list[AnswerRow]]:
+    """Every policy answers, and is graded: (metrics, the answers with their grades)."""
+    answers: list[list[Answer]] = []
+    finished = []
     for policy in policies:
         prompts = [
             EncodedPrompt(one, tuple(policy.encoder.encode_prompt(one.prompt, one.tools).tolist()))
@@ -116,12 +118,13 @@ def sit(
             max_length=max(len(prompt.ids) for prompt in prompts) + exam.max_new_tokens,
             name=f"{ctx.name}  {exam.name}, {policy.name}",
         )
-        answers.append([own[0].text for own in drawn])
+        answers.append([own[0] for own in drawn])
         finished.append(np.array([own[0].finished for own in drawn], dtype=np.float64))
     if not group.first:
-        return {}
-    grades = [[exam.grade(prompt, text) for prompt, text in zip(exam.prompts, own, strict=True)] for own in answers]
-    _write(exam, ctx, policies, answers, grades)
+        return {}, []
+    grades = [
+        [exam.grade(prompt, answer.text) for prompt, answer in zip(exam.prompts, own, strict=True)] for own in answers
+    ]
     found: dict[str, Found] = {}
     for metric, words in exam.words.items():
         counts = np.array([one[metric][1] for one in grades[0]])
@@ -130,22 +133,14 @@ def sit(
         }
         found[f"{exam.name}/{metric}"] = Metric(words, values, counts if (counts != 1).any() else None, within=SHARE)
     cut = {policy.name: 1 - one for policy, one in zip(policies, finished, strict=True)}
-    return {**found, f"{exam.name}/unfinished": Metric(f"{exam.name}, answers that never end", cut, within=SHARE)}
+    found[f"{exam.name}/unfinished"] = Metric(f"{exam.name}, answers that never end", cut, within=SHARE)
+    return found, list(_answer_rows(exam, policies, answers, grades))
 
 
-def _write(
-    exam: Exam,
-    ctx: StageContext,
-    policies: Sequence[Policy],
-    answers: Sequence[Sequence[str]],
-    grades: Sequence[Sequence[Grades]],
-) -> None:
-    with files.atomic_lines(ctx.out / f"{exam.name}.jsonl") as write:
-        for p, prompt in enumerate(exam.prompts):
-            of: dict[str, Any] = {}
-            for k, policy in enumerate(policies):
-                of[policy.name] = {
-                    "answer": answers[k][p],
-                    **{name: count for name, (count, _) in grades[k][p].items()},
-                }
-            write({"id": prompt.id, "prompt": list(prompt.prompt), "policies": of})
+def _answer_rows(
+    exam: Exam, policies: Sequence[Policy], answers: Sequence[Sequence[Answer]], grades: Sequence[Sequence[Grades]]
+) -> Iterator[AnswerRow]:
+    for p, prompt in enumerate(exam.prompts):
+        for k, policy in enumerate(policies):
+            counts = {name: float(count) for name, (count, _) in grades[k][p].items()}
+            yield answer_row(exam.name, prompt.id, policy.name, 0, answers[k][p], counts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align import files
+from align.data.answer_file import AnswerRow, row_of_rollout, write_answers
 from align.data.report import DataReport
 from align.functional.intervals import mean_of
 from align.sizing.needs import gigabytes
@@ -83,21 +84,27 @@ def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, 
     return {"prompts": found.count, "mean": found.mean, "interval": [found.low, found.high]}
 
 
-def samples_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Prompts with their answers before and after, for people."""
+def answers_before_and_after(
+    policy: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[AnswerRow]:
+    """Held-out prompts with their answers, a prompt's side by side; none when one of the two is missing."""
     pairs = zip(before, after, strict=True) if before and after else ()
-    return [{"prompt": a["prompt"], "before": _scored(a), "after": _scored(b)} for a, b in pairs]
+    return [row_of_rollout("held-out", policy, row) for pair in pairs for row in pair]
 
 
-def _scored(row: Mapping[str, Any]) -> str:
-    return f"{row['answer'].strip()}\n[score {row['score']:.3f}]"
+def _all_answers(policy: str, folder: Path, held_out: Sequence[AnswerRow]) -> Iterator[AnswerRow]:
+    """For ``answers.jsonl``: the held-out ones, the starting policy's, and those of every iteration."""
+    yield from held_out
+    for part, pattern in (("reference", "reference.parquet"), ("rollouts", "iteration-*.parquet")):
+        for path in sorted(folder.glob(pattern)):
+            yield from (row_of_rollout(part, policy, row) for row in read_parquet(path))
 
 
 def report(
     ctx: StageContext,
     trainer: Trainer,
     data: DataReport,
-    samples: Sequence[Mapping[str, str]],
+    answers: Sequence[AnswerRow],
     outcome: Mapping[str, Any],
     change: Any,
     *,
@@ -106,20 +113,21 @@ def report(
     """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show
     what changed.
 
-    ``printed`` of the ``samples`` are shown here; the report has all of them.
+    ``printed`` prompts of the held-out ``answers`` are shown here; ``answers.jsonl`` has all, and all rollouts.
     """
-    keep_logs(ctx, "rollouts", "trackers")
+    keep_logs(ctx, "trackers")
+    write_answers(ctx.out, _all_answers(ctx.name, ctx.work / "rollouts", answers))
     result = {**headlines(trainer), "held_out_change": change, **outcome}
-    files.write_json(ctx.out / "report.json", {**result, "samples": samples, "data": data.as_json()})
+    files.write_json(ctx.out / "report.json", {**result, "data": data.as_json()})
     ctx.note(result)
-    _show(ctx, result, samples[:printed])
+    _show(ctx, result, answers[: 2 * printed])
 
 
-def _show(ctx: StageContext, result: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+def _show(ctx: StageContext, result: Mapping[str, Any], answers: Sequence[AnswerRow]) -> None:
     """The before/after table."""
     before, after, change = (result[name] for name in ("eval_before", "eval_after", "held_out_change"))
     without_loss = {name: value for name, value in (before or {}).items() if name != "loss"}
-    before_and_after(ctx, without_loss, after, samples if before and after else ())
+    before_and_after(ctx, without_loss, after, answers if before and after else ())
     if change:
         low, high = (bound if bound is None else fixed(bound, 4, signed=True) for bound in change["interval"])
         sure = "too few for an interval" if low is None else f"95 % interval {low} to {high}"

@@ -49,10 +49,10 @@ from align.rollout.sync import CANARY_TOKENS, push
 from align.scoring.open import open_scorer
 from align.stages.context import StageContext
 from align.stages.ppo.collect import Ingredients
-from align.stages.ppo.report import change_of, held_out, report, samples_of
+from align.stages.ppo.report import answers_before_and_after, change_of, held_out, report
 from align.stages.ppo.rollouts import Clock, Rollouts, parquet, reference_baselines
 from align.stages.ppo.trainer import PpoTrainer
-from align.stages.shared.training_run import trained
+from align.stages.shared.training_run import kept_step, trained
 from align.training.launch import Ranks, ranks
 from align.training.reference_logprobs import weights_digest
 
@@ -303,9 +303,6 @@ def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encod
         **saved,
         "parameters": sum(p.numel() for p in models.parameters()),
     }
-    progress = trainer.progress
-    kept = progress.best_step if spec.train.load_best_model and progress.best_eval else progress.step
-    before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept))
-    report(
-        ctx, trainer, data.report, samples_of(before, after), outcome, change_of(before, after), printed=spec.samples
-    )
+    before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept_step(trainer)))
+    answers = answers_before_and_after(ctx.name, before, after)
+    report(ctx, trainer, data.report, answers, outcome, change_of(before, after), printed=spec.samples)

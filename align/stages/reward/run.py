@@ -180,7 +180,8 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     )
     held_out, notes = _judge(stage, held_out_scores, trainer.noise)
     outcome = {**saved, "scores": vars(stats), "held_out": held_out}
-    stage.report(trainer, outcome, **({"length_balance": buckets} if buckets else {}))
+    more: dict[str, Any] = {"length_balance": buckets} if buckets else {}
+    stage.report(trainer, outcome, **more)
     if held_out:
         _show_held_out(ctx, held_out)
     for line in notes:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from align import files
+from align.data.answer_file import TARGET, AnswerRow, write_answers
 from align.errors import InputError
 from align.functional.selection import Selection, select_negatives
 from align.models.load import load_encoder
@@ -31,7 +32,7 @@ from align.scoring.scorer import Answer
 from align.stages.context import StageContext
 from align.stages.self_contrast.report import Account, show
 from align.stages.shared.known_answers import KnownAnswer, read_targets
-from align.stages.shared.policy_samples import AsSampled, sample_policy
+from align.stages.shared.policy_samples import AsSampled, answer_row, sample_policy
 from align.training.launch import Ranks, ranks
 
 _NOT_FIELDS = frozenset(
@@ -163,10 +164,12 @@ def _write(
     """Choose the negatives of every prompt and write the preferences and the report; raises InputError when there is
     none."""
     enough = spec.negatives if spec.too_few == "drop" else 1
+    answers: list[AnswerRow] = []
     with files.atomic_lines(ctx.out / "data.jsonl") as write:
         for target, own, named, scores in zip(targets, samples, ids, similarities, strict=True):
             chosen = _select(spec, ctx.seed, target, own, scores)
             kept = len(chosen.indices) >= enough
+            answers += _answer_rows(spec.policy or ctx.model.path, target, own, scores, chosen)
             account.add(
                 chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept
             )
@@ -175,6 +178,7 @@ def _write(
     if not account.kept:
         what = f"none of {account.prompts:,} prompts has {enough} negatives: {account.words()}"
         raise InputError(what, hint="sample more answers, or ask for fewer negatives")
+    write_answers(ctx.out, answers)
     files.write_json(ctx.out / "report.json", account.as_json())
 
 
@@ -192,6 +196,17 @@ def _select(
         id=target.id,
         unfinished={i for i, sample in enumerate(own) if not sample.finished} if spec.unfinished == "drop" else (),
     )
+
+
+def _answer_rows(
+    policy: str, target: KnownAnswer, own: Sequence[Answer], scores: Sequence[float], chosen: Selection
+) -> Iterator[AnswerRow]:
+    """The data's answer and all samples; what is no negative says why."""
+    prompt, tokens = target.prompt.record.prompt, len(target.tree.branches[0].ids)
+    yield AnswerRow("prompts", target.id, prompt, TARGET, 0, target.text, tokens, finished=True)
+    for number, (answer, score, reason) in enumerate(zip(own, scores, chosen.reasons, strict=True)):
+        left_out = None if reason == "negative" else reason
+        yield answer_row("prompts", target.id, policy, number, answer, {"similarity": score}, left_out=left_out)
 
 
 def _row(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from align import files
+from align.data.answer_file import AnswerRow
 from align.data.chat.encoder import Encoder
 from align.data.records import Message, Messages
 from align.data.trees.prompts import EncodedPrompt
@@ -110,6 +111,33 @@ def sample_policy(
         [Answer.sampled(prompt, sample.ids, encoder, target=target) for sample in of_prompt]
         for prompt, of_prompt, target in zip(prompts, samples, wanted, strict=True)
     ]
+
+
+def answer_row(
+    part: str,
+    prompt_id: str,
+    policy: str,
+    number: int,
+    answer: Answer,
+    scores: Mapping[str, float],
+    *,
+    left_out: str | None = None,
+    version: int = 0,
+) -> AnswerRow:
+    """An answer as a line of ``answers.jsonl``, number ``number`` of those to its prompt."""
+    return AnswerRow(
+        part=part,
+        prompt_id=prompt_id,
+        prompt=answer.prompt,
+        policy=policy,
+        sample=number,
+        text=answer.text,
+        tokens=len(answer.ids),
+        finished=answer.finished,
+        scores=scores,
+        left_out=left_out,
+        version=version,
+    )
 
 
 def engine_key(rollout: Rollout) -> dict[str, Any]:

@@ -7,9 +7,8 @@ first one writes.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align import files
+from align.data.answer_file import AnswerRow, write_answers
 from align.data.chat.encoder import Encoder
 from align.data.records import Prompt
 from align.data.sources.mixture import prompt_digest, read_records
@@ -32,7 +32,7 @@ from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
 from align.scoring.text_metrics import correlation, describe, normalised, spread
 from align.stages.context import StageContext
-from align.stages.shared.policy_samples import sample_policy
+from align.stages.shared.policy_samples import answer_row, sample_policy
 from align.training.launch import ranks
 
 REPEATED = "asked before"
@@ -144,22 +144,13 @@ class Answered:
             else []
         )
 
-    def row(self) -> dict[str, Any]:
+    def rows(self, policy: str) -> Iterator[AnswerRow]:
         """All answers, for people to read."""
         scores = iter(self.scores)
-        said = []
-        for answer, fate in zip(self.answers, self.fates, strict=True):
-            value = next(scores) if fate is None and self.scores else None
-            said.append(
-                {
-                    "text": answer.text,
-                    "tokens": len(answer.ids),
-                    "finished": answer.finished,
-                    "left_out": fate,
-                    "score": value,
-                }
-            )
-        return {"id": self.record.id, "answers": said}
+        for number, (answer, fate) in enumerate(zip(self.answers, self.fates, strict=True)):
+            reason = fate or (None if self.scores else TOO_FEW)
+            found = {"reward": next(scores)} if fate is None and self.scores else {}
+            yield answer_row("prompts", self.record.id, policy, number, answer, found, left_out=reason)
 
 
 def answer_prompts(
@@ -274,15 +265,19 @@ def leave(
     answered: Sequence[Answered],
     left_out: LeftOut,
     outcome: Mapping[str, Any],
+    *,
+    policy: str,
 ) -> None:
-    """Write the rows, all samples, what was left out and the report, and show the last two. Nothing of it depends on
-    time or place."""
+    """Write the rows, all answers of ``policy``, what was left out and the report, and show the last two. Nothing of it
+    depends on time or place."""
     if not ranks().first:
         return
     outcome = {**outcome, **about(answered), "left_out": left_out.counts()}
-    for name, lines in (("data", rows), ("samples", [one.row() for one in answered]), ("left_out", left_out.rows)):
-        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-        files.atomic_write(ctx.out / f"{name}.jsonl", text)
+    for name, lines in (("data", rows), ("left_out", left_out.rows)):
+        with files.atomic_lines(ctx.out / f"{name}.jsonl") as write:
+            for line in lines:
+                write(line)
+    write_answers(ctx.out, (row for one in answered for row in one.rows(policy)))
     files.write_json(ctx.out / "report.json", outcome)
     ctx.note(outcome)
     if left_out.rows:

@@ -16,6 +16,7 @@ from align import files, sealed
 from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan
 from align.batching.tree import row_multiple
+from align.data.answer_file import AnswerRow, pairs_of, said, write_answers
 from align.data.chat.encoder import Encoder
 from align.data.tree import Tree
 from align.data.trees.balance import BalancedTrees
@@ -103,44 +104,66 @@ class TrainingRun:
         """Train, save the policy, and report held-out metrics and the answers to some prompts, before and after."""
         shown = self.held_out if self.held_out is not None else self.data
         prompts = [shown[i] for i in range(min(samples, len(shown)))]
-        before = remembered(self.ctx, "samples-before", lambda: self._answers(prompts)) if self.group.first else []
+        before = remembered(self.ctx, "answers-before", lambda: self._answers(prompts)) if self.group.first else []
         trainer.fit()
         if not self.group.first:
             return
         merged = self.spec.lora is not None and self.spec.lora.save_merged
         saved = save_policy(self.model, self.encoder, self.ctx.out, base=self.base, save_merged=merged)
-        after = self._answers(prompts)
-        answers = [
-            {"prompt": self.encoder.decode(tree.trunk), "before": b, "after": a}
-            for tree, b, a in zip(prompts, before, after, strict=True)
-        ]
-        self.report(trainer, saved, samples=answers)
+        asked = [(tree.id, tree.trunk.tolist()) for tree in prompts]
+        versions = {0: before, kept_step(trainer): self._answers(prompts)}
+        self.report(trainer, saved, answers=greedy_answers(self.ctx.name, self.encoder, asked, versions))
 
     def report(
-        self, trainer: Trainer, outcome: Mapping[str, Any], *, samples: Sequence[Mapping[str, str]] = (), **more: Any
+        self, trainer: Trainer, outcome: Mapping[str, Any], *, answers: Sequence[AnswerRow] = (), **more: Any
     ) -> None:
-        """Write ``report.json`` and the metrics, note the headline numbers, and show them; on the first process.
+        """Write ``report.json``, the metrics and the answers before and after, note the headline numbers, and show all
+        of it; on the first process.
 
-        ``outcome`` is what the headlines say besides how training went; ``samples`` and ``more`` are in the report
-        only.
+        ``outcome`` is what the headlines say besides how training went; ``more`` is in the report only.
         """
         keep_logs(self.ctx, "trackers")
         outcome = {**headlines(trainer), **outcome}
         if self.read.held_out_report is not None:
             more |= {"held_out_data": self.read.held_out_report.as_json(), "held_out_leaked": self.leaked}
-        files.write_json(
-            self.ctx.out / "report.json", {**outcome, "samples": samples, "data": self.read.report.as_json(), **more}
-        )
+        if answers:
+            write_answers(self.ctx.out, answers)
+        files.write_json(self.ctx.out / "report.json", {**outcome, "data": self.read.report.as_json(), **more})
         self.ctx.note(outcome)
-        _show(self.ctx, outcome, samples)
+        _show(self.ctx, outcome, answers)
 
-    def _answers(self, trees: Sequence[Tree], max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers of the policy as it is now."""
-        trunks = [tree.trunk.tolist() for tree in trees]
-        return [
-            self.encoder.decode(ids).strip()
-            for ids in answer(self.model, self.encoder, trunks, max_new_tokens=max_new_tokens)
-        ]
+    def _answers(self, trees: Sequence[Tree], max_new_tokens: int = 64) -> list[list[int]]:
+        """Greedy answers of the policy as it is now, as token ids."""
+        return answer(self.model, self.encoder, [tree.trunk.tolist() for tree in trees], max_new_tokens=max_new_tokens)
+
+
+def kept_step(trainer: Trainer) -> int:
+    """The optimiser step whose weights are the result."""
+    progress = trainer.progress
+    return progress.best_step if trainer.train.load_best_model and progress.best_eval else progress.step
+
+
+def greedy_answers(
+    policy: str,
+    encoder: Encoder,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    versions: Mapping[int, Sequence[Sequence[int]]],
+) -> list[AnswerRow]:
+    """Answers to the same prompts before and after training, a prompt's side by side.
+
+    Args:
+        prompts: id and tokens of each.
+        versions: optimiser steps -> the ids of the answer to each prompt after so many.
+    """
+    rows = []
+    for place, (prompt_id, prompt) in enumerate(prompts):
+        for version, answers in versions.items():
+            ids = answers[place]
+            finished = bool(ids) and ids[-1] in encoder.stop_ids
+            text = encoder.answer_text(ids, finished=finished)
+            asked = encoder.decode(prompt)
+            rows.append(AnswerRow("held-out", prompt_id, asked, policy, 0, text, len(ids), finished, version=version))
+    return rows
 
 
 def keep_logs(ctx: StageContext, *folders: str) -> None:
@@ -267,24 +290,25 @@ def before_and_after(
     ctx: StageContext,
     before: Mapping[str, float] | None,
     after: Mapping[str, float] | None,
-    samples: Sequence[Mapping[str, str]],
+    answers: Sequence[AnswerRow],
 ) -> None:
-    """A table of held-out numbers and answers before and after a stage; nothing when there are neither."""
+    """A table of held-out numbers, and of answers to the same prompts, before and after a stage; nothing when there are
+    neither."""
     table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
     for header in ("", "before", "after"):
         table.add_column(header, overflow="fold")
     for key in before or ():
         if before and after and key in after:
             table.add_row(f"held-out {key}", fixed(before[key], 4), fixed(after[key], 4))
-    for sample in samples:
-        table.add_row(*(plain(sample[part]) for part in ("prompt", "before", "after")))
+    for first, last in pairs_of(answers):
+        table.add_row(*map(plain, (str(first.prompt), said(first), said(last))))
     if table.row_count:
         ctx.console.print(table)
 
 
-def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+def _show(ctx: StageContext, outcome: Mapping[str, Any], answers: Sequence[AnswerRow]) -> None:
     """What changed, and what it took."""
-    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], samples)
+    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], answers)
     ctx.console.print(
         f"{ctx.name}  {outcome['steps']} steps, {outcome['tokens']} tokens, {outcome['seconds']} s, "
         f"{outcome['tokens_per_second']:.0f} tokens/s, peak memory {gigabytes(outcome['peak_memory_bytes'])}",

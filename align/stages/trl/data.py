@@ -83,6 +83,10 @@ class _ByHeart:
         return BatchEncoding({"input_ids": ids, "attention_mask": masks})
 
 
+ShownPrompt = tuple[str, list[int]]
+"""Id and tokens."""
+
+
 @dataclass
 class TrlData:
     """What a trainer learns from and is evaluated on."""
@@ -90,7 +94,7 @@ class TrlData:
     train: Dataset
     held_out: Dataset | None
     spellings: Spellings
-    shown: list[list[int]]
+    shown: list[ShownPrompt]
     """Prompts to answer for the report: held-out ones where there are some."""
     asked: list[EncodedPrompt]
     """For a trainer that samples: the prompt that each ``row`` of the data sets is."""
@@ -116,7 +120,7 @@ def read(spec: TrlStage, ctx: StageContext, encoder: Encoder) -> TrlData:
     return TrlData(train, held_out, spellings, prompts[: spec.samples], asked, report, held_out_report)
 
 
-Made = tuple[Dataset, DataReport, list[list[int]]]
+Made = tuple[Dataset, DataReport, list[ShownPrompt]]
 
 
 def _prompts(
@@ -144,7 +148,7 @@ def _prompts(
             asked.append(prompt)
         else:
             report.drop(SPELT_ALIKE, prompt.record.origin)
-    return Dataset.from_list(rows), report, [list(prompt.ids) for prompt in prompts]
+    return Dataset.from_list(rows), report, [(prompt.record.id, list(prompt.ids)) for prompt in prompts]
 
 
 def _preferences(
@@ -185,7 +189,7 @@ def _preferences(
     return (
         Dataset.from_list(rows),
         report,
-        [trees[place].trunk.tolist() for place in range(min(spec.samples, len(trees)))],
+        [(tree.id, tree.trunk.tolist()) for tree in map(trees.__getitem__, range(min(spec.samples, len(trees))))],
     )
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PrinterCallback, set_seed
 
 from align import files
+from align.data.answer_file import AnswerRow, write_answers
 from align.data.chat.encoder import Encoder
 from align.errors import InputError, Interrupted, Problem
 from align.models.adapters import is_lora, lora_config, trainable_parameters
@@ -33,7 +34,14 @@ from align.scoring.scorer import Answer, Scorer
 from align.signals import stop_requested
 from align.sizing.needs import gigabytes
 from align.stages.context import StageContext
-from align.stages.shared.training_run import before_and_after, keep_logs, remembered, say_adapters, trained
+from align.stages.shared.training_run import (
+    before_and_after,
+    greedy_answers,
+    keep_logs,
+    remembered,
+    say_adapters,
+    trained,
+)
 from align.stages.trl import data as trl_data
 from align.stages.trl.callback import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
 from align.stages.trl.data import TrlData
@@ -66,7 +74,7 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
     with no_progress_bars(), sealed(), _its_own_name(model):
         trainer, watch, since = _build(spec, ctx, model, encoder, data, config, scorer)
         say_adapters(ctx, trainer.model, new=spec.lora is not None, own=own_adapter)
-        before = remembered(ctx, "samples-before", lambda: _answers(model, encoder, data))
+        before = remembered(ctx, "answers-before", lambda: _answers(model, encoder, data))
         first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
         if (signum := stop_requested()) is not None:
             raise Interrupted(signum, f"{ctx.name}: stopped before training; the same command goes on")
@@ -90,14 +98,12 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         "eval_after": last,
         **saved,
     }
-    after = _answers(result, encoder, data)
-    samples = [
-        {"prompt": encoder.decode(ids), "before": b, "after": a}
-        for ids, b, a in zip(data.shown, before, after, strict=True)
-    ]
-    files.write_json(ctx.out / "report.json", {**outcome, "samples": samples, "data": data.report.as_json()})
+    versions = {0: before, trainer.state.global_step: _answers(result, encoder, data)}
+    answers = greedy_answers(ctx.name, encoder, data.shown, versions)
+    write_answers(ctx.out, answers)
+    files.write_json(ctx.out / "report.json", {**outcome, "data": data.report.as_json()})
     ctx.note(outcome)
-    _show(ctx, outcome, samples)
+    _show(ctx, outcome, answers)
 
 
 # What TRL is given
@@ -249,13 +255,13 @@ def _evaluate(trainer: Any, data: TrlData) -> dict[str, float] | None:
     return None if data.held_out is None else held_out(trainer.evaluate())
 
 
-def _answers(model: nn.Module, encoder: Encoder, data: TrlData) -> list[str]:
-    """Greedy answers to the prompts of the report."""
-    return [encoder.decode(ids).strip() for ids in answer(model, encoder, data.shown, max_new_tokens=64)]
+def _answers(model: nn.Module, encoder: Encoder, data: TrlData) -> list[list[int]]:
+    """Greedy answers to the prompts of the report, as token ids."""
+    return answer(model, encoder, [ids for _, ids in data.shown], max_new_tokens=64)
 
 
-def _show(ctx: StageContext, outcome: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
-    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], samples)
+def _show(ctx: StageContext, outcome: Mapping[str, Any], answers: Sequence[AnswerRow]) -> None:
+    before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], answers)
     memory = gigabytes(outcome["peak_memory_bytes"])
     ctx.console.print(
         f"{ctx.name}  {outcome['steps']} steps of {outcome['trainer']}, {outcome['seconds']} s, peak memory {memory}",

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align import cli
+from align.data.answer_file import ANSWERS, AnswerRow, write_answers
 from align.files import sha256_file
 from align.runs.record import read_run
 from align.runs.verify import verify_run
@@ -217,7 +218,7 @@ def test_show_a_stage_with_untrusted_text(call: Call) -> None:
     ("stage", "parts"),
     [
         ("contrast", ['prompt: Who? chosen: Me. rejected 1: [{"x": 1}] rejected 2: No.', "kept 40"]),
-        ("judge", ["prompt: Who? target: Me. stage:sft: You. stage:dpo:", "margin: stage:dpo 1.000 2.800"]),
+        ("judge", ["prompt: Who? target: Me. stage:sft: You.", "margin: stage:dpo 1.000 2.800"]),
         ("dpo", ["held-out rewards/margins 0.0000 0.3500"]),
     ],
 )
@@ -278,6 +279,24 @@ def test_show_rollouts(call: Call) -> None:
     (work / "rollouts" / "iteration-000000.parquet").write_bytes(parquet(rollout("Fresh.")))
     run.history([event("ppo", "started"), event("ppo", "interrupted", error="stopped")])
     assert "Fresh." in call("show", "rl", "ppo")[1]
+
+
+def test_show_answers_of_a_finished_stage(call: Call, tmp_path: Path) -> None:
+    """From its one file: the last iteration's, or one by number, which follows from when it was sampled."""
+    scores = {"score": 0.5, "baseline": 0.25, "kl": 0.125}
+    asked: dict[str, Any] = {"prompt_id": "p1", "prompt": "Who?", "policy": "ppo", "sample": 0, "scores": scores}
+    rows = [
+        AnswerRow("held-out", **asked, text="Before.", tokens=2, finished=True),
+        AnswerRow("rollouts", **asked, text="One.", tokens=3, finished=True, version=0),
+        AnswerRow("rollouts", **asked, text="Two.", tokens=4, finished=False, version=4),
+    ]
+    write_answers(tmp_path, rows)
+    run = FakeRun(Path("runs") / "rl", {"ppo": {"kind": "ppo"}})
+    run.result("ppo", {ANSWERS: (tmp_path / ANSWERS).read_text(encoding="utf-8")})
+    text = words(call("show", "rl", "ppo")[1])
+    assert "iteration answers score baseline kl length finished 1 1 0.5 0.25 0.125 3 1 2 1 0.5 0.25 0.125 4 0" in text
+    assert "iteration 2, prompt p1: Who? answer, score 0.5, baseline 0.25, kl 0.125, 4 tokens, cut off: Two." in text
+    assert "One." not in text and "One." in call("show", "rl", "ppo", "--iteration", "1")[1]
 
 
 def test_show_refuses_what_is_not_there(call: Call) -> None:

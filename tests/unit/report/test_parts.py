@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from align import terminal
+from align.data.answer_file import write_answers
 from align.functional.intervals import wilson
 from align.report import warnings
 from align.report.answers import answers
@@ -25,6 +26,7 @@ from align.report.html.graph import graph
 from align.report.measures import changes
 from align.runs import values
 from align.runs.record import RunRecord, StageRecord, read_run
+from align.runs.samples import answers_of
 from tests.support.report_run import STAGES, estimate, mean, sft, trained, write_run, write_stage
 
 
@@ -353,7 +355,34 @@ def test_a_prompt_is_shown_once_with_all_answers(record: RunRecord) -> None:
     assert [one.who for one in found.asked[3].answers] == ["target", "stage:sft", "stage:dpo", "stage:ppo"]
 
 
+def test_runs_made_before_answers_had_one_file_show_the_same(tmp_path: Path) -> None:
+    """The fixture is such a run; here it is written once more, with ``answers.jsonl`` in place of its older files."""
+    old = read_run(write_run(tmp_path / "old"))
+    folder = write_run(tmp_path / "new")
+    for record in old.stages:
+        made = list(answers_of(record))
+        place = folder / "stages" / record.name
+        if made:
+            write_answers(place, made)
+            told = json.loads((place / "report.json").read_text())
+            if isinstance(told.get("samples"), list):
+                del told["samples"]
+            (place / "report.json").write_text(json.dumps(told))
+    rows = list(values.jsonl(folder / "stages" / "compare" / "data.jsonl"))
+    for row in rows:
+        for numbers in row["policies"].values():
+            del numbers["samples"]
+    (folder / "stages" / "compare" / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    new = read_run(folder)
+    assert answers(new.stages) == answers(old.stages)
+    assert [note.text for note in notes_of(new)] == [note.text for note in notes_of(old)]
+
+
 # Warnings
+
+
+def notes_of(run: RunRecord) -> list[warnings.Note]:
+    return [note for record in run.stages for note in warnings.notes(record)]
 
 
 def said(tmp_path: Path, name: str, **changed: Any) -> str:

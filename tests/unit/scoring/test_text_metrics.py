@@ -11,7 +11,6 @@ from align.scoring.text_metrics import (
     distinct_n,
     language_mix,
     mixed_share,
-    normalised,
     spread,
     unfinished_share,
     words,
@@ -22,13 +21,6 @@ def test_words() -> None:
     assert words("Don't stop: 42 naïve Cafés!") == ["don't", "stop", "42", "naïve", "cafés"]
     assert words("今天weather很好，OK？") == ["今", "天", "weather", "很", "好", "ok"]
     assert words("... -- ？！") == []
-
-
-def test_normalised_texts_are_equal_when_they_say_the_same() -> None:
-    """White space and the composition of characters do not count; case and punctuation do."""
-    assert normalised(" a\n\tb ") == normalised("a b")
-    assert normalised("caf\u00e9") == normalised("cafe\u0301")
-    assert len({normalised(text) for text in ("Yes", "yes", "Yes.")}) == 3
 
 
 def test_distinct_n_counts_over_all_texts() -> None:

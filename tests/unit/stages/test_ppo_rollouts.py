@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from align.batching.tree import build
+from align.data.answer_file import said
 from align.data.chat.encoder import Encoder
 from align.data.trees.prompts import EncodedPrompt, digest, load_prompts
 from align.errors import InputError, TrainingFault
@@ -22,7 +23,7 @@ from align.rollout.engine import Sample, Sampling
 from align.scoring.scorer import Answer
 from align.stages.ppo.collect import TokenNumbers, valued
 from align.stages.ppo.experience import Answers, minibatch_plan
-from align.stages.ppo.report import change_of, samples_of
+from align.stages.ppo.report import answers_before_and_after, change_of
 from align.stages.ppo.rollouts import Clock, Rollouts, ScoredAnswer, parquet, read_parquet, reference_baselines
 from align.stages.ppo.run import _content
 from align.training.launch import Ranks
@@ -182,9 +183,8 @@ def test_the_change_of_held_out_scores() -> None:
     assert found is not None and found["prompts"] == 3 and found["mean"] == 2.0
     assert found["interval"] == pytest.approx([2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5])
     assert change_of([], after) is None
-    assert samples_of(before[:1], after[:1]) == [
-        {"prompt": "p", "before": "a\n[score 0.000]", "after": "b\n[score 1.000]"}
-    ]
+    rows = answers_before_and_after("ppo", before[:1], after[:1])
+    assert [(row.prompt, said(row)) for row in rows] == [("p", "a\n[score 0.000]"), ("p", "b\n[score 1.000]")]
 
 
 # The reference's answers
@@ -289,7 +289,19 @@ def test_rollouts_can_be_read(tmp_path: Path) -> None:
     run.fit()
     rows = read_parquet(tmp_path / "rollouts" / "iteration-000000.parquet")
     assert len(rows) == 8
-    wanted = {"iteration", "prompt_id", "sample", "prompt", "answer", "finished", "length", "score", "baseline", "kl"}
+    wanted = {
+        "iteration",
+        "step",
+        "prompt_id",
+        "sample",
+        "prompt",
+        "answer",
+        "finished",
+        "length",
+        "score",
+        "baseline",
+        "kl",
+    }
     assert rows[0].keys() == wanted
     seen = run.parts.rollouts.scorer.seen  # type: ignore[attr-defined]
     assert [row["length"] for row in rows] == [len(answer.ids) for answer in seen]

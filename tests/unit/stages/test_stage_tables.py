@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from align.data.answer_file import AnswerRow
 from align.stages.ppo import report
 from align.stages.reward import run
 from align.stages.shared.training_run import before_and_after
@@ -31,10 +32,17 @@ class Shown:
         return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
 
 
+ANSWERS = [
+    AnswerRow("held-out", str(number), one["prompt"], "here", 0, one[when], 3, finished=True, version=version)
+    for number, one in enumerate(SAMPLES)
+    for version, when in enumerate(("before", "after"))
+]
+
+
 def test_before_and_after() -> None:
     """Numbers of both times, answers as they are; nothing at all where there is neither."""
     shown: Any = Shown()
-    before_and_after(shown, BEFORE, {**AFTER, "only after": 1.0}, SAMPLES)
+    before_and_after(shown, BEFORE, {**AFTER, "only after": 1.0}, ANSWERS)
     rows = shown.rows()
     assert ["here: before and after"] in rows and ["before", "after"] in rows
     assert ["held-out loss", "9.5000", "9.2500"] in rows and ["held-out reward", "0.2500", "0.7500"] in rows
@@ -60,7 +68,7 @@ def test_ppo() -> None:
         "phase_seconds": {"generate": 10.0, "train": 30.0},
         "peak_memory_bytes": 3 * 2**30,
     }
-    report._show(shown, result, SAMPLES)
+    report._show(shown, result, ANSWERS)
     rows = shown.rows()
     assert ["held-out reward", "0.2500", "0.7500"] in rows and not any("held-out loss" in row for row in rows)
     assert sum(row[:1] == [one["prompt"]] for row in rows for one in SAMPLES) == 2
