@@ -96,3 +96,15 @@ def fixed(value: float, digits: int, *, signed: bool = False) -> str:
     """
     text = f"{value:{'+' if signed else ''},.{digits}f}"
     return text if any(c in "123456789" or c.isalpha() for c in text) else text.lstrip("+-")
+
+
+def byte_size(number_of_bytes: float) -> str:
+    """Bytes for people.
+
+    >>> byte_size(3_400_000_000), byte_size(541_000_000), byte_size(812)
+    ('3.4 GB', '541.0 MB', '812 B')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number_of_bytes >= factor:
+            return f"{number_of_bytes / factor:,.1f} {unit}"
+    return f"{number_of_bytes:.0f} B"

@@ -245,6 +245,12 @@ def _quantile(degrees: int, level: float) -> float:
 
 
 @cache
+def around(mean: float, error: float, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of a mean of which somebody else tells the standard error, and nothing of its items."""
+    half = _normal(level) * error
+    return mean - half, mean + half
+
+
 def _normal(level: float) -> float:
     from statistics import NormalDist
 

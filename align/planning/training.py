@@ -18,8 +18,9 @@ from align.recipe.kinds.reward import RewardStage
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Lora, Train
 from align.sizing import needs
-from align.sizing.needs import Pass, Term, count, duration, gigabytes
+from align.sizing.needs import Pass, Term, count, duration
 from align.sizing.shapes import Shape
+from align.terminal import byte_size
 
 
 class Training:
@@ -102,13 +103,13 @@ class Training:
         rows.append(
             Row(
                 "peak memory",
-                f"{gigabytes(self.memory or 0)} a process",
+                f"{byte_size(self.memory or 0)} a process",
                 f"estimate for {self.machine.device}, the sum of:",
             )
         )
-        rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.terms]
-        rows.append(Row("disk", gigabytes(sum(term.amount for term in self.disk)), "at its fullest, the sum of:"))
-        rows += [Row(f"  {term.name}", gigabytes(term.amount), term.how) for term in self.disk]
+        rows += [Row(f"  {term.name}", byte_size(term.amount), term.how) for term in self.terms]
+        rows.append(Row("disk", byte_size(sum(term.amount for term in self.disk)), "at its fullest, the sum of:"))
+        rows += [Row(f"  {term.name}", byte_size(term.amount), term.how) for term in self.disk]
         return [*rows, self._time_row(shape)]
 
     def _data_rows(self) -> list[Row]:
@@ -192,17 +193,17 @@ class Training:
         needed = sum(term.amount for term in terms) * together
         if budget is not None and needed > budget:
             parts = sorted(terms, key=lambda term: -term.amount)[:3]
-            words = [f"{term.name} {gigabytes(together * term.amount)}" for term in parts]
-            words += [f"all else {gigabytes(needed - together * sum(term.amount for term in parts))}"]
+            words = [f"{term.name} {byte_size(together * term.amount)}" for term in parts]
+            words += [f"all else {byte_size(needed - together * sum(term.amount for term in parts))}"]
             each = f" ({together} processes)" if together > 1 else ""
             message = (
-                f"needs at least {gigabytes(needed)} of memory{each}: {', '.join(words)}; {self.machine.name} has"
-                f" {gigabytes(budget)}"
+                f"needs at least {byte_size(needed)} of memory{each}: {', '.join(words)}; {self.machine.name} has"
+                f" {byte_size(budget)}"
             )
             yield loaded.problem(key, message, self._memory_hint(terms, largest, budget / together))
         space = sum(term.amount for term in self.disk)
         if self.machine.disk is not None and space > self.machine.disk:
-            message = f"needs about {gigabytes(space)} of disk, {gigabytes(self.machine.disk)} are free"
+            message = f"needs about {byte_size(space)} of disk, {byte_size(self.machine.disk)} are free"
             yield loaded.problem(key, message, "lower `save_total_limit`, or give --runs-dir a larger disk")
 
     def _memory_hint(self, terms: list[Term], largest: Pass, budget: float) -> str:

@@ -17,6 +17,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -264,3 +265,21 @@ def shipped_root() -> Path:
     installed from."""
     package = Path(__file__).resolve().parent.parent
     return package / "_shipped" if (package / "_shipped").is_dir() else package.parent
+
+
+def running_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Stage names, each after the stages that it needs, else in the order in which they come. A cycle, in a recipe that
+    somebody edited, ends where it began."""
+    done: dict[str, bool] = {}
+
+    def add(name: str) -> None:
+        if name not in done:
+            done[name] = False  # begun: where a cycle comes back to it, it is not entered again
+            for need in needs[name]:
+                add(need)
+            del done[name]
+            done[name] = True
+
+    for name in needs:
+        add(name)
+    return list(done)

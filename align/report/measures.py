@@ -6,7 +6,8 @@ from __future__ import annotations
 from align.report.estimates import Change
 from align.report.views.view import view_of
 from align.runs.record import StageRecord
-from align.runs.values import number, short, size
+from align.runs.values import number, short
+from align.terminal import byte_size
 
 
 def changes(stage: StageRecord) -> list[Change]:
@@ -36,7 +37,7 @@ def facts(stage: StageRecord) -> list[tuple[str, str]]:
         if (value := number(report, key)) is not None:
             found.append((words, short(round(value, 1))))
     if (memory := number(report, "peak_memory_bytes")) is not None:
-        found.append(("peak memory", size(memory)))
+        found.append(("peak memory", byte_size(memory)))
     if (trained := number(report, "trainable_parameters")) is not None:
         whole = number(report, "parameters")
         found.append(

@@ -14,6 +14,7 @@ from align.pipeline.artifacts import MANIFEST, Manifest, read_manifest
 from align.pipeline.locks import LOCK, read_owner
 from align.recipe.checks.messages import did_you_mean
 from align.recipe.language import yaml_tree
+from align.recipe.reference_syntax import running_order
 from align.runs.values import jsonl
 
 State = Literal["finished", "running", "killed", "interrupted", "failed", "not run"]
@@ -162,7 +163,7 @@ def read_run(folder: Path) -> RunRecord:
     live = str(history[-1].get("stage")) if history and owner is not None and owner.lives else None
     kinds = {name: str(spec.get("kind")) if isinstance(spec, dict) else "" for name, spec in tree["stages"].items()}
     stages = tuple(
-        _stage(folder, name, kinds[name], needs[name], history, live=name == live) for name in _ordered(needs)
+        _stage(folder, name, kinds[name], needs[name], history, live=name == live) for name in running_order(needs)
     )
     return RunRecord(folder, folder.name, text, tree, _object(folder / "run.json"), stages, history)
 
@@ -216,22 +217,6 @@ def _needs(spec: Any, stages: Mapping[str, Any]) -> tuple[str, ...]:
 
     visit(spec)
     return tuple(found)
-
-
-def _ordered(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    done: dict[str, bool] = {}
-
-    def add(name: str) -> None:
-        if name not in done:
-            done[name] = False  # seen: a cycle in a recipe that somebody edited ends here
-            for need in needs[name]:
-                add(need)
-            del done[name]
-            done[name] = True
-
-    for name in needs:
-        add(name)
-    return list(done)
 
 
 def _object(path: Path) -> dict[str, Any]:

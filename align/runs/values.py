@@ -132,18 +132,6 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def size(number_of_bytes: float) -> str:
-    """Bytes for people.
-
-    >>> size(541_000_000), size(812)
-    ('541.0 MB', '812 B')
-    """
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number_of_bytes >= factor:
-            return f"{number_of_bytes / factor:,.1f} {unit}"
-    return f"{number_of_bytes:.0f} B"
-
-
 def visible(untrusted: str) -> str:
     """``untrusted`` with everything that a reader would not see, or that would change what is read around it, written
     out.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import unicodedata
 from collections.abc import Sequence
 
 import regex
@@ -22,12 +21,6 @@ def words(text: str) -> list[str]:
     itself."""
     found: list[str] = _WORD.findall(text.lower())
     return found
-
-
-def normalised(text: str) -> str:
-    """``text`` without what does not make two answers different: runs of white space, and how Unicode composes a
-    character."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:

@@ -244,11 +244,6 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def gigabytes(amount: float) -> str:
-    """Bytes for people: ``3.4 GB``."""
-    return f"{amount / 1e9:.1f} GB" if amount >= 1e8 else f"{amount / 1e6:.1f} MB"
-
-
 def duration(seconds: float) -> str:
     """Seconds for people: ``3 min``."""
     for size, word in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):

@@ -33,7 +33,7 @@ from align.rollout.engine import Sample, Sampling
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
-from align.stages.label import Pair, make_pairs
+from align.stages.label import ScoredPair, make_pairs
 from align.stages.select_prompts import rule_against, too_alike
 from align.stages.shared import policy_samples
 from align.stages.shared import scored_answers as answering
@@ -53,7 +53,7 @@ SPREAD = {  # question: its four answers, as numbers of words; the standard devi
 
 def said(count: int, number: int) -> str:
     """An answer of ``count`` words; ``number`` makes it another text."""
-    return " ".join(["word", "and", "so", "on", "to", "the", "end", "now"][:count]) + "." * number
+    return " ".join(["word", "and", "so", "on", "to", "the", "end", "now"][:count]) + "-" * number
 
 
 class Canned:
@@ -387,18 +387,18 @@ def test_all_pairs_that_are_a_margin_apart(folder: Path, engines: list[Canned]) 
 @pytest.mark.parametrize(
     ("scores", "pairs", "margin", "expected"),
     [
-        ([1.0, 3.0, 2.0], "best_worst", 0.0, [Pair(1, (0,))]),
-        ([3.0, 1.0, 3.0, 1.0], "best_worst", 0.0, [Pair(0, (1,))]),
+        ([1.0, 3.0, 2.0], "best_worst", 0.0, [ScoredPair(1, (0,))]),
+        ([3.0, 1.0, 3.0, 1.0], "best_worst", 0.0, [ScoredPair(0, (1,))]),
         ([2.0, 2.0], "best_worst", 0.0, []),
         ([1.0, 2.0], "best_worst", 1.5, []),
         ([], "best_worst", 0.0, []),
-        ([1.0, 3.0, 2.0, 3.0], "best_vs_rest", 0.0, [Pair(1, (2, 0))]),
+        ([1.0, 3.0, 2.0, 3.0], "best_vs_rest", 0.0, [ScoredPair(1, (2, 0))]),
         ([2.0, 2.0], "margin", 0.0, []),
-        ([1.0, 3.0, 2.0], "margin", 0.0, [Pair(1, (2,)), Pair(1, (0,)), Pair(2, (0,))]),
-        ([1.0, 3.0, 2.0], "margin", 2.0, [Pair(1, (0,))]),
+        ([1.0, 3.0, 2.0], "margin", 0.0, [ScoredPair(1, (2,)), ScoredPair(1, (0,)), ScoredPair(2, (0,))]),
+        ([1.0, 3.0, 2.0], "margin", 2.0, [ScoredPair(1, (0,))]),
     ],
 )
-def test_pairs_by_hand(scores: list[float], pairs: Any, margin: float, expected: list[Pair]) -> None:
+def test_pairs_by_hand(scores: list[float], pairs: Any, margin: float, expected: list[ScoredPair]) -> None:
     assert make_pairs(scores, pairs, margin) == expected
 
 

@@ -147,16 +147,7 @@ def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:
 def order(recipe: Recipe) -> tuple[str, ...]:
     """Stage names, each after the stages that it needs, in file order otherwise. The references must be free of
     cycles."""
-    placed: dict[str, None] = {}
-
-    def place(name: str) -> None:
-        for needed in needs(recipe.stages[name], name):
-            place(needed)
-        placed.setdefault(name)
-
-    for name in recipe.stages:
-        place(name)
-    return tuple(placed)
+    return tuple(reference_syntax.running_order({name: needs(stage, name) for name, stage in recipe.stages.items()}))
 
 
 def needs(stage: Any, name: str, annotation: Any = None) -> tuple[str, ...]:

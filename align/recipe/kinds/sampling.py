@@ -118,6 +118,8 @@ class LabelStage(SamplingStage):
 
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.label:run"
+    version: ClassVar[int] = 2
+    """2: answers that differ in case or in punctuation at the ends alone are copies."""
     view: ClassVar[str] = "align.report.views.sampling:LabelView"
     words: ClassVar[str] = KINDS["label"].words
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from align.runs.record import RunRecord, StageRecord
-from align.runs.values import duration, size
+from align.runs.values import duration
+from align.terminal import byte_size
 
 _WIDTH, _HEIGHT = 156, 88
 """Of a stage."""
@@ -72,7 +73,15 @@ def graph(run: RunRecord) -> Graph:
         x, y = at[stage.name, depth[stage.name]]
         time = "" if stage.seconds is None else duration(stage.seconds)
         nodes.append(
-            Node(stage.name, stage.kind, stage.state, time, size(stage.manifest.bytes) if stage.manifest else "", x, y)
+            Node(
+                stage.name,
+                stage.kind,
+                stage.state,
+                time,
+                byte_size(stage.manifest.bytes) if stage.manifest else "",
+                x,
+                y,
+            )
         )
         for need in stage.needs:
             arrows.append((_path(need, stage.name, depth, at), f"{stage.name} reads the result of {need}"))

@@ -24,7 +24,8 @@ from align.report.measures import changes, facts
 from align.report.views.view import of_the_first_measure
 from align.report.warnings import Note, notes
 from align.runs.record import RunRecord, StageRecord
-from align.runs.values import at, clipped, duration, mapping, number, size, text, texts, visible
+from align.runs.values import at, clipped, duration, mapping, number, text, texts, visible
+from align.terminal import byte_size
 
 FILE = "report.html"
 """Its name in a run folder."""
@@ -98,8 +99,8 @@ def summary(run: RunRecord) -> list[tuple[str, str]]:
         ("state", run.state),
         ("model", model if isinstance(model, str) else text(model, "path") or "-"),
         ("time of all stages", duration(sum(seconds)) if seconds else "-"),
-        ("peak memory", size(max(memory)) if memory else "-"),
-        ("results", size(bytes_)),
+        ("peak memory", byte_size(max(memory)) if memory else "-"),
+        ("results", byte_size(bytes_)),
         ("last started", text(run.about, "started") or "-"),
     ]
     return [(word, value) for word, value in found if value != "-"]
@@ -154,7 +155,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"duration": duration, "size": size}
+    made.filters |= {"duration": duration, "size": byte_size}
     return made
 
 

@@ -19,6 +19,7 @@ from align.evaluation.metrics import metrics_of, per_prompt
 from align.evaluation.reward_bench.items import LONGER
 from align.evaluation.table import table
 from align.evaluation.tasks.lm_eval import require_harness, run_tasks
+from align.functional.intervals import around
 from align.models.load import is_adapter, load_encoder, locate, whole_folder
 from align.recipe.schema import EvaluateStage
 from align.scoring.embeddings import SentenceEmbedder, find_embedder
@@ -151,9 +152,10 @@ def _with_harness(
         folder = whole_folder(policy.model, ctx.cache)
         results = run_tasks(folder, adapter, spec.lm_eval_tasks, device=str(group.device), seed=ctx.seed)
         for metric, entry in results.items():
-            mean, spread = entry["mean"], 1.96 * entry["stderr"] if "stderr" in entry else None
-            interval = {"low": None, "high": None} if spread is None else {"low": mean - spread, "high": mean + spread}
-            found.others.setdefault(f"lm-eval/{metric}", {})[policy.name] = {"mean": mean, **interval, "count": None}
+            mean = entry["mean"]
+            low, high = around(mean, entry["stderr"]) if "stderr" in entry else (None, None)
+            numbers = {"mean": mean, "low": low, "high": high, "count": None}
+            found.others.setdefault(f"lm-eval/{metric}", {})[policy.name] = numbers
 
 
 def _report(spec: EvaluateStage, ctx: StageContext, found: Findings) -> None:

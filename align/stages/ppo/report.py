@@ -11,11 +11,10 @@ from align import files
 from align.data.answer_file import AnswerRow, row_of_rollout, write_answers
 from align.data.report import DataReport
 from align.functional.intervals import mean_of
-from align.sizing.needs import gigabytes
 from align.stages.context import StageContext
 from align.stages.ppo.rollouts import read_parquet
 from align.stages.shared.training_run import before_and_after, headlines, keep_logs
-from align.terminal import fixed
+from align.terminal import byte_size, fixed
 from align.training.trainer import Trainer
 
 PHASES = ("sync", "generate", "score", "values", "train")
@@ -138,5 +137,5 @@ def _show(ctx: StageContext, result: Mapping[str, Any], answers: Sequence[Answer
         ctx.console.print(f"{ctx.name}  {words}", highlight=False, soft_wrap=True)
     words = f"{result['iterations']} iterations, {result['steps']} steps, {phase_words(result['phase_seconds'])}"
     ctx.console.print(
-        f"{ctx.name}  {words}, peak memory {gigabytes(result['peak_memory_bytes'])}", highlight=False, soft_wrap=True
+        f"{ctx.name}  {words}, peak memory {byte_size(result['peak_memory_bytes'])}", highlight=False, soft_wrap=True
     )

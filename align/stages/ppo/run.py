@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from align import files
 from align.batching.batch import Batch
 from align.batching.loader import Loader, StepPlan, plan_steps
-from align.batching.tree import row_multiple
 from align.data.chat.encoder import Encoder
 from align.data.report import DataReport
-from align.data.tree import Tree
 from align.data.trees.load import load_trees
 from align.data.trees.prompts import EncodedPrompt, digest, load_prompts
 from align.data.trees.store import TreeStore
@@ -42,7 +40,7 @@ from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, Scorer
 from align.recipe.checks import stage_references
 from align.recipe.kinds.ppo import PpoStage
 from align.recipe.reference_syntax import import_object
-from align.recipe.schema import Data, Model, Train
+from align.recipe.schema import Data, Model
 from align.rollout.engine import RolloutEngine, Sampling
 from align.rollout.engines import open_engine, precision
 from align.rollout.sync import CANARY_TOKENS, push
@@ -52,7 +50,7 @@ from align.stages.ppo.collect import Ingredients
 from align.stages.ppo.report import answers_before_and_after, change_of, held_out, report
 from align.stages.ppo.rollouts import Clock, Rollouts, parquet, reference_baselines
 from align.stages.ppo.trainer import PpoTrainer
-from align.stages.shared.training_run import kept_step, trained
+from align.stages.shared.training_run import kept_step, make_loader, trained
 from align.training.launch import Ranks, ranks
 from align.training.reference_logprobs import weights_digest
 
@@ -266,20 +264,6 @@ def _content(part: Scorer | Rollout, resolve: Callable[[str], Path | str]) -> li
         *found,
         *(_content(member, resolve) for member in (part.ensemble if isinstance(part, EnsembleScorer) else ())),
     ]
-
-
-def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:
-    """Micro-batches of trees, by number, for this process."""
-    return Loader(
-        tree,
-        plan,
-        microbatch_tokens=train.microbatch_tokens,
-        layout=train.layout,
-        pad_id=encoder.pad_id,
-        rank=group.rank,
-        world=group.world,
-        row_multiple=row_multiple(train.layout, train.microbatch_tokens, group.device.type),
-    )
 
 
 # What it leaves

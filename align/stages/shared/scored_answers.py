@@ -23,6 +23,7 @@ from align.data.sources.mixture import prompt_digest, read_records
 from align.data.trees.load import origins_to_skip
 from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError, Problem
+from align.functional.selection import normalised
 from align.recipe.blocks.scoring import Scorer as ScorerSpec
 from align.recipe.kinds.sampling import SamplingStage
 from align.recipe.schema import DataSource, Model
@@ -30,7 +31,7 @@ from align.rollout.engine import Sampling
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer
 from align.scoring.stored import score_answers
-from align.scoring.text_metrics import correlation, describe, normalised, spread
+from align.scoring.text_metrics import correlation, describe, spread
 from align.stages.context import StageContext
 from align.stages.shared.policy_samples import answer_row, sample_policy
 from align.training.launch import ranks

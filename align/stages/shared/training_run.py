@@ -30,11 +30,10 @@ from align.models.load import load_encoder, load_policy
 from align.models.merging import merged_copy
 from align.models.save import save_policy
 from align.models.scalar.heads import ScalarModel
-from align.recipe.schema import Lora, Model
-from align.sizing.needs import gigabytes
+from align.recipe.schema import Lora, Model, Train
 from align.stages.context import StageContext
 from align.stages.shared.training_data import StageData, TrainsOnRows, read_data
-from align.terminal import fixed, plain
+from align.terminal import byte_size, fixed, plain
 from align.training.launch import Ranks, ranks
 from align.training.memory import peak_memory_bytes
 from align.training.trainer import Trainer
@@ -71,17 +70,7 @@ class TrainingRun:
 
     def loader(self, trees: TreeStore | BalancedTrees) -> Loader:
         """Micro-batches of trees for this process."""
-        train = self.spec.train
-        return Loader(
-            trees.__getitem__,
-            self.plan,
-            microbatch_tokens=train.microbatch_tokens,
-            layout=train.layout,
-            pad_id=self.encoder.pad_id,
-            rank=self.group.rank,
-            world=self.group.world,
-            row_multiple=row_multiple(train.layout, train.microbatch_tokens, self.group.device.type),
-        )
+        return make_loader(self.spec.train, self.encoder, self.group, trees.__getitem__, self.plan)
 
     def all_of(self, store: TreeStore | None) -> list[Batch]:
         """This process's micro-batches of a whole data set; empty without one."""
@@ -164,6 +153,20 @@ def greedy_answers(
             asked = encoder.decode(prompt)
             rows.append(AnswerRow("held-out", prompt_id, asked, policy, 0, text, len(ids), finished, version=version))
     return rows
+
+
+def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:
+    """Micro-batches of trees, by number, for this process."""
+    return Loader(
+        tree,
+        plan,
+        microbatch_tokens=train.microbatch_tokens,
+        layout=train.layout,
+        pad_id=encoder.pad_id,
+        rank=group.rank,
+        world=group.world,
+        row_multiple=row_multiple(train.layout, train.microbatch_tokens, group.device.type),
+    )
 
 
 def keep_logs(ctx: StageContext, *folders: str) -> None:
@@ -311,6 +314,6 @@ def _show(ctx: StageContext, outcome: Mapping[str, Any], answers: Sequence[Answe
     before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], answers)
     ctx.console.print(
         f"{ctx.name}  {outcome['steps']} steps, {outcome['tokens']} tokens, {outcome['seconds']} s, "
-        f"{outcome['tokens_per_second']:.0f} tokens/s, peak memory {gigabytes(outcome['peak_memory_bytes'])}",
+        f"{outcome['tokens_per_second']:.0f} tokens/s, peak memory {byte_size(outcome['peak_memory_bytes'])}",
         highlight=False,
     )

@@ -32,7 +32,6 @@ from align.recipe.schema import TrlStage
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer, Scorer
 from align.signals import stop_requested
-from align.sizing.needs import gigabytes
 from align.stages.context import StageContext
 from align.stages.shared.training_run import (
     before_and_after,
@@ -45,6 +44,7 @@ from align.stages.shared.training_run import (
 from align.stages.trl import data as trl_data
 from align.stages.trl.callback import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
 from align.stages.trl.data import TrlData
+from align.terminal import byte_size
 from align.training.launch import ranks
 from align.training.memory import keep_freed_memory, peak_memory_bytes
 
@@ -262,7 +262,7 @@ def _answers(model: nn.Module, encoder: Encoder, data: TrlData) -> list[list[int
 
 def _show(ctx: StageContext, outcome: Mapping[str, Any], answers: Sequence[AnswerRow]) -> None:
     before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], answers)
-    memory = gigabytes(outcome["peak_memory_bytes"])
+    memory = byte_size(outcome["peak_memory_bytes"])
     ctx.console.print(
         f"{ctx.name}  {outcome['steps']} steps of {outcome['trainer']}, {outcome['seconds']} s, peak memory {memory}",
         highlight=False,

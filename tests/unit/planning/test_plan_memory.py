@@ -154,7 +154,7 @@ def test_the_parts_of_a_refusal_add_up_and_it_says_what_helps(monkeypatch: pytes
 
 def _bytes(text: str) -> float:
     amount, unit = text.split()
-    return float(amount) * {"GB": 1e9, "MB": 1e6}[unit]
+    return float(amount) * {"GB": 1e9, "MB": 1e6, "kB": 1e3}[unit]
 
 
 def test_a_plan_with_bad_data_is_a_plan_all_the_same() -> None:

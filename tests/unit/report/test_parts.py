@@ -40,7 +40,7 @@ def stage(tmp_path: Path, name: str, **changed: Any) -> StageRecord:
     return read_run(write_run(tmp_path / name, [name], **{name: changed})).stage(name)
 
 
-@pytest.mark.parametrize("module", [values, charts, warnings])
+@pytest.mark.parametrize("module", [values, charts, warnings, terminal])
 def test_the_examples_in_the_documentation(module: Any) -> None:
     found = doctest.testmod(module)
     assert found.attempted and not found.failed

@@ -14,6 +14,7 @@ import pytest
 from align.data.chat.encoder import Encoder
 from align.data.records import Origin, Prompt
 from align.data.trees.prompts import EncodedPrompt
+from align.functional.selection import select_negatives
 from align.models.scalar.critic import ActorCritic
 from align.recipe.kinds.sampling import LabelStage, SelectPromptsStage
 from align.recipe.schema import EvaluateStage, Model
@@ -157,3 +158,18 @@ def test_answers_are_made_of_ids_in_one_place() -> None:
             if len(node.args) > 2 or {"prompt_ids", "ids", "finished"} & {key.arg for key in node.keywords}:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong, f"use Answer.sampled: {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "copies"),
+    [
+        *(("Tea it is.", " tea  IT is!", True), ("\u00fcber", "u\u0308ber", True), ("「茶」", "茶。", True)),
+        *(("-5", "5", False), ("tea", "teas", False), ("...", "!", False)),
+    ],
+)
+def test_label_and_self_contrast_take_the_same_answers_for_copies(one: str, other: str, copies: bool) -> None:
+    left_out = scored_answers.fates_of([Answer((), one), Answer((), other)], keep_unfinished=True, distinct=True)
+    assert left_out == (None, "repeated" if copies else None)
+    settings: dict[str, Any] = {"keep_least_similar": 1, "negatives": 2, "dedup": True, "seed": 0, "id": "p"}
+    chosen = select_negatives("something else", [one, other], [0.1, 0.2], **settings)
+    assert chosen.reasons == ("negative", "duplicate" if copies else "negative")
