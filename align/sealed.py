@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 _log = logging.getLogger("align")
 
 
-class Kept:
+class PartStore:
     """The parts of one piece of work, numbered from 0, in ``folder``: a run that was killed finds them again and goes
     on with the next.
 

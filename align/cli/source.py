@@ -114,10 +114,10 @@ def _pairs(texts: Sequence[str]) -> Any:
 
 def _yaml(text: str) -> Any:
     """A mapping as recipes write it."""
-    from align.recipe.language.yaml_tree import Place, parse_value
+    from align.recipe.language.yaml_tree import SourcePlace, parse_value
 
     problems: list[Problem] = []
-    node = parse_value(text, Place("the option"), problems)
+    node = parse_value(text, SourcePlace("the option"), problems)
     if node is None or problems:
         raise InputError(problems)
     return node.plain()

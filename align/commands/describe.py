@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from align.commands.words_alone import Pair, Told, told_apart
+from align.commands.words_alone import TextPair, WordReport, told_apart
 from align.data.chat.encoder import Encoder
 from align.data.formats.formats import Want
 from align.data.formats.own_format import form_of
@@ -60,8 +60,8 @@ class Description:
     labels: Counter[str] = field(default_factory=Counter)
     """What answers that are judged by themselves were called."""
     scripts: Counter[str] = field(default_factory=Counter)
-    told: Told | None = None
-    _sample: list[tuple[int, int, Pair]] = field(default_factory=list)
+    told: WordReport | None = None
+    _sample: list[tuple[int, int, TextPair]] = field(default_factory=list)
 
     def add(self, record: Record, tokens: Callable[[Record], dict[str, list[int]]] | None) -> None:
         """Count a record."""
@@ -93,7 +93,7 @@ class Description:
         (chosen,) = parts["chosen"]
         self.differences.extend(len(chosen) - len(rejected) for rejected in parts["rejected"])
         self.margins.extend(record.margins or ())
-        entry = (-int.from_bytes(prompt, "big"), self.records, Pair(prompt.hex(), chosen, parts["rejected"][0]))
+        entry = (-int.from_bytes(prompt, "big"), self.records, TextPair(prompt.hex(), chosen, parts["rejected"][0]))
         if len(self._sample) < SAMPLE:
             heapq.heappush(self._sample, entry)
         else:

@@ -24,7 +24,7 @@ _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30f
 
 
 @dataclass(frozen=True)
-class Pair:
+class TextPair:
     """The texts of a chosen and a rejected answer, and which prompt they belong to."""
 
     prompt: str
@@ -33,14 +33,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Told:
+class WordReport:
     """Shares of pairs told right, those that cannot be told counting half."""
 
     length: Estimate
     words: Estimate
 
 
-def told_apart(pairs: Sequence[Pair]) -> Told | None:
+def told_apart(pairs: Sequence[TextPair]) -> WordReport | None:
     """Both shares; None with fewer than :data:`FEWEST` pairs, or fewer prompts than folds."""
     prompts = sorted({pair.prompt for pair in pairs})
     if len(pairs) < FEWEST or len(prompts) < FOLDS:
@@ -57,7 +57,7 @@ def told_apart(pairs: Sequence[Pair]) -> Told | None:
             [pair for pair, held in zip(pairs, inside, strict=True) if not held],
             [pair for pair, held in zip(pairs, inside, strict=True) if held],
         )
-    return Told(mean_of(_right(length), SHARE), mean_of(_right(words), SHARE))
+    return WordReport(mean_of(_right(length), SHARE), mean_of(_right(words), SHARE))
 
 
 def _right(margins: Floats) -> Floats:
@@ -65,13 +65,13 @@ def _right(margins: Floats) -> Floats:
     return right
 
 
-def _by_words(learned: Sequence[Pair], judged: Sequence[Pair]) -> Floats:
+def _by_words(learned: Sequence[TextPair], judged: Sequence[TextPair]) -> Floats:
     """Positive where the chosen answer would be preferred, for each of ``judged``."""
     (chosen, rejected), others = _words_of(learned), _words_of(judged)
     return WordModel([*chosen, *rejected], chosen, rejected).margins(*others)
 
 
-def _words_of(pairs: Sequence[Pair]) -> tuple[list[list[str]], list[list[str]]]:
+def _words_of(pairs: Sequence[TextPair]) -> tuple[list[list[str]], list[list[str]]]:
     """The words of the chosen answers, and of the rejected ones."""
     return [_WORDS.findall(pair.chosen.lower()) for pair in pairs], [
         _WORDS.findall(pair.rejected.lower()) for pair in pairs

@@ -28,7 +28,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PolicyMeasures:
     """What is known of one policy's answers, and of targets where the data have them."""
 
     lengths: Values  # [P, n], tokens of its own samples
@@ -43,19 +43,19 @@ class Kind:
     """A number of each prompt, and its name for people."""
 
     words: str
-    of: Callable[[Measured], Values | None]
+    of: Callable[[PolicyMeasures], Values | None]
     """-> [P], or None where it cannot be measured."""
-    counts: Callable[[Measured], Values] | None = None
+    counts: Callable[[PolicyMeasures], Values] | None = None
     """-> [P]: what the numbers are sums over, when the mean is taken over that and not over prompts."""
     within: Range = ANY
     """The least and the largest value that its mean can have."""
 
 
-def _of_targets(of: Callable[[Targets], Values | None]) -> Callable[[Measured], Values | None]:
+def _of_targets(of: Callable[[Targets], Values | None]) -> Callable[[PolicyMeasures], Values | None]:
     return lambda measured: None if measured.targets is None else of(measured.targets)
 
 
-def _tokens(measured: Measured) -> Values:
+def _tokens(measured: PolicyMeasures) -> Values:
     assert measured.targets is not None
     return measured.targets.tokens
 
@@ -82,7 +82,7 @@ METRICS: dict[str, Kind] = {
 }
 
 
-def metrics_of(measured: Mapping[str, Measured]) -> dict[str, Found]:
+def metrics_of(measured: Mapping[str, PolicyMeasures]) -> dict[str, Found]:
     """The metrics of all policies; those that the data do not allow are left out."""
     first = next(iter(measured.values()))
     found: dict[str, Found] = {}

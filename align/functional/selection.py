@@ -24,7 +24,7 @@ _EDGES = " .,;:!?…\"'`*_“”‘’«»()[]{}。，、；：！？「」『�
 
 
 @dataclass(frozen=True)
-class Selection:
+class NegativeSelection:
     """The negatives of one prompt."""
 
     indices: tuple[int, ...]
@@ -61,7 +61,7 @@ def select_negatives(
     seed: int,
     id: str,
     unfinished: Collection[int] = (),
-) -> Selection:
+) -> NegativeSelection:
     """Choose up to ``negatives`` of a prompt's ``samples``. In this order:
 
     1. Samples in ``unfinished`` and empty ones are left out.
@@ -104,7 +104,7 @@ def select_negatives(
             reasons[i] = "not drawn"
         else:
             reasons[i] = "filtered"
-    return Selection(tuple(sorted(drawn)), tuple(reason for reason in reasons if reason is not None))
+    return NegativeSelection(tuple(sorted(drawn)), tuple(reason for reason in reasons if reason is not None))
 
 
 def _lot(seed: int, id: str, sample: int) -> bytes:

@@ -11,7 +11,7 @@ from align.errors import AlignError
 T = TypeVar("T")
 
 
-class Ranks(Protocol):
+class Processes(Protocol):
     """All processes of a run; they call every method together, in the same order."""
 
     @property
@@ -51,17 +51,17 @@ class StoppedWithRank0(AlignError):
         self.exit_code = exit_code
 
 
-def current() -> Ranks:
+def current() -> Processes:
     """The processes that a launcher (``align run --nproc``, torchrun, Slurm) started, by ``WORLD_SIZE``; else this one
     alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Alone()
     from align.training.launch import ranks  # imports torch
 
-    return cast(Ranks, ranks())
+    return cast(Processes, ranks())
 
 
-def on_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
+def on_rank_0(ranks: Processes, work: Callable[[], T]) -> T:
     """``work()``, done by rank 0 alone; its result, a plain value, on every rank. When it fails, every rank stops."""
     if ranks.rank == 0:
         try:

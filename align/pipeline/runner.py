@@ -27,7 +27,7 @@ from align.pipeline.artifacts import Identity
 from align.pipeline.folder import RunFolder
 from align.pipeline.identity import as_of_now, explain, identify, neutral_values
 from align.pipeline.locks import RunLock
-from align.pipeline.processes import Ranks, current, on_rank_0
+from align.pipeline.processes import Processes, current, on_rank_0
 from align.pipeline.selection import ALL, Selection, needed
 from align.pipeline.status import COMPARED_BY_CONTENT, assess, locate, not_selected
 from align.preflight.checks import require
@@ -56,7 +56,7 @@ def run_recipe(
     selection: Selection = ALL,
     runs_dir: Path = Path("runs"),
     console: Console,
-    ranks: Ranks | None = None,
+    ranks: Processes | None = None,
 ) -> RunResult:
     """Bring the stages of a recipe up to date.
 
@@ -163,7 +163,7 @@ class _Runner:
     """One run, stage by stage."""
 
     def __init__(
-        self, loaded: LoadedRecipe, run: RunFolder, selection: Selection, console: Console, ranks: Ranks
+        self, loaded: LoadedRecipe, run: RunFolder, selection: Selection, console: Console, ranks: Processes
     ) -> None:
         self._loaded = loaded
         self._run = run

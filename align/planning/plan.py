@@ -18,7 +18,7 @@ from align.pipeline.folder import RunFolder
 from align.pipeline.selection import ALL, Selection
 from align.pipeline.status import StageStatus, status
 from align.planning.data_size import UnreadableData
-from align.planning.planner import Row, ToPlan, planner_of
+from align.planning.planner import PlanRow, ToPlan, planner_of
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Hardware
 from align.sizing.machine import Machine, machine_for, this_machine
@@ -32,7 +32,7 @@ class StagePlan:
     kind: str
     produces: str
     status: StageStatus
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     memory: float | None = None
     """Predicted peak bytes of one process."""
     problems: tuple[Problem, ...] = ()
@@ -127,7 +127,7 @@ def _plan_stage(
     try:
         return _plan_running(loaded, plain, machine, processes, run)
     except UnreadableData as error:
-        row = Row("data", "cannot be read", error.problems[0].message)
+        row = PlanRow("data", "cannot be read", error.problems[0].message)
         return dataclasses.replace(plain, rows=(*plain.rows, row), faults=error.problems)
 
 
@@ -139,9 +139,9 @@ def _plan_running(
     return dataclasses.replace(plain, rows=(*plain.rows, *found.rows), memory=found.memory, problems=found.problems)
 
 
-def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[Row]:
+def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[PlanRow]:
     for referred in loaded.references(name):
-        yield Row(
+        yield PlanRow(
             "reads", referred.text, loaded.written(referred.path).removeprefix(f"stages.{name}.").removesuffix(".path")
         )
 
@@ -178,7 +178,7 @@ def stage_runs(status: StageStatus) -> bool:
     return status.state in ("to run", "waits")
 
 
-def _print_rows(rows: Sequence[Row], console: Console) -> None:
+def _print_rows(rows: Sequence[PlanRow], console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

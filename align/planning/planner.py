@@ -13,7 +13,7 @@ from typing import Any
 
 from align.errors import Problem
 from align.pipeline.folder import RunFolder
-from align.planning.starting_model import Origin, origin_of
+from align.planning.starting_model import StartingModel, origin_of
 from align.recipe.load import LoadedRecipe
 from align.recipe.reference_syntax import registered
 from align.recipe.schema import DataSource, Stage
@@ -21,7 +21,7 @@ from align.sizing.machine import Machine
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One value of a plan."""
 
     name: str
@@ -71,7 +71,7 @@ class ToPlan:
         return self.loaded.recipe.stages[self.name]
 
     @cached_property
-    def origin(self) -> Origin:
+    def origin(self) -> StartingModel:
         """The model that it starts from. Raises as :func:`origin_of`."""
         return origin_of(self.loaded, self.name, self.run)
 
@@ -80,7 +80,7 @@ class ToPlan:
 class Derived:
     """What a plan says of a stage besides what it reads."""
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[PlanRow, ...] = ()
     memory: float | None = None
     """Predicted peak bytes of one process."""
     problems: tuple[Problem, ...] = ()

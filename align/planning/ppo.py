@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
 from align.planning.data_size import EXACT_BYTES, data_faults, locate
-from align.planning.planner import Amount, Row, ToPlan
+from align.planning.planner import Amount, PlanRow, ToPlan
 from align.planning.training import Training, TrainingPlanner
 from align.recipe.kinds.ppo import PpoStage
 from align.recipe.load import LoadedRecipe
@@ -84,35 +84,35 @@ def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
     return int((read + sampled_tokens(spec)) * spec.ppo_epochs * models)
 
 
-def rows(spec: PpoStage, prompts: Amount) -> Iterator[Row]:
+def rows(spec: PpoStage, prompts: Amount) -> Iterator[PlanRow]:
     """What an iteration takes and how many there are."""
     if prompts.examples is None:
-        yield Row("prompts", prompts.source, prompts.bound)
+        yield PlanRow("prompts", prompts.source, prompts.bound)
     else:
-        yield Row("prompts", f"{prompts.examples:,} prompts, {prompts.tokens:,} tokens", prompts.source)
+        yield PlanRow("prompts", f"{prompts.examples:,} prompts, {prompts.tokens:,} tokens", prompts.source)
     answers = (
         f"{spec.samples_per_prompt} answer{'s' * (spec.samples_per_prompt > 1)} of at most {spec.max_new_tokens:,}"
         " tokens"
     )
-    yield Row(
+    yield PlanRow(
         "an iteration takes",
         f"{spec.train.prompts} prompts x {answers}",
         "train.batch_size, samples_per_prompt, max_new_tokens",
     )
     steps = f"iterations {spec.iterations:,} x ppo_epochs {spec.ppo_epochs} x minibatches {spec.minibatches}"
-    yield Row("steps", f"{spec.total_steps:,}", steps)
+    yield PlanRow("steps", f"{spec.total_steps:,}", steps)
     if spec.uses_baseline:
-        yield Row(
+        yield PlanRow(
             "reference answers",
             f"{spec.baseline_samples} to each prompt, before training",
             "reference_baseline, baseline_samples",
         )
-    yield Row("sampled in all", f"at most {sampled_tokens(spec):,} tokens", "the four of them")
+    yield PlanRow("sampled in all", f"at most {sampled_tokens(spec):,} tokens", "the four of them")
     words = "prompts and answers, in every pass" + (", for policy and value model" if spec.estimator == "gae" else "")
-    yield Row("tokens in all", f"at most {trained_tokens(spec, prompts):,}", f"{words}; conversations come on top")
+    yield PlanRow("tokens in all", f"at most {trained_tokens(spec, prompts):,}", f"{words}; conversations come on top")
 
 
-class Rollouts(Training):
+class SamplingPlan(Training):
     """The numbers of a stage that samples what it trains on."""
 
     spec: PpoStage
@@ -146,14 +146,14 @@ class Rollouts(Training):
         filled = limit if certain is False or step > limit else step
         return Pass(self._padded(min(limit, filled)), "train.microbatch_tokens" if filled == limit else "a whole step")
 
-    def _data_rows(self) -> list[Row]:
+    def _data_rows(self) -> list[PlanRow]:
         return []
 
-    def _step_rows(self) -> list[Row]:
+    def _step_rows(self) -> list[PlanRow]:
         micro = f"{self.train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
         return [
             *rows(self.spec, self.data),
-            Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}"),
+            PlanRow("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}"),
         ]
 
     def _steps_and_tokens(self) -> tuple[int | None, int | None]:
@@ -163,6 +163,6 @@ class Rollouts(Training):
 class PpoPlanner(TrainingPlanner):
     """Of a stage that samples what it trains on."""
 
-    def training(self, stage: ToPlan) -> Rollouts:
+    def training(self, stage: ToPlan) -> SamplingPlan:
         """See :meth:`TrainingPlanner.training`."""
-        return Rollouts(stage, prompts_of(stage.loaded, stage.name, stage.spec, stage.origin.local, stage.run))
+        return SamplingPlan(stage, prompts_of(stage.loaded, stage.name, stage.spec, stage.origin.local, stage.run))

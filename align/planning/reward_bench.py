@@ -10,18 +10,18 @@ from align.errors import InputError, Problem
 from align.evaluation.reward_bench.read import read_bench, refuse_pairs_where_scores_are_needed
 from align.pipeline.folder import RunFolder
 from align.planning.data_size import LARGEST_JSON, ROWS, data_faults, locate
-from align.planning.planner import Row
+from align.planning.planner import PlanRow
 from align.recipe.kinds.judge import Judge
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import DataSource, EvaluateStage
 
 
-def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[Row]:
+def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[PlanRow]:
     """For each benchmark. Raises :class:`~align.planning.data_size.UnreadableData` for a file that is none."""
     for task in spec.reward_benches:
         location = locate(loaded, run, task.data.path)
         if isinstance(location, str):
-            yield Row("reward benchmark", "unknown", f"{task.data.path} on the hub is not downloaded to plan")
+            yield PlanRow("reward benchmark", "unknown", f"{task.data.path} on the hub is not downloaded to plan")
             continue
         with data_faults():
             bench, items = read_bench(task.data, location)
@@ -29,7 +29,7 @@ def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[
         there = f"{bench.TITLE}: {len(items):,} prompts with {answers:,} answers"
         if spec.scorers:
             each = f", by each of {len(spec.scorers)} scorers" if len(spec.scorers) > 1 else ""
-            yield Row("scored answers", f"{answers * len(spec.scorers):,}", there + each)
+            yield PlanRow("scored answers", f"{answers * len(spec.scorers):,}", there + each)
         if spec.judge is not None:
             pairs = (
                 sum(len(item.pairs) for item in items)
@@ -38,7 +38,7 @@ def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[
             )
             graded = answers if "pointwise" in spec.judge.methods else 0
             how = [*([f"{pairs:,} pairs in both orders"] if pairs else []), *([f"{graded:,} grades"] if graded else [])]
-            yield Row("judge's replies", f"{2 * pairs + graded:,} at most", f"{bench.TITLE}: {' and '.join(how)}")
+            yield PlanRow("judge's replies", f"{2 * pairs + graded:,} at most", f"{bench.TITLE}: {' and '.join(how)}")
 
 
 def bench_faults(judge: Judge | None, source: DataSource, location: Path) -> list[Problem]:

@@ -8,7 +8,7 @@ from functools import partial
 from align.pipeline.folder import RunFolder
 from align.planning import reward_bench
 from align.planning.data_size import conversations
-from align.planning.planner import Amount, Check, Derived, Faults, Planner, Row, ToPlan
+from align.planning.planner import Amount, Check, Derived, Faults, Planner, PlanRow, ToPlan
 from align.planning.requirements import require_key, require_package, require_server
 from align.recipe.kinds.tasks import RewardBenchTask
 from align.recipe.load import LoadedRecipe
@@ -17,26 +17,26 @@ from align.sizing import needs
 from align.sizing.needs import duration
 
 
-def _sampled(stage: ToPlan, policies: int) -> Iterator[Row]:
+def _sampled(stage: ToPlan, policies: int) -> Iterator[PlanRow]:
     """Prompts, samples and time of a stage that samples for its ``data`` from each of so many policies."""
     spec, origin, machine = stage.spec, stage.origin, stage.machine
     data = conversations(stage.loaded, stage.name, stage.run)
     if data.examples is None:
-        yield Row("prompts, samples, time", "unknown", data.source)
+        yield PlanRow("prompts, samples, time", "unknown", data.source)
         return
     samples = data.examples * spec.samples_per_prompt * policies
     tokens = samples * spec.max_new_tokens
-    yield Row("prompts", f"{data.examples:,}", data.source)
+    yield PlanRow("prompts", f"{data.examples:,}", data.source)
     each = f"samples_per_prompt {spec.samples_per_prompt}" + (
         f" from each of {policies} policies" if policies > 1 else ""
     )
-    yield Row("samples", f"{samples:,}", each)
-    yield Row("sampled tokens", f"{tokens:,} at most", f"max_new_tokens {spec.max_new_tokens:,}")
+    yield PlanRow("samples", f"{samples:,}", each)
+    yield PlanRow("sampled tokens", f"{tokens:,} at most", f"max_new_tokens {spec.max_new_tokens:,}")
     if origin.shape is not None:
         speed = needs.sampled_tokens_per_second(origin.shape, device=machine.device, units=machine.units)
         assumed = f"{needs.assumed_speed(machine.device)} x {machine.units}"
         words = f"estimate for sampling: {speed:,.0f} tokens/s (assumed: {assumed}); loading and embedding come on top"
-        yield Row("time", f"about {duration(tokens / speed)} at most", words)
+        yield PlanRow("time", f"about {duration(tokens / speed)} at most", words)
 
 
 class SelfContrastPlanner(Planner):
@@ -44,7 +44,7 @@ class SelfContrastPlanner(Planner):
 
     def plan(self, stage: ToPlan) -> Derived:
         """See :meth:`Planner.plan`."""
-        return Derived((Row("samples from", stage.origin.name, stage.origin.source), *_sampled(stage, 1)))
+        return Derived((PlanRow("samples from", stage.origin.name, stage.origin.source), *_sampled(stage, 1)))
 
     def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount | None:
         """See :meth:`Planner.makes`."""

@@ -19,7 +19,7 @@ from align.sizing.shapes import Shape
 
 
 @dataclass(frozen=True)
-class Origin:
+class StartingModel:
     """The model that a stage starts from, and what is known of it."""
 
     name: str
@@ -34,7 +34,7 @@ class Origin:
     shape_source: str
 
 
-def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> Origin:
+def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> StartingModel:
     """Follow what a stage starts from through the stages before it to a model that exists.
 
     Raises :class:`InputError` when a local model's configuration cannot be read.
@@ -58,22 +58,22 @@ def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> Origin:
     return _found(loaded, model, written, key)
 
 
-def _found(loaded: LoadedRecipe, model: Model, written: str, key: str) -> Origin:
+def _found(loaded: LoadedRecipe, model: Model, written: str, key: str) -> StartingModel:
     location = reference_syntax.resolve(model.path, loaded.root)
     path = location if isinstance(location, Path) else _downloaded(location, model.revision)
     template = None if model.chat_template is None else str(reference_syntax.resolve(model.chat_template, loaded.root))
     local = None if path is None else model.model_copy(update={"path": str(path), "chat_template": template})
     if path is not None and path.suffix == ".gguf":
-        return Origin(written, key, local, True, _gguf_shape(path), "metadata of the GGUF file")
+        return StartingModel(written, key, local, True, _gguf_shape(path), "metadata of the GGUF file")
     if path is not None:
         config = _config(path)
         shape = shapes.from_config(config)
         kind = str(config.get("model_type"))
         words = "its config.json" if shape else f"an architecture that is not counted here ({kind})"
-        return Origin(written, key, local, False, shape, words)
+        return StartingModel(written, key, local, False, shape, words)
     shape = shapes.KNOWN.get(str(location))
     words = "published configuration" if shape else "not on this machine; download it once to plan it"
-    return Origin(written, key if shape else words, None, False, shape, words)
+    return StartingModel(written, key if shape else words, None, False, shape, words)
 
 
 def _downloaded(name: str, revision: str | None) -> Path | None:

@@ -13,7 +13,7 @@ from align.errors import Problem
 from align.models.files.folder import read_folder
 from align.models.files.starts import require_start
 from align.planning.data_size import amount
-from align.planning.planner import Amount, Derived, Planner, Row, ToPlan
+from align.planning.planner import Amount, Derived, Planner, PlanRow, ToPlan
 from align.recipe.kinds.reward import RewardStage
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Lora, Train
@@ -93,47 +93,47 @@ class Training:
         longest: int = getattr(self.spec, "max_length", self.train.microbatch_tokens)
         return longest if self.spec.record_types().get("data") == "conversation" else 2 * longest
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[PlanRow]:
         """All of them, in reading order."""
         shape = self.shape
-        rows = [Row("starts from", self.origin.name, self.origin.source), *self._data_rows(), *self._step_rows()]
+        rows = [PlanRow("starts from", self.origin.name, self.origin.source), *self._data_rows(), *self._step_rows()]
         if shape is None:
-            return [*rows, Row("parameters, memory, disk, time", "unknown", self.origin.source)]
+            return [*rows, PlanRow("parameters, memory, disk, time", "unknown", self.origin.source)]
         rows.append(self._trained_row(shape))
         rows.append(
-            Row(
+            PlanRow(
                 "peak memory",
                 f"{byte_size(self.memory or 0)} a process",
                 f"estimate for {self.machine.device}, the sum of:",
             )
         )
-        rows += [Row(f"  {term.name}", byte_size(term.amount), term.how) for term in self.terms]
-        rows.append(Row("disk", byte_size(sum(term.amount for term in self.disk)), "at its fullest, the sum of:"))
-        rows += [Row(f"  {term.name}", byte_size(term.amount), term.how) for term in self.disk]
+        rows += [PlanRow(f"  {term.name}", byte_size(term.amount), term.how) for term in self.terms]
+        rows.append(PlanRow("disk", byte_size(sum(term.amount for term in self.disk)), "at its fullest, the sum of:"))
+        rows += [PlanRow(f"  {term.name}", byte_size(term.amount), term.how) for term in self.disk]
         return [*rows, self._time_row(shape)]
 
-    def _data_rows(self) -> list[Row]:
+    def _data_rows(self) -> list[PlanRow]:
         data = self.data
         if data.tokens is None:
-            return [Row("data", "unknown", data.source)]
+            return [PlanRow("data", "unknown", data.source)]
         parts = [f"{data.tokens:,} tokens"]
         parts += [f"{data.targets:,} of them trained on"] if data.targets is not None else []
         parts += [f"{data.examples:,} examples"] if data.examples is not None else []
-        return [Row("data", ", ".join(parts), data.source)]
+        return [PlanRow("data", ", ".join(parts), data.source)]
 
-    def _step_rows(self) -> list[Row]:
+    def _step_rows(self) -> list[PlanRow]:
         train, steps, seen = self.train, *self._steps_and_tokens()
         if train.batch_size is not None:
             size, source = f"{train.batch_size} examples", "train.batch_size"
         else:
             size = f"{train.tokens_per_step or 4096:,} tokens at most"
             source = "train.tokens_per_step" if train.tokens_per_step else "default of train.tokens_per_step"
-        rows = [Row("a step takes", size, source)]
-        rows.append(Row("steps", "unknown" if steps is None else f"{steps:,}", self._steps_source()))
+        rows = [PlanRow("a step takes", size, source)]
+        rows.append(PlanRow("steps", "unknown" if steps is None else f"{steps:,}", self._steps_source()))
         if seen is not None and steps:
-            rows.append(Row("tokens in all", f"{seen:,}", f"{seen / steps:,.0f} a step on average"))
+            rows.append(PlanRow("tokens in all", f"{seen:,}", f"{seen / steps:,.0f} a step on average"))
         micro = f"{train.microbatch_tokens:,} tokens x {self.processes} process{'es' * (self.processes > 1)}"
-        return [*rows, Row("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}")]
+        return [*rows, PlanRow("a forward pass takes", micro, f"train.microbatch_tokens; on {self.machine.name}")]
 
     def _steps_source(self) -> str:
         words = f"train.epochs {self.train.epochs:g}"
@@ -156,20 +156,20 @@ class Training:
         kept = min(steps, train.max_steps or steps)
         return kept, int(tokens * kept / steps) if steps else 0
 
-    def _trained_row(self, shape: Shape) -> Row:
+    def _trained_row(self, shape: Shape) -> PlanRow:
         trained = needs.trained_parameters(shape, self.lora)
         if self.lora is None:
-            return Row("trains", f"{count(trained)} parameters, all of them", self.origin.shape_source)
+            return PlanRow("trains", f"{count(trained)} parameters, all of them", self.origin.shape_source)
         named = shape.linears if isinstance(self.lora.target_modules, str) else self.lora.target_modules
         targets = ", ".join(sorted(named)) + f" in {shape.layers} layers"
         share = f"{trained / shape.parameters:.2%} of {count(shape.parameters)}"
-        return Row(
+        return PlanRow(
             "trains",
             f"{count(trained)} parameters, {share}",
             f"LoRA of rank {self.lora.rank} on {targets}; {self.origin.shape_source}",
         )
 
-    def _time_row(self, shape: Shape) -> Row:
+    def _time_row(self, shape: Shape) -> PlanRow:
         seen = self._steps_and_tokens()[1]
         units = self.machine.units
         assumed = needs.tokens_per_second(shape, self.train, self.lora, device=self.machine.device, units=units)
@@ -180,7 +180,7 @@ class Training:
             else f"assumed: {needs.assumed_speed(self.machine.device)} x {units}"
         )
         source = f"estimate: {speed:,.0f} tokens/s ({what}); {self.not_counted}"
-        return Row("time", "unknown" if seen is None else f"{self.most} {duration(seen / speed)}", source)
+        return PlanRow("time", "unknown" if seen is None else f"{self.most} {duration(seen / speed)}", source)
 
     # What cannot fit
 

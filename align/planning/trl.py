@@ -6,32 +6,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from align.planning.planner import Check, Derived, Planner, Row, ToPlan
+from align.planning.planner import Check, Derived, Planner, PlanRow, ToPlan
 from align.planning.requirements import require_package
 from align.recipe.kinds.trl_source import config_name
 from align.recipe.schema import TrlStage
 
 
-def rows(spec: TrlStage) -> Iterator[Row]:
+def rows(spec: TrlStage) -> Iterator[PlanRow]:
     """What its arguments say."""
-    yield Row(
+    yield PlanRow(
         "trained by",
         f"{spec.trainer} of TRL {version('trl')}",
         "its loop, loss and sampling; the data are encoded here",
     )
-    yield Row("learning rate", _number(spec.argument("learning_rate")), _source(spec, "learning_rate"))
+    yield PlanRow("learning rate", _number(spec.argument("learning_rate")), _source(spec, "learning_rate"))
     batch, accumulated = spec.argument("per_device_train_batch_size"), spec.argument("gradient_accumulation_steps")
     if isinstance(batch, int) and isinstance(accumulated, int):
         size = "per_device_train_batch_size x gradient_accumulation_steps"
-        yield Row("a step takes", f"{batch * accumulated} {_unit(spec)}", f"{size} ({batch} x {accumulated})")
+        yield PlanRow("a step takes", f"{batch * accumulated} {_unit(spec)}", f"{size} ({batch} x {accumulated})")
     steps = spec.argument("max_steps")
     if isinstance(steps, int) and steps > 0:
-        yield Row("steps", f"{steps:,}", _source(spec, "max_steps"))
+        yield PlanRow("steps", f"{steps:,}", _source(spec, "max_steps"))
     else:
-        yield Row("passes over the data", _number(spec.argument("num_train_epochs")), _source(spec, "num_train_epochs"))
+        yield PlanRow(
+            "passes over the data", _number(spec.argument("num_train_epochs")), _source(spec, "num_train_epochs")
+        )
     if spec.longest_answer is not None:
-        yield Row("longest answer", f"{spec.longest_answer:,} tokens", _source(spec, str(spec.method.answer_length)))
-    yield Row(
+        yield PlanRow(
+            "longest answer", f"{spec.longest_answer:,} tokens", _source(spec, str(spec.method.answer_length))
+        )
+    yield PlanRow(
         "memory, disk, time", "not estimated", "TRL's batches are padded, and its reference and samples are its own"
     )
 
@@ -56,7 +60,7 @@ class TrlPlanner(Planner):
 
     def plan(self, stage: ToPlan) -> Derived:
         """See :meth:`Planner.plan`."""
-        start = Row("starts from", stage.origin.name, stage.origin.source)
+        start = PlanRow("starts from", stage.origin.name, stage.origin.source)
         return Derived((start, *rows(stage.spec)))
 
     def needs(self, spec: TrlStage) -> Iterator[tuple[str, Check]]:

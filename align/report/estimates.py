@@ -13,7 +13,7 @@ from align.terminal import fixed
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ReportedNumber:
     """A number, and its 95 % interval where there is one."""
 
     value: float
@@ -21,7 +21,7 @@ class Estimate:
     high: float | None = None
 
     @classmethod
-    def of(cls, value: Any, *keys: str, name: str = "value") -> Estimate | None:
+    def of(cls, value: Any, *keys: str, name: str = "value") -> ReportedNumber | None:
         """``{name, low, high}`` under ``keys``, or a plain number."""
         found = mapping(value, *keys)
         if not found:
@@ -53,9 +53,9 @@ class Change:
 
     stage: str
     measure: str
-    before: Estimate | None
-    after: Estimate | None
-    difference: Estimate | None = None
+    before: ReportedNumber | None
+    after: ReportedNumber | None
+    difference: ReportedNumber | None = None
     """After minus before."""
     better: Direction | None = None
     chance: float | None = None
@@ -79,13 +79,13 @@ class Change:
 
     @classmethod
     def between(
-        cls, stage: str, measure: str, before: float | None, after: Estimate | None, **more: Any
+        cls, stage: str, measure: str, before: float | None, after: ReportedNumber | None, **more: Any
     ) -> Change | None:
         """With the difference of two numbers; None without an ``after``."""
         if after is None:
             return None
-        difference = None if before is None else Estimate(after.value - before)
-        return cls(stage, measure, None if before is None else Estimate(before), after, difference, **more)
+        difference = None if before is None else ReportedNumber(after.value - before)
+        return cls(stage, measure, None if before is None else ReportedNumber(before), after, difference, **more)
 
     @property
     def cells(self) -> tuple[str, str, str]:

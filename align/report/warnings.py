@@ -10,7 +10,7 @@ from align.data.answer_file import said
 from align.functional.intervals import ENOUGH
 from align.functional.intervals import correlation as interval_of
 from align.report.data_account import dropped
-from align.report.estimates import Estimate
+from align.report.estimates import ReportedNumber
 from align.report.measures import changes
 from align.report.verdicts import BELOW, UNSHOWN, WITHIN
 from align.report.views.view import view_of
@@ -154,7 +154,7 @@ def _unfinished(stage: StageRecord) -> Iterator[str]:
 
 def _length(stage: StageRecord) -> Iterator[str]:
     """Is it length that was learned?"""
-    correlation = Estimate.of(stage.report, "held_out", "natural", "length_correlation") or Estimate.of(
+    correlation = ReportedNumber.of(stage.report, "held_out", "natural", "length_correlation") or ReportedNumber.of(
         stage.report, "length_correlation"
     )
     if correlation is not None and abs(correlation.value) > CORRELATED:
@@ -165,9 +165,9 @@ def _length(stage: StageRecord) -> Iterator[str]:
         more = "longer" if correlation.value > 0 else "shorter"
         if sure:
             yield f"the score goes with length (correlation {correlation.words(2)}): {more} answers score higher"
-    accuracy = Estimate.of(stage.report, "held_out", "natural", "accuracy")
+    accuracy = ReportedNumber.of(stage.report, "held_out", "natural", "accuracy")
     for key, words in (("accuracy_length", "length"), ("accuracy_words", "words")):
-        baseline = Estimate.of(stage.report, "held_out", "natural", key)
+        baseline = ReportedNumber.of(stage.report, "held_out", "natural", key)
         if accuracy and baseline and accuracy.low is not None and accuracy.low <= baseline.value:
             yield f"the accuracy, {accuracy.words(3)}, is not clearly above that of {words} alone, {baseline.value:.3f}"
 

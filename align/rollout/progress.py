@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Bar:
+class CountBar:
     """A bar while entered; a plain line now and then where there is no terminal. Speed counts what was done since then,
     nothing found."""
 
@@ -19,7 +19,7 @@ class Bar:
         self._began = time.perf_counter()
         self._bar: Progress | None = None
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> CountBar:
         if self._console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"), TimeRemainingColumn())
             self._bar = Progress(TextColumn("{task.description}"), *columns, console=self._console)

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from align.errors import InputError, Interrupted, Problem
 from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
-from align.rollout.progress import Bar
-from align.sealed import Kept
+from align.rollout.progress import CountBar
+from align.sealed import PartStore
 from align.signals import stop_requested
 
 SHARD_SAMPLES, LEAST_SAMPLES, SHARD_TOKENS = 512, 128, 2**16
@@ -32,7 +32,7 @@ class Samples:
     """The samples of all prompts: iterating gives the list of each prompt in turn, with one shard in memory at a
     time."""
 
-    def __init__(self, kept: Kept, sizes: Sequence[int]) -> None:
+    def __init__(self, kept: PartStore, sizes: Sequence[int]) -> None:
         self._kept, self._sizes = kept, sizes
 
     def __len__(self) -> int:
@@ -87,12 +87,12 @@ def sample_shards(
     size = shard_prompts or -(-samples // sampling.n)
     starts = range(0, len(prompts), size)
     everything = {**key, "sampling": asdict(sampling), "prompts": prompts_digest(prompts), "shard_prompts": size}
-    kept = Kept(folder, "samples", "parquet", everything)
+    kept = PartStore(folder, "samples", "parquet", everything)
     mine = range(rank, len(starts), world)
     todo = [number for number in mine if kept.find(number) is None]
     if todo:
         lengths = {number: len(prompts[starts[number] : starts[number] + size]) for number in mine}
-        with engine as running, Bar(console, name, "samples", sum(lengths.values()) * sampling.n) as bar:
+        with engine as running, CountBar(console, name, "samples", sum(lengths.values()) * sampling.n) as bar:
             bar.found(sum(lengths[number] for number in set(mine) - set(todo)) * sampling.n)
             for place, number in enumerate(todo):
                 if (signum := stop_requested()) is not None:

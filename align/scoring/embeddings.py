@@ -24,8 +24,8 @@ from align.errors import EnvironmentFault, InputError, Interrupted, Problem
 from align.models.files.hub import local_snapshot
 from align.models.files.identity import is_local
 from align.models.files.quiet import no_progress_bars
-from align.rollout.progress import Bar
-from align.sealed import Kept
+from align.rollout.progress import CountBar
+from align.sealed import PartStore
 from align.signals import stop_requested
 
 Vectors = npt.NDArray[np.float32]
@@ -97,11 +97,11 @@ def embed_all(
     """
     found: list[Vectors] = []
     cut = 0
-    with Bar(console, name, "texts", len(texts)) as bar:
+    with CountBar(console, name, "texts", len(texts)) as bar:
         for number, start in enumerate(range(0, len(texts), BLOCK_TEXTS)):
             block = texts[start : start + BLOCK_TEXTS]
             cut += embedder.num_cut(block)
-            kept = Kept(folder, "vectors", "npy", {"embedder": embedder.digest, "texts": list(block)})
+            kept = PartStore(folder, "vectors", "npy", {"embedder": embedder.digest, "texts": list(block)})
             path = kept.find(number)
             if path is not None:
                 bar.found(len(block))

@@ -9,7 +9,7 @@ from typing import Literal
 from align.scoring.scorer import Answer, Scorer
 
 
-class EnsembleScorer:
+class MemberScorer:
     """The mean of its members' scores, or the smallest of them."""
 
     def __init__(self, members: Sequence[Scorer], combine: Literal["mean", "min"]) -> None:

@@ -11,7 +11,7 @@ from align.recipe.reference_syntax import import_object
 from align.scoring.scorer import Answer, require_scores
 
 
-class FunctionScorer:
+class CalledScorer:
     """Calls ``function(answers: list[Answer]) -> Sequence[float]``, higher is better, and checks what comes back.
 
     Raises InputError when the function cannot be imported.

@@ -12,8 +12,8 @@ from align.errors import InputError
 from align.models.load import locate
 from align.recipe.blocks import scoring as spec
 from align.recipe.schema import Model
-from align.scoring.ensemble import EnsembleScorer
-from align.scoring.function import FunctionScorer
+from align.scoring.ensemble import MemberScorer
+from align.scoring.function import CalledScorer
 from align.scoring.rules import RuleScorer
 from align.scoring.scorer import Scorer
 
@@ -22,7 +22,7 @@ OUR_HEAD = "reward_head.safetensors"
 
 
 def open_scorer(
-    scorer: spec.Scorer,
+    scorer: spec.ScorerSpec,
     *,
     resolve: Callable[[str], Path | str],
     cache: Path | None = None,
@@ -44,9 +44,9 @@ def open_scorer(
     """
     if isinstance(scorer, spec.EnsembleScorer):
         options: dict[str, Any] = {"resolve": resolve, "cache": cache, "device": device, "ids_from": ids_from}
-        return EnsembleScorer([open_scorer(member, **options) for member in scorer.ensemble], scorer.combine)
+        return MemberScorer([open_scorer(member, **options) for member in scorer.ensemble], scorer.combine)
     if isinstance(scorer, spec.FunctionScorer):
-        return FunctionScorer(scorer.function)
+        return CalledScorer(scorer.function)
     if isinstance(scorer, spec.Rule):
         return RuleScorer(scorer)
     if isinstance(scorer, spec.ImplicitScorer):

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from align.errors import InputError, Interrupted, Problem
 from align.files import digest_json
-from align.rollout.progress import Bar
+from align.rollout.progress import CountBar
 from align.scoring.scorer import Answer, Scorer, require_scores
-from align.sealed import Kept
+from align.sealed import PartStore
 from align.signals import stop_requested
 from align.training.launch import Ranks
 
@@ -50,11 +50,11 @@ def score_answers(
     """
     group = group or Ranks()
     everything = {**key, "answers": digest_json([asdict(answer) for answer in answers]), "shard_answers": shard_answers}
-    kept = Kept(folder, "scores", "json", everything)
+    kept = PartStore(folder, "scores", "json", everything)
     shards = [answers[start : start + shard_answers] for start in range(0, len(answers), shard_answers)]
     mine = range(group.rank, len(shards), group.world)
     scorer: Scorer | None = None
-    with Bar(console, name, "answers", sum(len(shards[number]) for number in mine)) as bar:
+    with CountBar(console, name, "answers", sum(len(shards[number]) for number in mine)) as bar:
         for number in mine:
             shard = shards[number]
             if kept.find(number) is not None:
@@ -72,7 +72,7 @@ def score_answers(
     return [score for number, shard in enumerate(shards) for score in _read(kept, number, len(shard))]
 
 
-def _read(kept: Kept, number: int, count: int) -> list[float]:
+def _read(kept: PartStore, number: int, count: int) -> list[float]:
     path = kept.find(number)
     if path is None:
         raise InputError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.recipe.blocks.scoring import EnsembleScorer, ImplicitScorer, ModelScorer, Scorer
+from align.recipe.blocks.scoring import EnsembleScorer, ImplicitScorer, ModelScorer, ScorerSpec
 from align.recipe.kinds.ppo import PpoStage
 from align.sizing import needs
 from align.sizing.needs import Pass, Term, count, trained_parameters
@@ -71,7 +71,7 @@ def _frozen(shape: Shape, spec: PpoStage) -> list[Term]:
     return terms
 
 
-def _models_in(scorer: Scorer) -> Iterator[tuple[str, str]]:
+def _models_in(scorer: ScorerSpec) -> Iterator[tuple[str, str]]:
     """Reference and precision of each model that scores."""
     if isinstance(scorer, ModelScorer):
         yield scorer.model, scorer.dtype

@@ -30,7 +30,7 @@ from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
 from align.stages.shared.training_run import TrainingRun, prepare, trained
 from align.training.metrics import Mean, add_up
-from align.training.reference_logprobs import Reference, reference_for, weights_digest
+from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest
 from align.training.trainer import LossOutput, Trainer, autocast, computes_in
 
 
@@ -46,8 +46,8 @@ class DpoTrainer(Trainer):
         loader: Loader,
         held_out: Sequence[Batch],
         spec: DpoStage,
-        reference: Reference | None,
-        held_out_reference: Reference | None,
+        reference: ReferenceLogprobs | None,
+        held_out_reference: ReferenceLogprobs | None,
         **common: Any,
     ) -> None:
         super().__init__(total_steps=len(loader.plan), **common)
@@ -203,7 +203,7 @@ def run(spec: DpoStage, ctx: StageContext) -> None:
         ctx.warn(warning)
 
 
-def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None) -> Reference | None:
+def _reference(stage: TrainingRun, store: TreeStore | None, weights: str | None) -> ReferenceLogprobs | None:
     """Reference log-probs of a data set under the starting policy; None without data, or for a loss without
     reference."""
     if store is None or weights is None:

@@ -16,7 +16,7 @@ from align.recipe.kinds.sampling import LabelStage
 from align.scoring.text_metrics import spread
 from align.stages.context import StageContext
 from align.stages.shared.policy_samples import AsSampled
-from align.stages.shared.scored_answers import Answered, LeftOut, answer_prompts, leave, prompt_row, read_prompts
+from align.stages.shared.scored_answers import Answered, LeftOutPrompts, answer_prompts, leave, prompt_row, read_prompts
 
 TIED = "all its answers score the same"
 TOO_CLOSE = "no two answers are min_margin apart"
@@ -26,7 +26,7 @@ _ENOUGH = 20
 
 
 @dataclass(frozen=True)
-class Pair:
+class ScoredPair:
     """Which of a prompt's used answers is chosen, and which are rejected."""
 
     chosen: int
@@ -39,7 +39,7 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
     policy = ctx.policy(spec.policy)
     encoder = load_encoder(policy, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest
-    left_out = LeftOut()
+    left_out = LeftOutPrompts()
     asked = read_prompts(spec, ctx, encoder, left_out, lambda record: None)
     given = len(asked) + len(left_out.rows)
     answered = answer_prompts(spec, ctx, policy, encoder, asked, left_out, distinct=True)
@@ -81,16 +81,16 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
 
 def make_pairs(
     scores: Sequence[float], pairs: Literal["best_worst", "best_vs_rest", "margin"], min_margin: float
-) -> list[Pair]:
+) -> list[ScoredPair]:
     """The pairs that ``scores`` of answers to one prompt give, best first. Of equally good best answers the first is
     chosen.
 
     Chosen and rejected differ by at least ``min_margin``, and never score the same.
 
     >>> make_pairs([1.0, 3.0, 2.0], "best_worst", 0)
-    [Pair(chosen=1, rejected=(0,))]
+    [ScoredPair(chosen=1, rejected=(0,))]
     >>> make_pairs([1.0, 3.0, 2.0], "margin", 1.5)
-    [Pair(chosen=1, rejected=(0,))]
+    [ScoredPair(chosen=1, rejected=(0,))]
     """
     order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
 
@@ -99,15 +99,15 @@ def make_pairs(
         return tuple(place for place, margin in margins.items() if margin > 0 and margin >= min_margin)
 
     if pairs == "margin":
-        return [Pair(chosen, (rejected,)) for chosen in order for rejected in below(chosen)]
-    best = [Pair(chosen, below(chosen)) for chosen in order[:1] if below(chosen)]
+        return [ScoredPair(chosen, (rejected,)) for chosen in order for rejected in below(chosen)]
+    best = [ScoredPair(chosen, below(chosen)) for chosen in order[:1] if below(chosen)]
     if pairs == "best_vs_rest":
         return best
     worst = min(range(len(scores)), key=scores.__getitem__, default=0)
-    return [Pair(pair.chosen, (worst,)) for pair in best]
+    return [ScoredPair(pair.chosen, (worst,)) for pair in best]
 
 
-def preference_row(one: Answered, pair: Pair, number: int | None, as_sampled: AsSampled) -> dict[str, Any]:
+def preference_row(one: Answered, pair: ScoredPair, number: int | None, as_sampled: AsSampled) -> dict[str, Any]:
     """A pair as a row of preferences. ``margin`` is the difference of scores, one for each of several rejected answers;
     ``number`` tells a prompt's pairs apart."""
     row = prompt_row(one.record)

@@ -20,7 +20,7 @@ from align.scoring.rules import matches
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import spread
 from align.stages.context import StageContext
-from align.stages.shared.scored_answers import LeftOut, answer_prompts, leave, prompt_row, read_prompts, score
+from align.stages.shared.scored_answers import LeftOutPrompts, answer_prompts, leave, prompt_row, read_prompts, score
 
 TOO_SHORT = "too short (min_characters)"
 TOO_LONG = "too long (max_characters)"
@@ -36,7 +36,7 @@ def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
     policy = ctx.policy(spec.policy)
     encoder = load_encoder(policy, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest
-    left_out = LeftOut()
+    left_out = LeftOutPrompts()
     asked = read_prompts(spec, ctx, encoder, left_out, lambda record: rule_against(record, spec))
     given = len(asked) + len(left_out.rows)
     asked = _of_quality(spec, ctx, asked, left_out)
@@ -92,7 +92,7 @@ def too_alike(stds: Sequence[float], *, share: float | None = None, least: float
 
 
 def _of_quality(
-    spec: SelectPromptsStage, ctx: StageContext, asked: list[EncodedPrompt], left_out: LeftOut
+    spec: SelectPromptsStage, ctx: StageContext, asked: list[EncodedPrompt], left_out: LeftOutPrompts
 ) -> list[EncodedPrompt]:
     """The prompts that the quality scorer likes; all of them without one."""
     if spec.quality is None or spec.min_quality is None:

@@ -23,7 +23,7 @@ from align.models.compute.stream import logprobs_in_groups
 from align.training.launch import Ranks
 
 
-class Reference:
+class ReferenceLogprobs:
     """Summed log-probs of every branch of every tree under the reference: fp32, by (tree, branch)."""
 
     def __init__(self, sums: Tensor, first_branch: Tensor) -> None:
@@ -55,7 +55,7 @@ def reference_for(
     autocast: AbstractContextManager[None],
     own_attention: bool,
     microbatch_tokens: int,
-) -> Reference:
+) -> ReferenceLogprobs:
     """Compute the reference log-probs of this process's ``batches``, share them with all, and keep them under ``key``.
 
     Args:
@@ -70,7 +70,7 @@ def reference_for(
     first = torch.tensor([0, *branches]).cumsum(0)
     path = cache / f"{key}.safetensors"
     if ranks.broadcast_object(ranks.first and sealed.find(path, key) is not None):
-        return Reference(load_file(path)["sums"], first[:-1])
+        return ReferenceLogprobs(load_file(path)["sums"], first[:-1])
     sums = torch.full((int(first[-1]),), torch.nan)
     training = model.training
     model.eval()
@@ -88,4 +88,4 @@ def reference_for(
     if ranks.first:
         sealed.keep(path, save({"sums": sums}), key)
     ranks.barrier()
-    return Reference(sums, first[:-1])
+    return ReferenceLogprobs(sums, first[:-1])

@@ -23,7 +23,7 @@ from align import cli
 from align.data.answer_file import TARGET, read_answers
 from align.errors import EnvironmentFault, InputError
 from align.evaluation.compare import compare
-from align.evaluation.metrics import METRICS, Measured, Targets, metrics_of
+from align.evaluation.metrics import METRICS, PolicyMeasures, Targets, metrics_of
 from align.evaluation.tasks import gsm8k
 from align.models.load import load_encoder, load_policy
 from align.pipeline.runner import RunResult, run_recipe
@@ -31,7 +31,7 @@ from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import EvaluateStage, Model
-from align.report.estimates import Estimate
+from align.report.estimates import ReportedNumber
 from align.rollout import samples as sharding
 from align.scoring.embeddings import SentenceEmbedder
 from align.scoring.text_metrics import distinct_n
@@ -181,7 +181,7 @@ def test_the_table_the_summary_and_a_rerun(folder: Path) -> None:
     assert "difference to ./first" in shown and "4 held-out prompts" in shown
     found = reported(result.folder)["compare"][f"{METRICS['margin'].words}: ./second"].difference
     difference = result.summaries["compare"]["metrics"]["margin"]["./second"]["difference"]
-    assert found == Estimate(difference["mean"], difference["low"], difference["high"])
+    assert found == ReportedNumber(difference["mean"], difference["low"], difference["high"])
     assert difference["count"] == 4
     assert run(["./first", "./second"]).ran == ()
     again = run(["./first", "./second"], runs="again")
@@ -207,7 +207,7 @@ def test_differences_are_paired(folder: Path) -> None:
     spread = np.tile([-50.0, 0.0, 80.0, 400.0], 10)
     shape = np.zeros((40, 2))
     one, two = (
-        Measured(shape + 3, shape + 1, shape, shape, Targets(s, np.full(40, 5.0), shape, None))
+        PolicyMeasures(shape + 3, shape + 1, shape, shape, Targets(s, np.full(40, 5.0), shape, None))
         for s in (spread, spread + 2)
     )
     metrics = metrics_of({"a": one, "b": two})

@@ -27,7 +27,7 @@ from align.pipeline.runner import RunResult, run_recipe
 from align.pipeline.selection import Selection
 from align.recipe.load import load_recipe
 from align.recipe.schema import Model, PpoStage
-from align.report.estimates import Estimate
+from align.report.estimates import ReportedNumber
 from align.stages.ppo import run as ppo
 from align.stages.ppo.trainer import PpoTrainer
 from align.training.launch import Ranks
@@ -132,7 +132,7 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
         and summary["phase_seconds"]["train"] > 0
     )
     changed = reported(result.folder)["ppo"]["reward on held-out prompts"].difference
-    assert changed == Estimate(summary["held_out_change"]["mean"], *summary["held_out_change"]["interval"])
+    assert changed == ReportedNumber(summary["held_out_change"]["mean"], *summary["held_out_change"]["interval"])
     shown = text.getvalue()
     assert f"held-out reward {summary['eval_before']['reward']:.4f}" in shown
     assert all(

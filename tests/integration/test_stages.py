@@ -28,7 +28,7 @@ from align.pipeline.selection import Selection
 from align.preflight.checks import require
 from align.recipe.load import LoadedRecipe, load_recipe
 from align.recipe.schema import Model
-from align.report.estimates import Estimate
+from align.report.estimates import ReportedNumber
 from align.stages import dpo as dpo_stage
 from tests.support.readme import every_file_is_explained
 from tests.support.report_run import reported
@@ -106,7 +106,7 @@ def test_sft_then_dpo(folder: Path) -> None:
     rows = [json.loads(line) for line in (first.folder / "stages" / "dpo" / "metrics.jsonl").read_text().splitlines()]
     assert rows[1]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     found = reported(first.folder)
-    assert found["sft"]["held-out loss"].after == Estimate(taught["eval_after"]["loss"])
+    assert found["sft"]["held-out loss"].after == ReportedNumber(taught["eval_after"]["loss"])
     assert found["dpo"]["held-out accuracy"].note == "4 prompts; guessing gives 0.5"
     again = run(stages)
     assert again.ran == () and again.up_to_date == ("sft", "dpo")

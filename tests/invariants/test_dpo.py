@@ -23,7 +23,7 @@ from align.models.adapters import START, add_lora
 from align.recipe.schema import DpoStage, Lora
 from align.stages.dpo import DpoTrainer
 from align.training.launch import Ranks
-from align.training.reference_logprobs import Reference, reference_for, weights_digest
+from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest
 from align.training.trainer import autocast
 from tests.support.tiny import tiny
 
@@ -80,7 +80,7 @@ def stage(loss: str = "sigmoid", train: dict[str, Any] | None = None, **options:
     )
 
 
-def reference(net: nn.Module, data: list[Tree], spec: DpoStage, cache: Path, key: str = "key") -> Reference:
+def reference(net: nn.Module, data: list[Tree], spec: DpoStage, cache: Path, key: str = "key") -> ReferenceLogprobs:
     loader = Loader(
         data.__getitem__, plan_steps([t.size for t in data], seed=0), spec.train.microbatch_tokens, spec.train.layout
     )
@@ -97,12 +97,14 @@ def reference(net: nn.Module, data: list[Tree], spec: DpoStage, cache: Path, key
     )
 
 
-def trainer(work: Path, data: list[Tree], spec: DpoStage, net: nn.Module, ref: Reference | None = None) -> DpoTrainer:
+def trainer(
+    work: Path, data: list[Tree], spec: DpoStage, net: nn.Module, ref: ReferenceLogprobs | None = None
+) -> DpoTrainer:
     work.mkdir(parents=True, exist_ok=True)
     held_out = preferences(5, seed=99)
     plan = plan_steps([t.size for t in data], seed=1, epochs=spec.train.epochs, batch_size=spec.train.batch_size)
     loader = Loader(data.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout)
-    references: tuple[Reference | None, Reference | None] = (None, None)
+    references: tuple[ReferenceLogprobs | None, ReferenceLogprobs | None] = (None, None)
     if spec.pair_loss.needs_reference:
         references = (ref or reference(net, data, spec, work / "r"), reference(net, held_out, spec, work / "h"))
     batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(range(5))

@@ -28,8 +28,9 @@ from align.rollout.engine import Sample, Sampling, sample_seed
 from align.rollout.sync import push
 from align.scoring.scorer import Answer
 from align.stages.ppo.collect import Ingredients
-from align.stages.ppo.rollouts import Clock, Rollouts
+from align.stages.ppo.rollouts import Rollouts
 from align.stages.ppo.trainer import PpoTrainer
+from align.stages.shared.clock import Clock
 from align.stages.shared.training_run import make_loader
 from align.training.launch import Ranks
 from tests.support.saved import rows

@@ -9,22 +9,22 @@ import pytest
 from align import files
 from align import sealed as notes
 from align.errors import EnvironmentFault
-from align.sealed import Kept
+from align.sealed import PartStore
 
 
 def test_a_part_is_found_by_the_same_work_only(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "work", "part", "bin", {"a": 1})
+    kept = PartStore(tmp_path / "work", "part", "bin", {"a": 1})
     assert kept.find(0) is None
     path = kept.keep(0, b"content")
     assert path == kept.path(0) == tmp_path / "work" / "part-00000.bin"
-    assert Kept(tmp_path / "work", "part", "bin", {"a": 1}).find(0) == path
+    assert PartStore(tmp_path / "work", "part", "bin", {"a": 1}).find(0) == path
     assert kept.find(1) is None
-    assert Kept(tmp_path / "work", "part", "bin", {"a": 2}).find(0) is None
+    assert PartStore(tmp_path / "work", "part", "bin", {"a": 2}).find(0) is None
 
 
 @pytest.mark.parametrize("damage", ["content", "cut", "gone", "note", "note is a list", "no note"])
 def test_a_damaged_part_is_not_there(tmp_path: Path, damage: str) -> None:
-    kept = Kept(tmp_path, "part", "bin", {})
+    kept = PartStore(tmp_path, "part", "bin", {})
     path = kept.keep(0, b"content")
     note = path.with_name("part-00000.bin.note.json")
     match damage:
@@ -49,7 +49,7 @@ def test_a_kill_at_any_point_leaves_a_whole_part_or_none(tmp_path: Path, monkeyp
     """Fail the n-th file operation: afterwards the part is the old one, the new one, or not there."""
     for n in range(1, 20):
         folder = tmp_path / str(n)
-        old, new = (Kept(folder, "part", "bin", {"version": version}) for version in (1, 2))
+        old, new = (PartStore(folder, "part", "bin", {"version": version}) for version in (1, 2))
         old.keep(0, b"old")
         calls = iter(range(1, 100))
 

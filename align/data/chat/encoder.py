@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from align.data.chat.message_forms import Tools
-from align.data.chat.rendering import Hiders, Row
+from align.data.chat.rendering import Hiders, RenderedRow
 from align.data.chat.template import ChatTemplate, Ending, date_of, midnight
 from align.data.chat.tokens import Tokenized, Tokens
 from align.data.records import Message
@@ -249,10 +249,10 @@ class Encoder:
 
     # The work
 
-    def _row(self, messages: Sequence[Message], tools: Tools) -> Row:
+    def _row(self, messages: Sequence[Message], tools: Tools) -> RenderedRow:
         """As transformers does, a conversation with tools takes the template ``tool_use`` where there is one."""
         name = _USED[1] if tools and _USED[1] in self._templates else _USED[0]
-        return Row(self._templates[name], self._hiders[name], messages, tools)
+        return RenderedRow(self._templates[name], self._hiders[name], messages, tools)
 
     def _encode(
         self,
@@ -311,13 +311,13 @@ class Encoder:
             notes.text_only += len(kept) - (found is not None)
         return found
 
-    def _hand_over(self, row: Row, last: Message) -> str:
+    def _hand_over(self, row: RenderedRow, last: Message) -> str:
         """The marker that ends a conversation's last turn, where the template leaves that to the next one (GLM-4:
         ``<|user|>``)."""
         ending = (row.template.call if last.get("tool_calls") else None) or row.template.plain
         return "" if ending.own else ending.text
 
-    def _turns(self, row: Row, text: str, asked: set[int]) -> list[_Turn]:
+    def _turns(self, row: RenderedRow, text: str, asked: set[int]) -> list[_Turn]:
         """The assistant turns of a rendered conversation that continue their generation prompt; those of ``asked``
         must."""
         turns = []
@@ -337,7 +337,7 @@ class Encoder:
                 raise _rewritten(last=k == len(row.messages) - 1)
         return turns
 
-    def _end_of(self, row: Row, k: int, text: str, begin: int) -> int:
+    def _end_of(self, row: RenderedRow, k: int, text: str, begin: int) -> int:
         """One past the end token of turn ``k``. Raises InputError when the turn is not the same with and without what
         follows it."""
         final = k == len(row.messages) - 1
@@ -364,7 +364,9 @@ class Encoder:
         row.check_answer(k, text, begin, end)
         return end
 
-    def _tokenize(self, row: Row, text: str, cuts: list[int], places: list[int], notes: Notes | None) -> Tokenized:
+    def _tokenize(
+        self, row: RenderedRow, text: str, cuts: list[int], places: list[int], notes: Notes | None
+    ) -> Tokenized:
         tokenized = self._tokens.encode(text, cuts, places, hidden=row.hidden > 0)
         if notes is not None:
             notes.merged += tokenized.merged
@@ -390,7 +392,7 @@ def _endings(template: ChatTemplate) -> list[Ending]:
     return [ending for ending in (template.plain, template.call) if ending]
 
 
-def _closes_thinking(row: Row, turn: _Turn, text: str) -> bool:
+def _closes_thinking(row: RenderedRow, turn: _Turn, text: str) -> bool:
     """Is the model to write, before an answer that has no reasoning, that there is none?"""
     closing = row.template.closes_thinking
     return bool(closing) and not row.messages[turn.index].get("reasoning") and text.startswith(closing, turn.begin)

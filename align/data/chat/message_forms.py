@@ -99,7 +99,7 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Place:
+class ReasoningPlace:
     """Where a template reads what the model thought before it answered."""
 
     name: str
@@ -107,11 +107,11 @@ class Place:
     """Writes the reasoning into a message that is already spelled."""
 
 
-def _field(key: str) -> Place:
+def _field(key: str) -> ReasoningPlace:
     def put(block: dict[str, Any], text: str) -> None:
         block[key] = text
 
-    return Place(f"the field `{key}`", put)
+    return ReasoningPlace(f"the field `{key}`", put)
 
 
 def _put_part(block: dict[str, Any], text: str) -> None:
@@ -123,7 +123,7 @@ def _put_tags(block: dict[str, Any], text: str) -> None:
     block["content"] = f"<think>\n{text}\n</think>\n\n{block['content']}"
 
 
-TAGS = Place("`<think>` and `</think>` in the content", _put_tags)
+TAGS = ReasoningPlace("`<think>` and `</think>` in the content", _put_tags)
 """For templates that cut the reasoning out of the content themselves, and know no field for it."""
 
 PLACES = (
@@ -131,7 +131,7 @@ PLACES = (
         _field,
         ("reasoning_content", "reasoning", "thinking", "thinking_content", "reasoning_text", "thought", "thoughts"),
     ),
-    Place("a part of type `thinking` in the content", _put_part),
+    ReasoningPlace("a part of type `thinking` in the content", _put_part),
     TAGS,
 )
 """In the order in which they are tried: the fields of Qwen3, DeepSeek, GLM-4.5 and Nemotron, of OpenRouter and vLLM, of

@@ -38,7 +38,7 @@ class Hiders:
         )
 
 
-class Row:
+class RenderedRow:
     """A conversation with the control-token texts of its data hidden, spelled in the template's words, to be rendered
     up to any message."""
 
@@ -95,7 +95,7 @@ class Row:
         """Raise InputError unless reasoning inside the content comes out as the template renders reasoning, white space
         aside."""
         messages = [self._without_tags(message) if k in tagged else message for k, message in enumerate(self._given)]
-        other = Row(self.template, self._hiders, messages, self.tools)
+        other = RenderedRow(self.template, self._hiders, messages, self.tools)
         if _squeezed(other.render(len(messages), prompt=prompt)) != _squeezed(text):
             raise _tags_are_text()
 

@@ -20,7 +20,7 @@ import jinja2
 from align.data.chat.message_forms import (
     PLACES,
     TAGS,
-    Place,
+    ReasoningPlace,
     Rendered,
     Spell,
     Tools,
@@ -108,7 +108,7 @@ class ChatTemplate:
         self.closes_thinking = ""
         """What the model has to write before an answer without reasoning, to say that there is none; empty where it is
         nothing."""
-        self.place: Place | None = self._probe_reasoning()
+        self.place: ReasoningPlace | None = self._probe_reasoning()
         """Where it reads reasoning; None when nowhere."""
         self.assistant_may_write = self._probe_inner()
         self.control: frozenset[str] = frozenset(
@@ -274,7 +274,7 @@ class ChatTemplate:
             reads = reads or texts[0] != texts[1]
         return reads
 
-    def _probe_reasoning(self) -> Place | None:
+    def _probe_reasoning(self) -> ReasoningPlace | None:
         prompt = self._probe(_ASKED, prompt=True)
         plain = self._probe([*_ASKED, {"role": "assistant", "content": _ANSWER}])
         calling = self._spell(_CALLING[1]) if self._spell is not None else []
@@ -286,7 +286,7 @@ class ChatTemplate:
                 return place
         return None
 
-    def _reads(self, place: Place, turn: Rendered) -> bool:
+    def _reads(self, place: ReasoningPlace, turn: Rendered) -> bool:
         """Does the text that is put there come out before the answer (or the call), as the template's own words and not
         as a text or a data structure that it does not understand?"""
         said = _ANSWER if _ANSWER in turn[0]["content"] else _VALUE

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.data.sources.source_report import SourceReport
-from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.language.yaml_tree import SourcePlace, parse_value
 from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
 
@@ -23,7 +23,7 @@ def as_source(source: DataSource, read: SourceReport) -> dict[str, Any]:
 
 def _read(text: str) -> Any:
     """A mapping that :func:`~align.data.formats.column_names.yaml_line` wrote."""
-    node = parse_value(text, Place("the format"), [])
+    node = parse_value(text, SourcePlace("the format"), [])
     return None if node is None else node.plain()
 
 

@@ -20,7 +20,7 @@ EMPTY_LIST = "has nothing to explode"
 REPEATED = "repeated: its {place} came before"
 
 
-class Part(NamedTuple):
+class RowPart(NamedTuple):
     """A row, or one of those that ``explode`` makes of it."""
 
     row: Row
@@ -46,14 +46,14 @@ class Choice:
         source = self._source
         return bool(source.where or source.unique or source.explode or source.ignore)
 
-    def parts(self, row: Row) -> Iterator[Part]:
+    def parts(self, row: Row) -> Iterator[RowPart]:
         """The rows that ``explode`` makes of a row; without it the row itself.
 
         Raises :class:`RowError` when there is no list at its place, and :class:`LeftOut` when there is an empty one.
         """
         at = self._source.explode
         if at is None:
-            yield Part(row)
+            yield RowPart(row)
             return
         items = find(row.value, at)
         if not isinstance(items, list):
@@ -61,9 +61,9 @@ class Choice:
         if not items:
             raise LeftOut(EMPTY_LIST)
         for number, item in enumerate(items, 1):
-            yield Part(replace(row, value=_with(row.value, at, item)), number, len(items))
+            yield RowPart(replace(row, value=_with(row.value, at, item)), number, len(items))
 
-    def wanted(self, part: Part) -> bool:
+    def wanted(self, part: RowPart) -> bool:
         """Does ``where`` keep it? In one of several rows that ``explode`` made, a list as long as theirs is looked at
         item by item."""
         kept = True

@@ -31,7 +31,7 @@ from align.data.leakage import prompt_digest as prompt_digest
 from align.data.leakage import shared_prompts as shared_prompts
 from align.data.records import Record
 from align.data.rows import LeftOut
-from align.data.sources.conditions import Choice, Part
+from align.data.sources.conditions import Choice, RowPart
 from align.data.sources.readers import BadRow, Row, read_rows
 from align.data.sources.source_report import SHOWN as SHOWN
 from align.data.sources.source_report import ReadReport as ReadReport
@@ -273,7 +273,7 @@ class _Mixture:
         why: RowError | None = None
         records: list[Record] = []
         try:
-            records = _of_part(convert, choice, Part(unit.rows[0]), unit)
+            records = _of_part(convert, choice, RowPart(unit.rows[0]), unit)
         except RowError as error:
             why = error
         aside, convert.aside = convert.aside, []
@@ -344,7 +344,7 @@ def looked_at(choice: Choice, row: Row) -> list[Row]:
         return []
 
 
-def _of_part(convert: Converter, choice: Choice, part: Part, unit: Row | Group) -> list[Record]:
+def _of_part(convert: Converter, choice: Choice, part: RowPart, unit: Row | Group) -> list[Record]:
     """Raises :class:`LeftOut` where there is none, and :class:`RowError`."""
     records = convert(unit)
     if not records:

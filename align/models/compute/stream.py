@@ -27,19 +27,19 @@ some."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class TreeParts:
     """A batch of one tree, cut: its trunk, its first branch, and groups of the others."""
 
     trunk: Batch
     first: Batch
     groups: Sequence[Batch]
 
-    def to(self, device: torch.device | str) -> Parts:
+    def to(self, device: torch.device | str) -> TreeParts:
         """The same parts with their tensors on ``device``."""
-        return Parts(self.trunk.to(device), self.first.to(device), [group.to(device) for group in self.groups])
+        return TreeParts(self.trunk.to(device), self.first.to(device), [group.to(device) for group in self.groups])
 
 
-def split(batch: Batch, tokens: int) -> Parts | None:
+def split(batch: Batch, tokens: int) -> TreeParts | None:
     """A batch of one tree, cut; ``tokens`` is a micro-batch's limit, and a group has at most ``tokens / GROUP`` or is a
     single branch.
 
@@ -58,7 +58,7 @@ def split(batch: Batch, tokens: int) -> Parts | None:
         lengths = tuple(span.branches[b] for b in group)
         cut.append(_part(batch, group, start, start + sum(lengths), Span(0, 0, lengths)))
         start += sum(lengths)
-    return Parts(_part(batch, [], 0, span.trunk, Span(0, span.trunk, ())), cut[0], cut[1:])
+    return TreeParts(_part(batch, [], 0, span.trunk, Span(0, span.trunk, ())), cut[0], cut[1:])
 
 
 def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
@@ -108,7 +108,7 @@ class Stream:
     """One tree on its way through the model: ``logprobs`` of its first branch, then :meth:`branches`, at last
     :meth:`backward`."""
 
-    def __init__(self, model: nn.Module, parts: Parts) -> None:
+    def __init__(self, model: nn.Module, parts: TreeParts) -> None:
         self._model, self._parts = model, parts
         in_order = (parts.trunk, parts.first, *parts.groups)
         # Looked up for the whole tree at once: the gradient of an embedding matrix is as large as the matrix, whoever

@@ -15,7 +15,7 @@ from align.recipe.language.effects import Needs
 from align.recipe.reference_syntax import import_object, names_code
 
 
-class Scorer(Strict):
+class ScorerSpec(Strict):
     """A scorer gives answers numbers; higher is better. `reward`, `quality` and `scorers` take one of the kinds below,
     which is recognised by its key."""
 
@@ -38,7 +38,7 @@ def pattern(text: str) -> str:
     return text
 
 
-class ModelScorer(Scorer):
+class ModelScorer(ScorerSpec):
     """A reward model: one that a `reward` stage made, or any sequence-classification model with one label, with its own
     tokenizer and chat template. Instead of the mapping, its `model` alone may be written as a text."""
 
@@ -67,7 +67,7 @@ class ModelScorer(Scorer):
     """Tokens of one forward pass. It changes memory and speed, and no score."""
 
 
-class ImplicitScorer(Scorer):
+class ImplicitScorer(ScorerSpec):
     """The implicit reward of a policy that was trained on preferences (https://arxiv.org/abs/2305.18290): `beta` times
     the difference between the log-probs of an answer under the policy and under its reference, summed over the answer's
     tokens, in nats."""
@@ -85,7 +85,7 @@ class ImplicitScorer(Scorer):
     """Tokens of one forward pass. It changes memory and speed, and no score."""
 
 
-class FunctionScorer(Scorer):
+class FunctionScorer(ScorerSpec):
     """A function of your own. Instead of the mapping, `package.module:function` alone may be written as a text."""
 
     function: Annotated[str, AfterValidator(_function)]
@@ -93,7 +93,7 @@ class FunctionScorer(Scorer):
     finite number for each."""
 
 
-class EnsembleScorer(Scorer):
+class EnsembleScorer(ScorerSpec):
     """Several scorers as one."""
 
     ensemble: list[Scoring] = Field(min_length=2)
@@ -103,7 +103,7 @@ class EnsembleScorer(Scorer):
     member. Scores are not rescaled, so the members should have the same scale."""
 
 
-class Rule(Scorer):
+class Rule(ScorerSpec):
     """A rule that looks at the text of an answer. Scores go from 0 (broken) to 1 (kept)."""
 
     rule: str
@@ -204,7 +204,7 @@ RULES: dict[str, type[Rule]] = {
     "language_mix": LanguageMixRule,
     "repetition": RepetitionRule,
 }
-SCORERS: dict[str, type[Scorer]] = {
+SCORERS: dict[str, type[ScorerSpec]] = {
     "model": ModelScorer,
     "function": FunctionScorer,
     "ensemble": EnsembleScorer,
@@ -215,7 +215,7 @@ SCORERS: dict[str, type[Scorer]] = {
 
 def _scorer(value: Any) -> Any:
     """A text is a model or a function; a mapping is validated by the class that its keys name."""
-    if isinstance(value, Scorer):
+    if isinstance(value, ScorerSpec):
         return value
     if isinstance(value, str):
         value = {"function" if names_code(value) else "model": value}

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from align.errors import Problem
 from align.recipe.checks import other_tools
 from align.recipe.checks.fields import model_at, models_in
-from align.recipe.language.yaml_tree import Node, Place, follow
+from align.recipe.language.yaml_tree import Node, SourcePlace, follow
 from align.recipe.schema import TrlStage
 
 _EXPECTED = {
@@ -63,7 +63,7 @@ class _Mistake:
         self.union = None if gap is None else self.path[:gap]
 
     @property
-    def place(self) -> Place:
+    def place(self) -> SourcePlace:
         return self.node.key_place if self.at_key else self.node.place
 
 

@@ -9,7 +9,7 @@ from align.errors import Problem
 from align.recipe.checks.fields import models_in, stage_model, stages_of
 from align.recipe.checks.messages import key_hint, shown
 from align.recipe.language import yaml_tree
-from align.recipe.language.yaml_tree import Node, Place
+from align.recipe.language.yaml_tree import Node, SourcePlace
 from align.recipe.schema import Recipe
 from align.secrets import hide
 
@@ -17,7 +17,7 @@ from align.secrets import hide
 def apply(tree: Node, overrides: Sequence[str], problems: list[Problem]) -> None:
     """Change ``tree`` in place, one override after the other. What is wrong is added to ``problems``."""
     for override in overrides:
-        place = Place(f'override "{hide(override)[:200]}"')
+        place = SourcePlace(f'override "{hide(override)[:200]}"')
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             problems.append(place.problem("", "is not of the form key=value"))
@@ -30,7 +30,7 @@ def apply(tree: Node, overrides: Sequence[str], problems: list[Problem]) -> None
                 _put(tree, path, value, problems)
 
 
-def _full_path(tree: Node, parts: list[str], place: Place, problems: list[Problem]) -> list[str] | None:
+def _full_path(tree: Node, parts: list[str], place: SourcePlace, problems: list[Problem]) -> list[str] | None:
     """Where a key leads: from the root, else inside the only stage, else inside that stage's ``train``."""
     if parts[0] in Recipe.model_fields:
         return parts

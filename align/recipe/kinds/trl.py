@@ -14,7 +14,7 @@ from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, 
 from align.recipe.blocks.scoring import Scoring
 from align.recipe.blocks.train import Lora
 from align.recipe.kinds import KINDS, trl_source
-from align.recipe.kinds.trl_source import OTHERS, TRAINERS, Trainer, config_name, short
+from align.recipe.kinds.trl_source import OTHERS, TRAINERS, TrlTrainer, config_name, short
 from align.recipe.language.effects import Needs
 
 _ONE_PROCESS = "TRL runs in one process here, on the device that is found"
@@ -157,7 +157,7 @@ class TrlStage(Stage):
         return RowLimits(self.max_length, self.too_long)
 
     @property
-    def method(self) -> Trainer:
+    def method(self) -> TrlTrainer:
         """What is known of the trainer."""
         return TRAINERS[self.trainer]
 

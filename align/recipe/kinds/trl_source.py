@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Trainer:
+class TrlTrainer:
     """A trainer that runs as a stage."""
 
     path: str
@@ -36,14 +36,16 @@ class Trainer:
         return f"trl.{self.path.replace('/', '.')}_trainer"
 
 
-TRAINERS: dict[str, Trainer] = {
-    "KTOTrainer": Trainer("trainer/kto", "answers", reference=True),
-    "ORPOTrainer": Trainer("experimental/orpo/orpo", "pairs", reference=False),
-    "CPOTrainer": Trainer("experimental/cpo/cpo", "pairs", reference=False),
-    "GRPOTrainer": Trainer("trainer/grpo", "prompts", reference=True, answer_length="max_completion_length"),
-    "RLOOTrainer": Trainer("trainer/rloo", "prompts", reference=True, answer_length="max_completion_length"),
-    "GMPOTrainer": Trainer("experimental/gmpo/gmpo", "prompts", reference=True, answer_length="max_completion_length"),
-    "OnlineDPOTrainer": Trainer(
+TRAINERS: dict[str, TrlTrainer] = {
+    "KTOTrainer": TrlTrainer("trainer/kto", "answers", reference=True),
+    "ORPOTrainer": TrlTrainer("experimental/orpo/orpo", "pairs", reference=False),
+    "CPOTrainer": TrlTrainer("experimental/cpo/cpo", "pairs", reference=False),
+    "GRPOTrainer": TrlTrainer("trainer/grpo", "prompts", reference=True, answer_length="max_completion_length"),
+    "RLOOTrainer": TrlTrainer("trainer/rloo", "prompts", reference=True, answer_length="max_completion_length"),
+    "GMPOTrainer": TrlTrainer(
+        "experimental/gmpo/gmpo", "prompts", reference=True, answer_length="max_completion_length"
+    ),
+    "OnlineDPOTrainer": TrlTrainer(
         "experimental/online_dpo/online_dpo",
         "prompts",
         reference=False,

@@ -24,7 +24,7 @@ Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
-class Place:
+class SourcePlace:
     """Where something stands: a file with line and column (from 1), or an override (which has neither)."""
 
     file: str
@@ -41,8 +41,8 @@ class Node:
     """A mapping, a list or a scalar, with its place."""
 
     content: dict[str, Node] | list[Node] | Scalar
-    place: Place
-    key_place: Place
+    place: SourcePlace
+    key_place: SourcePlace
     """Where the key stands that leads here; the value's own place in a list."""
     text: str = ""
     """A scalar as it is written."""
@@ -84,15 +84,17 @@ def parse(text: str, file: str, problems: list[Problem]) -> Node | None:
         text: the whole document.
         file: the name to show in problems.
     """
-    return _parse(text, lambda mark: Place(file, mark.line + 1, mark.column + 1), Place(file), problems)
+    return _parse(text, lambda mark: SourcePlace(file, mark.line + 1, mark.column + 1), SourcePlace(file), problems)
 
 
-def parse_value(text: str, place: Place, problems: list[Problem]) -> Node | None:
+def parse_value(text: str, place: SourcePlace, problems: list[Problem]) -> Node | None:
     """The tree of an override's value; everything in it stands at ``place``."""
     return _parse(text, lambda mark: place, place, problems)
 
 
-def _parse(text: str, place_of: Callable[[Any], Place], whole: Place, problems: list[Problem]) -> Node | None:
+def _parse(
+    text: str, place_of: Callable[[Any], SourcePlace], whole: SourcePlace, problems: list[Problem]
+) -> Node | None:
     if len(text) > MAX_BYTES:
         problems.append(whole.problem("", f"larger than {MAX_BYTES:,} bytes; a recipe is short"))
         return None
@@ -130,12 +132,12 @@ def _parse(text: str, place_of: Callable[[Any], Place], whole: Place, problems: 
 class _Builder:
     """Turns PyYAML's nodes into ours, counting what aliases unfold to."""
 
-    def __init__(self, place_of: Callable[[Any], Place], problems: list[Problem]) -> None:
+    def __init__(self, place_of: Callable[[Any], SourcePlace], problems: list[Problem]) -> None:
         self.place_of = place_of
         self.problems = problems
         self.nodes = 0
 
-    def build(self, node: Any, path: tuple[str, ...], key_place: Place) -> Node:
+    def build(self, node: Any, path: tuple[str, ...], key_place: SourcePlace) -> Node:
         place, key = self.place_of(node.start_mark), ".".join(path)
         self.nodes += 1
         if self.nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
@@ -178,7 +180,7 @@ class _Builder:
             content[name] = child
         return content
 
-    def scalar(self, node: yaml.ScalarNode, key: str, place: Place) -> Scalar:
+    def scalar(self, node: yaml.ScalarNode, key: str, place: SourcePlace) -> Scalar:
         text = str(node.value)
         if unreadable := _UNREADABLE.search(text):
             self.problems.append(place.problem(key, _not_text(unreadable[0])))

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from align.recipe.blocks.base import Join
 from align.recipe.blocks.pair_losses import PAIR_LOSSES, PairLoss
-from align.recipe.blocks.scoring import RULES, SCORERS, Scorer
+from align.recipe.blocks.scoring import RULES, SCORERS, ScorerSpec
 from align.recipe.checks.fields import mark_of
 from align.recipe.kinds.tasks import TASKS, Task
 from align.recipe.rows.mapping import Better, Constant, Dialogue, FileAt, RowMapping, SystemAt, Tags, TreeAt, Turns
@@ -156,7 +156,7 @@ def render() -> str:
         _section("`rollout`", Rollout),
         _section("`health`", Health),
         *(_section(f"`{_noun(block)}`", block) for block in _blocks_of_kinds()),
-        _section("A scorer", Scorer),
+        _section("A scorer", ScorerSpec),
         *(_section(f"`{key}`", kind, level=3) for key, kind in SCORERS.items()),
         *(_section(f"`rule: {name}`", rule, level=3) for name, rule in RULES.items()),
         _section("A task", Task),
@@ -267,7 +267,7 @@ def _words(annotation: Any) -> Iterator[str]:
         raise TypeError(f"no words for the type {annotation!r}")
 
 
-_FAMILIES = (("scorer", Scorer), ("task", Task), ("preference loss", PairLoss))
+_FAMILIES = (("scorer", ScorerSpec), ("task", Task), ("preference loss", PairLoss))
 """Classes of which a key takes any, by the word for one of them."""
 
 

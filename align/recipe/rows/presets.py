@@ -14,7 +14,7 @@ FILE = Path(__file__).with_name("presets.yaml")
 
 
 @dataclass(frozen=True)
-class Part:
+class PresetPart:
     """How the rows of one kind are read; nearly always all rows are of one kind."""
 
     mapping: dict[str, Any]
@@ -30,7 +30,7 @@ class Preset:
     kind: str
     says: str
     example: dict[str, Any]
-    parts: tuple[Part, ...]
+    parts: tuple[PresetPart, ...]
     marks: tuple[str, ...] = ()
     holds: dict[str, str] = field(default_factory=dict)
     asks: str | None = None
@@ -62,7 +62,7 @@ def _preset(entry: dict[str, Any]) -> Preset:
     parts = entry.pop("parts", None) or [{"mapping": entry.pop("mapping")}]
     return Preset(
         **{**entry, "marks": tuple(entry.get("marks", ()))},
-        parts=tuple(Part(part["mapping"], part.get("where", {})) for part in parts),
+        parts=tuple(PresetPart(part["mapping"], part.get("where", {})) for part in parts),
     )
 
 

@@ -25,7 +25,7 @@ Place = str | tuple[str]
 
 
 @dataclass(frozen=True)
-class Node:
+class StageBox:
     """A stage."""
 
     name: str
@@ -41,7 +41,7 @@ class Node:
 class Graph:
     """All of it, in its own units."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[StageBox, ...]
     arrows: tuple[tuple[str, str], ...]
     """(path, what it means)."""
     width: float
@@ -73,7 +73,7 @@ def graph(run: RunRecord) -> Graph:
         x, y = at[stage.name, depth[stage.name]]
         time = "" if stage.seconds is None else duration(stage.seconds)
         nodes.append(
-            Node(
+            StageBox(
                 stage.name,
                 stage.kind,
                 stage.state,

@@ -36,7 +36,7 @@ _RECIPE = 200_000
 
 
 @dataclass(frozen=True)
-class Part:
+class StageSection:
     """What the page says of one stage."""
 
     record: StageRecord
@@ -106,8 +106,8 @@ def summary(run: RunRecord) -> list[tuple[str, str]]:
     return [(word, value) for word, value in found if value != "-"]
 
 
-def _part(stage: StageRecord) -> Part:
-    return Part(
+def _part(stage: StageRecord) -> StageSection:
+    return StageSection(
         stage,
         changes(stage),
         facts(stage),

@@ -12,7 +12,7 @@ from rich.table import Table
 from align.errors import InputError
 from align.pipeline.identity import flat
 from align.recipe.schema import Recipe
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.measures import headlines
 from align.runs.record import RunRecord, StageRecord
 from align.terminal import plain
@@ -33,7 +33,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunDiff:
     """Two runs side by side. All but ``results`` hold differences only."""
 
     recipe: tuple[Difference, ...]
@@ -45,9 +45,9 @@ class Comparison:
     """Headline numbers of stages of the same name."""
 
 
-def compare(one: RunRecord, other: RunRecord) -> Comparison:
+def compare(one: RunRecord, other: RunRecord) -> RunDiff:
     """Compare two runs by what their folders say."""
-    return Comparison(
+    return RunDiff(
         recipe=tuple(_recipe_differences(one, other)),
         data=tuple(_differences(dict(_data(one)), dict(_data(other)))),
         packages=tuple(_differences(_packages(one), _packages(other))),
@@ -118,14 +118,14 @@ def _results(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
             a, b = ours.get(words), theirs.get(words)
             if a and b:
                 yield Difference(
-                    f"{stage.name}: {words}", *Change(stage.name, words, a, b, Estimate(b.value - a.value)).cells
+                    f"{stage.name}: {words}", *Change(stage.name, words, a, b, ReportedNumber(b.value - a.value)).cells
                 )
             else:
                 shown = [Change(stage.name, words, None, side).cells[1] if side else ABSENT for side in (a, b)]
                 yield Difference(f"{stage.name}: {words}", shown[0], shown[1])
 
 
-def _lines(stage: StageRecord | None) -> dict[str, Estimate]:
+def _lines(stage: StageRecord | None) -> dict[str, ReportedNumber]:
     """Values after the stage, by their words."""
     return {line.title: line.after for line in headlines(stage) if line.after} if stage is not None else {}
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from align.functional.intervals import Range, mean_of
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.measures import changes
 from align.report.text.summary import all_stages
 from align.runs.record import read_run
@@ -49,13 +49,13 @@ def _combined(made: Sequence[Change]) -> Change:
     )
 
 
-def _mean(estimates: Sequence[Estimate | None], within: Range) -> Estimate | None:
+def _mean(estimates: Sequence[ReportedNumber | None], within: Range) -> ReportedNumber | None:
     """The mean over runs, if all of them have the number."""
     values = [estimate.value for estimate in estimates if estimate is not None]
     if not values or len(values) < len(estimates):
         return None
     found = mean_of(values, within)
-    return Estimate(found.mean, found.low, found.high) if len(set(values)) > 1 else Estimate(values[0])
+    return ReportedNumber(found.mean, found.low, found.high) if len(set(values)) > 1 else ReportedNumber(values[0])
 
 
 def show(name: str, folders: Sequence[Path], console: Console) -> None:
@@ -73,7 +73,7 @@ def as_json(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _entry(change: Change) -> Iterator[tuple[str, Any]]:
     yield from (("stage", change.stage), ("measure", change.title))
     for part in ("before", "after", "difference"):
-        estimate: Estimate | None = getattr(change, part)
+        estimate: ReportedNumber | None = getattr(change, part)
         if estimate is not None:
             found: Mapping[str, float | None] = vars(estimate)
             yield part, {key: value for key, value in found.items() if value is not None}

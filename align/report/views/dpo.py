@@ -8,7 +8,7 @@ from typing import Any
 
 from align.functional.both_fell import both_fell
 from align.functional.intervals import wilson
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.views.view import KNOWN, LOSS, Panel, View
 from align.runs.record import StageRecord
 from align.runs.values import mapping, number
@@ -40,7 +40,7 @@ class DpoView(View):
             if change is not None and accuracy is not None and change.items and 0 <= accuracy.value <= 1:
                 bounds = wilson(accuracy.value, change.items) if change.items > 1 else (None, None)
                 note = f"{change.items:,} prompts; guessing gives 0.5"
-                change = replace(change, after=Estimate(accuracy.value, *bounds), chance=0.5, note=note)
+                change = replace(change, after=ReportedNumber(accuracy.value, *bounds), chance=0.5, note=note)
             yield change
 
     def notes(self, stage: StageRecord) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.functional.intervals import ANY, SHARE
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.trained import trained_on, trained_on_bench
 from align.report.verdicts import Direction
 from align.report.views.view import View
@@ -45,15 +45,15 @@ class EvaluateView(View):
             baseline = next(iter(scorers), "") if of_bench else text(stage.report, "baseline")
             trained = on_benches if of_bench else on_data
             chance = 0.5 if "win_rate" in name else None
-            before = Estimate.of(policies, baseline, name="mean")
+            before = ReportedNumber.of(policies, baseline, name="mean")
             others = in_order((policy for policy in mapping(policies) if policy not in (baseline, control)), order)
             known = number(policies, control, "mean") if of_bench else None
             beside = "" if known is None else f"{control}: {short(round(known, 3))}"
             if not others:
                 yield Change.between(stage.name, words, None, before, subject=baseline, note=beside)
             for policy in others:
-                after = Estimate.of(policies, policy, name="mean")
-                difference = Estimate.of(policies, policy, "difference", name="mean")
+                after = ReportedNumber.of(policies, policy, name="mean")
+                difference = ReportedNumber.of(policies, policy, "difference", name="mean")
                 note = "; ".join(part for part in (f"before: {baseline}" if before else "", beside) if part)
                 if after is not None:
                     items = None if number(policies, policy, "count") is None else count(policies, policy, "count")

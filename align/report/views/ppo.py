@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.views.view import HELD_OUT_REWARD, KNOWN, Bars, Panel, View
 from align.runs.record import StageRecord
 from align.runs.values import count, mapping, number, percent, text
@@ -56,7 +56,7 @@ class PpoView(View):
             if change and change.difference and key == HELD_OUT_REWARD.key and mean is not None:
                 change = replace(
                     change,
-                    difference=Estimate(mean, number(low), number(high)),
+                    difference=ReportedNumber(mean, number(low), number(high)),
                     items=prompts or None,
                     note=f"{prompts:,} prompts, greedy answers",
                 )
@@ -71,7 +71,7 @@ class PpoView(View):
                 quarter = max(1, len(values) // 4)  # a single iteration's prompts may be easy or hard
                 first, last = (sum(part) / quarter for part in (values[:quarter], values[-quarter:]))
                 note = f"first and last {quarter} of {len(values)} iterations"
-                yield Change.between(stage.name, words, first, Estimate(last), note=note)
+                yield Change.between(stage.name, words, first, ReportedNumber(last), note=note)
 
     def bars(self, stage: StageRecord) -> Iterator[Bars]:
         """Where the time went."""

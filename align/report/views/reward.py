@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from align.functional.intervals import DIFFERENCE, SHARE
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.views.view import KNOWN, LOSS, Bars, Panel, View, circumstances
 from align.runs.record import StageRecord
 from align.runs.values import count, mapping, number, rows, short
@@ -31,13 +31,13 @@ class RewardView(View):
         """See :meth:`View.changes`."""
         held_out = mapping(stage.report, "held_out")
         for key, change in self.measured(stage):
-            found = Estimate.of(held_out, "natural", "accuracy")
+            found = ReportedNumber.of(held_out, "natural", "accuracy")
             if change and found and key == "accuracy":
-                difference = None if change.before is None else Estimate(found.value - change.before.value)
+                difference = None if change.before is None else ReportedNumber(found.value - change.before.value)
                 note = _pairs(held_out, "natural")
                 change = replace(change, after=found, difference=difference, chance=0.5, note=note)
             yield change
-        balanced = Estimate.of(held_out, "length_balanced", "accuracy")
+        balanced = ReportedNumber.of(held_out, "length_balanced", "accuracy")
         words, note = "accuracy where length tells nothing", _pairs(held_out, "length_balanced")
         about = circumstances(stage) | {"items": count(held_out, "length_balanced", "prompts") or None, "within": SHARE}
         yield Change.between(stage.name, words, None, balanced, better="up", chance=0.5, note=note, **about)
@@ -50,7 +50,7 @@ class RewardView(View):
             ("calibration_error", "calibration error"),
         ):
             within = DIFFERENCE if key == "length_correlation" else SHARE
-            yield Change.between(stage.name, words, None, Estimate.of(held_out, "natural", key), within=within)
+            yield Change.between(stage.name, words, None, ReportedNumber.of(held_out, "natural", key), within=within)
 
     def bars(self, stage: StageRecord) -> Iterator[Bars]:
         """How the model is calibrated."""

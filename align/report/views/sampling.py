@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.views.view import Bars, Measure, View
 from align.runs.record import StageRecord
 from align.runs.values import count, number, rows
@@ -29,7 +29,7 @@ class LabelView(View):
         pairs, longer = count(stage.report, "pairs"), number(stage.report, "longer_chosen")
         if pairs and longer is not None:
             words, note = "share of pairs whose longer answer is chosen", f"{pairs:,} pairs"
-            yield Change.between(stage.name, words, None, Estimate(longer / pairs), note=note)
+            yield Change.between(stage.name, words, None, ReportedNumber(longer / pairs), note=note)
 
 
 class SelfContrastView(View):
@@ -41,7 +41,7 @@ class SelfContrastView(View):
     def changes(self, stage: StageRecord) -> Iterator[Change | None]:
         """See :meth:`View.changes`."""
         yield from super().changes(stage)
-        before, after = number(stage.report, "similarity"), Estimate.of(stage.report, "similarity_of_negatives")
+        before, after = number(stage.report, "similarity"), ReportedNumber.of(stage.report, "similarity_of_negatives")
         samples = f"{count(stage.report, 'samples'):,} samples"
         note = f"{samples}; before: all of them, after: those taken as rejected answers"
         yield Change.between(stage.name, "similarity of samples to the target", before, after, note=note)

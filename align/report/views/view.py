@@ -11,7 +11,7 @@ from align.functional.intervals import ANY, SHARE, Range
 from align.pipeline.artifacts import Identity
 from align.recipe.reference_syntax import registered
 from align.recipe.schema import Stage, stage_class
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.verdicts import Direction
 from align.runs.record import StageRecord
 from align.runs.values import count, in_order, mapping, number, percent, text
@@ -126,7 +126,7 @@ class View:
                     stage.name,
                     measure.title,
                     number(before, measure.key),
-                    Estimate.of(after, measure.key),
+                    ReportedNumber.of(after, measure.key),
                     better=measure.better,
                     within=measure.within,
                     **circumstances(stage),
@@ -167,13 +167,13 @@ class View:
 
 
 def _of_report(stage: StageRecord, measure: Measure) -> Change | None:
-    before, after = number(stage.report, measure.before or ""), Estimate.of(stage.report, measure.key)
+    before, after = number(stage.report, measure.before or ""), ReportedNumber.of(stage.report, measure.key)
     if measure.comparable and not measure.is_share:
         return Change.between(stage.name, measure.title, before, after, better=measure.better, within=measure.within)
     if before is None or after is None:
         return None
     note = f"{percent(after.value, before)} of them" if measure.is_share else ""
-    return Change(stage.name, measure.title, Estimate(before), after, better=measure.better, note=note)
+    return Change(stage.name, measure.title, ReportedNumber(before), after, better=measure.better, note=note)
 
 
 def circumstances(stage: StageRecord) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from align.data.tree import Branch, Tree
 from align.data.trees.prompts import EncodedPrompt, load_prompts
 from align.errors import InputError, Interrupted, Problem
 from align.evaluation.compare import Values
-from align.evaluation.metrics import Measured
+from align.evaluation.metrics import PolicyMeasures
 from align.evaluation.metrics import Targets as MeasuredTargets
 from align.functional.segments import segment_sum
 from align.models.canary import require_own_logprobs
@@ -195,14 +195,14 @@ def measure(
     questions: Sequence[Question],
     samples: Samples,
     logprobs: Sequence[Values] | None,
-) -> list[Measured]:
+) -> list[PolicyMeasures]:
     """What is known of every policy, similarities aside."""
     found = []
     for k in range(len(policies)):
         own = samples[k]
         texts = [[sample.text for sample in group] for group in own]
         found.append(
-            Measured(
+            PolicyMeasures(
                 lengths=np.array([[len(sample.ids) for sample in group] for group in own], dtype=np.float64),
                 finished=np.array([[sample.finished for sample in group] for group in own], dtype=np.float64),
                 distinct=np.array([[distinct_n(group, n) for n in (1, 2)] for group in texts]),

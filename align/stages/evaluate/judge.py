@@ -15,7 +15,7 @@ from align.evaluation.chat_server import ChatServer, Usage
 from align.evaluation.compare import Found, LengthControlled, Metric
 from align.functional.intervals import SHARE, wilson
 from align.recipe.kinds.judge import Judge
-from align.rollout.progress import Bar
+from align.rollout.progress import CountBar
 from align.stages.context import StageContext
 from align.stages.evaluate.held_out import Policy, Question, Samples, say
 from align.terminal import plain
@@ -181,7 +181,7 @@ def ask_both_orders(
             f"judge, {policy}: {identical:,} of {len(pairs):,} pairs of answers are identical; they are ties, and not"
             " sent",
         )
-    with Bar(ctx.console, f"{ctx.name}  judge, {policy}", "replies", len(asked)) as bar:
+    with CountBar(ctx.console, f"{ctx.name}  judge, {policy}", "replies", len(asked)) as bar:
         verdicts, usage = server.ask(asked, judging.read_verdict, bar.advance)
     orders = {p: (0.5, 0.5) for p in range(len(pairs))}
     settled = {p: (0.5, True) for p in range(len(pairs))}
@@ -204,7 +204,7 @@ def _pointwise(
             judging.pointwise(judge.language, question.record.prompt, own, reference)
             for question, own, reference in zip(questions, ours, references, strict=True)
         ]
-        with Bar(ctx.console, f"{ctx.name}  grades, {policy}", "replies", len(asked)) as bar:
+        with CountBar(ctx.console, f"{ctx.name}  grades, {policy}", "replies", len(asked)) as bar:
             graded[policy], took = server.ask(asked, judging.read_grades, bar.advance)
         usage = usage + took
     read = [p for p in range(len(questions)) if all(grades[p] is not None for grades in graded.values())]

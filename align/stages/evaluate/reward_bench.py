@@ -46,7 +46,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchMeasures:
     """What an evaluation reports of one benchmark."""
 
     metrics: dict[str, Found]
@@ -69,7 +69,7 @@ def open_benches(spec: EvaluateStage, ctx: StageContext) -> list[Opened]:
     return opened
 
 
-def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks) -> Measured | None:
+def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks) -> BenchMeasures | None:
     """Every scorer's and the judge's numbers, beside those of the control; None in processes that do not report.
 
     What an interrupted run scored or asked is found again. Raises as scorers and
@@ -85,7 +85,9 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
         results |= judged
     items, known = _known_to_all(opened.items, results)
     if not items:
-        return Measured({}, about, [*warnings, f"{opened.title}: the judge's replies could be read for not one item"])
+        return BenchMeasures(
+            {}, about, [*warnings, f"{opened.title}: the judge's replies could be read for not one item"]
+        )
     if len(items) < len(opened.items):
         warnings.append(
             f"{opened.title}: {len(opened.items) - len(items):,} of {len(opened.items):,} items are left out, for"
@@ -109,7 +111,7 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
         warnings.append(f"{opened.title}: {who} was trained on {prompts:,} of its {len(items):,} prompts")
     warnings += _no_better_than_length(opened, metrics, ctx.seed)
     _write(ctx.out / f"{opened.name}.jsonl", items, known)
-    return Measured(metrics, about, warnings)
+    return BenchMeasures(metrics, about, warnings)
 
 
 def _scored(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks) -> Results:

@@ -12,7 +12,7 @@ from align.evaluation import judge as judging
 from align.evaluation.chat_server import ChatServer, Usage
 from align.evaluation.reward_bench.items import Bench, Item, Result, of_scores
 from align.recipe.kinds.judge import Judge
-from align.rollout.progress import Bar
+from align.rollout.progress import CountBar
 from align.stages.context import StageContext
 from align.stages.evaluate.judge import account_of, ask_both_orders, doubts
 
@@ -71,7 +71,7 @@ def _grades(
 ) -> tuple[list[Result | None], Usage]:
     """Each answer by itself, from 1 to 10 over all; equal grades are ties."""
     asked = [judging.pointwise(judge.language, item.prompt, text, None) for item in items for text in item.answers]
-    with Bar(ctx.console, f"{ctx.name}  grades, {name}", "replies", len(asked)) as bar:
+    with CountBar(ctx.console, f"{ctx.name}  grades, {name}", "replies", len(asked)) as bar:
         graded, usage = server.ask(asked, judging.read_grades, bar.advance)
     grades = iter(graded)
     results: list[Result | None] = []

@@ -36,7 +36,7 @@ NO_TARGETS = (
 )
 
 
-class Findings:
+class EvaluationResult:
     """What the parts of an evaluation found so far."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def run(spec: EvaluateStage, ctx: StageContext) -> None:
     policies = [_policy(name, ctx) for name in spec.policies]
     if policies:
         ctx.encoder_digest = policies[0].encoder.digest
-    found = Findings()
+    found = EvaluationResult()
     if spec.data is not None:
         _on_data(
             spec,
@@ -95,7 +95,7 @@ def _on_data(
     spec: EvaluateStage,
     ctx: StageContext,
     policies: Sequence[Policy],
-    found: Findings,
+    found: EvaluationResult,
     group: Ranks,
     embedder: SentenceEmbedder | None,
 ) -> None:
@@ -133,7 +133,7 @@ def _on_data(
 
 
 def _on_bench(
-    opened: reward_bench.Opened, spec: EvaluateStage, ctx: StageContext, found: Findings, group: Ranks
+    opened: reward_bench.Opened, spec: EvaluateStage, ctx: StageContext, found: EvaluationResult, group: Ranks
 ) -> None:
     measured = reward_bench.measure(opened, spec, ctx, group)
     if measured is not None:
@@ -143,7 +143,7 @@ def _on_bench(
 
 
 def _with_harness(
-    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: Findings, group: Ranks
+    spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: EvaluationResult, group: Ranks
 ) -> None:
     """Each policy through lm-evaluation-harness, which gives means with standard errors and no numbers of items."""
     for policy in policies:
@@ -158,7 +158,7 @@ def _with_harness(
             found.others.setdefault(f"lm-eval/{metric}", {})[policy.name] = numbers
 
 
-def _report(spec: EvaluateStage, ctx: StageContext, found: Findings) -> None:
+def _report(spec: EvaluateStage, ctx: StageContext, found: EvaluationResult) -> None:
     """``report.json``, the stage's headlines, and the table."""
     scorers = _measured_by(found.benches)
     baseline = next(iter((*spec.policies, *scorers)), "")

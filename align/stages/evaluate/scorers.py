@@ -11,7 +11,7 @@ from align import files
 from align.evaluation.compare import Found, LengthControlled, Metric, Values
 from align.functional.intervals import SHARE
 from align.functional.win_rate import differences, wins
-from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, ImplicitScorer, ModelScorer, Rule, Scorer
+from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, ImplicitScorer, ModelScorer, Rule, ScorerSpec
 from align.recipe.schema import EvaluateStage
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer
@@ -24,7 +24,7 @@ Scores = tuple[dict[str, Values], Values | None]
 """(policy -> [P, n], the targets' [P, 1] if there are targets)."""
 
 
-def scorer_names(scorers: Sequence[Scorer]) -> list[str]:
+def scorer_names(scorers: Sequence[ScorerSpec]) -> list[str]:
     """What each scorer is called in tables: by what it is, and numbered where two would be called the same."""
     plain = [_plain_name(scorer) for scorer in scorers]
     return [
@@ -33,7 +33,7 @@ def scorer_names(scorers: Sequence[Scorer]) -> list[str]:
     ]
 
 
-def _plain_name(scorer: Scorer) -> str:
+def _plain_name(scorer: ScorerSpec) -> str:
     if isinstance(scorer, ModelScorer):
         return _last(scorer.model)
     if isinstance(scorer, ImplicitScorer):
@@ -117,7 +117,7 @@ def win_rates(
 
 
 def _scores(
-    scorer: Scorer,
+    scorer: ScorerSpec,
     part: str,
     ctx: StageContext,
     policies: Sequence[Policy],
@@ -139,7 +139,7 @@ def _scores(
 
 
 def score_once(
-    scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks
+    scorer: ScorerSpec, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks
 ) -> list[float]:
     """Equal answers to a prompt are scored once: computed twice, rounding would say that one of them is better.
 
@@ -154,7 +154,7 @@ def score_once(
 
 
 def _score(
-    scorer: Scorer, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks
+    scorer: ScorerSpec, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks
 ) -> list[float]:
     return score_answers(
         lambda: open_scorer(scorer, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=digest),

@@ -27,7 +27,8 @@ from align.models.scalar.heads import token_values
 from align.recipe.kinds.ppo import PpoStage
 from align.rollout.engine import Sampling
 from align.stages.ppo.experience import Answers, Experience, adapted, explained_variance, worth
-from align.stages.ppo.rollouts import Clock, Rollouts, ScoredAnswer, parquet, rows_of
+from align.stages.ppo.rollouts import Rollouts, ScoredAnswer, parquet, rows_of
+from align.stages.shared.clock import Clock
 from align.training.launch import Ranks
 from align.training.trainer import autocast
 

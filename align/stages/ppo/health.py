@@ -23,7 +23,7 @@ than forgetting."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class Symptom:
     """Something unhealthy."""
 
     kind: str
@@ -32,55 +32,55 @@ class Finding:
     """What is wrong and what to do about it."""
 
 
-def of_rollouts(spec: PpoStage, history: Sequence[Numbers]) -> list[Finding]:
+def of_rollouts(spec: PpoStage, history: Sequence[Numbers]) -> list[Symptom]:
     """What is unhealthy about the newest iteration's answers; ``history`` holds the summaries of all iterations, that
     one last."""
     return [*_answers(spec, history[-1], history[0]), *_kl(spec.health, history), *_trust(spec.health, history)]
 
 
-def _answers(spec: PpoStage, now: Numbers, first: Numbers) -> Iterator[Finding]:
+def _answers(spec: PpoStage, now: Numbers, first: Numbers) -> Iterator[Symptom]:
     health, several = spec.health, now["answers"] > 1
     if several and now["score_std"] < 1e-8:
         words = (
             "all answers of the iteration score the same, so there is nothing to learn from: look at the scores in the"
             " rollouts file"
         )
-        yield Finding("equal_scores", words)
+        yield Symptom("equal_scores", words)
     if (unfinished := 1 - now["finished"]) > health.unfinished:
         words = f"{unfinished:.0%} of the answers do not end within max_new_tokens ({spec.max_new_tokens})"
-        yield Finding("unfinished", f"{words}: raise it, or set unfinished_penalty")
+        yield Symptom("unfinished", f"{words}: raise it, or set unfinished_penalty")
     if several and now["distinct"] < health.distinct:
         words = f"only {now['distinct']:.0%} of the answers differ from each other: the policy has collapsed"
-        yield Finding("distinct", f"{words}; raise kl_coefficient, or lower the learning rate")
+        yield Symptom("distinct", f"{words}; raise kl_coefficient, or lower the learning rate")
     if now["entropy"] < health.entropy * first["entropy"]:
         words = (
             f"the policy's entropy fell from {first['entropy']:.3g} to {now['entropy']:.3g} nats per token: it says the"
             " same every time"
         )
-        yield Finding("entropy", f"{words}; raise kl_coefficient or entropy_weight, or lower the learning rate")
+        yield Symptom("entropy", f"{words}; raise kl_coefficient or entropy_weight, or lower the learning rate")
 
 
-def _kl(health: Health, history: Sequence[Numbers]) -> Iterator[Finding]:
+def _kl(health: Health, history: Sequence[Numbers]) -> Iterator[Symptom]:
     now, recent = history[-1]["kl"], history[-_IN_A_ROW:]
     if now > health.kl:
         words = (
             f"the KL from the reference is {now:.3g} nats per token, more than {health.kl:g}: the policy has left the"
             " reference"
         )
-        yield Finding("kl", f"{words}; raise kl_coefficient, or lower the learning rate")
+        yield Symptom("kl", f"{words}; raise kl_coefficient, or lower the learning rate")
     if len(recent) == _IN_A_ROW and all(numbers["kl"] < -health.negative_kl for numbers in recent):
         words = (
             f"the KL from the reference is negative ({now:.3g} nats per token) in {_IN_A_ROW} iterations in a row,"
             " which a KL cannot be"
         )
-        yield Finding("negative_kl", f"{words}: the answers are not sampled from the policy that trains")
+        yield Symptom("negative_kl", f"{words}: the answers are not sampled from the policy that trains")
 
 
-def _trust(health: Health, history: Sequence[Numbers]) -> Iterator[Finding]:
+def _trust(health: Health, history: Sequence[Numbers]) -> Iterator[Symptom]:
     now, least = history[-1], health.explained_variance
     if (off := now.get("mismatch", 0.0)) > health.mismatch:
         words = f"the engine's log-probs are off by {off:.3g} nats per token on average, more than {health.mismatch:g}"
-        yield Finding(
+        yield Symptom(
             "mismatch",
             f"{words}: it samples from another distribution; set rollout.dtype: fp32 or rollout.engine: transformers",
         )
@@ -92,7 +92,7 @@ def _trust(health: Health, history: Sequence[Numbers]) -> Iterator[Finding]:
             f"the value model explains {variances[-1]:.2f} of the returns' variance, less than {least:g}, {_IN_A_ROW}"
             " iterations in a row"
         )
-        yield Finding(
+        yield Symptom(
             "explained_variance", f"{words}: it is worse than a constant; change value_learning_rate or value_init"
         )
 
@@ -104,7 +104,7 @@ def first_ratio_bound(spec: PpoStage) -> float:
     return 1e-3 if spec.train.dtype == "fp32" and spec.train.autocast is None else 0.5
 
 
-def of_first_step(spec: PpoStage, metrics: Numbers) -> list[Finding]:
+def of_first_step(spec: PpoStage, metrics: Numbers) -> list[Symptom]:
     """Is the policy of an iteration's first step still the one that sampled? It must be: nothing has moved."""
     largest, bound = metrics["ratio/largest_log"], first_ratio_bound(spec)
     if largest <= bound:
@@ -114,7 +114,7 @@ def of_first_step(spec: PpoStage, metrics: Numbers) -> list[Finding]:
         f" {bound:g} is allowed"
     )
     return [
-        Finding(
+        Symptom(
             "first_ratio",
             f"{words}; the same weights give other log-probs than before, please report it with the model's name",
         )
@@ -123,7 +123,7 @@ def of_first_step(spec: PpoStage, metrics: Numbers) -> list[Finding]:
 
 def of_training(
     spec: PpoStage, history: Sequence[Numbers], clip_fraction: float, sft_losses: Sequence[float]
-) -> list[Finding]:
+) -> list[Symptom]:
     """What is unhealthy about an iteration's training.
 
     Args:
@@ -135,7 +135,7 @@ def of_training(
     if clip_fraction > spec.health.clip_fraction:
         words = f"the clip holds back {clip_fraction:.0%} of the tokens: the steps are too large"
         found.append(
-            Finding("clip_fraction", f"{words}; lower the learning rate, use fewer ppo_epochs, or set target_kl")
+            Symptom("clip_fraction", f"{words}; lower the learning rate, use fewer ppo_epochs, or set target_kl")
         )
     losses, k = np.array(sft_losses), min(_COMPARED, len(sft_losses) // 2)
     if k >= _IN_A_ROW:
@@ -151,5 +151,5 @@ def of_training(
                 f"the reward rose by {gain:.3g} while the loss on sft_data rose from {first:.3g} to {last:.3g} nats per"
             )
             what = f"token (means of the first and the last {k} iterations)"
-            found.append(Finding("sft_loss", f"{words} {what}: the policy forgets; raise sft_weight or kl_coefficient"))
+            found.append(Symptom("sft_loss", f"{words} {what}: the policy forgets; raise sft_weight or kl_coefficient"))
     return found

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +19,8 @@ from align.errors import TrainingFault
 from align.models.scalar.critic import ActorCritic
 from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
 from align.scoring.scorer import Answer, Scorer, require_scores
+from align.stages.shared.clock import Clock
 from align.training.launch import Ranks
-
-
-@dataclass
-class Clock:
-    """Seconds by phase, since the last :meth:`take`."""
-
-    lap: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Count what happens inside as ``phase``."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - began)
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Count ``seconds`` that were measured elsewhere."""
-        self.lap[phase] = self.lap.get(phase, 0.0) + seconds
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Nothing that happens inside is counted."""
-        lap = self.take()
-        try:
-            yield
-        finally:
-            self.lap = lap
-
-    def take(self) -> dict[str, float]:
-        """What was counted; counting begins anew."""
-        lap, self.lap = self.lap, {}
-        return lap
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from align.models.save import save_policy
 from align.models.scalar.critic import ActorCritic, actor_critic
 from align.models.scalar.heads import ScoreStats, load_scalar, score_notes
 from align.recipe.blocks.rollout import Rollout
-from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, Scorer
+from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, ScorerSpec
 from align.recipe.checks import stage_references
 from align.recipe.kinds.ppo import PpoStage
 from align.recipe.reference_syntax import import_object
@@ -48,8 +48,9 @@ from align.scoring.open import open_scorer
 from align.stages.context import StageContext
 from align.stages.ppo.collect import Ingredients
 from align.stages.ppo.report import answers_before_and_after, change_of, held_out, report
-from align.stages.ppo.rollouts import Clock, Rollouts, parquet, reference_baselines
+from align.stages.ppo.rollouts import Rollouts, parquet, reference_baselines
 from align.stages.ppo.trainer import PpoTrainer
+from align.stages.shared.clock import Clock
 from align.stages.shared.training_run import kept_step, make_loader, trained
 from align.training.launch import Ranks, ranks
 from align.training.reference_logprobs import weights_digest
@@ -251,7 +252,7 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
     return baselines
 
 
-def _content(part: Scorer | Rollout, resolve: Callable[[str], Path | str]) -> list[Any]:
+def _content(part: ScorerSpec | Rollout, resolve: Callable[[str], Path | str]) -> list[Any]:
     """What scores or samples follow from: settings, the content of models and files, the source of functions."""
     found: list[Any] = [part.model_dump(mode="json")]
     for referred in stage_references.find(part):

@@ -47,7 +47,7 @@ from align.stages.ppo.experience import (
     minibatch_plan,
     training_batches,
 )
-from align.stages.ppo.health import Finding
+from align.stages.ppo.health import Symptom
 from align.stages.ppo.report import iteration_lines
 from align.stages.ppo.rollouts import parquet, rows_of
 from align.training.metrics import Mean, add_up
@@ -237,7 +237,7 @@ class PpoTrainer(Trainer):
             self.console.print(f"{self.name}  {line}", highlight=False, soft_wrap=True)
         self._judge(health.of_training(self.spec, self.history, clipped, self.sft_losses))
 
-    def _judge(self, findings: Sequence[Finding]) -> None:
+    def _judge(self, findings: Sequence[Symptom]) -> None:
         """Tell what is unhealthy, once for each kind; stop, if the recipe says so, before the step is saved."""
         for finding in findings:
             known = self.unhealthy.setdefault(

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from align.functional.selection import Reason, Selection
+from align.functional.selection import NegativeSelection, Reason
 
 _WORDS: dict[Reason, str] = {
     "empty": "empty",
@@ -50,7 +50,13 @@ class Account:
     negative_tokens: list[int] = field(default_factory=list)
 
     def add(
-        self, chosen: Selection, scores: Sequence[float], tokens: Sequence[int], target_tokens: int, *, kept: bool
+        self,
+        chosen: NegativeSelection,
+        scores: Sequence[float],
+        tokens: Sequence[int],
+        target_tokens: int,
+        *,
+        kept: bool,
     ) -> None:
         """A prompt with its samples; ``kept``: it became a preference."""
         self.prompts += 1

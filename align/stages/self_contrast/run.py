@@ -11,10 +11,8 @@ from there and ends with the same bytes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import numpy as np
 from align import files
 from align.data.answer_file import TARGET, AnswerRow, write_answers
 from align.errors import InputError
-from align.functional.selection import Selection, select_negatives
+from align.functional.selection import NegativeSelection, select_negatives
 from align.models.load import load_encoder
 from align.recipe.schema import SelfContrastStage
 from align.rollout.engine import Sampling, sample_seed
@@ -31,6 +29,7 @@ from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all, find_
 from align.scoring.scorer import Answer
 from align.stages.context import StageContext
 from align.stages.self_contrast.report import Account, show
+from align.stages.shared.clock import Clock
 from align.stages.shared.known_answers import KnownAnswer, read_targets
 from align.stages.shared.policy_samples import AsSampled, answer_row, sample_policy
 from align.training.launch import Ranks, ranks
@@ -52,20 +51,6 @@ _NOT_FIELDS = frozenset(
     }
 )
 """Columns of the data that would mean something else in a preference."""
-
-
-@dataclass
-class Clock:
-    """Seconds of each phase of this attempt, for people: no part of the result."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time spent inside under ``name``."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - began, 2)
 
 
 def run(spec: SelfContrastStage, ctx: StageContext) -> None:
@@ -91,7 +76,7 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
         seed=sample_seed(ctx.seed, 0),
     )
     prompts = [target.prompt for target in targets]
-    with clock.phase("sampling"):
+    with clock("sampling"):
         places: dict[str, Any] = {"max_length": spec.max_length, "name": f"{ctx.name}  samples"}
         samples = sample_policy(spec.rollout, policy, encoder, prompts, sampling, ctx, group, **places)
     if embedder is None:  # the first process does the rest
@@ -99,14 +84,15 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
     ids = [[f"{target.id}#{k}" for k in range(spec.samples_per_prompt)] for target in targets]
     if spec.source == "other_prompts":
         samples, ids = _of_others(samples, ids, ctx.seed)
-    with clock.phase("embedding"):
+    with clock("embedding"):
         similarities, cut = _similarities(spec, ctx, embedder, targets, samples, group)
-    with clock.phase("selection"):
+    with clock("selection"):
         account = Account(spec.samples_per_prompt, spec.negatives, report.as_json(), cut)
         as_sampled = AsSampled(encoder)
         _write(spec, ctx, targets, samples, ids, similarities, account, as_sampled)
-    ctx.note({**account.headline(), "answers_with_ids": as_sampled.with_ids, "seconds": clock.seconds})
-    show(ctx.console, ctx.name, account, clock.seconds)
+    seconds = {phase: round(spent, 2) for phase, spent in clock.lap.items()}
+    ctx.note({**account.headline(), "answers_with_ids": as_sampled.with_ids, "seconds": seconds})
+    show(ctx.console, ctx.name, account, seconds)
     if (kept := as_sampled.line(ctx.name)) is not None:
         ctx.console.print(kept, highlight=False, soft_wrap=True)
 
@@ -184,7 +170,7 @@ def _write(
 
 def _select(
     spec: SelfContrastStage, seed: int, target: KnownAnswer, own: Sequence[Answer], scores: Sequence[float]
-) -> Selection:
+) -> NegativeSelection:
     return select_negatives(
         target.text,
         [sample.text for sample in own],
@@ -199,7 +185,7 @@ def _select(
 
 
 def _answer_rows(
-    policy: str, target: KnownAnswer, own: Sequence[Answer], scores: Sequence[float], chosen: Selection
+    policy: str, target: KnownAnswer, own: Sequence[Answer], scores: Sequence[float], chosen: NegativeSelection
 ) -> Iterator[AnswerRow]:
     """The data's answer and all samples; what is no negative says why."""
     prompt, tokens = target.prompt.record.prompt, len(target.tree.branches[0].ids)
@@ -214,7 +200,7 @@ def _row(
     own: Sequence[Answer],
     ids: Sequence[str],
     scores: Sequence[float],
-    chosen: Selection,
+    chosen: NegativeSelection,
     as_sampled: AsSampled,
 ) -> dict[str, Any]:
     """A preference as data are read: one chosen answer, the negatives as rejected ones, and where these come from."""

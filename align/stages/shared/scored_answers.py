@@ -24,7 +24,7 @@ from align.data.trees.load import origins_to_skip
 from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError, Problem
 from align.functional.selection import normalised
-from align.recipe.blocks.scoring import Scorer as ScorerSpec
+from align.recipe.blocks.scoring import ScorerSpec
 from align.recipe.kinds.sampling import SamplingStage
 from align.recipe.schema import DataSource, Model
 from align.rollout.engine import Sampling
@@ -49,7 +49,7 @@ _STEERING = frozenset(
 follows."""
 
 
-class LeftOut:
+class LeftOutPrompts:
     """Prompts that were left out, each with the reason."""
 
     def __init__(self) -> None:
@@ -85,7 +85,11 @@ class LeftOut:
 
 
 def read_prompts(
-    spec: SamplingStage, ctx: StageContext, encoder: Encoder, left_out: LeftOut, refuse: Callable[[Prompt], str | None]
+    spec: SamplingStage,
+    ctx: StageContext,
+    encoder: Encoder,
+    left_out: LeftOutPrompts,
+    refuse: Callable[[Prompt], str | None],
 ) -> list[EncodedPrompt]:
     """The prompts of a stage that ``refuse`` has no reason against, each once, with room for an answer.
 
@@ -160,7 +164,7 @@ def answer_prompts(
     policy: Model,
     encoder: Encoder,
     asked: Sequence[EncodedPrompt],
-    left_out: LeftOut,
+    left_out: LeftOutPrompts,
     *,
     distinct: bool,
 ) -> list[Answered]:
@@ -264,7 +268,7 @@ def leave(
     ctx: StageContext,
     rows: Sequence[Mapping[str, Any]],
     answered: Sequence[Answered],
-    left_out: LeftOut,
+    left_out: LeftOutPrompts,
     outcome: Mapping[str, Any],
     *,
     policy: str,

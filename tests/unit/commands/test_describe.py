@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from align.cli import app
 from align.commands import describe as describing
 from align.commands.describe import Description, describe, rows_of, script_of, shared_lines
-from align.commands.words_alone import Pair, told_apart
+from align.commands.words_alone import TextPair, told_apart
 from align.data.chat.encoder import Encoder
 from align.errors import InputError
 from align.recipe.schema import DataSource
@@ -110,14 +110,14 @@ def test_the_script_of_most_letters(text: str, script: str) -> None:
 # Words alone
 
 
-def pairs_of(rng: random.Random, count: int, good: str, bad: str, *, more: int = 0) -> list[Pair]:
+def pairs_of(rng: random.Random, count: int, good: str, bad: str, *, more: int = 0) -> list[TextPair]:
     """Answers of random words, of which the better has a word of its own and is longer by so many."""
     words = [f"w{i}" for i in range(200)]
 
     def text(own: str, length: int) -> str:
         return " ".join([*rng.choices(words, k=length), own]).strip()
 
-    return [Pair(f"p{i // 2}", text(good, 8 + more), text(bad, 8)) for i in range(count)]
+    return [TextPair(f"p{i // 2}", text(good, 8 + more), text(bad, 8)) for i in range(count)]
 
 
 def test_words_that_give_the_better_answer_away_are_found_out() -> None:
@@ -144,7 +144,7 @@ def test_no_prompt_teaches_about_itself() -> None:
     rng = random.Random(3)
     words = [f"w{i}" for i in range(50)]
     pairs = [
-        Pair(f"p{i}", f"{rng.choice(words)} own{i}", f"{rng.choice(words)} other{i}")
+        TextPair(f"p{i}", f"{rng.choice(words)} own{i}", f"{rng.choice(words)} other{i}")
         for i in range(60)
         for _ in range(5)
     ]

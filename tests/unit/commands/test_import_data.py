@@ -16,7 +16,7 @@ from align.commands.import_data import Imported, as_yaml, axolotl, llama_factory
 from align.data.records import Conversation, Messages, Preference, Record, Unpaired
 from align.data.sources.mixture import read_records
 from align.errors import InputError
-from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.language.yaml_tree import SourcePlace, parse_value
 from align.recipe.schema import DataSource
 
 
@@ -24,7 +24,7 @@ def records(folder: Path, one: Imported, rows: list[Any], want: Any) -> list[Rec
     """The rows read through an imported source, which is taken as it is printed."""
     printed = as_yaml([one], "here")
     (keys,) = yaml.safe_load(printed)["data"]
-    node = parse_value(json.dumps(keys), Place("printed"), [])
+    node = parse_value(json.dumps(keys), SourcePlace("printed"), [])
     assert node is not None and node.plain() == one.source == keys
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

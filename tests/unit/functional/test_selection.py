@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.functional.selection import Selection, normalised, num_kept, select_negatives
+from align.functional.selection import NegativeSelection, normalised, num_kept, select_negatives
 
 
-def select(samples: list[str], similarities: list[float] | None = None, **changes: Any) -> Selection:
+def select(samples: list[str], similarities: list[float] | None = None, **changes: Any) -> NegativeSelection:
     options: dict[str, Any] = {"keep_least_similar": 0.75, "negatives": 2, "dedup": True, "seed": 1, "id": "p"}
     scores = similarities if similarities is not None else [i / 100 for i in range(len(samples))]
     return select_negatives("the target", samples, scores, **{**options, **changes})
@@ -111,7 +111,7 @@ def test_boundaries() -> None:
     assert select(["same"] * 8, keep_least_similar=1.0).indices == (0,)
     assert select(["same"] * 8, keep_least_similar=1.0, dedup=False, negatives=8).indices == tuple(range(8))
     assert select(["a", "b"], negatives=5).indices == (0,)
-    assert select([]) == Selection((), ())
+    assert select([]) == NegativeSelection((), ())
 
 
 def test_ties_go_to_the_earlier_sample() -> None:

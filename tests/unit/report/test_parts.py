@@ -18,7 +18,7 @@ from align.functional.intervals import wilson
 from align.report import warnings
 from align.report.answers import answers
 from align.report.data_account import audit
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.html import charts
 from align.report.html.charts import Line, line_chart, thin, ticks
 from align.report.html.curves import bars, curves
@@ -69,10 +69,10 @@ def test_what_does_not_show_is_written_out() -> None:
 def test_an_accuracy_has_the_interval_of_its_prompts(tmp_path: Path) -> None:
     accuracy = changes(stage(tmp_path, "dpo"))[0]
     low, high = wilson(0.9333, 107)
-    assert accuracy.after == Estimate(0.9333, low, high) and accuracy.verdict == "above chance"
+    assert accuracy.after == ReportedNumber(0.9333, low, high) and accuracy.verdict == "above chance"
     assert accuracy.cells == ("0.500", f"0.933 [{low:.3f}, {high:.3f}]", "+0.433")
     unknown = changes(stage(tmp_path, "dpo", held_out_data=None))[0]
-    assert unknown.after == Estimate(0.9333) and unknown.verdict == "no interval"
+    assert unknown.after == ReportedNumber(0.9333) and unknown.verdict == "no interval"
 
 
 def test_a_reward_model_is_shown_with_its_own_intervals(tmp_path: Path) -> None:
@@ -163,7 +163,9 @@ def test_ppo_has_its_interval_and_its_first_and_last_iterations(tmp_path: Path) 
     ],
 )
 def test_verdicts(low: float | None, high: float | None, direction: Any, verdict: str) -> None:
-    shown = Change("s", "m", Estimate(1.0), Estimate(1.2), Estimate(0.2, low, high), direction, items=30)
+    shown = Change(
+        "s", "m", ReportedNumber(1.0), ReportedNumber(1.2), ReportedNumber(0.2, low, high), direction, items=30
+    )
     assert shown.verdict == verdict
     if direction is not None:
         assert replace(shown, items=29).verdict == "too few"
@@ -180,7 +182,9 @@ def test_verdicts(low: float | None, high: float | None, direction: Any, verdict
     ],
 )
 def test_verdicts_beside_chance(low: float | None, high: float | None, verdict: str) -> None:
-    shown = Change("s", "m", Estimate(0.5), Estimate(0.6, low, high), Estimate(0.1), "up", 0.5, items=30)
+    shown = Change(
+        "s", "m", ReportedNumber(0.5), ReportedNumber(0.6, low, high), ReportedNumber(0.1), "up", 0.5, items=30
+    )
     assert shown.verdict == verdict
     assert replace(shown, items=1).verdict == "too few" and replace(shown, trained=True).verdict == "not held out"
 
@@ -191,17 +195,27 @@ def test_a_change_within_rounding_is_none(size: float, dtype: str) -> None:
     """However narrow its interval: a part of the number itself, larger in bf16; and it is printed without a sign."""
     step = {"fp32": 1e-8, "bf16": 1e-4}[dtype] * size
     for sign in (1, -1):
-        moved = Estimate(sign * step, sign * step, sign * step)
-        shown = Change("s", "m", Estimate(size), Estimate(size + sign * step), moved, "down", items=100, dtype=dtype)
+        moved = ReportedNumber(sign * step, sign * step, sign * step)
+        shown = Change(
+            "s", "m", ReportedNumber(size), ReportedNumber(size + sign * step), moved, "down", items=100, dtype=dtype
+        )
         assert shown.verdict == "the same"
-        large = Estimate(sign * 0.1 * size, sign * 0.1 * size, sign * 0.1 * size)
+        large = ReportedNumber(sign * 0.1 * size, sign * 0.1 * size, sign * 0.1 * size)
         assert replace(shown, difference=large).verdict == ("worse" if sign > 0 else "better")
 
 
 @pytest.mark.parametrize("value", [-1e-9, -4.9e-7, 0.0, -0.0, 1e-9])
 def test_nothing_has_no_sign(value: float) -> None:
     """-0.000000 is not a number that anyone measured."""
-    shown = Change("s", "m", Estimate(2.5), Estimate(2.5 + value), Estimate(value, value, value), "down", items=100)
+    shown = Change(
+        "s",
+        "m",
+        ReportedNumber(2.5),
+        ReportedNumber(2.5 + value),
+        ReportedNumber(value, value, value),
+        "down",
+        items=100,
+    )
     assert "-" not in "".join(shown.cells) and shown.verdict == "the same"
     assert doctest.testmod(terminal).failed == 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from align.report.estimates import Change, Estimate
+from align.report.estimates import Change, ReportedNumber
 from align.report.text import seeds
 from align.report.text.seeds import as_json, over_seeds
 from tests.support.report_run import write_run
@@ -29,7 +29,7 @@ def test_three_seeds_by_hand(tmp_path: Path) -> None:
     0.8957."""
     folders = [run(tmp_path / str(i), 3.0, after) for i, after in enumerate((2.0, 2.2, 2.7))]
     loss = held_out(folders)
-    assert loss.before == Estimate(3.0), "the same in all runs, so it has no interval"
+    assert loss.before == ReportedNumber(3.0), "the same in all runs, so it has no interval"
     assert loss.after is not None and loss.difference is not None
     assert vars(loss.after) == pytest.approx({"value": 2.3, "low": 2.3 - 0.8957, "high": 2.3 + 0.8957}, abs=1e-4)
     assert vars(loss.difference) == pytest.approx(

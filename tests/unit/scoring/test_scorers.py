@@ -20,8 +20,8 @@ from rich.console import Console
 from align.errors import InputError, Interrupted
 from align.recipe.blocks.scoring import Scoring
 from align.scoring import stored
-from align.scoring.ensemble import EnsembleScorer
-from align.scoring.function import FunctionScorer
+from align.scoring.ensemble import MemberScorer
+from align.scoring.function import CalledScorer
 from align.scoring.open import open_scorer
 from align.scoring.scorer import Answer, Scorer, require_scores
 from align.scoring.stored import score_answers
@@ -95,13 +95,13 @@ def test_what_a_function_must_not_return(module: Path, body: str, message: str) 
     """The error names the function, so that its author knows whom to ask."""
     module.write_text(f"def f(answers):\n    {body}\n")
     with pytest.raises(InputError, match=rf"my_rewards:f {message}"):
-        FunctionScorer("my_rewards:f").score(ANSWERS)
+        CalledScorer("my_rewards:f").score(ANSWERS)
 
 
 def test_it_cannot_be_reached_by_what_it_does_to_the_list(module: Path) -> None:
     module.write_text("def f(answers):\n    answers.clear()\n    return [1.0, 2.0, 3.0]\n")
     given = list(ANSWERS)
-    assert FunctionScorer("my_rewards:f").score(given) == [1.0, 2.0, 3.0]
+    assert CalledScorer("my_rewards:f").score(given) == [1.0, 2.0, 3.0]
     assert given == ANSWERS
 
 
@@ -110,9 +110,9 @@ def test_it_cannot_be_reached_by_what_it_does_to_the_list(module: Path) -> None:
 
 def test_ensembles_combine_each_answers_scores() -> None:
     members = [Fixed("a", 1.0, 5.0, -3.0), Fixed("b", 3.0, 1.0, -1.0)]
-    assert EnsembleScorer(members, "mean").score(ANSWERS) == [2.0, 3.0, -2.0]
-    assert EnsembleScorer(members, "min").score(ANSWERS) == [1.0, 1.0, -3.0]
-    assert EnsembleScorer(members, "min").name == "min(a, b)"
+    assert MemberScorer(members, "mean").score(ANSWERS) == [2.0, 3.0, -2.0]
+    assert MemberScorer(members, "min").score(ANSWERS) == [1.0, 1.0, -3.0]
+    assert MemberScorer(members, "min").name == "min(a, b)"
 
 
 def test_an_ensemble_of_ensembles_is_opened_from_a_recipe() -> None:

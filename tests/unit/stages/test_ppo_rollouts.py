@@ -24,8 +24,9 @@ from align.scoring.scorer import Answer
 from align.stages.ppo.collect import TokenNumbers, valued
 from align.stages.ppo.experience import Answers, minibatch_plan
 from align.stages.ppo.report import answers_before_and_after, change_of
-from align.stages.ppo.rollouts import Clock, Rollouts, ScoredAnswer, parquet, read_parquet, reference_baselines
+from align.stages.ppo.rollouts import Rollouts, ScoredAnswer, parquet, read_parquet, reference_baselines
 from align.stages.ppo.run import _content
+from align.stages.shared.clock import Clock
 from align.training.launch import Ranks
 from tests.support.rollouts import ENCODER, STOP, ByRule, ends_early, policy, prompts, stage, trainer
 from tests.support.tiny import tiny

@@ -22,8 +22,9 @@ from align.rollout.engine import Sample, Sampling
 from align.scoring.scorer import Answer
 from align.stages.context import StageContext
 from align.stages.evaluate import held_out
-from align.stages.ppo.rollouts import Clock, Rollouts
+from align.stages.ppo.rollouts import Rollouts
 from align.stages.shared import policy_samples, scored_answers
+from align.stages.shared.clock import Clock
 from align.stages.trl import run as trl_run
 from align.training.launch import Ranks
 from tests.support.root import ROOT

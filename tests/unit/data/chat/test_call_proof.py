@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from align.data.chat.call_proof import CallProof
 from align.data.chat.encoder import Encoder
-from align.data.chat.rendering import Row
+from align.data.chat.rendering import RenderedRow
 from align.data.chat.tokens import any_of
 from align.data.records import Message
 from align.errors import InputError
@@ -44,7 +44,7 @@ def turn(name: str, count: int) -> list[Message]:
     return [ASK, says(tool_calls=calls, **thought)]
 
 
-def rendered(name: str, count: int) -> tuple[Encoder, Row, str, CallProof, str, re.Pattern[str]]:
+def rendered(name: str, count: int) -> tuple[Encoder, RenderedRow, str, CallProof, str, re.Pattern[str]]:
     encoder = encoder_of(name)
     row = encoder._row(turn(name, count), TOOLS)
     proof = CallProof(row.messages)

@@ -19,7 +19,7 @@ from align.data.records import Conversation, Messages, Origin, Preference, Promp
 from align.data.sources.mixture import read_records
 from align.data.sources.readers import Row
 from align.errors import InputError
-from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.language.yaml_tree import SourcePlace, parse_value
 from align.recipe.rows.presets import FILE, PRESETS
 from align.recipe.schema import FORMATS, DataSource
 
@@ -199,7 +199,7 @@ def test_the_source_that_inspect_prints_reads_the_same_records(name: str, tmp_pa
     told = [
         line.partition(": ")[2] for line in printed if line.startswith(("as a source: ", "the same, to be changed: "))
     ]
-    nodes = [parse_value(line, Place("printed"), []) for line in told]
+    nodes = [parse_value(line, SourcePlace("printed"), []) for line in told]
     first, *written_out = [node.plain() for node in nodes if node is not None]
     expected = outcome(tmp_path, rows, preset.kind, {"path": "x", "format": form})  # type: ignore[arg-type]
     assert outcome(tmp_path, rows, preset.kind, first) == expected  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from align.data.mapping.better import BOTH_BAD, EQUAL, NO_SCORE, NOT_JUDGED, ONE
 from align.data.mapping.mapped import EMPTY_ANSWER
 from align.data.records import Conversation, Preference, Prompt, Record, Unpaired
 from align.data.sources.mixture import GROUP_REFUSED, read_records
-from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.language.yaml_tree import SourcePlace, parse_value
 from align.recipe.manuals.preset_table import filled
 from align.recipe.reference_syntax import shipped_root
 from align.recipe.rows.presets import PRESETS
@@ -87,7 +87,7 @@ def what_comes_out(folder: Path, file: str, content: str, recipe: str, want: Any
     """The records of a file of the page, and what was left out."""
     path = folder / file
     path.write_text(content, encoding="utf-8")
-    node = parse_value(recipe, Place("page"), [])
+    node = parse_value(recipe, SourcePlace("page"), [])
     assert node is not None
     source = DataSource.model_validate(node.plain())
     assert source.path == file
