@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError, Problem
+from align.models.files.folder import json_object
 from align.pipeline.folder import RunFolder
 from align.recipe import reference_syntax
 from align.recipe.load import LoadedRecipe
@@ -89,13 +88,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         return {"model_type": "adapter"}
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(Problem(f"damaged: {error}"[:200], file=str(path))) from error
-    if not isinstance(config, dict):
-        raise InputError(Problem("damaged: expected a JSON object", file=str(path)))
-    return config
+    return json_object(path)
 
 
 def _gguf_shape(path: Path) -> Shape | None:

@@ -85,12 +85,12 @@ def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
         raise InputError(Problem("no such file or folder", file=str(path)))
     if not path.is_dir():
         raise InputError(Problem("not a model: expected a folder or a .gguf file", file=str(path)))
-    notes = _json(path / NOTES) if (path / NOTES).is_file() else {}
+    notes = json_object(path / NOTES) if (path / NOTES).is_file() else {}
     if (path / ADAPTER_CONFIG).is_file():
-        found = ModelFolder(path, {}, _json(path / ADAPTER_CONFIG), notes)
+        found = ModelFolder(path, {}, json_object(path / ADAPTER_CONFIG), notes)
         problems = _adapter_problems(found, wanted)
     elif (path / "config.json").is_file():
-        found = ModelFolder(path, _json(path / "config.json"), None, notes)
+        found = ModelFolder(path, json_object(path / "config.json"), None, notes)
         problems = _config_problems(found, wanted) + _weight_problems(path)
         problems = problems or _head_problems(found, wanted)
     else:
@@ -109,7 +109,8 @@ def require_tokenizer(path: Path) -> None:
         raise InputError(Problem("no tokenizer: expected tokenizer.json", file=str(path)))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """One of a model's JSON files. Raises :class:`InputError` when it is damaged."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
@@ -153,7 +154,7 @@ def _config_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem
 
 def _weight_names(path: Path) -> list[str]:
     if (path / INDEX).is_file():
-        shards = _json(path / INDEX).get("weight_map")
+        shards = json_object(path / INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise InputError(Problem("damaged: no weight_map", file=str(path / INDEX)))
         names = {str(name) for name in shards.values()}
