@@ -19,7 +19,7 @@ from align.data.records import Preference, Votes
 from align.data.sources.mixture import Records, read_records
 from align.data.strict_json import RowError
 from align.errors import InputError
-from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.language.yaml_tree import SourcePlace, parse_value
 from align.recipe.schema import DataSource
 
 WANTS: tuple[Want, ...] = ("conversation", "preference", "prompt")
@@ -33,7 +33,7 @@ def read(folder: Path, rows: list[Any], want: Want, **keys: Any) -> Records:
 
 def said(line: str) -> Any:
     """The value of a line `format: ...`, as a recipe reads it."""
-    node = parse_value(line.partition("format: ")[2], Place("line"), [])
+    node = parse_value(line.partition("format: ")[2], SourcePlace("line"), [])
     assert node is not None
     return node.plain()
 

@@ -12,7 +12,7 @@ from align.data.formats.formats import Want
 from align.data.records import Conversation, Preference, Record
 from align.data.sources.mixture import read_records
 from align.errors import InputError
-from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.language.yaml_tree import SourcePlace, parse_value
 from align.recipe.schema import DataSource
 
 
@@ -33,7 +33,7 @@ def proposed(error: InputError) -> list[Any]:
     start = "fits two shapes that would give different records; say which: "
     assert problem.message.startswith(start)
     lines = problem.message.removeprefix(start).split(" or ")
-    nodes = [parse_value(line.partition("format: ")[2], Place("line"), []) for line in lines]
+    nodes = [parse_value(line.partition("format: ")[2], SourcePlace("line"), []) for line in lines]
     return [node.plain() for node in nodes if node is not None]
 
 

@@ -16,7 +16,7 @@ from align.data.formats.proposed import line_to_write
 from align.data.records import Conversation, Preference, Prompt, Unpaired
 from align.data.sources.mixture import Records, read_records
 from align.errors import InputError
-from align.recipe.language.yaml_tree import Place, parse_value
+from align.recipe.language.yaml_tree import SourcePlace, parse_value
 from align.recipe.rows.mapping import Better
 from align.recipe.schema import DataSource
 
@@ -132,7 +132,7 @@ def test_prompts_need_no_label(tmp_path: Path) -> None:
 )
 def test_the_line_to_write(rows: list[Any], mapping: tuple[Any, Any], tmp_path: Path) -> None:
     line = line_to_write(rows)
-    node = parse_value(line.partition("format: ")[2], Place("line"), [])
+    node = parse_value(line.partition("format: ")[2], SourcePlace("line"), [])
     assert node is not None
     good, bad = mapping
     better = {"label": "thumb", "good": [good], "bad": [bad]}
