@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from align.data.strict_json import RowError, parse_text
@@ -100,9 +101,41 @@ def judgement(name: str, value: Any, *, answers: bool) -> str | None:
     if isinstance(value, str):
         if value.lstrip()[:1] not in ("{", "[") or not _IN_TEXT.search(value):
             return None
-    elif not isinstance(value, (Mapping, list)):
+        try:
+            value = parse_text(value, name, "")
+        except RowError:  # a text that only begins like JSON
+            return None
+    found = _judged(value, answers, 0)
+    return None if found is None else name + found
+
+
+def _judged(value: Any, answers: bool, depth: int) -> str | None:
+    """The rest of such a place. It is looked for in every row: so no place is written out before one is found, and
+    objects are told by their plain type, which rows have."""
+    if isinstance(value, list):
+        if depth > _DEEPEST or is_turns(value):
+            return None
+        for item in value[:_WIDEST]:
+            if isinstance(item, (dict, list)) and (found := _judged(item, answers, depth + 1)) is not None:
+                return f"[*]{found}"
+    elif isinstance(value, dict) and depth <= _DEEPEST:
+        for key, held in value.items():
+            known = _known(key) if isinstance(key, str) else None
+            if known is None:
+                continue
+            if known and judges(key, held, answers=answers):
+                return f".{key}"
+            if isinstance(held, (dict, list)) and (found := _judged(held, answers, depth + 1)) is not None:
+                return f".{key}{found}"
+    return None
+
+
+@lru_cache(maxsize=16_384)
+def _known(key: str) -> bool | None:
+    """Is this one of the names that judge? None: no place names it."""
+    if re.search(r"[.\[\]{}]", key):
         return None
-    return next((place for place, key, held in inside(name, value) if judges(key, held, answers=answers)), None)
+    return key.lower() == "label" or bool(_GRADES.fullmatch(key) or _JUDGES.fullmatch(key))
 
 
 def judges(key: str, value: Any, *, answers: bool) -> bool:

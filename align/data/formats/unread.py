@@ -90,8 +90,14 @@ def complain_of_unread(row: Row, found: Found, want: str, read: Collection[str],
     else:
         column_names.complain_of_meaning(unread, row, answers=want == "conversation")
     if not _says_which(row, found):
-        alone = bare or found.name == "messages"  # messages may end with the user
+        alone = bare or (found.name == "messages" and _waits(row.get("messages")))
         complain_of_judgements(unread, row, rows, answers=want == "conversation", bare=alone)
+
+
+def _waits(messages: Any) -> bool:
+    """Do messages end with somebody else than the assistant, so that they are a prompt?"""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and last.get("role") != "assistant"
 
 
 def _says_which(row: Row, found: Found) -> bool:
