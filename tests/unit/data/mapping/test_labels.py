@@ -116,6 +116,17 @@ def test_conversations_are_the_good_ones_alone(tmp_path: Path) -> None:
             list(read(tmp_path, rows, "conversation", format=THUMBS, where=where))
 
 
+@pytest.mark.parametrize("where", [{"thumb": ["up", "down"]}, {"thumb": {"not": None}}])
+def test_a_condition_that_would_keep_bad_ones_is_refused_whatever_the_first_rows_are(
+    where: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="answers labelled false must not be trained on"):
+        list(read(tmp_path, [row("up", 1)], "conversation", format=THUMBS, where=where))
+    good = {**THUMBS, "better": {**THUMB, "good": ["up", "down"], "bad": ["sideways"]}}
+    if where == {"thumb": ["up", "down"]}:
+        assert len(list(read(tmp_path, [row("up", 1)], "conversation", format=good, where=where))) == 1
+
+
 def test_prompts_need_no_label(tmp_path: Path) -> None:
     rows = [row("", 1, "a?"), row("sideways", 2, "b?")]
     found = list(read(tmp_path, rows, "prompt", format=THUMBS))
