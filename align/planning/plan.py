@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.errors import Problem
+from align.errors import InputError, Problem
 from align.pipeline import artifacts
 from align.pipeline.folder import RunFolder
 from align.pipeline.selection import ALL, Selection
@@ -147,10 +147,11 @@ def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[PlanRow]:
 
 
 def _measured_speed(state: StageStatus) -> float | None:
-    """Tokens per second of the last run of a stage, whatever its settings were."""
-    if not state.folder.is_dir():
+    """Tokens per second of the last run of a stage, whatever its settings were; None where that is not known."""
+    try:
+        speed = artifacts.read_manifest(state.folder).summary.get("tokens_per_second")
+    except InputError:  # never run, or its manifest is damaged: the stage is made anew
         return None
-    speed = artifacts.read_manifest(state.folder).summary.get("tokens_per_second")
     return float(speed) if isinstance(speed, (int, float)) and speed > 0 else None
 
 

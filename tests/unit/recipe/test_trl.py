@@ -156,11 +156,11 @@ def test_owned_arguments_exist() -> None:
 
 
 def test_the_plan_says_what_the_arguments_say() -> None:
-    rows = {name: (value, source) for name, value, source in trl.rows(load("trainer: kto, args: {max_steps: 5}"))}
+    rows = {row.name: (row.value, row.source) for row in trl.rows(load("trainer: kto, args: {max_steps: 5}"))}
     assert rows["steps"] == ("5", "args.max_steps")
     assert rows["learning rate"] == ("1e-06", "default of KTOConfig")
     assert rows["a step takes"][0] == "8 answers, each with its label"
-    rows = {name: (value, source) for name, value, source in trl.rows(load("trainer: grpo, reward: {rule: json}"))}
+    rows = {row.name: (row.value, row.source) for row in trl.rows(load("trainer: grpo, reward: {rule: json}"))}
     assert rows["passes over the data"] == ("3", "default of GRPOConfig")
     assert rows["a step takes"][0] == "8 sampled answers, 8 to each prompt"
     assert rows["longest answer"] == ("512 tokens", "default of GRPOConfig")
