@@ -81,21 +81,21 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.training.reference_logprobs import reference_for
     from align.training.trainer import autocast
 
-    common, loader = ours.common(work, setting), ours.loader(work, setting)
-    train = common["train"].model_dump(exclude_unset=True)
+    arguments, loader = ours.arguments(work, setting), ours.loader(work, setting)
+    train = arguments.train.model_dump(exclude_unset=True)
     spec = DpoStage.model_validate({"kind": "dpo", "data": "given", "beta": BETA, "train": train})
     reference = reference_for(
-        common["model"],
+        arguments.model,
         loader.batches(range(len(work.trees))),
         [len(tree.branches) for tree in work.trees],
         key="reference",
-        cache=common["work"],
-        ranks=common["ranks"],
-        autocast=autocast(spec.train, common["ranks"].device),
+        cache=arguments.work,
+        ranks=arguments.ranks,
+        autocast=autocast(spec.train, arguments.ranks.device),
         own_attention=False,
         microbatch_tokens=spec.train.microbatch_tokens,
     )
-    ours.timed(DpoTrainer, recorder)(loader, (), spec, reference, None, **common).fit()
+    ours.timed(DpoTrainer, recorder)(arguments, loader, (), spec, reference, None).fit()
 
 
 OURS = Contender(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Setting, Work
 from benchmarks.measure import Recorder
 from benchmarks.model import BETAS, EPSILON, LEARNING_RATE, MAX_GRAD_NORM, encoder, policy
+
+if TYPE_CHECKING:
+    from align.training.trainer import TrainerArguments
 
 
 def timed(stage: type, recorder: Recorder) -> Any:
     """A trainer class whose steps are recorded."""
 
     class Timed(stage):  # type: ignore[misc]
-        def _step(self, micro_batches: Any) -> dict[str, float]:
+        def optimizer_step(self, micro_batches: Any) -> dict[str, float]:
             recorder.begin()
-            metrics: dict[str, float] = super()._step(micro_batches)
+            metrics: dict[str, float] = super().optimizer_step(micro_batches)
             recorder.add(metrics["loss"])
             recorder.end()
             return metrics
@@ -40,12 +42,13 @@ def loader(work: Work, setting: Setting) -> Any:
     )
 
 
-def common(work: Work, setting: Setting) -> Mapping[str, Any]:
+def arguments(work: Work, setting: Setting) -> TrainerArguments:
     """The arguments that every trainer of ours takes. Its log goes to a temporary folder."""
     from rich.console import Console
 
     from align.recipe.schema import Train
     from align.training.launch import ranks
+    from align.training.trainer import TrainerArguments
 
     train = Train(
         learning_rate=LEARNING_RATE,
@@ -59,12 +62,7 @@ def common(work: Work, setting: Setting) -> Mapping[str, Any]:
         microbatch_tokens=setting["microbatch_tokens"],
     )
     folder = Path(tempfile.mkdtemp(prefix="align-bench-"))
-    return {
-        "model": policy(),
-        "train": train,
-        "work": folder,
-        "name": "bench",
-        "seed": 0,
-        "console": Console(quiet=True),
-        "ranks": ranks(),
-    }
+    console = Console(quiet=True)
+    return TrainerArguments(
+        model=policy(), train=train, work=folder, name="bench", seed=0, console=console, ranks=ranks()
+    )

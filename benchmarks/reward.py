@@ -64,10 +64,10 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.recipe.schema import RewardStage
     from align.stages.reward.run import RewardTrainer
 
-    common = {**ours.common(work, setting), "model": _scalar()}
-    train = common["train"].model_dump(exclude_unset=True)
+    arguments = replace(ours.arguments(work, setting), model=_scalar())
+    train = arguments.train.model_dump(exclude_unset=True)
     spec = RewardStage.model_validate({"kind": "reward", "data": "given", "l2": 0.0, "train": train})
-    ours.timed(RewardTrainer, recorder)(ours.loader(work, setting), (), spec, **common).fit()
+    ours.timed(RewardTrainer, recorder)(arguments, ours.loader(work, setting), (), spec).fit()
 
 
 def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:

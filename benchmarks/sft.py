@@ -21,7 +21,7 @@ def _prepare(quick: bool) -> Work:
 def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.stages.sft import SftTrainer
 
-    ours.timed(SftTrainer, recorder)(ours.loader(work, setting), (), "token_mean", **ours.common(work, setting)).fit()
+    ours.timed(SftTrainer, recorder)(ours.arguments(work, setting), ours.loader(work, setting), (), "token_mean").fit()
 
 
 def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:

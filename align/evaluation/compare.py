@@ -3,14 +3,24 @@ item."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from align.functional.intervals import ANY, SHARE, Estimate, Range, mean_of, ratio_of, statistic_of, wilson
+from align.functional.intervals import (
+    ANY,
+    SHARE,
+    Estimate,
+    Range,
+    StatisticOfDraws,
+    mean_of,
+    ratio_of,
+    statistic_of,
+    wilson,
+)
 from align.functional.win_rate import length_controlled
 
 Values = npt.NDArray[np.float64]
@@ -75,7 +85,7 @@ class Statistic:
     """What it is, for people."""
     values: Mapping[str, Values]
     """Policy -> [P, K]: what it is computed from, a row for each independent item."""
-    of: Callable[..., Values]
+    of: StatisticOfDraws
     """``of(values, axis=0)`` -> the number; ``of(draws, axis=1)`` of [draws, P, K] -> [draws], NaN where a draw does
     not have it."""
     within: Range = ANY
@@ -97,7 +107,7 @@ class Statistic:
         return difference
 
     @staticmethod
-    def _estimate(values: Values, of: Callable[..., Values], within: Range, seed: int) -> Estimate:
+    def _estimate(values: Values, of: StatisticOfDraws, within: Range, seed: int) -> Estimate:
         low, high = statistic_of(values, of, within, draws=_DRAWS, seed=seed) or (None, None)
         return Estimate(float(of(values, axis=0)), low, high, len(values))
 

@@ -24,10 +24,9 @@ items knows of.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -196,9 +195,16 @@ def correlation(found: float, n: int, level: float = LEVEL) -> Bounds:
     return min(found, math.tanh(middle - half)), max(found, math.tanh(middle + half))
 
 
+class StatisticOfDraws(Protocol):
+    """A statistic of items, computed for many draws of them at once."""
+
+    def __call__(self, draws: npt.NDArray[np.float64], /, axis: int) -> npt.NDArray[np.float64]:
+        """One number for each draw; the items are along ``axis``."""
+
+
 def statistic_of(
     values: npt.ArrayLike,
-    statistic: Callable[..., Any],
+    statistic: StatisticOfDraws,
     within: Range = ANY,
     *,
     draws: int = _DRAWS,

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -49,6 +49,22 @@ from align.models.intake import attention_of, require_finite, take_in
 from align.recipe.schema import Model
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class LoadModel(Protocol):
+    """How a stage loads what it trains: :func:`load_policy`, or what is called like it."""
+
+    def __call__(
+        self,
+        model: Model,
+        /,
+        *,
+        dtype: Literal["fp32", "bf16"],
+        device: torch.device,
+        cache: Path | None,
+        quantize: Literal["nf4"] | None,
+    ) -> nn.Module:
+        """The model, on its device."""
 
 
 def load_policy(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ from align.stages.context import StageContext
 from align.stages.shared.training_run import TrainingRun, prepare, trained
 from align.training.metrics import Mean, add_up
 from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest
-from align.training.trainer import LossOutput, Trainer, autocast, computes_in
+from align.training.trainer import LossOutput, Trainer, TrainerArguments, autocast, computes_in
 
 
 class DpoTrainer(Trainer):
@@ -43,16 +42,16 @@ class DpoTrainer(Trainer):
 
     def __init__(
         self,
+        arguments: TrainerArguments,
         loader: Loader,
         held_out: Sequence[Batch],
         spec: DpoStage,
         reference: ReferenceLogprobs | None,
         held_out_reference: ReferenceLogprobs | None,
-        **common: Any,
     ) -> None:
-        super().__init__(total_steps=len(loader.plan), **common)
+        super().__init__(arguments, total_steps=len(loader.plan))
         self.loader, self.held_out, self.spec, self.pair_loss = loader, held_out, spec, spec.pair_loss
-        self.references = (reference, held_out_reference)
+        self.reference, self.held_out_reference = reference, held_out_reference
         self.term_weights = {"sft": spec.sft_weight}
         self.reference_points = (0.0, 0.0)
         self.error = rounding_error(self.model, computes_in(self.train))
@@ -77,12 +76,12 @@ class DpoTrainer(Trainer):
         chosen_tokens = int((batch.branch_slot[batch.branch] == 0).sum())
         return {"dpo": len(batch.tree_ids), **({"sft": chosen_tokens} if self.spec.sft_weight else {})}
 
-    def loss(self, batch: Batch) -> LossOutput:
+    def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
         """Summed over prompts: the mean preference loss over each prompt's pairs; and the chosen answers' negative
         log-likelihood."""
         logprobs = batch_logprobs(self.model, batch, own_attention=self.loader.layout == "padded")
         policy = segment_sum(logprobs, batch.branch, batch.num_branches)
-        ratios = policy - self._reference_sums(batch)
+        ratios = policy - self._reference_sums(batch, held_out=held_out)
         pairs = Pairs.of(batch)
         per_prompt = segment_mean(self._pair_loss(batch, ratios, pairs), pairs.tree, len(batch.tree_ids))
         terms = {"dpo": per_prompt.sum()}
@@ -96,10 +95,10 @@ class DpoTrainer(Trainer):
         if parts is None:
             return super().forward_backward(batch, counts)
         batch, parts = batch.to(self.ranks.device), parts.to(self.ranks.device)
-        pairs, reference = Pairs.of(batch), self._reference_sums(batch)
+        pairs, reference = Pairs.of(batch), self._reference_sums(batch, held_out=False)
         policy = torch.zeros(batch.num_branches, device=batch.branch.device)
         total = torch.zeros((), device=batch.branch.device)
-        with self._autocast():
+        with self.autocast():
             stream = Stream(self.model, parts)
             # Added up as the reference's are, in the same order: another order would be a difference to it of rounding.
             chosen_sum = segment_sum(stream.logprobs, parts.first.branch, 1)[0]
@@ -125,9 +124,8 @@ class DpoTrainer(Trainer):
             stream.backward(loss)
         return LossOutput(terms, self._metrics(batch, policy, policy - reference, pairs))
 
-    def _reference_sums(self, batch: Batch) -> Tensor:
-        # The model is in training mode in training and only there, so this tells the two data sets apart.
-        reference = self.references[0 if self.model.training else 1]
+    def _reference_sums(self, batch: Batch, *, held_out: bool) -> Tensor:
+        reference = self.held_out_reference if held_out else self.reference
         return torch.zeros(batch.num_branches, device=batch.branch.device) if reference is None else reference(batch)
 
     def _pair_loss(self, batch: Batch, ratios: Tensor, pairs: Pairs) -> Tensor:
@@ -147,13 +145,13 @@ class DpoTrainer(Trainer):
         """Mean log-ratios of chosen and of rejected answers over the whole step, at least 0: KTO's reference points,
         without gradient."""
         parts = []
-        was_training = self.model.training
-        self.model.train(not held_out)
         for cpu_batch in micro_batches:
             batch = cpu_batch.to(self.ranks.device)
-            with self._autocast():
+            with self.autocast():
                 logprobs = batch_logprobs(self.model, batch, own_attention=self.loader.layout == "padded")
-            ratios = segment_sum(logprobs, batch.branch, batch.num_branches) - self._reference_sums(batch)
+            ratios = segment_sum(logprobs, batch.branch, batch.num_branches) - self._reference_sums(
+                batch, held_out=held_out
+            )
             chosen = batch.branch_slot == 0
             parts.append(
                 {
@@ -161,7 +159,6 @@ class DpoTrainer(Trainer):
                     "rejected": Mean(ratios[~chosen].sum(), int((~chosen).sum())),
                 }
             )
-        self.model.train(was_training)
         sums = add_up(self.ranks.gather(add_up(parts)))
         return max(0.0, sums["chosen"].value), max(0.0, sums["rejected"].value)
 
@@ -195,7 +192,7 @@ def run(spec: DpoStage, ctx: StageContext) -> None:
     digest = weights_digest(stage.model) if spec.pair_loss.needs_reference else None
     references = [_reference(stage, store, digest) for store in (stage.data, stage.held_out)]
     trainer = DpoTrainer(
-        stage.training_loader(), stage.all_of(stage.held_out), spec, *references, **stage.trainer_arguments
+        stage.trainer_arguments, stage.training_loader(), stage.all_of(stage.held_out), spec, *references
     )
     stage.train_and_save(trainer, spec.samples)
     warning = both_fell(trainer.progress.first_eval, trainer.progress.last_eval)

@@ -8,7 +8,6 @@ target is the trunk.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from align.batching.batch import Batch
 from align.batching.loader import Loader
@@ -18,14 +17,14 @@ from align.recipe.schema import SftStage
 from align.stages.context import StageContext
 from align.stages.shared.training_run import prepare, trained
 from align.training.metrics import Mean
-from align.training.trainer import LossOutput, Trainer
+from align.training.trainer import LossOutput, Trainer, TrainerArguments
 
 
 class SftTrainer(Trainer):
     """The sft loss on the common loop."""
 
-    def __init__(self, loader: Loader, held_out: Sequence[Batch], loss: str, **common: Any) -> None:
-        super().__init__(total_steps=len(loader.plan), **common)
+    def __init__(self, arguments: TrainerArguments, loader: Loader, held_out: Sequence[Batch], loss: str) -> None:
+        super().__init__(arguments, total_steps=len(loader.plan))
         self.loader, self.held_out, self.per_sequence = loader, held_out, loss == "sequence_mean"
 
     def steps(self) -> Iterator[Sequence[Batch]]:
@@ -40,7 +39,7 @@ class SftTrainer(Trainer):
         """Trained tokens, or conversations."""
         return {"sft": batch.num_branches if self.per_sequence else batch.num_targets}
 
-    def loss(self, batch: Batch) -> LossOutput:
+    def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
         """Summed negative log-likelihood: over tokens, or over each conversation's mean."""
         logprobs = batch_logprobs(self.model, batch, own_attention=self.loader.layout == "padded")
         if not self.per_sequence:
@@ -52,5 +51,5 @@ class SftTrainer(Trainer):
 def run(spec: SftStage, ctx: StageContext) -> None:
     """Fine-tune on conversations."""
     stage = prepare(spec, ctx, trained)
-    trainer = SftTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec.loss, **stage.trainer_arguments)
+    trainer = SftTrainer(stage.trainer_arguments, stage.training_loader(), stage.all_of(stage.held_out), spec.loss)
     stage.train_and_save(trainer, spec.samples)

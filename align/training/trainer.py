@@ -14,11 +14,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from align import files
@@ -72,20 +73,56 @@ class Progress:
     last_eval: dict[str, float] | None = None
     """Of the model that is kept, once the run is over."""
     best_eval: dict[str, float] | None = None
-    best_loss: float | None = None
+    """The evaluation that was best by the trainer's :attr:`Trainer.best_metric`."""
     best_step: int = 0
     evals_without_improvement: int = 0
 
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Progress:
+        """As a checkpoint has it. Those of earlier versions also keep the best loss apart from ``best_eval``."""
+        names = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in saved.items() if name in names})
+
+
+@dataclass(frozen=True)
+class BestMetric:
+    """The held-out metric that says which weights are the best, and which way."""
+
+    name: str
+    better: Literal["lower", "higher"]
+
+    def improved(self, values: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
+        """Is an evaluation better than the best so far, if there was one?"""
+        if best is None:
+            return True
+        now, before = values[self.name], best[self.name]
+        return now < before if self.better == "lower" else now > before
+
+
+@dataclass(frozen=True)
+class TrainerArguments:
+    """What every trainer takes, whatever it trains."""
+
+    model: nn.Module
+    """What is trained: the parameters with ``requires_grad``. On its device already."""
+    train: Train
+    """The recipe's ``train`` block."""
+    work: Path
+    """Folder for checkpoints and logs; a run that finds its own checkpoint there continues from it."""
+    name: str
+    """Of the stage, for messages."""
+    seed: int
+    console: Console
+    ranks: Ranks
+
 
 class Trainer(ABC):
-    """Base of all training stages.
+    """Base of all training stages. A stage overrides ``steps``, ``counts`` and ``loss``, and whatever else of the
+    methods without a leading underscore it needs to.
 
     Args:
-        model: what is trained: the parameters with ``requires_grad``. On its device already.
-        train: the recipe's ``train`` block.
+        arguments: what every trainer takes.
         total_steps: optimiser steps from start to end, known beforehand.
-        work: folder for checkpoints and logs; a run that finds its own checkpoint there continues from it.
-        name, seed, console, ranks: of the stage run.
         groups: parameters with learning rates of their own, clipped apart; together all that is trained. Absent: one
             group.
     """
@@ -93,34 +130,24 @@ class Trainer(ABC):
     term_weights: Mapping[str, float] = {}
     """Weight of each loss term; 1 when absent. A term is divided by its own global count before it is weighted."""
 
-    headline: ClassVar[str] = "loss"
-    """The held-out metric that is told while it runs."""
+    best_metric: ClassVar[BestMetric] = BestMetric("loss", "lower")
+    """The held-out metric that chooses the best weights, ends a run that no longer improves, and is told while it
+    runs."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        train: Train,
-        *,
-        total_steps: int,
-        work: Path,
-        name: str,
-        seed: int,
-        console: Any,
-        ranks: Ranks,
-        groups: Sequence[ParameterGroup] = (),
-    ) -> None:
-        self.model, self.train, self.total_steps, self.work = model, train, total_steps, work
-        self.name, self.seed, self.console, self.ranks = name, seed, console, ranks
-        self.parameters = trainable_parameters(model)
+    def __init__(self, arguments: TrainerArguments, *, total_steps: int, groups: Sequence[ParameterGroup] = ()) -> None:
+        self.model, self.train, self.ranks = arguments.model, arguments.train, arguments.ranks
+        self.work, self.name, self.seed = arguments.work, arguments.name, arguments.seed
+        self.console, self.total_steps = arguments.console, total_steps
+        self.parameters = trainable_parameters(self.model)
         self.groups = tuple(groups) or (ParameterGroup("all", self.parameters),)
         if sorted(name for group in self.groups for name in group.parameters) != sorted(self.parameters):
             raise ValueError("the groups must hold every trained parameter once, and nothing else")
-        self.optimizer = build_optimizer(self.groups, train)
-        self.progress, self.best = Progress(), BestWeights(work)
-        if ranks.device.type == "cpu":
+        self.optimizer = build_optimizer(self.groups, self.train)
+        self.progress, self.best = Progress(), BestWeights(self.work)
+        if self.ranks.device.type == "cpu":
             keep_freed_memory()
-        if train.gradient_checkpointing:
-            enable: Any = model.gradient_checkpointing_enable
+        if self.train.gradient_checkpointing:
+            enable: Any = self.model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     # What a stage says
@@ -134,8 +161,8 @@ class Trainer(ABC):
         """What each loss term is averaged over, in this micro-batch."""
 
     @abstractmethod
-    def loss(self, batch: Batch) -> LossOutput:
-        """Forward one micro-batch (already on the device)."""
+    def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
+        """Forward one micro-batch (already on the device), of the training data or of :meth:`eval_batches`."""
 
     def eval_batches(self) -> Sequence[Batch]:
         """This process's held-out micro-batches; none by default."""
@@ -154,7 +181,7 @@ class Trainer(ABC):
             Interrupted: a signal asked to stop; a checkpoint was saved and the same command continues from it.
         """
         torch.manual_seed(self.seed * 1009 + self.ranks.rank)
-        written = self._resume()
+        written = self.resume()
         log, bar = self._open_log(written)
         self.model.train()
         try:
@@ -163,7 +190,7 @@ class Trainer(ABC):
             steps = iter(self.steps())
             # Asked before every step, so that a run that goes on from where its patience ended takes no further one.
             while not self._patience_is_over() and (micro_batches := next(steps, None)) is not None:
-                metrics = self._step(micro_batches)
+                metrics = self.optimizer_step(micro_batches)
                 self.after_step(metrics)
                 self._finish_step(metrics, log, bar)
         finally:
@@ -177,7 +204,7 @@ class Trainer(ABC):
         self.model.eval()
         return self.progress
 
-    def _step(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+    def optimizer_step(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
         """One optimiser step; returns its metrics."""
         began = time.perf_counter()
         rate = learning_rate(self.train, self.progress.step, self.total_steps)
@@ -191,7 +218,7 @@ class Trainer(ABC):
         self.ranks.sum_gradients(self.parameters.values())
         norms = self._clip()
         sums = self._sum_over_ranks(outputs)
-        metrics = self._values(sums)
+        metrics = self.mean_values(sums)
         metrics |= {**norms, "learning_rate": rate}
         self._refuse_non_finite(metrics, micro_batches)
         self.optimizer.step()
@@ -205,14 +232,15 @@ class Trainer(ABC):
 
     def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
         """One micro-batch: its loss, and the gradient of its share of the step's. ``counts`` are the whole step's."""
-        output = self._forward(batch)
+        output = self.forward(batch, held_out=False)
         if output.terms:
             self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
         return output
 
-    def _forward(self, batch: Batch) -> LossOutput:
-        with self._autocast():
-            return self.loss(batch.to(self.ranks.device))
+    def forward(self, batch: Batch, *, held_out: bool) -> LossOutput:
+        """:meth:`loss` of a micro-batch, in the precision of the recipe and on this process's device."""
+        with self.autocast():
+            return self.loss(batch.to(self.ranks.device), held_out=held_out)
 
     def _clip(self) -> dict[str, float]:
         """Clip each group's gradient; the norm of the whole before that, and of each group when there are several."""
@@ -221,7 +249,8 @@ class Trainer(ABC):
             return {"grad_norm": norms.popitem()[1]}
         return {"grad_norm": math.hypot(*norms.values()), **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of matrix products that the recipe asks for."""
         return autocast(self.train, self.ranks.device)
 
     def _global_counts(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
@@ -238,7 +267,7 @@ class Trainer(ABC):
     def _sum_over_ranks(self, outputs: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
         return add_up(self.ranks.gather(add_up(outputs)))
 
-    def _values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
+    def mean_values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
         """Means by name; ``loss`` is the weighted sum of the terms (named ``loss/TERM`` when there are several)."""
         values = {name: mean.value for name, mean in sums.items() if name != "tokens"}
         terms = {name.removeprefix("loss/"): value for name, value in values.items() if name.startswith("loss/")}
@@ -275,9 +304,9 @@ class Trainer(ABC):
         asked = self.ranks.gather((stop_requested(), due))
         signum = next((s for s, _ in asked if s), None)
         if signum is not None or (self.train.save_steps and step % self.train.save_steps == 0 and not last):
-            self._save(log, asked=True)
+            self.save(log, asked=True)
         elif asked[0][1] and not last:  # by the first process's clock: all save after the same step
-            self._save(log, asked=False)
+            self.save(log, asked=False)
         if signum is not None:
             raise Interrupted(
                 signum, f"{self.name}: stopped at step {step} of {self.total_steps}; saved; the same command continues"
@@ -293,10 +322,10 @@ class Trainer(ABC):
         with torch.no_grad():
             for batch in self.eval_batches():
                 with told_with_errors(batch):
-                    outputs.append(_as_means(self._forward(batch), self.counts(batch)))
+                    outputs.append(_as_means(self.forward(batch, held_out=True), self.counts(batch)))
         self.model.train()
         sums = self._sum_over_ranks(outputs)
-        return self._values(sums) if sums else {}
+        return self.mean_values(sums) if sums else {}
 
     def _evaluate(self, log: MetricsLog | None) -> None:
         values = self.evaluate()
@@ -305,12 +334,8 @@ class Trainer(ABC):
         progress = self.progress
         progress.last_eval = values
         progress.first_eval = progress.first_eval or values
-        if progress.best_loss is None or values["loss"] < progress.best_loss:
-            progress.best_loss, progress.best_step, progress.evals_without_improvement = (
-                values["loss"],
-                progress.step,
-                0,
-            )
+        if self.best_metric.improved(values, progress.best_eval):
+            progress.best_step, progress.evals_without_improvement = progress.step, 0
             progress.best_eval = values
             if self.train.load_best_model and self.ranks.first:
                 self.best.save(progress.step, self.parameters)
@@ -318,7 +343,8 @@ class Trainer(ABC):
             progress.evals_without_improvement += 1
         if log is not None:
             log.write(progress.step, {f"eval/{name}": value for name, value in values.items()})
-            words = f"held-out {self.headline} {values[self.headline]:.4f}"
+            name = self.best_metric.name
+            words = f"held-out {name} {values[name]:.4f}"
             self.console.print(f"{self.name}  step {progress.step}/{self.total_steps}  {words}", highlight=False)
 
     def _patience_is_over(self) -> bool:
@@ -337,14 +363,14 @@ class Trainer(ABC):
     def missing(self, state: Mapping[str, Any]) -> list[Problem]:
         """What is wrong with what else lies in the work folder and is needed to go on from a checkpoint with this
         state."""
-        progress = Progress(**state["progress"])
+        progress = Progress.of(state["progress"])
         return (
             self.best.damage(progress.best_step)
             if self.train.load_best_model and progress.best_eval is not None
             else []
         )
 
-    def _save(self, log: MetricsLog | None, *, asked: bool) -> None:
+    def save(self, log: MetricsLog | None, *, asked: bool) -> None:
         """A checkpoint. One that nobody asked for must not end a run that the disk has room for otherwise."""
         began = time.monotonic()
         states = self.ranks.gather(rng_state())
@@ -371,7 +397,7 @@ class Trainer(ABC):
         self._saving = self._saved_at - began
         self.ranks.barrier()
 
-    def _resume(self) -> str | None:
+    def resume(self) -> str | None:
         """Go on from the newest checkpoint; the digest of the metrics that were written up to it, or None without
         one."""
         self._saved_at, self._saving = time.monotonic(), 0.0
@@ -386,7 +412,7 @@ class Trainer(ABC):
                 hint=_SAME_WORLD,
             )
             raise InputError(problem)
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.of(state["progress"])
         self.load_state_dict(state["stage"])
         self._load_weights(checkpoint.tensors("weights"))
         load_optimizer_tensors(self.optimizer, self.parameters, checkpoint.tensors("optimizer"))
@@ -422,7 +448,7 @@ def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
     return {**terms, **output.metrics}
 
 
-def autocast(train: Train, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(train: Train, device: torch.device) -> AbstractContextManager[None]:
     """The precision that the recipe asks for in matrix products."""
     return nullcontext() if train.autocast is None else torch.autocast(device.type, dtype=torch.bfloat16)
 

@@ -123,7 +123,7 @@ def test_from_a_recipe_to_a_policy(folder: Path, lora: Any) -> None:
     assert {"kl", "baseline"} <= answers[-1].scores.keys()
     summary = result.summaries["ppo"]
     assert summary["iterations"] == 3 and summary["steps"] == 6
-    assert summary["eval_before"].keys() == {"loss", "reward", "length", "finished", "sft_loss"}
+    assert summary["eval_before"].keys() == {"reward", "length", "finished", "sft_loss"}
     assert summary["held_out_change"]["prompts"] == 4
     assert summary["trainable_parameters"] <= summary["parameters"], "the value model's are among them"
     assert len(list(pairs_of(answers))) == 4, "all held-out prompts, though two are printed"

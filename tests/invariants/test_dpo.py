@@ -24,7 +24,7 @@ from align.recipe.schema import DpoStage, Lora
 from align.stages.dpo import DpoTrainer
 from align.training.launch import Ranks
 from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest
-from align.training.trainer import autocast
+from align.training.trainer import TrainerArguments, autocast
 from tests.support.tiny import tiny
 
 VOCAB = 97
@@ -108,15 +108,16 @@ def trainer(
     if spec.pair_loss.needs_reference:
         references = (ref or reference(net, data, spec, work / "r"), reference(net, held_out, spec, work / "h"))
     batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(range(5))
-    common = {
-        "train": spec.train,
-        "work": work,
-        "name": "dpo",
-        "seed": 2,
-        "console": Console(quiet=True),
-        "ranks": Ranks(),
-    }
-    return DpoTrainer(loader, batches, spec, *references, model=net, **common)
+    arguments = TrainerArguments(
+        model=net,
+        train=spec.train,
+        work=work,
+        name="dpo",
+        seed=2,
+        console=Console(quiet=True),
+        ranks=Ranks(),
+    )
+    return DpoTrainer(arguments, loader, batches, spec, *references)
 
 
 def first_step(run: DpoTrainer) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -126,7 +127,7 @@ def first_step(run: DpoTrainer) -> tuple[dict[str, float], dict[str, torch.Tenso
         {n: p.grad.clone() for n, p in run.parameters.items() if p.grad is not None}
     )
     run.model.train()
-    metrics = run._step(next(iter(run.steps())))
+    metrics = run.optimizer_step(next(iter(run.steps())))
     return metrics, gradients
 
 
@@ -333,9 +334,9 @@ def test_reference_stays_while_the_policy_trains(tmp_path: Path) -> None:
     net = tiny("llama")
     run = trainer(tmp_path, data, spec, net)
     first = run.loader.step(0)[0]
-    before = run.references[0](first)  # type: ignore[misc]
+    before = run.reference(first)  # type: ignore[misc]
     run.fit()
-    assert torch.equal(run.references[0](first), before)  # type: ignore[misc]
+    assert torch.equal(run.reference(first), before)  # type: ignore[misc]
     again = reference(tiny("llama"), data, spec, tmp_path / "fresh")
     torch.testing.assert_close(again(first), before, atol=1e-5, rtol=0)
     assert run.evaluate()["loss"] != pytest.approx(math.log(2), abs=1e-4)

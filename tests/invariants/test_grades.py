@@ -21,6 +21,7 @@ from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import RewardStage
 from align.stages.reward.regression import GradesTrainer
 from align.training.launch import Ranks
+from align.training.trainer import TrainerArguments
 from tests.invariants.test_dpo import preferences
 from tests.invariants.test_reward import first_step
 from tests.support.tiny import tiny
@@ -65,15 +66,16 @@ def trainer(work: Path, data: list[Tree], spec: RewardStage, net: ScalarModel) -
     batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(
         range(len(held_out))
     )
-    common = {
-        "train": spec.train,
-        "work": work,
-        "name": "reward",
-        "seed": 2,
-        "console": Console(quiet=True),
-        "ranks": Ranks(),
-    }
-    return GradesTrainer(loader, batches, spec, model=net, **common)
+    arguments = TrainerArguments(
+        model=net,
+        train=spec.train,
+        work=work,
+        name="reward",
+        seed=2,
+        console=Console(quiet=True),
+        ranks=Ranks(),
+    )
+    return GradesTrainer(arguments, loader, batches, spec)
 
 
 def outputs(net: Any, tree: Tree) -> torch.Tensor:

@@ -89,7 +89,7 @@ def points(monkeypatch: pytest.MonkeyPatch, die_at: int | None) -> Callable[[], 
 
         monkeypatch.setattr(owner, name, wrapped)
 
-    for name in ("_evaluate", "_save", "_step"):
+    for name in ("_evaluate", "save", "optimizer_step"):
         around(Trainer, name)
     folders = ("checkpoints", "best")
     monkeypatch.setattr(

@@ -24,6 +24,7 @@ from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import Lora, RewardStage
 from align.stages.reward.run import RewardTrainer, build_reward
 from align.training.launch import Ranks
+from align.training.trainer import TrainerArguments
 from tests.invariants.test_dpo import branch, ids, preferences
 from tests.support.tiny import tiny
 
@@ -76,15 +77,16 @@ def trainer(
     batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(
         range(len(held_out))
     )
-    common = {
-        "train": spec.train,
-        "work": work,
-        "name": "reward",
-        "seed": 2,
-        "console": Console(quiet=True),
-        "ranks": Ranks(),
-    }
-    return RewardTrainer(loader, batches, spec, model=net, **common)
+    arguments = TrainerArguments(
+        model=net,
+        train=spec.train,
+        work=work,
+        name="reward",
+        seed=2,
+        console=Console(quiet=True),
+        ranks=Ranks(),
+    )
+    return RewardTrainer(arguments, loader, batches, spec)
 
 
 def first_step(run: RewardTrainer) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -94,7 +96,7 @@ def first_step(run: RewardTrainer) -> tuple[dict[str, float], dict[str, torch.Te
         {n: p.grad.clone() for n, p in run.parameters.items() if p.grad is not None}
     )
     run.model.train()
-    return run._step(next(iter(run.steps()))), gradients
+    return run.optimizer_step(next(iter(run.steps()))), gradients
 
 
 def path_score(net: Any, tree: Tree, b: int) -> torch.Tensor:
@@ -347,7 +349,7 @@ def test_held_out_scores_are_of_the_final_weights(tmp_path: Path) -> None:
                 for b in range(len(tree.branches))
             }
         assert found == pytest.approx(expected, abs=1e-5)
-    run._save(None, asked=True)
+    run.save(None, asked=True)
     late = trainer(work, data, stage(train={"save_steps": 1}), scalar())
     late.fit()
     assert late.held_out_scores().keys() == expected.keys()

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from align.stages.sft import SftTrainer
 from align.training.checkpoint import newest_checkpoint, save_checkpoint
 from align.training.launch import Ranks, ranks
 from align.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
-from align.training.trainer import LossOutput, computes_in
+from align.training.trainer import BestMetric, LossOutput, Progress, TrainerArguments, computes_in
 from tests.support.root import ROOT
 
 VOCAB = 61
@@ -88,10 +88,7 @@ def trainer(
     work.mkdir(parents=True, exist_ok=True)
     held_out = pack(trees(9, seed=9), microbatch_tokens=train.microbatch_tokens)
     loader = Loader(data.__getitem__, plan, train.microbatch_tokens, train.layout, rank=group.rank, world=group.world)
-    return SftTrainer(
-        loader,
-        [b for i, b in enumerate(held_out) if i % group.world == group.rank],
-        loss,
+    arguments = TrainerArguments(
         model=model() if net is None else net,
         train=train,
         work=work,
@@ -100,6 +97,7 @@ def trainer(
         console=Console(quiet=True),
         ranks=group,
     )
+    return SftTrainer(arguments, loader, [b for i, b in enumerate(held_out) if i % group.world == group.rank], loss)
 
 
 def weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -234,7 +232,7 @@ def test_one_process_says_that_the_run_continues(tmp_path: Path, rank: int) -> N
         part.fit()
     rest = trainer(tmp_path, trees(40), group=_OneOfTwo(rank=rank), save_steps=1)
     rest.console = Console(file=io.StringIO(), width=200)
-    rest._resume()
+    rest.resume()
     assert rest.progress.step == 2
     said = rest.console.file.getvalue()
     assert said == ("sft  continues from step 2 of 5\n" if rank == 0 else "")
@@ -386,6 +384,21 @@ def test_every_process_draws_dropout_of_its_own(tmp_path: Path) -> None:
     assert second == again
 
 
+def test_the_best_metric_has_a_direction() -> None:
+    """The first evaluation is the best so far; an equal one is no improvement."""
+    for better, good, bad in (("lower", 1.0, 3.0), ("higher", 3.0, 1.0)):
+        metric = BestMetric("x", better)
+        assert metric.improved({"x": bad}, None)
+        assert metric.improved({"x": good}, {"x": 2.0}) and not metric.improved({"x": bad}, {"x": 2.0})
+        assert not metric.improved({"x": 2.0}, {"x": 2.0})
+
+
+def test_progress_of_an_earlier_version_is_read() -> None:
+    """Its checkpoints also have the best loss apart from the evaluation that it is of."""
+    now = Progress(step=3, best_eval={"reward": 0.5}, best_step=2)
+    assert Progress.of({**asdict(now), "best_loss": -0.5}) == now
+
+
 @pytest.mark.parametrize("held_out", [False, True])
 def test_memory_that_runs_out_is_told_with_the_micro_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
@@ -395,10 +408,10 @@ def test_memory_that_runs_out_is_told_with_the_micro_batch(
     full = run.eval_batches()[0] if held_out else run.loader.step(0)[0]
     loss = run.loss
 
-    def out_of_memory(batch: Batch) -> LossOutput:
+    def out_of_memory(batch: Batch, *, held_out: bool) -> LossOutput:
         if len(batch.tree_ids) == len(full.tree_ids):
             raise MemoryError
-        return loss(batch)
+        return loss(batch, held_out=held_out)
 
     monkeypatch.setattr(run, "loss", out_of_memory)
     with pytest.raises(MemoryError) as caught:
@@ -440,9 +453,9 @@ def test_best_and_early_stopping(tmp_path: Path) -> None:
     first_best = min(evals, key=lambda step: (evals[step], step))
     assert len([step for step in evals if step > first_best]) == 2, "as soon as the patience is over"
     assert list(evals.values())[-1] >= min(evals.values()) and evals[0] == pytest.approx(untrained)
-    assert progress.best_loss == min(evals.values())
-    assert run.evaluate()["loss"] == pytest.approx(progress.best_loss, abs=1e-6)
-    assert progress.last_eval is not None and progress.last_eval["loss"] == progress.best_loss
+    assert progress.best_eval is not None and progress.best_eval["loss"] == min(evals.values())
+    assert run.evaluate()["loss"] == pytest.approx(min(evals.values()), abs=1e-6)
+    assert progress.last_eval == progress.best_eval
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -464,10 +477,10 @@ def test_a_checkpoint_that_nobody_asked_for_is_done_without(tmp_path: Path, monk
     monkeypatch.setattr("align.training.trainer.save_checkpoint", full)
     run = trainer(tmp_path, trees(8))
     run.console = Console(file=(text := io.StringIO()), width=200)
-    run._save(None, asked=False)
+    run.save(None, asked=False)
     assert text.getvalue() == "sft  note: no checkpoint at step 0: the disk is full\n"
     with pytest.raises(EnvironmentFault, match="the disk is full"):
-        run._save(None, asked=True)
+        run.save(None, asked=True)
 
 
 def test_the_precision_is_the_coarsest_of_a_forward_pass() -> None:
@@ -635,7 +648,7 @@ def test_a_micro_batch_is_computed_where_its_process_computes(tmp_path: Path) ->
 
     run = trainer(tmp_path, trees(8), group=Elsewhere())
     seen: list[Batch] = []
-    run.loss = lambda batch: seen.append(batch) or LossOutput({})  # type: ignore[method-assign, func-returns-value]
+    run.loss = lambda batch, held_out: seen.append(batch) or LossOutput({})  # type: ignore[method-assign, func-returns-value]
     run.forward_backward(run.loader.step(0)[0], {})
     assert [batch.input_ids.device.type for batch in seen] == ["meta"]
 

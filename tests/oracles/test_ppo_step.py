@@ -259,7 +259,7 @@ def test_step_equals_the_second_implementation(tmp_path: Path, case: str, layout
     run.optimizer.step = lambda: gradients.update(  # type: ignore[method-assign]
         {name: p.grad.clone() for name, p in run.parameters.items() if p.grad is not None}
     )
-    metrics = run._step(batches)
+    metrics = run.optimizer_step(batches)
     assert metrics["loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
     assert 0 < metrics["clip_fraction"] < 1 and abs(run.history[0]["kl"]) > 1e-3, "or the step is too easy"
     assert gradients.keys() == run.parameters.keys()

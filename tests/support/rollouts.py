@@ -33,6 +33,7 @@ from align.stages.ppo.trainer import PpoTrainer
 from align.stages.shared.clock import Clock
 from align.stages.shared.training_run import make_loader
 from align.training.launch import Ranks
+from align.training.trainer import TrainerArguments
 from tests.support.saved import rows
 from tests.support.tiny import tiny
 from tests.support.tokenizers import chatml
@@ -221,7 +222,10 @@ def trainer(
         clock=clock,
     )
     console = Console(file=text, width=200) if text else Console(quiet=True)
-    return PpoTrainer(parts, work=work, name="ppo", seed=seed, console=console)
+    arguments = TrainerArguments(
+        model=models, train=spec.train, work=work, name="ppo", seed=seed, console=console, ranks=group
+    )
+    return PpoTrainer(arguments, parts)
 
 
 def conversations_plan(count: int, steps: int) -> StepPlan:

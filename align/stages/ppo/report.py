@@ -125,6 +125,7 @@ def report(
 def _show(ctx: StageContext, result: Mapping[str, Any], answers: Sequence[AnswerRow]) -> None:
     """The before/after table."""
     before, after, change = (result[name] for name in ("eval_before", "eval_after", "held_out_change"))
+    # Stages that earlier versions began have minus the reward as a loss.
     without_loss = {name: value for name, value in (before or {}).items() if name != "loss"}
     before_and_after(ctx, without_loss, after, answers if before and after else ())
     if change:

@@ -51,7 +51,7 @@ from align.stages.ppo.report import answers_before_and_after, change_of, held_ou
 from align.stages.ppo.rollouts import Rollouts, parquet, reference_baselines
 from align.stages.ppo.trainer import PpoTrainer
 from align.stages.shared.clock import Clock
-from align.stages.shared.training_run import kept_step, make_loader, trained
+from align.stages.shared.training_run import kept_step, make_loader, trained, trainer_arguments
 from align.training.launch import Ranks, ranks
 from align.training.reference_logprobs import weights_digest
 
@@ -84,7 +84,7 @@ def run(spec: PpoStage, ctx: StageContext) -> None:
             ranks=group,
             clock=clock,
         )
-        trainer = PpoTrainer(parts, work=ctx.work, name=ctx.name, seed=ctx.seed, console=ctx.console)
+        trainer = PpoTrainer(trainer_arguments(models, spec.train, ctx, group), parts)
         clock.take()  # the reference's answers are no part of an iteration
         trainer.fit()
     if group.first:

@@ -52,7 +52,7 @@ from align.stages.ppo.report import iteration_lines
 from align.stages.ppo.rollouts import parquet, rows_of
 from align.training.metrics import Mean, add_up
 from align.training.optim import ParameterGroup
-from align.training.trainer import LossOutput, Trainer
+from align.training.trainer import BestMetric, LossOutput, Trainer, TrainerArguments
 
 _log = logging.getLogger("align")
 
@@ -60,23 +60,16 @@ _log = logging.getLogger("align")
 class PpoTrainer(Trainer):
     """PPO and its relatives."""
 
-    headline = "reward"
+    best_metric = BestMetric("reward", "higher")
 
-    def __init__(self, parts: Ingredients, **common: Any) -> None:
+    def __init__(self, arguments: TrainerArguments, parts: Ingredients) -> None:
         spec = parts.spec
         self.parts, self.spec, self.models = parts, spec, parts.models
         rates = {"policy": 1.0, "value": spec.value_learning_rate / spec.train.learning_rate}
         groups = [
             ParameterGroup(name, parameters, rates[name]) for name, parameters in parts.models.trainable().items()
         ]
-        super().__init__(
-            model=parts.models,
-            train=spec.train,
-            total_steps=spec.total_steps,
-            ranks=parts.ranks,
-            groups=groups,
-            **common,
-        )
+        super().__init__(arguments, total_steps=spec.total_steps, groups=groups)
         self.term_weights = {"sft": spec.sft_weight, "entropy": spec.entropy_weight}
         self.own_attention = spec.train.layout == "padded"
         self.coefficient = spec.kl_coefficient
@@ -123,12 +116,13 @@ class PpoTrainer(Trainer):
         if inside or self.ranks.broadcast_object(self.ranks.first and is_whole(folder)):
             experience = Experience.load(folder)
         else:
-            settings: dict[str, Any] = {
-                "step": self.progress.step,
-                "coefficient": self.coefficient,
-                "rollouts": self.rollouts_folder,
-            }
-            experience = make_experience(self.parts, iteration, **settings)
+            experience = make_experience(
+                self.parts,
+                iteration,
+                step=self.progress.step,
+                coefficient=self.coefficient,
+                rollouts=self.rollouts_folder,
+            )
             if self.ranks.first:
                 experience.save(folder)
             needed = {step // self.spec.steps_per_iteration for step in self._checkpoint_steps()} | {iteration}
@@ -159,7 +153,7 @@ class PpoTrainer(Trainer):
             return {"value": batch.num_targets}
         return {"sft": batch.num_targets} if self.spec.sft_weight else {}
 
-    def loss(self, batch: Batch) -> LossOutput:
+    def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
         """Summed over tokens: the clipped policy loss and the entropy bonus, or the clipped value loss, or the loss on
         conversations."""
         if isinstance(batch, PolicyBatch):
@@ -202,10 +196,11 @@ class PpoTrainer(Trainer):
         held = 0.0 if clip is None else value_clipped(values, batch.old, batch.returns, clip).sum()
         return LossOutput({"value": losses.sum()}, {"value_clip_fraction": Mean(held, batch.num_targets)})
 
-    def _step(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+    def optimizer_step(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+        """As every trainer's; the first step of an iteration also tells what was sampled for it."""
         begins = self.progress.step % self.spec.steps_per_iteration == 0
         self._largest = 0.0
-        metrics = super()._step(micro_batches)
+        metrics = super().optimizer_step(micro_batches)
         self.models.use("policy")
         metrics["ratio/largest_log"] = max(self.ranks.gather(self._largest))
         return metrics | ({f"rollout/{name}": value for name, value in self.history[-1].items()} if begins else {})
@@ -257,8 +252,7 @@ class PpoTrainer(Trainer):
     # Held-out prompts
 
     def evaluate(self) -> dict[str, float]:
-        """Greedy answers to the held-out prompts: ``reward`` is their mean score, ``loss`` minus that, so that less is
-        better as elsewhere.
+        """Greedy answers to the held-out prompts: ``reward`` is their mean score.
 
         Also their mean length and the share that ends, and the loss on held-out conversations. Empty without held-out
         prompts. The answers are written down beside the rollouts.
@@ -273,13 +267,12 @@ class PpoTrainer(Trainer):
         answers = [of_prompt[0] for of_prompt in samples]
         reward = sum(one.score for one in answers) / len(answers)
         values = {
-            "loss": -reward,
             "reward": reward,
             "length": sum(len(one.answer.ids) for one in answers) / len(answers),
             "finished": sum(one.answer.finished for one in answers) / len(answers),
         }
         with torch.no_grad():
-            outputs = [self._forward(batch).metrics for batch in parts.eval_sft]
+            outputs = [self.forward(batch, held_out=True).metrics for batch in parts.eval_sft]
         values |= {name: mean.value for name, mean in add_up(self.ranks.gather(add_up(outputs))).items()}
         if self.ranks.first:
             rows = rows_of(parts.rollouts.encoder, prompts, samples, step=self.progress.step)

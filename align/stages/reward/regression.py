@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from align.batching.batch import Batch
+from align.batching.loader import Loader
 from align.data.trees.store import TreeStore
 from align.functional import losses
 from align.functional.grade_metrics import evaluate_grades
@@ -26,7 +27,7 @@ from align.stages.context import StageContext
 from align.stages.reward.run import RewardTrainer, build_reward, places, shown, statistics
 from align.stages.shared.training_run import TrainingRun, prepare
 from align.training.metrics import Mean
-from align.training.trainer import LossOutput, Trainer
+from align.training.trainer import LossOutput, Trainer, TrainerArguments
 
 Outputs = dict[tuple[int, int], list[float]]
 """(tree, branch) to the head's outputs."""
@@ -35,8 +36,10 @@ Outputs = dict[tuple[int, int], list[float]]
 class GradesTrainer(RewardTrainer):
     """The squared error on the common loop."""
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    def __init__(
+        self, arguments: TrainerArguments, loader: Loader, held_out: Sequence[Batch], spec: RewardStage
+    ) -> None:
+        super().__init__(arguments, loader, held_out, spec)
         self._outputs: list[tuple[int, int, list[float]]] = []
 
     def eval_batches(self) -> Sequence[Batch]:
@@ -48,11 +51,11 @@ class GradesTrainer(RewardTrainer):
         """Answers."""
         return {"regression": batch.num_branches}
 
-    def loss(self, batch: Batch) -> LossOutput:
+    def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
         """Summed over answers: the mean squared error over each answer's grades."""
         assert batch.grades is not None
         outputs = branch_grades(self.scalar, batch, own_attention=self.loader.layout == "padded")
-        if not self.model.training:
+        if held_out:
             self._outputs += places(batch, outputs)
         found = outputs.detach()
         given = ~batch.grades.isnan()
@@ -63,8 +66,9 @@ class GradesTrainer(RewardTrainer):
         values["scores/mean"] = Mean(self.scalar.score(found).sum(), batch.num_branches)
         return LossOutput({"regression": losses.squared_errors(outputs, batch.grades).sum()}, values)
 
-    def _values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
-        return Trainer._values(self, sums)
+    def mean_values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
+        """As they are: the mean of all scores is among them already."""
+        return Trainer.mean_values(self, sums)
 
     def held_out_outputs(self) -> Outputs:
         """Of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that were
@@ -78,7 +82,7 @@ class GradesTrainer(RewardTrainer):
 def learn_grades(spec: RewardStage, ctx: StageContext) -> None:
     """Train on graded answers, measure the scores on them, and say how near the held-out ones are."""
     stage = prepare(spec, ctx, partial(build_reward, grades=spec.grades), partial(load_start, grades=spec.grades))
-    trainer = GradesTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec, **stage.trainer_arguments)
+    trainer = GradesTrainer(stage.trainer_arguments, stage.training_loader(), stage.all_of(stage.held_out), spec)
     trainer.fit()
     outputs = trainer.held_out_outputs() if stage.held_out is not None else {}
     stats = statistics(stage, trainer)

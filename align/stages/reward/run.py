@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.table import Table
 from torch import Tensor, nn
@@ -38,10 +39,12 @@ from align.stages.context import StageContext
 from align.stages.shared.training_run import TrainingRun, prepare, trained
 from align.terminal import fixed
 from align.training.metrics import Mean
-from align.training.trainer import LossOutput, Trainer, computes_in
+from align.training.trainer import LossOutput, Trainer, TrainerArguments, computes_in
 
 CALIBRATION_PROMPTS = 1000
 """Training prompts whose answers the statistics of the scores are taken from: all, or a random sample of this many."""
+Noise = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+"""How far apart two computations of the difference of two scores may be, pair by pair."""
 SKEWED = 0.6
 """Share of pairs that the longer (or the shorter) answer wins from which the report says so in words."""
 
@@ -49,8 +52,10 @@ SKEWED = 0.6
 class RewardTrainer(Trainer):
     """The ranking loss on the common loop."""
 
-    def __init__(self, loader: Loader, held_out: Sequence[Batch], spec: RewardStage, **common: Any) -> None:
-        super().__init__(total_steps=len(loader.plan), **common)
+    def __init__(
+        self, arguments: TrainerArguments, loader: Loader, held_out: Sequence[Batch], spec: RewardStage
+    ) -> None:
+        super().__init__(arguments, total_steps=len(loader.plan))
         self.loader, self.held_out, self.spec = loader, held_out, spec
         self.term_weights = {"l2": spec.l2}
         self._scored: list[tuple[int, int, float]] = []
@@ -70,10 +75,10 @@ class RewardTrainer(Trainer):
         """Prompts."""
         return dict.fromkeys(("ranking", "l2") if self.spec.l2 else ("ranking",), len(batch.tree_ids))
 
-    def loss(self, batch: Batch) -> LossOutput:
+    def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
         """Summed over prompts: the mean loss over each prompt's pairs."""
         scores = branch_scores(self.scalar, batch, own_attention=self.loader.layout == "padded")
-        if not self.model.training:
+        if held_out:
             self._scored += places(batch, scores)
         pairs = Pairs.of(batch)
         chosen, rejected = scores[pairs.chosen], scores[pairs.rejected]
@@ -108,9 +113,9 @@ class RewardTrainer(Trainer):
         assert isinstance(self.model, ScalarModel)
         return self.model
 
-    def _values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
+    def mean_values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
         """With the mean and the spread of all scores."""
-        values = super()._values(sums)
+        values = super().mean_values(sums)
         mean = (values["scores/chosen"] + values["scores/rejected"]) / 2
         spread = math.sqrt(max(0.0, values.pop("scores/square") - mean**2))
         return {**values, "scores/mean": mean, "scores/std": spread}
@@ -130,7 +135,7 @@ class RewardTrainer(Trainer):
         found: list[tuple[int, int, float]] = []
         for cpu_batch in batches:
             batch = cpu_batch.to(self.ranks.device)
-            with self._autocast():
+            with self.autocast():
                 found += places(batch, branch_scores(self.scalar, batch, own_attention=self.loader.layout == "padded"))
         return _all_of(self.ranks.gather(found))
 
@@ -167,7 +172,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     buckets = balanced.balance.report() if isinstance(balanced, BalancedTrees) else None
     if buckets:
         _show_buckets(ctx, buckets)
-    trainer = RewardTrainer(stage.training_loader(), stage.all_of(stage.held_out), spec, **stage.trainer_arguments)
+    trainer = RewardTrainer(stage.trainer_arguments, stage.training_loader(), stage.all_of(stage.held_out), spec)
     trainer.fit()
     held_out_scores = trainer.held_out_scores()
     stats = statistics(stage, trainer)
@@ -199,7 +204,7 @@ def statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:
 
 
 def _judge(
-    stage: TrainingRun, scores: Mapping[tuple[int, int], float], noise: Callable[..., Any]
+    stage: TrainingRun, scores: Mapping[tuple[int, int], float], noise: Noise
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The numbers on the natural and on the length-balanced held-out data, and what a reader must be told in words."""
     trees = _trees(stage.data)
@@ -232,9 +237,7 @@ def _trees(store: TreeStore) -> list[Tree]:
     return [store[i] for i in range(len(store))]
 
 
-def _scored_pairs(
-    trees: Sequence[Tree], scores: Mapping[tuple[int, int], float], noise: Callable[..., Any]
-) -> ScoredPairs:
+def _scored_pairs(trees: Sequence[Tree], scores: Mapping[tuple[int, int], float], noise: Noise) -> ScoredPairs:
     table = PairTable.of(trees)
     chosen = np.array([scores[t, 0] for t in table.tree.tolist()], dtype=np.float64)
     rejected = np.array(

@@ -26,7 +26,7 @@ from align.models.canary import require_own_logprobs, require_own_states
 from align.models.compute.forward import causal_lm
 from align.models.files.positions import positions, require_positions
 from align.models.generate import answer
-from align.models.load import load_encoder, load_policy
+from align.models.load import LoadModel, load_encoder, load_policy
 from align.models.merging import merged_copy
 from align.models.save import save_policy
 from align.models.scalar.heads import ScalarModel
@@ -36,7 +36,7 @@ from align.stages.shared.training_data import StageData, TrainsOnRows, read_data
 from align.terminal import byte_size, fixed, plain
 from align.training.launch import Ranks, ranks
 from align.training.memory import peak_memory_bytes
-from align.training.trainer import Trainer
+from align.training.trainer import Trainer, TrainerArguments
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,9 @@ class TrainingRun:
         return [] if store is None else self.loader(store).batches(range(len(store)))
 
     @property
-    def trainer_arguments(self) -> dict[str, Any]:
+    def trainer_arguments(self) -> TrainerArguments:
         """What every trainer takes."""
-        return {
-            "model": self.model,
-            "train": self.spec.train,
-            "work": self.ctx.work,
-            "name": self.ctx.name,
-            "seed": self.ctx.seed,
-            "console": self.ctx.console,
-            "ranks": self.group,
-        }
+        return trainer_arguments(self.model, self.spec.train, self.ctx, self.group)
 
     def train_and_save(self, trainer: Trainer, samples: int) -> None:
         """Train, save the policy, and report held-out metrics and the answers to some prompts, before and after."""
@@ -169,6 +161,13 @@ def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[in
     )
 
 
+def trainer_arguments(model: nn.Module, train: Train, ctx: StageContext, group: Ranks) -> TrainerArguments:
+    """What the trainer of a stage run takes, whatever it trains."""
+    return TrainerArguments(
+        model=model, train=train, work=ctx.work, name=ctx.name, seed=ctx.seed, console=ctx.console, ranks=group
+    )
+
+
 def keep_logs(ctx: StageContext, *folders: str) -> None:
     """Metrics, and what else of the work folder belongs into the result, if it is there."""
     files.atomic_write(ctx.out / "metrics.jsonl", (ctx.work / "metrics.jsonl").read_bytes())
@@ -197,7 +196,7 @@ def prepare(
     spec: TrainsOnRows,
     ctx: StageContext,
     build: Callable[[Any, Lora | None, int], nn.Module],
-    load: Callable[..., nn.Module] = load_policy,
+    load: LoadModel = load_policy,
 ) -> TrainingRun:
     """Read and encode the data, plan the steps, and load the model; says what was read and what was left out.
 
