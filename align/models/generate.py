@@ -17,6 +17,9 @@ from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
 from align.models.compute.forward import causal_lm, own_attention_name
 
+BATCH = 16
+"""Prompts that are continued at the same time."""
+
 
 def answer(
     model: nn.Module,
@@ -28,7 +31,7 @@ def answer(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-    batch: int = 16,
+    batch: int = BATCH,
 ) -> list[list[int]]:
     """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``;
     ``batch`` at a time.

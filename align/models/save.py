@@ -28,6 +28,7 @@ from align.models.generate import answer, embedding_rows, generating
 from align.models.intake import LEFT_OUT
 from align.models.load import require_rows
 from align.models.merging import merged_copy, require_same
+from align.models.placement import WHOLE
 from align.recipe.schema import Model
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
@@ -131,7 +132,7 @@ def save_weights(model: PreTrainedModel, out: Path, **lent: Any) -> None:
     try:
         for name, value in lent.items():
             setattr(model, name, value)
-        model.save_pretrained(out)
+        model.save_pretrained(out, state_dict=WHOLE.state(model.state_dict()))
     finally:
         for name, value in before.items():
             setattr(model, name, value)

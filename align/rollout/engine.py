@@ -6,7 +6,7 @@ Text is never tokenised here and samples are never tokenised again: what is trai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -51,8 +51,7 @@ class Sample:
     finish_reason: Literal["stop", "length"]
     """``stop``: ended by itself. ``length``: cut at ``max_new_tokens``."""
     version: int
-    """Which weights it was sampled from: the ``version`` of the last :meth:`RolloutEngine.load_weights`, 0 before the
-    first."""
+    """Which weights it was sampled from: the ``version`` of the last :class:`WeightSource`, 0 before the first."""
 
     @property
     def finished(self) -> bool:
@@ -60,8 +59,26 @@ class Sample:
         return self.finish_reason == "stop"
 
 
+@dataclass(frozen=True)
+class WeightSource:
+    """The weights of a policy for engines to sample from: all tensors by their names in transformers, adapters merged
+    in. Every iteration over it starts anew, so that several engines can take them, or one can look again."""
+
+    version: int
+    """Names these weights; echoed by every completion that is sampled from them."""
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]]
+    """Begins an iteration; one tensor at a time, so that no second copy of a model is held."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.tensors())
+
+
 class RolloutEngine(Protocol):
     """Samples from a policy. Opened by :func:`align.rollout.engines.open_engine`; to be closed, best by ``with``."""
+
+    together: int
+    """Samples that it draws at the same time from one stream of random numbers. Whoever has more to sample asks in
+    pieces of about this size (:mod:`align.rollout.dispatch`)."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """``sampling.n`` completions of every prompt: ``[prompt][sample]``, the samples of a prompt drawn
@@ -71,9 +88,8 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Sample from these weights from now on: all tensors of the model by their names in transformers, adapters
-        merged in."""
+    def load_weights(self, weights: WeightSource) -> None:
+        """Sample from these weights from now on."""
         ...
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from align.rollout.process import ProcessEngine
 from align.rollout.scripted import ScriptedEngine
 from align.rollout.sync import CANARY_TOKENS, push
 from align.rollout.transformers import TransformersEngine
-from align.rollout.vllm import VllmEngine
+from align.rollout.vllm import VllmEngine, VllmSettings
 
 _log = logging.getLogger("align")
 
@@ -109,18 +109,18 @@ def _vllm(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not torch.cuda.is_available():
         require_head_size(config)
-    settings: dict[str, Any] = {
-        "stop_ids": list(encoder.stop_ids),
-        "vocabulary": encoder.vocabulary,
-        "dtype": precision(rollout),
-        "max_length": min(max_length, config.get("max_position_embeddings") or max_length),
-        "cache_bytes": int(rollout.cache_gb * 1e9) if rollout.cache_gb is not None else _default_cache(),
-        "max_sequences": rollout.max_sequences,
-    }
+    settings = VllmSettings(
+        stop_ids=list(encoder.stop_ids),
+        vocabulary=encoder.vocabulary,
+        dtype=precision(rollout),
+        max_length=min(max_length, config.get("max_position_embeddings") or max_length),
+        cache_bytes=int(rollout.cache_gb * 1e9) if rollout.cache_gb is not None else _default_cache(),
+        max_sequences=rollout.max_sequences,
+    )
     own_process = (
         rollout.own_process if rollout.own_process is not None else several or VllmEngine.in_use or not _native(config)
     )
-    return ProcessEngine(folder, **settings) if own_process else VllmEngine(folder, **settings)
+    return ProcessEngine(folder, settings) if own_process else VllmEngine(folder, settings)
 
 
 def _default_cache() -> int:

@@ -12,17 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from align import errors, files
 from align.errors import AlignError, EnvironmentFault
-from align.rollout.engine import Sample, Sampling
+from align.rollout.engine import Sample, Sampling, WeightSource
+from align.rollout.vllm import VllmSettings
 
 PATIENCE_S = 600.0
 """Seconds without a sign of life after which the worker counts as hung."""
@@ -37,7 +37,8 @@ class ProcessEngine:
         EnvironmentFault: the worker does not start, dies, or hangs; the message carries its own last words.
     """
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, settings: VllmSettings) -> None:
+        self.together = settings.max_sequences
         self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed with the engine
         ours, theirs = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_WORKER}
@@ -53,7 +54,7 @@ class ProcessEngine:
         theirs.close()
         self._socket, self._unread = ours, b""
         try:
-            self._ask({"do": "open", "folder": str(folder), **settings})
+            self._ask({"do": "open", "folder": str(folder), "settings": asdict(settings)})
         except BaseException:
             self.close()
             raise
@@ -77,7 +78,7 @@ class ProcessEngine:
             for answers in reply["completions"]
         ]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def load_weights(self, weights: WeightSource) -> None:
         """See :class:`align.rollout.engine.RolloutEngine`. The weights pass through a file in memory, which only this
         user can read."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
@@ -92,7 +93,7 @@ class ProcessEngine:
         try:
             files.free_space_or_raise(folder, size)
             save_file(tensors, folder / "weights.safetensors")
-            self._ask({"do": "load", "file": str(folder / "weights.safetensors"), "version": version})
+            self._ask({"do": "load", "file": str(folder / "weights.safetensors"), "version": weights.version})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

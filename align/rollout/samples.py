@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import numpy as np
 from rich.console import Console
 
 from align.errors import InputError, Interrupted, Problem
-from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
+from align.rollout.dispatch import Pieces, of_piece
+from align.rollout.engine import RolloutEngine, Sample, Sampling
 from align.rollout.progress import CountBar
 from align.sealed import PartStore
 from align.signals import stop_requested
@@ -85,13 +86,13 @@ def sample_shards(
     """
     samples = min(SHARD_SAMPLES, max(LEAST_SAMPLES, SHARD_TOKENS // sampling.max_new_tokens))
     size = shard_prompts or -(-samples // sampling.n)
-    starts = range(0, len(prompts), size)
+    pieces = Pieces(len(prompts), size)
     everything = {**key, "sampling": asdict(sampling), "prompts": prompts_digest(prompts), "shard_prompts": size}
     kept = PartStore(folder, "samples", "parquet", everything)
-    mine = range(rank, len(starts), world)
+    mine = pieces.share(rank, world)
     todo = [number for number in mine if kept.find(number) is None]
     if todo:
-        lengths = {number: len(prompts[starts[number] : starts[number] + size]) for number in mine}
+        lengths = {number: len(pieces[number]) for number in mine}
         with engine as running, CountBar(console, name, "samples", sum(lengths.values()) * sampling.n) as bar:
             bar.found(sum(lengths[number] for number in set(mine) - set(todo)) * sampling.n)
             for place, number in enumerate(todo):
@@ -99,11 +100,11 @@ def sample_shards(
                     raise Interrupted(
                         signum, f"{name}: stopped with {len(todo) - place} shards to go; the same command continues"
                     )
-                batch = prompts[starts[number] : starts[number] + size]
-                made = running.generate(batch, replace(sampling, seed=sample_seed(sampling.seed, number)))
-                kept.keep(number, _content(made, starts[number]))
-                bar.advance(len(batch) * sampling.n)
-    return Samples(kept, [len(prompts[start : start + size]) for start in starts])
+                piece = pieces[number]
+                made = running.generate(prompts[piece.start : piece.stop], of_piece(sampling, number))
+                kept.keep(number, _content(made, piece.start))
+                bar.advance(len(piece) * sampling.n)
+    return Samples(kept, [len(piece) for piece in pieces])
 
 
 def prompts_digest(prompts: Sequence[Sequence[int]]) -> str:

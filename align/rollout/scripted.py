@@ -3,17 +3,16 @@ without a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from align.data.chat.encoder import Encoder
 from align.data.sources.readers import BadRow, read_rows
 from align.errors import InputError, Problem
 from align.recipe.schema import DataSource
-from align.rollout.engine import Sample, Sampling, sample_seed
+from align.rollout.engine import Sample, Sampling, WeightSource, sample_seed
 from align.rollout.limits import require_room
 
 _PROBE = "probequestion"
@@ -35,6 +34,9 @@ class ScriptedEngine:
         InputError: a bad row, with file and line; or none at all.
     """
 
+    together = sys.maxsize
+    """Each sample has a seed of its own."""
+
     def __init__(self, script: Path, encoder: Encoder, *, max_length: int | None = None) -> None:
         self._encoder, self._max_length = encoder, max_length
         self._version = 0
@@ -55,9 +57,9 @@ class ScriptedEngine:
             made.append([self._completion(ids, sampling.max_new_tokens) for ids in chosen])
         return made
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def load_weights(self, weights: WeightSource) -> None:
         """A script has no weights: only the version changes."""
-        self._version = version
+        self._version = weights.version
 
     def close(self) -> None:
         """Nothing to free."""

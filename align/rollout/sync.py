@@ -17,7 +17,8 @@ from align.errors import TrainingFault
 from align.models.adapters import is_lora_layer, unwrap
 from align.models.compute.forward import batch_logprobs, causal_lm
 from align.models.merging import merged_weight
-from align.rollout.engine import RolloutEngine, Sample, Sampling
+from align.models.placement import WHOLE
+from align.rollout.engine import RolloutEngine, Sample, Sampling, WeightSource
 
 CANARY_TOKENS = 2
 """Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In
@@ -63,7 +64,7 @@ def push(
     Raises:
         TrainingFault: the engine holds other weights, or its log-probs are further off than rounding explains.
     """
-    engine.load_weights(policy_weights(model), version=version)
+    engine.load_weights(weights_of(model, version))
     return prove(engine, model, version=version, canaries=canaries, dtype=dtype)
 
 
@@ -96,6 +97,11 @@ def prove(
     return proof
 
 
+def weights_of(model: nn.Module, version: int) -> WeightSource:
+    """The policy's weights, each time as they are then."""
+    return WeightSource(version, lambda: policy_weights(model))
+
+
 def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All tensors of the policy by their names in transformers, one at a time; active adapters are merged into theirs.
 
@@ -103,16 +109,16 @@ def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     lm = causal_lm(unwrap(model))
     adapted: dict[str, Any] = {name: module for name, module in lm.named_modules() if is_lora_layer(module)}
-    for name, parameter in lm.named_parameters():
+    for name, parameter in WHOLE.full_parameters(lm):
         *path, own = name.split(".")
         if any(part.startswith("lora_") for part in path):
             continue
         if path and path[-1] == "base_layer":
             layer = adapted[".".join(path[:-1])]
             dtype = parameter.dtype if parameter.is_floating_point() else lm.dtype
-            yield ".".join((*path[:-1], own)), merged_weight(layer).to(dtype) if own == "weight" else parameter.detach()
+            yield ".".join((*path[:-1], own)), merged_weight(layer).to(dtype) if own == "weight" else parameter
         else:
-            yield name, parameter.detach()
+            yield name, parameter
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if getattr(lm.config.get_text_config(), "tie_word_embeddings", False) and head is not None:
         name = next(name for name, module in lm.named_modules() if module is head)

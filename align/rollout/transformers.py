@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
-from align.models.generate import answer
-from align.rollout.engine import Sample, Sampling
+from align.models.generate import BATCH, answer
+from align.rollout.engine import Sample, Sampling, WeightSource
 from align.rollout.limits import require_room
 from align.rollout.sync import policy_logprobs
 
@@ -20,6 +20,9 @@ class TransformersEngine:
 
     ``max_length`` bounds a prompt with its answer, in tokens.
     """
+
+    together = BATCH
+    """As many as it generates at once."""
 
     def __init__(self, model: nn.Module, encoder: Encoder, *, max_length: int, shared: bool) -> None:
         self._model, self._encoder, self._max_length, self._shared, self._version = (
@@ -66,7 +69,7 @@ class TransformersEngine:
             for completions in answers
         ]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def load_weights(self, weights: WeightSource) -> None:
         """Copy the weights into the model, unless it is the trained one, which has them."""
         if not self._shared:
             own = dict(unwrap(self._model).named_parameters())
@@ -74,7 +77,7 @@ class TransformersEngine:
                 for name, tensor in weights:
                     if name in own:  # a tied LM head comes twice
                         own[name].copy_(tensor)
-        self._version = version
+        self._version = weights.version
 
     def close(self) -> None:
         """Nothing to free: the model is the caller's."""

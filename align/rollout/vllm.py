@@ -14,18 +14,18 @@ import os
 import random
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.distributed.distributed_c10d import GroupMember
 
 from align.errors import EnvironmentFault
-from align.rollout.engine import Sample, Sampling
+from align.rollout.engine import Sample, Sampling, WeightSource
 from align.rollout.limits import require_room
 from align.rollout.weight_check import Arrived
 
@@ -39,17 +39,28 @@ _QUIET = {
 """Set before vLLM is imported, where the user has not set them."""
 
 
+@dataclass(frozen=True)
+class VllmSettings:
+    """How vLLM serves a model."""
+
+    stop_ids: Sequence[int]
+    """The ids that end an answer."""
+    vocabulary: int
+    """Ids from here on have no token, and are never sampled."""
+    dtype: Literal["fp32", "bf16"]
+    max_length: int
+    """Longest prompt with its answer, in tokens."""
+    cache_bytes: int
+    """Size of the key-value cache."""
+    max_sequences: int
+    """Answers that are written at the same time."""
+
+
 class VllmEngine:
     """Samples with vLLM from the model in ``folder`` until :meth:`load_weights` brings others.
 
     Args:
         folder: configuration and weights of a whole model (no adapter).
-        stop_ids: the ids that end an answer.
-        vocabulary: ids from here on have no token, and are never sampled.
-        dtype: ``fp32`` or ``bf16``.
-        max_length: longest prompt with its answer, in tokens.
-        cache_bytes: size of the key-value cache.
-        max_sequences: answers that are written at the same time.
         alive: called after every step of sampling.
 
     Raises:
@@ -60,21 +71,16 @@ class VllmEngine:
     in_use: ClassVar[bool] = False
     """Is there one in this process?"""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        stop_ids: Sequence[int],
-        vocabulary: int,
-        dtype: str,
-        max_length: int,
-        cache_bytes: int,
-        max_sequences: int,
-        alive: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, folder: Path, settings: VllmSettings, *, alive: Callable[[], None] = lambda: None) -> None:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
-        self._stop_ids, self._max_length, self._version, self._alive = list(stop_ids), max_length, 0, alive
+        self.together = settings.max_sequences
+        self._stop_ids, self._max_length, self._version, self._alive = (
+            list(settings.stop_ids),
+            settings.max_length,
+            0,
+            alive,
+        )
         self._group: Any = None  # vLLM's default process group, while it is not at work
         self._llm: Any = None
         if VllmEngine.in_use:
@@ -82,14 +88,14 @@ class VllmEngine:
                 "there is a vLLM engine in this process already", hint="set rollout.own_process: true"
             )
         self._closed, VllmEngine.in_use = False, True
-        settings: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": str(folder),
             "skip_tokenizer_init": True,
             "trust_remote_code": False,
-            "dtype": {"fp32": "float32", "bf16": "bfloat16"}[dtype],
-            "max_model_len": max_length,
-            "max_num_seqs": max_sequences,
-            "kv_cache_memory_bytes": cache_bytes,
+            "dtype": {"fp32": "float32", "bf16": "bfloat16"}[settings.dtype],
+            "max_model_len": settings.max_length,
+            "max_num_seqs": settings.max_sequences,
+            "kv_cache_memory_bytes": settings.cache_bytes,
             "enforce_eager": not torch.cuda.is_available(),
             "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
             "generation_config": "vllm",  # none of the model's own sampling defaults
@@ -100,13 +106,13 @@ class VllmEngine:
             with self._at_work(), _quietly():
                 from vllm import LLM
 
-                self._llm = LLM(**settings)
+                self._llm = LLM(**arguments)
                 config = self._llm.llm_engine.model_config.hf_config.get_text_config()
         except (ValueError, RuntimeError, AssertionError, ImportError, OSError) as error:
             self.close()
             hint = "lower rollout.cache_gb or rollout.max_sequences, or set rollout.engine: transformers"
             raise EnvironmentFault(f"vLLM does not start with {folder}: {_reason(error)}", hint=hint) from error
-        self._allowed = list(range(vocabulary)) if vocabulary < config.vocab_size else None
+        self._allowed = list(range(settings.vocabulary)) if settings.vocabulary < config.vocab_size else None
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """See :class:`align.rollout.engine.RolloutEngine`.
@@ -164,7 +170,7 @@ class VllmEngine:
         logprobs = tuple(float(entry[token].logprob) for token, entry in zip(ids, output.logprobs, strict=True))
         return Sample(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self._version)
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def load_weights(self, weights: WeightSource) -> None:
         """See :class:`align.rollout.engine.RolloutEngine`.
 
         Raises:
@@ -175,7 +181,7 @@ class VllmEngine:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": arrived.seen(weights)})
             self._llm.reset_prefix_cache()  # it holds keys and values of the old weights
             self._llm.apply_model(arrived.require)
-        self._version = version
+        self._version = weights.version
 
     def close(self) -> None:
         """Shut the engine down and give its memory back; the default process group goes with it."""

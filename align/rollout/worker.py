@@ -41,12 +41,14 @@ class _Server:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What the client asked for."""
-        from align.rollout.engine import Sampling
-        from align.rollout.vllm import VllmEngine
+        from align.rollout.engine import Sampling, WeightSource
+        from align.rollout.vllm import VllmEngine, VllmSettings
 
         match request.pop("do"):
             case "open":
-                self._engine = VllmEngine(Path(request.pop("folder")), **request, alive=self.alive)
+                self._engine = VllmEngine(
+                    Path(request["folder"]), VllmSettings(**request["settings"]), alive=self.alive
+                )
                 return {}
             case "generate":
                 found = self._engine.generate(request["prompts"], Sampling(**request["sampling"]))
@@ -56,9 +58,10 @@ class _Server:
 
                 with safe_open(request["file"], framework="pt") as tensors:
                     names = tensors.keys()
-                    self._engine.load_weights(
-                        ((name, tensors.get_tensor(name)) for name in names), version=request["version"]
+                    source = WeightSource(
+                        request["version"], lambda: ((name, tensors.get_tensor(name)) for name in names)
                     )
+                    self._engine.load_weights(source)
                 return {}
         raise ValueError("unknown request")
 

@@ -13,18 +13,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from align.models.placement import WHOLE, Placement, SummedGradients
 from align.signals import LAUNCHER, handled
-
-_BUCKET_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -68,35 +66,10 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add up the gradients of all processes in place, a few large messages instead of many small ones.
-
-        Losses are already divided by global counts, so the sum is the gradient of the whole step; a process without a
-        micro-batch contributes zeros.
-        """
-        if self.world == 1:
-            return
-        bucket: list[Tensor] = []
-        size = 0
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if bucket and (size > _BUCKET_BYTES or bucket[0].dtype != parameter.grad.dtype):
-                _reduce(bucket)
-                bucket, size = [], 0
-            bucket.append(parameter.grad)
-            size += parameter.grad.numel() * parameter.grad.element_size()
-        if bucket:
-            _reduce(bucket)
-
-
-def _reduce(bucket: list[Tensor]) -> None:
-    flat = torch.cat([gradient.flatten() for gradient in bucket])
-    dist.all_reduce(flat)
-    start = 0
-    for gradient in bucket:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
+    @property
+    def placement(self) -> Placement:
+        """How these processes hold what is trained."""
+        return SummedGradients() if self.world > 1 else WHOLE
 
 
 _ranks: Ranks | None = None

@@ -92,12 +92,3 @@ def load_optimizer_tensors(
         optimizer.state[parameter][field] = (
             value.to(parameter.device) if value.ndim or parameter.device.type != "cpu" else value
         )
-
-
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> float:
-    """Scale the gradients to at most ``max_norm`` in place and return the norm they had (fp32)."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_([p for p in parameters if p.grad is not None], max_norm, norm)
-    return float(norm)

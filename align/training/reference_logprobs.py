@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -20,6 +21,7 @@ from align import sealed
 from align.batching.batch import Batch
 from align.functional.segments import segment_sum
 from align.models.compute.stream import logprobs_in_groups
+from align.models.placement import WHOLE
 from align.training.launch import Ranks
 
 
@@ -38,9 +40,10 @@ class ReferenceLogprobs:
 def weights_digest(model: nn.Module) -> str:
     """sha256 over names, types and bytes of all parameters and persistent buffers, as they are in memory."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(WHOLE.state(model.state_dict()).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().contiguous().view(torch.uint8).cpu().numpy())
+        content: Any = value.contiguous().view(torch.uint8).cpu().numpy()
+        digest.update(content)
     return digest.hexdigest()
 
 

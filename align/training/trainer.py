@@ -43,7 +43,6 @@ from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
 from align.training.optim import (
     ParameterGroup,
     build_optimizer,
-    clip_gradients,
     learning_rate,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -135,7 +134,8 @@ class Trainer(ABC):
     runs."""
 
     def __init__(self, arguments: TrainerArguments, *, total_steps: int, groups: Sequence[ParameterGroup] = ()) -> None:
-        self.model, self.train, self.ranks = arguments.model, arguments.train, arguments.ranks
+        self.train, self.ranks, self.placement = arguments.train, arguments.ranks, arguments.ranks.placement
+        self.model = self.placement.wrap(arguments.model)
         self.work, self.name, self.seed = arguments.work, arguments.name, arguments.seed
         self.console, self.total_steps = arguments.console, total_steps
         self.parameters = trainable_parameters(self.model)
@@ -199,7 +199,7 @@ class Trainer(ABC):
             if bar is not None:
                 bar.close()
         if self.train.load_best_model and self.progress.best_eval is not None:  # the best may be what it started from
-            self._load_weights(self.best.load(self.progress.best_step))
+            self.placement.load(self.parameters, self.best.load(self.progress.best_step))
             self.progress.last_eval = self.progress.best_eval
         self.model.eval()
         return self.progress
@@ -215,8 +215,7 @@ class Trainer(ABC):
             with told_with_errors(batch):
                 output = self.forward_backward(batch, counts)
             outputs.append({**_as_means(output, self.counts(batch)), "tokens": Mean(batch.num_tokens, 1)})
-        self.ranks.sum_gradients(self.parameters.values())
-        norms = self._clip()
+        norms = self._reduce_and_clip()
         sums = self._sum_over_ranks(outputs)
         metrics = self.mean_values(sums)
         metrics |= {**norms, "learning_rate": rate}
@@ -242,9 +241,11 @@ class Trainer(ABC):
         with self.autocast():
             return self.loss(batch.to(self.ranks.device), held_out=held_out)
 
-    def _clip(self) -> dict[str, float]:
-        """Clip each group's gradient; the norm of the whole before that, and of each group when there are several."""
-        norms = {g.name: clip_gradients(list(g.parameters.values()), self.train.max_grad_norm) for g in self.groups}
+    def _reduce_and_clip(self) -> dict[str, float]:
+        """The step's gradient, each group's clipped; the norm of the whole before that, and of each group when there
+        are several."""
+        groups = {group.name: group.parameters.values() for group in self.groups}
+        norms = self.placement.reduce_and_clip(self.parameters, groups, self.train.max_grad_norm)
         if len(norms) == 1:
             return {"grad_norm": norms.popitem()[1]}
         return {"grad_norm": math.hypot(*norms.values()), **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
@@ -337,8 +338,9 @@ class Trainer(ABC):
         if self.best_metric.improved(values, progress.best_eval):
             progress.best_step, progress.evals_without_improvement = progress.step, 0
             progress.best_eval = values
-            if self.train.load_best_model and self.ranks.first:
-                self.best.save(progress.step, self.parameters)
+            weights = self.placement.state(self.parameters) if self.train.load_best_model else {}
+            if weights and self.ranks.first:
+                self.best.save(progress.step, weights)
         else:
             progress.evals_without_improvement += 1
         if log is not None:
@@ -374,10 +376,12 @@ class Trainer(ABC):
         """A checkpoint. One that nobody asked for must not end a run that the disk has room for otherwise."""
         began = time.monotonic()
         states = self.ranks.gather(rng_state())
+        weights = self.placement.state(self.parameters)
+        moments = self.placement.state(optimizer_tensors(self.optimizer, self.parameters))
         if self.ranks.first:
             tensors: dict[str, Mapping[str, Tensor]] = {
-                "weights": self.parameters,
-                "optimizer": optimizer_tensors(self.optimizer, self.parameters),
+                "weights": weights,
+                "optimizer": moments,
                 **{f"rng-{rank}": state for rank, state in enumerate(states)},
             }
             state = {"progress": asdict(self.progress), "stage": self.state_dict(), "world": self.ranks.world}
@@ -414,7 +418,7 @@ class Trainer(ABC):
             raise InputError(problem)
         self.progress = Progress.of(state["progress"])
         self.load_state_dict(state["stage"])
-        self._load_weights(checkpoint.tensors("weights"))
+        self.placement.load(self.parameters, checkpoint.tensors("weights"))
         load_optimizer_tensors(self.optimizer, self.parameters, checkpoint.tensors("optimizer"))
         set_rng_state(checkpoint.tensors(f"rng-{self.ranks.rank}"))
         if self.ranks.first:
@@ -422,11 +426,6 @@ class Trainer(ABC):
                 f"{self.name}  continues from step {self.progress.step} of {self.total_steps}", highlight=False
             )
         return str(state["metrics"])
-
-    def _load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
 
     def _open_log(self, written: str | None) -> tuple[MetricsLog | None, ProgressBar | None]:
         if not self.ranks.first:

@@ -31,7 +31,7 @@ from align.rollout.engine import RolloutEngine, Sampling
 from align.rollout.engines import open_engine
 from align.rollout.process import ProcessEngine
 from align.rollout.transformers import TransformersEngine
-from align.rollout.vllm import VllmEngine
+from align.rollout.vllm import VllmEngine, VllmSettings
 from tests.support.saved import save_tiny
 from tests.support.tokenizers import llama3
 
@@ -52,9 +52,15 @@ def needs_vllm(test: Callable[..., None]) -> Callable[..., None]:
     return test
 
 
-def settings(encoder: Encoder) -> dict[str, object]:
-    shared = {"dtype": "fp32", "max_length": 192, "cache_bytes": 10**8, "max_sequences": 16}
-    return {"stop_ids": list(encoder.stop_ids), "vocabulary": encoder.vocabulary, **shared}
+def settings(encoder: Encoder) -> VllmSettings:
+    return VllmSettings(
+        stop_ids=list(encoder.stop_ids),
+        vocabulary=encoder.vocabulary,
+        dtype="fp32",
+        max_length=192,
+        cache_bytes=10**8,
+        max_sequences=16,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +73,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def vllm(base: Model) -> Iterator[VllmEngine]:
-    engine = VllmEngine(Path(base.path), **settings(load_encoder(base)))  # type: ignore[arg-type]
+    engine = VllmEngine(Path(base.path), settings(load_encoder(base)))
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
 def worker(base: Model) -> Iterator[ProcessEngine]:
-    engine = ProcessEngine(Path(base.path), **settings(load_encoder(base)))
+    engine = ProcessEngine(Path(base.path), settings(load_encoder(base)))
     yield engine
     engine.close()
 
@@ -85,7 +91,7 @@ def engine(request: pytest.FixtureRequest, base: Model) -> RolloutEngine:
     if request.param == "transformers":
         return TransformersEngine(load_policy(base), load_encoder(base), max_length=192, shared=False)
     found: RolloutEngine = request.getfixturevalue(request.param)
-    found.load_weights(sync.policy_weights(load_policy(base)), version=0)
+    found.load_weights(sync.weights_of(load_policy(base), version=0))
     return found
 
 
@@ -223,14 +229,14 @@ def test_there_is_one_vllm_in_a_process(vllm: VllmEngine, base: Model) -> None:
     """Two would share vLLM's process groups: the second one is refused, and opened in a process of its own."""
     encoder = load_encoder(base)
     with pytest.raises(EnvironmentFault, match="already"):
-        VllmEngine(Path(base.path), **settings(encoder))  # type: ignore[arg-type]
+        VllmEngine(Path(base.path), settings(encoder))
     assert vllm.generate(PROMPTS, DRAW)
 
 
 @needs_vllm
 def test_a_worker_that_dies_is_an_error_with_its_reason(base: Model) -> None:
     """Killed between two requests."""
-    engine = ProcessEngine(Path(base.path), **settings(load_encoder(base)))
+    engine = ProcessEngine(Path(base.path), settings(load_encoder(base)))
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(EnvironmentFault, match=r"worker died \(killed by signal 9\)"):
         engine.generate(PROMPTS, DRAW)
@@ -277,7 +283,9 @@ ORPHAN = """
 import sys, time
 from pathlib import Path
 from align.rollout.process import ProcessEngine
-engine = ProcessEngine(Path(sys.argv[1]), stop_ids=[2], vocabulary=400, dtype="fp32", max_length=64, cache_bytes=10**8, max_sequences=4)
+from align.rollout.vllm import VllmSettings
+settings = VllmSettings(stop_ids=[2], vocabulary=400, dtype="fp32", max_length=64, cache_bytes=10**8, max_sequences=4)
+engine = ProcessEngine(Path(sys.argv[1]), settings)
 print(engine.pid, flush=True)
 time.sleep(600)
 """

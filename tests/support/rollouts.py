@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from align.models.generate import generating
 from align.models.scalar.critic import ActorCritic, actor_critic
 from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import PpoStage
-from align.rollout.engine import Sample, Sampling, sample_seed
-from align.rollout.sync import push
+from align.rollout.engine import Sample, Sampling, WeightSource, sample_seed
 from align.scoring.scorer import Answer
 from align.stages.ppo.collect import Ingredients
 from align.stages.ppo.rollouts import Rollouts
@@ -46,6 +45,8 @@ STOP = ENCODER.stop_ids[0]
 class ExactEngine:
     """Samples from the live model by plain forward passes, without cache or padding: prompts of one length go
     together."""
+
+    together = 1000
 
     def __init__(self, model: nn.Module, stops: Sequence[int] = ENCODER.stop_ids) -> None:
         self.model, self.stops, self.version = model, stops, 0
@@ -90,10 +91,10 @@ class ExactEngine:
         end = next((place + 1 for place, token in enumerate(ids) if token in self.stops), None)
         return Sample(tuple(ids[:end]), tuple(logprobs[:end]), "length" if end is None else "stop", self.version)
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def load_weights(self, weights: WeightSource) -> None:
         """The model is the live one; only the version counts."""
-        self.version = version
-        self.pushed.append(version)
+        self.version = weights.version
+        self.pushed.append(weights.version)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -194,7 +195,7 @@ def trainer(
         ENCODER,
         engine or ExactEngine(net),
         ByRule(score),
-        push=push if proved else None,
+        precision="fp32" if proved else None,
         canaries=[prompt.ids for prompt in data[:2]],
         seed=seed,
         ranks=group,

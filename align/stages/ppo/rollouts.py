@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,9 @@ from align.data.chat.encoder import Encoder
 from align.data.trees.prompts import EncodedPrompt
 from align.errors import TrainingFault
 from align.models.scalar.critic import ActorCritic
+from align.rollout.dispatch import Pieces
 from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
+from align.rollout.sync import push
 from align.scoring.scorer import Answer, Scorer, require_scores
 from align.stages.shared.clock import Clock
 from align.training.launch import Ranks
@@ -39,8 +41,7 @@ class Rollouts:
     all get everything.
 
     Args:
-        push: ``push(engine, model, version=..., canaries=...)`` gives the engine the policy's weights and proves it;
-            None for an engine that has none.
+        precision: of the engine's weights, which are the policy's, and proved to be; None for an engine that has none.
         canaries: prompts for that proof.
     """
 
@@ -51,25 +52,32 @@ class Rollouts:
         engine: RolloutEngine,
         scorer: Scorer,
         *,
-        push: Callable[..., Any] | None,
+        precision: Literal["fp32", "bf16"] | None,
         canaries: Sequence[Sequence[int]],
         seed: int,
         ranks: Ranks,
         clock: Clock,
     ) -> None:
         self.models, self.encoder, self.engine, self.scorer = models, encoder, engine, scorer
-        self._push, self._canaries, self._seed, self._ranks, self._clock = push, canaries, seed, ranks, clock
+        self._precision, self._canaries, self._seed = precision, canaries, seed
+        self._ranks, self._clock = ranks, clock
         self._version, self._at = 0, -1
 
     def sync(self, step: int) -> None:
         """Let the engine sample from the policy as it is after optimiser step ``step``. Raises TrainingFault when it
         does not."""
         self.models.use("policy")
-        if self._push is None or step == self._at:
+        if self._precision is None or step == self._at:
             return
         self._version += 1
         with self._clock("sync"):
-            self._push(self.engine, self.models.policy, version=self._version, canaries=self._canaries)
+            push(
+                self.engine,
+                self.models.policy,
+                version=self._version,
+                canaries=self._canaries,
+                dtype=self._precision,
+            )
         self._at = step
 
     def sample(self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *place: int) -> list[list[ScoredAnswer]]:
@@ -84,15 +92,25 @@ class Rollouts:
             InputError: a score is not a finite number.
         """
         ranks = self._ranks
-        mine = prompts[ranks.rank :: ranks.world]
-        seed = sample_seed(self._seed, *place, ranks.rank)
-        settings = Sampling(sampling.max_new_tokens, sampling.n, sampling.temperature, seed=seed)
+        settings = Sampling(sampling.max_new_tokens, sampling.n, sampling.temperature)
         with self._clock("generate"):
-            samples = self.engine.generate([prompt.ids for prompt in mine], settings) if mine else []
+            samples = self._sampled([prompt.ids for prompt in prompts], settings, place)
         with self._clock("score"):
-            scored = self._scored(mine, samples)
+            scored = self._scored(prompts[ranks.rank :: ranks.world], samples[ranks.rank :: ranks.world])
         parts = ranks.gather(scored)
         return [parts[i % ranks.world][i // ranks.world] for i in range(len(prompts))]
+
+    def _sampled(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, place: Sequence[int]
+    ) -> list[list[Sample]]:
+        """Samples of all prompts; each process makes its share of the pieces."""
+        pieces = Pieces.of_samples(len(prompts), each=sampling.n, together=self.engine.together)
+        made = {}
+        for number in pieces.share(self._ranks.rank, self._ranks.world):
+            piece, seed = pieces[number], sample_seed(self._seed, *place, number)
+            made[number] = self.engine.generate(prompts[piece.start : piece.stop], replace(sampling, seed=seed))
+        everything = {number: found for part in self._ranks.gather(made) for number, found in part.items()}
+        return [samples for number in range(len(pieces)) for samples in everything[number]]
 
     def _scored(
         self, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[Sample]]

@@ -43,7 +43,7 @@ from align.recipe.reference_syntax import import_object
 from align.recipe.schema import Data, Model
 from align.rollout.engine import RolloutEngine, Sampling
 from align.rollout.engines import open_engine, precision
-from align.rollout.sync import CANARY_TOKENS, push
+from align.rollout.sync import CANARY_TOKENS
 from align.scoring.open import open_scorer
 from align.stages.context import StageContext
 from align.stages.ppo.collect import Ingredients
@@ -213,7 +213,7 @@ def _rollouts(
         encoder,
         engine,
         open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=encoder.digest),
-        push=None if spec.rollout.engine == "scripted" else partial(push, dtype=precision(spec.rollout)),
+        precision=None if spec.rollout.engine == "scripted" else precision(spec.rollout),
         canaries=[min((prompt.ids for prompt in prompts), key=len)],
         seed=ctx.seed,
         ranks=group,
@@ -231,7 +231,7 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
         "encoder": rollouts.encoder.digest,
         "prompts": digest(prompts),
         "reward": _content(spec.reward, ctx.resolve),
-        "sampling": [sampling.max_new_tokens, sampling.n, sampling.temperature, ctx.seed, group.world],
+        "sampling": [sampling.max_new_tokens, sampling.n, sampling.temperature, ctx.seed],
         "rollout": _content(spec.rollout.model_copy(update={"cache_gb": None, "own_process": None}), ctx.resolve),
     }
     found, rows = reference_baselines(

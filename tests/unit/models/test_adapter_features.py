@@ -28,7 +28,7 @@ from align.recipe.blocks.rollout import Rollout
 from align.recipe.schema import Lora, Model
 from align.rollout import engines as opening
 from align.rollout import sync
-from align.rollout.engine import Sampling
+from align.rollout.engine import Sampling, WeightSource
 from align.rollout.transformers import TransformersEngine
 from tests.support.saved import LORA, edit, save_tiny
 from tests.support.tiny import tiny
@@ -328,8 +328,8 @@ def test_an_adapter_that_is_no_number_is_named(tmp_path: Path) -> None:
 class _Forgetful(TransformersEngine):
     """Keeps the weights that it began with."""
 
-    def load_weights(self, weights: Any, *, version: int) -> None:
-        self._version = version
+    def load_weights(self, weights: WeightSource) -> None:
+        self._version = weights.version
 
 
 @pytest.mark.parametrize(("kind", "works"), [(TransformersEngine, True), (_Forgetful, False)])

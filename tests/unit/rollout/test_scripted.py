@@ -10,7 +10,7 @@ import pytest
 
 from align.data.chat.encoder import Encoder
 from align.errors import InputError
-from align.rollout.engine import Sampling
+from align.rollout.engine import Sampling, WeightSource
 from align.rollout.scripted import ScriptedEngine
 from tests.support import tokenizers
 
@@ -89,7 +89,7 @@ def test_rows_with_a_prompt_answer_only_that_one(tmp_path: Path, family: str) ->
 def test_versions_room_and_missing_answers(tmp_path: Path) -> None:
     encoder = Encoder(tokenizers.chatml())
     engine = ScriptedEngine(script(tmp_path, {"prompt": "x", "completion": "y"}), encoder, max_length=40)
-    engine.load_weights([], version=3)
+    engine.load_weights(WeightSource(3, list))
     prompt = encoder.encode_prompt(asks("x"))
     assert engine.generate([prompt], Sampling(4))[0][0].version == 3
     with pytest.raises(InputError, match="no room for 40 more in 40"):

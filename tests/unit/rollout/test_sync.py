@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from align.errors import TrainingFault
 from align.models.adapters import add_lora
 from align.recipe.schema import Lora
 from align.rollout import sync
-from align.rollout.engine import Sample, Sampling
+from align.rollout.engine import Sample, Sampling, WeightSource
 from tests.support.rollouts import ExactEngine
 from tests.support.tiny import tiny
 
@@ -55,12 +55,25 @@ class Off(ExactEngine):
 class Stale(ExactEngine):
     """Forgets what it was given."""
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        self.pushed.append(version)
+    def load_weights(self, weights: WeightSource) -> None:
+        self.pushed.append(weights.version)
 
 
 def push(engine: ExactEngine, version: int = 3, dtype: str = "fp32") -> sync.Proof:
     return sync.push(engine, engine.model, version=version, canaries=PROMPTS, dtype=dtype)
+
+
+def test_weights_can_be_taken_more_than_once_each_time_as_they_are_then() -> None:
+    """Several engines take them, and one that trains on sends others."""
+    model = tiny("llama")
+    source = sync.weights_of(model, version=5)
+    first, second = dict(source), dict(source)
+    assert source.version == 5 and first.keys() == second.keys() == dict(sync.policy_weights(model)).keys()
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(tensor, kept[name] + 1.0) for name, tensor in source)
 
 
 def test_an_engine_with_the_weights_is_believed() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from align.errors import EnvironmentFault
 from align.rollout import process
+from align.rollout.vllm import VllmSettings
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,9 @@ def test_a_worker_that_hangs_or_ends_is_told_and_gone(
     monkeypatch.setattr(sys, "executable", str(script))
     monkeypatch.setattr(process, "PATIENCE_S", 0.0)
     with pytest.raises(EnvironmentFault, match=message):
-        process.ProcessEngine(tmp_path)
+        process.ProcessEngine(
+            tmp_path,
+            VllmSettings(stop_ids=[2], vocabulary=9, dtype="fp32", max_length=9, cache_bytes=9, max_sequences=9),
+        )
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

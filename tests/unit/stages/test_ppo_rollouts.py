@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
 
 from align.batching.tree import build
 from align.data.answer_file import said
@@ -19,8 +18,9 @@ from align.errors import InputError, TrainingFault
 from align.models.scalar.critic import ActorCritic
 from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, JsonRule, ModelScorer
 from align.recipe.schema import DataSource
-from align.rollout.engine import Sample, Sampling
+from align.rollout.engine import Sample, Sampling, WeightSource
 from align.scoring.scorer import Answer
+from align.stages.ppo import rollouts as sampling
 from align.stages.ppo.collect import TokenNumbers, valued
 from align.stages.ppo.experience import Answers, minibatch_plan
 from align.stages.ppo.report import answers_before_and_after, change_of
@@ -39,22 +39,26 @@ class Says:
     def __init__(self, *answers: Sequence[int], logprobs: bool = False) -> None:
         self.answers, self.logprobs, self.asked = answers, logprobs, 0
 
+    together = 1000
+
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         self.asked += len(prompts)
         chosen = [self.answers[s % len(self.answers)] for s in range(sampling.n)]
         made = [Sample(tuple(ids), tuple(-1.0 for _ in ids) if self.logprobs else None, "length", 0) for ids in chosen]
         return [made for _ in prompts]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def load_weights(self, weights: WeightSource) -> None:
         raise AssertionError("a scripted engine has no weights")
 
     def close(self) -> None:
         pass
 
 
-def rollouts(engine: Any, rule: Any = ends_early, encoder: Encoder = ENCODER) -> Rollouts:
+def rollouts(
+    engine: Any, rule: Any = ends_early, encoder: Encoder = ENCODER, precision: Literal["fp32"] | None = None
+) -> Rollouts:
     models = ActorCritic(tiny("llama"), None)
-    settings: dict[str, Any] = {"push": None, "canaries": [], "seed": 1, "ranks": Ranks(), "clock": Clock()}
+    settings: dict[str, Any] = {"precision": precision, "canaries": [], "seed": 1, "ranks": Ranks(), "clock": Clock()}
     return Rollouts(models, encoder, engine, ByRule(rule), **settings)
 
 
@@ -209,10 +213,10 @@ def test_baselines_are_sampled_once(tmp_path: Path) -> None:
     assert torch.equal(free, found + 0.5), "the penalty is no part of what is kept"
 
 
-def test_the_references_answers_are_those_of_step_0(tmp_path: Path) -> None:
+def test_the_references_answers_are_those_of_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine gets the weights once for them and for the first iteration, and again as soon as a step was taken."""
-    made, pushed = rollouts(Says([7, STOP])), []
-    made._push = lambda engine, model, *, version, canaries: pushed.append(version)
+    made, pushed = rollouts(Says([7, STOP]), precision="fp32"), []
+    monkeypatch.setattr(sampling, "push", lambda engine, model, *, version, canaries, dtype: pushed.append(version))
     reference_baselines(made, prompts(2), Sampling(4), penalty=0.0, key="a", cache=tmp_path, ranks=Ranks())
     assert pushed == [1]
     made.sync(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from align.models.placement import WHOLE
 from align.training import launch
 from align.training.launch import respawn
 
@@ -55,19 +57,22 @@ def test_one_that_fails_leaves_the_others_time_to_end(tmp_path: Path) -> None:
 
 COLLECTIVES = """
 import torch, json
+from align.models import placement
 from align.training import launch
-launch._BUCKET_BYTES = 64
+placement._BUCKET_BYTES = 64
 group = launch.ranks()
 shapes = ((3,), (4, 5), (5,), (1,))
 parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64 if shape == (5,) else torch.float32)) for shape in shapes]
 for number, parameter in enumerate(parameters):
     if (rank, number) != (1, 1):  # a process without a gradient of one of them
         parameter.grad = torch.full_like(parameter, 10.0 ** number * (rank + 1)) + torch.arange(parameter.numel()).view_as(parameter)
-group.sum_gradients(parameters)
+named = {str(i): p for i, p in enumerate(parameters)}
+norms = group.placement.reduce_and_clip(named, {"first": parameters[:1], "rest": parameters[1:]}, None)
 found = {
     "place": [group.rank, group.world, group.first],
     "told": group.broadcast_object({"of": rank}),
     "gathered": group.gather(f"from {rank}"),
+    "norms": norms,
     "sums": [parameter.grad.flatten().tolist() for parameter in parameters],
 }
 group.barrier()
@@ -90,13 +95,15 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
             [300.0 + 2 * i for i in range(5)],
             [3000.0],
         ]
+        assert found["norms"]["first"] == pytest.approx(math.hypot(3.0, 5.0, 7.0))
 
 
 def test_alone_there_is_nobody_to_ask() -> None:
     """Without a group every collective is the value itself, and gradients stay."""
     parameter = torch.nn.Parameter(torch.ones(2))
     group = launch.Ranks()
-    group.sum_gradients([parameter])
+    assert group.placement is WHOLE
+    assert group.placement.reduce_and_clip({"it": parameter}, {}, None) == {}
     assert parameter.grad is None and group.gather(7) == [7] and group.broadcast_object(7) == 7 and group.first
 
 
