@@ -5,25 +5,109 @@ Shapes: R rows, L tokens a row, N targets, B branches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
+ROOT = -1
+"""The parent of a node that has none."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A run of tokens that all paths through it share."""
+
+    length: int
+    parent: int
+    """Number of the node that it continues, in the span; :data:`ROOT` for none."""
+
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tree lies in its row: the trunk at ``start``, its branches right after it, one after the other."""
+    """Where a tree lies in its row: its nodes from ``start`` on, one after the other.
+
+    A token sees another one if that one's node is an ancestor of its own, or is its own and the other token comes
+    before it. A trunk with branches is a node and its children.
+
+    Raises:
+        ValueError: the nodes are not in depth-first order, each directly after its parent or after all that continues
+            an earlier child of its parent.
+    """
 
     start: int
-    trunk: int
-    branches: tuple[int, ...]
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        open_nodes: list[int] = []  # the path that the next node may continue
+        for number, node in enumerate(self.nodes):
+            while open_nodes and open_nodes[-1] != node.parent:
+                open_nodes.pop()
+            if not open_nodes and node.parent != ROOT:
+                raise ValueError(f"node {number} comes too late to continue node {node.parent}")
+            open_nodes.append(number)
+
+    @classmethod
+    def of_branches(cls, start: int, trunk: int, branches: Sequence[int]) -> Span:
+        """A trunk and what continues it, by their lengths."""
+        return cls(start, (Node(trunk, ROOT), *(Node(length, 0) for length in branches)))
 
     @property
     def end(self) -> int:
         """One past the last token."""
-        return self.start + self.trunk + sum(self.branches)
+        return self.start + sum(node.length for node in self.nodes)
+
+    @property
+    def is_path(self) -> bool:
+        """Does each node continue the one before it?"""
+        return all(node.parent == number - 1 for number, node in enumerate(self.nodes))
+
+    @property
+    def is_flat(self) -> bool:
+        """Is it one trunk with branches?"""
+        return all(node.parent == (0 if number else ROOT) for number, node in enumerate(self.nodes))
+
+    @property
+    def trunk(self) -> int:
+        """Length of the first node."""
+        return self.nodes[0].length
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """Lengths of the nodes after the first."""
+        return tuple(node.length for node in self.nodes[1:])
+
+    @cached_property
+    def ancestors(self) -> tuple[tuple[int, ...], ...]:
+        """Of each node, by number: the nodes on the way to it, from the root on, itself left out."""
+        found: list[tuple[int, ...]] = []
+        for node in self.nodes:
+            found.append(() if node.parent == ROOT else (*found[node.parent], node.parent))
+        return tuple(found)
+
+    @property
+    def before(self) -> list[int]:
+        """Tokens on the way to each node."""
+        return [sum(self.nodes[number].length for number in way) for way in self.ancestors]
+
+    @property
+    def longest_path(self) -> int:
+        """Tokens from the root to the end of the longest path."""
+        return max((before + node.length for before, node in zip(self.before, self.nodes, strict=True)), default=0)
+
+    def seen_until(self) -> list[int]:
+        """Of each node: one past the last token that sees it, in the row. In depth-first order, what continues a node
+        follows it without a gap, so token q sees token k just where ``k <= q < seen_until(k's node)``."""
+        ends = list(accumulate((node.length for node in self.nodes), initial=self.start))[1:]
+        for number in reversed(range(len(self.nodes))):
+            parent = self.nodes[number].parent
+            if parent != ROOT:
+                ends[parent] = max(ends[parent], ends[number])
+        return ends
 
 
 @dataclass(frozen=True)
@@ -77,7 +161,7 @@ class Batch:
     @property
     def longest_path(self) -> int:
         """Tokens of the longest trunk with one of its branches."""
-        return max((span.trunk + max(span.branches, default=0) for row in self.rows for span in row), default=0)
+        return max((span.longest_path for row in self.rows for span in row), default=0)
 
     def __str__(self) -> str:
         """Its size, for messages."""

@@ -151,7 +151,7 @@ def _assemble(placed: list[list[_Part]], length: int, chosen: list[Tree], member
                 branch_slot.append(slot)
                 branches.append(branch)
                 cursor += n
-            spans.append(Span(start, trunk, tuple(len(part.tree.branches[s].ids) for s in part.slots)))
+            spans.append(Span.of_branches(start, trunk, [len(part.tree.branches[s].ids) for s in part.slots]))
         rows.append(tuple(spans))
     return Batch(
         input_ids=torch.from_numpy(ids),

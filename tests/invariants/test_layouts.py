@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.testing import assert_close
 
-from align.batching.batch import Batch, Span
+from align.batching.batch import ROOT, Batch, Node, Span
 from align.batching.tree import Layout, pack
 from align.data.tree import Branch, Tree
 from align.errors import InputError
@@ -324,25 +324,35 @@ def test_lora_with_gradient_checkpointing(family: str) -> None:
 
 
 def dense_mask(rows: Sequence[Sequence[Span]], length: int, window: int | None) -> Tensor:
-    """May token q of a row look at token k? bool [R, L, L], walked path by path: a token sees what precedes it on its
-    path."""
+    """May token q of a row look at token k? bool [R, L, L], by the rule itself: k's node is an ancestor of q's, or their
+    node is one and k is not after q. Distances are along the path."""
     mask = torch.zeros(len(rows), length, length, dtype=torch.bool)
     for r, row in enumerate(rows):
         for span in row:
-            trunk = list(range(span.start, span.start + span.trunk))
-            start = span.start + span.trunk
-            for size in span.branches:
-                path = trunk + list(range(start, start + size))
-                start += size
-                for q in range(len(path)):
+            paths: list[list[int]] = []  # of each node: the tokens from the root to its end
+            start = span.start
+            for node in span.nodes:
+                before = paths[node.parent] if node.parent >= 0 else []
+                paths.append([*before, *range(start, start + node.length)])
+                start += node.length
+                for q in range(len(before), len(paths[-1])):
                     for k in range(q + 1):
                         if window is None or q - k < window:
-                            mask[r, path[q], path[k]] = True
+                            mask[r, paths[-1][q], paths[-1][k]] = True
     return mask
 
 
-ROWS = ((Span(0, 3, (2, 4)), Span(9, 2, (3,)), Span(14, 4, (1, 2, 5))), (Span(0, 6, (6,)), Span(12, 1, (2, 2))))
-LENGTH = 30  # four tokens of padding in the first row, thirteen in the second
+NESTED = Span(  # 0 has the children 1, 4 and 5; 1 has 2 and 3; 5, 6 and 7 are a path
+    2,
+    (Node(3, ROOT), Node(2, 0), Node(4, 1), Node(1, 1), Node(2, 0), Node(1, 0), Node(3, 5), Node(2, 6)),
+)
+CHAIN = Span(20, (Node(2, ROOT), Node(1, 0), Node(3, 1)))
+ROWS = (
+    (Span.of_branches(0, 3, (2, 4)), Span.of_branches(9, 2, (3,)), Span.of_branches(14, 4, (1, 2, 5))),
+    (Span.of_branches(0, 6, (6,)), Span.of_branches(12, 1, (2, 2))),
+    (Span(0, (Node(2, ROOT),)), NESTED, CHAIN),
+)
+LENGTH = 30  # four tokens of padding in the first row, thirteen in the second, four in the third
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 50])
@@ -355,7 +365,7 @@ def test_tree_mask_is_the_dense_mask(window: int | None) -> None:
             made = tree_mask(span, window)
             causal = torch.ones_like(part).tril()
             assert torch.equal(causal if made is None else made, part), span
-            assert (made is None) == (len(span.branches) == 1 and torch.equal(causal, part))
+            assert (made is None) == (span.is_path and torch.equal(causal, part))
             outside = dense[r, span.start : span.end].clone()
             outside[:, span.start : span.end] = False
             assert not outside.any()
@@ -368,8 +378,8 @@ def test_tree_mask_is_the_dense_mask(window: int | None) -> None:
 def test_tree_attention_is_dense_attention(window: int | None, kv_heads: int) -> None:
     """Softmax over the whole row under the dense mask, written out, forward and gradient; zeros at padding."""
     torch.manual_seed(0)
-    query = torch.randn(2, 4, LENGTH, 8, requires_grad=True)
-    key, value = (torch.randn(2, kv_heads, LENGTH, 8, requires_grad=True) for _ in range(2))
+    query = torch.randn(3, 4, LENGTH, 8, requires_grad=True)
+    key, value = (torch.randn(3, kv_heads, LENGTH, 8, requires_grad=True) for _ in range(2))
     trees = Trees(ROWS, torch.device("cpu"))
     got, _ = tree_attention(torch.nn.Module(), query, key, value, None, scaling=0.9, sliding_window=window, trees=trees)
 
@@ -379,7 +389,7 @@ def test_tree_attention_is_dense_attention(window: int | None, kv_heads: int) ->
     real = mask.any(dim=-1, keepdim=True)
     wanted = (torch.where(real, scores, 0.0).softmax(-1) * real) @ values
     assert_close(got, wanted.transpose(1, 2), atol=1e-6, rtol=1e-5)
-    assert (got[0, 26:] == 0).all() and (got[1, 17:] == 0).all()
+    assert (got[0, 26:] == 0).all() and (got[1, 17:] == 0).all() and (got[2, 26:] == 0).all()
     weights = torch.randn(got.shape)
     for g, w in zip(
         *(torch.autograd.grad((x * weights).sum(), (query, key, value)) for x in (got, wanted.transpose(1, 2))),
@@ -411,6 +421,44 @@ def test_model_under_the_dense_mask(family: str, window: int | None) -> None:
     got = branch_logprobs(model, [batch])
     close(got, wanted)
     close(gradients(model, loss_of(got)), gradients(own, loss_of(wanted)))
+
+
+def test_nested_nodes_are_computed_as_their_paths() -> None:
+    """Hidden states of a tree of trees: those of each path from its root, computed alone."""
+    model = tiny("llama")
+    (single,) = pack(random_trees(np.random.default_rng(3), [1]), microbatch_tokens=LARGE)
+    spans = (Span(0, (Node(2, ROOT),)), NESTED)
+    ids = torch.randint(0, VOCAB, (1, NESTED.end), generator=torch.Generator().manual_seed(4))
+    position = torch.cat(
+        [
+            torch.arange(before, before + node.length)
+            for span in spans
+            for before, node in zip(span.before, span.nodes, strict=True)
+        ]
+    )
+    batch = replace(single, input_ids=ids, position_ids=position[None], rows=(spans,))
+    allowed = dense_mask(batch.rows, NESTED.end, None)[0]
+    with torch.no_grad():
+        hidden = hidden_states(model, batch)
+        for last in range(NESTED.end):
+            path = torch.nonzero(allowed[last]).squeeze(1)
+            alone = replace(
+                single,
+                input_ids=ids[:, path],
+                position_ids=torch.arange(len(path))[None],
+                rows=((Span(0, (Node(len(path), ROOT),)),),),
+            )
+            assert_close(hidden[last], hidden_states(model, alone)[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_nodes_stand_in_depth_first_order() -> None:
+    """A node that continues one whose subtree is over would be seen by tokens of others."""
+    with pytest.raises(ValueError, match="node 3 comes too late to continue node 1"):
+        Span(0, (Node(1, ROOT), Node(1, 0), Node(1, 0), Node(1, 1)))
+    with pytest.raises(ValueError, match="node 0 comes too late"):
+        Span(0, (Node(1, 1), Node(1, ROOT)))
+    assert NESTED.ancestors[7] == (0, 5, 6) and NESTED.longest_path == 9 and not NESTED.is_flat
+    assert CHAIN.is_path and not CHAIN.is_flat and Span.of_branches(0, 2, (1, 1)).is_flat
 
 
 # What trees cannot do

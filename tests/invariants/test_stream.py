@@ -139,10 +139,10 @@ def test_no_group_holds_more_than_the_limit(tokens: int) -> None:
     assert parts is not None
     assert parts.trunk.num_tokens == len(tree.trunk) and parts.first.num_tokens == len(tree.branches[0].ids)
     assert tokens < 56 or any(group.num_branches > 1 for group in parts.groups)
-    assert [n for g in parts.groups for n in g.rows[0][0].branches] == [len(b.ids) for b in tree.branches[1:]]
+    assert [node.length for g in parts.groups for node in g.rows[0][0].nodes] == [len(b.ids) for b in tree.branches[1:]]
     for group, following in zip(parts.groups, [*parts.groups[1:], None], strict=True):
         assert group.num_tokens <= tokens // 4 or group.num_branches == 1
-        assert following is None or group.num_tokens + following.rows[0][0].branches[0] > tokens // 4
+        assert following is None or group.num_tokens + following.rows[0][0].nodes[0].length > tokens // 4
 
 
 def test_the_first_loss_of_a_large_tree_is_ln_2_to_the_last_bit(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from align.batching.tree import build
 from align.models.compute import flex
 from align.models.compute.attention import Trees, tree_attention, tree_mask
+from tests.invariants.test_layouts import LENGTH, ROWS, dense_mask
 from tests.support.tiny import random_trees
 
 
@@ -50,6 +51,23 @@ def test_flex_equals_per_tree_attention(window: int | None, monkeypatch: pytest.
     assert not real.all(), "there must be padding"
     torch.testing.assert_close(ours[real], expected[real], atol=1e-6, rtol=0)
     assert ours.isfinite().all(), "padding rows must not become NaN"
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_nested_nodes_under_the_block_mask(window: int | None) -> None:
+    """Rows of nested nodes, token by token; padding sees padding alone."""
+    position = torch.zeros(len(ROWS), LENGTH, dtype=torch.int64)
+    for r, row in enumerate(ROWS):
+        for span in row:
+            steps = [torch.arange(before, before + n.length) for before, n in zip(span.before, span.nodes, strict=True)]
+            position[r, span.start : span.end] = torch.cat(steps)
+    allowed = flex.FlexTrees(ROWS, position).allowed(window)
+    q, k = torch.meshgrid(torch.arange(LENGTH), torch.arange(LENGTH), indexing="ij")
+    dense = dense_mask(ROWS, LENGTH, window)
+    for r, row in enumerate(ROWS):
+        ours, end = allowed(torch.tensor(r), torch.tensor(0), q, k), row[-1].end
+        assert torch.equal(ours[:end], dense[r, :end])
+        assert not ours[end:, :end].any() and ours[end:].any(dim=1).all()
 
 
 @pytest.mark.parametrize("window", [None, 5])

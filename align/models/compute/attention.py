@@ -1,9 +1,10 @@
 """Attention over packed trees: a token sees the tokens before it on its own path, and nothing else.
 
 Registered with transformers' AttentionInterface, so that models stay untouched: they hand the tree bounds, a keyword of
-their forward, through to this function. Every branch is attended on its own, over its trunk and itself, so a row costs
-what its paths cost: not the square of its length, nor of its trees'. Masks follow the model's own rules: causal, and
-inside the sliding window where the layer has one (distances are measured along the path, as the positions are).
+their forward, through to this function. Every node of a tree is attended on its own, over its ancestors and itself, so
+a row costs what its paths cost: not the square of its length, nor of its trees'. Masks follow the model's own rules:
+causal, and inside the sliding window where the layer has one (distances are measured along the path, as the positions
+are).
 """
 
 from __future__ import annotations
@@ -74,18 +75,15 @@ def tree_mask(span: Span, window: int | None, device: torch.device | str = "cpu"
     The rule as one dense mask: what the tests hold this module and the fused kernel against. ``window`` is the layer's
     sliding window in tokens, the token itself included, as transformers counts it.
     """
-    longest = span.trunk + max(span.branches, default=0)
-    windowed = window is not None and longest > window
-    if len(span.branches) <= 1 and not windowed:
+    windowed = window is not None and span.longest_path > window
+    if span.is_path and not windowed:
         return None
-    branch = torch.repeat_interleave(
-        torch.arange(len(span.branches) + 1), torch.tensor([span.trunk, *span.branches])
-    ).to(device)
-    position = torch.cat([torch.arange(span.trunk), *(span.trunk + torch.arange(n) for n in span.branches)]).to(device)
-    n = len(branch)
-    before = torch.ones(n, n, dtype=torch.bool, device=device).tril()
-    on_path = (branch[None] == 0) | (branch[None] == branch[:, None])
-    mask = before & on_path
+    lengths = torch.tensor([node.length for node in span.nodes])
+    until = torch.repeat_interleave(torch.tensor(span.seen_until()) - span.start, lengths).to(device)
+    place = torch.arange(len(until), device=device)
+    position = torch.cat([torch.arange(before, before + n) for before, n in zip(span.before, lengths, strict=True)])
+    position = position.to(device)
+    mask = (place[None] <= place[:, None]) & (place[:, None] < until[None])
     return mask & (position[:, None] - position[None] < window) if windowed and window is not None else mask
 
 
@@ -140,21 +138,25 @@ def tree_attention(
     )
     outputs = []
     for row, q, k, v in rows:
-        lengths = [part for span in row for part in _parts(span)]
+        lengths = [length for span in row for length, _ in _pieces(span)]
         padding = query.shape[2] - sum(lengths)
         lengths += [padding] if padding else []
         queries, keys, values = (part.split_with_sizes(lengths, dim=2) for part in (q, k, v))
-        attended, at = [], 0
+        attended, first = [], 0
         for span in row:
-            first, at = at, at + len(_parts(span))
-            for piece in range(first, at):
-                seen = given or ((keys[first], values[first]) if piece > first else None)
-                mask = trees.mask(seen[0].shape[2] if seen else 0, lengths[piece], sliding_window)
+            pieces = _pieces(span)
+            for number, (length, way) in enumerate(pieces):
+                # What is seen, from the root on: a trunk that was computed before, the ancestors, and the piece itself.
+                on_path = [first + ancestor for ancestor in way] + [first + number]
+                seen_keys = [*([given[0]] if given else []), *(keys[piece] for piece in on_path)]
+                seen_values = [*([given[1]] if given else []), *(values[piece] for piece in on_path)]
+                before = sum(part.shape[2] for part in seen_keys[:-1])
+                mask = trees.mask(before, length, sliding_window)
                 attended.append(
                     scaled_dot_product_attention(
-                        queries[piece],
-                        torch.cat([seen[0], keys[piece]], dim=2) if seen else keys[piece],
-                        torch.cat([seen[1], values[piece]], dim=2) if seen else values[piece],
+                        queries[first + number],
+                        torch.cat(seen_keys, dim=2) if before else seen_keys[-1],
+                        torch.cat(seen_values, dim=2) if before else seen_values[-1],
                         attn_mask=mask,
                         dropout_p=dropout,
                         scale=scaling,
@@ -162,6 +164,7 @@ def tree_attention(
                         enable_gqa=grouped,
                     )
                 )
+            first += len(pieces)
         if padding:
             attended.append(query.new_zeros(1, query.shape[1], padding, value.shape[-1]))
         outputs.append(torch.cat(attended, dim=2) if len(attended) > 1 else attended[0])
@@ -169,12 +172,12 @@ def tree_attention(
     return result.transpose(1, 2).contiguous(), None
 
 
-def _parts(span: Span) -> list[int]:
-    """Lengths of a tree's pieces that attend by themselves: its trunk, if it is here, and each branch; a single path is
-    one piece."""
-    return (
-        [*([span.trunk] if span.trunk else []), *span.branches] if len(span.branches) > 1 else [span.end - span.start]
-    )
+def _pieces(span: Span) -> list[tuple[int, tuple[int, ...]]]:
+    """What attends by itself: the length of each node, and the pieces that are its ancestors; a single path is one
+    piece."""
+    if span.is_path:
+        return [(span.end - span.start, ())]
+    return [(node.length, way) for node, way in zip(span.nodes, span.ancestors, strict=True)]
 
 
 def refuse_unsupported(module: nn.Module, arguments: Mapping[str, Any]) -> None:

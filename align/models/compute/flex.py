@@ -23,32 +23,28 @@ NAME = "align_tree_flex"
 
 
 class FlexTrees:
-    """Per token of a batch: its tree (-1 for padding), its branch (0 for a trunk) and its position; and the block masks
-    made from them."""
+    """Per token of a batch: up to where in its row it is seen, and its position; and the block masks made from
+    them."""
 
     def __init__(self, rows: tuple[tuple[Span, ...], ...], position_ids: Tensor) -> None:
         self.position = position_ids  # [R, L]
-        tree = torch.full(position_ids.shape, -1)
-        branch = torch.zeros(position_ids.shape, dtype=torch.int64)
+        until = torch.full(position_ids.shape, position_ids.shape[1])  # padding is seen by the padding after it
         for r, row in enumerate(rows):
-            for t, span in enumerate(row):
-                tree[r, span.start : span.end] = t
-                lengths = torch.tensor([span.trunk, *span.branches])
-                branch[r, span.start : span.end] = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        self.tree, self.branch = tree.to(position_ids.device), branch.to(position_ids.device)
+            for span in row:
+                lengths = torch.tensor([node.length for node in span.nodes])
+                until[r, span.start : span.end] = torch.repeat_interleave(torch.tensor(span.seen_until()), lengths)
+        self.until = until.to(position_ids.device)
         self.layers = 0  # that have attended by these bounds
         self._masks: dict[int | None, BlockMask] = {}
 
     def allowed(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """flex_attention's mask function: may token q of row b look at token k? Padding sees padding, so that no row is
         empty."""
-        tree = self.tree
-        branch = self.branch
+        until = self.until
         position = self.position
 
         def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            on_path = (branch[b, k] == 0) | (branch[b, k] == branch[b, q])
-            seen = (tree[b, q] == tree[b, k]) & (k <= q) & on_path
+            seen = (k <= q) & (q < until[b, k])
             return seen if window is None else seen & (position[b, q] - position[b, k] < window)
 
         return may_look

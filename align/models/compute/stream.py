@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from align.batching.batch import Batch, Span
+from align.batching.batch import ROOT, Batch, Node, Span
 from align.models.compute.attention import KeyValues, Trees
 from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, project
 
@@ -43,12 +43,13 @@ def split(batch: Batch, tokens: int) -> TreeParts | None:
     """A batch of one tree, cut; ``tokens`` is a micro-batch's limit, and a group has at most ``tokens / GROUP`` or is a
     single branch.
 
-    None when the batch is small enough, or is not one tree with several branches.
+    None when the batch is small enough, or is not one trunk with several branches.
     """
     if (
         batch.num_tokens <= WHOLE * tokens
         or len(batch.rows) != 1
         or len(batch.rows[0]) != 1
+        or not batch.rows[0][0].is_flat
         or len(batch.rows[0][0].branches) < 2
     ):
         return None
@@ -56,9 +57,11 @@ def split(batch: Batch, tokens: int) -> TreeParts | None:
     cut, start = [], span.trunk
     for group in [[0], *_groups(span.branches, tokens)]:
         lengths = tuple(span.branches[b] for b in group)
-        cut.append(_part(batch, group, start, start + sum(lengths), Span(0, 0, lengths)))
+        cut.append(
+            _part(batch, group, start, start + sum(lengths), Span(0, tuple(Node(length, ROOT) for length in lengths)))
+        )
         start += sum(lengths)
-    return TreeParts(_part(batch, [], 0, span.trunk, Span(0, span.trunk, ())), cut[0], cut[1:])
+    return TreeParts(_part(batch, [], 0, span.trunk, Span.of_branches(0, span.trunk, ())), cut[0], cut[1:])
 
 
 def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:

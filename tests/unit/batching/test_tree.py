@@ -247,7 +247,7 @@ def test_example_of_the_docstring() -> None:
     assert batch.branch.tolist() == [0, 0, 1]
     assert batch.branch_tree.tolist() == [0, 0]
     assert batch.branch_slot.tolist() == [0, 1]
-    assert batch.rows == ((Span(0, 2, (2, 1)),),)
+    assert batch.rows == ((Span.of_branches(0, 2, (2, 1)),),)
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1]]
     assert (batch.num_tokens, batch.num_targets, batch.num_branches) == (5, 3, 2)
     for name in ("input_ids", "position_ids", "targets", "sources", "branch", "branch_tree", "branch_slot"):
@@ -260,13 +260,13 @@ def test_same_example_in_the_other_layouts() -> None:
     assert packed.input_ids.tolist() == [[10, 11, 20, 21, 10, 11, 30]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
     assert (packed.targets.tolist(), packed.sources.tolist()) == ([2, 3, 6], [1, 2, 5])
-    assert packed.rows == ((Span(0, 2, (2,)), Span(4, 2, (1,))),)
+    assert packed.rows == ((Span.of_branches(0, 2, (2,)), Span.of_branches(4, 2, (1,))),)
 
     (padded,) = pack([EXAMPLE], microbatch_tokens=100, layout="padded", pad_id=99)
     assert padded.input_ids.tolist() == [[10, 11, 20, 21], [10, 11, 30, 99]]
     assert padded.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert (padded.targets.tolist(), padded.sources.tolist()) == ([2, 3, 6], [1, 2, 5])
-    assert padded.rows == ((Span(0, 2, (2,)),), (Span(0, 2, (1,)),))
+    assert padded.rows == ((Span.of_branches(0, 2, (2,)),), (Span.of_branches(0, 2, (1,)),))
 
 
 def test_best_fit_takes_the_fullest_bin() -> None:
