@@ -80,7 +80,7 @@ def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
         spec.max_prompt_length if not prompts.examples or prompts.tokens is None else prompts.tokens / prompts.examples
     )
     read = spec.iterations * spec.train.prompts * length
-    models = 2 if spec.estimator == "gae" else 1
+    models = 2 if spec.advantages.has_value_model else 1
     return int((read + sampled_tokens(spec)) * spec.ppo_epochs * models)
 
 
@@ -108,7 +108,9 @@ def rows(spec: PpoStage, prompts: Amount) -> Iterator[PlanRow]:
             "reference_baseline, baseline_samples",
         )
     yield PlanRow("sampled in all", f"at most {sampled_tokens(spec):,} tokens", "the four of them")
-    words = "prompts and answers, in every pass" + (", for policy and value model" if spec.estimator == "gae" else "")
+    words = "prompts and answers, in every pass" + (
+        ", for policy and value model" if spec.advantages.has_value_model else ""
+    )
     yield PlanRow("tokens in all", f"at most {trained_tokens(spec, prompts):,}", f"{words}; conversations come on top")
 
 
@@ -142,7 +144,7 @@ class SamplingPlan(Training):
         longest = (self.data.longest or spec.max_prompt_length) + spec.max_new_tokens
         if longest > limit and not certain:
             return Pass(self._padded(longest), "a prompt with its answer, max_new_tokens long")
-        step = trained_tokens(spec, self.data) // (2 if spec.estimator == "gae" else 1) // spec.total_steps
+        step = trained_tokens(spec, self.data) // (2 if spec.advantages.has_value_model else 1) // spec.total_steps
         filled = limit if certain is False or step > limit else step
         return Pass(self._padded(min(limit, filled)), "train.microbatch_tokens" if filled == limit else "a whole step")
 

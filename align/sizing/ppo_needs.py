@@ -56,7 +56,7 @@ def _trained(shape: Shape, spec: PpoStage) -> tuple[int, int]:
 
 
 def _value_model(shape: Shape, spec: PpoStage) -> list[Term]:
-    if spec.estimator != "gae":
+    if not spec.advantages.has_value_model:
         return []
     trained, width = _trained(shape, spec)
     words = "an adapter on the policy's base" if spec.lora else "a whole model without LM head"
@@ -107,7 +107,7 @@ def _engine(shape: Shape, spec: PpoStage, device: str, budget: float | None) -> 
 def disk(shape: Shape, spec: PpoStage, *, tokens: int | None, dequantises: bool) -> list[Term]:
     """Disk space of the run folder at its fullest; the answers themselves are small."""
     terms = needs.disk(shape, spec.train, spec.lora, tokens=tokens, dequantises=dequantises)
-    if spec.estimator != "gae":
+    if not spec.advantages.has_value_model:
         return terms
     trained, width = _trained(shape, spec)
     copies = spec.train.save_total_limit + 1 if spec.train.save_steps else 1

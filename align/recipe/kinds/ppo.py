@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, Reference, RowLimits, Stage, Strict
+from align.recipe.blocks.estimators import ESTIMATORS, Estimator
 from align.recipe.blocks.rollout import Rollout
 from align.recipe.blocks.scoring import ModelScorer, Scoring
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, Lora, Train, neutral_of
 from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
 
-COMPARES = ("rloo", "group")
-"""Estimators that compare the answers to a prompt with each other."""
+if TYPE_CHECKING:
+    EstimatorName = str
+else:
+    EstimatorName = Literal[tuple(ESTIMATORS)]
 
 
 class PpoTrain(Train):
@@ -119,7 +122,7 @@ class PpoStage(Stage):
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
             "gamma lam value_init value_model value_learning_rate value_clip whiten_rewards health.explained_variance",
-            lambda stage: stage.estimator == "gae",
+            lambda stage: stage.advantages.has_value_model,
             "with estimator: {estimator}; it belongs to gae",
         ),
         Needs(
@@ -129,7 +132,7 @@ class PpoStage(Stage):
         ),
         Needs(
             "reference_baseline",
-            lambda stage: stage.estimator not in COMPARES,
+            lambda stage: not stage.advantages.compares,
             "with estimator: {estimator}: it cancels",
         ),
         Needs("baseline_samples", lambda stage: stage.uses_baseline, "without the reference baseline"),
@@ -199,7 +202,7 @@ class PpoStage(Stage):
     """Adapt `kl_coefficient` after every iteration so that the KL stays near this many nats per answer
     (https://arxiv.org/abs/1909.08593, section 2.2); fixed when absent."""
 
-    estimator: Literal["gae", "rloo", "group", "reinforce"] = "gae"
+    estimator: EstimatorName = "gae"
     """How advantages are computed. `gae`: with a value model, token by token (https://arxiv.org/abs/1506.02438).
     `rloo`: the reward minus the mean reward of the prompt's other answers (2402.14740). `group`: the reward minus the
     mean, divided by the standard deviation, of the prompt's answers, as in GRPO (2402.03300). `reinforce`: the reward
@@ -277,14 +280,19 @@ class PpoStage(Stage):
         return RowLimits(self.max_prompt_length + self.max_new_tokens, train_on="all")
 
     @property
+    def advantages(self) -> Estimator:
+        """How advantages are computed."""
+        return ESTIMATORS[self.estimator]
+
+    @property
     def uses_baseline(self) -> bool:
         """Is the reference's score subtracted?"""
-        return self.estimator in ("gae", "reinforce") if self.reference_baseline is None else self.reference_baseline
+        return not self.advantages.compares if self.reference_baseline is None else self.reference_baseline
 
     @property
     def value_start(self) -> str | None:
         """The reward or value model that the value model starts from; None when it is the policy, or there is none."""
-        if self.estimator != "gae" or self.value_model is not None:
+        if not self.advantages.has_value_model or self.value_model is not None:
             return self.value_model
         return self.reward.model if self.value_init == "reward" and isinstance(self.reward, ModelScorer) else None
 
@@ -300,15 +308,16 @@ class PpoStage(Stage):
 
     @model_validator(mode="after")
     def _options_belong_to_the_estimator(self) -> PpoStage:
-        compares = self.estimator in COMPARES
-        if compares and self.samples_per_prompt < 2:
+        if self.advantages.compares and self.samples_per_prompt < 2:
             raise ValueError(
                 f"estimator {self.estimator} compares the answers to a prompt: samples_per_prompt must be at least 2"
             )
-        if self.estimator == "reinforce" and not self.uses_baseline:
-            raise ValueError("estimator reinforce is nothing without its baseline: remove reference_baseline: false")
+        if self.advantages.needs_baseline and not self.uses_baseline:
+            raise ValueError(
+                f"estimator {self.estimator} is nothing without its baseline: remove reference_baseline: false"
+            )
         if (
-            self.estimator == "gae"
+            self.advantages.has_value_model
             and self.value_init == "reward"
             and self.value_model is None
             and not isinstance(self.reward, ModelScorer)

@@ -23,7 +23,7 @@ from align.batching.batch import Batch
 from align.batching.loader import StepPlan
 from align.batching.tree import Layout
 from align.data.tree import Branch, Tree
-from align.functional.advantages import gae, group_normalised, k1, reinforce_baseline, rloo, token_rewards, whiten
+from align.functional.advantages import gae, k1, token_rewards, whiten
 from align.functional.segments import segment_count, segment_sum
 from align.recipe.kinds.ppo import PpoStage
 from align.sealed import damage
@@ -155,13 +155,13 @@ def worth(
         baselines: fp32 [B], what to subtract from them; zeros without a baseline.
         log_ratio: fp32 [T], log-probs of the sampled tokens under the policy that sampled, minus those under the
             reference.
-        values: fp32 [T], for ``gae``.
+        values: fp32 [T], from a value model if there is one.
         coefficient: of the KL penalty.
     """
     branch = answers.branch
     kl = k1(log_ratio)
-    if spec.estimator == "gae":
-        assert values is not None, "gae needs values"
+    if spec.advantages.has_value_model:
+        assert values is not None, "a value model gives values"
         rewards = token_rewards(kl, scores - baselines, branch, coefficient)
         if spec.whiten_rewards:
             rewards = whiten(rewards, shift_mean=False)
@@ -169,13 +169,7 @@ def worth(
         returns: Tensor | None = advantages + values
     else:
         penalised = segment_sum(token_rewards(kl, scores, branch, coefficient), branch, len(answers))
-        match spec.estimator:
-            case "rloo":
-                of_answers = rloo(penalised, answers.prompt_of)
-            case "group":
-                of_answers = group_normalised(penalised, answers.prompt_of)
-            case "reinforce":
-                of_answers = reinforce_baseline(penalised, baselines)
+        of_answers = spec.advantages.of_answers(penalised, answers.prompt_of, baselines)
         advantages, returns = of_answers[branch], None
     if spec.whiten_advantages:
         advantages = whiten(advantages)

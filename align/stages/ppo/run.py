@@ -179,7 +179,7 @@ def _models(
     if group.first and spec.lora is not None:
         ctx.console.print(f"{ctx.name}  {adapted(policy)}", highlight=False, markup=False, soft_wrap=True)
     reference = None if spec.lora is not None else copy.deepcopy(policy).requires_grad_(False).eval()
-    if spec.estimator != "gae":
+    if not spec.advantages.has_value_model:
         return ActorCritic(policy, None), reference
     start = None
     if spec.value_start is not None:
