@@ -14,9 +14,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -48,6 +48,7 @@ from align.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from align.training.progress import BestMetric, Progress
 
 _SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
@@ -59,43 +60,6 @@ class LossOutput:
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Mean] = field(default_factory=dict)
-
-
-@dataclass
-class Progress:
-    """Where the run is. Everything here is saved, and is all that resuming needs besides weights, optimiser and RNG."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    first_eval: dict[str, float] | None = None
-    last_eval: dict[str, float] | None = None
-    """Of the model that is kept, once the run is over."""
-    best_eval: dict[str, float] | None = None
-    """The evaluation that was best by the trainer's :attr:`Trainer.best_metric`."""
-    best_step: int = 0
-    evals_without_improvement: int = 0
-
-    @classmethod
-    def of(cls, saved: Mapping[str, Any]) -> Progress:
-        """As a checkpoint has it. Those of earlier versions also keep the best loss apart from ``best_eval``."""
-        names = {item.name for item in fields(cls)}
-        return cls(**{name: value for name, value in saved.items() if name in names})
-
-
-@dataclass(frozen=True)
-class BestMetric:
-    """The held-out metric that says which weights are the best, and which way."""
-
-    name: str
-    better: Literal["lower", "higher"]
-
-    def improved(self, values: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
-        """Is an evaluation better than the best so far, if there was one?"""
-        if best is None:
-            return True
-        now, before = values[self.name], best[self.name]
-        return now < before if self.better == "lower" else now > before
 
 
 @dataclass(frozen=True)

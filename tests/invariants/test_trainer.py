@@ -36,7 +36,8 @@ from align.stages.sft import SftTrainer
 from align.training.checkpoint import newest_checkpoint, save_checkpoint
 from align.training.launch import Ranks, ranks
 from align.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
-from align.training.trainer import BestMetric, LossOutput, Progress, TrainerArguments, computes_in
+from align.training.progress import BestMetric, Progress
+from align.training.trainer import LossOutput, TrainerArguments, computes_in
 from tests.support.root import ROOT
 
 VOCAB = 61

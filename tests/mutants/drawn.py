@@ -49,7 +49,8 @@ DRAWN_FROM = [
         "align/rollout/sync.py",
         "align/stages/dpo.py",
     ),
-    *("align/stages/reward/*.py", "align/stages/ppo/*.py", "align/models/adapters.py"),
+    *("align/stages/reward/*.py", "align/stages/ppo/*.py", "align/models/adapters.py", "align/models/placement.py"),
+    *("align/rollout/dispatch.py", "align/recipe/blocks/pair_losses.py", "align/recipe/blocks/estimators.py"),
     *(f"align/models/compute/{name}.py" for name in ("forward", "attention", "stream")),
     *(f"align/models/scalar/{name}.py" for name in ("heads", "critic")),
 ]

@@ -52,7 +52,8 @@ from align.stages.ppo.report import iteration_lines
 from align.stages.ppo.rollouts import parquet, rows_of
 from align.training.metrics import Mean, add_up
 from align.training.optim import ParameterGroup
-from align.training.trainer import BestMetric, LossOutput, Trainer, TrainerArguments
+from align.training.progress import BestMetric
+from align.training.trainer import LossOutput, Trainer, TrainerArguments
 
 _log = logging.getLogger("align")
 

@@ -66,6 +66,8 @@ class Recorder:
 class Says:
     """An engine that gives ``SAMPLED`` to every prompt."""
 
+    together = 100
+
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         made = [Sample(ids, None, "stop" if ids[-1] == STOP else "length", 0) for ids in SAMPLED]
         return [made[: sampling.n] for _ in prompts]
@@ -112,7 +114,7 @@ def by_evaluate(ctx: StageContext, scorer: Recorder, monkeypatch: pytest.MonkeyP
 
 
 def by_ppo(ctx: StageContext, scorer: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {"push": None, "canaries": [], "seed": 1, "ranks": Ranks(), "clock": Clock()}
+    settings: dict[str, Any] = {"precision": None, "canaries": [], "seed": 1, "ranks": Ranks(), "clock": Clock()}
     engine: Any = Says()
     rollouts = Rollouts(ActorCritic(tiny("llama"), None), ENCODER, engine, scorer, **settings)
     rollouts.sample([prompt()], Sampling(8, n=len(SAMPLED)), 0)
