@@ -19,7 +19,7 @@ ROOT = -1
 
 
 @dataclass(frozen=True)
-class Node:
+class TreeNode:
     """A run of tokens that all paths through it share."""
 
     length: int
@@ -40,7 +40,7 @@ class Span:
     """
 
     start: int
-    nodes: tuple[Node, ...]
+    nodes: tuple[TreeNode, ...]
 
     def __post_init__(self) -> None:
         open_nodes: list[int] = []  # the path that the next node may continue
@@ -54,7 +54,7 @@ class Span:
     @classmethod
     def of_branches(cls, start: int, trunk: int, branches: Sequence[int]) -> Span:
         """A trunk and what continues it, by their lengths."""
-        return cls(start, (Node(trunk, ROOT), *(Node(length, 0) for length in branches)))
+        return cls(start, (TreeNode(trunk, ROOT), *(TreeNode(length, 0) for length in branches)))
 
     @property
     def end(self) -> int:

@@ -15,7 +15,7 @@ from align.rollout.engine import Sampling, sample_seed
 
 
 @dataclass(frozen=True)
-class Pieces:
+class CallPieces:
     """Prompts in runs of ``size``; the last one may be shorter."""
 
     prompts: int
@@ -23,8 +23,8 @@ class Pieces:
     size: int
 
     @classmethod
-    def of_samples(cls, prompts: int, *, each: int, together: int) -> Pieces:
-        """Pieces of about ``together`` samples, ``each`` of a prompt."""
+    def of_samples(cls, prompts: int, *, each: int, together: int) -> CallPieces:
+        """CallPieces of about ``together`` samples, ``each`` of a prompt."""
         return cls(prompts, -(-together // each))
 
     def __len__(self) -> int:

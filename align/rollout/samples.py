@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from align.errors import InputError, Interrupted, Problem
-from align.rollout.dispatch import Pieces, of_piece
+from align.rollout.dispatch import CallPieces, of_piece
 from align.rollout.engine import RolloutEngine, Sample, Sampling
 from align.rollout.progress import CountBar
 from align.sealed import PartStore
@@ -86,7 +86,7 @@ def sample_shards(
     """
     samples = min(SHARD_SAMPLES, max(LEAST_SAMPLES, SHARD_TOKENS // sampling.max_new_tokens))
     size = shard_prompts or -(-samples // sampling.n)
-    pieces = Pieces(len(prompts), size)
+    pieces = CallPieces(len(prompts), size)
     everything = {**key, "sampling": asdict(sampling), "prompts": prompts_digest(prompts), "shard_prompts": size}
     kept = PartStore(folder, "samples", "parquet", everything)
     mine = pieces.share(rank, world)

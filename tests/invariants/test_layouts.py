@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.testing import assert_close
 
-from align.batching.batch import ROOT, Batch, Node, Span
+from align.batching.batch import ROOT, Batch, Span, TreeNode
 from align.batching.tree import Layout, pack
 from align.data.tree import Branch, Tree
 from align.errors import InputError
@@ -344,13 +344,22 @@ def dense_mask(rows: Sequence[Sequence[Span]], length: int, window: int | None) 
 
 NESTED = Span(  # 0 has the children 1, 4 and 5; 1 has 2 and 3; 5, 6 and 7 are a path
     2,
-    (Node(3, ROOT), Node(2, 0), Node(4, 1), Node(1, 1), Node(2, 0), Node(1, 0), Node(3, 5), Node(2, 6)),
+    (
+        TreeNode(3, ROOT),
+        TreeNode(2, 0),
+        TreeNode(4, 1),
+        TreeNode(1, 1),
+        TreeNode(2, 0),
+        TreeNode(1, 0),
+        TreeNode(3, 5),
+        TreeNode(2, 6),
+    ),
 )
-CHAIN = Span(20, (Node(2, ROOT), Node(1, 0), Node(3, 1)))
+CHAIN = Span(20, (TreeNode(2, ROOT), TreeNode(1, 0), TreeNode(3, 1)))
 ROWS = (
     (Span.of_branches(0, 3, (2, 4)), Span.of_branches(9, 2, (3,)), Span.of_branches(14, 4, (1, 2, 5))),
     (Span.of_branches(0, 6, (6,)), Span.of_branches(12, 1, (2, 2))),
-    (Span(0, (Node(2, ROOT),)), NESTED, CHAIN),
+    (Span(0, (TreeNode(2, ROOT),)), NESTED, CHAIN),
 )
 LENGTH = 30  # four tokens of padding in the first row, thirteen in the second, four in the third
 
@@ -427,7 +436,7 @@ def test_nested_nodes_are_computed_as_their_paths() -> None:
     """Hidden states of a tree of trees: those of each path from its root, computed alone."""
     model = tiny("llama")
     (single,) = pack(random_trees(np.random.default_rng(3), [1]), microbatch_tokens=LARGE)
-    spans = (Span(0, (Node(2, ROOT),)), NESTED)
+    spans = (Span(0, (TreeNode(2, ROOT),)), NESTED)
     ids = torch.randint(0, VOCAB, (1, NESTED.end), generator=torch.Generator().manual_seed(4))
     position = torch.cat(
         [
@@ -446,7 +455,7 @@ def test_nested_nodes_are_computed_as_their_paths() -> None:
                 single,
                 input_ids=ids[:, path],
                 position_ids=torch.arange(len(path))[None],
-                rows=((Span(0, (Node(len(path), ROOT),)),),),
+                rows=((Span(0, (TreeNode(len(path), ROOT),)),),),
             )
             assert_close(hidden[last], hidden_states(model, alone)[-1], atol=1e-5, rtol=1e-5)
 
@@ -454,9 +463,9 @@ def test_nested_nodes_are_computed_as_their_paths() -> None:
 def test_nodes_stand_in_depth_first_order() -> None:
     """A node that continues one whose subtree is over would be seen by tokens of others."""
     with pytest.raises(ValueError, match="node 3 comes too late to continue node 1"):
-        Span(0, (Node(1, ROOT), Node(1, 0), Node(1, 0), Node(1, 1)))
+        Span(0, (TreeNode(1, ROOT), TreeNode(1, 0), TreeNode(1, 0), TreeNode(1, 1)))
     with pytest.raises(ValueError, match="node 0 comes too late"):
-        Span(0, (Node(1, 1), Node(1, ROOT)))
+        Span(0, (TreeNode(1, 1), TreeNode(1, ROOT)))
     assert NESTED.ancestors[7] == (0, 5, 6) and NESTED.longest_path == 9 and not NESTED.is_flat
     assert CHAIN.is_path and not CHAIN.is_flat and Span.of_branches(0, 2, (1, 1)).is_flat
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from align.batching.batch import ROOT, Batch, Node, Span
+from align.batching.batch import ROOT, Batch, Span, TreeNode
 from align.models.compute.attention import KeyValues, Trees
 from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, project
 
@@ -58,7 +58,9 @@ def split(batch: Batch, tokens: int) -> TreeParts | None:
     for group in [[0], *_groups(span.branches, tokens)]:
         lengths = tuple(span.branches[b] for b in group)
         cut.append(
-            _part(batch, group, start, start + sum(lengths), Span(0, tuple(Node(length, ROOT) for length in lengths)))
+            _part(
+                batch, group, start, start + sum(lengths), Span(0, tuple(TreeNode(length, ROOT) for length in lengths))
+            )
         )
         start += sum(lengths)
     return TreeParts(_part(batch, [], 0, span.trunk, Span.of_branches(0, span.trunk, ())), cut[0], cut[1:])

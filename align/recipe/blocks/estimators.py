@@ -47,7 +47,7 @@ class Rloo(Estimator):
         return rloo(scores, prompt_of)
 
 
-class Group(Estimator):
+class GroupNormalised(Estimator):
     """The reward minus the mean, divided by the standard deviation, of the prompt's answers, as in GRPO
     (https://arxiv.org/abs/2402.03300)."""
 
@@ -72,4 +72,4 @@ class Reinforce(Estimator):
         return reinforce_baseline(scores, baselines)
 
 
-ESTIMATORS: dict[str, Estimator] = {"gae": Gae(), "rloo": Rloo(), "group": Group(), "reinforce": Reinforce()}
+ESTIMATORS: dict[str, Estimator] = {"gae": Gae(), "rloo": Rloo(), "group": GroupNormalised(), "reinforce": Reinforce()}

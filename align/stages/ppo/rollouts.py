@@ -17,7 +17,7 @@ from align.data.chat.encoder import Encoder
 from align.data.trees.prompts import EncodedPrompt
 from align.errors import TrainingFault
 from align.models.scalar.critic import ActorCritic
-from align.rollout.dispatch import Pieces
+from align.rollout.dispatch import CallPieces
 from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
 from align.rollout.sync import push
 from align.scoring.scorer import Answer, Scorer, require_scores
@@ -104,7 +104,7 @@ class Rollouts:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, place: Sequence[int]
     ) -> list[list[Sample]]:
         """Samples of all prompts; each process makes its share of the pieces."""
-        pieces = Pieces.of_samples(len(prompts), each=sampling.n, together=self.engine.together)
+        pieces = CallPieces.of_samples(len(prompts), each=sampling.n, together=self.engine.together)
         made = {}
         for number in pieces.share(self._ranks.rank, self._ranks.world):
             piece, seed = pieces[number], sample_seed(self._seed, *place, number)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from align.models.scalar.critic import ActorCritic
-from align.rollout.dispatch import Pieces, of_piece
+from align.rollout.dispatch import CallPieces, of_piece
 from align.rollout.engine import Sampling
 from align.rollout.transformers import TransformersEngine
 from align.stages.ppo.rollouts import Clock, Rollouts, ScoredAnswer
@@ -18,7 +18,7 @@ from tests.support.rollouts import ENCODER, ByRule, ExactEngine, ends_early, pol
 
 @pytest.mark.parametrize(("count", "each", "together"), [(7, 2, 6), (1, 9, 4), (8, 1, 4), (5, 1, 1000), (0, 1, 4)])
 def test_pieces_hold_every_prompt_once_and_every_piece_has_one_maker(count: int, each: int, together: int) -> None:
-    pieces = Pieces.of_samples(count, each=each, together=together)
+    pieces = CallPieces.of_samples(count, each=each, together=together)
     assert [number for piece in pieces for number in piece] == list(range(count))
     assert all(len(piece) * each <= together + each - 1 for piece in pieces)
     for world in (1, 2, 3):
@@ -30,7 +30,7 @@ def test_pieces_may_be_made_in_any_order() -> None:
     """With transformers' own sampling, which draws a call's samples from one stream."""
     engine = TransformersEngine(policy(stage()), ENCODER, max_length=64, shared=True)
     ids = [prompt.ids for prompt in prompts(10)]
-    pieces, sampling = Pieces.of_samples(len(ids), each=2, together=6), Sampling(5, n=2, seed=4)
+    pieces, sampling = CallPieces.of_samples(len(ids), each=2, together=6), Sampling(5, n=2, seed=4)
 
     def made(order: list[int]) -> dict[int, Any]:
         return {
