@@ -80,8 +80,9 @@ def digests(runs: Path) -> dict[str, str]:
         report = json.loads((folder / "report.json").read_text())
         found[stage] = artifacts.artefact_digest(folder)
         found[f"{stage} report"] = json.dumps(
-            [report[key] for key in ("eval_before", "eval_after", "best_step", "samples", "data")]
+            [report[key] for key in ("eval_before", "eval_after", "best_step", "data")]
         )
+        found[f"{stage} answers"] = (folder / "answers.jsonl").read_text()
     return found
 
 

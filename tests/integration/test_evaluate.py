@@ -32,7 +32,7 @@ from align.recipe.load import load_recipe
 from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import EvaluateStage, Model
 from align.report.estimates import ReportedNumber
-from align.rollout import samples as sharding
+from align.rollout.engine import sample_seed
 from align.scoring.embeddings import SentenceEmbedder
 from align.scoring.text_metrics import distinct_n
 from align.stages.shared import policy_samples
@@ -129,7 +129,7 @@ def test_numbers_are_those_of_plain_forward_passes(folder: Path) -> None:
     for name in ("./first", "./second"):
         engine = Dying(folder / name / "script.jsonl", encoder)
         trunks = [encoder.encode_prompt(row["prompt"]).tolist() for row in rows(result)]
-        plan = policy_samples.Sampling(10, n=3, seed=sharding.sample_seed(sharding.sample_seed(5, 0), 0))
+        plan = policy_samples.Sampling(10, n=3, seed=sample_seed(sample_seed(5, 0), 0))
         own_samples[name] = [[list(one.ids) for one in group] for group in engine.generate(trunks, plan)]
     for name in ("./first", "./second"):
         model = load_policy(Model(path=name))

@@ -33,7 +33,7 @@ def test_logits_that_are_scaled_otherwise_are_found() -> None:
 
 def test_a_leak_between_trees_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask that lets a branch see its sibling."""
-    monkeypatch.setattr("align.models.compute.attention._parts", lambda span: [span.end - span.start])
+    monkeypatch.setattr("align.models.compute.attention._pieces", lambda span: [(span.end - span.start, ())])
     with pytest.raises(InputError, match="layout: padded"):
         require_own_logprobs(tiny("llama"), IDS, "tree")
 
