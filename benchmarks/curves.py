@@ -1,5 +1,4 @@
-"""Training curves of tiny models to the last bit, so that a change which must not change any number can be shown not
-to.
+"""Training curves of tiny models, recorded to the last bit: to show that a change of the code changes no number.
 
 python -m benchmarks.curves --out before.json            train; keep the metrics of every step and the weights' hashes
 python -m benchmarks.curves --compare before.json after.json
@@ -24,11 +23,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import PACKAGES, machine
+from benchmarks.measure import machine, package_versions
 
 STEPS = 20
 CLOCK = ("step_seconds", "tokens_per_second")
@@ -224,17 +222,12 @@ def _weights(stage: Path) -> dict[str, str]:
 
 def _made_with(folder: Path) -> dict[str, str | None]:
     """The commit of align (None where it is not in a git checkout), and all else that bits depend on."""
-    found: dict[str, str | None] = {
+    return {
         "align": _commit(folder),
         "cpu": machine()["cpu"],
         "python": platform.python_version(),
+        **package_versions(),
     }
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit(folder: Path) -> str | None:

@@ -141,7 +141,12 @@ def versions() -> dict[str, str]:
     """Python, the package itself, and what it and the peers stand on."""
     import align
 
-    found = {"python": platform.python_version(), "align": align.__version__}
+    return {"python": platform.python_version(), "align": align.__version__, **package_versions()}
+
+
+def package_versions() -> dict[str, str]:
+    """Of those of :data:`PACKAGES` that are installed."""
+    found = {}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -4,7 +4,7 @@ out about a file."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,10 @@ from align.errors import Problem
 from align.recipe.schema import DataSource
 
 _log = logging.getLogger("align")
+
+
+Columns = Mapping[str, Any]
+"""The columns of a row, by name."""
 
 
 @dataclass(frozen=True)

@@ -68,13 +68,12 @@ def select_negatives(
     2. Copies of the target (equal once :func:`normalised`) are left out, always.
     3. With ``dedup``, copies of an earlier sample are left out.
     4. Of the U that are left, the :func:`num_kept` least similar to the target stay. So with a filter
-    (``keep_least_similar`` < 1) the most
-       similar one is never a negative, and a single one is none. Of equally similar ones the earlier stay. The share is
-       one of the unique samples; the released code takes it of all that were generated, so that much repetition
-       switches its filter off.
+       (``keep_least_similar`` < 1) the most similar one is never a negative, and a single one is none. Of equally
+       similar ones the earlier stay. The share is taken of the unique samples; the released code takes it of all that
+       were generated, so that much repetition switches its filter off.
     5. ``negatives`` of these are drawn uniformly without replacement: the ones with the smallest sha256 of (seed, id,
-    sample number). So
-       a draw of 4 is part of the draw of 8, and neither process, PYTHONHASHSEED nor other prompts have a say.
+       sample number). So a draw of 4 is part of the draw of 8, and the draw does not depend on the process,
+       PYTHONHASHSEED or other prompts.
 
     Args:
         similarities: of each sample to the target; any scale, larger is more similar.

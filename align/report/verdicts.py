@@ -1,5 +1,5 @@
-"""The one rule for verdicts: what a number with its interval allows to say of a stage. Terminal, page, lists and seeds
-all ask here.
+"""Decides whether a stage may be called better or worse, from a number and its interval. The terminal summary, the
+page, the lists of runs and the table over seeds all use this rule.
 
 A stage is called better or worse only where the interval of the change excludes none, the change is larger than what
 rounding makes, and both were measured on at least :data:`~align.functional.intervals.ENOUGH` prompts that the stage was

@@ -19,9 +19,9 @@ _PROBE = "probequestion"
 
 
 class ScriptedEngine:
-    """Answers from a script: a JSONL file of rows ``{"completion": text}``. A row with a ``prompt`` answers only
-    prompts whose last user message is that text, and these have no other answers; all other prompts share the rows
-    without one.
+    """Samples from a script, a JSONL file of rows ``{"completion": text}``, instead of from a model. A row that has a
+    ``prompt`` too is used only for prompts whose last user message is that text, and such prompts get no other rows.
+    All other prompts share the rows without a ``prompt``.
 
     Which row a sample is follows from the sampling's seed and the numbers of prompt and sample alone. Temperature and
     top-p have no effect, and there are no log-probs.

@@ -19,13 +19,13 @@ from align.models.load import load_encoder, load_policy
 from align.models.scalar.heads import ScalarModel, ScoreStats, load_scalar, save_scalar, score_trees
 from align.recipe.schema import Lora, Model
 from align.stages.reward.run import build_reward
-from tests.invariants.test_dpo import first_step, preferences, stage, trainer
-from tests.invariants.test_reward import first_step as reward_first_step
+from tests.invariants.test_dpo import preferences, stage, trainer
 from tests.invariants.test_reward import stage as reward_stage
 from tests.invariants.test_reward import trainer as reward_trainer
 from tests.support.saved import rows
 from tests.support.tiny import tiny
 from tests.support.tokenizers import chatml
+from tests.support.trainers import first_step
 
 LORA = Lora(rank=4, quantize="nf4")
 
@@ -86,7 +86,7 @@ def test_a_reward_model_on_four_bits(folder: Path, tmp_path: Path) -> None:
     base = Model(path=str(folder))
     net = build_reward(quantised(folder), LORA, seed=1)
     run = reward_trainer(tmp_path / "run", preferences(6), reward_stage(), net)
-    metrics, gradients = reward_first_step(run)
+    metrics, gradients = first_step(run)
     assert abs(metrics["loss"] - math.log(2)) < 2 and "head.weight" in gradients
     assert all("lora_" in name or name == "head.weight" for name in run.parameters)
     with torch.no_grad():

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
 from torch import nn
 
 from align.batching.loader import Loader, plan_steps
@@ -24,8 +23,9 @@ from align.recipe.schema import DpoStage, Lora
 from align.stages.dpo import DpoTrainer
 from align.training.launch import Ranks
 from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest
-from align.training.trainer import TrainerArguments, autocast
+from align.training.trainer import autocast
 from tests.support.tiny import tiny
+from tests.support.trainers import arguments, first_step, loaders
 
 VOCAB = 97
 MARKED = {"offset": 0.6, "soft_labels": True, "label_smoothing": None}
@@ -100,35 +100,12 @@ def reference(net: nn.Module, data: list[Tree], spec: DpoStage, cache: Path, key
 def trainer(
     work: Path, data: list[Tree], spec: DpoStage, net: nn.Module, ref: ReferenceLogprobs | None = None
 ) -> DpoTrainer:
-    work.mkdir(parents=True, exist_ok=True)
     held_out = preferences(5, seed=99)
-    plan = plan_steps([t.size for t in data], seed=1, epochs=spec.train.epochs, batch_size=spec.train.batch_size)
-    loader = Loader(data.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout)
     references: tuple[ReferenceLogprobs | None, ReferenceLogprobs | None] = (None, None)
     if spec.pair_loss.needs_reference:
         references = (ref or reference(net, data, spec, work / "r"), reference(net, held_out, spec, work / "h"))
-    batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(range(5))
-    arguments = TrainerArguments(
-        model=net,
-        train=spec.train,
-        work=work,
-        name="dpo",
-        seed=2,
-        console=Console(quiet=True),
-        ranks=Ranks(),
-    )
-    return DpoTrainer(arguments, loader, batches, spec, *references)
-
-
-def first_step(run: DpoTrainer) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Metrics and gradients of the first step; the optimiser does not move."""
-    gradients: dict[str, torch.Tensor] = {}
-    run.optimizer.step = lambda: gradients.update(  # type: ignore[method-assign]
-        {n: p.grad.clone() for n, p in run.parameters.items() if p.grad is not None}
-    )
-    run.model.train()
-    metrics = run.optimizer_step(next(iter(run.steps())))
-    return metrics, gradients
+    loader, batches = loaders(data, held_out, spec.train)
+    return DpoTrainer(arguments(net, spec.train, work, "dpo"), loader, batches, spec, *references)
 
 
 def moved(net: nn.Module, seed: int = 7, scale: float = 0.05) -> nn.Module:

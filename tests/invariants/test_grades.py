@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
-from align.batching.loader import Loader, plan_steps
 from align.data.tree import Tree
 from align.functional.losses import squared_errors
 from align.models.load import without_lm_head
 from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import RewardStage
 from align.stages.reward.regression import GradesTrainer
-from align.training.launch import Ranks
-from align.training.trainer import TrainerArguments
 from tests.invariants.test_dpo import preferences
 from tests.invariants.test_reward import first_step
 from tests.support.tiny import tiny
+from tests.support.trainers import arguments, loaders
 
 WEIGHTS = {"help": 0.65, "true": 0.8, "long": -0.4}
 NAN = math.nan
@@ -59,23 +56,8 @@ def model(weights: dict[str, float] | None = None) -> ScalarModel:
 
 
 def trainer(work: Path, data: list[Tree], spec: RewardStage, net: ScalarModel) -> GradesTrainer:
-    work.mkdir(parents=True, exist_ok=True)
-    plan = plan_steps([t.size for t in data], seed=1, epochs=spec.train.epochs, batch_size=spec.train.batch_size)
-    loader = Loader(data.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout)
-    held_out = graded(7, seed=9)
-    batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(
-        range(len(held_out))
-    )
-    arguments = TrainerArguments(
-        model=net,
-        train=spec.train,
-        work=work,
-        name="reward",
-        seed=2,
-        console=Console(quiet=True),
-        ranks=Ranks(),
-    )
-    return GradesTrainer(arguments, loader, batches, spec)
+    loader, batches = loaders(data, graded(7, seed=9), spec.train)
+    return GradesTrainer(arguments(net, spec.train, work, "reward"), loader, batches, spec)
 
 
 def outputs(net: Any, tree: Tree) -> torch.Tensor:

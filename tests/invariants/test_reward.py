@@ -13,20 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
-from align.batching.loader import Loader, plan_steps
 from align.data.tree import Branch, Tree
 from align.functional.losses import bradley_terry, score_l2
 from align.models.load import without_lm_head
 from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import Lora, RewardStage
 from align.stages.reward.run import RewardTrainer, build_reward
-from align.training.launch import Ranks
-from align.training.trainer import TrainerArguments
 from tests.invariants.test_dpo import branch, ids, preferences
 from tests.support.tiny import tiny
+from tests.support.trainers import arguments, first_step, loaders
 
 
 def with_margins(data: list[Tree]) -> list[Tree]:
@@ -70,33 +67,9 @@ def scalar(family: str = "llama") -> ScalarModel:
 def trainer(
     work: Path, data: list[Tree], spec: RewardStage, net: nn.Module, held_out: list[Tree] | None = None
 ) -> RewardTrainer:
-    work.mkdir(parents=True, exist_ok=True)
     held_out = preferences(5, seed=99) if held_out is None else held_out
-    plan = plan_steps([t.size for t in data], seed=1, epochs=spec.train.epochs, batch_size=spec.train.batch_size)
-    loader = Loader(data.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout)
-    batches = Loader(held_out.__getitem__, plan, spec.train.microbatch_tokens, spec.train.layout).batches(
-        range(len(held_out))
-    )
-    arguments = TrainerArguments(
-        model=net,
-        train=spec.train,
-        work=work,
-        name="reward",
-        seed=2,
-        console=Console(quiet=True),
-        ranks=Ranks(),
-    )
-    return RewardTrainer(arguments, loader, batches, spec)
-
-
-def first_step(run: RewardTrainer) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Metrics and gradients of the first step; the optimiser does not move."""
-    gradients: dict[str, torch.Tensor] = {}
-    run.optimizer.step = lambda: gradients.update(  # type: ignore[method-assign]
-        {n: p.grad.clone() for n, p in run.parameters.items() if p.grad is not None}
-    )
-    run.model.train()
-    return run.optimizer_step(next(iter(run.steps()))), gradients
+    loader, batches = loaders(data, held_out, spec.train)
+    return RewardTrainer(arguments(net, spec.train, work, "reward"), loader, batches, spec)
 
 
 def path_score(net: Any, tree: Tree, b: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ from align.stages.reward import run as reward_stage
 from tests.invariants import test_dpo as dpo
 from tests.invariants import test_reward as reward
 from tests.support.tiny import tiny
+from tests.support.trainers import first_step
 
 LAYOUTS = ("tree", "packed", "padded", "stream")
 """``stream``: trees in groups of branches, as those much larger than a micro-batch are computed."""
@@ -147,7 +148,7 @@ def test_equal_answers_score_alike_to_a_reward_model(layout: str, precision: str
         model.backbone.to(torch.bfloat16)
     spec = reward.stage(train={**settings(layout, precision), "layout": layout})
     run = reward.trainer(tmp_path / "w", trees, spec, model, trees)
-    values, _ = reward.first_step(run)
+    values, _ = first_step(run)
     assert values["accuracy"] == 0.5
     run.model.eval()
     run.evaluate()

@@ -11,8 +11,9 @@ import pytest
 from torch.testing import assert_close
 
 from align.data.tree import Branch, Tree
-from tests.invariants.test_dpo import first_step, moved, preferences, reference, stage, trainer
+from tests.invariants.test_dpo import moved, preferences, reference, stage, trainer
 from tests.support.tiny import VOCAB, tiny
+from tests.support.trainers import first_step
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 from align.data.tree import Branch, Tree
 from tests.invariants.test_dpo import preferences
-from tests.invariants.test_reward import first_step, marked, scalar, stage, trainer
+from tests.invariants.test_reward import marked, scalar, stage, trainer
 from tests.support.tiny import VOCAB, tiny
+from tests.support.trainers import first_step
 
 PAD = 0
 

@@ -10,11 +10,10 @@ from typing import Any
 from align.data.formats.inside import judges, may_judge
 from align.data.mapping.places import find
 from align.data.messages.dialogue import extracted
+from align.data.rows import Columns
 from align.data.strict_json import RowError, clip, type_name
 from align.recipe.rows.mapping import RowMapping
 from align.recipe.rows.presets import PRESETS
-
-Row = Mapping[str, Any]
 
 PROMPTS = ("prompt", "question", "query", "instruction", "input", "inputs", "problem", "input_text", "user")
 PROBLEMS = ("problem",)
@@ -101,7 +100,7 @@ _INSIDE_TEXT = re.compile(
 """The same in an object that is written as JSON text."""
 
 
-def columns(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> list[str]:
+def columns(row: Columns, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> list[str]:
     """The row's columns with one of these names, in any case, in the order of the names; without those that are null or
     empty."""
     by_lower = {name.lower(): name for name in row}
@@ -109,12 +108,12 @@ def columns(row: Row, names: Iterable[str], without: Collection[str] = (), *, em
     return [name for name in found if empty or row[name] not in (None, "", [], {})]
 
 
-def column(row: Row, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> str | None:
+def column(row: Columns, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> str | None:
     """The first of them."""
     return next(iter(columns(row, names, without, empty=empty)), None)
 
 
-def reference(row: Row, without: Collection[str] = ()) -> str | None:
+def reference(row: Columns, without: Collection[str] = ()) -> str | None:
     """The place of the right answer for rewards that check it: the first known name. A boolean label is a verdict, not
     an answer."""
     for name in REFERENCES:
@@ -128,7 +127,7 @@ def reference(row: Row, without: Collection[str] = ()) -> str | None:
     return None
 
 
-def extraction(rows: Sequence[Row], mapping: RowMapping) -> str | None:
+def extraction(rows: Sequence[Columns], mapping: RowMapping) -> str | None:
     """How the answer is taken out of its text, where 19 of 20 rows say so; a solution needs a box."""
     if mapping.answer is None or mapping.extract is not None:
         return None
@@ -154,7 +153,7 @@ def rendered_kind(text: str) -> str | None:
     return next((kind for mark, kind in _RENDERED if mark in text), None)
 
 
-def seen(row: Row) -> str:
+def seen(row: Columns) -> str:
     """The columns of a row with the types of what stands in them."""
     parts = [
         f"{clip(key, 40)} ({type_name(value).removeprefix('a ').removeprefix('an ')})"
@@ -201,7 +200,7 @@ def only_prompt(mapping: RowMapping) -> bool:
     )
 
 
-def complain_of_comparison(unread: Row, row: Row, want: str) -> None:
+def complain_of_comparison(unread: Columns, row: Columns, want: str) -> None:
     """Raises :class:`RowError` for a row that would be read as a prompt only, and looks like a comparison or like an
     answer."""
     answers = [
@@ -243,7 +242,7 @@ def _holds_meaning(value: Any) -> str:
     return found[1] if found else ""
 
 
-def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None:
+def complain_of_meaning(unread: Columns, row: Columns, *, answers: bool = False) -> None:
     """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was
     read.
 
@@ -276,7 +275,7 @@ def complain_of_meaning(unread: Row, row: Row, *, answers: bool = False) -> None
         )
 
 
-def _texts(row: Row, without: str) -> Iterable[str]:
+def _texts(row: Columns, without: str) -> Iterable[str]:
     stack = [value for key, value in row.items() if key != without]
     while stack:
         item = stack.pop()
@@ -295,12 +294,12 @@ def refusal(message: str, field: str | None = None) -> RowError:
     return Refusal(message, field)
 
 
-def _near(row: Row) -> str:
+def _near(row: Columns) -> str:
     nearest = nearest_presets(row)
     return f" (nearest: {nearest})" if nearest else ""
 
 
-def nearest_presets(row: Row) -> str:
+def nearest_presets(row: Columns) -> str:
     """Up to two presets that share columns with the row, and what each lacks."""
     found = []
     for name, preset in PRESETS.items():

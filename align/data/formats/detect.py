@@ -20,14 +20,13 @@ from align.data.formats.unread import complain_of_unread
 from align.data.formats.wanted import Want
 from align.data.mapping.places import find
 from align.data.messages.forms import verdict
+from align.data.rows import Columns
 from align.data.strict_json import RowError, parse_text
 from align.recipe.rows.mapping import RowMapping
 from align.recipe.rows.presets import PRESETS, Preset
 
 LOOK_AT = 20
 """Rows that are looked at."""
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def made(**keys: Any) -> Found:
     return Found(column_names.yaml_line(given), RowMapping.model_validate(given))
 
 
-def detect_rows(rows: Sequence[Row], want: str, chosen_by: Collection[str] = ()) -> Found:
+def detect_rows(rows: Sequence[Columns], want: str, chosen_by: Collection[str] = ()) -> Found:
     """The shape of most of the first rows; those of another shape are bad rows. Raises :class:`RowError` when no row
     has one.
 
@@ -77,7 +76,7 @@ def detect_rows(rows: Sequence[Row], want: str, chosen_by: Collection[str] = ())
     return best
 
 
-def _with_the_rest(found: Found, rows: Sequence[Row]) -> Found:
+def _with_the_rest(found: Found, rows: Sequence[Columns]) -> Found:
     """The same with the system, tools and history that only some of the rows have."""
     from align.data.formats.formats import columns_read
 
@@ -115,7 +114,7 @@ class Refusal(RowError):
     refusal = True
 
 
-def detect(row: Row, want: str = "conversation") -> Found:
+def detect(row: Columns, want: str = "conversation") -> Found:
     """The shape of one row. Raises :class:`RowError` when it is none that we know."""
     has = {key for key, item in row.items() if item is not None}
     _refused(row, has)
@@ -141,7 +140,7 @@ _PARTS = {
 """Formats whose `prompt` may be a text, and the columns that stand beside it."""
 
 
-def _cut_at_speakers(row: Row, has: set[str], found: Found) -> Found:
+def _cut_at_speakers(row: Columns, has: set[str], found: Found) -> Found:
     """The same, read as a dialogue where the prompt is a transcript: else a user would be made to say "Human:".
 
     Raises :class:`Refusal` where that has to be said in a mapping.
@@ -175,14 +174,14 @@ def _cut_at_speakers(row: Row, has: set[str], found: Found) -> Found:
     return made(**{**given, "dialogue": column_names.HUMAN})
 
 
-def fits(row: Row, preset: Preset) -> bool:
+def fits(row: Columns, preset: Preset) -> bool:
     """Has a row all that a preset is recognised by?"""
     if not (preset.marks or preset.holds) or not all(_marked(row, mark) for mark in preset.marks):
         return False
     return all(_holding(row, place, text) for place, text in preset.holds.items())
 
 
-def _marked(row: Row, mark: str) -> bool:
+def _marked(row: Columns, mark: str) -> bool:
     for one in mark.split("|"):
         if one in row:
             return True
@@ -195,7 +194,7 @@ def _marked(row: Row, mark: str) -> bool:
     return False
 
 
-def _holding(row: Row, places: str, text: str) -> bool:
+def _holding(row: Columns, places: str, text: str) -> bool:
     """Does a text at one of these places hold that piece?"""
     for place in places.split("|"):
         try:
@@ -207,7 +206,7 @@ def _holding(row: Row, places: str, text: str) -> bool:
     return False
 
 
-def _refused(row: Row, has: set[str]) -> None:
+def _refused(row: Columns, has: set[str]) -> None:
     """Shapes with a reason of their own."""
     if "input_ids" in has:
         raise Refusal("is tokenised already (input_ids): give the texts", "input_ids")
@@ -229,7 +228,7 @@ def _refused(row: Row, has: set[str]) -> None:
         )
 
 
-def _only_text(row: Row, has: set[str]) -> None:
+def _only_text(row: Columns, has: set[str]) -> None:
     if "text" in has and isinstance(row["text"], str) and not has & column_names.CONTENT:
         kind = column_names.rendered_kind(row["text"])
         if kind:
@@ -241,7 +240,7 @@ def _only_text(row: Row, has: set[str]) -> None:
         raise Refusal("is plain text, without a question and an answer: pre-training data", "text")
 
 
-def _pairs(row: Row, has: set[str]) -> Found | None:
+def _pairs(row: Columns, has: set[str]) -> Found | None:
     """``chosen`` and ``rejected``."""
     if not {"chosen", "rejected"} <= has:
         return None
@@ -275,7 +274,7 @@ def _pairs(row: Row, has: set[str]) -> Found | None:
     return Found("preference")
 
 
-def _labelled(row: Row, has: set[str]) -> Found | None:
+def _labelled(row: Columns, has: set[str]) -> Found | None:
     grades = row.get("grades")
     named = isinstance(grades, Mapping) or (isinstance(grades, str) and grades.lstrip().startswith("{"))
     if named and ("messages" in has or {"prompt", "completion"} <= has):
@@ -294,7 +293,7 @@ def _labelled(row: Row, has: set[str]) -> Found | None:
     return None
 
 
-def _turns(row: Row, has: set[str], want: str) -> Found | None:
+def _turns(row: Columns, has: set[str], want: str) -> Found | None:
     """A column that is, or parses as, a list of turns."""
     if {"instruction", "completions"} <= has:
         return Found("ultrafeedback")
@@ -341,7 +340,7 @@ def shape_of(value: Any) -> Any:
     return next((pair for pair in column_names.PAIRS if all(set(pair) <= set(item) for item in value)), None)
 
 
-def _besides(row: Row, used: set[str]) -> dict[str, Any]:
+def _besides(row: Columns, used: set[str]) -> dict[str, Any]:
     """System, tools and reasoning that stand beside."""
     found: dict[str, Any] = {}
     for key, names in (("system", column_names.SYSTEMS), ("tools", column_names.TOOLS)):
@@ -356,7 +355,7 @@ def _usual(besides: Mapping[str, Any]) -> bool:
     return all(key == column and key in ("system", "tools") for key, column in besides.items())
 
 
-def _flat(row: Row, has: set[str], want: str) -> Found | None:
+def _flat(row: Columns, has: set[str], want: str) -> Found | None:
     """One column with a question, and perhaps one with an answer."""
     if {"prompt", "completion"} <= has and _usual(_besides(row, set())):
         return Found("messages")
@@ -409,7 +408,7 @@ def _flat(row: Row, has: set[str], want: str) -> Found | None:
     )
 
 
-def _complain(rows: Sequence[Row], found: Found, want: str, chosen_by: Collection[str]) -> None:
+def _complain(rows: Sequence[Columns], found: Found, want: str, chosen_by: Collection[str]) -> None:
     """Raises :class:`Refusal` where a column that carries meaning would stay unread."""
     from align.data.formats.formats import columns_read
 

@@ -18,16 +18,12 @@ _WIDEST = 3
 _LONGEST = 40
 """Characters of what a judge writes: a name, and no sentence."""
 
-_JUDGES = re.compile(
-    r"(.*_)?(winner|preferred|preference|votes?|verdict|chosen|rejected|thumbs?(_?(up|down))?)", re.IGNORECASE
-)
-_GRADES = re.compile(r"score|rating|reward|votes?|is_correct|correct|verified|passed|success", re.IGNORECASE)
+_JUDGING = r"(?:\w*_)?(?:winner|preferred|preference|votes?|verdict|chosen|rejected|thumbs?(?:_?(?:up|down))?)"
+_GRADING = r"score|rating|reward|votes?|is_correct|correct|verified|passed|success"
+_JUDGES = re.compile(_JUDGING, re.IGNORECASE)
+_GRADES = re.compile(_GRADING, re.IGNORECASE)
 """Keys whose number says how good an answer is, as for a column with such a name."""
-_IN_TEXT = re.compile(
-    r'"(\w*_)?(winner|preferred|preference|votes?|verdict|chosen|rejected|thumbs?(_?(up|down))?|label|score|rating|reward'
-    r'|is_correct|correct|verified|passed|success)"\s*:',
-    re.IGNORECASE,
-)
+_IN_TEXT = re.compile(rf'"(?:{_JUDGING}|{_GRADING}|label)"\s*:', re.IGNORECASE)
 """The same in JSON text: only where this is found is the text parsed."""
 
 GOOD_AND_BAD = (
@@ -132,7 +128,7 @@ def _judged(value: Any, answers: bool, depth: int) -> str | None:
 
 @lru_cache(maxsize=16_384)
 def _known(key: str) -> bool | None:
-    """Is this one of the names that judge? None: no place names it."""
+    """Whether a key of this name says which answers are good. None for a name that no place of a recipe can spell."""
     if re.search(r"[.\[\]{}]", key):
         return None
     return key.lower() == "label" or bool(_GRADES.fullmatch(key) or _JUDGES.fullmatch(key))

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.messages.messages import list_of, text_of, unfolded
+from align.data.rows import Columns
 from align.data.strict_json import RowError, type_name
 
-Row = Mapping[str, Any]
 Form = dict[str, Any]
 
 
-def messages(row: Row) -> Form:
+def messages(row: Columns) -> Form:
     """TRL's and OpenAI's ``messages``; also TRL's ``prompt`` and ``completion``, of which only the completion is
     trained on."""
     if row.get("messages") is not None:
@@ -31,7 +31,7 @@ def messages(row: Row) -> Form:
     return {"messages": [*untrained, *after], "tools": row.get("tools"), "system": row.get("system")}
 
 
-def unpaired(row: Row) -> Form:
+def unpaired(row: Columns) -> Form:
     """TRL's labelled answers: ``prompt``, ``completion`` and ``label``; or LLaMA-Factory's and ms-swift's, messages and
     ``label``."""
     form = {key: row.get(key) for key in ("label", "tools", "system")}
@@ -41,7 +41,7 @@ def unpaired(row: Row) -> Form:
     return {"prompt": row.get("prompt"), "completion": row.get("completion"), **form}
 
 
-def graded(row: Row) -> Form:
+def graded(row: Columns) -> Form:
     """A ``prompt``, a ``completion`` and its ``grades`` (numbers by name); or messages, of which the last is graded."""
     form = {key: row.get(key) for key in ("grades", "tools", "system")}
     if row.get("messages") is not None:
@@ -49,20 +49,20 @@ def graded(row: Row) -> Form:
     return {"prompt": row.get("prompt"), "completion": row.get("completion"), **form}
 
 
-def preference(row: Row) -> Form:
+def preference(row: Columns) -> Form:
     """``chosen`` and ``rejected`` with a ``prompt``, or as whole conversations that begin alike; strings or
     messages."""
     return {key: row.get(key) for key in ("prompt", "chosen", "rejected", "margin", "votes", "tools", "system")}
 
 
-def prompt(row: Row) -> Form:
+def prompt(row: Columns) -> Form:
     """A ``prompt``: a string, or messages."""
     if row.get("prompt") is None:
         raise RowError("missing", "prompt")
     return {key: row.get(key) for key in ("prompt", "tools", "system")}
 
 
-def alpaca(row: Row) -> Form:
+def alpaca(row: Columns) -> Form:
     """``instruction``, ``input`` and ``output``; LLaMA-Factory's ``history``, ``system``, ``chosen`` and ``rejected``
     too.
 
@@ -88,7 +88,7 @@ def alpaca(row: Row) -> Form:
     }
 
 
-def sharegpt(row: Row) -> Form:
+def sharegpt(row: Columns) -> Form:
     """``conversations`` of ``{"from": ..., "value": ...}`` turns; with ``chosen`` and ``rejected`` turns they are the
     prompt."""
     common = {key: row.get(key) for key in ("tools", "system")}
@@ -107,7 +107,7 @@ def sharegpt(row: Row) -> Form:
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def hh_rlhf(row: Row) -> Form:
+def hh_rlhf(row: Columns) -> Form:
     r"""Transcripts, ``\n\nHuman: ... \n\nAssistant: ...``, in ``chosen`` and ``rejected``; the prompt is what they
     share.
 
@@ -131,7 +131,7 @@ def _transcript(text: str, field: str) -> list[Form]:
     return turns
 
 
-def ultrafeedback(row: Row) -> Form:
+def ultrafeedback(row: Columns) -> Form:
     """The binarised form, which is a preference of whole conversations; or the raw one: the best completion against all
     worse ones.
 

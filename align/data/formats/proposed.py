@@ -10,9 +10,8 @@ from typing import Any
 from align.data.formats.column_names import PROMPTS, column, quoted, yaml_line
 from align.data.formats.inside import GOOD_AND_BAD, VERDICTS, inside, is_turns, word
 from align.data.mapping.places import find
+from align.data.rows import Columns
 from align.data.strict_json import RowError
-
-Row = Mapping[str, Any]
 
 _ANSWERS = re.compile(r"answer|response|reply|repl(ies)|output|completion|chosen|rejected|generation", re.IGNORECASE)
 _JUDGES = re.compile(
@@ -36,7 +35,7 @@ _FEW, _BRIEF = 5, 12
 """Different values, and characters of each, of a place that may hold judgements."""
 
 
-def line_to_write(rows: Sequence[Row]) -> str:
+def line_to_write(rows: Sequence[Columns]) -> str:
     """The line of a recipe that would read rows such as these; there is at least one row."""
     row = rows[0]
     if line := _by_name(row) or _comparison(rows) or _listed(row) or _labelled(rows):
@@ -60,13 +59,13 @@ def line_to_write(rows: Sequence[Row]) -> str:
     return f"format: {{prompt: {quoted(asked)}, completion: {quoted(answered)}}}"
 
 
-def answers_inside(row: Row) -> list[str]:
+def answers_inside(row: Columns) -> list[str]:
     """Answers side by side that stand inside objects: their places."""
     answers, _, _ = _side_by_side(_places(row))
     return answers if answers and "." in answers[0] else []
 
 
-def _places(row: Row) -> dict[str, Any]:
+def _places(row: Columns) -> dict[str, Any]:
     """Every place of a row with what stands there; of a list's items the first that has it."""
     found = dict(row)
     for name, value in row.items():
@@ -80,7 +79,7 @@ def _line(asked: Any, **keys: Any) -> str:
     return f"format: {yaml_line({**({} if asked is None else {'prompt': asked}), **keys})}"
 
 
-def _asked(row: Row, without: Iterable[str]) -> str:
+def _asked(row: Columns, without: Iterable[str]) -> str:
     """Where the question stands: a known name, a list of messages, or the first text that is nothing else."""
     used = [*without, *(re.split(r"[.\[]", place)[0] for place in without)]
     if (known := column(row, PROMPTS, used)) is not None:
@@ -98,7 +97,7 @@ def _asked(row: Row, without: Iterable[str]) -> str:
     return turns or next(iter(texts), "PLACE")
 
 
-def _by_name(row: Row) -> str | None:
+def _by_name(row: Columns) -> str | None:
     """Answers inside an object that are chosen and rejected by name."""
     places = _places(row)
     for chosen, value in places.items():
@@ -113,7 +112,7 @@ def _by_name(row: Row) -> str | None:
     return None
 
 
-def _comparison(rows: Sequence[Row]) -> str | None:
+def _comparison(rows: Sequence[Columns]) -> str | None:
     """The line for answers side by side, and a place that judges them by its name or by what stands in it."""
     places = _places(rows[0])
     answers, names, marks = _side_by_side(places)
@@ -149,7 +148,7 @@ def _of_answers(place: str, answers: Sequence[str]) -> bool:
     return any(place == answer or ("." in answer and place.startswith(answer.rpartition(".")[0])) for answer in answers)
 
 
-def _side_by_side(places: Row) -> tuple[list[str], list[str], list[str]]:
+def _side_by_side(places: Columns) -> tuple[list[str], list[str], list[str]]:
     """Up to four places with answers, and what people may call these (two ways): by names that differ in a letter, a
     number, or a word such as left and right; else by columns whose names mean answers."""
     alike: dict[tuple[str, ...], dict[str, tuple[str, str]]] = {}
@@ -181,7 +180,7 @@ def _side_by_side(places: Row) -> tuple[list[str], list[str], list[str]]:
     return answers, letters, letters
 
 
-def _own_scores(places: Row, answers: Sequence[str]) -> list[str] | None:
+def _own_scores(places: Columns, answers: Sequence[str]) -> list[str] | None:
     """A number beside each answer, in its object."""
     first, dot, _ = answers[0].rpartition(".")
     for place, value in places.items():
@@ -197,7 +196,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _listed(row: Row) -> str | None:
+def _listed(row: Columns) -> str | None:
     """Answers in a list of objects, each with its own grade or label."""
     places = _places(row)
     for answers, value in places.items():
@@ -215,7 +214,7 @@ def _listed(row: Row) -> str | None:
     return None
 
 
-def _labelled(rows: Sequence[Row]) -> str | None:
+def _labelled(rows: Sequence[Columns]) -> str | None:
     """One answer, and a word or a boolean that judges it."""
     row = rows[0]
     for place in _places(row):
@@ -240,7 +239,7 @@ def _labelled(rows: Sequence[Row]) -> str | None:
     return None
 
 
-def _one_answer(row: Row, place: str, label: dict[str, Any]) -> str | None:
+def _one_answer(row: Columns, place: str, label: dict[str, Any]) -> str | None:
     """The line for a row with one answer, or messages, that a label judges."""
     judge = re.split(r"[.\[]", place)[0]
     turns = next((key for key, value in row.items() if key != judge and is_turns(value)), None)
@@ -256,7 +255,7 @@ def _as_written(values: Iterable[Any], wanted: str | None) -> str:
     return next((value.strip() for value in values if word(value) == wanted), str(wanted))
 
 
-def _at(rows: Sequence[Row], place: str) -> list[Any]:
+def _at(rows: Sequence[Columns], place: str) -> list[Any]:
     """What stands at a place of the rows, one item for each of several."""
     found: list[Any] = []
     for row in rows:
@@ -268,7 +267,7 @@ def _at(rows: Sequence[Row], place: str) -> list[Any]:
     return [value for value in found if value is not None]
 
 
-def _short_values(place: str, rows: Sequence[Row]) -> list[str]:
+def _short_values(place: str, rows: Sequence[Columns]) -> list[str]:
     """The different texts and whole numbers at a place, in any case one; none where there are long ones."""
     found: dict[str, str] = {}
     for value in _at(rows, place):

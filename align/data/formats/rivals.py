@@ -10,7 +10,7 @@ from align.data.formats import column_names
 from align.data.formats.own_format import form_of
 from align.data.formats.wanted import Want
 from align.data.records import Origin, Prompt
-from align.data.rows import Row as ReadRow
+from align.data.rows import Columns, Row
 from align.data.strict_json import RowError
 from align.recipe.rows.presets import PRESETS
 from align.recipe.schema import DataSource
@@ -18,10 +18,8 @@ from align.recipe.schema import DataSource
 if TYPE_CHECKING:
     from align.data.formats.detect import Found
 
-Row = Mapping[str, Any]
 
-
-def require_one(rows: Sequence[Row], found: Found, want: Want) -> None:
+def require_one(rows: Sequence[Columns], found: Found, want: Want) -> None:
     """Raises a refusal where another shape fits the rows as well as the one that was found, and reads them
     differently."""
     for rival in _rivals(rows[0], found, want):
@@ -32,7 +30,7 @@ def require_one(rows: Sequence[Row], found: Found, want: Want) -> None:
             )
 
 
-def _rivals(row: Row, found: Found, want: Want) -> Iterator[Found]:
+def _rivals(row: Columns, found: Found, want: Want) -> Iterator[Found]:
     """Other presets that have all their columns in the row, unless one of both needs all that the other one needs: then
     it is the more specific one. And other columns with messages."""
     from align.data.formats.detect import Found, fits, made, shape_of
@@ -60,7 +58,7 @@ def _needs(name: str) -> set[str]:
     return {*preset.marks, *preset.holds}
 
 
-def _differ(row: Row, one: Found, other: Found, want: Want) -> bool:
+def _differ(row: Columns, one: Found, other: Found, want: Want) -> bool:
     """Would both read the row, and differently? Messages that repeat a part of the others say nothing else."""
     first, second = _said(row, one, want), _said(row, other, want)
     if first is None or second is None:
@@ -70,7 +68,7 @@ def _differ(row: Row, one: Found, other: Found, want: Want) -> bool:
     return bool(first != second)
 
 
-def _said(row: Row, found: Found, want: Want) -> list[Any] | None:
+def _said(row: Columns, found: Found, want: Want) -> list[Any] | None:
     """What the records of a row say; None where it cannot be read as that shape. Rows of a group are no record by
     themselves: their answers and what judges them are."""
     from align.data.formats.formats import Converter
@@ -80,7 +78,7 @@ def _said(row: Row, found: Found, want: Want) -> list[Any] | None:
     if convert.grouped:
         return [found.name]
     try:
-        records = convert(ReadRow(dict(row), Origin("", 1)))
+        records = convert(Row(dict(row), Origin("", 1)))
     except RowError:
         return None
     if want == "prompt":

@@ -10,16 +10,15 @@ from align.data.formats import column_names
 from align.data.formats.inside import is_turns, judgement, judges, may_judge
 from align.data.formats.proposed import answers_inside, line_to_write
 from align.data.formats.wanted import kinds_of
+from align.data.rows import Columns
 from align.data.strict_json import clip
 from align.recipe.rows.presets import PRESETS
 
 if TYPE_CHECKING:
     from align.data.formats.detect import Found
 
-Row = Mapping[str, Any]
 
-
-def unread_grades(rows: Iterable[Row], read: set[str]) -> list[str]:
+def unread_grades(rows: Iterable[Columns], read: set[str]) -> list[str]:
     """Columns that may grade answers which are compared already, and that nothing reads: named once."""
     found: dict[str, None] = {}
     for row in rows:
@@ -34,7 +33,7 @@ def unread_grades(rows: Iterable[Row], read: set[str]) -> list[str]:
     return list(found)
 
 
-def unread_texts(rows: Iterable[Row], read: set[str]) -> list[str]:
+def unread_texts(rows: Iterable[Columns], read: set[str]) -> list[str]:
     """Columns with long texts that nothing reads: named once, since they may be meant."""
     found: dict[str, None] = {}
     for row in rows:
@@ -44,7 +43,9 @@ def unread_texts(rows: Iterable[Row], read: set[str]) -> list[str]:
     return list(found)
 
 
-def complain_of_judgements(unread: Row, row: Row, rows: Sequence[Row], *, answers: bool, bare: bool) -> None:
+def complain_of_judgements(
+    unread: Columns, row: Columns, rows: Sequence[Columns], *, answers: bool, bare: bool
+) -> None:
     """Raises :class:`RowError` where answers are compared or judged inside an object or a list that would stay unread,
     or in a column by a word. ``rows`` are those by which the line to write is made.
 
@@ -67,11 +68,13 @@ def complain_of_judgements(unread: Row, row: Row, rows: Sequence[Row], *, answer
     )
 
 
-def _turns_of(row: Row) -> Row:
+def _turns_of(row: Columns) -> Columns:
     return {name: value for name, value in row.items() if is_turns(value)}
 
 
-def complain_of_unread(row: Row, found: Found, want: str, read: Collection[str], rows: Sequence[Row] = ()) -> None:
+def complain_of_unread(
+    row: Columns, found: Found, want: str, read: Collection[str], rows: Sequence[Columns] = ()
+) -> None:
     """Raises :class:`RowError` where a column of ``row`` that carries meaning is not among those that are ``read``.
 
     ``rows`` are others of the source, by which a line to write is made.
@@ -100,7 +103,7 @@ def _waits(messages: Any) -> bool:
     return isinstance(last, Mapping) and last.get("role") != "assistant"
 
 
-def _says_which(row: Row, found: Found) -> bool:
+def _says_which(row: Columns, found: Found) -> bool:
     """Is what this shape reads compared, labelled or graded already? A preset is known in all its columns."""
     if found.name in PRESETS or found.name in ("preference", "ultrafeedback", "hh_rlhf", "unpaired", "graded"):
         return True

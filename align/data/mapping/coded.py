@@ -16,23 +16,21 @@ from align.data.messages import dialogue
 from align.data.messages.calls import tool_calls_of
 from align.data.messages.exports import chatgpt, claude, langchain, open_webui
 from align.data.messages.messages import Note, list_of, text_of
-from align.data.rows import LeftOut
+from align.data.rows import Columns, LeftOut
 from align.data.strict_json import RowDecoder, RowError, parse_text, skip_space, type_name
 from align.recipe.rows.mapping import Dialogue
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Coded:
     """A function that reads some columns of a row."""
 
-    read: Callable[[Row, Note], dict[str, Any]]
+    read: Callable[[Columns, Note], dict[str, Any]]
     """Row -> the new columns."""
     columns: frozenset[str]
     """The columns that it reads."""
 
-    def __call__(self, row: Row, note: Note) -> dict[str, Any]:
+    def __call__(self, row: Columns, note: Note) -> dict[str, Any]:
         """The row with the new columns in place of those that were read."""
         return {**{key: item for key, item in row.items() if key not in self.columns}, **self.read(row, note)}
 
@@ -44,7 +42,7 @@ _OPTIONAL = re.compile(r",?\s*optional\b.*$", re.IGNORECASE)
 _PYTHON = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "list": "array", "dict": "object"}
 
 
-def xlam(row: Row, note: Note) -> dict[str, Any]:
+def xlam(row: Columns, note: Note) -> dict[str, Any]:
     """A question, its calls, and tools whose ``parameters`` are ``{name: {type: "str, optional", description,
     default}}``."""
     answers = row.get("answers")
@@ -103,7 +101,7 @@ _CALL = re.compile(
 )
 
 
-def glaive(row: Row, note: Note) -> dict[str, Any]:
+def glaive(row: Columns, note: Note) -> dict[str, Any]:
     """A system text with the tools in it, and a transcript with ``USER:``, ``ASSISTANT:``, ``FUNCTION RESPONSE:``,
     ``<functioncall>``."""
     if row.get("sample") is not None:
@@ -161,7 +159,7 @@ def _call(text: str, at: str) -> dict[str, Any]:
 _MOSS = re.compile(r"<\|[^|<>]+\|>:\s?(?P<said>.*?)(<eo[a-z]>)?\s*", re.DOTALL)
 
 
-def moss(row: Row, note: Note) -> dict[str, Any]:
+def moss(row: Columns, note: Note) -> dict[str, Any]:
     """``chat``: ``{turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}}``, each text between marks of its
     own."""
     chat = row.get("chat")
@@ -205,7 +203,7 @@ _INST = re.compile(
 _SYS = re.compile(r"\s*<<SYS>>(?P<system>.*?)<</SYS>>(?P<asked>.*)", re.DOTALL)
 
 
-def inst(row: Row, note: Note) -> dict[str, Any]:
+def inst(row: Columns, note: Note) -> dict[str, Any]:
     """``text``: ``[INST] question [/INST] answer </s>`` and so on, with a system text in ``<<SYS>>``. No ``</s>``: it
     was cut."""
     text = text_of(row.get("text"), "text").strip()
@@ -229,7 +227,7 @@ def inst(row: Row, note: Note) -> dict[str, Any]:
     return {"messages": messages, "system": system}
 
 
-def steps(row: Row, note: Note) -> dict[str, Any]:
+def steps(row: Columns, note: Note) -> dict[str, Any]:
     """Self-Instruct's seeds: an instruction and one of its ``instances``, ``{input, output}``; ``explode`` makes a row
     of each."""
     instance = row.get("instances")

@@ -27,12 +27,11 @@ from align.data.mapping.values import (
 )
 from align.data.messages import dialogue
 from align.data.messages.messages import Note, list_of
-from align.data.rows import LeftOut
+from align.data.rows import Columns, LeftOut
 from align.data.strict_json import RowError, parse_text, type_name
 from align.recipe.rows.mapping import Constant, RowMapping, TreeAt
 from align.recipe.rows.places import Every, Only
 
-Row = Mapping[str, Any]
 Form = dict[str, Any]
 
 Aside = Callable[[int, RowError], None]
@@ -72,7 +71,7 @@ class MappedRows(RowParts):
         self.grouped = bool((mapping.group is not None and not alone) or (mapping.tree and mapping.tree.parent))
         """Do rows belong together? Then :meth:`of_group` makes the forms."""
 
-    def key(self, row: Row) -> str:
+    def key(self, row: Columns) -> str:
         """What rows of one group have in common."""
         group = self.mapping.group
         where = [group] if isinstance(group, str) else group or []
@@ -80,7 +79,7 @@ class MappedRows(RowParts):
             [find_text(row, template(one)) if "{" in one else find(row, one) for one in where], default=str
         )
 
-    def forms(self, row: Row, note: Note) -> list[Form]:
+    def forms(self, row: Columns, note: Note) -> list[Form]:
         """The forms of a row that stands for itself. Raises :class:`RowError`, and :class:`LeftOut` for a sound row
         without a record."""
         m = self.mapping
@@ -122,7 +121,7 @@ class MappedRows(RowParts):
             return [self._completed(row, common, note)]
         return [{**common, "prompt": self._asked(row)}]
 
-    def of_group(self, rows: Sequence[Row], note: Note, aside: Aside) -> list[Form]:
+    def of_group(self, rows: Sequence[Columns], note: Note, aside: Aside) -> list[Form]:
         """The forms of rows that belong together: the same answer is one answer, votes add up, scores are averaged.
 
         A row that gives the group nothing, or cannot be read, is put ``aside``; the others go on without it.
@@ -136,7 +135,7 @@ class MappedRows(RowParts):
         votes = False
         why = None
         ballots = Ballots()
-        first: Row | None = None
+        first: Columns | None = None
         for number, row in enumerate(rows):
             try:
                 values = self._answers(row)
@@ -166,7 +165,7 @@ class MappedRows(RowParts):
         return self._compared(first, list(merged), self._common(first), note, ballots)
 
     def of_siblings(
-        self, path: Sequence[Row], siblings: Sequence[Row], note: Note, aside: Aside | None = None
+        self, path: Sequence[Columns], siblings: Sequence[Columns], note: Note, aside: Aside | None = None
     ) -> list[Form]:
         """The forms of a tree's messages that answer the same one; ``path`` leads to it from the root.
 
@@ -191,7 +190,7 @@ class MappedRows(RowParts):
         common = {**self._common(siblings[0]), "prompt": [dict(row) for row in path]}
         return self._compared(siblings[0], entries, common, note, Ballots())
 
-    def _with_grades(self, row: Row, common: Form, note: Note) -> list[Form]:
+    def _with_grades(self, row: Columns, common: Form, note: Note) -> list[Form]:
         """A form for each answer that somebody graded."""
         m = self.mapping
         if m.messages is not None:
@@ -213,7 +212,7 @@ class MappedRows(RowParts):
 
     # Comparisons
 
-    def _answers(self, row: Row) -> list[Any]:
+    def _answers(self, row: Columns) -> list[Any]:
         m = self.mapping
         if isinstance(m.answers, list):
             values = [self._answer_at(row, where) for where in m.answers]
@@ -232,19 +231,19 @@ class MappedRows(RowParts):
             values = ["" if has_gap(value) else dialogue.woven(asked, value, "answers") for value in values]
         return values
 
-    def _no_list(self, row: Row, where: Place) -> None:
+    def _no_list(self, row: Columns, where: Place) -> None:
         """Raises :class:`RowError` where ``[*]`` found no answers because something else than a list stands there."""
         first = next((number for number, step in enumerate(where.steps) if isinstance(step, (Every, Only))), 0)
         held = find(row, Place(where.text, where.steps[:first])) if first else None
         if held is not None and not isinstance(held, list):
             raise RowError(f"expected a list of answers, found {type_name(held)}", where.text)
 
-    def _answer_at(self, row: Row, where: str) -> Any:
+    def _answer_at(self, row: Columns, where: str) -> Any:
         if self.mapping.weave:
             return list_of(self._value(row, where), where, "a list of turns")
         return self._read(row, where)
 
-    def _pairs(self, row: Row, common: Form, note: Note) -> list[Form]:
+    def _pairs(self, row: Columns, common: Form, note: Note) -> list[Form]:
         m = self.mapping
         assert m.chosen is not None and m.rejected is not None
         chosen, rejected = self._read(row, m.chosen), self._read(row, m.rejected)
@@ -252,7 +251,7 @@ class MappedRows(RowParts):
         return by_name(m, row, form, scored=self._compared_wanted, note=note)
 
     def _compared(
-        self, row: Row, entries: list[tuple[Any, float | None]], common: Form, note: Note, ballots: Ballots
+        self, row: Columns, entries: list[tuple[Any, float | None]], common: Form, note: Note, ballots: Ballots
     ) -> list[Form]:
         """A form for each comparison that follows from scored answers."""
         if self.mapping.weave:
@@ -265,14 +264,14 @@ class MappedRows(RowParts):
 
     # Trees
 
-    def _nested(self, row: Row, tree: TreeAt, common: Form, note: Note) -> Iterator[Form]:
+    def _nested(self, row: Columns, tree: TreeAt, common: Form, note: Note) -> Iterator[Form]:
         """Every place of a nested tree where several of the assistant's messages answer the same one."""
         root = find(row, tree.root or "")
         if not isinstance(root, Mapping):
             raise RowError("missing", tree.root)
         reasons: list[str] = []
         found = False
-        stack: list[tuple[list[Row], Mapping[str, Any]]] = [([], root)]
+        stack: list[tuple[list[Columns], Mapping[str, Any]]] = [([], root)]
         while stack:
             path, node = stack.pop()
             here, children = [*path, node], answers_of(node, tree)

@@ -13,13 +13,12 @@ from align.data.mapping.places import Template, find, find_text, template, text_
 from align.data.mapping.values import OPENS, right_answer, turns_in
 from align.data.messages import dialogue
 from align.data.messages.messages import Note, list_of
-from align.data.rows import LeftOut
+from align.data.rows import Columns, LeftOut
 from align.data.strict_json import RowError, parse_text
 from align.errors import InputError, Problem
 from align.recipe import reference_syntax
 from align.recipe.rows.mapping import Constant, FileAt, RowMapping, SystemAt
 
-Row = Mapping[str, Any]
 Form = dict[str, Any]
 
 _RENAMED = ("messages", "prompt", "completion", "chosen", "rejected", "system", "tools", "margin", "answer")
@@ -50,7 +49,7 @@ class RowParts:
         """What the row calls the parts of a form, for error messages."""
         self._tools = read_beside(mapping.tools.file) if isinstance(mapping.tools, FileAt) else None
 
-    def columns(self, row: Row) -> set[str]:
+    def columns(self, row: Columns) -> set[str]:
         """The row's columns that are read."""
         keys = tuple(row)
         used = self._used.get(keys)
@@ -72,7 +71,7 @@ class RowParts:
             return self.names.get("completion" if last else "prompt", field)
         return f"{self.names[first]}{dot}{rest}" if first in self.names else field
 
-    def _common(self, row: Row) -> Form:
+    def _common(self, row: Columns) -> Form:
         m = self.mapping
         form: Form = {}
         if m.system is not None:
@@ -93,7 +92,7 @@ class RowParts:
             form["margin"] = self._value(row, m.margin)
         return form
 
-    def _tools_at(self, row: Row) -> Any:
+    def _tools_at(self, row: Columns) -> Any:
         tools = self.mapping.tools
         if isinstance(tools, FileAt):
             return self._tools
@@ -102,7 +101,7 @@ class RowParts:
         values = (self._value(row, one) for one in ([tools] if isinstance(tools, str) else tools or []))
         return next((value for value in values if value not in (None, "", [], {})), None)
 
-    def _ungraded(self, row: Row) -> Form:
+    def _ungraded(self, row: Columns) -> Form:
         """Grades where they are not wanted: they tell what the row is."""
         return (
             {"grades": grades_of(row, self.mapping.grades, 1)[0]}
@@ -110,7 +109,7 @@ class RowParts:
             else {}
         )
 
-    def _label(self, row: Row) -> Form:
+    def _label(self, row: Columns) -> Form:
         better = self.mapping.better
         if better is None or better.label is None or self._prompts:
             return {}
@@ -119,7 +118,7 @@ class RowParts:
             raise LeftOut(judging.NOT_JUDGED)
         return {"label": label}
 
-    def _value(self, row: Row, where: str) -> Any:
+    def _value(self, row: Columns, where: str) -> Any:
         at = template(where)
         if isinstance(at, Template):
             return find_text(row, at)
@@ -136,7 +135,7 @@ class RowParts:
         prompt = self.mapping.prompt
         return where in marks.within if marks.within else prompt is None or where == prompt
 
-    def _asked(self, row: Row, *, context: bool = False) -> Any:
+    def _asked(self, row: Columns, *, context: bool = False) -> Any:
         """What is asked: a text, or turns; None where the mapping leaves it to the answers.
 
         With ``context`` earlier answers of messages are not trained on; those of a history of pairs are.
@@ -163,7 +162,7 @@ class RowParts:
             raise RowError("is empty", "prompt")
         return turns
 
-    def _read(self, row: Row, where: str) -> Any:
+    def _read(self, row: Columns, where: str) -> Any:
         value = self._value(row, where)
         if isinstance(value, str):
             if self._marked(where):
@@ -184,7 +183,7 @@ class RowParts:
         turns = dialogue.untagged(dialogue.named(value, self.mapping.turns, where), self.mapping.tags, where)
         return dialogue.trained(turns, [False] * len(turns), where) if context else turns
 
-    def _conversation(self, row: Row, where: str, note: Note) -> list[Any]:
+    def _conversation(self, row: Columns, where: str, note: Note) -> list[Any]:
         m = self.mapping
         value = self._value(row, where)
         if self._marked(where) and isinstance(value, str):
@@ -202,7 +201,7 @@ class RowParts:
             turns = dialogue.repaired(turns, m.repair, note)
         return self._ended(row, dialogue.untagged(turns, m.tags, where))
 
-    def _ended(self, row: Row, turns: list[Any]) -> list[Any]:
+    def _ended(self, row: Columns, turns: list[Any]) -> list[Any]:
         """The last answer, marked where it was cut off."""
         for where, complete in (self.mapping.finished or {}).items():
             said = find(row, where)
@@ -210,7 +209,7 @@ class RowParts:
                 return [*turns[:-1], {**turns[-1], "finished": False}]
         return turns
 
-    def _completed(self, row: Row, common: Form, note: Note) -> Form:
+    def _completed(self, row: Columns, common: Form, note: Note) -> Form:
         m = self.mapping
         where = "completion" if isinstance(m.completion, Constant) else str(m.completion)
         value = m.completion.value if isinstance(m.completion, Constant) else self._read(row, where)

@@ -12,11 +12,10 @@ from typing import Any
 from align.data.mapping.places import Place, template, text_at
 from align.data.messages import dialogue
 from align.data.messages.messages import list_of
-from align.data.rows import LeftOut
+from align.data.rows import Columns, LeftOut
 from align.data.strict_json import RowError, parse_text
 from align.recipe.rows.mapping import RowMapping, TreeAt
 
-Row = Mapping[str, Any]
 Form = dict[str, Any]
 
 OPENS = re.compile(r"\s*[\[{]")
@@ -38,7 +37,7 @@ def place_of_column(text: str) -> bool:
     return isinstance(at, Place) and len(at.steps) == 1 and isinstance(at.steps[0], str)
 
 
-def read_plainly(row: Row, columns: dict[str, str]) -> Form | None:
+def read_plainly(row: Columns, columns: dict[str, str]) -> Form | None:
     """The form of a row in which all columns are texts; None for any other, which takes the long way."""
     form: Form = {}
     for ours, theirs in columns.items():
@@ -134,12 +133,12 @@ def turns_in(text: str, where: str) -> Any:
     )
 
 
-def bare(node: Row, tree: TreeAt) -> dict[str, Any]:
+def bare(node: Columns, tree: TreeAt) -> dict[str, Any]:
     """A message of a nested tree without its answers."""
     return {key: value for key, value in node.items() if key != tree.children}
 
 
-def answers_of(node: Row, tree: TreeAt) -> list[Any]:
+def answers_of(node: Columns, tree: TreeAt) -> list[Any]:
     """The answers to a message of a nested tree; none where there are none."""
     found = node.get(tree.children or "")
     return (
@@ -149,6 +148,6 @@ def answers_of(node: Row, tree: TreeAt) -> list[Any]:
     )
 
 
-def spoken(path: Sequence[Row], tree: TreeAt) -> list[dict[str, Any]]:
+def spoken(path: Sequence[Columns], tree: TreeAt) -> list[dict[str, Any]]:
     """The messages of a path of a nested tree."""
     return [bare(node, tree) for node in path]

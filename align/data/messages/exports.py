@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.messages.messages import Note
-from align.data.rows import LeftOut
+from align.data.rows import Columns, LeftOut
 from align.data.strict_json import RowError, parse_text, type_name
 
-Row = Mapping[str, Any]
 Turn = dict[str, Any]
 
 OTHER_BRANCH = "an answer in another branch of a chat, left out"
@@ -43,7 +42,7 @@ def _path(nodes: Any, leaf: Any, parent: str, field: str) -> list[Mapping[str, A
 # ChatGPT
 
 
-def chatgpt(row: Row, note: Note) -> dict[str, Any]:
+def chatgpt(row: Columns, note: Note) -> dict[str, Any]:
     """``mapping``: nodes with a ``parent``; the conversation is the path to ``current_node``. Hidden and empty messages
     are none."""
     nodes = row.get("mapping")
@@ -94,7 +93,7 @@ def _spoken(node: Mapping[str, Any], note: Note) -> Turn | None:
 _DETAILS = re.compile(r"\s*<details type=\"(?P<kind>\w+)\"[^>]*>(?P<inside>.*?)</details>\s*", re.DOTALL)
 
 
-def open_webui(row: Row, note: Note) -> dict[str, Any]:
+def open_webui(row: Columns, note: Note) -> dict[str, Any]:
     """``chat.history.messages`` with a ``parentId`` each; the conversation is the path to ``currentId``.
     ``chat.messages`` may be stale."""
     chat = row.get("chat")
@@ -140,7 +139,7 @@ def _take_details(turn: Turn, at: str) -> None:
 # Claude
 
 
-def claude(row: Row, note: Note) -> dict[str, Any]:
+def claude(row: Columns, note: Note) -> dict[str, Any]:
     """``chat_messages`` with a ``sender`` each. Attachments and calls are refused: a text model cannot take them as
     they stand here."""
     messages = row.get("chat_messages")
@@ -172,7 +171,7 @@ def claude(row: Row, note: Note) -> dict[str, Any]:
 # LangSmith
 
 
-def langchain(row: Row, note: Note) -> dict[str, Any]:
+def langchain(row: Columns, note: Note) -> dict[str, Any]:
     """A run: ``inputs.messages`` as LangChain serialises them, and the first of ``outputs.generations``."""
     if row.get("error"):
         raise LeftOut(ERROR)

@@ -80,8 +80,13 @@ def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def held_at_once(trunk: int, branches: Sequence[int], tokens: int) -> int:
-    """Tokens of a tree whose activations are in memory at the same time: all of them, or where it is cut, its trunk,
-    its first branch and its largest group. Arguments are lengths, and a micro-batch's limit."""
+    """How many tokens of a tree have their activations in memory at the same time. A tree that is computed whole has
+    all of them there; one that is computed in groups has its trunk, its first branch and its largest group.
+
+    Args:
+        trunk, branches: lengths in tokens.
+        tokens: ``microbatch_tokens``, which decides whether the tree is computed in groups.
+    """
     whole = trunk + sum(branches)
     if whole <= WHOLE * tokens or len(branches) < 2:
         return whole

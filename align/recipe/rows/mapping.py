@@ -158,7 +158,8 @@ class Turns(Strict):
 
 
 class Tags(Strict):
-    """Parts of the assistant's texts that stand between an opening and a closing mark."""
+    """Marks in the assistant's texts. Reasoning and tool calls that stand between an opening and a closing mark become
+    fields of the message; other marks are removed."""
 
     reasoning: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     """Reasoning, for example `["<think>", "</think>"]`."""
@@ -223,8 +224,8 @@ class RowMapping(Strict):
     min_gap: float | None = Field(default=None, gt=0)
     """A smaller difference of scores or votes counts as a tie."""
     margin: At | None = None
-    """Where margins come from: `gap` (the difference of scores or votes between the chosen and each rejected answer),
-    or a place with one number for all rejected answers or a list of numbers."""
+    """By how much the chosen answer is better. `gap` computes it for each rejected answer, as the difference of scores
+    or votes. Otherwise a place: of one number for all rejected answers, or of a list with a number for each."""
     json_texts: list[At] = Field(default=[], alias="json")
     """Places whose text is to be parsed as JSON, where a text that looks like a list might also be meant as text."""
     dialogue: Dialogue | None = None

@@ -100,12 +100,14 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
 
 @dataclass(frozen=True)
 class TokenNumbers:
-    """fp32 [T] each: log-probs under the policy that sampled and under the reference, and values if there is a value
-    model."""
+    """What the trainer computes of every sampled token before the iteration's optimiser steps; fp32 [T] each."""
 
     old: Tensor
+    """Log-probs under the policy that sampled."""
     reference: Tensor
+    """Log-probs under the reference."""
     values: Tensor | None
+    """None without a value model."""
 
 
 def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:

@@ -3,13 +3,12 @@
 What happens in one iteration:
 
 1. the engine gets the policy's weights, which is proved, and answers the iteration's prompts;
-2. the answers are scored; log-probs under the policy that sampled ("old") and under the reference, and values, are the
-trainer's own, at
-   the sampling temperature, whatever the engine says of them;
+2. the answers are scored; the trainer itself computes the log-probs under the policy that sampled ("old") and under the
+   reference, and the values, at the sampling temperature; the engine's log-probs are only compared with them;
 3. reward = score - the reference's score on that prompt - KL penalty, token by token; advantages by the estimator;
-4. all of it is written down, then ``ppo_epochs`` x ``minibatches`` optimiser steps follow. Policy and value model have
-micro-batches of
-   their own, learning rates of their own, and are clipped apart. Losses are means over the tokens of a step's answers.
+4. all of it is written down, then ``ppo_epochs`` x ``minibatches`` optimiser steps follow. Policy and value model
+   have micro-batches of their own, learning rates of their own, and are clipped apart. Losses are means over the tokens
+   of a step's answers.
 
 ``target_kl`` ends an iteration by moving the step count to its end, so that every iteration begins at the same step in
 every run.

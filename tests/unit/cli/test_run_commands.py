@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align import cli
 from align.data.answer_file import ANSWERS, AnswerRow, write_answers
 from align.files import sha256_file
 from align.runs.record import read_run
 from align.runs.verify import verify_run
+from tests.support.command_line import Call
 from tests.support.fake_run import FakeRun, event
-
-Call = Callable[..., tuple[int, str, str]]
 
 STAGES = {
     "sft": {"kind": "sft", "data": "a.jsonl"},
@@ -47,18 +44,6 @@ EVIL = "[bold]\x1b[31mred\x1b[0m \u202e [/nonsense]"
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text("{}\n")
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["align", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def words(text: str) -> str:

@@ -267,4 +267,5 @@ def test_another_model_in_the_old_place_does_not_hide_the_right_one(tmp_path: Pa
     shutil.move(tmp_path / "base", tmp_path / "kept")
     save_tiny(tmp_path / "base", initializer_range=0.3)
     with known_models([Model(path=str(tmp_path / "kept"))]):
-        load_policy(Model(path=str(tmp_path / "adapter")))
+        policy = load_policy(Model(path=str(tmp_path / "adapter")))
+    assert policy.get_base_model().name_or_path == str(tmp_path / "kept")

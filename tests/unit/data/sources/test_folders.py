@@ -137,8 +137,8 @@ def test_what_datasets_saved(tmp_path: Path) -> None:
 
 
 def test_what_is_cached_depends_on_every_key(make: Make) -> None:
-    """Encoded data are found again by these settings, so a key that were not among them would be ignored the second
-    time."""
+    """Encoded data are kept under a digest of these settings. A key that was missing from them could change without the
+    data being encoded again."""
     location = make("a.jsonl") / "a.jsonl"
     known = _identity(DataSource(path=str(location)), location)
     assert DataSource.model_fields.keys() - {"path"} <= known.keys()
