@@ -67,7 +67,8 @@ def _format(text: str) -> str:
 
 def unknown_name(error: InputError, known: Iterable[str]) -> PydanticCustomError:
     """``known`` is what a misspelt name may have meant."""
-    return unknown_name_of(error.problems[0].message, known)
+    problem = error.problems[0]
+    return unknown_name_of("; ".join(filter(None, (problem.message, problem.hint))), known)
 
 
 def _encoding(text: str) -> str:
