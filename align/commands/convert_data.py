@@ -103,8 +103,8 @@ def convert(
         replace: may ``out`` be there already?
 
     Raises:
-        InputError: bad rows (unless the source skips them), nothing to write, ``out`` exists, or the shape has no place
-            for such records.
+        InputError: bad rows (unless the source skips them), nothing to write, ``out`` exists, the shape has no place
+            for such records, or only some of them have what another tool reads in all rows or in none.
         EnvironmentFault: the disk is full or cannot be written, or the hub does not answer.
     """
     _require_place(source, location, out, to, replace=replace)
@@ -155,11 +155,31 @@ def _said(records: Records, made: Converted, name: Callable[[Record], str]) -> I
         takes = ", ".join(_NAMES[kind] for kind in target.takes)
         hint = f"it takes {takes}; --want chooses what a file is read as"
         raise InputError(f"--to {made.to} has no place for {_NAMES[made.kind]}", hint=hint)
+    pattern: _Said | None = None
     for record in chain([first], records):
         if type(record) is not made.kind:
             what = f"gives {_NAMES[type(record)]} beside {_NAMES[made.kind]}"
             raise InputError(record.origin.blamed(Problem(what, hint="write them apart, with `where` in the source")))
-        yield record, [row_of(record, name(record))] if target is None else _of_another(record, made)
+        said = record, [row_of(record, name(record))] if target is None else _of_another(record, made)
+        if target is not None and said[1]:
+            pattern = pattern or said
+            _require_even(pattern, said, made.to)
+        yield said
+
+
+def _require_even(pattern: _Said, said: _Said, to: str) -> None:
+    """Raises InputError for rows with other columns than the first ones, where the tool cannot read such a file."""
+    (earlier, (first, *_)), (record, rows) = pattern, said
+    column = next(filter(None, (TARGETS[to].uneven_column(first, row) for row in rows)), None)
+    if column is None:
+        return
+    here = f"missing, but {earlier.origin} has it" if column in first else f"{earlier.origin} has none"
+    what = f"{here}: {to} reads this column in all rows or in none"
+    if column in TARGETS[to].may_lack:
+        hint = "begin the file with rows that have it, or write the two kinds apart, with `where` in the source"
+    else:
+        hint = "choose rows with `where` in the source, or leave the column out with `ignore`"
+    raise InputError(record.origin.blamed(Problem(what, key=column, hint=hint)))
 
 
 def _of_another(record: Record, made: Converted) -> list[Row]:

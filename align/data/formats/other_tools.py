@@ -275,12 +275,23 @@ class Target:
     rows: Shape
     takes: tuple[type[Record], ...]
     """The records that it has a place for."""
+    may_lack: frozenset[str] = frozenset({"tools"})
+    """Columns that a row may lack though earlier ones have them: it then reads them as none."""
+    may_begin: frozenset[str] = frozenset()
+    """Columns that a row may have though earlier ones lack them. TRL reads files with ``datasets``, which takes the
+    columns of a file from its beginning and fails at a new one behind it; OpenAI reads every line by itself."""
+
+    def uneven_column(self, first: Row, row: Row) -> str | None:
+        """A column that one of the two rows has and the other must have then as well."""
+        beginning = row.keys() - first.keys() - self.may_begin
+        lacking = first.keys() - row.keys() - self.may_lack
+        return min(beginning | lacking, default=None)
 
 
 TARGETS: dict[str, Target] = {
     "trl": Target(trl, (Conversation, Preference, Unpaired, Prompt)),
     "llama-factory": Target(llama_factory, (Conversation, Preference, Unpaired)),
-    "openai": Target(openai, (Conversation, Preference, Prompt)),
+    "openai": Target(openai, (Conversation, Preference, Prompt), may_begin=frozenset({"tools"})),
     "kto": Target(kto, (Preference, Unpaired)),
 }
 """By the name that ``--to`` takes."""

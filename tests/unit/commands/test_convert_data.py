@@ -307,6 +307,13 @@ def plain(record: Record, to: str) -> bool:
     )
 
 
+def readable(columns: Sequence[set[str]], to: str) -> bool:
+    """Can the tool read a file with these columns, row by row? Tools may be absent, and for TRL not begin late."""
+    begins = [row - {"tools"} for row in columns]
+    late = to != "openai" and "tools" not in columns[0] and any("tools" in row for row in columns)
+    return all(row == begins[0] for row in begins) and not late
+
+
 SAID = [
     (to, kind)
     for to, target in other_tools.TARGETS.items()
@@ -325,13 +332,18 @@ def test_what_another_shape_says_is_read_again_as_the_same(to: str, kind: type[R
         out = tmp_path / "out.jsonl"
         source = write(tmp_path / "a.jsonl", [row_of(record, "made.jsonl") for record in made])
         left: list[Record] = []
+        columns: list[set[str]] = []
         for record in made:
             try:
-                list(other_tools.TARGETS[to].rows(record, lambda what: None))
+                columns += [set(row) for row in other_tools.TARGETS[to].rows(record, lambda what: None)]
             except other_tools.Unsayable:
                 left.append(record)
         if len(left) == len(made):
             with pytest.raises(InputError, match="nothing is left that"):
+                run(source, out, to, replace=True)
+            return
+        if not readable(columns, to):
+            with pytest.raises(InputError, match="reads this column in all rows or in none"):
                 run(source, out, to, replace=True)
             return
         done = run(source, out, to, replace=True)
@@ -373,7 +385,7 @@ ROWS = [
         ],
         "margin": [2, 1],
     },
-    {"id": "b", "prompt": "Plain?", "chosen": "Strings.", "rejected": "Words."},
+    {"id": "b", "prompt": "Plain?", "chosen": "Strings.", "rejected": "Words.", "margin": 0.5},
 ]
 
 
@@ -383,7 +395,7 @@ def test_one_row_for_each_pair_with_the_keys_that_trl_reads(tmp_path: Path) -> N
     assert [(row["id"], row.get("margin"), row["rejected"][0]["content"]) for row in made] == [
         ("a#1", 2.0, "No."),
         ("a#2", 1.0, "The sun is"),
-        ("b", None, "Words."),
+        ("b", 0.5, "Words."),
     ]
     assert all(
         set(message) == {"role", "content"}
@@ -414,3 +426,62 @@ def test_a_shape_without_a_place_for_such_records_is_refused(tmp_path: Path) -> 
         run(source, tmp_path / "b.jsonl", "openai")
     run(source, tmp_path / "b.jsonl", "openai", want="prompt")
     assert lines(tmp_path / "b.jsonl") == [{"messages": [{"role": "user", "content": "a"}]}]
+
+
+TOOL = {"type": "function", "function": {"name": "boil", "parameters": {"type": "object", "properties": {}}}}
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("to", "more", "column", "problem"),
+    [
+        ("trl", [{"margin": 2}, {"margin": 2}, {}], "margin", r"missing, but .*a\.jsonl:1 has it"),
+        ("trl", [{}, {"margin": 2}], "margin", r".*a\.jsonl:1 has none"),
+        ("trl", [{}, {}, {"tools": [TOOL]}], "tools", r".*a\.jsonl:1 has none"),
+        ("kto", [{}, {"tools": [TOOL]}], "tools", r".*a\.jsonl:1 has none"),
+        ("trl", [{"margin": [2, 1], "rejected": ["c", "d"]}, {"margin": 0}], None, ""),
+        ("trl", [{"tools": [TOOL]}, {}, {"tools": [TOOL]}], None, ""),
+        ("kto", [{"margin": 2}, {}], None, ""),
+        ("openai", [{"margin": 2}, {}, {"tools": [TOOL]}], None, ""),
+        ("llama-factory", [{"margin": 2}, {}, {"tools": [TOOL]}], None, ""),
+        ("align", [{"margin": 2}, {}, {"tools": [TOOL]}], None, ""),
+    ],
+)
+def test_a_column_that_only_some_rows_have_is_refused_where_the_tool_cannot_read_it(
+    to: str, more: list[dict[str, Any]], column: str | None, problem: str, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "a.jsonl", [{**PAIR, **row} for row in more])
+    out = tmp_path / "out.jsonl"
+    if column is None:
+        assert run(source, out, to).records == len(more)
+        return
+    with pytest.raises(InputError, match=rf"a\.jsonl:{len(more)} {column}: {problem}: {to} reads this column in all"):
+        run(source, out, to)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    assert run(source, out, to, ignore=[column]).records == len(more)
+
+
+def test_right_answers_of_only_some_prompts_are_refused_too(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "4"}, {"prompt": "b"}])
+    for to in ("trl", "openai"):
+        with pytest.raises(InputError, match=rf"a\.jsonl:2 answer: missing, but .*:1 has it: {to} reads this column"):
+            run(source, tmp_path / "out.jsonl", to, want="prompt", format="prompt")
+    assert run(source, tmp_path / "out.jsonl", want="prompt", format="prompt").records == 2
+
+
+def test_datasets_fails_at_tools_that_begin_late_and_reads_their_absence(tmp_path: Path) -> None:
+    """Why TRL's files are refused as they are: what ``datasets`` does with a file larger than what it reads at once."""
+    import datasets
+
+    row = json.dumps({"messages": "x" * 1000})
+    tools = json.dumps({"messages": "x", "tools": "[]"})
+    for lines_, works in (([row] * 50 + [tools], False), ([tools] + [row] * 50, True)):
+        path = tmp_path / f"{works}.jsonl"
+        path.write_text("\n".join(lines_) + "\n")
+        load: Any = datasets.load_dataset
+        options = {"data_files": str(path), "split": "train", "cache_dir": str(tmp_path / "cache"), "chunksize": 10_000}
+        if works:
+            assert load("json", **options)[-1]["tools"] is None
+        else:
+            with pytest.raises(datasets.exceptions.DatasetGenerationError):
+                load("json", **options)
