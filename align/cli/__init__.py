@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from align import slurm
 from align.cli import data, evaluate, imports, models, runs
 from align.cli.options import (
     Arguments,
@@ -62,6 +63,7 @@ def main() -> NoReturn:
     arguments = _globals_first(sys.argv[1:])
     with whoever_reads(output_closed):
         try:
+            slurm.translate(os.environ)
             app(args=arguments, prog_name="align")
             code = 0
         except Exception as error:

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from align.collective import collective
+
 _BUCKET_BYTES = 64 * 2**20
 """Gradients travel in messages of about this size."""
 
@@ -62,6 +64,11 @@ class SummedGradients(Placement):
 
     def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         """A few large messages instead of many small ones."""
+        if any(parameter.is_cuda for parameter in parameters):
+            # NCCL's messages end the process without a word when somebody does not come, and so nobody begins them
+            # before all are here.
+            with collective("the gradients of a step"):
+                dist.all_reduce(torch.zeros(1))
         bucket: list[Tensor] = []
         size = 0
         for parameter in parameters:
@@ -82,7 +89,8 @@ WHOLE = Placement()
 
 def _add_up(bucket: list[Tensor]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in bucket])
-    dist.all_reduce(flat)
+    with collective("the gradients of a step"):
+        dist.all_reduce(flat)
     start = 0
     for gradient in bucket:
         gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))

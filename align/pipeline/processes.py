@@ -52,9 +52,9 @@ class StoppedWithRank0(AlignError):
 
 
 def current() -> Processes:
-    """The processes that a launcher (``align run --nproc``, torchrun, Slurm) started, by ``WORLD_SIZE``; else this one
-    alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The processes that a launcher (``align run --nproc``, torchrun, ``srun``) started, by ``WORLD_SIZE``; else this
+    one alone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return Alone()
     from align.training.launch import ranks  # imports torch
 

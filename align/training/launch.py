@@ -1,8 +1,8 @@
 """Processes: who am I among how many, the collectives that training needs, and starting several of us on one machine.
 
-The package runs the same program on every process (torchrun, accelerate launch, Slurm and ``align run --nproc N`` all
-set the same environment variables). With one process every collective is the identity and torch.distributed is never
-touched.
+The package runs the same program on every process. torchrun, accelerate launch and ``align run --nproc N`` set the same
+environment variables, and ``align.slurm`` sets them from those of ``srun``. With one process every collective is the
+identity and torch.distributed is never touched.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from align import collective
+from align.errors import EnvironmentFault, InputError
 from align.models.placement import WHOLE, Placement, SummedGradients
 from align.signals import LAUNCHER, handled
+
+JOINING = timedelta(minutes=10)
+"""How long the processes of a run wait for each other at the start: machines do not begin at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,8 @@ class Ranks:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
-        if self.world > 1:
-            dist.barrier()
+        """Wait until all processes are here. Between CPUs: torch's own barrier would go over the GPUs."""
+        self.gather(None)
 
     def broadcast_object(self, value: Any) -> Any:
         """The first process's value, on every process. Values are plain data of ours and travel over the private
@@ -55,7 +61,8 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with collective.collective(_where()):
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -63,7 +70,8 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with collective.collective(_where()):
+            dist.all_gather_object(values, value)
         return values
 
     @property
@@ -76,23 +84,64 @@ _ranks: Ranks | None = None
 
 
 def ranks() -> Ranks:
-    """The process group of this program, joined at the first call when WORLD_SIZE says that there is one."""
+    """The process group of this program, joined at the first call when WORLD_SIZE says that there is one.
+
+    Raises:
+        InputError: WORLD_SIZE is set, and what says how to find the others is not.
+        EnvironmentFault: the others did not come.
+    """
     global _ranks
     if _ranks is None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-            _ranks = Ranks(dist.get_rank(), dist.get_world_size())
-            if torch.cuda.is_available():
-                torch.cuda.set_device(_ranks.device)
-        else:
-            _ranks = Ranks()
+        world = os.environ.get("WORLD_SIZE", "1")
+        _ranks = Ranks() if world == "1" else _join()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(_ranks.device)  # whatever names no device means this one
     return _ranks
+
+
+def _join() -> Ranks:
+    numbers = ("WORLD_SIZE", "RANK", "MASTER_PORT")
+    missing = [name for name in (*numbers, "MASTER_ADDR") if not os.environ.get(name)]
+    wrong = [name for name in numbers if name not in missing and not os.environ[name].isdecimal()]
+    if missing or wrong:
+        told = [f"{', '.join(missing)} not set"] * bool(missing)
+        told += [f"{name} is {os.environ[name][:40]!r}, no whole number" for name in wrong]
+        hint = "start it with torchrun, srun or `align run --nproc`, or unset WORLD_SIZE for a single process"
+        raise InputError(f"by its environment this is one of several processes, but {'; '.join(told)}", hint=hint)
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    cuda = torch.cuda.is_available()
+    if cuda:
+        # Before anything is sent: NCCL and the group itself make a context on the current device, else on GPU 0.
+        torch.cuda.set_device(Ranks(rank, world).device)
+    began = time.monotonic()
+    try:
+        store, rank, world = next(iter(rendezvous("env://", timeout=JOINING)))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=collective.LIMIT,
+            device_id=Ranks(rank, world).device if cuda else None,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        message = f"rank {rank} of {world} waited {time.monotonic() - began:.0f} s at {at} for the others: {reason}"
+        hint = "start all processes within 10 minutes, with one MASTER_ADDR and MASTER_PORT that all can reach"
+        raise EnvironmentFault(message, hint=hint) from error
+    collective.join(store, rank, world)
+    return Ranks(rank, world)
+
+
+def _where() -> str:
+    return collective.place("launch.py", "processes.py")
 
 
 def leave() -> None:
     """Leave the process group; harmless without one."""
     global _ranks
+    collective.leave()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     _ranks = None
@@ -100,7 +149,7 @@ def leave() -> None:
 
 def respawn(nproc: int, command: Sequence[str]) -> int:
     """Run ``command`` as ``nproc`` processes of one group on this machine, over loopback; returns the exit code of the
-    first that failed.
+    first that failed, and 3 when it was lost (killed, or crashed).
 
     A signal is passed on to all. When one process fails the others, which would wait for it in a collective, are ended;
     when this process ends, however it does, all end (``LAUNCHER`` in their environment says whom they end with).
@@ -138,17 +187,28 @@ def respawn(nproc: int, command: Sequence[str]) -> int:
 
 def _wait(children: list[subprocess.Popen[bytes]], grace_s: float = 10.0) -> int:
     deadline: float | None = None
-    failed = 0
+    failed: tuple[int, int] | None = None
     while any(child.poll() is None for child in children):
-        if not failed:
-            failed = next((code for child in children if (code := child.poll())), 0)
+        failed = failed or _failed(children)
         if failed and deadline is None:
             deadline = time.monotonic() + grace_s
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    failed = failed or next((code for child in children if (code := child.poll())), 0)
-    return 128 - failed if failed < 0 else failed
+    rank, code = failed or _failed(children) or (0, 0)
+    if code >= 0:
+        return code
+    if -code in handled():
+        return 128 - code
+    lost = f"rank {rank} was ended by {signal.Signals(-code).name}, and the others with it"
+    why = "memory that ran out is the usual reason" if -code == signal.SIGKILL else "what it printed last may say why"
+    print(f"error: {lost}: {why}; the same command continues from what was saved", file=sys.stderr)
+    return EnvironmentFault.exit_code
+
+
+def _failed(children: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+    """Rank and exit code of a process that has failed."""
+    return next(((rank, code) for rank, child in enumerate(children) if (code := child.poll())), None)
 
 
 def this_command() -> list[str]:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "align"
 LAYERS = (
     {"secrets"},
     {"errors"},
-    {"files", "signals", "terminal"},
+    {"files", "signals", "terminal", "collective", "slurm"},
     {"functional", "sealed"},
     {"recipe.reference_syntax", "recipe.language"},
     {"recipe.rows"},

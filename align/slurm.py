@@ -1,0 +1,67 @@
+"""What Slurm's ``srun`` tells the processes that it starts, in the variables that torch.distributed reads.
+
+``srun align run RECIPE`` with several tasks is one run of several processes, as with torchrun. Whoever sets WORLD_SIZE
+(torchrun and accelerate, also inside of ``srun``, and ``align run --nproc``) is believed instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, MutableMapping
+
+from align.errors import InputError
+
+_PORTS = range(20_000, 30_000)
+"""Below those that Linux hands out by itself, from 32768 on."""
+
+
+def translate(environ: MutableMapping[str, str]) -> None:
+    """Where ``srun`` started several tasks, add RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    The step's variables (SLURM_STEP_*) are read, which ``srun`` alone sets: a batch script has those of its job, and
+    is one process. What is set already stays.
+
+    Raises:
+        InputError: a variable that ``srun`` sets with the others is missing, or is not a number.
+    """
+    if "WORLD_SIZE" in environ or environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return
+    told = {
+        "WORLD_SIZE": str(_number(environ, "SLURM_STEP_NUM_TASKS")),
+        "RANK": str(_number(environ, "SLURM_PROCID")),
+        "LOCAL_RANK": str(_number(environ, "SLURM_LOCALID")),
+    }
+    if _number(environ, "SLURM_STEP_NUM_NODES") == 1:
+        told |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    else:
+        told["MASTER_ADDR"] = first_host(environ.get("SLURM_STEP_NODELIST", ""))
+    # The same in every task, and another one for another step on the same nodes.
+    place = _number(environ, "SLURM_JOB_ID") * 31 + _number(environ, "SLURM_STEP_ID")
+    told["MASTER_PORT"] = str(_PORTS[place % len(_PORTS)])
+    for name, value in told.items():
+        environ.setdefault(name, value)
+
+
+def first_host(nodes: str) -> str:
+    """The first name of Slurm's short form of a list: ``gpu[003-005,9],login1`` gives ``gpu003``.
+
+    Raises:
+        InputError: there is none.
+    """
+    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodes)
+    if first is None:
+        raise InputError(
+            f"SLURM_STEP_NODELIST is {nodes!r}, which names no node", hint="set MASTER_ADDR to the first node's name"
+        )
+    return re.sub(r"\[([^-,\]]*)[^\]]*\]", r"\1", first.group())
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    value = environ.get(name, "")
+    if not value.isdecimal():
+        told = f"is {value!r}" if name in environ else "is not set"
+        raise InputError(
+            f"srun started this process as one of several, but {name} {told}",
+            hint="start it with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT",
+        )
+    return int(value)
