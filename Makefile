@@ -1,6 +1,6 @@
 # The two that matter: make quickstart, make test. Both install what they need first. `make help` lists the rest.
 
-# Which recipe `make sft`, `make reward`, `make dpo` and `make self-contrast` run; when not set the one of that name in recipes/ (rm.yaml for reward).
+# Which recipe `make sft`, `make reward`, `make dpo` and `make self-contrast` run; when not set the one of that name in recipes/.
 RECIPE ?=
 # The first Python that is new enough; python3 when none is, and the installer says what to do.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -25,8 +25,8 @@ quickstart: setup ## align a real 135M model on this machine and show before and
 sft: setup ## supervised fine-tuning: RECIPE=recipes/sft.yaml, or yours
 	@.venv/bin/align sft --recipe $(or $(RECIPE),recipes/sft.yaml)
 
-reward: setup ## reward model: RECIPE=recipes/rm.yaml, or yours
-	@.venv/bin/align reward --recipe $(or $(RECIPE),recipes/rm.yaml)
+reward: setup ## reward model: RECIPE=recipes/reward.yaml, or yours
+	@.venv/bin/align reward --recipe $(or $(RECIPE),recipes/reward.yaml)
 
 dpo: setup ## preference optimisation: RECIPE=recipes/dpo.yaml, or yours
 	@.venv/bin/align dpo --recipe $(or $(RECIPE),recipes/dpo.yaml)
