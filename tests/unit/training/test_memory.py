@@ -14,26 +14,36 @@ import resource, sys, torch
 from align.training.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-before = 0
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**25)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    block = torch.ones(2**25)
+    place = block.data_ptr()
+    del block
+    fetched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+heap = next(line.split()[0] for line in open("/proc/self/maps") if line.split()[-1] == "[heap]")
+start, end = (int(address, 16) for address in heap.split("-"))
+print(fetched, int(start <= place < end))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's way")
 def test_a_block_that_was_freed_is_used_again() -> None:
-    """Pages that the sixth of equal blocks of 128 MiB fetches anew from the kernel."""
+    """Pages that the sixth of equal blocks of 128 MiB fetches anew from the kernel. A run tells something only if the
+    block lay in the heap: where the kernel gives the heap no room to grow, glibc maps blocks all the same."""
 
-    def pages(how: str) -> int:
+    def pages(how: str) -> tuple[int, bool]:
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        fetched, in_heap = map(int, done.stdout.split())
+        return fetched, bool(in_heap)
 
-    assert min(pages("keep") for _ in range(6)) < 64, (
-        "once in a while the kernel leaves the heap no room to grow, and blocks come and go"
-    )
-    assert pages("leave") > 1000
+    left, _ = pages("leave")
+    assert left > 1000
+    for _ in range(6):
+        fetched, in_heap = pages("keep")
+        if in_heap:
+            assert fetched < 64
+            return
+    pytest.skip("the kernel gave the heap no room to grow in any of six processes")
 
 
 def test_where_there_is_no_glibc_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
