@@ -1,4 +1,4 @@
-"""From log-probs and scores to advantages: what an answer is worth, and what each of its tokens is worth.
+"""From log-probs and scores to advantages, one number for each token or one for each answer.
 
 Shapes: T tokens of B answers, answer after answer. ``branch`` int64 [T] says which answer a token belongs to; it never
 falls, and every answer has at least one token. There is no padding anywhere, so no mask can be forgotten.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from align.functional.segments import segment_count, segment_mean, segment_sum
 
-# KL estimators: of KL(policy || reference) in nats, one value for each token that the policy sampled.
+# Estimators of KL(policy || reference) in nats: one value for each token that the policy sampled.
 #
 # ``log_ratio`` is log pi(token) - log ref(token). All three are from http://joschu.net/blog/kl-approx.html, where r =
 # ref / pi.
@@ -20,9 +20,9 @@ from align.functional.segments import segment_count, segment_mean, segment_sum
 def k1(log_ratio: Tensor) -> Tensor:
     """``log_ratio``: unbiased, negative for about half of the tokens.
 
-    The one to subtract from a reward, detached: the policy gradient of that is the gradient of the KL itself. As a
-    *loss* it teaches nothing (the expectation of its gradient is zero), and k3 detached in a reward has another
-    gradient than the KL.
+    Subtract this one, detached, from a reward: the policy gradient is then the gradient of the KL itself. With k3,
+    detached, in the reward it would be another gradient. As a *loss* k1 teaches nothing: the expectation of its
+    gradient is zero.
     """
     return log_ratio
 
@@ -33,7 +33,8 @@ def k2(log_ratio: Tensor) -> Tensor:
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """``exp(-log_ratio) - 1 + log_ratio``: unbiased and never negative; for looking at, with less noise than k1."""
+    """``exp(-log_ratio) - 1 + log_ratio``: unbiased and never negative; it has less noise than k1 and is the one to
+    log."""
     return torch.expm1(-log_ratio) + log_ratio
 
 
@@ -56,7 +57,7 @@ def token_rewards(kl: Tensor, scores: Tensor, branch: Tensor, beta: float) -> Te
 
 
 def last_tokens(branch: Tensor, num_branches: int) -> Tensor:
-    """Where each answer ends -> int64 [B].
+    """Index of each answer's last token -> int64 [B].
 
     Raises:
         ValueError: an answer has no token, or tokens of different answers are mixed.
@@ -85,17 +86,17 @@ def gae(rewards: Tensor, values: Tensor, branch: Tensor, gamma: float, lam: floa
     following[last] = 0
     advantages = rewards + gamma * following - values
     lengths = segment_count(branch, num_branches)
-    for back in range(1, int(lengths.max())):  # all answers at once, each from its own end
+    for back in range(1, int(lengths.max())):  # all answers at once, each counted from its own end
         at = last[lengths > back] - back
         advantages[at] += gamma * lam * advantages[at + 1]
     return advantages
 
 
 def whiten(values: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """``values`` scaled to variance 1 over everything given, and moved to mean 0 if ``shift_mean``; same shape.
+    """``values`` scaled to variance 1 and, with ``shift_mean``, moved to mean 0; same shape.
 
-    Give it the whole step at once: over a part, the result would depend on how the step is cut. A single value has no
-    variance: it becomes 0, or stays what it is without the shift.
+    Pass all values of a step together: the result for a part of them would depend on how the step is cut. A single
+    value has no variance: it becomes 0, or is returned unchanged without ``shift_mean``.
     """
     mean = values.mean()
     scaled = (values - mean) * torch.rsqrt(values.var(unbiased=False) + epsilon)
@@ -104,8 +105,8 @@ def whiten(values: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) ->
 
 # Advantages of answers: one number for all tokens of an answer
 #
-# ``scores`` [B] are what an answer is worth, KL penalty included; ``prompt`` int64 [B] says which answers are to the
-# same prompt.
+# ``scores`` [B] are the answers' rewards, KL penalty included; ``prompt`` int64 [B] says which answers are to the same
+# prompt.
 
 
 def rloo(scores: Tensor, prompt: Tensor) -> Tensor:
@@ -124,8 +125,8 @@ def rloo(scores: Tensor, prompt: Tensor) -> Tensor:
 def group_normalised(scores: Tensor, prompt: Tensor, epsilon: float = 1e-6) -> Tensor:
     """The score minus the mean of the prompt's answers, in units of their standard deviation -> [B].
 
-    GRPO (https://arxiv.org/abs/2402.03300, section 4.1.2), with the deviation of these answers themselves (divided by
-    n). Zero where all answers of a prompt score the same.
+    GRPO (https://arxiv.org/abs/2402.03300, section 4.1.2), with the standard deviation of exactly these answers (the
+    sum of squares divided by n, not n - 1). Zero where all answers of a prompt score the same.
 
     Raises:
         ValueError: a prompt has a single answer.
@@ -137,13 +138,14 @@ def group_normalised(scores: Tensor, prompt: Tensor, epsilon: float = 1e-6) -> T
 
 
 def reinforce_baseline(scores: Tensor, baselines: Tensor) -> Tensor:
-    """The score minus the reference model's on the same prompt -> [B]: REINFORCE with the baseline of ChatGLM-RLHF
-    (https://arxiv.org/abs/2404.00934). The baseline does not depend on the answer, so the gradient stays unbiased."""
+    """The score minus the score of the reference model's answer to the same prompt -> [B]: REINFORCE with the baseline
+    of ChatGLM-RLHF (https://arxiv.org/abs/2404.00934). The baseline does not depend on the answer, so the gradient
+    stays unbiased."""
     return scores - baselines
 
 
 def _answers(prompt: Tensor) -> Tensor:
-    """How many answers each prompt has, at least two."""
+    """Number of answers to each prompt; ValueError where it is one."""
     counts = segment_count(prompt, int(prompt.max()) + 1)
     if bool((counts == 1).any()):
         raise ValueError("a prompt with a single answer has no other to be compared with")

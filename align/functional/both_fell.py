@@ -1,16 +1,16 @@
-"""Whether training on preferences made both answers of a pair less likely, and how that is said."""
+"""Whether training on preferences made both answers of a pair less likely, and the sentence that reports it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 _A_FALL = 0.1
-"""Nats that a mean log-prob has to fall by to be called lower."""
+"""A mean log-prob counts as lower once it fell by this many nats."""
 
 
 def both_fell(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str | None:
-    """In plain words, when training made the held-out chosen answers less likely together with the rejected ones; else
-    None, also where that was not measured."""
+    """A sentence for the user when training made the held-out chosen answers less likely, and the rejected ones too;
+    None otherwise, and when their log-probs were not measured."""
     names = ("logps/chosen", "logps/rejected")
     if not before or not after or any(name not in before or name not in after for name in names):
         return None

@@ -22,36 +22,41 @@ SCORE = "score"
 
 
 def evaluate_grades(
-    prompt: npt.NDArray[np.int64], found: Floats, given: Floats, weights: Mapping[str, float], guess: Floats
+    prompt: npt.NDArray[np.int64], predicted: Floats, given: Floats, weights: Mapping[str, float], guess: Floats
 ) -> dict[str, Any]:
-    """For each attribute, and for the weighted sum of them, how near ``found`` is to ``given``.
+    """For each attribute, and for the weighted sum of them, how near the model's numbers are to the grades that were
+    given.
 
     Args:
         prompt: [n], equal numbers for answers to one prompt.
-        found: [n, attributes], the model's numbers.
+        predicted: [n, attributes], the model's numbers.
         given: [n, attributes], the grades; NaN where there is none.
         weights: attribute to its weight in the score, in the order of the columns.
-        guess: [attributes], what is guessed without looking: the mean of the training grades.
+        guess: [attributes], a constant prediction to compare with: the mean of the training grades.
 
     Returns:
         Name to ``{"answers", "error", "error_of_mean", "correlation"}``: the mean squared error, that of ``guess``, and
         Pearson's correlation; each ``{"value", "low", "high"}``, or None where nothing was graded or nothing varies.
     """
-    columns = {name: (found[:, i], given[:, i], guess[i]) for i, name in enumerate(weights)}
+    columns = {name: (predicted[:, i], given[:, i], guess[i]) for i, name in enumerate(weights)}
     weight = np.array(list(weights.values()))
     used = weight != 0
-    columns[SCORE] = (found[:, used] @ weight[used], given[:, used] @ weight[used], float(guess[used] @ weight[used]))
+    columns[SCORE] = (
+        predicted[:, used] @ weight[used],
+        given[:, used] @ weight[used],
+        float(guess[used] @ weight[used]),
+    )
     return {name: _one(prompt, *column) for name, column in columns.items()}
 
 
-def _one(prompt: npt.NDArray[np.int64], found: Floats, given: Floats, guess: float) -> dict[str, Any]:
+def _one(prompt: npt.NDArray[np.int64], predicted: Floats, given: Floats, guess: float) -> dict[str, Any]:
     there = ~np.isnan(given)
     prompts = np.unique(prompt[there], return_inverse=True)[1]
     return {
         "answers": int(there.sum()),
-        "error": _mean(prompts, (found - given)[there] ** 2),
+        "error": _mean(prompts, (predicted - given)[there] ** 2),
         "error_of_mean": _mean(prompts, (guess - given)[there] ** 2),
-        "correlation": _correlation(prompts, found[there], given[there]),
+        "correlation": _correlation(prompts, predicted[there], given[there]),
     }
 
 

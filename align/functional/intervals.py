@@ -1,4 +1,5 @@
-"""The one rule for intervals: how far a number of independent items may be from that of all items of the same kind.
+"""The one rule for confidence intervals: how far a statistic of independent items may be from its value over all items
+of that kind.
 
 Which interval a number gets follows from what it is a mean of:
 
@@ -15,10 +16,9 @@ another statistic of the items       the percentile bootstrap (Efron, 1979)     
 
 With fewer items there is none. No interval leaves the range of its quantity, and items that are all alike give one only
 when there are at least :data:`ENOUGH` of them: before, that they are alike may be chance. Student's interval is exact
-for normal items; the bootstrap-t makes up for skewed ones, which it notices from about five items on; with three or
-four the items have to be near normal, as means over seeds are (``tests/unit/functional/test_intervals.py`` counts
-how often each holds the truth). What hardly ever occurs, and is large when it does, no interval from few
-items knows of.
+for normal items. The bootstrap-t corrects it for skewed items, and needs about five of them to see the skew; three or
+four items have to be near normal, as means over seeds are (``tests/unit/functional/test_intervals.py`` counts how often
+each interval holds the truth). No interval from few items accounts for a value that is rare and large.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ import numpy as np
 import numpy.typing as npt
 
 FEWEST = 3
-"""Items of any numbers that a mean's interval needs."""
+"""Number of items that the interval of a mean of any numbers needs."""
 RESAMPLED = 5
-"""Items from which resamples of them say something about their skewness."""
+"""Number of items from which resampling them shows their skewness."""
 FEWEST_DRAWN = 10
-"""Items that the percentile bootstrap needs."""
+"""Number of items that the percentile bootstrap needs."""
 ENOUGH = 30
-"""Items from which a verdict is given, and from which items that are all alike are taken for what they look."""
+"""Number of items from which a verdict is given, and from which items that are all alike get an interval."""
 LEVEL = 0.95
 _DRAWS = 2000
 _FEW = 1000
-"""Items up to which they are drawn anew; with more, Student's interval and the bootstrap-t's are the same."""
+"""Up to this many items the bootstrap-t is computed; with more it agrees with Student's interval."""
 _ELEMENTS = 2**24
-"""Of one batch of draws, so that memory stays bounded for any number of items."""
+"""Numbers in one batch of draws, so that memory stays bounded for any number of items."""
 
 Floats = npt.NDArray[np.float64]
 Range = tuple[float, float]
@@ -53,7 +53,7 @@ Range = tuple[float, float]
 ANY: Range = (-math.inf, math.inf)
 SHARE: Range = (0.0, 1.0)
 DIFFERENCE: Range = (-1.0, 1.0)
-"""Of two shares."""
+"""Range of a difference between two shares."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Estimate:
 
     mean: float
     low: float | None
-    """None, as ``high``, where the items are too few to say."""
+    """None, like ``high``, when the items are too few for an interval."""
     high: float | None
     count: int
-    """Items."""
+    """Number of items."""
 
 
 Bounds = tuple[float, float] | None
@@ -83,8 +83,8 @@ def wilson(share: float, n: float, level: float = LEVEL) -> tuple[float, float]:
 
 
 def _matched(values: Floats, level: float) -> tuple[float, float]:
-    """Of differences between two shares of the same items: four halves of an item are added, one for each way the two
-    can come out (Agresti and Min, 2005)."""
+    """Interval of the difference between two shares of the same items: half an item is added for each of the four ways
+    in which the two can come out (Agresti and Min, 2005)."""
     n = len(values) + 2
     mean, square = values.sum() / n, ((values**2).sum() + 1) / n
     half = _normal(level) * math.sqrt(max(0.0, square - mean**2) / n)
@@ -97,7 +97,7 @@ def mean_of(values: npt.ArrayLike, within: Range = ANY, *, level: float = LEVEL,
     For two systems on the same items pass the differences, item by item: the interval then knows that they are paired.
 
     Args:
-        within: what the quantity's range is: :data:`SHARE`, :data:`DIFFERENCE` of shares, or any other.
+        within: range of the quantity: :data:`SHARE`, :data:`DIFFERENCE` of shares, or any other.
 
     Raises:
         ValueError: there are no values, or not finite ones.
@@ -112,7 +112,7 @@ def mean_of(values: npt.ArrayLike, within: Range = ANY, *, level: float = LEVEL,
 
 
 def _mean(values: Floats) -> float:
-    """In steps that stay finite for the largest numbers."""
+    """The mean, computed in steps that stay finite for the largest numbers."""
     scale = float(np.abs(values).max()) or 1.0
     return float((values / scale).mean()) * scale
 
@@ -136,8 +136,8 @@ def _bounds(values: Floats, within: Range, level: float, seed: int) -> Bounds:
         other = _studentised(plain, level, seed)
         low, high = max(low, -other[0]), max(high, other[1])
     error = spread / math.sqrt(n) * scale
-    found = mean - high * error, mean + low * error
-    return found if all(map(math.isfinite, (max(found[0], within[0]), min(found[1], within[1])))) else None
+    bounds = mean - high * error, mean + low * error
+    return bounds if all(map(math.isfinite, (max(bounds[0], within[0]), min(bounds[1], within[1])))) else None
 
 
 def _student(n: int, level: float) -> tuple[float, float]:
@@ -147,8 +147,9 @@ def _student(n: int, level: float) -> tuple[float, float]:
 
 
 def _studentised(values: Floats, level: float, seed: int) -> tuple[float, float]:
-    """The same for resamples of ``values``, none of which is beyond 1: quantiles of (mean of a resample - mean) / (its
-    own standard error). A resample whose items are all alike counts as infinitely far off, on both sides in turn."""
+    """Like :func:`_student`, from resamples of ``values``, whose sizes are at most 1: quantiles of the distance of a
+    resample's mean from the mean, in standard errors of the resample. A resample whose items are all alike has no
+    standard error: it counts as infinitely far off, alternately above and below."""
     rng, n = np.random.default_rng(seed), len(values)
     drawn = values[rng.integers(n, size=(_DRAWS, n))]
     spread = drawn.std(axis=1, ddof=1)
@@ -176,23 +177,22 @@ def ratio_of(
     if (weight == weight[0]).all():
         return mean_of(array / weight[0], within, level=level, seed=seed)
     ratio = float(array.sum() / weight.sum())
-    found = mean_of(ratio + (array - ratio * weight) / weight.mean(), within, level=level, seed=seed)
-    if ratio in within and (found.low is None or found.low == found.high):  # all right or all wrong
-        found = mean_of(np.full(len(weight), ratio), within, level=level, seed=seed)
-    return Estimate(ratio, found.low, found.high, len(weight))
+    estimate = mean_of(ratio + (array - ratio * weight) / weight.mean(), within, level=level, seed=seed)
+    if ratio in within and (estimate.low is None or estimate.low == estimate.high):  # all right or all wrong
+        estimate = mean_of(np.full(len(weight), ratio), within, level=level, seed=seed)
+    return Estimate(ratio, estimate.low, estimate.high, len(weight))
 
 
-def correlation(found: float, n: int, level: float = LEVEL) -> Bounds:
-    """Of Pearson's correlation of ``n`` pairs (Fisher, 1921); None with fewer than :data:`RESAMPLED`.
+def correlation(coefficient: float, n: int, level: float = LEVEL) -> Bounds:
+    """Interval of Pearson's correlation of ``n`` pairs (Fisher, 1921); None with fewer than :data:`RESAMPLED`.
 
-    A correlation of exactly 1 is taken to be as far from it as half an item's weight, since the formula has no interval
-    there.
+    The formula has no interval at a correlation of exactly 1, so it is moved away from 1 by the weight of half an item.
     """
     if n < RESAMPLED:
         return None
     edge = 1 - 1 / (2 * n)
-    middle, half = math.atanh(min(edge, max(-edge, found))), _normal(level) / math.sqrt(n - 3)
-    return min(found, math.tanh(middle - half)), max(found, math.tanh(middle + half))
+    middle, half = math.atanh(min(edge, max(-edge, coefficient))), _normal(level) / math.sqrt(n - 3)
+    return min(coefficient, math.tanh(middle - half)), max(coefficient, math.tanh(middle + half))
 
 
 class StatisticOfDraws(Protocol):
@@ -211,12 +211,11 @@ def statistic_of(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Bounds:
-    """Interval of any other statistic: items are drawn with replacement, as many as there are, and its quantiles taken
-    (Efron, 1979).
+    """Interval of any other statistic: resamples of the items are drawn with replacement, and the interval lies between
+    quantiles of the statistic over the resamples (Efron, 1979).
 
     Args:
-        values: [n] or [n, ...], one entry for each independent item: numbers that belong to one prompt belong into one
-            entry.
+        values: [n] or [n, ...], one entry for each independent item; numbers of the same prompt go into one entry.
         statistic: called as ``statistic(draws, axis=1)`` on [draws, n, ...]; gives one number for each draw. A draw for
             which it is not defined (NaN) is left out.
 
@@ -228,12 +227,12 @@ def statistic_of(
     if len(items) < FEWEST_DRAWN:
         return None
     rng = np.random.default_rng(seed)
-    found = []
+    statistics = []
     at_once = max(1, _ELEMENTS // items.size)
     for start in range(0, draws, at_once):
         picked = rng.integers(0, len(items), (min(at_once, draws - start), len(items)))
-        found.append(np.asarray(statistic(items[picked], axis=1), dtype=np.float64))
-    drawn = np.concatenate(found)
+        statistics.append(np.asarray(statistic(items[picked], axis=1), dtype=np.float64))
+    drawn = np.concatenate(statistics)
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn) or (len(items) < ENOUGH and np.ptp(drawn) <= 1e-12 * np.abs(drawn).max()):
         return None
@@ -244,7 +243,7 @@ def statistic_of(
 
 @cache
 def _quantile(degrees: int, level: float) -> float:
-    """Of Student's distribution."""
+    """Quantile of Student's distribution."""
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, degrees))
@@ -252,7 +251,7 @@ def _quantile(degrees: int, level: float) -> float:
 
 @cache
 def around(mean: float, error: float, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of a mean of which somebody else tells the standard error, and nothing of its items."""
+    """The interval of a mean when only its standard error is known, not its items (lm-eval reports no more)."""
     half = _normal(level) * error
     return mean - half, mean + half
 

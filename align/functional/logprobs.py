@@ -45,8 +45,8 @@ def token_logprobs(
 
     Returns:
         fp32 [N]. The [N, V] logits never exist as a whole: they are made chunk by chunk, and made again in the backward
-        pass. Only the last chunk's are kept for it: the backward pass begins there, so that costs no memory and saves a
-        matrix product.
+        pass. Only the last chunk's logits are kept: the backward pass begins with them, so keeping them does not raise
+        the peak of memory and saves a matrix product.
 
     Raises:
         ValueError: temperature is not positive.
@@ -105,7 +105,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logits = None
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
-                logits = None  # before the next ones exist
+                logits = None  # freed before the next chunk's are made
                 logits = _logits(hidden[part], head, bias, scale, softcap, temperature)
                 chosen[part] = logits.gather(1, targets[part, None]).squeeze(1)
                 normaliser[part] = torch.logsumexp(logits, dim=1)
@@ -124,7 +124,7 @@ class _TokenLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(hidden.dtype)
             grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-            grad_weight: Tensor | None = None  # summed in fp32 over the chunks, whatever the head is stored in
+            grad_weight: Tensor | None = None  # summed in fp32 over the chunks, in whatever type the head is stored
             grad_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if needs_bias else None
             # Overwritten below: a second backward pass makes them again
             logits, ctx.last_logits = ctx.last_logits, None
@@ -179,8 +179,9 @@ def token_logprobs_and_entropy(
     """Log-probs as :func:`token_logprobs` has them, and the entropy in nats of each distribution they come from: fp32
     [N] and [N].
 
-    Both have gradients. Arguments as there. Chunk by chunk as well, with every chunk made again in the backward pass;
-    it keeps nothing of the last one, so it costs a matrix product more and is for those who need the entropy.
+    Both have gradients. The arguments are those of :func:`token_logprobs`. The logits of every chunk, the last
+    included, are made again in the backward pass, which costs one matrix product more than :func:`token_logprobs`: call
+    this only when the entropy is needed.
 
     Raises:
         ValueError: temperature is not positive.

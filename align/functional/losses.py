@@ -22,8 +22,8 @@ def token_nll(logprobs: Tensor) -> Tensor:
 def sequence_nll(logprobs: Tensor, branch: Tensor, num_branches: int) -> Tensor:
     """Mean negative log-likelihood of each completion, in nats per token -> [B].
 
-    Averaged over the completions of a step this is LongAlign's weighted packing loss, (1/M) sum_i L_i / N_i, whatever
-    the packs (https://arxiv.org/abs/2401.18058, section 3.2). A branch without targets gives 0 and must not be counted.
+    Averaged over the completions of a step this is LongAlign's weighted packing loss, (1/M) sum_i L_i / N_i, for any
+    packing (https://arxiv.org/abs/2401.18058, section 3.2). A branch without targets gives 0 and must not be counted.
     """
     return segment_mean(token_nll(logprobs), branch, num_branches)
 
@@ -40,19 +40,19 @@ class PairLogprobs:
     """What a preference loss is computed from; tensors are [P], pair by pair."""
 
     chosen: Tensor
-    """Log-probs of the chosen answers: summed over tokens or averaged, relative to the reference's or not, as the loss
-    reads them."""
+    """Log-probs of the chosen answers. Whether they are summed or averaged over tokens, and whether the reference's are
+    subtracted, is what the loss asks for."""
     rejected: Tensor
     margins: Tensor
     """By how much the data say that the chosen answer is better; 0 where they say nothing."""
     shares: Tensor | None
-    """Of the judges who found the chosen answer better; None where the data have no votes."""
+    """Share of the judges who found the chosen answer better; None where the data have no votes."""
     reference_points: tuple[float, float] = (0.0, 0.0)
     """The step's mean log-ratio of chosen and of rejected answers, for losses that ask for them."""
 
     @property
     def differences(self) -> Tensor:
-        """Of chosen and rejected answers."""
+        """Log-probs of the chosen minus those of the rejected answers."""
         return self.chosen - self.rejected
 
 
@@ -62,9 +62,10 @@ def dpo_sigmoid(
     """DPO: ``-log sigmoid(beta * margin)`` -> [P] (https://arxiv.org/abs/2305.18290, eq. 7).
 
     ``label_smoothing`` is the share of pairs assumed to be labelled the wrong way round: the conservative DPO of
-    https://ericmitchell.ai/cdpo.pdf, eq. 3; or, of each pair [P], the share of its judges who say so. At margin 0 the
-    loss is ln 2 for any smoothing. ``offsets`` [P] are by how much the rewards of each pair have to differ: ``-log
-    sigmoid(beta * margin - offset)``, DPO with an offset (https://arxiv.org/abs/2402.10571).
+    https://ericmitchell.ai/cdpo.pdf, eq. 3; or, as a tensor [P], the share of each pair's judges who preferred the
+    rejected answer. At margin 0 the loss is ln 2 for any smoothing. ``offsets`` [P] say by how much the rewards of each
+    pair have to differ: ``-log sigmoid(beta * margin - offset)``, DPO with an offset
+    (https://arxiv.org/abs/2402.10571).
     """
     rewards = beta * margins if offsets is None else beta * margins - offsets
     return -(1 - label_smoothing) * logsigmoid(rewards) - label_smoothing * logsigmoid(-rewards)
@@ -105,7 +106,7 @@ def kto_pair(
 
 # Reward model losses
 #
-# Of the scores of a chosen and a rejected answer, pair by pair [P].
+# All take the scores of a chosen and a rejected answer, pair by pair [P].
 
 
 def bradley_terry(
@@ -118,9 +119,9 @@ def bradley_terry(
     the chosen answer is, in units of the score) as in https://arxiv.org/abs/2307.09288, eq. 2: the scores have to
     differ by that much more.
 
-    ``shares`` [P] of the judges who found the chosen answer better are the probabilities that the scores are fitted to,
-    instead of 1: the cross-entropy ``-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`` with ``d = chosen -
-    rejected - margin``.
+    ``shares`` [P], the shares of the judges who found the chosen answer better, take the place of 1 as the probability
+    to which the scores are fitted: the cross-entropy ``-share * log sigmoid(d) - (1 - share) * log sigmoid(-d)`` with
+    ``d = chosen - rejected - margin``.
     """
     difference = chosen - rejected
     if margins is not None:
@@ -135,7 +136,7 @@ def bradley_terry(
 def squared_errors(scores: Tensor, grades: Tensor) -> Tensor:
     """Regression on grades: the mean over an answer's grades of ``(score - grade)^2``, [B, attributes] -> [B].
 
-    A grade that is NaN was not given: it counts neither in the sum nor in the number, and its score has no gradient.
+    NaN stands for a grade that was not given: it is left out of the mean, and its score gets no gradient.
     """
     given = ~grades.isnan()
     errors = (scores - grades.where(given, scores.detach())) ** 2
@@ -146,7 +147,7 @@ def score_l2(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Keeps scores near 0: ``chosen^2 + rejected^2`` -> [P].
 
     The ranking loss fixes differences only, so scores may drift and spread without end. The regulariser of ChatGLM-RLHF
-    (https://arxiv.org/abs/2404.00934) is on both scores: a Gaussian prior around 0. On their sum alone it would only
-    hold the mean.
+    (https://arxiv.org/abs/2404.00934) acts on each of the two scores, as a Gaussian prior around 0. A regulariser of
+    their sum would only hold the mean at 0.
     """
     return chosen**2 + rejected**2

@@ -1,7 +1,8 @@
 """PPO's losses as pure functions: one value for each token. The trainer sums and divides, once, by the step's global
 count.
 
-Shapes: N tokens. "Old" is of the policy (or value model) that sampled the answers, before the iteration's first step.
+Shapes: N tokens. "Old" means: computed by the policy (or value model) as it was when the answers were sampled, before
+the iteration's first step.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ def ppo_policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: flo
 
 
 def policy_clipped(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """Where the clip holds a token back, so that it has no gradient -> bool [N]."""
+    """Tokens that get no gradient because their ratio is clipped -> bool [N]."""
     ratio = torch.exp(logprobs - old)
     return ((ratio > 1 + clip) & (advantages > 0)) | ((ratio < 1 - clip) & (advantages < 0))
 
 
 def ppo_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
-    """Half the squared error, or the clipped one where that is larger -> [N].
+    """Half the squared error of a value, or of the clipped value where that error is larger -> [N].
 
-    The value may move by at most ``clip`` from the old one before it stops to gain: ``max((V - R)^2, (clip(V, old +-
-    clip) - R)^2) / 2``, as in the code of https://arxiv.org/abs/1707.06347. None does not clip.
+    A value that moves further than ``clip`` from the old one gains nothing more: ``max((V - R)^2, (clip(V, old +- clip)
+    - R)^2) / 2``, as in the code of https://arxiv.org/abs/1707.06347. None does not clip.
     """
     error = (values - returns) ** 2
     if clip is not None:
@@ -38,7 +39,7 @@ def ppo_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | N
 
 
 def value_clipped(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Where the clip holds a value back, so that it has no gradient -> bool [N]."""
+    """Values that get no gradient because they are clipped -> bool [N]."""
     held = _held(values, old, clip)
     return (held != values) & ((held - returns) ** 2 > (values - returns) ** 2)
 
@@ -48,14 +49,14 @@ def _held(values: Tensor, old: Tensor, clip: float) -> Tensor:
 
 
 def truncated_importance_weights(trainer: Tensor, engine: Tensor, cap: float) -> Tensor:
-    """``min(exp(trainer - engine), cap)`` -> [N], without gradient: a token's weight where the engine's log-probs are
-    not the trainer's.
+    """``min(exp(trainer - engine), cap)`` -> [N], without gradient: the weight of a token in the loss, which corrects
+    for the engine's log-probs differing from the trainer's.
 
     Truncation bounds the variance (https://arxiv.org/abs/1802.01561, eq. 1).
 
     Args:
-        trainer: log-probs of the sampled tokens by the trainer.
-        engine: by the engine that sampled them.
+        trainer: log-probs of the sampled tokens, [N], as the trainer computes them.
+        engine: the same, as the engine that sampled them reported them.
         cap: largest weight.
     """
     return torch.exp(trainer - engine).clamp(max=cap).detach()

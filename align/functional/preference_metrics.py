@@ -1,4 +1,4 @@
-"""How good a reward model is on pairs: accuracy, what length has to do with it, calibration, each with an interval.
+"""How good a reward model is on pairs: accuracy, the influence of length, calibration, each with an interval.
 
 A prompt counts once, however many rejected answers it has: its K pairs weigh 1 / K each. Intervals are over prompts,
 not pairs, because the pairs of a prompt share its chosen answer. They follow the rule of
@@ -25,7 +25,7 @@ Numbers = dict[str, float | None]
 """An estimate: ``value``, ``low`` and ``high``."""
 
 BINS = 5
-"""Of the predicted probability that the preferred answer wins, from 0.5 to 1."""
+"""Number of bins for the predicted probability that the preferred answer wins, from 0.5 to 1."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class ScoredPairs:
     rejected: Floats  # [P]
     chosen_length: Ints  # [P], tokens
     rejected_length: Ints  # [P]
-    noise: Floats | float = 0.0  # [P], what rounding makes of a difference of scores; :mod:`align.functional.ties`
+    noise: Floats | float = 0.0  # [P], how far rounding may move a difference of scores; :mod:`align.functional.ties`
 
     def __len__(self) -> int:
         return len(self.prompt)
 
     def only(self, which: Bools) -> ScoredPairs:
-        """Some of the pairs."""
+        """The pairs selected by ``which`` [P]."""
         return ScoredPairs(
             **{name: values[which] if isinstance(values, np.ndarray) else values for name, values in vars(self).items()}
         )
@@ -65,8 +65,8 @@ def evaluate(pairs: ScoredPairs, margins: Mapping[str, Floats] | None = None, se
 
     - accuracy, accuracy_longer_wins, accuracy_shorter_wins: share of the pairs that are ranked right; of those whose
       chosen answer is the longer (shorter) one.
-    - accuracy_NAME for each of ``margins`` [P]: the same for another predictor, by its score of the chosen minus the
-      rejected answer.
+    - accuracy_NAME for each of ``margins`` [P]: the same for another predictor; its margin is its score of the chosen
+      minus that of the rejected answer.
     - length_correlation: Pearson's, of an answer's score with its length.
     - score_mean, score_std: of all answers.
     - calibration_error: over the bins, the mean distance between the predicted probability that the preferred answer
@@ -117,7 +117,7 @@ class _Sums:
         return table
 
     def estimate(self, formula: Callable[[Floats], Floats], *columns: Floats, within: Range = ANY) -> Numbers | None:
-        """``formula`` of the sums over all prompts of what :meth:`_table` gives, with its interval."""
+        """``formula`` applied to the sums of :meth:`_table` over all prompts, with its interval."""
         table = self._table(*columns)
 
         def statistic(draws: Floats, axis: int) -> Floats:
@@ -129,22 +129,25 @@ class _Sums:
         return _numbers(value, statistic_of(table, statistic, within, seed=self._seed))
 
     def correlation(self, *moments: Floats) -> Numbers | None:
-        """Pearson's, of what has these ``moments`` [P]; the interval is that of as many pairs as there are prompts."""
+        """Pearson's correlation, from its ``moments`` [P]; the interval is that of as many independent pairs as there
+        are prompts."""
         value = float(_correlation(self._table(*moments).sum(0))) if self.prompts else float("nan")
         return None if np.isnan(value) else _numbers(value, correlation(value, self.prompts))
 
     def share(self, values: Floats, only: Bools | None = None) -> Numbers | None:
-        """The weighted mean of what is right or wrong."""
+        """The weighted mean of values that are 1 (right), 0 (wrong) or 1/2, with its interval."""
         return self.mean(values, only, SHARE)
 
     def mean(self, values: Floats, only: Bools | None = None, within: Range = ANY) -> Numbers | None:
         """The weighted mean."""
         table = self._table(values, only=only)
-        found = ratio_of(table[:, 1], table[:, 0], within, seed=self._seed)
+        estimate = ratio_of(table[:, 1], table[:, 0], within, seed=self._seed)
         return (
             None
-            if found is None
-            else _numbers(found.mean, None if found.low is None or found.high is None else (found.low, found.high))
+            if estimate is None
+            else _numbers(
+                estimate.mean, None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
+            )
         )
 
 
@@ -154,7 +157,7 @@ def _numbers(value: float, bounds: tuple[float, float] | None) -> Numbers:
 
 
 def _divide(above: Floats, below: Floats) -> Floats:
-    """NaN where there is nothing to divide by."""
+    """The quotient; NaN where ``below`` is 0."""
     result: Floats = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
     return result
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def segment_sum(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
-    """Sum ``values`` [N] over equal ``segment`` [N] (int64 in ``0..num_segments-1``) -> [num_segments]; 0 for an empty
-    segment."""
+    """Sum of the ``values`` [N] of each segment -> [num_segments]; 0 for an empty segment. ``segment`` [N], int64 in
+    ``0..num_segments-1``, says which segment a value belongs to."""
     return torch.zeros(num_segments, dtype=values.dtype, device=values.device).index_add(0, segment, values)
 
 
@@ -18,5 +18,5 @@ def segment_count(segment: Tensor, num_segments: int) -> Tensor:
 
 
 def segment_mean(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
-    """Mean of ``values`` [N] over equal ``segment`` [N] -> [num_segments]; 0 for an empty segment."""
+    """Mean of the ``values`` [N] of each segment -> [num_segments]; 0 for an empty segment."""
     return segment_sum(values, segment, num_segments) / segment_count(segment, num_segments).clamp(min=1)

@@ -1,8 +1,8 @@
 """Which of a model's own answers become negatives: the selection of Self-Contrast (https://arxiv.org/abs/2404.00604),
 without a model.
 
-Where the authors' released code goes wrong, this does not follow: a copy of the target is never a negative, and nothing
-depends on the order of a set or on how many workers there are.
+Two faults of the authors' released code are not copied: here a copy of the target is never a negative, and the result
+does not depend on the order of a set or on the number of workers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from fractions import Fraction
 from typing import Literal
 
 Reason = Literal["negative", "not drawn", "filtered", "duplicate", "target", "empty", "unfinished"]
-"""What became of a sample. ``target``: it says what the target says. ``duplicate``: it says what an earlier sample
-says. ``filtered``: too similar to the target. ``not drawn``: might have been a negative."""
+"""What became of a sample. ``target``: it equals the target once both are :func:`normalised`. ``duplicate``: it equals
+an earlier sample. ``filtered``: it is too similar to the target. ``not drawn``: it could have been a negative."""
 
-# What sentences and quotations end and begin with. Signs that change a meaning (-, +, $, %, #) are not among them: -5
-# is not 5.
+# Punctuation at the ends of sentences and quotations. Signs that change the meaning (-, +, $, %, #) are not among it:
+# -5 is not 5.
 _EDGES = " .,;:!?…\"'`*_“”‘’«»()[]{}。，、；：！？「」『』（）《》【】"
 
 
@@ -34,17 +34,17 @@ class NegativeSelection:
 
 
 def normalised(text: str) -> str:
-    """What is left when case, white space, how Unicode composes a character, and punctuation at the ends do not count.
+    """``text`` without differences in case, white space, Unicode composition, and punctuation at its ends.
 
-    A text of punctuation alone keeps it.
+    A text that is nothing but punctuation keeps it.
     """
     plain = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return plain.strip(_EDGES) or plain
 
 
 def num_kept(unique: int, keep_least_similar: float) -> int:
-    """How many of ``unique`` samples the filter leaves: ``min(floor(keep_least_similar * unique), unique - 1)``; all at
-    1, which is no filter. The product is that of the decimal as it is written, so that 0.29 of 100 are 29."""
+    """How many of ``unique`` samples the filter leaves: ``min(floor(keep_least_similar * unique), unique - 1)``; all of
+    them with ``keep_least_similar`` 1. The product is computed in decimal, so that 0.29 of 100 is 29 and not 28."""
     if keep_least_similar == 1 or unique == 0:
         return unique
     return min(int(Fraction(str(keep_least_similar)) * unique), unique - 1)
@@ -67,12 +67,12 @@ def select_negatives(
     1. Samples in ``unfinished`` and empty ones are left out.
     2. Copies of the target (equal once :func:`normalised`) are left out, always.
     3. With ``dedup``, copies of an earlier sample are left out.
-    4. Of the U that are left, the :func:`num_kept` least similar to the target stay. So with a filter
-       (``keep_least_similar`` < 1) the most similar one is never a negative, and a single one is none. Of equally
-       similar ones the earlier stay. The share is taken of the unique samples; the released code takes it of all that
-       were generated, so that much repetition switches its filter off.
+    4. Of the U that are left, the :func:`num_kept` least similar to the target stay. With a filter
+       (``keep_least_similar`` < 1) the most similar sample is therefore never a negative, and of a single sample none
+       is left. Among equally similar samples the earlier ones stay. The share is taken of the unique samples; the
+       released code takes it of all generated ones, so that many repetitions switch its filter off.
     5. ``negatives`` of these are drawn uniformly without replacement: the ones with the smallest sha256 of (seed, id,
-       sample number). So a draw of 4 is part of the draw of 8, and the draw does not depend on the process,
+       sample number). A draw of 4 is therefore part of the draw of 8, and no draw depends on the process,
        PYTHONHASHSEED or other prompts.
 
     Args:

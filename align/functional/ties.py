@@ -1,11 +1,11 @@
-"""Which differences are ties: those that rounding alone can make.
+"""Which differences of scores count as ties: those no larger than rounding can make.
 
 The same number, computed among other rows or in another order, comes out a little different. How much follows from the
 precision: every stored value is off by up to a unit roundoff u of its type (2^-24 for fp32, 2^-9 for bf16), and a sum
 of K products, which is kept in fp32, by about 2^-24 sqrt(K) of its size, since its K roundings go both ways (Higham and
 Mary, 2019). A layer makes S = 7 such sums that feed the next: queries and keys, their scores, values, the weighted
-values, the output, the gate, and the way down. Through the L layers of a model all these add up as independent errors
-do, so that a hidden state is off by about
+values, the output, the gate, and the way down. Through the L layers of a model all these errors add up as independent
+ones do, so that a hidden state is off by about
 
     e = sqrt(L) * (u + 2^-24 * sqrt(S K))
 
@@ -35,8 +35,8 @@ PRODUCTS = 7
 
 
 def relative_error(layers: int, longest_sum: int, dtype: str) -> float:
-    """``e`` above, behind ``layers`` layers whose largest products sum ``longest_sum`` terms, with values kept in
-    ``dtype``."""
+    """Relative error of a hidden state (``e`` above) after ``layers`` layers, whose longest products sum
+    ``longest_sum`` terms, with values stored in ``dtype``."""
     return math.sqrt(layers) * (UNIT[dtype] + UNIT["fp32"] * math.sqrt(PRODUCTS * longest_sum))
 
 
@@ -51,8 +51,8 @@ def logprob_noise(sums: Numbers, lengths: Numbers, error: float) -> Numbers:
     Single log-probs l_t are taken to be spread as an exponential distribution is, whose mean square is twice the square
     of its mean.
     """
-    found: Numbers = error * (2 * (lengths + 2 * sums**2 / lengths)) ** 0.5
-    return found
+    noise: Numbers = error * (2 * (lengths + 2 * sums**2 / lengths)) ** 0.5
+    return noise
 
 
 def won(margin: Numbers, noise: Any = 0.0) -> Numbers:
@@ -61,5 +61,5 @@ def won(margin: Numbers, noise: Any = 0.0) -> Numbers:
     >>> won(np.array([2.0, 1e-9, -2.0]), 1e-6).tolist()
     [1.0, 0.5, 0.0]
     """
-    found: Numbers = (margin > noise) * 0.5 + (margin >= -noise) * 0.5
-    return found
+    wins: Numbers = (margin > noise) * 0.5 + (margin >= -noise) * 0.5
+    return wins

@@ -1,5 +1,5 @@
-"""Win rates: how often one policy's answers score higher than another's, ties counting half, and what is left of that
-at equal length."""
+"""Win rates: how often one policy's answers score higher than another's, ties counting half; and the same, corrected
+for differences of length."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _LONGEST_STEP = 2.0
 
 
 def wins(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Floats:
-    """Every answer of ours against every one of theirs to the same prompt: 1 for a higher score, 0 for a lower one, 0.5
-    for a tie.
+    """Compare every answer of ours with every one of theirs to the same prompt: 1 where ours scores higher, 0 where it
+    scores lower, 0.5 for a tie.
 
     Args:
         ours: scores [P, n].
@@ -49,9 +49,9 @@ def length_controlled(comparisons: npt.ArrayLike, axis: int = 0) -> Floats:
     prediction at ``d = 0``.
 
     This is the form of AlpacaEval 2's length-controlled win rate (Dubois et al., "Length-Controlled AlpacaEval", arXiv
-    2404.04475). It departs from it in this: there is no term for how hard a prompt is, which that benchmark fits over
+    2404.04475). It differs in three points: there is no term for how hard a prompt is, which that benchmark fits over
     many published models; ``y`` is the sign of a difference of scores, not a judge's probability; and the penalty is
-    fixed instead of being chosen by cross-validation. So numbers are not comparable with that leaderboard's.
+    fixed instead of being chosen by cross-validation. The numbers are therefore not comparable with that leaderboard's.
 
     Args:
         comparisons: [P, m, 2], results and differences of length; or [draws, P, m, 2] with ``axis=1``, as a bootstrap

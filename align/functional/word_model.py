@@ -1,7 +1,7 @@
-"""Bradley and Terry's model of comparisons on the words of the answers, and on nothing else.
+"""Bradley and Terry's model of comparisons, with the words of the answers as its only features.
 
-A logistic regression without intercept on differences of TF-IDF vectors of words and pairs of words. What a word is, is
-for the caller: a text's words, or a tokenizer's ids.
+A logistic regression without intercept on differences of TF-IDF vectors of words and pairs of words. The caller decides
+what a word is: a word of the text, or a token id of a tokenizer.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class WordModel:
         texts: the words of every answer; how common a word is, is counted over them.
         chosen, rejected: the words of both answers of every comparison, [P] each.
         weights: of the comparisons, [P]; 1 for each when absent.
-        strengths: inverse strengths of regularisation; of several the best is found by cross-validation, where there
-            are 20 comparisons.
+        strengths: inverse strengths of regularisation; the best of several is found by cross-validation when there are
+            at least 20 comparisons.
     """
 
     def __init__(
@@ -46,20 +46,22 @@ class WordModel:
         self._model: Any = None
         try:
             self._vectors.fit(texts)
-        except ValueError:  # not one word
+        except ValueError:  # the texts have no words
             return
         if len(chosen) > 1:
-            # The loss sees label x difference only, so every other comparison is turned round to have two labels.
+            # The classifier needs both labels. Its loss depends on label x difference only, so every other comparison
+            # is turned round.
             turned = np.where(np.arange(len(chosen)) % 2, -1.0, 1.0)
             features = self._differences(chosen, rejected).multiply(turned[:, None]).tocsr()
             self._model = _fitted(features, turned, weights, strengths)
 
     def margins(self, chosen: Sequence[Words], rejected: Sequence[Words]) -> Floats:
-        """Positive where the chosen answer would be preferred, [P]; 0 where nothing could be learned."""
+        """Positive where the model prefers the chosen answer, [P]; 0 for all when the texts had no words to learn
+        from."""
         if self._model is None or not len(chosen):
             return np.zeros(len(chosen))
-        found: Floats = self._model.decision_function(self._differences(chosen, rejected))
-        return found
+        margins: Floats = self._model.decision_function(self._differences(chosen, rejected))
+        return margins
 
     def _differences(self, chosen: Sequence[Words], rejected: Sequence[Words]) -> Any:
         return self._vectors.transform(chosen) - self._vectors.transform(rejected)
@@ -78,7 +80,7 @@ def _fitted(features: Any, labels: Floats, weights: Floats | None, strengths: Se
         return LogisticRegression(C=strength, fit_intercept=False, max_iter=1000)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weights that still move a little are good enough
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a fit that has almost converged is good enough
         best = strengths[0]
         if len(strengths) > 1:
             best = 1.0
