@@ -1,7 +1,7 @@
-"""Checkpoints to resume from: atomic, checked by digest, never pickled.
+"""Checkpoints from which a training run resumes: written atomically, checked by digest, never pickled.
 
-``ROOT/step-00000100/`` holds safetensors files, ``state.json`` and a manifest of sha256 sums. A folder is visible only
-when complete, and is used only when every file of its manifest is there with its digest.
+``ROOT/step-00000100/`` holds safetensors files, ``state.json`` and a manifest of sha256 sums. A folder gets its name
+only once it is complete, and is used only when every file in its manifest is there and has the digest written there.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from align import files, sealed
 from align.errors import EnvironmentFault, InputError, Problem
 
 SAVE_SECONDS = 15 * 60.0
-"""Without a checkpoint for so long, one is saved whatever the recipe says."""
+"""After this time without a checkpoint one is saved, even if the recipe asks for none."""
 SAVE_SHARE = 0.03
-"""Of a run's time, the most that such checkpoints may take."""
+"""Such checkpoints may take up to this share of a run's time."""
 log = logging.getLogger("align")
 
 
@@ -95,7 +95,7 @@ def save_tensors(
 
 
 def checkpoints(root: Path) -> list[Checkpoint]:
-    """All of a run, the newest first, not verified."""
+    """All checkpoint folders of a run, the newest first. They are not verified."""
     return [
         Checkpoint(folder, int(folder.name.removeprefix("step-")))
         for folder in sorted(root.glob("step-*"), reverse=True)
@@ -105,21 +105,22 @@ def checkpoints(root: Path) -> list[Checkpoint]:
 def newest_checkpoint(
     root: Path, required: Sequence[str], needs: Callable[[Mapping[str, Any]], list[Problem]] = lambda state: []
 ) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None when there is none at all. Says which it skipped, and why.
+    """The newest undamaged checkpoint, or None when the run has none. A warning names each one that was skipped, and
+    why.
 
-    ``needs`` says what is wrong with what else a checkpoint of this state takes to go on from.
+    ``needs`` gets a checkpoint's state and returns what is wrong with other files that resuming from it would read.
 
     Raises:
-        InputError: there are checkpoints and none of them verifies.
+        InputError: the run has checkpoints and all are damaged.
     """
     problems: list[Problem] = []
     for checkpoint in checkpoints(root):
-        found = _problems(checkpoint.folder, required) or needs(checkpoint.state())
-        if not found:
+        wrong = _problems(checkpoint.folder, required) or needs(checkpoint.state())
+        if not wrong:
             for problem in problems:
                 log.warning("skipped a damaged checkpoint: %s", problem)
             return checkpoint
-        problems += found
+        problems += wrong
     if problems:
         raise InputError(
             [*problems, Problem("no checkpoint verifies", file=str(root), hint="remove the folder to start over")]
@@ -128,7 +129,7 @@ def newest_checkpoint(
 
 
 def verified(folder: Path, required: Sequence[str]) -> Checkpoint:
-    """One folder that :func:`save_tensors` wrote, named ``WORD-NUMBER``, after comparing it with its manifest.
+    """Compare a folder that :func:`save_tensors` wrote, named ``WORD-NUMBER``, with its manifest.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -145,8 +146,8 @@ def _problems(folder: Path, required: Sequence[str]) -> list[Problem]:
 
 
 class BestWeights:
-    """Weights of the best evaluation so far. A checkpoint needs those that were the best when it was saved: the newest
-    up to its step."""
+    """Weights of the best evaluation so far. A run that resumes from a checkpoint needs the weights that were the best
+    when that checkpoint was saved: the newest ones up to its step."""
 
     def __init__(self, work: Path) -> None:
         self._work, self._root = work, work / "best"
@@ -164,11 +165,11 @@ class BestWeights:
         return verified(self._folder(step), ["weights"]).tensors("weights")
 
     def damage(self, step: int) -> list[Problem]:
-        """How they differ from what was saved; empty when they are whole."""
+        """What is wrong with the weights saved after ``step``; empty when they are undamaged."""
         return _problems(self._folder(step), ["weights"])
 
     def forget(self, now: int) -> None:
-        """Remove what neither the run, which has come to step ``now``, nor a checkpoint of it needs."""
+        """Remove weights that neither the run, now at step ``now``, nor any of its checkpoints needs."""
         kept = {int(folder.name.removeprefix("step-")): folder for folder in self._root.glob("step-*")}
         users = [now, *(checkpoint.step for checkpoint in checkpoints(self._work / "checkpoints"))]
         needed = {max((step for step in kept if step <= user), default=None) for user in users}

@@ -1,4 +1,4 @@
-"""Processes: who am I among how many, the collectives that training needs, and starting several of us on one machine.
+"""Processes: this process's rank, the collectives that training needs, and starting several processes on one machine.
 
 The package runs the same program on every process. torchrun, accelerate launch and ``align run --nproc N`` set the same
 environment variables, and ``align.slurm`` sets them from those of ``srun``. With one process every collective is the
@@ -34,7 +34,7 @@ JOINING = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place, and the collectives over all of them."""
+    """This process's rank, and the collectives over all processes."""
 
     rank: int = 0
     world: int = 1
@@ -56,8 +56,8 @@ class Ranks:
         self.gather(None)
 
     def broadcast_object(self, value: Any) -> Any:
-        """The first process's value, on every process. Values are plain data of ours and travel over the private
-        process group."""
+        """The first process's value, on every process. Values are plain data of this package, sent over the process
+        group only."""
         if self.world == 1:
             return value
         box = [value]
@@ -84,7 +84,7 @@ _ranks: Ranks | None = None
 
 
 def ranks() -> Ranks:
-    """The process group of this program, joined at the first call when WORLD_SIZE says that there is one.
+    """The process group of this program. The first call joins it, if WORLD_SIZE says that there is one.
 
     Raises:
         InputError: WORLD_SIZE is set, and what says how to find the others is not.
@@ -151,8 +151,9 @@ def respawn(nproc: int, command: Sequence[str]) -> int:
     """Run ``command`` as ``nproc`` processes of one group on this machine, over loopback; returns the exit code of the
     first that failed, and 3 when it was lost (killed, or crashed).
 
-    A signal is passed on to all. When one process fails the others, which would wait for it in a collective, are ended;
-    when this process ends, however it does, all end (``LAUNCHER`` in their environment says whom they end with).
+    A signal is passed on to all of them. When one process fails, the others are ended, since they would wait for it in
+    a collective. When this process ends for any reason, all end: ``LAUNCHER`` in their environment names the process to
+    watch.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -16,12 +16,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed for the next allocation, where it would give every large block back to the kernel at
+    """Let glibc keep freed memory for the next allocation. By default it returns every large block to the kernel at
     once.
 
     A training step frees and allocates the same hundreds of megabytes again and again; fetching them page by page costs
-    about 5 % of its time (SmolLM2-135M on two cores), and keeping them costs next to no memory. False where there is no
-    glibc: then nothing was changed.
+    about 5 % of its time (SmolLM2-135M on two cores), and keeping them needs hardly any memory. Returns False where
+    there is no glibc: nothing was changed then.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -33,14 +33,14 @@ def peak_memory_bytes() -> int:
     """Peak memory of this process: of the GPU where there is one, resident memory otherwise."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    # Not getrusage's number: a process inherits it from the one that started it, however large that was.
+    # getrusage's number would be wrong: a process inherits the peak of the process that started it.
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 @contextmanager
 def told_with_errors(batch: Batch) -> Iterator[None]:
-    """Whatever fails in here, memory above all, says on which micro-batch."""
+    """Adds to any error raised inside, such as running out of memory, on which micro-batch it happened."""
     try:
         yield
     except Exception as error:

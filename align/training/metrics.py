@@ -1,4 +1,4 @@
-"""Numbers that know what they are averaged over, where they are written, and the progress bar that shows them."""
+"""Metrics as sums with their counts, the file and trackers that they are written to, and the progress bar."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from align.training.trackers import require_tracker
 
 _log = logging.getLogger("align")
 SILENCE_S = 30.0
-"""Longest time without a line of progress, as far as steps allow."""
+"""A line of progress is printed at least this often, unless a single step takes longer."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A sum and the count it will be divided by, once, after everything was added up."""
+    """A sum and its count. The division happens once, after the sums of all micro-batches and processes were added
+    up."""
 
     total: Tensor | float
     count: float
@@ -36,7 +37,8 @@ class Mean:
 
 
 def add_up(parts: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
-    """Add sums and counts by name, in fp64; exact whatever the micro-batches and processes."""
+    """Add sums and counts by name, in fp64, so that the result does not depend on how the items were split over
+    micro-batches and processes."""
     totals: dict[str, tuple[float, float]] = {}
     for part in parts:
         for name, mean in part.items():
@@ -58,12 +60,11 @@ class MetricsLog:
         config: Mapping[str, Any],
         written: str | None = None,
     ) -> None:
-        """``resumed_at`` is the step that the run goes on from, None when it begins anew; ``written`` the
-        :meth:`digest` at that step."""
+        """``resumed_at`` is the step from which the run resumes, None for a new run; ``written`` is the :meth:`digest`
+        at that step."""
         self.path = path
         if path.exists():
-            # A step that runs again after a resume must not appear twice, and a crash of the machine may have cut the
-            # last line.
+            # Remove the lines of steps that will run again, and a last line that a crash of the machine may have cut.
             upto = -1 if resumed_at is None else resumed_at
             kept = [
                 line
@@ -94,7 +95,7 @@ class MetricsLog:
 
 
 def _step_of(line: str) -> float:
-    """Infinite for what is no line of metrics."""
+    """The step of a line of metrics; infinite for any other line."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
@@ -106,15 +107,15 @@ def _open_trackers(names: list[str], run_name: str, folder: Path, config: Mappin
     if not names:
         return []
     for name in names:
-        require_tracker(name)  # accelerate leaves out in silence what is not installed
+        require_tracker(name)  # accelerate ignores a tracker that is not installed, without a word
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
     PartialState()
     folder.mkdir(parents=True, exist_ok=True)
     trackers = []
-    for found in filter_trackers(names, str(folder)):
-        kind = LOGGER_TYPE_TO_CLASS[str(found)]
+    for name in filter_trackers(names, str(folder)):
+        kind = LOGGER_TYPE_TO_CLASS[str(name)]
         tracker = kind(run_name, logging_dir=str(folder)) if kind.requires_logging_directory else kind(run_name)
         tracker.start()
         tracker.store_init_configuration(
@@ -164,8 +165,8 @@ class ProgressBar:
             )
 
     def _seconds(self, step: int, own: float) -> float:
-        """From one step to the next: by the clock, since between steps a run may sample, score and evaluate; the first
-        step's own are all that is known of it, since what came before was done once."""
+        """Seconds from the end of the last step to the end of this one, since a run may sample, score and evaluate
+        between steps. For the first step its ``own`` duration is returned: what came before it happens only once."""
         now = time.monotonic()
         if self._first is None:
             self._first = now, step

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate. The rate is a pure function of the step, so there is no scheduler state to lose."""
+"""AdamW and its learning rate. The rate is a pure function of the step, so no state of a scheduler has to be saved."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from align.recipe.schema import Train
 def learning_rate(train: Train, step: int, total_steps: int) -> float:
     """Learning rate of optimiser step ``step`` (from 0): a linear rise over the warm-up, then the schedule's shape.
 
-    The first step is never wasted on a rate of 0; the floor (``min_lr_ratio``) is where the schedule arrives after its
-    last step.
+    The first step already has a rate above 0. The schedule reaches its floor (``min_lr_ratio``) after the last step.
     """
     warmup = math.ceil(train.warmup_ratio * total_steps)
     if step < warmup:
@@ -32,10 +31,10 @@ def learning_rate(train: Train, step: int, total_steps: int) -> float:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters with a learning rate of their own, whose gradient is clipped apart from the others'."""
+    """Parameters with their own learning rate, whose gradients are clipped separately."""
 
     name: str
-    """In metrics: ``grad_norm/NAME``."""
+    """The group's gradient norm is logged as ``grad_norm/NAME``."""
     parameters: Mapping[str, nn.Parameter]
     rate: float = 1.0
     """Factor on the learning rate."""

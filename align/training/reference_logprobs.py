@@ -1,8 +1,8 @@
-"""Reference log-probs: of the stage's own starting policy, computed once, before anything is trained.
+"""Log-probs of the reference, the policy with which the stage started. Computed once, before the first step.
 
-The key of a cached result holds everything it follows from: the weights in memory (adapters included, so a policy that
-was changed after loading is another reference), the encoded data (which holds tokenizer, template and lengths), and the
-precision.
+The key of a cached result contains everything that the result depends on: the digest of the weights in memory (with
+adapters, so that a policy changed after loading has another key), the encoded data (whose digest covers tokenizer,
+template and lengths), and the precision.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from align.training.launch import Ranks
 
 
 class ReferenceLogprobs:
-    """Summed log-probs of every branch of every tree under the reference: fp32, by (tree, branch)."""
+    """Log-probs of every branch of every tree under the reference, summed over its tokens: fp32, looked up by (tree,
+    branch)."""
 
     def __init__(self, sums: Tensor, first_branch: Tensor) -> None:
         self._sums, self._first_branch = sums, first_branch  # [branches of all trees], [trees]
@@ -65,10 +66,10 @@ def reference_for(
         model: the starting policy; must not have been trained yet.
         batches: this process's share of all trees; ``tree_index`` are tree numbers.
         branches: number of branches of every tree.
-        key: names everything the result follows from.
+        key: identifies everything that the result depends on.
         cache: folder for cached results.
-        microbatch_tokens: of training. Trees larger than that go through in groups there, so they do here: the first
-            loss is ln 2.
+        microbatch_tokens: limit of a micro-batch in training. Larger trees are computed in groups there, and therefore
+            here too; with the same arithmetic the first DPO loss is exactly ln 2.
     """
     first = torch.tensor([0, *branches]).cumsum(0)
     path = cache / f"{key}.safetensors"

@@ -12,7 +12,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "trackio": ("trackio",),
     "tensorboard": ("tensorboard", "tensorboardX"),
 }
-"""By tracker, the packages of which any will do."""
+"""For each tracker, Python packages of which one has to be installed."""
 
 
 def require_tracker(name: str) -> None:

@@ -1,10 +1,10 @@
-"""The one training loop. Every stage that trains subclasses :class:`Trainer` and says what a step is made of; the rest
-is here, once.
+"""The training loop of all stages. A stage subclasses :class:`Trainer` and says what a step consists of; everything
+else is here.
 
-The optimiser step is exact: all its micro-batches are fetched first, what each loss term is averaged over (tokens,
-pairs, prompts) is counted over all of them on all processes, and then *sums* divided by those global counts are
-back-propagated. So the gradient is the same however the step is cut into micro-batches, packed into rows, or spread
-over processes.
+The optimiser step is exact. First all its micro-batches are fetched, and the items that each loss term is averaged over
+(tokens, pairs, prompts) are counted over all of them and all processes. Then *sums* divided by these global counts are
+back-propagated. The gradient therefore does not depend on how the step is cut into micro-batches, packed into rows, or
+spread over processes.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a micro-batch contributes: a differentiable SUM per loss term (none where it is only watched), metrics with
-    their own counts."""
+    """What a micro-batch contributes: a differentiable SUM for each loss term (no terms when only metrics are wanted),
+    and metrics with their own counts."""
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Mean] = field(default_factory=dict)
@@ -64,38 +64,37 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class TrainerArguments:
-    """What every trainer takes, whatever it trains."""
+    """The arguments that all trainers share."""
 
     model: nn.Module
-    """What is trained: the parameters with ``requires_grad``. On its device already."""
+    """The model, already on its device. Its parameters with ``requires_grad`` are trained."""
     train: Train
     """The recipe's ``train`` block."""
     work: Path
     """Folder for checkpoints and logs; a run that finds its own checkpoint there continues from it."""
     name: str
-    """Of the stage, for messages."""
+    """Name of the stage, for messages."""
     seed: int
     console: Console
     ranks: Ranks
 
 
 class Trainer(ABC):
-    """Base of all training stages. A stage overrides ``steps``, ``counts`` and ``loss``, and whatever else of the
-    methods without a leading underscore it needs to.
+    """Base of all training stages. A stage overrides ``steps``, ``counts`` and ``loss``; it may override every other
+    method without a leading underscore.
 
     Args:
-        arguments: what every trainer takes.
+        arguments: those that all trainers share.
         total_steps: optimiser steps from start to end, known beforehand.
-        groups: parameters with learning rates of their own, clipped apart; together all that is trained. Absent: one
-            group.
+        groups: parameters with their own learning rates, clipped separately; together they are all trained parameters.
+            Absent: one group.
     """
 
     term_weights: Mapping[str, float] = {}
     """Weight of each loss term; 1 when absent. A term is divided by its own global count before it is weighted."""
 
     best_metric: ClassVar[BestMetric] = BestMetric("loss", "lower")
-    """The held-out metric that chooses the best weights, ends a run that no longer improves, and is told while it
-    runs."""
+    """The held-out metric by which the best weights are chosen and early stopping decides; progress lines show it."""
 
     def __init__(self, arguments: TrainerArguments, *, total_steps: int, groups: Sequence[ParameterGroup] = ()) -> None:
         self.train, self.ranks, self.placement = arguments.train, arguments.ranks, arguments.ranks.placement
@@ -114,7 +113,7 @@ class Trainer(ABC):
             enable: Any = self.model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    # What a stage says
+    # What a stage defines
 
     @abstractmethod
     def steps(self) -> Iterator[Sequence[Batch]]:
@@ -122,11 +121,12 @@ class Trainer(ABC):
 
     @abstractmethod
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """What each loss term is averaged over, in this micro-batch."""
+        """By loss term, how many items (tokens, pairs, prompts) of this micro-batch it is averaged over."""
 
     @abstractmethod
     def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
-        """Forward one micro-batch (already on the device), of the training data or of :meth:`eval_batches`."""
+        """The loss of one micro-batch, already on the device: one of :meth:`eval_batches` if ``held_out``, else of the
+        training data."""
 
     def eval_batches(self) -> Sequence[Batch]:
         """This process's held-out micro-batches; none by default."""
@@ -152,7 +152,7 @@ class Trainer(ABC):
             if self.progress.step == 0 and self.progress.first_eval is None:
                 self._evaluate(log)
             steps = iter(self.steps())
-            # Asked before every step, so that a run that goes on from where its patience ended takes no further one.
+            # Asked before every step: a run that resumes after early stopping had ended it must not take one more.
             while not self._patience_is_over() and (micro_batches := next(steps, None)) is not None:
                 metrics = self.optimizer_step(micro_batches)
                 self.after_step(metrics)
@@ -162,7 +162,7 @@ class Trainer(ABC):
                 log.close()
             if bar is not None:
                 bar.close()
-        if self.train.load_best_model and self.progress.best_eval is not None:  # the best may be what it started from
+        if self.train.load_best_model and self.progress.best_eval is not None:  # may be the initial weights
             self.placement.load(self.parameters, self.best.load(self.progress.best_step))
             self.progress.last_eval = self.progress.best_eval
         self.model.eval()
@@ -194,7 +194,8 @@ class Trainer(ABC):
         return metrics | {"tokens": tokens, "step_seconds": seconds, "tokens_per_second": tokens / seconds}
 
     def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
-        """One micro-batch: its loss, and the gradient of its share of the step's. ``counts`` are the whole step's."""
+        """Compute one micro-batch's loss and add the gradient of its share of the step's loss. ``counts`` are those of
+        the whole step."""
         output = self.forward(batch, held_out=False)
         if output.terms:
             self.weighted(output.terms, counts).backward()  # type: ignore[no-untyped-call]
@@ -206,8 +207,8 @@ class Trainer(ABC):
             return self.loss(batch.to(self.ranks.device), held_out=held_out)
 
     def _reduce_and_clip(self) -> dict[str, float]:
-        """The step's gradient, each group's clipped; the norm of the whole before that, and of each group when there
-        are several."""
+        """Complete the step's gradient over all processes and clip each group's. Returns the gradient norm before
+        clipping, and that of each group when there are several."""
         groups = {group.name: group.parameters.values() for group in self.groups}
         norms = self.placement.reduce_and_clip(self.parameters, groups, self.train.max_grad_norm)
         if len(norms) == 1:
@@ -215,7 +216,7 @@ class Trainer(ABC):
         return {"grad_norm": math.hypot(*norms.values()), **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision of matrix products that the recipe asks for."""
+        """A context in which matrix products have the precision that the recipe asks for."""
         return autocast(self.train, self.ranks.device)
 
     def _global_counts(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
@@ -223,7 +224,8 @@ class Trainer(ABC):
         return {name: float(mean.total) for name, mean in add_up(self.ranks.gather(local)).items()}
 
     def weighted(self, terms: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
-        """Summed terms as their share of the step's loss: each divided by its global count, then weighted."""
+        """The share that these summed terms have in the step's loss: each divided by its global count, then
+        weighted."""
         parts = [
             self.term_weights.get(name, 1.0) * total / counts[name] for name, total in terms.items() if counts[name]
         ]
@@ -270,7 +272,7 @@ class Trainer(ABC):
         signum = next((s for s, _ in asked if s), None)
         if signum is not None or (self.train.save_steps and step % self.train.save_steps == 0 and not last):
             self.save(log, asked=True)
-        elif asked[0][1] and not last:  # by the first process's clock: all save after the same step
+        elif asked[0][1] and not last:  # the first process's clock decides: all save after the same step
             self.save(log, asked=False)
         if signum is not None:
             raise Interrupted(
@@ -280,8 +282,8 @@ class Trainer(ABC):
     # Held-out data
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on the held-out data, names as in training; empty without held-out data. Independent of batch size
-        and processes."""
+        """Metrics on the held-out data, named as in training; empty without held-out data. They do not depend on the
+        batch size or the number of processes."""
         self.model.eval()
         outputs = []
         with torch.no_grad():
@@ -320,15 +322,16 @@ class Trainer(ABC):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What a stage needs to continue bit-equal, beyond weights, optimiser, RNG and progress. JSON values."""
+        """What else a stage must save to continue bit-equal, besides weights, optimiser, RNG and progress. JSON
+        values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most stages keep no state of their own
         """Put back what :meth:`state_dict` returned."""
 
     def missing(self, state: Mapping[str, Any]) -> list[Problem]:
-        """What is wrong with what else lies in the work folder and is needed to go on from a checkpoint with this
-        state."""
+        """What is wrong with other files of the work folder that resuming from a checkpoint with this state would read;
+        empty when nothing is."""
         progress = Progress.of(state["progress"])
         return (
             self.best.damage(progress.best_step)
@@ -337,7 +340,8 @@ class Trainer(ABC):
         )
 
     def save(self, log: MetricsLog | None, *, asked: bool) -> None:
-        """A checkpoint. One that nobody asked for must not end a run that the disk has room for otherwise."""
+        """Save a checkpoint. If it cannot be written, a run that was ``asked`` for it by the recipe or a signal stops;
+        otherwise a note is printed and the run goes on."""
         began = time.monotonic()
         states = self.ranks.gather(rng_state())
         weights = self.placement.state(self.parameters)
@@ -366,8 +370,8 @@ class Trainer(ABC):
         self.ranks.barrier()
 
     def resume(self) -> str | None:
-        """Go on from the newest checkpoint; the digest of the metrics that were written up to it, or None without
-        one."""
+        """Resume from the newest checkpoint. Returns the digest of the metrics written up to it; None when there is no
+        checkpoint."""
         self._saved_at, self._saving = time.monotonic(), 0.0
         checkpoint = newest_checkpoint(self.work / "checkpoints", ["weights", "optimizer", "rng-0"], self.missing)
         if checkpoint is None:
@@ -412,12 +416,12 @@ def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
 
 
 def autocast(train: Train, device: torch.device) -> AbstractContextManager[None]:
-    """The precision that the recipe asks for in matrix products."""
+    """A context in which matrix products have the precision that the recipe asks for."""
     return nullcontext() if train.autocast is None else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def computes_in(train: Train) -> str:
-    """The coarsest precision of a forward pass: "fp32" or "bf16"."""
+    """The lowest precision used in a forward pass: "fp32" or "bf16"."""
     return "bf16" if "bf16" in (train.dtype, train.autocast) else "fp32"
 
 
