@@ -2,6 +2,6 @@
 
 import logging
 
-# On some processors bitsandbytes, which PEFT imports, asks to have code from the hub installed. Nothing here runs such
-# code.
+# On some processors bitsandbytes, which PEFT imports, logs the advice to install code from the hub. align never runs
+# such code, so the message is switched off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
 """LoRA adapters (https://arxiv.org/abs/2106.09685): adding, switching off, and joining them for saving.
 
 A stage that trains an adapter on top of a policy that is itself an adapter keeps the first one, ``start``: frozen and
-active. The stage trains a second one, ``default``. So "without what this stage trains" is bit for bit the policy that
-the stage began with, in any dtype; had the first been merged into the base instead, rounding would have changed it (by
-0.1 in the logits of a bf16 model). Saving joins the two into one adapter of the original base, which is exact: the
-ranks add up.
+active. The stage trains a second one, ``default``. With ``default`` switched off the model is then bit for bit the
+policy that the stage began with, in any dtype. Merging the first adapter into the base instead would have changed the
+policy by rounding (0.1 in the logits of a bf16 model). Saving joins the two adapters into one of the original base,
+whose rank is the sum of their ranks; this is exact.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 TRAINED = "default"
-"""The adapter that this stage trains; PEFT's and vLLM's name for an adapter alone."""
+"""The adapter that this stage trains. It is the name that PEFT and vLLM give to a model's only adapter."""
 START = "start"
 """The adapter that the policy came with; frozen."""
 VALUE = "value_model"
-"""The adapter of a value model that lives on the policy's base; trained, and without effect until it is activated."""
+"""The adapter of a value model that shares the policy's base. It is trained, and has no effect until it is
+activated."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -50,8 +51,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def is_lora(model: nn.Module) -> bool:
     """Has the model adapters (under whatever wrapper)?
 
-    PEFT is imported where adapters are made, and only there: it takes seconds and more than 150 MB. Before that no
-    model has any.
+    PEFT is not imported here, since that takes seconds and more than 150 MB: a model can have adapters only after PEFT
+    was imported to make them.
     """
     return _is(unwrap(model), "peft", "PeftModel")
 
@@ -66,14 +67,14 @@ def _is(module: nn.Module, package: str, name: str) -> bool:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What an optimiser gets, by name; wrappers' prefixes are left out."""
+    """The parameters to optimise, by name without the prefixes of wrappers."""
     return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
 
 
 def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
-    """Give the model an adapter to train: fp32 weights, whose initial update is zero; everything else is frozen.
+    """Add an adapter to train: its weights are fp32 and at first change nothing. All other weights are frozen.
 
-    On a policy that is an adapter already, that one stays active and frozen (see the module's docstring).
+    If the policy already has an adapter, that one stays active and frozen (see the module's docstring).
 
     Raises:
         InputError: a name of ``lora.target_modules`` fits no linear layer, or is the LM head.
@@ -114,29 +115,30 @@ def lora_config(model: nn.Module, lora: Lora) -> LoraConfig:
 
 
 def add_value_adapter(model: PeftModel, config: LoraConfig) -> None:
-    """Give a policy that has adapters one more, ``VALUE``, to train beside its own; the policy stays what it is."""
-    config.task_type = "FEATURE_EXTRACTION"  # as reward models have it: it is saved as one
+    """Add the adapter ``VALUE`` to a policy that has adapters, to be trained beside them. The policy's outputs stay the
+    same."""
+    config.task_type = "FEATURE_EXTRACTION"  # it is saved as a reward model, which has this type
     model.add_adapter(VALUE, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name or f".{VALUE}." in name)
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:
-    """The adapters that have an effect now; all layers agree."""
+    """The adapters that have an effect now; they are the same in all layers."""
     return tuple(next(iter(lora_layers(model).values())).active_adapters)
 
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:
-    """From now on only the adapters ``names`` have an effect. What is trained stays as it is (PEFT's own switch changes
-    that as well)."""
+    """From now on only the adapters ``names`` have an effect. ``requires_grad`` stays as it is; PEFT's own switch would
+    change it."""
     for layer in lora_layers(model).values():
         layer._active_adapter = list(names)
 
 
 @contextmanager
 def value_in_front(model: nn.Module, *, on_start: bool) -> Iterator[None]:
-    """Inside, the adapter ``VALUE`` stands where the policy's stood, under its name and active, so that whatever saves
-    a policy's adapter saves it. ``on_start`` says whether it builds on ``START``. Weights stay where they are."""
+    """Inside, the adapter ``VALUE`` is active and has the name of the policy's adapter, so that the code that saves a
+    policy's adapter saves this one. ``on_start`` says whether it builds on ``START``. No weights are copied."""
     peft: Any = unwrap(model)
     active, named = active_adapters(peft), peft.active_adapter
     exchanged = [(VALUE, TRAINED), *([] if on_start else [(START, "aside")])]
@@ -160,26 +162,26 @@ def _swap_names(peft: Any, one: str, other: str) -> None:
         for name in (*layer.adapter_layer_names, *layer.other_param_names)
     ]
     for table in [*tables, peft.peft_config]:
-        found = {new: table.pop(old) for old, new in ((one, other), (other, one)) if old in table}
-        table.update(found)
+        swapped = {new: table.pop(old) for old, new in ((one, other), (other, one)) if old in table}
+        table.update(swapped)
 
 
 def _lm_head(base: PreTrainedModel) -> nn.Module | None:
-    """None for a backbone, as reward and value models have."""
+    """The LM head; None for a backbone without one, as in reward and value models."""
     head: nn.Module | None = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head
 
 
 def _linear_layers(base: PreTrainedModel) -> list[str]:
-    """Full names of the linear layers inside the transformer that reads text: neither the LM head nor a vision tower is
-    part of it."""
+    """Full names of the linear layers inside the text transformer, to which neither the LM head nor a vision tower
+    belongs."""
     head, text = _lm_head(base), _text_part(base)
     names = []
     for name, module in base.named_modules():
         inner: Any = module.get_base_layer() if is_lora_layer(module) else module
         inside_adapter = any(part in name.split(".") for part in ("base_layer", "lora_A", "lora_B"))
         inside_text = not text or name.startswith(f"{text}.")
-        # A router, say, that returns more than a product
+        # For example a router, which returns more than a product
         own_kind = type(inner).__module__.startswith("transformers.models.")
         linear = isinstance(inner, (nn.Linear, Conv1D)) and not own_kind
         if linear and inner is not head and inside_text and not inside_adapter:
@@ -188,8 +190,8 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
 
 def _text_part(base: PreTrainedModel) -> str:
-    """Where the transformer that reads text is inside a model with more parts, such as a vision tower; empty where it
-    is all there is."""
+    """Name of the text transformer's module in a model with more parts, such as a vision tower; empty when it is the
+    whole model."""
     if base.config.get_text_config() is base.config:
         return ""
     decoder = base.get_decoder()  # type: ignore[no-untyped-call]
@@ -203,7 +205,8 @@ def _targets(base: PreTrainedModel, wanted: str | list[str]) -> list[str]:
         problems = []
         for name in wanted:
             if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
-                # Log-probs are computed from the head's weight itself: an adapter there would be trained by nobody.
+                # Log-probs are computed from the head's weight directly, so an adapter on it would have no effect and
+                # no gradient.
                 problems.append(
                     Problem(f"no linear layer inside the model is called {name!r}", key="lora.target_modules")
                 )
@@ -227,29 +230,29 @@ def _targets(base: PreTrainedModel, wanted: str | list[str]) -> list[str]:
             hint="train all weights: remove lora",
         )
     if _text_part(base):
-        return sorted(chosen)  # a tower's layers have the same last names
+        return sorted(chosen)  # full names, since a vision tower's layers have the same last names
     return list(wanted) if not isinstance(wanted, str) else sorted({name.rsplit(".", 1)[-1] for name in chosen})
 
 
 def _taken_for_experts(base: PreTrainedModel, names: list[str]) -> set[str]:
-    """Names of layers that PEFT takes for the experts of an older checkpoint, and would adapt those instead."""
+    """Names of layers that PEFT mistakes for the experts of an older checkpoint; it would adapt the experts instead."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    found = set()
+    mistaken = set()
     for name in names:
         probe = LoraConfig(target_modules=[name])
         try:
             convert_peft_config_for_transformers(probe, base, None)
-        except ValueError:  # it wants the other half of a fused matrix as well
-            found.add(name)
+        except ValueError:  # PEFT asks for the other half of a fused matrix as well
+            mistaken.add(name)
         if probe.target_parameters:
-            found.add(name)
-    return found
+            mistaken.add(name)
+    return mistaken
 
 
 def adapted(model: nn.Module) -> str:
-    """In one line, which layers the adapters are on, and which large parts of the model get none."""
+    """A line for the user: which layers have adapters, and which large parts of the model have none."""
     base = causal_lm(unwrap(model))
     paths = list(lora_layers(base))
     names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
@@ -277,7 +280,7 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """The policy that the stage began with: inside, the adapter that the stage trains has no effect.
+    """Inside, ``model`` is the policy that the stage began with: the adapter that the stage trains has no effect.
 
     Bit-exact, under any wrapper, whether ``model`` is in training mode or not. PEFT's own switch is not used: leaving
     it sets ``requires_grad`` on every adapter, the frozen one included.
@@ -301,8 +304,8 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
     """Weights (PEFT's names) and configuration of one adapter that does what the active ones do together.
 
-    What an adapter may be so that this is all of it, :mod:`align.models.files.adapter_features` has seen to when it was
-    loaded.
+    Low-rank updates are all that an adapter can contain here: :mod:`align.models.files.adapter_features` refuses others
+    when they are loaded.
     """
     from peft import get_peft_model_state_dict
 

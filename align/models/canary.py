@@ -1,7 +1,7 @@
-"""Before anything is trained: does our road through this model give the model's own log-probs?
+"""A check before training: does this package's forward pass give the model's own log-probs?
 
-Models differ in what they do around attention and to their logits, and new ones keep coming. A few short forwards at
-the start of a stage find every difference, whatever its cause, where a list of known models would not.
+Models differ in what they do around attention and to their logits, and new ones keep coming. A few short forward passes
+at the start of a stage find any difference, whatever its cause; a list of known models would miss new ones.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from align.errors import InputError
 from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, own_attention_name
 
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
-"""Largest difference in nats that rounding can explain, with room. What a wrong mask or scale does is larger."""
+"""Largest difference in nats that is put down to rounding, with some room. A wrong mask or scale makes a larger one."""
 
 
 @torch.no_grad()
 def require_own_logprobs(model: nn.Module, ids: Sequence[int], layout: Layout) -> None:
-    """Compare a small tree of ``ids`` (at least six) with plain forward passes of the model, path by path.
+    """Compare the log-probs of a small tree of ``ids`` (at least six) with those of the model's plain forward passes,
+    path by path.
 
     Raises:
-        InputError: they differ by more than rounding, so training would follow other probabilities than the model's.
+        InputError: they differ by more than rounding, so training would use other probabilities than the model's.
     """
     lm: Any = causal_lm(model)
     training = model.training
     model.eval()
     trunk, first, second = (np.array(part, dtype=np.int32) for part in (ids[:2], ids[2:], ids[:1:-1]))
     tree = Tree("canary", trunk, tuple(Branch(part, np.ones(len(part), dtype=np.bool_)) for part in (first, second)))
-    # The second copy shows whether the first leaks into it
+    # The second copy of the tree shows whether tokens of the first are visible to it
     batch = build([tree, tree], [0, 1], layout=layout).to(lm.device)
     ours = batch_logprobs(model, batch, own_attention=layout == "padded")
     lm.set_attn_implementation(own_attention_name(lm))
@@ -50,10 +51,11 @@ def require_own_logprobs(model: nn.Module, ids: Sequence[int], layout: Layout) -
 
 @torch.no_grad()
 def require_own_states(backbone: nn.Module, ids: Sequence[int], layout: Layout) -> None:
-    """As :func:`require_own_logprobs`, for a transformer without LM head: its last hidden states instead of log-probs.
+    """Like :func:`require_own_logprobs` for a transformer without LM head: compares last hidden states instead of
+    log-probs.
 
     Raises:
-        InputError: they differ by more than rounding, so scores would be other ones than the model's.
+        InputError: they differ by more than rounding, so scores would differ from the model's.
     """
     inner: Any = causal_lm(backbone)
     trunk, first, second = (np.array(part, dtype=np.int32) for part in (ids[:2], ids[2:], ids[:1:-1]))
@@ -77,7 +79,7 @@ def require_own_states(backbone: nn.Module, ids: Sequence[int], layout: Layout) 
 
 
 def _path_logprobs(lm: Any, trunk: np.ndarray, branch: np.ndarray) -> Tensor:
-    """Log-probs of a completion by the model's own forward, alone in a batch of one."""
+    """Log-probs of a completion by the model's own forward pass, in a batch of one."""
     path = torch.tensor(np.concatenate([trunk, branch]), device=lm.device).long()
     logits = lm(path[None], use_cache=False).logits[0, len(trunk) - 1 : -1].float()
     logprobs: Tensor = logits.log_softmax(-1).gather(1, path[len(trunk) :, None]).squeeze(1)

@@ -1,6 +1,7 @@
-"""Answers of a model that is being trained, or was: batched, left padded, and the same as one by one.
+"""Generating answers with a model in this process, in left-padded batches; the answers are those that single prompts
+would get.
 
-For looking at a model, in chat and before and after training. Rollouts for training come from a rollout engine.
+Used by chat and to show answers before and after training. Rollouts for training come from a rollout engine.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def answer(
     """Continue every prompt (token ids, from ``Encoder.encode_prompt``) until a stop id or ``max_new_tokens``;
     ``batch`` at a time.
 
-    Greedy at temperature 0, else sampling from ``seed``. Returns the generated ids, each with its stop id when it
-    stopped by itself. The caller's random state, training mode and attention are left as they were.
+    Greedy at temperature 0, else sampling from ``seed``. Returns the generated ids, which end with a stop id unless the
+    limit cut them. The caller's random state, training mode and attention are left as they were.
     """
     answers: list[list[int]] = []
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
@@ -60,19 +61,19 @@ def _continue(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor([int(i) for i in prompt])
         attended[row, width - len(prompt) :] = 1
-    # generate() derives positions from the mask: they count from each prompt's first token, not from the padding.
+    # generate() derives positions from the mask, so they count from each prompt's first token, not from the padding.
     output = lm.generate(ids.to(lm.device), attention_mask=attended.to(lm.device), generation_config=settings)
     return [_cut(row, encoder.stop_ids) for row in output[:, width:].tolist()]
 
 
 def _cut(ids: list[int], stops: Sequence[int]) -> list[int]:
-    """Up to and including the first stop id; what follows is padding (which may be a stop id itself)."""
+    """``ids`` up to and including the first stop id. The rest is padding, whose id may be a stop id too."""
     end = next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))
     return ids[:end]
 
 
 def embedding_rows(lm: PreTrainedModel) -> int:
-    """For how many token ids the model has an embedding."""
+    """The number of token ids for which the model has an embedding."""
     embedding: Any = lm.get_input_embeddings()
     return int(embedding.weight.shape[0])
 
@@ -86,8 +87,8 @@ def generation_settings(
     top_p: float = 1.0,
     top_k: int = 0,
 ) -> GenerationConfig:
-    """Plain greedy search or sampling, none of a model's own defaults; never an id for which the tokenizer has no
-    token."""
+    """Settings for plain greedy search or sampling without the model's own defaults. Ids that the tokenizer does not
+    have are never generated."""
     rows = embedding_rows(lm)
     known = encoder.vocabulary
     sampling: dict[str, Any] = (
@@ -105,14 +106,14 @@ def generation_settings(
 
 @contextmanager
 def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """The transformers model inside ``model``, ready to generate; put back as it was afterwards."""
+    """Inside, the transformers model within ``model`` is ready to generate; afterwards it is put back as it was."""
     outer = unwrap(model)
     lm = causal_lm(outer)
     training = outer.training
     attention = lm.config._attn_implementation
     defaults = lm.generation_config
     outer.eval()
-    lm.set_attn_implementation(own_attention_name(lm))  # attention per tree needs a batch of trees
+    lm.set_attn_implementation(own_attention_name(lm))  # tree attention would need a batch of trees
     lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # generate() fills what is not set from the model's defaults
     try:
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""What a checkpoint holds beside what its model takes of it: nothing is lost, made up or damaged in silence."""
+"""Comparing a checkpoint with the model loaded from it, so that missing, left-over or damaged tensors do not go
+unnoticed."""
 
 from __future__ import annotations
 
@@ -20,27 +21,29 @@ _log = logging.getLogger("align")
 _told: set[str] = set()
 
 LEFT_OUT = "left_out_of_checkpoint"
-"""Attribute of a model: one line about the tensors of its checkpoint that it has no place for, where there are some."""
+"""Attribute of a model with a line about tensors of its checkpoint that the model does not use, if there are any."""
 
 _COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|embed_positions)$"
 )
-"""Buffers that older versions of transformers saved, and newer ones compute."""
+"""Buffers that older versions of transformers saved and newer ones compute."""
 
 
 def attention_of(config: Any, *, backbone: bool = False) -> str:
-    """The attention that transformers' class for ``config`` has: ``sdpa``, or ``eager`` where it knows no other."""
+    """The attention to load a model of this ``config`` with: ``sdpa``, or ``eager`` if transformers' class has no
+    other."""
     mapping: Any = MODEL_MAPPING if backbone else MODEL_FOR_CAUSAL_LM_MAPPING
-    found = mapping[type(config)]
-    classes = found if isinstance(found, (tuple, list)) else (found,)
+    known = mapping[type(config)]
+    classes = known if isinstance(known, (tuple, list)) else (known,)
     return attention_for(classes[0], config)
 
 
 def take_in(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str]) -> None:
-    """Look at a model that was just loaded.
+    """Check a model that was just loaded.
 
-    Notes on it (``LEFT_OUT``), and says once, what of the checkpoint it has no place for; sets its configuration right
-    where that says that the LM head is the embedding and the checkpoint has another one.
+    Tensors of the checkpoint that the model does not use are noted on it (``LEFT_OUT``) and reported once. If the
+    configuration says that the LM head is the embedding but the checkpoint has a different head, the configuration is
+    corrected.
 
     Raises:
         InputError: a weight is not a finite number; it is named.
@@ -59,7 +62,7 @@ def take_in(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str
 def require_finite(lm: torch.nn.Module, file: str) -> None:
     """Raises :class:`InputError` for the first weight that is not a finite number."""
     for name, parameter in lm.named_parameters():
-        # The sum is not finite when a part is not, and costs one reading; only then is it looked at closely.
+        # The sum is not finite if any element is not, and needs a single pass; the elements are counted only then.
         if (
             parameter.is_floating_point()
             and parameter.numel()
@@ -76,8 +79,8 @@ def require_finite(lm: torch.nn.Module, file: str) -> None:
 
 
 def keep_heads_apart(lm: PreTrainedModel) -> bool:
-    """Set the configuration of a model right that says that the LM head is the embedding, where it is not; returns
-    whether it was wrong."""
+    """Correct a model's configuration if it says that the LM head is the embedding and it is not; returns whether it
+    was corrected."""
     head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     embedding: Any = lm.get_input_embeddings()
     says = [part for part in (lm.config, lm.config.get_text_config()) if getattr(part, "tie_word_embeddings", False)]
@@ -117,12 +120,12 @@ def _part(name: str) -> str:
     path = name.split(".")[:-1]
     number = next((place for place, piece in enumerate(path) if piece.isdigit()), len(path))
     if number < len(path) and path[:number][-1:] == ["layers"] and number <= 2:
-        return ".".join(path[: number + 1])  # a whole layer that is left out has no other name
+        return ".".join(path[: number + 1])  # all tensors of a layer that is left out count as one part
     return ".".join(path[: min(number, 2)]) or name
 
 
 def _say(line: str) -> None:
-    """Once in a process, however often the model is loaded."""
+    """Print the line once in a process, however often the model is loaded."""
     if line not in _told:
         _told.add(line)
         _log.warning("note: %s", line)

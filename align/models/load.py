@@ -52,7 +52,8 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class LoadModel(Protocol):
-    """How a stage loads what it trains: :func:`load_policy`, or what is called like it."""
+    """The signature by which a stage loads the model that it trains: :func:`load_policy`, or a function with the same
+    arguments."""
 
     def __call__(
         self,
@@ -64,7 +65,7 @@ class LoadModel(Protocol):
         cache: Path | None,
         quantize: Literal["nf4"] | None,
     ) -> nn.Module:
-        """The model, on its device."""
+        """Load ``model`` onto ``device``."""
 
 
 def load_policy(
@@ -79,11 +80,12 @@ def load_policy(
 ) -> PreTrainedModel:
     """The language model at ``model.path``, already resolved: a folder, a .gguf file, or a hub id. Dropout is off.
 
-    An adapter's folder gives its base with the adapter attached, frozen and active (a ``PeftModel``, which forwards
-    everything); the base must be, byte for byte, the one the adapter was trained on. ``cache`` is where dequantised
-    GGUF files are kept; without it they are dequantised every time. ``quantize`` keeps the weights of linear layers in
-    4 bits (QLoRA) and computes in ``dtype``. ``attn_implementation`` is sdpa, or eager for a class that has no other,
-    when None. ``merging``: an adapter may be one that PEFT can only merge.
+    An adapter's folder gives its base with the adapter attached, frozen and active (a ``PeftModel``, which passes calls
+    on to the base); the base must be, byte for byte, the one that the adapter was trained on. ``cache`` is where
+    dequantised GGUF files are kept; without it they are dequantised at every call. ``quantize`` keeps the weights of
+    linear layers in 4 bits (QLoRA) and computes in ``dtype``. ``attn_implementation`` None means sdpa, or eager for a
+    class that has no other. ``merging`` also accepts adapters that PEFT can merge but that cannot be trained or used
+    here.
 
     Raises:
         InputError: a part is missing, damaged or of the wrong kind, or wants code of its own to be run.
@@ -121,7 +123,7 @@ def load_backbone(
     cache: Path | None = None,
     quantize: Literal["nf4"] | None = None,
 ) -> PreTrainedModel:
-    """Load a model without its head: the transformer of a language model, a reward model of ours, or a sequence
+    """Load a model without its head: the transformer of a language model, a reward model of this package, or a sequence
     classifier.
 
     Arguments and errors are those of :func:`load_policy`.
@@ -141,9 +143,9 @@ def load_backbone(
 
 
 def without_lm_head(model: Any) -> Any:
-    """The transformer inside a language model, with its adapters if it has some; the LM head is let go of.
+    """The transformer inside a language model, with its adapters if it has any; the memory of the LM head is freed.
 
-    ``model`` must not be used afterwards: it is the wrapper of adapters that is kept, around what is left.
+    ``model`` must not be used afterwards: its adapter wrapper is reused around the transformer.
     """
     lm = causal_lm(model)
     backbone: Any = transformer_of(lm)
@@ -152,7 +154,7 @@ def without_lm_head(model: Any) -> Any:
         return backbone
     wrapper: Any = model
     wrapper.base_model.model = backbone
-    # A method of the language model, which would keep it alive
+    # A bound method of the language model, which would keep its memory alive
     vars(wrapper).pop("base_model_prepare_inputs_for_generation", None)
     return model
 
@@ -161,19 +163,20 @@ def _ready(
     lm: PreTrainedModel, dtype: Literal["fp32", "bf16"], device: torch.device | str, quantize: str | None
 ) -> PreTrainedModel:
     disable_dropout(lm)
-    if quantize is None:  # 4-bit weights are on their device already, and have no other type
+    if quantize is None:  # 4-bit weights are on their device already and cannot be converted
         nn.Module.to(lm, device=device, dtype=DTYPES[dtype])
     layer: Any
     for layer in lm.modules():
-        # On processors with bf16 units bitsandbytes repacks a layer in its first pass in eval mode, for a kernel that
-        # has no gradient, and uses that in training as well: log-probs of the reference first, then wrong gradients.
+        # On processors with bf16 units bitsandbytes repacks a layer in its first forward pass in eval mode, for a
+        # kernel that has no gradient, and then uses that kernel in training too. Computing the reference's log-probs
+        # first would make all gradients wrong.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return lm
 
 
 def _four_bits(quantize: Literal["nf4"] | None, compute: torch.dtype, device: torch.device | str) -> dict[str, Any]:
-    """What from_pretrained is told to quantise while it loads; nothing without ``quantize``."""
+    """Arguments of from_pretrained that make it quantise while loading; none without ``quantize``."""
     if quantize is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -218,9 +221,9 @@ def load_tokenizer(model: Model, *, cache: Path | None = None) -> PreTrainedToke
 
 
 def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
-    """The one way from chat to tokens for this model: its tokenizer, template and template settings.
+    """The encoder from chats to tokens of this model: its tokenizer, template and template settings.
 
-    A policy that a stage saved brings its settings along; those of ``model`` replace them. Raises as
+    The folder of a policy that a stage saved contains template settings; settings in ``model`` replace them. Raises as
     :func:`load_tokenizer`, and InputError as :class:`Encoder` does.
     """
     tokenizer = load_tokenizer(model, cache=cache)
@@ -232,15 +235,15 @@ def load_encoder(model: Model, *, cache: Path | None = None) -> Encoder:
 
 
 def locate(model: Model) -> Path:
-    """Where the model lies on this machine: a folder or a .gguf file. Fetches a hub model that is not here yet. Raises
-    as it."""
+    """The model's path on this machine, a folder or a .gguf file. Downloads a hub model that is not here yet; raises as
+    :func:`~align.models.files.hub.local_snapshot`."""
     if is_local(model.path):
         return Path(model.path).expanduser()
     return local_snapshot(model.path, model.revision)
 
 
 def is_adapter(model: Model) -> bool:
-    """Is it an adapter's folder, which needs its base?"""
+    """Is the model's folder that of an adapter?"""
     location = locate(model)
     return location.is_dir() and read_folder(location).adapter is not None
 
@@ -267,7 +270,7 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path |
         raise InputError(Problem(problem, file=str(location), hint=hint))
 
 
-# Other people's reward models
+# Reward models made by other tools
 
 
 def load_classifier(
@@ -276,8 +279,8 @@ def load_classifier(
     """The sequence-classification model with one label at ``model.path``, already resolved. In eval mode, dropout off.
 
     Raises:
-        InputError: as for :func:`load_policy`; or it gives several numbers, or is an encoder with a decoder, which
-            reads its score where it finds an end token.
+        InputError: as for :func:`load_policy`; or it has several outputs; or it is an encoder-decoder, which looks for
+            an end token to read its score at.
         EnvironmentFault: as for :func:`load_policy`.
     """
     folder = read_folder(locate(model), "classifier")
@@ -291,7 +294,7 @@ def load_classifier(
         raise InputError(Problem(problem, file=str(folder.path)))
     disable_dropout(classifier)
     nn.Module.to(classifier, device=device, dtype=DTYPES[dtype])
-    return classifier  # transformers loads models in eval mode
+    return classifier  # already in eval mode, in which transformers loads models
 
 
 # Adapters
@@ -304,9 +307,9 @@ def _attach(base: PreTrainedModel, folder: ModelFolder, *, merging: bool = False
         config = LoraConfig.from_pretrained(folder.path)
         config.inference_mode = True
         config.base_model_name_or_path = base.name_or_path or None  # paths may differ; the base was compared by content
-        config.lora_dropout = 0.0  # it is frozen: what it computes must be the same in training
-        config.init_lora_weights = True  # the weights come from the file; a costly initialisation would be for nothing
-        # A fact of the base, whatever the file says
+        config.lora_dropout = 0.0  # it is frozen: its outputs must be the same in training
+        config.init_lora_weights = True  # the weights come from the file, so a costly initialisation would be wasted
+        # Whether weights are stored transposed depends on the base, even if the file says otherwise
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
         tensors = load_file(folder.weights[0])
         model: Any = get_peft_model(base, config, adapter_name=START)
@@ -327,8 +330,8 @@ def _attach(base: PreTrainedModel, folder: ModelFolder, *, merging: bool = False
 
 
 def _beyond_layers(model: Any) -> list[str]:
-    """Adapters of what is no linear layer inside the transformer; PEFT finds some (experts) by names that meant layers
-    before."""
+    """Adapters on anything but linear layers inside the transformer: PEFT matches experts of newer model classes by
+    names that belonged to layers before."""
     head: Any = causal_lm(model).get_output_embeddings()  # type: ignore[no-untyped-call]
     layers = lora_layers(model)
     for name, layer in layers.items():
@@ -344,7 +347,8 @@ def _beyond_layers(model: Any) -> list[str]:
 def _load_folder(
     folder: ModelFolder, auto: Any, dtype: torch.dtype, attn_implementation: str | None, quantization: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """Through transformers' class ``auto``: with an LM head, without one, or with a classifier's."""
+    """Load through transformers' class ``auto``, which decides whether the model has an LM head, a classifier's head or
+    none."""
     refuse_own_code(folder)
     path = str(folder.path)
     with readable(folder.path), no_progress_bars(), no_reports():
@@ -374,14 +378,14 @@ def _load_folder(
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise InputError(Problem(f"the weights lack {len(missing)} tensors, such as {missing[0]}", file=path))
-    # Whoever asks for the transformer reads the head itself
+    # A caller that asked for the transformer loads the head itself
     elsewhere = {SCORE} if auto is AutoModel and is_classifier(folder) else set()
     take_in(lm, folder, set(loaded[1]["unexpected_keys"]) - elsewhere)
     return lm
 
 
 def _head_rows(folder: ModelFolder) -> int:
-    """How many numbers a classifier gives whose configuration does not say: transformers would take it for two."""
+    """The number of a classifier's outputs when its configuration does not say; transformers would assume two."""
     shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
     if "score.weight" not in shapes:
         outside = [name for name in shapes if "." in name and not any(part.isdigit() for part in name.split("."))]
@@ -414,7 +418,7 @@ def _template(path: Path) -> str:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What the libraries raise about a folder's content, as one line that names it."""
+    """Turns what the libraries raise about a folder's content into an InputError of one line that names the folder."""
     try:
         yield
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:

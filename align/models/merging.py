@@ -1,8 +1,7 @@
-"""Adapters merged into their base, by PEFT's own merge, and the proof that the merged model is the one with the
-adapters.
+"""Merging adapters into their base with PEFT, and checking that the merged model computes the same.
 
-Each layer is merged in fp32 and rounded to the base's dtype once. Nothing uses a merged copy before its logits have
-been compared with the adapters' own.
+Each layer is merged in fp32 and rounded to the base's dtype once. A merged copy is used only after its logits were
+compared with those of the model with adapters.
 """
 
 from __future__ import annotations
@@ -22,23 +21,24 @@ from align.models.generate import embedding_rows
 from align.models.intake import keep_heads_apart
 
 _ROUNDINGS = 64
-"""How many roundings of the dtype a merged model's logits may be away from the adapters', relative to how much the
-logits vary. Measured on models from 2 to 30 layers: at most 10, in fp32 and in bf16. An adapter that is left out moves
-an fp32 model by far more."""
+"""Largest relative difference between the logits of a merged model and those of the model with adapters, in units of
+the dtype's rounding. Measured on models of 2 to 30 layers: at most 10, in fp32 and in bf16. Leaving an adapter out
+changes an fp32 model by far more."""
 _ORDINARY_IDS = 20_000
-"""Vocabularies begin with ordinary tokens; those that stand for images come later."""
+"""The check uses ids below this: vocabularies begin with ordinary tokens, and tokens that stand for images come
+later."""
 
 
 @torch.no_grad()
 def merged_weight(layer: Any) -> Tensor:
-    """The weight of a layer of PEFT's with all its active adapters, fp32, in the shape of the base's. The layer is left
-    as it was.
+    """The weight of a PEFT layer with all its active adapters merged in, fp32, in the shape of the base's weight. The
+    layer itself is not changed.
 
     Raises:
         InputError: an adapter holds numbers that are not finite.
     """
     base = layer.get_base_layer()
-    if not base.weight.is_floating_point():  # four bits have no room for the sum: it is made of what they stand for
+    if not base.weight.is_floating_point():  # 4-bit weights cannot hold the sum, so they are dequantised first
         from peft.utils.integrations import dequantize_module_weight
 
         weight: Tensor = dequantize_module_weight(base).float()
@@ -53,7 +53,7 @@ def merged_weight(layer: Any) -> Tensor:
 
 
 def _merge(layer: Any, dtype: torch.dtype = torch.float32) -> None:
-    """Merge a layer's active adapters in fp32; ``dtype`` is what its parameters have afterwards."""
+    """Merge a layer's active adapters in fp32; afterwards its parameters have ``dtype``."""
     base = layer.get_base_layer()
     own = [
         p
@@ -72,14 +72,14 @@ def _merge(layer: Any, dtype: torch.dtype = torch.float32) -> None:
 
 @torch.no_grad()
 def merged_copy(model: nn.Module) -> PreTrainedModel:
-    """A plain model that computes what ``model`` with its active adapters does, proved on its logits; ``model`` itself
-    stays as it is.
+    """A copy of ``model`` with its active adapters merged in, after checking that it has the same logits; ``model``
+    itself is not changed.
 
     Merged in fp32, then stored in the dtype of the base: exact to about 1e-5 in the logits of an fp32 model, to
     rounding in bf16. All parameters of the copy require gradients.
 
     Raises:
-        ValueError: the base is kept in 4 bits, which have no room for the sum.
+        ValueError: the base is kept in 4 bits, which cannot hold the sum.
         InputError: the merged model's logits are not the adapters', or an adapter holds numbers that are not finite.
     """
     wrapped: Any = unwrap(model)
@@ -93,16 +93,16 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
         if not weight.is_floating_point():
             raise ValueError("the base is quantised: load the saved adapter on the full model and merge it there")
         if isinstance(layer.get_base_layer(), nn.Embedding) or layer.get_base_layer() is head:
-            # What is merged into one is no part of the other
+            # A tied weight gets a copy, so that merging into one module does not change the other
             layer.get_base_layer().weight = nn.Parameter(weight.data.clone())
         _merge(layer, weight.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="All adapters are already merged|Already following adapters were merged"
         )
-        # Each has its own weight, as meant
+        # Each has its own weight, as intended
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-        # What is no layer with adapters, such as rows of an embedding
+        # Modules that are not LoRA layers, such as embeddings with single trained rows
         plain: PreTrainedModel = twin.merge_and_unload(safe_merge=True)
     keep_heads_apart(plain)
     require_same(wrapped, plain)
@@ -111,8 +111,8 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
 
 @torch.no_grad()
 def require_same(model: nn.Module, merged: nn.Module) -> float:
-    """Compare what a merged model computes of a few tokens with what the model with adapters does; returns the
-    difference in roundings.
+    """Compare the outputs of a merged model on a few tokens with those of the model with adapters; returns the
+    difference in units of rounding.
 
     Logits are compared, or hidden states where there is no LM head: the root mean square of the differences, over that
     of the values.
@@ -150,18 +150,18 @@ def _computed(model: nn.Module, rows: list[int]) -> Tensor:
         if attention is not None:
             lm.set_attn_implementation(attention)
         outer.train(training)
-    found: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
-    return found.float()
+    values: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    return values.float()
 
 
 def _trained_rows(model: nn.Module) -> list[int]:
-    """Token ids whose rows of the embedding were trained alone: no other token would show whether they were merged. At
-    most 24."""
+    """Up to 24 token ids whose embedding rows were trained by themselves. Only these tokens show whether such rows were
+    merged."""
     wrapped: Any = unwrap(model)
     if not is_lora(wrapped):
         return []
-    found: list[int] = []
+    ids: list[int] = []
     for config in wrapped.peft_config.values():
         rows = config.trainable_token_indices or []
-        found += [row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part]
-    return sorted(set(found))[:24]
+        ids += [row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part]
+    return sorted(set(ids))[:24]

@@ -1,5 +1,5 @@
-"""Saving a policy so that transformers, vLLM and TRL load it with no help from here, with the template and stop ids it
-was trained with."""
+"""Saving a policy so that transformers, vLLM and TRL load it without this package, with the template and stop ids that
+it was trained with."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ def save_policy(
 ) -> dict[str, Any]:
     """Write a policy into the folder ``out``: the whole model, or its adapter when that is what was trained.
 
-    ``base`` is what the stage started from (resolved): its content digest is saved with an adapter, which will load
-    onto nothing else. ``save_merged`` adds the folder ``merged`` with the adapter merged in. Files appear in place, one
-    after another: publishing the folder at once is the caller's. The model is left as it was.
+    ``base`` is the model that the stage started from (resolved): its digest is saved with an adapter, which then loads
+    onto no other base. ``save_merged`` adds the folder ``merged`` with the adapter merged in. Files are written into
+    ``out`` one after another; making the finished folder visible at once is up to the caller. The model is left as it
+    was.
 
     Returns:
         For the stage's report: format, dtype, parameters, stop ids, base (with ``dequantised_from``), generation flags
-        left out, and for a merged copy how far its logits are from the adapter's and how many of 20 greedy answers are
-        the same.
+        left out, and for a merged copy the largest difference of a logit from the adapter's and how many of 20 greedy
+        answers are equal.
 
     Raises:
         InputError: the tokenizer has ids beyond the model's embeddings.
@@ -83,10 +84,11 @@ def save_policy(
 
 
 def write_merged(model: nn.Module, encoder: Encoder, out: Path, origin: dict[str, Any]) -> dict[str, float | int]:
-    """Write a policy into the folder ``out`` with its adapters merged in; returns what merging cost, see :func:`drift`.
+    """Write a policy into the folder ``out`` with its adapters merged in; returns how far the merged policy is from the
+    adapter, see :func:`drift`.
 
     Raises:
-        InputError: the merged model is not the one with the adapters.
+        InputError: the merged model does not compute the same as the one with adapters.
         EnvironmentFault: the disk is full or cannot be written.
     """
     plain = merged_copy(model)
@@ -99,8 +101,8 @@ def write_merged(model: nn.Module, encoder: Encoder, out: Path, origin: dict[str
 
 
 def save_untemplated(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path) -> float:
-    """Write a policy without chat template into the folder ``out`` with its adapters merged in; returns how many
-    roundings it differs by.
+    """Write a policy without chat template into the folder ``out`` with its adapters merged in; returns the difference
+    between the two in units of rounding.
 
     Raises as :func:`write_merged`.
     """
@@ -126,7 +128,8 @@ def save_backbone(backbone: PreTrainedModel, encoder: Encoder, out: Path) -> Non
 
 
 def save_weights(model: PreTrainedModel, out: Path, **lent: Any) -> None:
-    """Write weights and configuration with attributes lent to the model for the while (``config=...``)."""
+    """Write weights and configuration; ``lent`` are attributes that the model has only while it is saved
+    (``config=...``)."""
     files.free_space_or_raise(out, sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()))
     before = {name: getattr(model, name) for name in lent}
     try:
@@ -144,16 +147,17 @@ def _config(lm: PreTrainedModel, encoder: Encoder) -> PreTrainedConfig:
     config = input_config(lm)
     config.eos_token_id = list(encoder.stop_ids) if len(encoder.stop_ids) > 1 else encoder.stop_ids[0]
     config.pad_token_id = encoder.pad_id
-    config.use_cache = True  # off while training; a saved "off" makes generation crawl
-    for name in ("auto_map", "quantization_config"):  # of the folder it came from; neither is true of this one
+    config.use_cache = True  # it is off while training; saved like that, generation would be slow
+    # They described the folder it was loaded from, and are wrong for this one
+    for name in ("auto_map", "quantization_config"):
         if hasattr(config, name):
             delattr(config, name)
     return config
 
 
 def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig, list[str]]:
-    """The model's own generation settings with all stop ids, and the names of the settings that contradict the others,
-    left out."""
+    """The model's own generation settings with all stop ids; and the names of settings that were left out because they
+    contradict others."""
     own = lm.generation_config if lm.generation_config is not None else GenerationConfig()
     stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     special = {
@@ -169,15 +173,15 @@ def _generation(lm: PreTrainedModel, encoder: Encoder) -> tuple[GenerationConfig
     try:
         generation = GenerationConfig(**settings, **special)  # type: ignore[no-untyped-call]
         generation.validate(strict=True)
-    except ValueError:  # transformers loads such settings and then refuses to save them
+    except ValueError:  # transformers loads contradictory settings, but refuses to save them
         left_out += sorted(settings)
         generation = GenerationConfig(**special)  # type: ignore[no-untyped-call]
     return generation, left_out
 
 
 def save_tokenizer(encoder: Encoder, out: Path, changed: PreTrainedTokenizerBase | None = None) -> None:
-    """Write the tokenizer (or a ``changed`` one) with the template of training, or all that it has by their names, by a
-    class name that transformers 4 knows as well."""
+    """Write the tokenizer (or a ``changed`` one) with the template of training, or with all its named templates, under
+    a class name that transformers 4 knows as well."""
     tokenizer = copy.copy(changed or encoder.tokenizer)
     tokenizer.chat_template = encoder.chat_template
     tokenizer.save_pretrained(out)
@@ -191,14 +195,14 @@ def save_tokenizer(encoder: Encoder, out: Path, changed: PreTrainedTokenizerBase
 
 
 def save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
-    """Write the model's adapters as one, of the base that ``origin`` names; returns its number of parameters."""
+    """Write the model's adapters as one adapter on the base that ``origin`` names; returns its number of parameters."""
     state, config = adapter_to_save(model)
     lm = causal_lm(unwrap(model))
     config.base_model_name_or_path = lm.name_or_path
     config.revision = origin["revision"]
     config.inference_mode = True
     if not isinstance(config.target_modules, str):
-        config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process
+        config.target_modules = sorted(config.target_modules)  # a set, whose order would differ from process to process
     files.free_space_or_raise(out, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
     save_file(state, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(out)
@@ -207,7 +211,7 @@ def save_adapter(model: nn.Module, out: Path, origin: dict[str, Any]) -> int:
 
 
 def save_notes(encoder: Encoder, out: Path, origin: dict[str, Any], **more: Any) -> None:
-    """What this package wants to know when it loads the folder again."""
+    """Write ``align.json``, which this package reads when it loads the folder again."""
     notes = {
         "base": origin,
         "base_from_here": relative_to(out, origin["path"]),
@@ -219,12 +223,12 @@ def save_notes(encoder: Encoder, out: Path, origin: dict[str, Any], **more: Any)
     files.write_json(out / NOTES, notes | more)
 
 
-# Where it comes from
+# Origin
 
 
 def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
-    """Path or hub id, revision and digest of what the saved weights build on, and the format they were dequantised
-    from, if any.
+    """Path or hub id, revision and digest of the base of the saved weights, and the format they were dequantised from,
+    if any.
 
     An adapter on top of an adapter is saved as one adapter of the first one's base.
     """
@@ -243,7 +247,7 @@ def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
         notes = folder.notes.get("base") or {}
         if adapter and folder.adapter is not None:
             under = Model(path=folder.adapter["base_model_name_or_path"], revision=folder.adapter.get("revision"))
-            # It has moved, and was found all the same
+            # The base has moved since and was found at its new place
             if notes and is_local(notes["path"]) and not Path(notes["path"]).exists():
                 return notes | {"path": str(Path(adapter_base(folder).path).expanduser().absolute())}
             return notes or origin_of(under, adapter=True)
@@ -251,13 +255,13 @@ def origin_of(base: Model, *, adapter: bool) -> dict[str, Any]:
     return {"path": str(path), "revision": None, "digest": model_digest(path), "dequantised_from": format}
 
 
-# What merging costs
+# Differences after merging
 
 
 @torch.no_grad()
 def drift(model: nn.Module, merged: PreTrainedModel, encoder: Encoder) -> dict[str, float | int]:
-    """How far a merged copy is from its adapter on 20 fixed prompts: largest difference of a logit, and equal greedy
-    answers (8 tokens)."""
+    """How far a merged copy is from the model with adapters on 20 fixed prompts: the largest difference of a logit, and
+    the number of equal greedy answers (8 tokens each)."""
     prompts = [
         encoder.encode_prompt([{"role": "user", "content": f"Write one sentence about {it}."}]).tolist()
         for it in SUBJECTS

@@ -1,10 +1,10 @@
 """Attention over packed trees: a token sees the tokens before it on its own path, and nothing else.
 
-Registered with transformers' AttentionInterface, so that models stay untouched: they hand the tree bounds, a keyword of
-their forward, through to this function. Every node of a tree is attended on its own, over its ancestors and itself, so
-a row costs what its paths cost: not the square of its length, nor of its trees'. Masks follow the model's own rules:
-causal, and inside the sliding window where the layer has one (distances are measured along the path, as the positions
-are).
+It is registered with transformers' AttentionInterface, so models need no change: they pass the tree bounds, a keyword
+of their forward, on to this function. Attention is computed node by node, from the tokens of a node to those of its
+ancestors and itself. The cost of a row is therefore that of its paths, not the square of its length or of its trees'
+lengths. Masks follow the model's own rules: causal, and within the sliding window if the layer has one (distances, like
+positions, are measured along the path).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Trees:
 
     Args:
         rows, device: of the batch.
-        trunk: keys and values of a trunk that was computed before; the batch then holds branches of that trunk alone.
-        keep: gets keys and values of the first tree's trunk, from every layer.
+        trunk: keys and values of a trunk that was computed before; the batch then contains only branches of that trunk.
+        keep: every layer stores the keys and values of the first tree's trunk here.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Trees:
         self.device = device
         self.trunk = trunk
         self.keep = keep
-        self.layers = 0  # that have attended by these bounds
+        self.layers = 0  # number of layers that used these bounds
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def mask(self, before: int, length: int, window: int | None) -> Tensor | None:
-        """What ``length`` tokens may see of themselves and of the ``before`` tokens on their path: boolean [length,
+        """Which of the ``before`` tokens on their path and of themselves ``length`` tokens may see: boolean [length,
         before + length].
 
-        None where plain causal attention says the same.
+        None when it equals the mask of plain causal attention.
         """
         windowed = window is not None and before + length > window
         if not before and not windowed:
@@ -72,8 +72,8 @@ class Trees:
 def tree_mask(span: Span, window: int | None, device: torch.device | str = "cpu") -> Tensor | None:
     """Boolean [n, n]: may token q look at token k? None for a single path that fits the window: plain causal attention.
 
-    The rule as one dense mask: what the tests hold this module and the fused kernel against. ``window`` is the layer's
-    sliding window in tokens, the token itself included, as transformers counts it.
+    This is the rule of this module as one dense mask. The tests compare this module and the fused kernel with it.
+    ``window`` is the layer's sliding window in tokens, the token itself included, as transformers counts it.
     """
     windowed = window is not None and span.longest_path > window
     if span.is_path and not windowed:
@@ -88,11 +88,11 @@ def tree_mask(span: Span, window: int | None, device: torch.device | str = "cpu"
 
 
 def counted(module: nn.Module, trees: Any) -> Any:
-    """The tree bounds that a layer was given, one more layer having used them.
+    """The tree bounds that a layer was given; counts that this layer used them.
 
     Raises:
-        InputError: it was given none: the model does not hand keywords on, or was called other than through
-            models.forward.
+        InputError: it was given none: the model does not pass keywords on, or was not called through
+            models.compute.forward.
     """
     if trees is None:
         raise InputError(
@@ -120,14 +120,14 @@ def tree_attention(
     Returns [R, L, heads, D]; zeros at padding.
 
     Raises:
-        InputError: the model asks for something that this attention would silently leave out (score soft-capping,
-            attention sinks).
+        InputError: the model passes something that this attention would silently ignore (score soft-capping, attention
+            sinks).
     """
     trees = counted(module, trees)
     refuse_unsupported(module, unused)
-    # The CPU kernel takes grouped heads as they are: nothing is repeated, nothing more is kept
+    # The CPU kernel accepts grouped heads: keys and values need not be repeated for each query head
     grouped = query.shape[1] != key.shape[1]
-    # Not again when a checkpointed layer is computed anew
+    # The first time only: with gradient checkpointing the layer is computed a second time
     if trees.keep is not None and module.layer_idx not in trees.keep:
         trunk = slice(trees.rows[0][0].start, trees.rows[0][0].start + trees.rows[0][0].trunk)
         trees.keep[int(module.layer_idx)] = (key[:1, :, trunk], value[:1, :, trunk])  # type: ignore[arg-type]
@@ -146,7 +146,8 @@ def tree_attention(
         for span in row:
             pieces = _pieces(span)
             for number, (length, way) in enumerate(pieces):
-                # What is seen, from the root on: a trunk that was computed before, the ancestors, and the piece itself.
+                # The keys that a piece sees, from the root on: a trunk that was computed before, its ancestors, and
+                # itself.
                 on_path = [first + ancestor for ancestor in way] + [first + number]
                 seen_keys = [*([given[0]] if given else []), *(keys[piece] for piece in on_path)]
                 seen_values = [*([given[1]] if given else []), *(values[piece] for piece in on_path)]
@@ -173,15 +174,15 @@ def tree_attention(
 
 
 def _pieces(span: Span) -> list[tuple[int, tuple[int, ...]]]:
-    """What attends by itself: the length of each node, and the pieces that are its ancestors; a single path is one
-    piece."""
+    """The pieces that attention is computed for, one after another: for each node its length and its ancestors, as
+    numbers of pieces. A single path is one piece."""
     if span.is_path:
         return [(span.end - span.start, ())]
     return [(node.length, way) for node, way in zip(span.nodes, span.ancestors, strict=True)]
 
 
 def refuse_unsupported(module: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`InputError` where a model passes something that tree attention would silently leave out."""
+    """Raise :class:`InputError` when a model passes something that tree attention would silently ignore."""
     ignored = [name for name in ("softcap", "s_aux", "position_bias") if arguments.get(name) is not None]
     if ignored:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Dropout, switched off while a model is in use here, and what its configuration said of it before."""
+"""Switching dropout off while a model is in use here, and restoring the rates of its configuration when it is saved."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from align.models.compute.forward import causal_lm
 
 _REMEMBERED = "rates_before_align"
-"""Attribute of a model: the rates that its configuration had, for the configuration itself and for its text part."""
+"""Attribute of a model that keeps the rates its configuration had, for the configuration itself and for its text
+part."""
 
 
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout rate to 0, in the modules and in the configuration.
 
-    Otherwise two passes over the same tokens differ: a reference differs from the policy it is a copy of, and gradients
-    depend on how a step is split. Adapters have a rate of their own, set where they are added. :func:`input_config`
-    gives the configuration as it was.
+    With dropout two passes over the same tokens differ: the reference would differ from the policy that it is a copy
+    of, and gradients would depend on how a step is split. Adapters have their own rate, set when they are added.
+    :func:`input_config` gives the configuration as it was.
     """
     lm = causal_lm(model)
     rates = [
         {name: value for name, value in vars(part).items() if _is_dropout(name, value)} for part in _parts(lm.config)
     ]
-    for part, found in zip(_parts(lm.config), rates, strict=True):
-        for name in found:
+    for part, saved in zip(_parts(lm.config), rates, strict=True):
+        for name in saved:
             setattr(part, name, 0.0)
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -41,12 +42,11 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def input_config(lm: PreTrainedModel) -> PreTrainedConfig:
-    """A copy of the model's configuration with the dropout rates that it was loaded with: training here changes none of
-    them."""
+    """A copy of the model's configuration with the dropout rates that it was loaded with, for saving."""
     config = copy.deepcopy(lm.config)
     rates: Any = vars(lm).get(_REMEMBERED)
-    for part, found in zip(_parts(config), rates or (), strict=False):
-        for name, value in found.items():
+    for part, saved in zip(_parts(config), rates or (), strict=False):
+        for name, value in saved.items():
             setattr(part, name, value)
     return config
 

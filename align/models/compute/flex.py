@@ -1,8 +1,8 @@
 """Tree attention on CUDA: the same rule as attention.py, as one fused kernel over whole rows.
 
-``flex_attention`` skips every block of 128 x 128 tokens in which nothing may be seen, so a packed row costs about the
-sum of its trees. The block masks of a batch are made once and shared by all layers. Rows should come in few distinct
-lengths: each is compiled once.
+``flex_attention`` skips every block of 128 x 128 tokens in which nothing may be seen, so a packed row costs about as
+much as its trees one by one. The block masks of a batch are made once and shared by all layers. Rows should have few
+distinct lengths: the kernel is compiled for each.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ NAME = "align_tree_flex"
 
 
 class FlexTrees:
-    """Per token of a batch: up to where in its row it is seen, and its position; and the block masks made from
-    them."""
+    """For each token of a batch, the last place in its row that sees it, and its position; and the block masks made
+    from them."""
 
     def __init__(self, rows: tuple[tuple[Span, ...], ...], position_ids: Tensor) -> None:
         self.position = position_ids  # [R, L]
-        until = torch.full(position_ids.shape, position_ids.shape[1])  # padding is seen by the padding after it
+        until = torch.full(position_ids.shape, position_ids.shape[1])  # padding is visible to the padding after it
         for r, row in enumerate(rows):
             for span in row:
                 lengths = torch.tensor([node.length for node in span.nodes])
                 until[r, span.start : span.end] = torch.repeat_interleave(torch.tensor(span.seen_until()), lengths)
         self.until = until.to(position_ids.device)
-        self.layers = 0  # that have attended by these bounds
+        self.layers = 0  # number of layers that used these bounds
         self._masks: dict[int | None, BlockMask] = {}
 
     def allowed(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

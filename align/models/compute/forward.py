@@ -1,4 +1,4 @@
-"""From a model and a batch to the log-probs of its targets: the one road that every stage takes through a model."""
+"""From a model and a batch to the log-probs of the batch's targets. Every stage runs its models through this module."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from align.models.compute import attention, flex
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside PEFT's wrapper, if there is one. Adapters live inside its layers and stay
-    active."""
-    inside = getattr(model, "get_base_model", None)  # PEFT's wrapper has it, and nothing else
+    """The transformers model inside PEFT's wrapper, if there is one. Adapters are inside its layers and stay active."""
+    inside = getattr(model, "get_base_model", None)  # only PEFT's wrapper has it
     inner = model if inside is None else inside()
     if not isinstance(inner, PreTrainedModel):
         raise TypeError(f"expected a transformers model, got {type(inner).__name__}")
@@ -25,10 +24,10 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def transformer_of(lm: PreTrainedModel) -> Any:
-    """The transformer inside a language model, whose output are hidden states; a model without LM head is one itself.
+    """The transformer inside a language model, which outputs hidden states; a model without LM head is returned itself.
 
     Raises:
-        InputError: the class says of no module that it is that (some name one that they do not have).
+        InputError: the model's class does not say which module it is (some classes name a module that does not exist).
     """
     if lm.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
         return lm
@@ -53,14 +52,13 @@ def hidden_states(
     """The last hidden states of a batch, [R * L, H].
 
     ``own_attention`` runs the model's own attention with a padding mask (the ``padded`` layout); otherwise attention is
-    per tree, by the bounds in ``trees`` when they are given and by those of the batch when not. ``embedded`` are the
-    batch's input embeddings [R, L, E], where they have been looked up already.
-    The model keeps that attention afterwards: gradient checkpointing calls it again in the backward pass. Generation
-    sets its own.
+    per tree, by the bounds in ``trees`` if given, else by those of the batch. ``embedded`` are the batch's input
+    embeddings [R, L, E], if they were looked up already. The model keeps the chosen attention after this call, since
+    gradient checkpointing calls it again in the backward pass. Generation sets its own.
 
     Raises:
-        InputError: a layer of the model cannot attend by trees (it mixes tokens in some other way, or has attention
-            code of its own).
+        InputError: a layer of the model cannot use tree attention (it mixes tokens in some other way, or has its own
+            attention code).
     """
     lm = causal_lm(model)
     name, extra = _attention(lm, batch, own_attention) if trees is None else (attention.NAME, {"trees": trees})
@@ -77,7 +75,8 @@ def hidden_states(
 
 
 def _attention(lm: PreTrainedModel, batch: Batch, own_attention: bool) -> tuple[str, dict[str, Any]]:
-    """Which attention, and what it is told: the models' own, one fused kernel on CUDA, tree by tree elsewhere."""
+    """Name and arguments of the attention to use: the model's own, the fused kernel on CUDA, or tree by tree
+    elsewhere."""
     if own_attention:
         return own_attention_name(lm), {"attention_mask": batch.attention_mask}
     if batch.input_ids.is_cuda:
@@ -86,8 +85,8 @@ def _attention(lm: PreTrainedModel, batch: Batch, own_attention: bool) -> tuple[
 
 
 def own_attention_name(lm: PreTrainedModel) -> str:
-    """The fastest of the model's own attentions that leaves nothing out: sdpa drops a cap on the scores, and knows no
-    attention sinks."""
+    """The fastest of the model's own attentions that computes all that the model asks for: sdpa ignores a cap on the
+    scores and has no attention sinks."""
     return "sdpa" if lm._supports_sdpa and not _caps_scores(lm.config) else "eager"
 
 
@@ -120,12 +119,13 @@ def batch_logprobs_and_entropy(
 
 
 def project(model: nn.Module, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-    """Log-probs of the batch's targets, fp32 [N], from hidden states [M, H] in which ``batch.sources`` are places."""
+    """Log-probs of the batch's targets, fp32 [N], from hidden states [M, H]; ``batch.sources`` are indices into
+    them."""
     return token_logprobs(hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model))
 
 
 def _head(model: nn.Module) -> dict[str, Any]:
-    """The LM head and what the model does to its logits, as arguments of the log-prob functions."""
+    """The LM head and the model's transformation of its logits, as arguments of the log-prob functions."""
     lm = causal_lm(model)
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
@@ -137,8 +137,8 @@ def _head(model: nn.Module) -> dict[str, Any]:
 
 
 def logit_transform(lm: nn.Module) -> tuple[float, float | None]:
-    """What the model itself does to its logits: (factor, soft cap). Granite divides, Cohere multiplies, Gemma caps;
-    most do nothing."""
+    """How the model transforms its logits: (factor, soft cap). Granite divides, Cohere multiplies, Gemma caps; most
+    models do none of it."""
     config = lm.config
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)

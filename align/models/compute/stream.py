@@ -1,10 +1,11 @@
-"""A tree that is larger than a micro-batch: computed in one pass, but never held as a whole.
+"""Training on a tree that is larger than a micro-batch: every token is computed once, but the tree's activations are
+never all in memory.
 
 The trunk and its first branch are computed and kept. The other branches follow in groups: each attends to the trunk's
-keys and values, takes its own backward pass at once, and is forgotten. What the groups' gradients say about the trunk
-adds up, and the backward passes of the first branch and of the trunk come last. Nothing is computed twice, gradients
-are those of the whole tree, and memory follows the size of a group, however many branches there are. A loss fits when
-it is a sum over branches, each compared at most with the first one: preferences, rewards.
+keys and values, its backward pass runs at once, and its activations are freed. The gradients of the groups with respect
+to the trunk are added up; the backward passes of the first branch and of the trunk come last. Gradients are those of
+the whole tree, and memory depends on the size of a group, not on the number of branches. This works for losses that are
+a sum over branches, each compared with at most the first one: preference and reward model losses.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from align.models.compute.attention import KeyValues, Trees
 from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, project
 
 WHOLE = 2
-"""A tree of up to this many micro-batches is computed whole."""
+"""A tree up to this many times the size of a micro-batch is computed as a whole."""
 GROUP = 4
-"""A group is a micro-batch divided by this: groups come while all gradients are in memory, and cutting is to save
-some."""
+"""A group has at most the tokens of a micro-batch divided by this. It is smaller than a micro-batch because the
+parameters' gradients are in memory as well."""
 
 
 @dataclass(frozen=True)
 class TreeParts:
-    """A batch of one tree, cut: its trunk, its first branch, and groups of the others."""
+    """A batch of one tree, split into its trunk, its first branch, and groups of the other branches."""
 
     trunk: Batch
     first: Batch
@@ -40,8 +41,8 @@ class TreeParts:
 
 
 def split(batch: Batch, tokens: int) -> TreeParts | None:
-    """A batch of one tree, cut; ``tokens`` is a micro-batch's limit, and a group has at most ``tokens / GROUP`` or is a
-    single branch.
+    """Split a batch of one tree. ``tokens`` is the limit of a micro-batch; a group has at most ``tokens / GROUP``
+    tokens, or is a single branch.
 
     None when the batch is small enough, or is not one trunk with several branches.
     """
@@ -67,7 +68,7 @@ def split(batch: Batch, tokens: int) -> TreeParts | None:
 
 
 def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
-    """The branches behind the first one, by number, in groups; given the lengths of all."""
+    """Groups of the branches after the first one, by number; ``branches`` are the lengths of all."""
     groups: list[list[int]] = []
     room = 0
     for branch, length in enumerate(branches[1:], start=1):
@@ -80,8 +81,8 @@ def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def held_at_once(trunk: int, branches: Sequence[int], tokens: int) -> int:
-    """How many tokens of a tree have their activations in memory at the same time. A tree that is computed whole has
-    all of them there; one that is computed in groups has its trunk, its first branch and its largest group.
+    """How many tokens of a tree have their activations in memory at the same time: all of them when the tree is
+    computed as a whole; those of its trunk, first branch and largest group when it is computed in groups.
 
     Args:
         trunk, branches: lengths in tokens.
@@ -94,8 +95,8 @@ def held_at_once(trunk: int, branches: Sequence[int], tokens: int) -> int:
 
 
 def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Span) -> Batch:
-    """Some branches of a batch of one tree. Where a first token is predicted from the trunk, its source is the place
-    after the last."""
+    """A batch of some branches of a tree. A branch's first token is predicted from the trunk's last state, which is not
+    in this batch: its source is then the index after the last token."""
     first, last = (branches[0], branches[-1] + 1) if branches else (0, 0)
     inside = (batch.branch >= first) & (batch.branch < last)
     sources = batch.sources[inside] - start
@@ -115,14 +116,14 @@ def _part(batch: Batch, branches: Sequence[int], start: int, end: int, span: Spa
 
 
 class Stream:
-    """One tree on its way through the model: ``logprobs`` of its first branch, then :meth:`branches`, at last
-    :meth:`backward`."""
+    """The forward and backward pass of one split tree. First read ``logprobs`` of its first branch, then call
+    :meth:`branches` for each group, and :meth:`backward` last."""
 
     def __init__(self, model: nn.Module, parts: TreeParts) -> None:
         self._model, self._parts = model, parts
         in_order = (parts.trunk, parts.first, *parts.groups)
-        # Looked up for the whole tree at once: the gradient of an embedding matrix is as large as the matrix, whoever
-        # asks for it.
+        # Embeddings are looked up for the whole tree at once: every separate lookup would allocate a gradient as large
+        # as the embedding matrix.
         self._embedded = causal_lm(model).get_input_embeddings()(
             torch.cat([part.input_ids for part in in_order], dim=1)
         )
@@ -136,10 +137,11 @@ class Stream:
         keys_values = iter(self._leaves[1:])
         self._trunk = {layer: (next(keys_values), next(keys_values)) for layer in kept}
         self.logprobs = self._logprobs(parts.first, self._inputs[1])
-        """Log-probs of the first branch's targets, fp32 [N]; their backward pass is :meth:`backward`'s."""
+        """Log-probs of the first branch's targets, fp32 [N]; their backward pass runs in :meth:`backward`."""
 
     def branches(self, group: int) -> Tensor:
-        """Log-probs of a group's targets, fp32 [N]. Their backward pass ends at the trunk, where it is remembered."""
+        """Log-probs of a group's targets, fp32 [N]. Their backward pass ends at the trunk's keys and values, where the
+        gradient is kept for :meth:`backward`."""
         return self._logprobs(self._parts.groups[group], self._inputs[2 + group])
 
     def _logprobs(self, part: Batch, embedded: Tensor) -> Tensor:
@@ -148,8 +150,8 @@ class Stream:
         return project(self._model, torch.cat([hidden, self._leaves[0][None]]), part)
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass of ``loss``, a function of :attr:`logprobs`, then that of the trunk with what all branches
-        left there."""
+        """Run the backward pass of ``loss``, a function of :attr:`logprobs`, then that of the trunk with the gradients
+        of all branches."""
         loss.backward()  # type: ignore[no-untyped-call]
         _backward(self._computed, [leaf.grad for leaf in self._leaves])
         if self._embedded.requires_grad:
@@ -163,7 +165,7 @@ def _backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> 
 
 
 def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool) -> Tensor:
-    """Log-probs of a batch's targets, fp32 [N], without gradient: exactly those that training sees, large trees in
+    """Log-probs of a batch's targets, fp32 [N], without gradient: computed exactly as in training, large trees in
     groups."""
     with torch.no_grad():
         parts = None if own_attention else split(batch, tokens)

@@ -1,1 +1,1 @@
-"""What lies in the folder of a model, read and checked before a model is made of it."""
+"""Reading and checking the files of a model's folder before the model is loaded."""

@@ -1,10 +1,10 @@
-"""Which features of PEFT's LoRA adapters are supported: one table, asked wherever an adapter's folder is read. Imports
-no torch.
+"""Which features of PEFT's LoRA adapters are supported. This table is consulted wherever an adapter's folder is read.
+Imports no torch.
 
 Everything here treats an adapter as low-rank updates that are added to linear layers inside the transformer: only such
-adapters can be switched off exactly, joined with a second one, and merged one weight at a time for an engine. What is
-more than that is refused by its name before anything is loaded. Where PEFT's own merge can turn it into a plain model,
-``align merge`` does (and proves it), and says so here.
+adapters can be switched off exactly, joined with a second one, and merged one weight at a time for an engine. An
+adapter with any other feature is refused, naming the feature, before anything is loaded. If PEFT can merge such an
+adapter, the message points to ``align merge``, which makes a plain model of it and verifies the result.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SUPPORTED = frozenset(
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
     }
 )
-"""Settings of ``LoraConfig`` that are followed (``init_lora_weights``: where the initialisation left the base as it
-was)."""
+"""Settings of ``LoraConfig`` that are supported (``init_lora_weights``: if the initialisation left the base
+unchanged)."""
 
 HARMLESS = frozenset(
     {
@@ -43,7 +43,7 @@ HARMLESS = frozenset(
         ),
     }
 )
-"""Settings that say how an adapter was made, or where, and nothing of what it computes once it is trained."""
+"""Settings about how an adapter was made, which do not affect what the trained adapter computes."""
 
 MERGEABLE = {
     "use_dora": "DoRA rescales the weights that it adapts",
@@ -53,7 +53,7 @@ MERGEABLE = {
     "trainable_token_indices": "single rows of the embedding were trained too",
     "target_parameters": "it adapts bare parameters, such as the experts of a mixture",
 }
-"""Settings with which an adapter is more than low-rank updates of linear layers, and which PEFT can merge."""
+"""Settings that make an adapter more than low-rank updates of linear layers, but that PEFT can merge."""
 
 REFUSED = {
     "alora_invocation_tokens": "aLoRA has an effect only behind its invocation tokens",
@@ -66,7 +66,7 @@ REFUSED = {
     "use_qalora": "QALoRA belongs to a quantised base",
     "velora_config": "VeLoRA compresses its activations",
 }
-"""Settings that are neither followed nor merged."""
+"""Settings that are neither supported nor can be merged."""
 
 _PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 """Initialisations that leave the base's weights alone. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change them, and
@@ -78,7 +78,7 @@ _OFF: Mapping[str, tuple[Any, ...]] = {"bias": (None, "none")}
 def refusals(
     adapter: Mapping[str, Any], tensors: Iterable[str], *, merging: bool = False
 ) -> Iterator[tuple[str, str, bool]]:
-    """What keeps an adapter from being used.
+    """The features of an adapter that are not supported.
 
     Args:
         adapter: its ``adapter_config.json``.
@@ -105,22 +105,22 @@ def refusals(
 
 
 def _unfollowed_tensors(tensors: Iterable[str], adapter: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """The file may hold more than its settings say: some tools add the embedding, or a trained head. The first tensor
-    of each kind."""
+    """Tensors in the file that its settings do not mention: some tools add the embedding, or a trained head. Yields the
+    first of each kind."""
     if any(adapter.get(name) not in (None, False, "none", [], {}) for name in MERGEABLE):
-        return  # told already, and the tensors follow from it
-    found: dict[str, str] = {}
+        return  # reported already as a setting, which is why the tensors are there
+    reasons: dict[str, str] = {}
     for name in sorted(tensors):
         path, _, kind = name.rpartition(".lora_")
         inside = path.removeprefix("base_model.model.").split(".")
         if kind in ("A.weight", "B.weight"):
             if len(inside) == 1:
-                found.setdefault("it adapts the LM head, from whose weight log-probs are computed directly", name)
+                reasons.setdefault("it adapts the LM head, from whose weight log-probs are computed directly", name)
         elif kind.startswith("embedding_"):
-            found.setdefault("it adapts an embedding", name)
+            reasons.setdefault("it adapts an embedding", name)
         else:
-            found.setdefault(_WHOLE, name)
-    if len(found) > 1:
-        found.pop(_WHOLE, None)  # PEFT saves the base of an adapted embedding or head as well
-    for why, name in found.items():
+            reasons.setdefault(_WHOLE, name)
+    if len(reasons) > 1:
+        reasons.pop(_WHOLE, None)  # PEFT saves the base of an adapted embedding or head as well
+    for why, name in reasons.items():
         yield name, why, True

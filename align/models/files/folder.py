@@ -1,5 +1,5 @@
-"""What a model folder holds, read and checked before anything of it is loaded. Imports no torch, and runs nothing of
-the folder.
+"""Reading and checking a model's folder before anything is loaded from it. Imports no torch, and runs no code of the
+folder.
 
 Only safetensors are accepted: every other weight format is pickle, which runs code when it is loaded.
 """
@@ -15,17 +15,18 @@ from align.errors import InputError, Problem
 from align.models.files.adapter_features import refusals
 
 NOTES = "align.json"
-"""What this package knows about a folder it saved: the base of an adapter, template settings, where the weights come
-from."""
+"""File in which this package notes what it knows about a folder it saved: an adapter's base, template settings, where
+the weights come from."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEAD = "reward_head.safetensors"
-"""The scalar head beside a backbone or its adapter: what makes a folder a reward model of ours."""
+"""File with the scalar head, beside a backbone or its adapter. A folder that has it is a reward model of this
+package."""
 
 MERGED = "merged"
-"""Folder beside an adapter with the whole model, when that was asked for."""
+"""Folder beside an adapter that contains the merged model, if the recipe asked for it."""
 
 Wanted = Literal["policy", "reward_model", "classifier", "mergeable"]
 
@@ -35,11 +36,11 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt",
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder in which everything that loading needs is there."""
+    """A model's folder in which all files that loading needs were found."""
 
     path: Path
     config: dict[str, Any]
-    """``config.json``; empty for an adapter, whose architecture is its base's."""
+    """Content of ``config.json``; empty for an adapter, which has the architecture of its base."""
     adapter: dict[str, Any] | None = None
     """``adapter_config.json``, when the folder is a LoRA adapter."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -47,26 +48,26 @@ class ModelFolder:
 
     @property
     def weights(self) -> list[Path]:
-        """The safetensors that make up the model, sorted by name."""
+        """The model's safetensors files, sorted by name."""
         if self.adapter is not None:
             return [self.path / ADAPTER_WEIGHTS]
         return [self.path / name for name in _weight_names(self.path)]
 
     @property
     def is_reward_model(self) -> bool:
-        """Has it a scalar head of ours?"""
+        """Does it have a scalar head of this package?"""
         return (self.path / HEAD).is_file()
 
     @property
     def positions(self) -> int | None:
-        """Tokens that the model can hold, or None when the configuration does not say."""
+        """The model's maximum length in tokens, or None when the configuration does not say."""
         names = ("max_position_embeddings", "n_positions")
-        found = [part.get(name) for part in (self.config, self.config.get("text_config") or {}) for name in names]
-        return next((size for size in found if isinstance(size, int)), None)
+        sizes = [part.get(name) for part in (self.config, self.config.get("text_config") or {}) for name in names]
+        return next((size for size in sizes if isinstance(size, int)), None)
 
     @property
     def vocabulary(self) -> int | None:
-        """Rows of the embedding, or None when the configuration does not say."""
+        """Number of rows of the embedding, or None when the configuration does not say."""
         size = self.config.get("vocab_size", self.config.get("text_config", {}).get("vocab_size"))
         return size if isinstance(size, int) else None
 
@@ -74,8 +75,8 @@ class ModelFolder:
 def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
     """Read the configuration of a model's folder, or of a LoRA adapter's, and check that the weights are there.
 
-    ``wanted`` says what the folder must be: a language model, a reward model of ours, a sequence classifier, an adapter
-    that PEFT can merge, or (None) any model.
+    ``wanted`` says what the folder must be: a language model, a reward model of this package, a sequence classifier, an
+    adapter that PEFT can merge, or (None) any model.
 
     Raises:
         InputError: not a folder, or a file is missing, damaged, pickled, or of another kind of model. Names every such
@@ -87,18 +88,18 @@ def read_folder(path: Path, wanted: Wanted | None = "policy") -> ModelFolder:
         raise InputError(Problem("not a model: expected a folder or a .gguf file", file=str(path)))
     notes = json_object(path / NOTES) if (path / NOTES).is_file() else {}
     if (path / ADAPTER_CONFIG).is_file():
-        found = ModelFolder(path, {}, json_object(path / ADAPTER_CONFIG), notes)
-        problems = _adapter_problems(found, wanted)
+        folder = ModelFolder(path, {}, json_object(path / ADAPTER_CONFIG), notes)
+        problems = _adapter_problems(folder, wanted)
     elif (path / "config.json").is_file():
-        found = ModelFolder(path, json_object(path / "config.json"), None, notes)
-        problems = _config_problems(found, wanted) + _weight_problems(path)
-        problems = problems or _head_problems(found, wanted)
+        folder = ModelFolder(path, json_object(path / "config.json"), None, notes)
+        problems = _config_problems(folder, wanted) + _weight_problems(path)
+        problems = problems or _head_problems(folder, wanted)
     else:
         others = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         problems = [Problem(f"no config.json, so this is not a model (found: {others})"[:200], file=str(path))]
     if problems:
         raise InputError(problems)
-    return found
+    return folder
 
 
 def require_tokenizer(path: Path) -> None:
@@ -121,7 +122,8 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _head_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
-    """A reward model where a language model is wanted, or the other way round (a head must never be made up)."""
+    """Problem: a reward model where a language model is wanted, or the other way round. A missing head must never be
+    replaced by a random one."""
     if wanted == "policy" and folder.is_reward_model:
         return [Problem("a reward model; a language model is wanted here", file=str(folder.path))]
     if wanted == "reward_model" and not folder.is_reward_model:
@@ -131,12 +133,12 @@ def _head_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
 
 
 def _config_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
-    """A classifier or a quantised model where a plain one is wanted."""
+    """Problem: a classifier or a quantised model where a plain one is wanted."""
     problems = []
     what = "a reward model of this package" if wanted == "reward_model" else "a language model"
     architectures = [str(name) for name in folder.config.get("architectures") or ()]
     classifiers = [name for name in architectures if name.endswith("Classification")]
-    # OpenRLHF's, say: a transformer and one linear layer all the same
+    # For example OpenRLHF's: under another name it is a transformer with one linear layer
     own_class = any("RewardModel" in name for name in architectures)
     if wanted == "classifier" and architectures and not classifiers and not own_class:
         problems.append(Problem(f"{architectures[0]} is no reward model: it gives no score", file=str(folder.path)))
@@ -223,7 +225,7 @@ def _adapter_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Proble
 
 
 def _feature_problems(folder: ModelFolder, wanted: Wanted | None) -> list[Problem]:
-    """What the adapter does beyond adding low-rank updates to linear layers."""
+    """Problems: what the adapter does beyond adding low-rank updates to linear layers."""
     if wanted not in ("policy", "reward_model", "mergeable"):
         return []
     tensors = tensor_shapes(folder.path / ADAPTER_WEIGHTS)

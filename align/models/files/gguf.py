@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("align")
 _LAYOUT = 2
-"""Of what this module writes into the cache: raise it when that changes, and old entries are left alone."""
+"""Version of what this module writes into the cache. Raise it when that changes: old entries are then not used."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 
 DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-"""Pre-tokenizers that set every digit apart and then split as GPT-2 does (llama.cpp's table). transformers leaves the
-digits out, which changes the ids of line breaks and spaces before a digit, such as in a numbered list."""
+"""Pre-tokenizers that split off every digit and then split as GPT-2 does (llama.cpp's table). transformers does not
+split off the digits, which changes the ids of line breaks and spaces before a digit, as in a numbered list."""
 _GPT2_SPLITTERS = {"gpt-2", "default", None}
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); an array stands for its
-    length.
+    """The metadata of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); the value of an array is
+    its length.
 
     Raises:
         InputError: no such file, not a GGUF file, or cut off.
@@ -107,7 +107,7 @@ def _require_package() -> None:
 
 @contextmanager
 def _alone_in_a_folder(path: Path) -> Iterator[Path]:
-    """A folder with only a link to the file, so that nothing lying beside it has a say in what is loaded."""
+    """A folder with only a link to the file, so that other files beside it do not affect what is loaded."""
     with tempfile.TemporaryDirectory(prefix="align-gguf-") as folder:
         Path(folder, path.name).symlink_to(path.resolve())
         yield Path(folder)
@@ -134,7 +134,7 @@ def read_model(path: Path) -> PreTrainedModel:
             trust_remote_code=False,
         )
     model.config.name_or_path = str(path)
-    if hasattr(model.config, "_model_name_or_path"):  # the file's own title, which is no path
+    if hasattr(model.config, "_model_name_or_path"):  # the title in the file, which is not a path
         del model.config._model_name_or_path
     return model
 
@@ -160,7 +160,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     }:
         raise InputError(Problem(f"splits text by {splitter!r}, which transformers does not know", file=str(path)))
     with _alone_in_a_folder(path) as folder, _damaged(path):
-        # Not AutoTokenizer, which reads the whole file once more to find the architecture, and then takes this class.
+        # AutoTokenizer would use this class as well, but reads the whole file once more to find the architecture.
         tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
             folder, gguf_file=path.name, local_files_only=True
         )
@@ -193,9 +193,8 @@ def _damaged(path: Path) -> Iterator[None]:
 def dequantised(path: Path, cache: Path, *, weights: bool = True) -> Path:
     """The folder with the file's model and tokenizer in plain formats, made if it is not in ``cache`` yet.
 
-    Everything that is going to be read is checked by sha256 first: the ``weights`` too, unless only the tokenizer is
-    wanted. A damaged entry is made anew, with a warning. Processes that want the same entry at once wait for the first
-    one.
+    All files that will be read are checked by sha256 first; with ``weights`` False, only those of the tokenizer. A
+    damaged entry is made anew, with a warning. Processes that want the same entry at once wait for the first one.
     """
     import transformers
 

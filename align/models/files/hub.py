@@ -1,7 +1,7 @@
-"""Hub models as local folders. Local first: what is already downloaded is used as it is, without a look at the network.
+"""Hub models as local folders. A model that is already downloaded is used as it is, without asking the network.
 
-A run then means the same tomorrow and offline: a branch that moved on is not followed until the local copy is deleted
-or ``revision`` names another commit.
+A run therefore gives the same result tomorrow and offline: a newer commit of the branch is not used until the local
+copy is deleted or ``revision`` names it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from align.errors import EnvironmentFault, InputError, Problem
 from align.models.files.folder import read_folder, require_tokenizer
 
 PATIENCE = 5.0
-"""Seconds to wait for the hub's first answer before the model is called unreachable."""
+"""Seconds to wait for the hub's first response before it is called unreachable."""
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-"""Never ``.py`` and never pickles."""
+"""The files that are downloaded. Never ``.py`` and never pickles."""
 _UNWANTED = ["*/*", "consolidated*"]
-"""Other formats' copies of the same weights."""
+"""Copies of the same weights in other formats, which are not downloaded."""
 
 
 def cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a hub id means on this machine: the pinned one, or the one its branch had when it was downloaded.
-    No network."""
+    """The commit that a hub id stands for on this machine: the pinned one, or the one its branch had when it was
+    downloaded. Does not use the network."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import REGEX_COMMIT_HASH, repo_folder_name
 
@@ -36,7 +36,7 @@ def cached_commit(name: str, revision: str | None) -> str | None:
 
 
 def _complete(snapshot: Path) -> bool:
-    """Other programs leave snapshots that hold only what they needed, such as the tokenizer."""
+    """Are all files here? Other programs leave snapshots with only what they needed, such as the tokenizer."""
     try:
         read_folder(snapshot, None)
         require_tokenizer(snapshot)
@@ -55,8 +55,8 @@ def local_snapshot(
     """The folder of a hub model's configuration, tokenizer and safetensors, downloaded first if they are not here yet.
 
     Args:
-        unwanted: files that are not fetched, as patterns; by default all that lie in subfolders.
-        complete: does a folder that is here already hold all that is needed?
+        unwanted: patterns of files that are not downloaded; by default all files in subfolders.
+        complete: tells whether a folder that is already here has all needed files.
 
     Raises:
         InputError: the hub has no such model or revision, or the name cannot be one.
@@ -85,7 +85,7 @@ def local_snapshot(
 
 
 def ask(name: str, revision: str | None, *, data: bool = False) -> None:
-    """One short question: has the hub this model, or this data set? Nothing is downloaded. Raises as
+    """Ask the hub whether it has this model, or with ``data`` this data set. Downloads nothing. Raises as
     :func:`local_snapshot`."""
     from huggingface_hub import HfApi
 
@@ -97,14 +97,14 @@ def _download(name: str, revision: str | None, unwanted: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     with _answers(name, revision, "model"):
-        # One short question first: snapshot_download has no limit on the time it waits for an answer.
+        # Ask first whether the model exists: snapshot_download waits for an answer without a time limit.
         commit = HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
         return Path(snapshot_download(name, revision=commit, allow_patterns=_WANTED, ignore_patterns=unwanted))
 
 
 @contextmanager
 def _answers(name: str, revision: str | None, kind: str) -> Iterator[None]:
-    """What the hub, or the way to it, may answer to a question about ``name``, as errors of ours."""
+    """Turns what the hub client raises about ``name`` into this package's errors."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,

@@ -1,4 +1,4 @@
-"""Content identity of models: what a stage's result, or an adapter's meaning, depends on. Imports no torch."""
+"""Digests of models by content, which results of stages and saved adapters refer to. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def is_local(location: Path | str) -> bool:
-    """A path, rather than a hub id?"""
+    """Is this a path and not a hub id?"""
     return isinstance(location, Path) or Path(location).exists() or not _like_hub_id(location)
 
 
@@ -28,8 +28,8 @@ def model_digest(location: Path | str, revision: str | None = None) -> str:
     """Digest of a model's weights and configuration (not of its tokenizer, which the encoder's digest covers).
 
     A folder: sha256 over the names and sha256 sums of its safetensors and ``config.json``; of an adapter: over its
-    weights, its settings and its base's digest, so that it stays the same when both move. A GGUF: the file's sha256. A
-    hub id: the id and the commit, or its branch while nothing is downloaded and none is pinned.
+    weights, its settings and its base's digest, so that the digest stays the same when both move. A GGUF file: its
+    sha256. A hub id: the id and the commit, or the branch if the model is neither downloaded nor pinned.
 
     Raises:
         InputError: a local model is incomplete.

@@ -1,4 +1,4 @@
-"""Whether a model's folder wants Python code of its own to be run. Imports nothing heavy unless the folder names such
+"""Whether loading a model needs Python code from its folder. Imports transformers only when the folder names such
 code."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def refuse_own_code(folder: ModelFolder) -> None:
     built in.
 
     Raises:
-        InputError: it has not, or ``tokenizer_config.json`` is damaged.
+        InputError: transformers does not have them, or ``tokenizer_config.json`` is damaged.
     """
     if folder.config.get("auto_map"):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING

@@ -1,7 +1,7 @@
 """How many positions a model has, read from its configuration. Imports no torch.
 
-A model with learned positions has a row for each and cannot go on behind the last one. Rotary positions go on, but
-behind ``max_position_embeddings`` the model has seen none in its own training.
+A model with learned positions has an embedding for each and fails after the last one. Rotary positions have no end, but
+the model was not trained on any after ``max_position_embeddings``.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from align.models.files.folder import ADAPTER_CONFIG, read_folder
 from align.models.files.identity import is_gguf
 
 LEARNED = frozenset({"biogpt", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt"})
-"""Model types whose forward pass fails behind their last position: a table of embeddings, of rotations or of biases
-ends there."""
+"""Model types whose forward pass fails after their last position, where a table of embeddings, rotations or biases
+ends."""
 _KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _WITHOUT = frozenset({"bloom"})
-"""Model types whose positions have no end."""
+"""Model types without a maximum length."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """The length that a model was made for."""
+    """A model's maximum length."""
 
     limit: int
     """In tokens."""
     hard: bool
-    """Does the model fail behind it?"""
+    """Does the forward pass fail on longer inputs?"""
 
 
 def positions(config: Mapping[str, Any]) -> Positions | None:
-    """From a model's ``config.json``; None where it does not say."""
+    """Maximum length from a model's ``config.json``; None when that does not say."""
     kind, text = config.get("model_type"), config.get("text_config") or config
     if kind in _WITHOUT or (kind == "falcon" and config.get("alibi")):
         return None
@@ -49,7 +49,8 @@ def positions(config: Mapping[str, Any]) -> Positions | None:
 
 
 def positions_at(path: Path) -> Positions | None:
-    """Those of the model at ``path``: a folder, an adapter's (its base's), or a .gguf file; None where nothing says."""
+    """Maximum length of the model at ``path``: a folder, an adapter's folder (then of its base), or a .gguf file; None
+    when nothing says."""
     if is_gguf(path):
         from align.models.files.gguf import header
 
@@ -64,16 +65,18 @@ def positions_at(path: Path) -> Positions | None:
     return positions(read_folder(path, None).config)
 
 
-def require_positions(found: Positions | None, tokens: int, what: str, hint: str) -> str | None:
-    """A note when ``tokens`` go beyond the positions that a model was made for; None when they do not. It begins with
-    ``what`` they are; with nothing, where the key of a recipe says that.
+def require_positions(positions: Positions | None, tokens: int, what: str, hint: str) -> str | None:
+    """A note when ``tokens`` exceed the maximum length of a model; None when they do not. The note begins with ``what``
+    the tokens are; ``what`` is empty when a recipe key in front of the note says it.
 
     Raises:
-        InputError: the model fails behind its last position.
+        InputError: the model fails after its last position.
     """
-    if found is None or tokens <= found.limit:
+    if positions is None or tokens <= positions.limit:
         return None
     said = f"{what}: {tokens:,} tokens" if what else f"{tokens:,} tokens"
-    if found.hard:
-        raise InputError(Problem(f"{said}, the model has {found.limit:,} positions and none behind them", hint=hint))
-    return f"{said}, the model was made for {found.limit:,} positions (max_position_embeddings)"
+    if positions.hard:
+        raise InputError(
+            Problem(f"{said}, the model has {positions.limit:,} positions and none behind them", hint=hint)
+        )
+    return f"{said}, the model was made for {positions.limit:,} positions (max_position_embeddings)"

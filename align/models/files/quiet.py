@@ -1,5 +1,5 @@
-"""Loading and saving without transformers' progress bars: align shows its own progress, and a log file is no place for
-any."""
+"""Loading and saving without transformers' progress bars: align shows its own progress, and bars would clutter a log
+file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Switch transformers' progress bars off for a while."""
+    """Inside, transformers shows no progress bars."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     gguf: Any = modeling_gguf_pytorch_utils
 
-    # The GGUF reader takes its bar from tqdm itself, past transformers' switch.
+    # The GGUF reader uses tqdm directly, which transformers' switch does not reach.
     bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -30,8 +30,8 @@ def no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def no_reports() -> Iterator[None]:
-    """Inside, transformers does not print its tables of tensors: what they say is looked at, and told in one line or
-    refused."""
+    """Inside, transformers does not print its tables of missing and unexpected tensors: the caller checks them, and
+    reports them in one line or refuses the model."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,5 +1,5 @@
-"""What a reward model may start from, as its folder says: a language model, a reward model of ours, or a sequence
-classifier with one label. Imports no torch."""
+"""Whether a folder is something that a reward stage can start from: a language model, a reward model of this package,
+or a sequence classifier with one label. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def is_classifier(folder: ModelFolder) -> bool:
 
 
 def require_start(folder: ModelFolder, grades: Mapping[str, float]) -> None:
-    """Raises :class:`InputError` for a reward model or classifier whose head a stage that learns ``grades`` (none: to
-    rank) cannot keep."""
+    """Raises :class:`InputError` for a reward model or classifier whose head cannot be kept by a stage that learns
+    ``grades`` (empty: a stage that learns to rank)."""
     if folder.is_reward_model:
         learned = folder.notes.get("grades") or {}
         if list(learned) != list(grades):
@@ -48,12 +48,15 @@ def require_start(folder: ModelFolder, grades: Mapping[str, float]) -> None:
 
 
 def _head(folder: ModelFolder) -> int:
-    """How many numbers the head gives. Raises InputError for one that is no linear layer without bias, of that name."""
+    """The number of outputs of the head. Raises InputError unless it is one linear layer without bias called
+    ``score``."""
     shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
     others = sorted(name for name in shapes if name.startswith("score.") and name != SCORE)
     if SCORE not in shapes or others:
-        found = f"it has {', '.join(others)}" if others else f"it has no {SCORE}"
-        message = f"a classifier with another head than one linear layer without bias ({found}), which cannot be kept"
+        difference = f"it has {', '.join(others)}" if others else f"it has no {SCORE}"
+        message = (
+            f"a classifier with another head than one linear layer without bias ({difference}), which cannot be kept"
+        )
         raise InputError(Problem(message, file=str(folder.path), hint="start from a language model"))
     return shapes[SCORE][0]
 

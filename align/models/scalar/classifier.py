@@ -1,5 +1,4 @@
-"""A reward model as a plain ``AutoModelForSequenceClassification``: for TRL, vLLM and everything else that reads
-one."""
+"""Exporting a reward model as ``AutoModelForSequenceClassification``, for TRL, vLLM and other tools that read one."""
 
 from __future__ import annotations
 
@@ -34,17 +33,17 @@ def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> 
     has one label, or one for each grade that the model learned, in their order (``id2label``; ``grade_weights`` in its
     config.json make them one score).
 
-    transformers reads the score at the last token whose id is not the padding's. So the folder's tokenizer pads with a
-    token that ends no answer (a new one, ``<|pad|>``, where the model has none), and an input has to end with the token
-    that ends the answer: some templates put a line break behind it, which must be cut off. Scores are then ours.
-    Weights are fp32, since transformers would round the head to the dtype of the rest.
+    transformers reads the score at the last token whose id is not the padding's. The folder's tokenizer therefore pads
+    with a token that ends no answer (a new one, ``<|pad|>``, if the model has none). An input has to end with the token
+    that ends the answer: some templates append a line break, which must be cut off. The scores are then equal to those
+    of align. Weights are fp32, since transformers would round the head to the dtype of the rest.
 
     Returns:
         ``{"architecture": ..., "pad_token": ...}``.
 
     Raises:
-        InputError: ``out`` exists, it is no reward model of ours, or transformers has no such classifier for its
-            architecture.
+        InputError: ``out`` exists, ``model`` is not a reward model of this package, or transformers has no such
+            classifier for its architecture.
         EnvironmentFault: the disk is full or cannot be written.
     """
     if out.exists():
@@ -87,7 +86,7 @@ def export_classifier(model: Model, out: Path, *, cache: Path | None = None) -> 
 
 
 def _with_distinct_pad(encoder: Encoder) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer whose padding ends no answer."""
+    """A copy of the tokenizer whose padding token ends no answer."""
     tokenizer = copy.deepcopy(encoder.tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in encoder.stop_ids:
         tokenizer.add_special_tokens({"pad_token": PAD})

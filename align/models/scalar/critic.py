@@ -1,8 +1,8 @@
-"""A policy and its value model, two or one: with adapters the value model is one more adapter, and a head, on the
-policy's own base.
+"""A policy and its value model. With adapters the value model is one more adapter, and a head, on the policy's own
+base.
 
 The base is then in memory once for policy, reference (the policy with its adapter off) and value model. Without
-adapters the value model is a whole model.
+adapters the value model is a separate model.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Part = Literal["policy", "value"]
 
 
 class ActorCritic(nn.Module):
-    """``policy``, and ``value`` if there is one. Made by :func:`actor_critic`.
+    """A policy and, if there is one, its value model. Made by :func:`actor_critic`.
 
-    Where both are on one base, :meth:`use` says which adapters have an effect. It is not a context: the backward pass
-    of a checkpointed forward pass runs layers again, and must find the adapters that the forward pass had.
+    When both share a base, :meth:`use` switches between their adapters. It is not a context manager because gradient
+    checkpointing runs layers again in the backward pass, which needs the same adapters as the forward pass.
     """
 
     def __init__(self, policy: nn.Module, value: ScalarModel | None, *, on_start: bool = False) -> None:
         super().__init__()
         self.policy, self.value = policy, value
         self.shared = value is not None and value.backbone is policy
-        """Are both on one base?"""
+        """Do both share one base?"""
         self._on_start = on_start
         self._active: dict[str, tuple[str, ...]] = {}
         if self.shared:
@@ -52,12 +52,12 @@ class ActorCritic(nn.Module):
             }
 
     def use(self, part: Part) -> None:
-        """From now on the shared base computes what ``part`` does; nothing happens where there are two models."""
+        """Activate the adapters of ``part`` on the shared base; does nothing when there are two models."""
         if self._active:
             adapters.activate(self.policy, self._active[part])
 
     def trainable(self) -> dict[str, dict[str, nn.Parameter]]:
-        """What is trained, apart for ``policy`` and ``value``: parameters by their names in this module."""
+        """The trained parameters, separately for ``policy`` and ``value``, by their names in this module."""
         parts: dict[str, dict[str, nn.Parameter]] = {"policy": {}}
         for name, parameter in trainable_parameters(self).items():
             of_value = name.startswith("value.") or f".{VALUE}." in name
@@ -65,7 +65,7 @@ class ActorCritic(nn.Module):
         return parts
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
-        """As the method of transformers' models, for both."""
+        """Switch gradient checkpointing on in both, as the method of transformers' models does."""
         causal_lm(self.policy).gradient_checkpointing_enable(**settings)
         if self.value is not None and not self.shared:
             causal_lm(self.value.backbone).gradient_checkpointing_enable(**settings)
@@ -73,8 +73,8 @@ class ActorCritic(nn.Module):
     def save_value(
         self, encoder: Encoder, out: Path, *, base: Model, scores: ScoreStats, layout: Layout
     ) -> dict[str, Any]:
-        """Write the value model into ``out`` as a reward model is written, to be loaded as one. Returns the report of
-        the saving.
+        """Write the value model into ``out`` in the form of a reward model, as which it can be loaded. Returns what
+        :func:`~align.models.scalar.heads.save_scalar` returns.
 
         ``scores`` are the statistics of the values that it was trained on.
         """
@@ -88,7 +88,7 @@ class ActorCritic(nn.Module):
 
 @contextmanager
 def _transformer_alone(policy: nn.Module) -> Iterator[None]:
-    """Inside, the adapters' wrapper is around the transformer without its LM head, as a reward model's is."""
+    """Inside, the adapter wrapper is around the transformer without its LM head, as in a reward model."""
     wrapper: Any = unwrap(policy)
     lm = wrapper.base_model.model
     transformer = transformer_of(lm)
@@ -104,12 +104,12 @@ def actor_critic(policy: nn.Module, start: ScalarModel | None, lora: Lora | None
     """Give ``policy`` (ready to train) a value model to train.
 
     Args:
-        start: what the value model starts from, a reward model or an earlier value model; it is taken over, not copied.
-            None: the policy as it is, with a head that says 0.
-        lora: the recipe's adapters; the value model's are of the same kind.
+        start: the reward model or earlier value model that the value model starts from; it is taken over, not copied.
+            None: the policy itself, with a head that outputs 0.
+        lora: the recipe's adapter settings, also used for the value model.
 
-    A ``start`` with one adapter on the policy's own base, byte for byte, moves onto it. With any other base it stays a
-    model of its own.
+    If ``start`` is a single adapter on exactly the policy's base, it is moved onto the policy. Otherwise it stays a
+    separate model.
     """
     if start is None:
         return _from_policy(policy, lora)
@@ -138,7 +138,7 @@ def _from_policy(policy: nn.Module, lora: Lora | None) -> ActorCritic:
 
 
 def _silent(value: ScalarModel) -> ScalarModel:
-    """A head that says 0: nothing is known of the rewards yet."""
+    """Set the head to output 0, since nothing is known of the rewards yet."""
     nn.init.zeros_(value.head.weight)
     return value
 
@@ -153,7 +153,7 @@ def _peft(model: nn.Module) -> PeftModel:
 
 
 def _fits(policy: nn.Module, other: nn.Module) -> bool:
-    """Has ``other`` one plain adapter, and the policy's own weights beneath it?"""
+    """Is ``other`` a single plain adapter on the same base weights as the policy's?"""
     peft: Any = unwrap(other)
     if not is_lora(peft) or list(peft.peft_config) != [START]:
         return False
@@ -166,7 +166,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _base_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The transformer's weights without adapters and without whatever head is on it."""
+    """The transformer's weights, without adapters and head."""
     lm: Any = causal_lm(unwrap(model))
     weights = transformer_of(lm).named_parameters()
     return {
@@ -183,7 +183,7 @@ def _layers(model: nn.Module) -> Mapping[str, Any]:
 
 @torch.no_grad()
 def _move_adapter(source: nn.Module, policy: nn.Module) -> None:
-    """``START`` of ``source`` becomes ``VALUE`` of the policy."""
+    """Move the adapter ``START`` of ``source`` to the policy, as its ``VALUE``."""
     config = copy.deepcopy(_peft(source).peft_config[START])
     config.lora_dropout, config.inference_mode = 0.0, False
     adapters.add_value_adapter(_peft(policy), config)

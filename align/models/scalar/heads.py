@@ -1,9 +1,9 @@
-"""Scalar models: a transformer without LM head and one linear output. Reward models read it where an answer ends, value
-models before every token.
+"""Scalar models: a transformer without LM head and one linear output. Reward models read the output at the end of an
+answer, value models before every token.
 
-The head is fp32 whatever the backbone computes in: bf16 has 8 bits, and scores of one pair often differ by less. It has
-no bias. The ranking loss does not see one, and transformers' classifiers of this family have none, so an exported model
-scores the same to the last bit.
+The head is fp32 whatever the backbone's type: bf16 has 8 significant bits, and the scores of a pair often differ by
+less than that resolves. It has no bias: the ranking loss does not depend on one, and transformers' classifiers of this
+family have none, so an exported model gives exactly the same scores.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class ScalarModel(nn.Module):
     to one number, or to one for each of ``grades``: attribute to its weight in the one score, the weighted sum.
 
     A new head is drawn from a normal distribution of standard deviation 1 / sqrt(d + 1), d the hidden size, as in
-    OpenAI's lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. States behind a final norm have length about
-    sqrt(d), so first scores spread by 1 where the states have nothing in common, and by less where answers end alike.
+    OpenAI's lm-human-preferences; OpenRLHF draws it sqrt(d) times smaller. Hidden states after a final norm have a
+    length of about sqrt(d), so the first scores have a standard deviation of about 1 for unrelated states, and a
+    smaller one when answers end alike.
     """
 
     def __init__(self, backbone: PreTrainedModel | PeftModel, grades: Mapping[str, float] | None = None) -> None:
@@ -60,11 +61,12 @@ class ScalarModel(nn.Module):
         width = int(inner.config.get_text_config().hidden_size)
         self.backbone: nn.Module = backbone
         self.head = nn.Linear(width, len(self.grades) or 1, bias=False, dtype=torch.float32)
-        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)  # on the CPU: the same numbers on every device
+        # Drawn on the CPU, so that the numbers are the same for every device
+        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)
         self.head.to(inner.device)
 
     def at(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
-        """The one score at ``positions`` of the flattened tokens, fp32 [len(positions)]."""
+        """The score at ``positions`` of the flattened tokens, fp32 [len(positions)]."""
         return self.score(self.outputs(batch, positions, own_attention=own_attention))
 
     def outputs(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
@@ -75,18 +77,19 @@ class ScalarModel(nn.Module):
         return values
 
     def score(self, outputs: Tensor) -> Tensor:
-        """The one score that outputs [n, outputs] stand for, [n]."""
+        """The score [n] from the head's outputs [n, outputs]: the only one, or the weighted sum of the grades."""
         return outputs @ outputs.new_tensor(list(self.grades.values())) if self.grades else outputs.squeeze(-1)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """As the method of transformers' models."""
+        """Switch gradient checkpointing on, as the method of transformers' models does."""
         causal_lm(self.backbone).gradient_checkpointing_enable(**options)
 
 
 def branch_scores(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
     """The score of each branch: the head at its last target, which is the token that ends the answer. fp32 [B].
 
-    Found by place, never by token id: padding may have the id of an end token. Every branch must have a target.
+    The token is found by its position, never by its id, since padding may have the id of an end token. Every branch
+    must have a target.
     """
     return model.at(batch, _ends(batch), own_attention=own_attention)
 
@@ -98,14 +101,14 @@ def branch_grades(model: ScalarModel, batch: Batch, *, own_attention: bool = Fal
 
 
 def _ends(batch: Batch) -> Tensor:
-    """The place of each branch's last target, int64 [B]."""
+    """The index of each branch's last target, int64 [B]."""
     last = torch.full((batch.num_branches,), -1, device=batch.targets.device)
     return last.scatter_reduce(0, batch.branch, batch.targets, "amax")
 
 
 def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = False) -> Tensor:
-    """The value of the state before each target: the head where the target is predicted from. fp32 [N], in the order of
-    the targets."""
+    """The value of the state before each target: the head's output at the token from which the target is predicted.
+    fp32 [N], in the order of the targets."""
     return model.at(batch, batch.sources, own_attention=own_attention)
 
 
@@ -113,10 +116,10 @@ def token_values(model: ScalarModel, batch: Batch, *, own_attention: bool = Fals
 def score_trees(
     model: ScalarModel, trees: list[Tree], *, microbatch_tokens: int, layout: Layout, pad_id: int
 ) -> list[list[float]]:
-    """Scores of all branches of each tree. The same, to rounding, whatever else is scored with them."""
+    """Scores of all branches of each tree. Up to rounding they do not depend on which trees are scored together."""
     scores = [[0.0] * len(tree.branches) for tree in trees]
     device = model.head.weight.device
-    # One row length, for which the kernel is compiled
+    # All rows have the same length, so that the kernel is compiled once
     multiple = microbatch_tokens if device.type == "cuda" and layout != "padded" else 1
     for cpu_batch in pack(
         trees, microbatch_tokens=microbatch_tokens, layout=layout, pad_id=pad_id, multiple_of=multiple
@@ -131,8 +134,8 @@ def score_trees(
 
 @dataclass(frozen=True)
 class ScoreStats:
-    """Mean and standard deviation of a reward model's scores on the answers that it was trained on, and of how many
-    answers."""
+    """Mean and standard deviation of a reward model's scores on the answers that it was trained on, and the number of
+    these answers."""
 
     mean: float
     std: float
@@ -145,8 +148,8 @@ class ScoreStats:
         return cls(float(values.mean()), float(values.std()), values.size)
 
     def normalise(self, scores: Number) -> Number:
-        """Scores in standard deviations from the mean. Whoever shows or uses scores says whether they are normalised:
-        once is enough."""
+        """The distance of ``scores`` from the mean in standard deviations. Scores must not be normalised twice: code
+        that passes them on says whether they are normalised."""
         return (scores - self.mean) / (self.std or 1.0)
 
 
@@ -165,11 +168,11 @@ def load_scalar(
     """The reward model at ``model.path`` that a reward stage saved: whole, or an adapter with its base. In eval mode,
     dropout off.
 
-    The head of one that learned grades gives the one score, their weighted sum; with ``grades`` all of them.
+    If it learned grades, its head gives their weighted sum as the score, or with ``grades`` each of them.
 
     Raises:
-        InputError: it is no reward model of ours (a plain language model has no head, and none is made up), or it is
-            damaged.
+        InputError: it is not a reward model of this package (a plain language model has no head, and no random one is
+            made for it), or it is damaged.
         EnvironmentFault: as for :func:`~align.models.load.load_policy`.
     """
     folder = _reward_folder(model)
@@ -187,14 +190,15 @@ def load_scalar(
 
 
 def grade_weights(folder: ModelFolder) -> dict[str, float]:
-    """The grades that a reward model of ours learned, and their weights in its score; none where it learned to rank.
+    """The grades that a reward model of this package learned, and their weights in its score; empty when it learned to
+    rank.
 
-    Raises :class:`InputError` where align.json has something else there.
+    Raises :class:`InputError` when the entry in align.json is of another kind.
     """
-    found = folder.notes.get("grades") or {}
-    if not isinstance(found, dict) or not all(isinstance(weight, (int, float)) for weight in found.values()):
+    weights = folder.notes.get("grades") or {}
+    if not isinstance(weights, dict) or not all(isinstance(weight, (int, float)) for weight in weights.values()):
         raise InputError(Problem("align.json has no weights of its grades", file=str(folder.path)))
-    return {str(name): float(weight) for name, weight in found.items()}
+    return {str(name): float(weight) for name, weight in weights.items()}
 
 
 def with_head(scalar: ScalarModel, weight: Tensor) -> ScalarModel:
@@ -206,17 +210,17 @@ def with_head(scalar: ScalarModel, weight: Tensor) -> ScalarModel:
 
 @dataclass(frozen=True)
 class ScoreNotes:
-    """What a reward model's folder says of its scores."""
+    """What a reward model's folder says about its scores."""
 
     encoder: str
-    """Digest of tokenizer and template that it was trained with."""
+    """Digest of the tokenizer and template that the model was trained with."""
     layout: Layout
     """How rows are laid out: a model that cannot attend by trees needs ``padded``."""
     stats: ScoreStats
 
 
 def score_notes(model: Model) -> ScoreNotes:
-    """Those of the reward model at ``model.path``. Raises :class:`InputError` when there are none."""
+    """Read the notes of the reward model at ``model.path``. Raises :class:`InputError` when there are none."""
     folder = _reward_folder(model)
     try:
         notes = folder.notes
@@ -245,12 +249,12 @@ def save_scalar(
     """Write a reward model into the folder ``out``: head, tokenizer, notes, and the backbone or its adapter when that
     is what was trained.
 
-    ``base`` is what the stage started from (resolved). ``save_merged`` adds the folder ``merged`` with the adapter
-    merged in. Publishing the folder at once is the caller's. The model is left as it was.
+    ``base`` is the model that the stage started from (resolved). ``save_merged`` adds the folder ``merged`` with the
+    adapter merged in. Making the finished folder visible at once is up to the caller. The model is left as it was.
 
     Returns:
-        For the stage's report: format, dtype, parameters, stop ids, base, and for a merged copy how far its scores are
-        from the adapter's.
+        For the stage's report: format, dtype, parameters, stop ids, base, and for a merged copy the largest difference
+        of a score from the adapter's.
 
     Raises:
         InputError: the tokenizer has ids beyond the model's embeddings.
@@ -287,10 +291,10 @@ def write_merged_scalar(
     model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], *, scores: ScoreStats, layout: Layout
 ) -> float:
     """Write a reward model into the folder ``out`` with its adapter merged in; returns the largest difference of a
-    score.
+    score between the two.
 
     Raises:
-        InputError: the merged model is not the one with the adapter.
+        InputError: the merged model does not compute the same as the one with the adapter.
         EnvironmentFault: the disk is full or cannot be written.
     """
     plain = with_head(ScalarModel(merged_copy(model.backbone), model.grades), model.head.weight)

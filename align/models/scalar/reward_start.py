@@ -19,15 +19,15 @@ from align.recipe.schema import Model
 
 
 def load_start(model: Model, *, grades: Mapping[str, float], **loading: Any) -> PreTrainedModel | ScalarModel:
-    """The language model at ``model.path``, or the reward model with its head: one of ours, or transformers' classifier
-    with one label whose head is one linear layer without bias.
+    """Load the language model at ``model.path``, or the reward model with its head: one of this package, or a
+    transformers classifier with one label whose head is one linear layer without bias.
 
     Args:
-        grades: what the stage learns, by their weights; none: to rank.
+        grades: the grades that the stage learns, with their weights; empty if it learns to rank.
         loading: as for :func:`~align.models.load.load_policy`.
 
     Raises:
-        InputError: as load_policy; or the head is of another kind, and cannot be kept.
+        InputError: as load_policy; or the head is of another kind and cannot be kept.
         EnvironmentFault: as load_policy.
     """
     location = locate(model)
@@ -37,7 +37,7 @@ def load_start(model: Model, *, grades: Mapping[str, float], **loading: Any) -> 
     require_start(folder, grades)
     if folder.is_reward_model:
         start = load_scalar(model, grades=True, **loading)
-        start.grades = dict(grades)  # the stage's weights, of the same grades
+        start.grades = dict(grades)  # the same grades, with the stage's weights
         return start
     if is_classifier(folder):
         return with_head(ScalarModel(load_backbone(model, **loading)), _head(folder)).eval()
@@ -45,7 +45,7 @@ def load_start(model: Model, *, grades: Mapping[str, float], **loading: Any) -> 
 
 
 def _head(folder: ModelFolder) -> Tensor:
-    """A classifier's head [1, d], as it is stored."""
+    """A classifier's head [1, d], in the type it is stored in."""
     path = next(path for path in folder.weights if SCORE in tensor_shapes(path))
     with readable(path), safe_open(path, framework="pt") as opened:
         weight: Tensor = opened.get_tensor(SCORE)
