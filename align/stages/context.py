@@ -1,4 +1,4 @@
-"""What a stage gets from whoever runs it: where to read, where to write, and how to speak."""
+"""What the runner passes to a stage: where to read and write, and how to print."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class StageContext:
     """One run of one stage.
 
-    ``out`` is an empty folder; what the stage leaves in it becomes the artefact, visible by one rename after the stage
-    returned. ``work`` survives an interruption: checkpoints and caches of this very identity (same config, same inputs)
-    go there.
+    ``out`` is an empty folder: what the stage writes into it becomes the artefact, which appears by a single rename
+    after the stage returned. ``work`` is kept after an interruption: checkpoints and caches of this identity (same
+    config, same inputs) go there.
     """
 
     name: str
@@ -29,24 +29,25 @@ class StageContext:
     out: Path
     work: Path
     cache: Path
-    """Shared by all stages and runs: encoded data and the like, keyed by content."""
+    """Folder shared by all stages and runs, for encoded data and the like, keyed by content."""
     model: Model
     """The recipe's model, for stages that name no policy."""
     resolve: Callable[[str], Path | str]
     """A reference as written in the recipe -> a local path, or a hub id (str)."""
     trained_on: Callable[[str], Sequence[tuple[DataSource, Want]]] = lambda reference: ()
-    """A reference to a model -> what the stages of this recipe that made it were trained on, and as what; nothing for
-    any other model."""
+    """A reference to a model -> the data sources that the stages of this recipe which made it were trained on, each
+    with its use; empty for any other model."""
     console: Console = field(default_factory=Console)
     summary: dict[str, Any] = field(default_factory=dict)
-    """Headline numbers: goes into the manifest and the report. JSON values only."""
+    """Headline numbers for the manifest and the report. JSON values only."""
     encoder_digest: str | None = None
-    """Digest of tokenizer and template (``Encoder.digest``), set by stages that use one: goes into the manifest."""
+    """Digest of tokenizer and template (``Encoder.digest``), set by stages that use an encoder; written into the
+    manifest."""
 
     def policy(self, reference: str | None) -> Model:
         """The model that a stage's ``policy`` key names; the recipe's model when it names none.
 
-        A trained policy carries its own template, so nothing of the recipe's model settings leaks onto it.
+        The model settings of the recipe are not applied to a trained policy, whose folder has its own template.
         """
         if reference is None:
             template = self.model.chat_template
@@ -62,6 +63,6 @@ class StageContext:
         self.summary.update(values)
 
     def warn(self, text: str) -> None:
-        """Tell a person something that they should know about the result, now and in the report."""
+        """Warn the user about the result, now and in the report."""
         self.summary["warnings"] = [*self.summary.get("warnings", ()), text]
         self.console.print(f"{self.name}  note: {text}", highlight=False, markup=False, soft_wrap=True)

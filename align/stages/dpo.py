@@ -1,9 +1,10 @@
 """``kind: dpo``: direct preference optimisation and its relatives. Preferences in, a policy out.
 
-A prompt with its chosen and all its rejected answers is one tree, computed in one pass (in groups of answers where it
-is much larger than a micro-batch). Each (chosen, rejected) pair gives a loss; a prompt's loss is the mean over its
-rejected answers, and the step's is the mean over its prompts, so a prompt with many rejected answers weighs as much as
-one with a single one. The reference is always the stage's own starting policy, scored once before training.
+A prompt with its chosen and all its rejected answers is one tree, computed in one pass (or in groups of answers, if it
+is much larger than a micro-batch). Each (chosen, rejected) pair gives a loss. A prompt's loss is the mean over its
+rejected answers, and the step's loss is the mean over its prompts, so a prompt weighs the same whether it has one
+rejected answer or many. The reference is always the stage's starting policy; its log-probs are computed once, before
+training.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from align.training.trainer import LossOutput, Trainer, TrainerArguments, autoca
 
 
 class DpoTrainer(Trainer):
-    """The preference losses on the common loop.
+    """Trains with the preference losses.
 
     ``reference`` and ``held_out_reference`` give the summed reference log-probs of a batch's branches; None for losses
     without one.
@@ -55,11 +56,11 @@ class DpoTrainer(Trainer):
         self.term_weights = {"sft": spec.sft_weight}
         self.reference_points = (0.0, 0.0)
         self.error = rounding_error(self.model, computes_in(self.train))
-        """Of a hidden state: what a tie is measured by."""
+        """Relative rounding error of a hidden state, by which ties are told."""
 
     def steps(self) -> Iterator[Sequence[Batch]]:
-        """The loader's steps from where the run is; the step's reference points are estimated first, for a loss that
-        needs them."""
+        """The loader's steps from the current one on. For a loss that needs them, the step's reference points are
+        estimated before it."""
         for micro_batches in self.loader.from_step(self.progress.step):
             if self.pair_loss.needs_reference_points:
                 self.reference_points = self._reference_points(micro_batches, held_out=False)
@@ -90,7 +91,8 @@ class DpoTrainer(Trainer):
         return LossOutput(terms, self._metrics(batch, policy.detach(), ratios.detach(), pairs))
 
     def forward_backward(self, batch: Batch, counts: Mapping[str, float]) -> LossOutput:
-        """As every trainer's; a prompt with more answers than a micro-batch holds goes through in groups of them."""
+        """As in :class:`Trainer`; a prompt with more answers than fit a micro-batch is computed in groups of
+        answers."""
         parts = split(batch, self.train.microbatch_tokens) if self.loader.layout == "tree" else None
         if parts is None:
             return super().forward_backward(batch, counts)
@@ -100,7 +102,7 @@ class DpoTrainer(Trainer):
         total = torch.zeros((), device=batch.branch.device)
         with self.autocast():
             stream = Stream(self.model, parts)
-            # Added up as the reference's are, in the same order: another order would be a difference to it of rounding.
+            # The log-probs are summed in the same order as the reference's: another order would differ by rounding.
             chosen_sum = segment_sum(stream.logprobs, parts.first.branch, 1)[0]
             chosen = chosen_sum.detach().requires_grad_()
             policy[0] = chosen.detach()
@@ -163,8 +165,8 @@ class DpoTrainer(Trainer):
         return max(0.0, sums["chosen"].value), max(0.0, sums["rejected"].value)
 
     def _metrics(self, batch: Batch, policy: Tensor, ratios: Tensor, pairs: Pairs) -> dict[str, Mean]:
-        """Implicit rewards, accuracy, log-probs and lengths, each averaged over prompts (over a prompt's rejected
-        answers first)."""
+        """Implicit rewards, accuracy, log-probs and lengths, each averaged over a prompt's rejected answers first and
+        then over prompts."""
         lengths = segment_count(batch.branch, batch.num_branches)
         per_token = self.pair_loss.rewards == "mean"
         rewards = self.spec.beta * (ratios / lengths if per_token else ratios)
@@ -187,7 +189,8 @@ class DpoTrainer(Trainer):
 
 
 def run(spec: DpoStage, ctx: StageContext) -> None:
-    """Score the reference, train on preferences, and warn when the chosen answers became less likely too."""
+    """Compute the reference's log-probs, train on preferences, and warn when the chosen answers became less likely
+    too."""
     stage = prepare(spec, ctx, trained)
     digest = weights_digest(stage.model) if spec.pair_loss.needs_reference else None
     references = [_reference(stage, store, digest) for store in (stage.data, stage.held_out)]

@@ -1,7 +1,7 @@
 """``kind: label``: preferences from a policy's own answers. Prompts in, preferences out.
 
-ChatGLM-RLHF (arXiv 2404.00934) makes DPO's pairs so: answers to the prompts of reinforcement learning, labelled by the
-reward model.
+ChatGLM-RLHF (arXiv 2404.00934) makes its DPO pairs this way: the policy answers the prompts of reinforcement learning,
+and the reward model labels the answers.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _ENOUGH = 20
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """Which of a prompt's used answers is chosen, and which are rejected."""
+    """Which of a prompt's scored answers is chosen and which are rejected, by their indices."""
 
     chosen: int
     rejected: tuple[int, ...]
-    """Best first."""
+    """Indices, the best answer first."""
 
 
 def run(spec: LabelStage, ctx: StageContext) -> None:
-    """Sample, score, and make preferences; say what was left out and why, and whether the longer answers won."""
+    """Sample, score, and make preferences; report what was left out and why, and whether the longer answers won."""
     policy = ctx.policy(spec.policy)
     encoder = load_encoder(policy, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest
@@ -82,10 +82,10 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
 def make_pairs(
     scores: Sequence[float], pairs: Literal["best_worst", "best_vs_rest", "margin"], min_margin: float
 ) -> list[ScoredPair]:
-    """The pairs that ``scores`` of answers to one prompt give, best first. Of equally good best answers the first is
-    chosen.
+    """The pairs made from the ``scores`` of the answers to one prompt, best first. Among equally good best answers the
+    first is chosen.
 
-    Chosen and rejected differ by at least ``min_margin``, and never score the same.
+    The scores of chosen and rejected differ by at least ``min_margin``, and are never equal.
 
     >>> make_pairs([1.0, 3.0, 2.0], "best_worst", 0)
     [ScoredPair(chosen=1, rejected=(0,))]
@@ -109,7 +109,7 @@ def make_pairs(
 
 def preference_row(one: Answered, pair: ScoredPair, number: int | None, as_sampled: AsSampled) -> dict[str, Any]:
     """A pair as a row of preferences. ``margin`` is the difference of scores, one for each of several rejected answers;
-    ``number`` tells a prompt's pairs apart."""
+    ``number`` distinguishes several pairs of a prompt."""
     row = prompt_row(one.record)
     rejected = [one.scores[place] for place in pair.rejected]
     margins = [one.scores[pair.chosen] - score for score in rejected]
@@ -128,7 +128,7 @@ def preference_row(one: Answered, pair: ScoredPair, number: int | None, as_sampl
 
 
 def _length_bias(differences: Sequence[int]) -> str | None:
-    """In plain words, when one could tell chosen from rejected by their lengths; else None."""
+    """A warning when chosen answers could be told from rejected ones by their lengths; else None."""
     longer, shorter = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     if longer + shorter < _ENOUGH or max(longer, shorter) < _BIASED * (longer + shorter):
         return None

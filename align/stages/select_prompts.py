@@ -1,9 +1,9 @@
 """``kind: select_prompts``: prompts that a policy can learn from. Prompts in, fewer prompts out.
 
-ChatGLM-RLHF (arXiv 2404.00934): rules drop prompts that say nothing or that no model can answer, a classifier those of
-low quality; then several answers to each are scored, and a prompt whose answers all score alike goes, since it says
-nothing about which answer is better. The paper gives neither the number of answers nor the threshold; here a share of
-the prompts goes, or all below a threshold.
+As in ChatGLM-RLHF (arXiv 2404.00934), rules drop prompts without content or that no model can answer, and a classifier
+drops those of low quality. Then several answers to each prompt are scored. A prompt whose answers have nearly the same
+score is dropped, because it does not teach which answer is better. The paper gives neither the number of answers nor
+the threshold; here a share of the prompts is dropped, or all below a threshold.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _DEFAULT_SHARE = 0.25
 
 
 def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
-    """Drop by rules, by quality, and by the spread of scores; leave the rest, and say what went and why."""
+    """Drop prompts by rules, by quality, and by the spread of scores; write the rest, and report what was dropped and
+    why."""
     policy = ctx.policy(spec.policy)
     encoder = load_encoder(policy, cache=ctx.cache)
     ctx.encoder_digest = encoder.digest
@@ -64,7 +65,7 @@ def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
 
 
 def rule_against(record: Prompt, spec: SelectPromptsStage) -> str | None:
-    """The rule that a prompt breaks; None when it breaks none."""
+    """The reason by which a rule drops this prompt; None when it is kept."""
     said = [message["content"].strip() for message in record.prompt if message["role"] == "user"]
     length = sum(map(len, said))
     if length < spec.min_characters:
@@ -76,17 +77,17 @@ def rule_against(record: Prompt, spec: SelectPromptsStage) -> str | None:
 
 
 def too_alike(stds: Sequence[float], *, share: float | None = None, least: float | None = None) -> set[int]:
-    """Places of the prompts whose scores differ too little.
+    """Indices of the prompts whose scores differ too little.
 
-    With ``least``: those whose standard deviation is smaller. Else the ``share`` (a quarter when None) of all with the
-    smallest ones, rounded down; of equal ones the later go first.
+    With ``least``: those whose standard deviation is smaller. Otherwise the ``share`` (a quarter when None) of all
+    prompts with the smallest standard deviations, rounded down; among equal ones the later are taken first.
 
     >>> too_alike([0.5, 0.0, 0.2, 0.3], share=0.5)
     {1, 2}
     """
     if least is not None:
         return {place for place, std in enumerate(stds) if std < least}
-    # The decimal as written: 0.29 of 100 are 29
+    # Computed in decimal: 0.29 of 100 is 29, not 28
     number = int(len(stds) * Fraction(str(_DEFAULT_SHARE if share is None else share)))
     return set(sorted(range(len(stds)), key=lambda place: (stds[place], -place))[:number])
 
@@ -94,7 +95,7 @@ def too_alike(stds: Sequence[float], *, share: float | None = None, least: float
 def _of_quality(
     spec: SelectPromptsStage, ctx: StageContext, asked: list[EncodedPrompt], left_out: LeftOutPrompts
 ) -> list[EncodedPrompt]:
-    """The prompts that the quality scorer likes; all of them without one."""
+    """The prompts with a high enough quality score; all of them without a quality scorer."""
     if spec.quality is None or spec.min_quality is None:
         return asked
     kept = []

@@ -21,14 +21,14 @@ from align.training.trainer import LossOutput, Trainer, TrainerArguments
 
 
 class SftTrainer(Trainer):
-    """The sft loss on the common loop."""
+    """Trains on conversations with the negative log-likelihood."""
 
     def __init__(self, arguments: TrainerArguments, loader: Loader, held_out: Sequence[Batch], loss: str) -> None:
         super().__init__(arguments, total_steps=len(loader.plan))
         self.loader, self.held_out, self.per_sequence = loader, held_out, loss == "sequence_mean"
 
     def steps(self) -> Iterator[Sequence[Batch]]:
-        """The loader's steps from where the run is."""
+        """The loader's steps from the current one on."""
         return self.loader.from_step(self.progress.step)
 
     def eval_batches(self) -> Sequence[Batch]:
@@ -36,7 +36,7 @@ class SftTrainer(Trainer):
         return self.held_out
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """Trained tokens, or conversations."""
+        """Number of trained tokens, or of conversations."""
         return {"sft": batch.num_branches if self.per_sequence else batch.num_targets}
 
     def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:

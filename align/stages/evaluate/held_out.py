@@ -1,7 +1,7 @@
-"""Held-out data of an evaluation: prompts, targets where the data have them, and every policy's samples and log-probs.
+"""Held-out data of an evaluation: prompts, targets if the data have them, and every policy's samples and log-probs.
 
-The baseline's samples are drawn once, and every policy says how likely it finds them beside the data's answer, the
-target: the margin between the two is what preference training from such samples is meant to widen.
+Every policy's log-probs are computed for the target (the data's answer) and for the baseline's samples, which are drawn
+once. The margin between the two is what preference training from such samples is meant to widen.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from align.stages.shared.policy_samples import answer_row, sample_policy
 from align.training.launch import Ranks
 
 _TOKENS = 2048
-"""Of a forward pass."""
+"""Tokens of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Policy:
     """One of the policies that are compared."""
 
     name: str
-    """As the recipe names it."""
+    """The policy's name in the recipe."""
     model: Model
     encoder: Encoder
 
@@ -60,16 +60,16 @@ class Question:
     """A prompt, and the data's answer if there is one."""
 
     prompts: tuple[EncodedPrompt, ...]
-    """The prompt as each policy reads it, in their order."""
+    """The prompt as encoded for each policy, in the order of the policies."""
     target: KnownAnswer | None = None
 
     @property
     def record(self) -> Prompt:
-        """The prompt as the data have it."""
+        """The prompt, as a record of the data."""
         return self.prompts[0].record
 
     def own_answer(self) -> Answer:
-        """The data's answer as scorers take it."""
+        """The data's answer, in the form that scorers take."""
         assert self.target is not None
         return Answer(self.record.prompt, self.target.text, target=self.target.text, fields=self.record.fields)
 
@@ -79,7 +79,7 @@ Samples = list[list[list[Answer]]]
 
 
 def say(ctx: StageContext, text: str) -> None:
-    """One line for people."""
+    """Print one line for the user."""
     ctx.console.print(f"{ctx.name}  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -88,8 +88,8 @@ def read_questions(
 ) -> tuple[list[Question], DataReport]:
     """The prompts of ``spec.data``, with targets when all its sources have them.
 
-    Raises :class:`InputError` for bad rows, when nothing is left, and when policies whose log-probs of targets are to
-    be compared have different tokens.
+    Raises :class:`InputError` for bad rows, when no prompt is left, and when the policies' log-probs of targets cannot
+    be compared because their tokens differ.
     """
     assert spec.data is not None
     encoder = policies[0].encoder
@@ -118,8 +118,8 @@ def read_questions(
 
 
 def _require_same_tokens(policies: Sequence[Policy], targets: Sequence[KnownAnswer]) -> None:
-    """One policy's samples are scored by another one token by token, so the same text must be the same tokens to
-    both."""
+    """Raise InputError unless all policies encode the same text as the same tokens: the log-probs of one policy's
+    samples are computed under the others, token by token."""
     first = policies[0]
     for policy in policies[1:]:
         other = policy.encoder
@@ -147,7 +147,7 @@ def _require_same_tokens(policies: Sequence[Policy], targets: Sequence[KnownAnsw
 def sample_questions(
     spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], group: Ranks
 ) -> Samples:
-    """Own samples of every policy, all from the same seed."""
+    """Samples of every policy, all drawn from the same seed."""
     sampling = Sampling(
         spec.max_new_tokens, n=spec.samples_per_prompt, temperature=spec.temperature, seed=sample_seed(ctx.seed, 0)
     )
@@ -174,7 +174,8 @@ def sample_questions(
 def answer_rows(
     policies: Sequence[Policy], questions: Sequence[Question], samples: Samples, by_scorer: Mapping[str, Any]
 ) -> Iterator[AnswerRow]:
-    """Each prompt with the data's answer, if there is one, and every policy's, with what the scorers say of them."""
+    """Rows of ``answers.jsonl``: for each prompt the data's answer, if there is one, and every policy's samples, with
+    their scores."""
     for p, question in enumerate(questions):
         record, target = question.record, question.target
         if target is not None:
@@ -196,7 +197,7 @@ def measure(
     samples: Samples,
     logprobs: Sequence[Values] | None,
 ) -> list[PolicyMeasures]:
-    """What is known of every policy, similarities aside."""
+    """The measures of every policy, except similarities."""
     found = []
     for k in range(len(policies)):
         own = samples[k]
@@ -240,7 +241,7 @@ def logprobs_of(
     ]
     layout = _layout(model, trees[0], ctx, policy.model.path)
     mine = range(group.rank, len(trees), group.world)
-    # One row length on a GPU, whose attention kernel is compiled for each
+    # All rows have one length on a GPU, where the attention kernel is compiled for each length
     padded = _TOKENS if cuda and layout != "padded" else 1
     values = np.full((len(trees), len(trees[0].branches)), np.nan)
     pad = policy.encoder.pad_id
@@ -268,7 +269,7 @@ def _tree(target: KnownAnswer, samples: Sequence[Answer]) -> Tree:
 
 
 def _layout(model: nn.Module, tree: Tree, ctx: StageContext, name: str) -> Layout:
-    """Trees, unless the model's layers cannot keep them apart."""
+    """Layout ``tree``, or ``padded`` if the model cannot use tree attention."""
     ids = [*tree.trunk, *tree.branches[0].ids, *tree.trunk][:12]
     try:
         require_own_logprobs(model, ids, "tree")
@@ -285,7 +286,8 @@ def _layout(model: nn.Module, tree: Tree, ctx: StageContext, name: str) -> Layou
 def similarities(
     ctx: StageContext, embedder: SentenceEmbedder, questions: Sequence[Question], samples: Samples
 ) -> tuple[list[Values], float]:
-    """Cosines of each policy's samples with the targets, [P, n] each, and the share of texts that the embedder cut."""
+    """Cosine similarities of each policy's samples with the targets, [P, n] each, and the share of texts that were cut
+    because they were too long for the embedder."""
     texts = [question.target.text for question in questions if question.target is not None]
     texts += [sample.text for policy in samples for own in policy for sample in own]
     vectors, cut = embed_all(

@@ -1,4 +1,4 @@
-"""Samples of an evaluation under a judge: the first sample of each prompt, pairwise or with grades."""
+"""Asking a judge about the samples of an evaluation: the first sample of each prompt, in pairs or with grades."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from align.terminal import plain
 
 _NO_TARGET = "the judge has nothing to compare with: the data have no answers"
 _CONTRADICTS = 1 / 3
-"""Share of pairs on which the two orders disagree from which the judge's verdicts are called into question; a coin
-comes to one half."""
+"""A warning is given when the two orders disagree on at least this share of pairs. Verdicts drawn at random would
+disagree on one half."""
 _SHOWN = 3
-"""Replies that could not be read of which the beginning is shown."""
+"""Number of unreadable replies whose beginning is shown."""
 
 
 def judge_samples(
     judge: Judge, ctx: StageContext, policies: Sequence[Policy], questions: Sequence[Question], samples: Samples
 ) -> tuple[dict[str, Found], dict[str, Any], list[str]]:
-    """(metrics, what it took, warnings). Raises as :meth:`align.evaluation.chat_server.ChatServer.ask`."""
+    """(metrics, an account of the requests, warnings). Raises as
+    :meth:`align.evaluation.chat_server.ChatServer.ask`."""
     server = ChatServer(judge, ctx.cache / "judge")
     texts = {policy.name: [own[0].text for own in samples[k]] for k, policy in enumerate(policies)}
     found: dict[str, Found] = {}
@@ -56,8 +57,8 @@ def judge_samples(
 
 
 def account_of(judge: Judge, server: ChatServer, usage: Usage) -> tuple[dict[str, Any], list[str]]:
-    """(what the replies took, for a report; a warning where some could not be read)."""
-    # Which does not belong to the result
+    """(an account of the requests for the report; a warning if some replies could not be read)."""
+    # Whether replies came from the cache is not part of the result
     about: dict[str, Any] = {key: value for key, value in vars(usage).items() if key != "from_cache"}
     if (cost := usage.cost(judge)) is not None:
         about["cost"] = round(cost, 6)
@@ -72,13 +73,13 @@ def account_of(judge: Judge, server: ChatServer, usage: Usage) -> tuple[dict[str
 
 
 def _clipped(reply: str) -> str:
-    """The beginning of a server's text, in a line."""
+    """The beginning of a server's text, on one line."""
     return clip(plain(" ".join(reply.split())).plain, 80)
 
 
 def doubts(policy: str, counts: Mapping[str, Any]) -> Iterator[str]:
-    """Reasons not to believe the verdicts on a policy, with numbers: the orders disagree, or a place wins whatever
-    stands in it."""
+    """Reasons to doubt the verdicts on a policy, with numbers: the two orders disagree, or the answer in one position
+    wins whichever it is."""
     pairs, contradictions = counts["asked"], counts["inconsistent"]
     if pairs and contradictions >= _CONTRADICTS * pairs:
         share = (
@@ -136,19 +137,19 @@ class Verdicts:
     """What a judge said of pairs of answers."""
 
     orders: dict[int, tuple[float, float]]
-    """Place of the pair -> result for us with our answer first, and with it second: 1 won, 0 lost, 0.5 a tie. Pairs
-    whose replies cannot be read are left out."""
+    """Number of the pair -> our result with our answer first, and with it second: 1 won, 0 lost, 0.5 a tie. Pairs with
+    an unreadable reply are left out."""
     settled: dict[int, tuple[float, bool]]
-    """The same as one result, and whether both orders agree."""
+    """Number of the pair -> our result over both orders, and whether they agree."""
     identical: int
-    """Pairs that say the same: ties, which nobody was asked about."""
+    """Number of pairs with identical answers: they are ties, and not sent to the judge."""
     first: int
-    """Verdicts for the answer that stood first, of all that could be read."""
+    """How many of the readable verdicts were for the answer shown first."""
     second: int
 
     @property
     def counts(self) -> dict[str, Any]:
-        """For a report."""
+        """The numbers for the report."""
         return {
             "win": sum(result == 1 for result, _ in self.settled.values()),
             "tie": sum(result == 0.5 for result, _ in self.settled.values()),

@@ -1,5 +1,5 @@
-"""Reward benchmarks of an evaluation: the recipe's scorers and judge, on answers of which people have said which are
-right."""
+"""Reward benchmarks of an evaluation: how often the recipe's scorers and judge agree with people about which answers
+are right."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ from align.terminal import fixed
 from align.training.launch import Ranks
 
 Results = dict[str, list[Result | None]]
-"""Scorer or judge -> what it makes of each item; None where a judge's replies could not be read."""
+"""Scorer or judge -> its result on each item; None if a judge's replies could not be read."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """One file of a reward benchmark, read."""
+    """A reward benchmark whose file has been read."""
 
     name: str
-    """Of its metrics and its file in the result: the benchmark's, with a number where the recipe has it twice."""
+    """Prefix of its metrics and name of its file in the result: the benchmark's name, with a number if the recipe has
+    it twice."""
     path: str
     bench: Bench
     items: list[Item]
     title: str
-    """For people."""
+    """Name shown to the user."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class BenchMeasures:
 
 
 def open_benches(spec: EvaluateStage, ctx: StageContext) -> list[Opened]:
-    """The recipe's reward benchmarks. Raises InputError for a file that is none, and for one that the recipe's judge
-    cannot serve."""
+    """The recipe's reward benchmarks. Raises InputError for a file of another kind, and for a benchmark on which the
+    recipe's judge cannot be used."""
     read = [(task.data.path, *read_bench(task.data, ctx.resolve(task.data.path))) for task in spec.reward_benches]
     names = [bench.NAME for _, bench, _ in read]
     opened = []
@@ -70,9 +71,9 @@ def open_benches(spec: EvaluateStage, ctx: StageContext) -> list[Opened]:
 
 
 def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks) -> BenchMeasures | None:
-    """Every scorer's and the judge's numbers, beside those of the control; None in processes that do not report.
+    """The numbers of every scorer, of the judge and of the control; None in processes other than the first.
 
-    What an interrupted run scored or asked is found again. Raises as scorers and
+    Scores and replies of an interrupted run are reused. Raises as scorers and
     :meth:`~align.evaluation.chat_server.ChatServer.ask` do.
     """
     results = _scored(opened, spec, ctx, group)
@@ -105,7 +106,7 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
         _renamed(name, opened): _titled(metric, opened) for name, metric in opened.bench.measures(items, known).items()
     }
     if not any(about["ties"].values()):
-        metrics.pop(f"{opened.name}/score_ties_half", None)  # the same numbers once more
+        metrics.pop(f"{opened.name}/score_ties_half", None)  # it would repeat the same numbers
     about["trained_on"] = seen = _seen_in_training(spec, ctx, items)
     for who, prompts in seen.items():
         warnings.append(f"{opened.title}: {who} was trained on {prompts:,} of its {len(items):,} prompts")
@@ -115,8 +116,7 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
 
 
 def _scored(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks) -> Results:
-    # An answer without text is scored as white space: without anything it would be taken for a prompt that is to be
-    # scored itself.
+    # An answer without text is replaced by white space: an empty one would mean that the prompt itself is to be scored.
     answers = [Answer(item.prompt, text or " ") for item in opened.items for text in item.answers]
     found: Results = {}
     for number, (name, scorer) in enumerate(zip(scorer_names(spec.scorers), spec.scorers, strict=True)):
@@ -126,14 +126,14 @@ def _scored(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
 
 
 def _known_to_all(items: Sequence[Item], results: Results) -> tuple[list[Item], dict[str, list[Result]]]:
-    """The items of which every scorer and judge made something."""
+    """The items that every scorer and judge has a result for."""
     places = [place for place in range(len(items)) if all(own[place] is not None for own in results.values())]
     known = {who: [result for place in places if (result := own[place]) is not None] for who, own in results.items()}
     return [items[place] for place in places], known
 
 
 def _counts(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
-    """How many of what."""
+    """Counts of items, for the report."""
     return {
         "groups": dict(Counter(item.group for item in items)),
         "pairs": sum(len(item.pairs) for item in items),
@@ -142,8 +142,8 @@ def _counts(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> d
 
 
 def _seen_in_training(spec: EvaluateStage, ctx: StageContext, items: Sequence[Item]) -> dict[str, int]:
-    """How many of the benchmark's prompts the stages of this recipe trained each of its scorers on; those with none are
-    left out."""
+    """For each scorer, how many of the benchmark's prompts the stages of this recipe trained it on; scorers with none
+    are left out."""
     asked = [Prompt(item.prompt, item.id, item.origin) for item in items]
     found: dict[str, int] = {}
     for who, scorer in zip(scorer_names(spec.scorers), spec.scorers, strict=True):
@@ -156,7 +156,7 @@ def _seen_in_training(spec: EvaluateStage, ctx: StageContext, items: Sequence[It
 
 
 def _no_better_than_length(opened: Opened, metrics: Mapping[str, Found], seed: int) -> Iterator[str]:
-    """Whoever is not shown to know more than which answer is the longer one."""
+    """Warnings about scorers and judges that are not clearly better than a rule that only looks at length."""
     metric = metrics.get(f"{opened.name}/score")
     estimates = {} if metric is None else metric.estimates(LONGER, seed)
     for who, entry in estimates.items():
@@ -167,7 +167,7 @@ def _no_better_than_length(opened: Opened, metrics: Mapping[str, Found], seed: i
 
 
 def _details_table(opened: Opened, details: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    """Finer numbers of everybody side by side; intervals are in the report."""
+    """A table of detailed numbers, scorers and judges side by side; the report has the intervals."""
     everybody = list(next(iter(details.values())))
     table = Table(title=f"{opened.title}, in detail (as its own code counts)", title_justify="left")
     for header in ("", *everybody):
@@ -182,12 +182,12 @@ def _renamed(name: str, opened: Opened) -> str:
 
 
 def _titled(metric: Found, opened: Opened) -> Found:
-    """With the file's name, where the recipe has the benchmark twice."""
+    """The metric with the file's name in its title, if the recipe has the benchmark twice."""
     return replace(metric, words=metric.words.replace(opened.bench.TITLE, opened.title, 1))
 
 
 def _write(path: Path, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> None:
-    """Each item with what everybody made of it, to look at or to compute with."""
+    """Write each item with all results on it, for people and programs to read."""
     with files.atomic_lines(path) as write:
         for place, item in enumerate(items):
             of = {

@@ -20,8 +20,8 @@ from align.stages.evaluate.judge import account_of, ask_both_orders, doubts
 def judge_bench(
     judge: Judge, ctx: StageContext, name: str, bench: Bench, items: Sequence[Item]
 ) -> tuple[dict[str, list[Result | None]], dict[str, Any], list[str]]:
-    """(what the judge makes of each item by each of its methods, what it took, warnings). None for an item whose
-    replies cannot be read.
+    """(the judge's result on each item by each of its methods, an account of the requests, warnings). The result is
+    None for an item whose replies cannot be read.
 
     Raises as :meth:`align.evaluation.chat_server.ChatServer.ask`.
     """
@@ -48,7 +48,8 @@ def judge_bench(
 def _pairs(
     judge: Judge, server: ChatServer, ctx: StageContext, name: str, bench: Bench, items: Sequence[Item]
 ) -> tuple[list[Result | None], dict[str, Any], Usage]:
-    """The right answer is ours, so a win is a right verdict."""
+    """Results from verdicts on pairs. The right answer takes the place of our policy's, so a win is a correct
+    verdict."""
     pairs = [(item, r, w) for item in items for r, w in item.pairs]
     texts = [(item.answers[r], item.answers[w]) for item, r, w in pairs]
     verdicts, usage = ask_both_orders(judge, server, ctx, name, [item.prompt for item, _, _ in pairs], texts)
@@ -69,7 +70,7 @@ def _pairs(
 def _grades(
     judge: Judge, server: ChatServer, ctx: StageContext, name: str, bench: Bench, items: Sequence[Item]
 ) -> tuple[list[Result | None], Usage]:
-    """Each answer by itself, from 1 to 10 over all; equal grades are ties."""
+    """Results from grades, 1 to 10 for each answer by itself; equal grades are ties."""
     asked = [judging.pointwise(judge.language, item.prompt, text, None) for item in items for text in item.answers]
     with CountBar(ctx.console, f"{ctx.name}  grades, {name}", "replies", len(asked)) as bar:
         graded, usage = server.ask(asked, judging.read_grades, bar.advance)

@@ -1,8 +1,8 @@
 """``kind: evaluate``: policies compared with the first of them, the baseline, on held-out data, benchmarks and probes;
 and scorers with the first of them on reward benchmarks.
 
-Every part gives metrics: for each policy one number for each item. They are compared at the end, all in the same way:
-means with intervals, and differences to the baseline item by item.
+Every part returns metrics: for each policy one number for each item. At the end all of them are compared in the same
+way: means with intervals, and differences from the baseline item by item.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ NO_TARGETS = (
 
 
 class EvaluationResult:
-    """What the parts of an evaluation found so far."""
+    """The results of the parts of an evaluation so far."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, Found] = {}
         self.benches: dict[str, Found] = {}
-        """Metrics of scorers and of the judge, by reward benchmarks."""
+        """Metrics of scorers and of the judge on reward benchmarks."""
         self.others: dict[str, dict[str, dict[str, Any]]] = {}
-        """Metrics of which only means are known: ``{metric: {policy: {mean, low, high, count}}}``."""
+        """Metrics whose numbers for single items are unknown: ``{metric: {policy: {mean, low, high, count}}}``."""
         self.answers: list[AnswerRow] = []
-        """Of all policies to all prompts, for ``answers.jsonl``."""
+        """The answers of all policies to all prompts, for ``answers.jsonl``."""
         self.about: dict[str, Any] = {}
         self.warnings: list[str] = []
 
 
 def run(spec: EvaluateStage, ctx: StageContext) -> None:
-    """Each part that the recipe asks for, then the comparison."""
+    """Run each part that the recipe asks for, then compare."""
     group = ranks()
     if spec.judge is not None:
         key_of(spec.judge)
@@ -99,7 +99,7 @@ def _on_data(
     group: Ranks,
     embedder: SentenceEmbedder | None,
 ) -> None:
-    """Samples of every policy for the held-out prompts, and all that is measured of them."""
+    """Sample every policy on the held-out prompts, and compute all measures of the samples."""
     questions, report = held_out.read_questions(spec, ctx, policies, group)
     for line in report.lines():
         ctx.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -145,7 +145,8 @@ def _on_bench(
 def _with_harness(
     spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], found: EvaluationResult, group: Ranks
 ) -> None:
-    """Each policy through lm-evaluation-harness, which gives means with standard errors and no numbers of items."""
+    """Evaluate each policy with lm-evaluation-harness, which gives means with standard errors but no numbers for single
+    items."""
     for policy in policies:
         say(ctx, f"lm-evaluation-harness: {', '.join(spec.lm_eval_tasks)} with {policy.name}")
         adapter = locate(policy.model) if is_adapter(policy.model) else None
@@ -159,7 +160,7 @@ def _with_harness(
 
 
 def _report(spec: EvaluateStage, ctx: StageContext, found: EvaluationResult) -> None:
-    """``report.json``, the stage's headlines, and the table."""
+    """Write ``report.json``, set the stage's headline numbers, and print the table."""
     scorers = _measured_by(found.benches)
     baseline = next(iter((*spec.policies, *scorers)), "")
     compared = {
@@ -168,7 +169,7 @@ def _report(spec: EvaluateStage, ctx: StageContext, found: EvaluationResult) -> 
     }
     result: dict[str, Any] = {
         "baseline": baseline,
-        # In the recipe's order, which sorted JSON loses elsewhere.
+        # In the order of the recipe, which is lost where JSON is written with sorted keys.
         "policies": list(spec.policies),
         **({"scorers": scorers, "control": LONGER} if scorers else {}),
         "measures": [*found.metrics, *found.benches, *found.others],
@@ -199,7 +200,7 @@ def _write_prompts(
     questions: Sequence[Question],
     metrics: dict[str, Found],
 ) -> None:
-    """``data.jsonl``: each prompt with every policy's numbers, to compute with."""
+    """Write ``data.jsonl``: each prompt with every policy's numbers, for programs."""
     numbers = per_prompt(metrics)
     with files.atomic_lines(ctx.out / "data.jsonl") as write:
         for p, question in enumerate(questions):

@@ -1,4 +1,4 @@
-"""Samples of an evaluation under scorers: means, and win rates against the baseline and the data's own answers."""
+"""Scoring the samples of an evaluation: mean scores, and win rates against the baseline and the data's answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from align.stages.evaluate.held_out import Policy, Question, Samples
 from align.training.launch import Ranks
 
 Scores = tuple[dict[str, Values], Values | None]
-"""(policy -> [P, n], the targets' [P, 1] if there are targets)."""
+"""(policy -> scores [P, n], the targets' scores [P, 1] if there are targets)."""
 
 
 def scorer_names(scorers: Sequence[ScorerSpec]) -> list[str]:
-    """What each scorer is called in tables: by what it is, and numbered where two would be called the same."""
+    """The name of each scorer in tables: its kind, with a number if two would have the same name."""
     plain = [_plain_name(scorer) for scorer in scorers]
     return [
         name if plain.count(name) == 1 else f"{name}-{plain[: place + 1].count(name)}"
@@ -94,7 +94,7 @@ def win_rates(
     lengths: Mapping[str, Values],
     their_lengths: Values,
 ) -> dict[str, Found]:
-    """How often each policy's answers beat an opponent's, ties counting half, as they are and at equal length.
+    """How often each policy's answers beat an opponent's, ties counting half; and the same corrected for length.
 
     Args:
         scores: policy -> [P, n].
@@ -125,7 +125,7 @@ def _scores(
     samples: Samples,
     group: Ranks,
 ) -> Scores:
-    """A scorer is opened once for all policies with the same encoder."""
+    """One scorer's scores of all samples. It is opened once for all policies that share an encoder."""
     targets = [question.own_answer() for question in questions if question.target is not None]
     scores: dict[str, Values] = {}
     for digest in dict.fromkeys(policy.encoder.digest for policy in policies):
@@ -141,10 +141,11 @@ def _scores(
 def score_once(
     scorer: ScorerSpec, part: str, ctx: StageContext, answers: Sequence[Answer], digest: str | None, group: Ranks
 ) -> list[float]:
-    """Equal answers to a prompt are scored once: computed twice, rounding would say that one of them is better.
+    """Score ``answers``, equal answers to a prompt only once: scores computed twice may differ by rounding, and one of
+    two equal answers would win.
 
-    ``part`` names the folder in which an interrupted run finds its scores again; ``digest`` is that of the encoder that
-    made the answers' ids, None where they have none.
+    ``part`` names the folder in which scores are kept for a run that is interrupted; ``digest`` is that of the encoder
+    that made the answers' ids, None if they have none.
     """
     places: dict[str, int] = {}
     of = [places.setdefault(files.digest_json(asdict(answer)), len(places)) for answer in answers]

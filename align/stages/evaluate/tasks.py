@@ -1,5 +1,4 @@
-"""Benchmarks and probes of an evaluation: prompts that every policy answers once, and a program that grades the
-answers."""
+"""Benchmarks and probes of an evaluation: every policy answers each prompt once, and a program grades the answers."""
 
 from __future__ import annotations
 
@@ -27,18 +26,18 @@ from align.stages.shared.policy_samples import answer_row, sample_policy
 from align.training.launch import Ranks
 
 Grades = dict[str, tuple[float, float]]
-"""Metric -> (count, out of), of one answer."""
+"""Metric -> (points, points possible) of one answer."""
 
 _PROBE_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Exam:
-    """Prompts with their grading."""
+    """The prompts of a benchmark or probe, and the function that grades answers to them."""
 
     name: str
     words: dict[str, str]
-    """Metric -> what it is, for people."""
+    """Metric -> its name in tables."""
     prompts: tuple[Prompt, ...]
     grade: Callable[[Prompt, str], Grades]
     max_new_tokens: int
@@ -71,7 +70,8 @@ def _probe(probe: probes.Probe, spec: EvaluateStage, ctx: StageContext) -> Exam:
 
 
 def _read(source: DataSource, form: str | None, ctx: StageContext) -> list[Prompt]:
-    """``form`` is our own function from a row to a prompt, if the rows need one."""
+    """Read the prompts of a source. ``form`` names a function of this package that makes a prompt of a row, if the rows
+    need one."""
     location = ctx.resolve(source.path)
     named = source if form is None else source.model_copy(update={"format": form})
     records = list(read_records([named], [location], "prompt", seed=ctx.seed, rejects=None))
@@ -79,8 +79,8 @@ def _read(source: DataSource, form: str | None, ctx: StageContext) -> list[Promp
 
 
 def _with_examples(prompts: Sequence[Prompt], examples: Sequence[Prompt], task: Gsm8kTask) -> list[Prompt]:
-    """Every problem after the first worked examples. Raises InputError when there are too few, or one of them is asked
-    as well."""
+    """The prompts with worked examples before each. Raises InputError when there are too few examples, or when one of
+    them is among the prompts."""
     shown = examples[: task.few_shot]
     assert task.examples is not None
     if len(shown) < task.few_shot:
@@ -99,7 +99,7 @@ def _with_examples(prompts: Sequence[Prompt], examples: Sequence[Prompt], task: 
 def sit(
     exam: Exam, spec: EvaluateStage, ctx: StageContext, policies: Sequence[Policy], group: Ranks
 ) -> tuple[dict[str, Found], list[AnswerRow]]:
-    """Every policy answers, and is graded: (metrics, the answers with their grades)."""
+    """Let every policy answer, and grade the answers: (metrics, the answers with their grades)."""
     answers: list[list[Answer]] = []
     finished = []
     for policy in policies:

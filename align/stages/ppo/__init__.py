@@ -1,1 +1,1 @@
-"""``kind: ppo``: an iteration samples, scores, keeps the experience, and trains on it."""
+"""``kind: ppo``: each iteration samples answers, scores them, saves the experience, and trains on it."""

@@ -1,4 +1,4 @@
-"""Making an iteration's experience: sample, score, and find out what every token is worth."""
+"""Making an iteration's experience: sample answers, score them, and compute the advantage of every token."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from align.training.trainer import autocast
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What PPO trains with, besides what every trainer takes."""
+    """What PPO needs besides the arguments that all trainers share."""
 
     spec: PpoStage
     models: ActorCritic
@@ -44,12 +44,12 @@ class Ingredients:
     rollouts: Rollouts
     prompts: Sequence[EncodedPrompt]
     baselines: Tensor | None
-    """fp32, by prompt; None without a reference baseline."""
+    """Baseline to subtract from the scores, fp32 [number of prompts]; None without a reference baseline."""
     plan: StepPlan
     """Which prompts each iteration takes."""
     loader: Callable[[Callable[[int], Tree], StepPlan], Loader]
     sft: Loader | None
-    """Conversations of every step."""
+    """Micro-batches of ``sft_data`` for every step; None without such data."""
     eval_prompts: Sequence[EncodedPrompt]
     eval_sft: Sequence[Batch]
     ranks: Ranks
@@ -57,15 +57,15 @@ class Ingredients:
 
 
 def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficient: float, rollouts: Path) -> Experience:
-    """Sample with the policy as it is after ``step`` optimiser steps, and value the answers. Draws nothing from torch's
-    generators.
+    """Sample with the policy as it is after ``step`` optimiser steps, and compute the advantages of the answers. Does
+    not use torch's random generators.
 
     Args:
-        coefficient: of the KL penalty.
-        rollouts: folder that gets the answers as Parquet.
+        coefficient: weight of the KL penalty.
+        rollouts: folder into which the answers are written as Parquet.
 
     Raises:
-        TrainingFault: the engine does not hold the policy's weights, or a log-prob, value or score is not finite.
+        TrainingFault: the engine's weights are not the policy's, or a log-prob, value or score is not finite.
     """
     spec = parts.spec
     numbers = parts.plan.examples(iteration).tolist()
@@ -100,18 +100,18 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
 
 @dataclass(frozen=True)
 class TokenNumbers:
-    """What the trainer computes of every sampled token before the iteration's optimiser steps; fp32 [T] each."""
+    """What the trainer computes for every sampled token before the iteration's optimiser steps; fp32 [T] each."""
 
     old: Tensor
-    """Log-probs under the policy that sampled."""
+    """Log-probs under the policy with which the answers were sampled."""
     reference: Tensor
     """Log-probs under the reference."""
     values: Tensor | None
-    """None without a value model."""
+    """Output of the value model before each token; None without a value model."""
 
 
 def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
-    """The trainer's own, at the sampling temperature, with several processes each for its share."""
+    """Computed by the trainer at the sampling temperature; with several processes each computes its share."""
     spec, models = parts.spec, parts.models
     own_attention = spec.train.layout == "padded"
     pieces = answers.pieces(spec.train.microbatch_tokens, spec.train.layout)
@@ -167,7 +167,7 @@ def valued(
     baselines: Tensor,
     coefficient: float,
 ) -> Experience:
-    """The experience of scored answers. ``samples`` and ``baselines`` are by answer, [B]."""
+    """The experience made of scored answers. ``samples`` and ``baselines`` have one entry for each answer, [B]."""
     scores = torch.tensor([sample.score - spec.unfinished_penalty * (not sample.answer.finished) for sample in samples])
     log_ratio = tokens.old - tokens.reference
     found = worth(spec, answers, scores, baselines, log_ratio, tokens.values, coefficient)
@@ -209,8 +209,8 @@ def valued(
 
 
 def _mismatch(trainer: Tensor, engine: Tensor) -> Mapping[str, float]:
-    """How far the engine's log-probs are from the trainer's, in nats: mean and largest, and the mean of their ratio (1
-    when unbiased)."""
+    """How far the engine's log-probs are from the trainer's: mean and largest difference in nats, and the mean ratio of
+    the probabilities (1 when unbiased)."""
     off = trainer.double() - engine.double()
     return {
         "mismatch": float(off.abs().mean()),

@@ -1,8 +1,8 @@
-"""An iteration's experience: the answers, and what each of their tokens is worth. Made once, kept on disk until the
-iteration is trained.
+"""An iteration's experience: the answers, with log-probs, advantages and returns of their tokens. Made once, and kept
+on disk until the iteration's training is done.
 
-The policy moves while it trains on the experience, so nothing here could be computed again later; a run that was
-interrupted inside an iteration goes on from what was kept.
+Training on the experience changes the policy, so nothing here can be computed again later. A run that was interrupted
+inside an iteration resumes from the saved experience.
 
 Shapes: P prompts, B answers, T tokens of all answers, answer after answer. No padding.
 """
@@ -38,7 +38,7 @@ class Answers:
 
     names: Sequence[str]  # [P], record ids
     prompts: Sequence[Sequence[int]]  # [P], token ids
-    prompt_of: Tensor  # int64 [B], place of the answer's prompt; never falls, every prompt has an answer
+    prompt_of: Tensor  # int64 [B], index of the answer's prompt; never falls, every prompt has an answer
     lengths: Tensor  # int64 [B], at least 1
     ids: Tensor  # int32 [T]
 
@@ -63,12 +63,12 @@ class Answers:
 
     @property
     def branch(self) -> Tensor:
-        """Which answer each token belongs to, int64 [T]."""
+        """Index of the answer that each token belongs to, int64 [T]."""
         return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
 
     def pieces(self, tokens: int, layout: Layout) -> Pieces:
-        """The answers as trees of at most ``tokens`` tokens where possible; without shared prompts every answer by
-        itself."""
+        """The answers as trees of at most ``tokens`` tokens, where possible; in layout ``padded`` every answer is a
+        tree by itself."""
         ranges: list[range] = []
         size = 0
         for answer, (prompt, length) in enumerate(zip(self.prompt_of.tolist(), self.lengths.tolist(), strict=True)):
@@ -86,15 +86,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Answers as trees. A prompt shares its tree with all its answers, or with as many as fit a micro-batch, and is
-    then repeated: the losses here are sums over answers, so nothing but time depends on it."""
+    """Answers as trees. A tree contains a prompt and all its answers. If they do not fit a micro-batch, the prompt is
+    repeated in several trees: PPO's losses are sums over answers, so that costs time but does not change the result."""
 
     answers: Answers
     ranges: tuple[range, ...]
-    """Which answers each tree holds; all to one prompt."""
+    """The indices of the answers in each tree; all of them answer the same prompt."""
 
     def tree(self, number: int) -> Tree:
-        """A prompt with answers; all their tokens are targets."""
+        """A tree of a prompt and its answers; all tokens of the answers are targets."""
         answers, members = self.answers, self.ranges[number]
         prompt = int(answers.prompt_of[members.start])
         ends = answers.lengths.cumsum(0)
@@ -105,8 +105,8 @@ class Pieces:
         return Tree(answers.names[prompt], np.array(answers.prompts[prompt], dtype=np.int32), tuple(branches))
 
     def places(self, batch: Batch) -> Tensor:
-        """Where the targets of a batch of these trees lie among all tokens: int64 [N], on the CPU. ``tree_index`` are
-        trees' numbers."""
+        """Indices of a batch's targets among the tokens of all answers: int64 [N], on the CPU. ``tree_index`` of the
+        batch are numbers of these trees."""
         first = torch.tensor([members.start for members in self.ranges])
         answer = first[torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]] + batch.branch_slot.cpu()
         lengths, branch = self.answers.lengths, batch.branch.cpu()
@@ -115,7 +115,7 @@ class Pieces:
         return (lengths.cumsum(0) - lengths)[answer][branch] + inside
 
     def plan(self, prompts: StepPlan) -> StepPlan:
-        """Steps over prompts as steps over their trees."""
+        """The plan ``prompts``, whose steps are lists of prompts, as a plan whose steps are lists of trees."""
         trees_of: dict[int, list[int]] = {}
         for number, members in enumerate(self.ranges):
             trees_of.setdefault(int(self.answers.prompt_of[members.start]), []).append(number)
@@ -132,11 +132,11 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Worth:
-    """What tokens are worth; fp32 [T] each."""
+    """Advantages and returns of tokens; fp32 [T] each."""
 
     advantages: Tensor
     returns: Tensor | None
-    """What the value model should have said; only with one."""
+    """What the value model is trained to predict; None without one."""
 
 
 def worth(
@@ -152,11 +152,11 @@ def worth(
 
     Args:
         scores: fp32 [B], penalties included.
-        baselines: fp32 [B], what to subtract from them; zeros without a baseline.
-        log_ratio: fp32 [T], log-probs of the sampled tokens under the policy that sampled, minus those under the
+        baselines: fp32 [B], subtracted from the scores; zeros without a baseline.
+        log_ratio: fp32 [T], log-probs of the tokens under the policy that sampled them, minus those under the
             reference.
-        values: fp32 [T], from a value model if there is one.
-        coefficient: of the KL penalty.
+        values: fp32 [T], of the value model; None without one.
+        coefficient: weight of the KL penalty.
     """
     branch = answers.branch
     kl = k1(log_ratio)
@@ -177,8 +177,8 @@ def worth(
 
 
 def adapted(coefficient: float, kl: float, target: float | None) -> float:
-    """The next iteration's KL coefficient: up to 2 % more or less, by how far ``kl`` (nats per answer) is from
-    ``target``.
+    """The next iteration's KL coefficient: raised or lowered by up to 2 %, depending on how far ``kl`` (nats per
+    answer) is from ``target``.
 
     The proportional controller of https://arxiv.org/abs/1909.08593, section 2.2, with its constants.
     """
@@ -194,8 +194,8 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
 
 
 def minibatch_plan(prompts: int, spec: PpoStage, seed: int, iteration: int) -> StepPlan:
-    """An iteration's optimiser steps: in every pass the prompts in another order, cut into minibatches as equal as
-    possible."""
+    """An iteration's optimiser steps: every pass takes the prompts in a new random order, cut into minibatches of sizes
+    as equal as possible."""
     passes = [np.random.default_rng([seed, iteration, epoch]).permutation(prompts) for epoch in range(spec.ppo_epochs)]
     parts = [part for order in passes for part in np.array_split(order, spec.minibatches)]
     return StepPlan(np.concatenate(parts), np.cumsum([0, *map(len, parts)]), float(spec.minibatches))
@@ -203,20 +203,20 @@ def minibatch_plan(prompts: int, spec: PpoStage, seed: int, iteration: int) -> S
 
 @dataclass(frozen=True)
 class Experience:
-    """All that an iteration trains on. Tensors are fp32 [T] on the CPU."""
+    """Everything that an iteration trains on. Tensors are fp32 [T] on the CPU."""
 
     iteration: int
     answers: Answers
     old: Tensor
-    """Log-probs of the tokens under the policy that sampled them, by the trainer."""
+    """Log-probs of the tokens under the policy that sampled them, as the trainer computes them."""
     advantages: Tensor
     returns: Tensor | None
     values: Tensor | None
-    """By the value model before it trains on this; with ``returns``."""
+    """Outputs of the value model before it trains on this experience; None, like ``returns``, without one."""
     weights: Tensor | None
-    """Importance weights, when they are asked for."""
+    """Importance weights, if the recipe asks for them."""
     summary: Mapping[str, float]
-    """Means over the iteration, for people and for health checks."""
+    """Means over the iteration, for the progress lines and the health checks."""
     next_coefficient: float
     """KL coefficient of the next iteration."""
 
@@ -236,7 +236,7 @@ class Experience:
 
     @classmethod
     def load(cls, folder: Path) -> Experience:
-        """What :meth:`save` wrote. Raises InputError when it is damaged."""
+        """Read what :meth:`save` wrote. Raises InputError when it is damaged."""
         kept = verified(folder, ["experience"])
         tensors, state = kept.tensors("experience"), kept.state()
         answers = Answers(
@@ -255,7 +255,7 @@ class Experience:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether an experience is there, as it was saved. One that is damaged is told of."""
+    """Whether ``folder`` has an undamaged experience. Warns about a damaged one."""
     problems = damage(folder) if folder.exists() else []
     if problems:
         _log.warning("%s: made again", problems[0])
@@ -263,7 +263,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def folder_of(work: Path, iteration: int) -> Path:
-    """Where an iteration's experience is kept."""
+    """The folder in which an iteration's experience is kept."""
     return work / "experience" / f"iteration-{iteration:06d}"
 
 
@@ -285,8 +285,8 @@ class ValueBatch(Batch):
 
 
 def training_batches(experience: Experience, pieces: Pieces, batches: Sequence[Batch]) -> list[Batch]:
-    """The same answers for the policy and, with one, for the value model: apart, so that only one of them is in memory
-    at a time."""
+    """The same answers as batches for the policy and, if there is a value model, as batches for it. They are separate
+    so that only one model's activations are in memory at a time."""
     made: list[Batch] = []
     for batch in batches:
         at = pieces.places(batch)

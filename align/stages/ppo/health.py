@@ -1,6 +1,6 @@
-"""What goes wrong in reinforcement learning, seen in the numbers of an iteration and said in plain words.
+"""Recognising from the numbers of an iteration when reinforcement learning goes wrong, and the messages that say so.
 
-Numbers are those of :mod:`align.stages.ppo.collect`: means over an iteration.
+The numbers come from :mod:`align.stages.ppo.collect`: means over an iteration.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from align.recipe.kinds.ppo import Health, PpoStage
 Numbers = Mapping[str, float]
 
 _SETTLED = 4
-"""Iterations that a value model has before its explained variance counts."""
+"""Number of iterations after which a value model's explained variance is checked."""
 _IN_A_ROW = 3
 _COMPARED = 4
-"""Iterations at the start and at the end whose means are compared: few conversations, as a step has, differ by more
-than forgetting."""
+"""Number of iterations at the start and at the end whose mean losses are compared. The losses of single steps vary by
+more than forgetting changes them, since a step has few conversations."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Symptom:
     """Something unhealthy."""
 
     kind: str
-    """The key of the recipe whose bound was crossed, or a word."""
+    """The recipe key whose bound was crossed, or a name for a check without a key."""
     message: str
     """What is wrong and what to do about it."""
 
 
 def of_rollouts(spec: PpoStage, history: Sequence[Numbers]) -> list[Symptom]:
-    """What is unhealthy about the newest iteration's answers; ``history`` holds the summaries of all iterations, that
-    one last."""
+    """What is unhealthy about the newest iteration's answers; ``history`` has the summaries of all iterations, the
+    newest last."""
     return [*_answers(spec, history[-1], history[0]), *_kl(spec.health, history), *_trust(spec.health, history)]
 
 
@@ -98,14 +98,15 @@ def _trust(health: Health, history: Sequence[Numbers]) -> Iterator[Symptom]:
 
 
 def first_ratio_bound(spec: PpoStage) -> float:
-    """Largest log-ratio that rounding explains in an iteration's first step."""
+    """Largest log-ratio in an iteration's first step that rounding can explain."""
     if spec.health.first_ratio is not None:
         return spec.health.first_ratio
     return 1e-3 if spec.train.dtype == "fp32" and spec.train.autocast is None else 0.5
 
 
 def of_first_step(spec: PpoStage, metrics: Numbers) -> list[Symptom]:
-    """Is the policy of an iteration's first step still the one that sampled? It must be: nothing has moved."""
+    """In an iteration's first step the policy must still be the one that sampled, since no weights have changed. If its
+    log-probs differ, something is wrong."""
     largest, bound = metrics["ratio/largest_log"], first_ratio_bound(spec)
     if largest <= bound:
         return []
@@ -143,7 +144,8 @@ def of_training(
         gain = np.mean([numbers["reward"] for numbers in history[-k:]]) - np.mean(
             [numbers["reward"] for numbers in history[:k]]
         )
-        # From one iteration to the next, so that a rise does not count as noise; two means of k differ by that.
+        # The noise is estimated from differences between successive iterations, which a steady rise hardly affects; the
+        # difference of two means of k iterations has this standard deviation.
         noise = np.sqrt(np.mean(np.diff(losses) ** 2) / k)
         rise = last - first
         if gain > 0 and rise - 2 * noise > spec.health.sft_loss:

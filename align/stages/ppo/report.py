@@ -1,5 +1,5 @@
-"""What a person sees of PPO: a few lines each iteration, and at the end the held-out answers before and after, and
-where the time went."""
+"""What PPO prints and reports: a few lines for each iteration, and at the end the held-out answers before and after and
+the time by phase."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def iteration_lines(
     clip_fraction: float,
     sft_losses: Sequence[float],
 ) -> Iterator[str]:
-    """An iteration in numbers: what the answers were worth, and where the time went.
+    """Lines about an iteration: rewards, KL and loss, and the time by phase.
 
     Args:
-        summary: of its experience.
+        summary: numbers of its experience.
         lap: seconds by phase.
-        sft_losses: of all iterations so far, this one last; empty without such data.
+        sft_losses: mean loss on ``sft_data`` of all iterations so far, this one last; empty without such data.
     """
     parts = [f"reward {summary['reward']:.3f}"]
     if summary["baseline"]:
@@ -68,14 +68,14 @@ def phase_words(seconds: Mapping[str, float]) -> str:
 
 
 def held_out(folder: Path, step: int) -> list[dict[str, Any]]:
-    """The held-out prompts as they were answered after ``step``; empty when they were not."""
+    """The answers to the held-out prompts after ``step``; empty when there was no evaluation after it."""
     path = folder / f"held-out-{step:08d}.parquet"
     return read_parquet(path) if path.exists() else []
 
 
 def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How the scores of the same prompts changed: the mean difference, and its 95 % interval over prompts, [None, None]
-    when they are too few for one."""
+    """How the scores of the same prompts changed: the mean difference and its 95 % interval over prompts, [None, None]
+    when there are too few prompts for one."""
     changes = [b["score"] - a["score"] for a, b in zip(before, after, strict=True)] if before and after else []
     if not changes:
         return None
@@ -86,13 +86,15 @@ def change_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, 
 def answers_before_and_after(
     policy: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> list[AnswerRow]:
-    """Held-out prompts with their answers, a prompt's side by side; none when one of the two is missing."""
+    """Rows with the answers to each held-out prompt before and after training, next to each other; empty when one of
+    the two evaluations is missing."""
     pairs = zip(before, after, strict=True) if before and after else ()
     return [row_of_rollout("held-out", policy, row) for pair in pairs for row in pair]
 
 
 def _all_answers(policy: str, folder: Path, held_out: Sequence[AnswerRow]) -> Iterator[AnswerRow]:
-    """For ``answers.jsonl``: the held-out ones, the starting policy's, and those of every iteration."""
+    """Rows of ``answers.jsonl``: the answers to held-out prompts, those of the starting policy, and those of every
+    iteration."""
     yield from held_out
     for part, pattern in (("reference", "reference.parquet"), ("rollouts", "iteration-*.parquet")):
         for path in sorted(folder.glob(pattern)):
@@ -109,10 +111,11 @@ def report(
     *,
     printed: int,
 ) -> None:
-    """Leave metrics, answers and ``report.json`` in the result, put the headline numbers into the manifest, and show
+    """Write metrics, answers and ``report.json`` into the result, set the headline numbers of the manifest, and print
     what changed.
 
-    ``printed`` prompts of the held-out ``answers`` are shown here; ``answers.jsonl`` has all, and all rollouts.
+    ``printed`` is the number of held-out prompts whose answers are printed; ``answers.jsonl`` has all of them, and all
+    rollouts.
     """
     keep_logs(ctx, "trackers")
     write_answers(ctx.out, _all_answers(ctx.name, ctx.work / "rollouts", answers))
@@ -123,9 +126,9 @@ def report(
 
 
 def _show(ctx: StageContext, result: Mapping[str, Any], answers: Sequence[AnswerRow]) -> None:
-    """The before/after table."""
+    """Print the before/after table."""
     before, after, change = (result[name] for name in ("eval_before", "eval_after", "held_out_change"))
-    # Stages that earlier versions began have minus the reward as a loss.
+    # A stage that an earlier version began has minus the reward, as a loss.
     without_loss = {name: value for name, value in (before or {}).items() if name != "loss"}
     before_and_after(ctx, without_loss, after, answers if before and after else ())
     if change:

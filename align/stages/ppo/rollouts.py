@@ -1,4 +1,4 @@
-"""Sampling from the policy as it is now, having the samples scored, and writing them down for people to read."""
+"""Sampling from the current policy, scoring the samples, and writing them to files for people to read."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ from align.training.launch import Ranks
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer of the live policy, and its score."""
+    """An answer of the policy in training, and its score."""
 
     answer: Answer
     logprobs: tuple[float, ...] | None
-    """The engine's own, of the answer's ids."""
+    """The engine's log-probs of the answer's ids; None if it gives none."""
     score: float
-    """As the scorer gave it."""
+    """The scorer's score, without penalties."""
 
 
 class Rollouts:
-    """Samples of the live policy, with scores. With several processes each samples for its share of the prompts, and
-    all get everything.
+    """Samples of the policy in training, with scores. Each of several processes samples for its share of the prompts,
+    and all get all samples.
 
     Args:
-        precision: of the engine's weights, which are the policy's, and proved to be; None for an engine that has none.
-        canaries: prompts for that proof.
+        precision: type of the engine's weights, which are checked to be the policy's; None for an engine without
+            weights.
+        canaries: prompts for that check.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class Rollouts:
         self._version, self._at = 0, -1
 
     def sync(self, step: int) -> None:
-        """Let the engine sample from the policy as it is after optimiser step ``step``. Raises TrainingFault when it
-        does not."""
+        """Send the weights after optimiser step ``step`` to the engine. Raises TrainingFault when the engine then does
+        not compute the policy's log-probs."""
         self.models.use("policy")
         if self._precision is None or step == self._at:
             return
@@ -84,8 +85,8 @@ class Rollouts:
         """``sampling.n`` scored answers to every prompt, ``[prompt][sample]``.
 
         Args:
-            place: numbers that name this occasion; another one has other random numbers. They replace
-                ``sampling.seed``.
+            place: numbers that identify this call in the run, such as the iteration. The random numbers follow from
+                them; they replace ``sampling.seed``.
 
         Raises:
             TrainingFault: an answer is empty.
@@ -103,7 +104,7 @@ class Rollouts:
     def _sampled(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, place: Sequence[int]
     ) -> list[list[Sample]]:
-        """Samples of all prompts; each process makes its share of the pieces."""
+        """Samples of all prompts; each process samples its share of the pieces."""
         pieces = CallPieces.of_samples(len(prompts), each=sampling.n, together=self.engine.together)
         made = {}
         for number in pieces.share(self._ranks.rank, self._ranks.world):
@@ -132,7 +133,7 @@ class Rollouts:
         ]
 
 
-# Written down
+# Files
 
 
 def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -151,7 +152,7 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 def rows_of(
     encoder: Encoder, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[ScoredAnswer]], **common: Any
 ) -> list[dict[str, Any]]:
-    """One row an answer: what was asked and said, and what it scored."""
+    """One row for each answer: the prompt, the answer and its score."""
     return [
         {
             **common,
@@ -178,14 +179,14 @@ def reference_baselines(
     cache: Path,
     ranks: Ranks,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """What the starting policy's own answers score, a mean for each prompt: fp32 [number of prompts]; and those answers
-    as rows.
+    """The mean score of the starting policy's answers to each prompt, fp32 [number of prompts]; and those answers as
+    rows.
 
-    Sampled once and kept under ``key``. The policy must not have been trained yet.
+    They are sampled once and kept under ``key``. The policy must not have been trained yet.
 
     Args:
-        penalty: subtracted from the score of an answer that does not end.
-        key: names everything else that the answers and scores follow from.
+        penalty: subtracted from the score of an unfinished answer.
+        key: identifies everything else that the answers and scores depend on.
     """
     path = cache / f"{key}.parquet"
     if not ranks.broadcast_object(ranks.first and sealed.find(path, key) is not None):

@@ -1,8 +1,9 @@
-"""``kind: ppo``: reinforcement learning from a reward model, the ChatGLM-RLHF way. Prompts and a reward model in, a
+"""``kind: ppo``: reinforcement learning from a reward model, as in ChatGLM-RLHF. Prompts and a reward model in, a
 policy out.
 
-Here everything is put together; :mod:`align.stages.ppo.trainer` says what an iteration does. The reference is always
-the stage's own starting policy. Where adapters are trained, policy, reference and value model share one base.
+This module loads models and data and saves the results; :mod:`align.stages.ppo.trainer` runs the iterations. The
+reference is always the stage's starting policy. When adapters are trained, policy, reference and value model share one
+base.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ from align.training.reference_logprobs import weights_digest
 
 
 def run(spec: PpoStage, ctx: StageContext) -> None:
-    """Train, and save the policy, its value model, and what was said on the way."""
+    """Train, and save the policy, its value model, and the sampled answers."""
     group = ranks()
     base = ctx.policy(spec.policy)
     encoder = load_encoder(base, cache=ctx.cache)
@@ -85,13 +86,13 @@ def run(spec: PpoStage, ctx: StageContext) -> None:
             clock=clock,
         )
         trainer = PpoTrainer(trainer_arguments(models, spec.train, ctx, group), parts)
-        clock.take()  # the reference's answers are no part of an iteration
+        clock.take()  # the time for the reference's answers belongs to no iteration
         trainer.fit()
     if group.first:
         _save(spec, ctx, trainer, encoder, base, data)
 
 
-# What it starts from
+# Models and data to start from
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,13 @@ class _Data:
 
     @property
     def leaked(self) -> int:
-        """Held-out prompts that are trained on as well."""
+        """Number of held-out prompts that are trained on as well."""
         trained = {tuple(prompt.ids) for prompt in self.prompts}
         return sum(tuple(prompt.ids) in trained for prompt in self.eval_prompts)
 
 
 def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> _Data:
-    """Read and encode everything; says what was read and what was left out."""
+    """Read and encode all data; print what was read and what was left out."""
     reading: dict[str, Any] = {"resolve": ctx.resolve, "encoder": encoder, "seed": ctx.seed}
     lines: list[str] = []
 
@@ -157,7 +158,7 @@ def _read(spec: PpoStage, ctx: StageContext, encoder: Encoder, group: Ranks) -> 
 
 
 def _plan(sizes: Sequence[int] | npt.NDArray[np.int64], seed: int, batch_size: int, steps: int) -> StepPlan:
-    """``steps`` times ``batch_size`` examples, in shuffled passes, as many as that takes."""
+    """``steps`` steps of ``batch_size`` examples, taken from as many shuffled passes over the data as needed."""
     passes = steps * batch_size / len(sizes)
     return plan_steps(sizes, seed=seed, epochs=passes + 1, batch_size=batch_size, max_steps=steps)
 
@@ -165,7 +166,7 @@ def _plan(sizes: Sequence[int] | npt.NDArray[np.int64], seed: int, batch_size: i
 def _models(
     spec: PpoStage, ctx: StageContext, base: Model, encoder: Encoder, group: Ranks, canary: Sequence[int]
 ) -> tuple[ActorCritic, nn.Module | None]:
-    """Policy and value model to train, and the reference where it is not the policy with its adapter off."""
+    """Policy and value model to train, and the reference, unless it is the policy with its adapter off."""
     quantize = spec.lora.quantize if spec.lora else None
     loading: dict[str, Any] = {
         "dtype": spec.train.dtype,
@@ -222,7 +223,8 @@ def _rollouts(
 
 
 def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Data, group: Ranks) -> Tensor:
-    """The reference's mean score on every prompt that will be used, fp32 by prompt; its answers are written down."""
+    """The mean score of the reference's answers to every prompt that will be used, fp32 [number of prompts]; the
+    answers are written to a file."""
     used = sorted({int(number) for number in data.plan.order[: data.plan.bounds[-1]]})
     prompts = [data.prompts[number] for number in used]
     sampling = Sampling(spec.max_new_tokens, spec.baseline_samples, spec.temperature)
@@ -253,7 +255,7 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
 
 
 def _content(part: ScorerSpec | Rollout, resolve: Callable[[str], Path | str]) -> list[Any]:
-    """What scores or samples follow from: settings, the content of models and files, the source of functions."""
+    """What scores or samples depend on: settings, digests of models and files, and the source code of functions."""
     found: list[Any] = [part.model_dump(mode="json")]
     for referred in stage_references.find(part):
         place = resolve(referred.text)
@@ -267,11 +269,11 @@ def _content(part: ScorerSpec | Rollout, resolve: Callable[[str], Path | str]) -
     ]
 
 
-# What it leaves
+# Results
 
 
 def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encoder, base: Model, data: _Data) -> None:
-    """Policy, value model, answers of every iteration, and the report."""
+    """Save policy, value model, answers of every iteration, and the report."""
     models, last = trainer.models, trainer.history[-1]
     models.use("policy")
     merged = spec.lora is not None and spec.lora.save_merged

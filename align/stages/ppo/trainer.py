@@ -1,17 +1,18 @@
-"""PPO on the common loop: an iteration samples, scores and keeps an experience, then its optimiser steps train on it.
+"""PPO's trainer: an iteration samples and scores answers, saves them as an experience, then its optimiser steps train
+on it.
 
 What happens in one iteration:
 
-1. the engine gets the policy's weights, which is proved, and answers the iteration's prompts;
-2. the answers are scored; the trainer itself computes the log-probs under the policy that sampled ("old") and under the
-   reference, and the values, at the sampling temperature; the engine's log-probs are only compared with them;
+1. the engine gets the policy's weights, which is checked, and answers the iteration's prompts;
+2. the answers are scored. The trainer computes the tokens' log-probs under the policy that sampled them ("old") and
+   under the reference, and the values, all at the sampling temperature. The engine's log-probs are only compared with
+   the trainer's;
 3. reward = score - the reference's score on that prompt - KL penalty, token by token; advantages by the estimator;
-4. all of it is written down, then ``ppo_epochs`` x ``minibatches`` optimiser steps follow. Policy and value model
-   have micro-batches of their own, learning rates of their own, and are clipped apart. Losses are means over the tokens
-   of a step's answers.
+4. all of this is saved, then ``ppo_epochs`` x ``minibatches`` optimiser steps follow. Policy and value model have
+   separate micro-batches, learning rates and gradient clipping. Losses are means over the tokens of a step's answers.
 
-``target_kl`` ends an iteration by moving the step count to its end, so that every iteration begins at the same step in
-every run.
+When ``target_kl`` ends an iteration early, the step count jumps to the iteration's end. Every iteration therefore
+begins at the same step in every run.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _log = logging.getLogger("align")
 
 
 class PpoTrainer(Trainer):
-    """PPO and its relatives."""
+    """Trains with PPO and related methods."""
 
     best_metric = BestMetric("reward", "higher")
 
@@ -73,31 +74,31 @@ class PpoTrainer(Trainer):
         self.term_weights = {"sft": spec.sft_weight, "entropy": spec.entropy_weight}
         self.own_attention = spec.train.layout == "padded"
         self.coefficient = spec.kl_coefficient
-        """Of the KL penalty, in the next iteration."""
+        """Weight of the KL penalty in the next iteration."""
         self.history: list[Mapping[str, float]] = []
         """Summaries of the iterations so far."""
         self.sft_losses: list[float] = []
-        """Loss on ``sft_data`` of the iterations that have been trained."""
+        """Mean loss on ``sft_data`` of each iteration so far."""
         self.seconds: dict[str, float] = {}
-        """By phase, over all iterations."""
+        """Seconds by phase, over all iterations."""
         self.unhealthy: dict[str, dict[str, Any]] = {}
-        """By kind: the first message, the step, and how often."""
+        """By kind of symptom: the first message, its step, and how often it occurred."""
         self.trained: list[dict[str, float]] = []
-        """Of the steps of this iteration that are done: what their mean is wanted of."""
+        """Metrics of this iteration's finished steps, of which the mean will be reported."""
         self._largest = 0.0
 
     @property
     def rollouts_folder(self) -> Path:
-        """Where the answers are written down."""
+        """The folder into which the answers are written."""
         return self.work / "rollouts"
 
     # The loop
 
     def steps(self) -> Iterator[Sequence[Batch]]:
-        """Iteration by iteration: experience, then its micro-batches. Going on inside an iteration takes the experience
-        that was kept."""
+        """For each iteration, make the experience, then yield its micro-batches. A run that resumes inside an iteration
+        uses the saved experience."""
         per = self.spec.steps_per_iteration
-        # What was kept of later iterations than the checkpoint's is not what this run will meet in them.
+        # Experiences of later iterations than the checkpoint's were made by a policy that this run will not have.
         self._forget_experience(lambda iteration: iteration > self.progress.step // per)
         while self.progress.step < self.total_steps:
             iteration, begin = divmod(self.progress.step, per)
@@ -129,7 +130,7 @@ class PpoTrainer(Trainer):
             self._forget_experience(lambda number: number not in needed)
         self.coefficient = experience.next_coefficient
         self.history[iteration:] = [experience.summary]
-        if not inside:  # else it was judged before the checkpoint that this run goes on from
+        if not inside:  # otherwise it was checked before the checkpoint that this run resumes from
             self._judge(health.of_rollouts(self.spec, self.history))
         return experience
 
@@ -146,7 +147,7 @@ class PpoTrainer(Trainer):
     # A step
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """Tokens of answers, or of conversations."""
+        """Number of tokens of answers, or of conversations."""
         if isinstance(batch, PolicyBatch):
             return {"policy": batch.num_targets, **({"entropy": batch.num_targets} if self.spec.entropy_weight else {})}
         if isinstance(batch, ValueBatch):
@@ -182,7 +183,7 @@ class PpoTrainer(Trainer):
         self._largest = max(self._largest, float(log_ratio.abs().max()))
         metrics = {
             "ratio": Mean(log_ratio.exp().sum(), count),
-            "kl_from_old": Mean(k3(-log_ratio).sum(), count),  # of the old policy, which sampled, from the new one
+            "kl_from_old": Mean(k3(-log_ratio).sum(), count),  # KL of the old policy, which sampled, from the new one
             "clip_fraction": Mean(policy_clipped(logprobs, batch.old, batch.advantages, spec.clip).sum(), count),
         }
         return LossOutput({"policy": losses.sum(), **terms}, metrics)
@@ -197,7 +198,7 @@ class PpoTrainer(Trainer):
         return LossOutput({"value": losses.sum()}, {"value_clip_fraction": Mean(held, batch.num_targets)})
 
     def optimizer_step(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
-        """As every trainer's; the first step of an iteration also tells what was sampled for it."""
+        """As in :class:`Trainer`; the metrics of an iteration's first step include those of its samples."""
         begins = self.progress.step % self.spec.steps_per_iteration == 0
         self._largest = 0.0
         metrics = super().optimizer_step(micro_batches)
@@ -208,7 +209,7 @@ class PpoTrainer(Trainer):
     # After a step
 
     def after_step(self, metrics: Mapping[str, float]) -> None:
-        """Health, target KL, and at the iteration's end its line."""
+        """Check health and target KL; at the end of an iteration print its lines."""
         per = self.spec.steps_per_iteration
         iteration, done = divmod(self.progress.step - 1, per)
         self.parts.clock.add("train", metrics["step_seconds"])
@@ -233,7 +234,7 @@ class PpoTrainer(Trainer):
         self._judge(health.of_training(self.spec, self.history, clipped, self.sft_losses))
 
     def _judge(self, findings: Sequence[Symptom]) -> None:
-        """Tell what is unhealthy, once for each kind; stop, if the recipe says so, before the step is saved."""
+        """Print each kind of symptom once; if the recipe says so, stop before the step is saved."""
         for finding in findings:
             known = self.unhealthy.setdefault(
                 finding.kind, {"message": finding.message, "step": self.progress.step, "times": 0}
@@ -255,7 +256,7 @@ class PpoTrainer(Trainer):
         """Greedy answers to the held-out prompts: ``reward`` is their mean score.
 
         Also their mean length and the share that ends, and the loss on held-out conversations. Empty without held-out
-        prompts. The answers are written down beside the rollouts.
+        prompts. The answers are written beside the rollouts.
         """
         parts, prompts = self.parts, self.parts.eval_prompts
         if not prompts:
@@ -286,13 +287,13 @@ class PpoTrainer(Trainer):
     _KEPT = ("coefficient", "history", "sft_losses", "trained", "seconds", "unhealthy")
 
     def state_dict(self) -> dict[str, Any]:
-        """KL coefficient, history, what was counted, and the digests of the answers that were written down."""
+        """KL coefficient, history, counts, and the digests of the answers' files."""
         written = {path.name: files.sha256_file(path) for path in sorted(self.rollouts_folder.glob("*.parquet"))}
         return {**{name: getattr(self, name) for name in self._KEPT}, "written": written}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned. Answers that were damaged since are removed: they are for people
-        to read only."""
+        """Put back what :meth:`state_dict` returned. Files of answers that were damaged since are removed; they are
+        only for people to read."""
         for name in self._KEPT:
             setattr(self, name, state[name])
         if self.ranks.first:
@@ -303,6 +304,6 @@ class PpoTrainer(Trainer):
                     _log.warning("%s is damaged or missing: the report does without these answers", path)
 
     def missing(self, state: Mapping[str, Any]) -> list[Problem]:
-        """As of every trainer; inside an iteration also its experience, which the policy of then made."""
+        """As in :class:`Trainer`; inside an iteration also its experience, which cannot be made again."""
         iteration, begun = divmod(int(state["progress"]["step"]), self.spec.steps_per_iteration)
         return [*super().missing(state), *(damage(folder_of(self.work, iteration)) if begun else [])]

@@ -1,7 +1,8 @@
-"""``kind: reward`` with ``grades``: a reward model learns the grades of answers by regression, one output for each.
+"""``kind: reward`` with ``grades``: a reward model that learns the grades of answers by regression, with one output for
+each grade.
 
 The loss of an answer is the mean, over the grades that it has, of the squared difference between the head's output at
-the answer's end and the grade; the step's is the mean over its answers. The one score of the saved model is the
+the answer's end and the grade; the step's loss is the mean over its answers. The score of the saved model is the
 weighted sum of its outputs (HelpSteer2, https://arxiv.org/abs/2406.08673, trains and uses its models so).
 """
 
@@ -34,7 +35,7 @@ Outputs = dict[tuple[int, int], list[float]]
 
 
 class GradesTrainer(RewardTrainer):
-    """The squared error on the common loop."""
+    """Trains with the squared error."""
 
     def __init__(
         self, arguments: TrainerArguments, loader: Loader, held_out: Sequence[Batch], spec: RewardStage
@@ -48,7 +49,7 @@ class GradesTrainer(RewardTrainer):
         return self.held_out
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """Answers."""
+        """Number of answers."""
         return {"regression": batch.num_branches}
 
     def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
@@ -67,12 +68,12 @@ class GradesTrainer(RewardTrainer):
         return LossOutput({"regression": losses.squared_errors(outputs, batch.grades).sum()}, values)
 
     def mean_values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
-        """As they are: the mean of all scores is among them already."""
+        """Means by name, as in :class:`Trainer`; the mean of all scores is among them already."""
         return Trainer.mean_values(self, sums)
 
     def held_out_outputs(self) -> Outputs:
-        """Of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that were
-        kept."""
+        """Outputs for the held-out answers, by (tree, branch). Those of the last evaluation are reused if it had the
+        weights that were kept."""
         if self.train.load_best_model or not any(self.ranks.gather(bool(self._outputs))):
             self.evaluate()
             self.model.eval()
@@ -80,7 +81,7 @@ class GradesTrainer(RewardTrainer):
 
 
 def learn_grades(spec: RewardStage, ctx: StageContext) -> None:
-    """Train on graded answers, measure the scores on them, and say how near the held-out ones are."""
+    """Train on graded answers, compute statistics of the scores on them, and report the errors on held-out answers."""
     stage = prepare(spec, ctx, partial(build_reward, grades=spec.grades), partial(load_start, grades=spec.grades))
     trainer = GradesTrainer(stage.trainer_arguments, stage.training_loader(), stage.all_of(stage.held_out), spec)
     trainer.fit()

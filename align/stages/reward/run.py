@@ -1,9 +1,10 @@
 """``kind: reward``: preferences in, a reward model out, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934).
 
-The score of an answer is read at the token that ends it, so that "finished" is visible. The loss is Bradley and Terry's
-on each (chosen, rejected) pair, with the margins of the data (and, if asked, the share of votes), plus an L2 term on
-both scores; as everywhere, a prompt's loss is the mean over its rejected answers and the step's is the mean over its
-prompts. The paper gives neither the weight of the L2 term nor its buckets of length.
+The score of an answer is read at the token that ends it, so the model can see whether the answer is finished. The loss
+is Bradley and Terry's on each (chosen, rejected) pair, with the margins of the data (and, if the recipe asks for it,
+the share of votes), plus an L2 term on both scores. As in DPO, a prompt's loss is the mean over its rejected answers
+and the step's loss is the mean over its prompts. The paper gives neither the weight of the L2 term nor its buckets of
+length.
 """
 
 from __future__ import annotations
@@ -42,15 +43,16 @@ from align.training.metrics import Mean
 from align.training.trainer import LossOutput, Trainer, TrainerArguments, computes_in
 
 CALIBRATION_PROMPTS = 1000
-"""Training prompts whose answers the statistics of the scores are taken from: all, or a random sample of this many."""
+"""Statistics of the scores are computed on the answers of this many training prompts, drawn at random; of all if there
+are fewer."""
 Noise = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-"""How far apart two computations of the difference of two scores may be, pair by pair."""
+"""(chosen scores, rejected scores) -> how far rounding may move their difference, pair by pair."""
 SKEWED = 0.6
-"""Share of pairs that the longer (or the shorter) answer wins from which the report says so in words."""
+"""The report warns when the longer (or the shorter) answer wins at least this share of pairs."""
 
 
 class RewardTrainer(Trainer):
-    """The ranking loss on the common loop."""
+    """Trains with the ranking loss."""
 
     def __init__(
         self, arguments: TrainerArguments, loader: Loader, held_out: Sequence[Batch], spec: RewardStage
@@ -60,10 +62,10 @@ class RewardTrainer(Trainer):
         self.term_weights = {"l2": spec.l2}
         self._scored: list[tuple[int, int, float]] = []
         self.error = rounding_error(self.scalar.backbone, computes_in(self.train))
-        """Of a hidden state: what a tie is measured by."""
+        """Relative rounding error of a hidden state, by which ties are told."""
 
     def steps(self) -> Iterator[Sequence[Batch]]:
-        """The loader's steps from where the run is."""
+        """The loader's steps from the current one on."""
         return self.loader.from_step(self.progress.step)
 
     def eval_batches(self) -> Sequence[Batch]:
@@ -72,7 +74,7 @@ class RewardTrainer(Trainer):
         return self.held_out
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """Prompts."""
+        """Number of prompts."""
         return dict.fromkeys(("ranking", "l2") if self.spec.l2 else ("ranking",), len(batch.tree_ids))
 
     def loss(self, batch: Batch, *, held_out: bool) -> LossOutput:
@@ -102,27 +104,27 @@ class RewardTrainer(Trainer):
         )
 
     def noise(self, *scores: Any) -> Any:
-        """How far apart two computations of a difference of ``scores`` [P] each may be: of a hidden state's error, the
-        part that lies along the head, and as much of the scores themselves."""
+        """How far rounding may move the difference of two ``scores`` [P]: the component of a hidden state's error along
+        the head, plus the rounding of the scores themselves."""
         size = sum(score**2 for score in scores) + len(scores) * float(self.scalar.head.weight.detach().square().sum())
         return self.error * (2 * size) ** 0.5
 
     @property
     def scalar(self) -> ScalarModel:
-        """The model."""
+        """The model as a :class:`ScalarModel`, without wrappers."""
         assert isinstance(self.model, ScalarModel)
         return self.model
 
     def mean_values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
-        """With the mean and the spread of all scores."""
+        """Means by name, with the mean and standard deviation of all scores added."""
         values = super().mean_values(sums)
         mean = (values["scores/chosen"] + values["scores/rejected"]) / 2
         spread = math.sqrt(max(0.0, values.pop("scores/square") - mean**2))
         return {**values, "scores/mean": mean, "scores/std": spread}
 
     def held_out_scores(self) -> dict[tuple[int, int], float]:
-        """Scores of the held-out answers, by (tree, branch): those of the last evaluation, if it saw the weights that
-        were kept."""
+        """Scores of the held-out answers, by (tree, branch): those of the last evaluation, if it had the weights that
+        were kept; else computed again."""
         if self.train.load_best_model or not any(self.ranks.gather(bool(self._scored))):
             self.evaluate()
             self.model.eval()
@@ -130,7 +132,7 @@ class RewardTrainer(Trainer):
 
     @torch.no_grad()
     def scores(self, batches: Sequence[Batch]) -> dict[tuple[int, int], float]:
-        """Scores of this process's ``batches`` and those of the others, by (tree, branch)."""
+        """Scores of the ``batches`` of all processes, by (tree, branch); each computes its own."""
         self.model.eval()
         found: list[tuple[int, int, float]] = []
         for cpu_batch in batches:
@@ -141,7 +143,7 @@ class RewardTrainer(Trainer):
 
 
 def places(batch: Batch, scores: Tensor) -> list[tuple[int, int, Any]]:
-    """(tree, branch, score) of a batch's branches; of their outputs, lists of them."""
+    """(tree, branch, score) of a batch's branches; with several outputs a list in place of the score."""
     trees = [batch.tree_index[tree] for tree in batch.branch_tree.tolist()]
     return list(zip(trees, batch.branch_slot.tolist(), scores.detach().tolist(), strict=True))
 
@@ -151,7 +153,8 @@ def _all_of(parts: Sequence[Sequence[tuple[int, int, float]]]) -> dict[tuple[int
 
 
 def build_reward(start: Any, lora: Lora | None, seed: int, *, grades: Mapping[str, float] | None = None) -> nn.Module:
-    """A policy's transformer with a new head, for one score or for ``grades``; or a reward model's, with its own."""
+    """The model to train: a policy's transformer with a new head, for one score or for ``grades``; or a reward model
+    with its head."""
     head = start.head.weight if isinstance(start, ScalarModel) else None
     backbone: Any = trained(without_lm_head(start) if head is None else start.backbone, lora, seed)
     torch.manual_seed(seed)  # every process draws the same head
@@ -160,10 +163,10 @@ def build_reward(start: Any, lora: Lora | None, seed: int, *, grades: Mapping[st
 
 
 def run(spec: RewardStage, ctx: StageContext) -> None:
-    """Train on preferences, measure the scores on the training answers, and say how good it is on held-out ones; or on
-    graded answers."""
+    """Train on preferences, compute statistics of the scores on training answers, and report the accuracy on held-out
+    ones. With ``grades``, train on graded answers."""
     if spec.grades:
-        from align.stages.reward.regression import learn_grades  # which is made of the parts of this module
+        from align.stages.reward.regression import learn_grades  # it imports this module
 
         learn_grades(spec, ctx)
         return
@@ -194,7 +197,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
 
 
 def statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:
-    """Of the finished model's scores on answers that it was trained on."""
+    """Statistics of the finished model's scores on answers that it was trained on."""
     total = len(stage.data)
     chosen = np.random.default_rng(stage.ctx.seed).permutation(total)[:CALIBRATION_PROMPTS]
     return ScoreStats.of(list(trainer.scores(stage.loader(stage.data).batches(chosen.tolist())).values()))
@@ -206,7 +209,7 @@ def statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:
 def _judge(
     stage: TrainingRun, scores: Mapping[tuple[int, int], float], noise: Noise
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The numbers on the natural and on the length-balanced held-out data, and what a reader must be told in words."""
+    """The numbers on the held-out data, as they are and balanced by length; and warnings."""
     trees = _trees(stage.data)
     table = PairTable.of(trees)
     by_length = LengthBaseline(table.difference, pair_weights(trees))
@@ -274,7 +277,7 @@ def _show_held_out(ctx: StageContext, held_out: Mapping[str, Mapping[str, Any]])
 
 
 def shown(estimate: Mapping[str, float | None] | None) -> str:
-    """A number with its interval, where it has one."""
+    """A number with its interval, if it has one."""
     if estimate is None:
         return "-"
     value, low, high = (estimate[name] for name in ("value", "low", "high"))

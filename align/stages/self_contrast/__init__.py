@@ -1,1 +1,1 @@
-"""``kind: self_contrast``: preferences from a policy and the data it was tuned on."""
+"""``kind: self_contrast``: preferences made from a policy's samples and the data that it was tuned on."""

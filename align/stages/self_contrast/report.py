@@ -1,4 +1,4 @@
-"""What became of the samples of a Self-Contrast stage: counted as it goes, then shown and written."""
+"""What became of the samples of a Self-Contrast stage: counted while it runs, then printed and written."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _BAR = 40
 
 @dataclass
 class Account:
-    """The account of one stage run."""
+    """Counts of one stage run."""
 
     samples_per_prompt: int
     negatives: int
-    """As asked for, for each prompt."""
+    """Number of negatives for each prompt that the recipe asks for."""
     data: Mapping[str, Any]
-    """The data report."""
+    """The report about the data that were read."""
     embedding: Mapping[str, Any]
-    """The embedder, its limit, and how many texts it cut."""
+    """The embedder, its limit, and how many texts were cut to it."""
     prompts: int = 0
     kept: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
-    """What became of the samples; ``negative`` only where the prompt was kept."""
+    """Number of samples for each reason; ``negative`` only counts samples of prompts that were kept."""
     similarities: list[float] = field(default_factory=list)
-    """Of all samples."""
+    """Similarities of all samples to their targets."""
     chosen_similarities: list[float] = field(default_factory=list)
-    """Of the negatives."""
+    """Similarities of the negatives to their targets."""
     target_tokens: list[int] = field(default_factory=list)
-    """Lengths of the chosen answers that were kept, and below those of their rejected ones."""
+    """Lengths in tokens of the chosen answers that were kept; the next attribute has those of the rejected ones."""
     negative_tokens: list[int] = field(default_factory=list)
 
     def add(
@@ -58,7 +58,7 @@ class Account:
         *,
         kept: bool,
     ) -> None:
-        """A prompt with its samples; ``kept``: it became a preference."""
+        """Count a prompt with its samples; ``kept`` says whether it became a preference."""
         self.prompts += 1
         self.similarities += scores
         reasons: Counter[Reason] = Counter(chosen.reasons)
@@ -72,14 +72,14 @@ class Account:
         self.reasons += reasons
 
     def words(self) -> str:
-        """What became of the samples, in a line."""
+        """What became of the samples, on one line."""
         total = self.prompts * self.samples_per_prompt
         return ", ".join(
             [f"{total:,} samples", *(f"{self.reasons[r]:,} {words}" for r, words in _WORDS.items() if self.reasons[r])]
         )
 
     def headline(self) -> dict[str, Any]:
-        """The numbers that a summary needs."""
+        """Numbers for the stage's summary."""
         return {
             "prompts": self.prompts,
             "kept": self.kept,
@@ -94,7 +94,7 @@ class Account:
         }
 
     def histogram(self) -> list[dict[str, Any]]:
-        """All samples and the negatives in ten bins of similarity, from the least to the most similar."""
+        """Counts of all samples and of the negatives in ten bins of similarity, from the least to the most similar."""
         low, high = min(self.similarities), max(self.similarities)
         edges = np.linspace(low, high if high > low else low + 1e-6, _BINS + 1)
         counts, chosen = (np.histogram(values, edges)[0] for values in (self.similarities, self.chosen_similarities))
@@ -104,7 +104,7 @@ class Account:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines. Equal work gives equal values: no times are in it."""
+        """The counts as JSON. It contains no times, so that the same work gives the same values."""
         return {**self.headline(), "histogram": self.histogram(), "embedding": dict(self.embedding), "data": self.data}
 
 
@@ -113,7 +113,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def show(console: Console, name: str, account: Account, seconds: Mapping[str, float]) -> None:
-    """The tables at the end of the stage."""
+    """Print the tables at the end of the stage."""
     table = Table(title=f"{name}: from samples to preferences", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -1,12 +1,12 @@
 """``kind: self_contrast``: preferences from a policy and the data it was tuned on (https://arxiv.org/abs/2404.00604).
 
-For each conversation the policy samples many answers to the prompt. They and the data's answer, the target, are
-embedded, without the prompt. The samples least similar to the target are what negatives are drawn from: those most
-similar are likely good answers too. A prompt with its target (chosen) and its negatives (rejected) is one preference;
+For each conversation the policy samples many answers to the prompt. The samples and the data's answer, the target, are
+embedded without the prompt. Negatives are drawn from the samples least similar to the target, because the most similar
+ones are likely good answers too. A prompt with its target (chosen) and its negatives (rejected) is one preference;
 ``dpo`` learns from all its pairs at once.
 
-Everything slow is kept as it is made: samples shard by shard, embeddings block by block. A run that was killed goes on
-from there and ends with the same bytes.
+Samples are saved shard by shard, embeddings block by block. A run that was killed resumes from them and ends with the
+same bytes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _NOT_FIELDS = frozenset(
         "sample_ids",
     }
 )
-"""Columns of the data that would mean something else in a preference."""
+"""Columns of the data that are not copied, since they would have another meaning in a preference."""
 
 
 def run(spec: SelfContrastStage, ctx: StageContext) -> None:
-    """Sample, embed, choose, write."""
+    """Sample, embed, choose negatives, and write preferences."""
     group, clock = ranks(), Clock()
     policy = ctx.policy(spec.policy)
     encoder = load_encoder(policy, cache=ctx.cache)
@@ -100,8 +100,8 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
 def _of_others(
     samples: Sequence[Sequence[Answer]], ids: Sequence[Sequence[str]], seed: int
 ) -> tuple[list[list[Answer]], list[list[str]]]:
-    """For each prompt, in place of its k-th sample the k-th of another prompt, at random for each k, as if it answered
-    this one; and the ids under which these were sampled."""
+    """Replace the k-th sample of each prompt by the k-th sample of another prompt, drawn at random for each k. Also
+    returns the ids of the prompts that the samples were drawn for."""
     count = len(samples)
     drawn = [
         [((p + 1 + sample_seed(seed, 1, p, k) % (count - 1)) % count, k) for k in range(len(own))]
@@ -122,8 +122,8 @@ def _similarities(
     samples: Sequence[Sequence[Answer]],
     group: Ranks,
 ) -> tuple[list[list[float]], dict[str, Any]]:
-    """Cosines of each prompt's samples with its target, to six places (what is less depends on the batch), and what the
-    embedder cut."""
+    """Cosine similarities of each prompt's samples with its target, rounded to six decimals (smaller differences depend
+    on the batch), and how many texts were too long for the embedder."""
     embedder = SentenceEmbedder(folder, device=group.device)
     texts = [
         text for target, own in zip(targets, samples, strict=True) for text in (target.text, *(s.text for s in own))
@@ -187,7 +187,7 @@ def _select(
 def _answer_rows(
     policy: str, target: KnownAnswer, own: Sequence[Answer], scores: Sequence[float], chosen: NegativeSelection
 ) -> Iterator[AnswerRow]:
-    """The data's answer and all samples; what is no negative says why."""
+    """Rows of ``answers.jsonl``: the data's answer and all samples; samples that are not negatives have the reason."""
     prompt, tokens = target.prompt.record.prompt, len(target.tree.branches[0].ids)
     yield AnswerRow("prompts", target.id, prompt, TARGET, 0, target.text, tokens, finished=True)
     for number, (answer, score, reason) in enumerate(zip(own, scores, chosen.reasons, strict=True)):
@@ -203,7 +203,8 @@ def _row(
     chosen: NegativeSelection,
     as_sampled: AsSampled,
 ) -> dict[str, Any]:
-    """A preference as data are read: one chosen answer, the negatives as rejected ones, and where these come from."""
+    """A row of a preference file: the target as chosen answer, the negatives as rejected ones, and where they come
+    from."""
     record = target.prompt.record
     row: dict[str, Any] = {key: value for key, value in record.fields.items() if key not in _NOT_FIELDS}
     row |= {"id": target.id, "prompt": list(record.prompt)}

@@ -1,1 +1,1 @@
-"""What several stages do in the same way."""
+"""Code that several kinds of stages share."""

@@ -1,4 +1,4 @@
-"""Where the time of a stage goes, for people: no part of a result."""
+"""Measuring the time of a stage by phase. Times are printed, but are not part of a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count what happens inside as ``phase``."""
+        """Count the time spent inside as ``phase``."""
         began = time.perf_counter()
         try:
             yield
@@ -29,7 +29,7 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Nothing that happens inside is counted."""
+        """The time spent inside is not counted."""
         lap = self.take()
         try:
             yield
@@ -37,6 +37,6 @@ class Clock:
             self.lap = lap
 
     def take(self) -> dict[str, float]:
-        """What was counted; counting begins anew."""
+        """Seconds by phase; the counts start again from zero."""
         lap, self.lap = self.lap, {}
         return lap

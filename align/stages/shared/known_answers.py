@@ -1,5 +1,4 @@
-"""Conversations as questions with a known answer: what Self-Contrast contrasts with, and what evaluation compares
-with."""
+"""Conversations as prompts with a known answer, the target, with which Self-Contrast and evaluation compare samples."""
 
 from __future__ import annotations
 
@@ -38,12 +37,12 @@ class KnownAnswer:
 
     @property
     def text(self) -> str:
-        """What the answer says."""
+        """The text of the answer."""
         return self.answer["content"]
 
     @property
     def id(self) -> str:
-        """The row's."""
+        """Id of the row."""
         return self.prompt.record.id
 
 
@@ -56,12 +55,12 @@ def read_targets(
     max_new_tokens: int,
     rejects: Path | None,
 ) -> tuple[list[KnownAnswer], DataReport]:
-    """The last turn of every conversation of ``sources``, and what became of the rows.
+    """The last turn of every conversation of ``sources`` as target, and what became of the rows.
 
     Left out are rows whose prompt with its answer, or with ``max_new_tokens`` more, is longer than ``max_length``
     tokens, and answers without text. ``rejects`` gets one JSON line for each row that was left out.
 
-    Raises :class:`InputError` for bad rows (unless their source skips them), and when nothing is left.
+    Raises :class:`InputError` for bad rows (unless their source skips them), and when no row is left.
     """
     locations = [ctx.resolve(source.path) for source in sources]
     skipping = origins_to_skip(sources, locations)

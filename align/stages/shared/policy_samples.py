@@ -1,4 +1,4 @@
-"""Answers of a policy to prompts, and how they become messages of a data file."""
+"""Sampling answers of a policy to prompts, and turning them into messages of a data file."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from align.training.launch import Ranks
 
 
 class AsSampled:
-    """Answers as messages of a data file, so that training sees the ids that were sampled.
+    """Turns answers into messages of a data file such that training sees the ids that were sampled.
 
-    Most often the text of an answer is encoded as just these ids, and is enough. Where it is not, the message carries
-    the ids too: a policy may write a word in other pieces than the tokenizer, a template may trim the text, and
-    decoding leaves special tokens out.
+    Usually the text of an answer is encoded as exactly these ids, and is enough. When it is not, the message contains
+    the ids too: a policy may split a word in other pieces than the tokenizer, a template may trim the text, and
+    decoding drops special tokens.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -37,7 +37,8 @@ class AsSampled:
         self.answers = self.with_ids = 0
 
     def message(self, answer: Answer, tools: Sequence[dict[str, Any]]) -> Message:
-        """An assistant's message; one that was cut says so, so that training adds no end to it."""
+        """An assistant's message. If the answer was cut off the message says so, so that training adds no end token to
+        it."""
         plain: Message = {"role": "assistant", "content": answer.text}
         if not answer.finished:
             plain["finished"] = False
@@ -56,7 +57,7 @@ class AsSampled:
         return found
 
     def line(self, name: str) -> str | None:
-        """For people; None when texts say all."""
+        """A line for the user about messages that contain ids; None when there are none."""
         if not self.with_ids:
             return None
         kept = f"{self.with_ids:,} of {self.answers:,} sampled answers are kept with their tokens"
@@ -78,9 +79,9 @@ def sample_policy(
 ) -> list[list[Answer]]:
     """Answers of ``policy`` to every prompt, ``[prompt][sample]``.
 
-    The samples are kept in the runs' cache, so that a stage that only chooses differently among them samples nothing
-    anew. The processes of ``group`` share the sampling, and all get all answers. ``targets`` are the data's answers, by
-    prompt, if there are some.
+    The samples are kept in the runs' cache, so that a stage that only chooses differently among them does not sample
+    again. The processes of ``group`` share the sampling, and all get all answers. ``targets`` are the data's answers to
+    the prompts, if there are any.
 
     Raises as :func:`align.rollout.samples.sample_shards` and :func:`align.rollout.engines.open_engine`.
     """
@@ -124,7 +125,7 @@ def answer_row(
     left_out: str | None = None,
     version: int = 0,
 ) -> AnswerRow:
-    """An answer as a line of ``answers.jsonl``, number ``number`` of those to its prompt."""
+    """An answer as a row of ``answers.jsonl``; ``number`` counts the answers to its prompt."""
     return AnswerRow(
         part=part,
         prompt_id=prompt_id,
@@ -141,7 +142,7 @@ def answer_row(
 
 
 def engine_key(rollout: Rollout) -> dict[str, Any]:
-    """What samples follow from besides weights, prompts and sampling. ``auto`` is another engine once vllm is installed
-    or gone."""
+    """What samples depend on besides weights, prompts and sampling. It contains the engine that is used, since ``auto``
+    chooses another one when vllm is installed or removed."""
     key: dict[str, Any] = {"rollout": rollout.model_dump(mode="json")}
     return {**key, "vllm": find_spec("vllm") is not None} if rollout.engine == "auto" else key

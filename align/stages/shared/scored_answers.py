@@ -1,8 +1,8 @@
-"""What the stages that sample and score have in common: prompts with room for an answer, answers, scores, and an
-account of it all.
+"""What the stages that sample and score have in common: reading prompts with room for an answer, sampling, scoring, and
+reporting.
 
-Every process of a run reads the prompts and comes to the same result; they share the sampling and the scoring, and the
-first one writes.
+Every process of a run reads the prompts and gets the same ones; the processes share the sampling and the scoring, and
+the first one writes.
 """
 
 from __future__ import annotations
@@ -45,33 +45,33 @@ _STEERING = frozenset(
     {"messages", "prompt", "completion", "completions", "chosen", "rejected", "conversations", "instruction"}
     | {"id", "margin", "votes", "grades", "scores", "system", "tools"}
 )
-"""Columns by which a row's format is found, or that are written here: a row of ours must not take them from the row it
-follows."""
+"""Columns that are not copied from a source row into a new row, because a row's format is recognised by them or because
+they are written here."""
 
 
 class LeftOutPrompts:
-    """Prompts that were left out, each with the reason."""
+    """Collects prompts that were left out, each with the reason."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, record: Prompt, reason: str, **details: float) -> None:
-        """``details`` are numbers that the reason speaks of."""
+        """Add a prompt. ``details`` are numbers that belong to the reason."""
         place = f"{record.origin.source.rpartition('/')[2]}:{record.origin.line}"
         self.rows.append({"id": record.id, "row": place, "reason": reason, **details})
 
     def counts(self) -> dict[str, int]:
-        """How many for each reason, in the order in which the reasons came up."""
+        """Number of prompts for each reason, in the order in which the reasons first occurred."""
         return dict(Counter(row["reason"] for row in self.rows))
 
     def require(self, left: Sequence[Any], what: str, sources: Sequence[DataSource]) -> None:
-        """Raise InputError when nothing is left."""
+        """Raise InputError when ``left`` is empty."""
         if not left:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts().items())
             raise InputError(Problem(f"0 {what} left: {reasons}", file=", ".join(source.path for source in sources)))
 
     def table(self, title: str) -> Table:
-        """For people."""
+        """A table of the counts."""
         table = Table(title=title, title_justify="left")
         table.add_column("left out", overflow="fold")
         table.add_column("prompts", justify="right")
@@ -91,10 +91,10 @@ def read_prompts(
     left_out: LeftOutPrompts,
     refuse: Callable[[Prompt], str | None],
 ) -> list[EncodedPrompt]:
-    """The prompts of a stage that ``refuse`` has no reason against, each once, with room for an answer.
+    """The prompts of a stage, each once, that leave room for an answer and for which ``refuse`` returns no reason.
 
     Raises :class:`InputError` for bad rows and for prompts that the chat template refuses (unless their source skips
-    them), and when nothing is left.
+    them), and when no prompt is left.
     """
     locations = [ctx.resolve(source.path) for source in spec.prompts]
     rejects = ctx.out / "rejects.jsonl" if ranks().first else None
@@ -138,7 +138,7 @@ class Answered:
     fates: tuple[str | None, ...]
     """Why an answer is not used: see :func:`fates_of`. None for one that is."""
     scores: tuple[float, ...]
-    """Of the used ones, in order. Empty when fewer than two are: there is nothing to compare."""
+    """Scores of the answers that are used, in order. Empty when fewer than two are: there is nothing to compare."""
 
     @property
     def used(self) -> list[Answer]:
@@ -150,7 +150,7 @@ class Answered:
         )
 
     def rows(self, policy: str) -> Iterator[AnswerRow]:
-        """All answers, for people to read."""
+        """All answers, as rows of ``answers.jsonl``."""
         scores = iter(self.scores)
         for number, (answer, fate) in enumerate(zip(self.answers, self.fates, strict=True)):
             reason = fate or (None if self.scores else TOO_FEW)
@@ -168,11 +168,11 @@ def answer_prompts(
     *,
     distinct: bool,
 ) -> list[Answered]:
-    """Sample answers to every prompt and score them; prompts with fewer than two that can be used go to ``left_out`` as
-    well.
+    """Sample answers to every prompt and score them. Prompts with fewer than two usable answers are also added to
+    ``left_out``.
 
-    ``distinct``: an answer that says what an earlier one says is not used. What an interrupted run sampled and scored
-    is found again. The engine is gone before a model that scores is loaded.
+    With ``distinct`` an answer that equals an earlier one is not used. Samples and scores of an interrupted run are
+    reused. The engine is closed before a scoring model is loaded.
     """
     answers = _sample(spec, ctx, policy, encoder, asked)
     fates = [fates_of(group, keep_unfinished=spec.unfinished == "keep", distinct=distinct) for group in answers]
@@ -191,8 +191,8 @@ def answer_prompts(
 
 
 def fates_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool) -> tuple[str | None, ...]:
-    """Why an answer is not used: ``unfinished``, ``empty``, or ``repeated`` (with ``distinct``); None for one that
-    is."""
+    """Why each answer is not used: ``unfinished``, ``empty``, or ``repeated`` (with ``distinct``); None for an answer
+    that is used."""
     fates: list[str | None] = []
     seen: set[str] = set()
     for answer in answers:
@@ -227,7 +227,7 @@ def _sample(
 
 
 def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part: str) -> list[float]:
-    """A score for each answer; ``part`` names the folder in which an interrupted run finds its scores again."""
+    """A score for each answer; ``part`` names the folder in which scores are kept for a run that is interrupted."""
     return score_answers(
         lambda: open_scorer(
             scorer, resolve=ctx.resolve, cache=ctx.cache, device=ranks().device, ids_from=ctx.encoder_digest
@@ -241,19 +241,19 @@ def score(scorer: ScorerSpec, ctx: StageContext, answers: Sequence[Answer], part
     )
 
 
-# What is left behind
+# Results
 
 
 def prompt_row(record: Prompt) -> dict[str, Any]:
-    """A prompt as a row of ours, with the other columns of the row that it comes from."""
+    """A prompt as a row of a data file, with the other columns of the row that it was read from."""
     tools = {"tools": list(record.tools)} if record.tools else {}
     others = {key: value for key, value in record.fields.items() if key not in _STEERING}
     return {"id": record.id, "prompt": list(record.prompt), **tools, **others}
 
 
 def about(answered: Sequence[Answered]) -> dict[str, Any]:
-    """What a report says of a policy's answers: their text, why some were not used, scores, and whether longer ones
-    score higher."""
+    """The part of a report about a policy's answers: metrics of their texts, why some were not used, scores, and
+    whether longer ones score higher."""
     fates = [fate for one in answered for fate in one.fates]
     scores = [value for one in answered for value in one.scores]
     return {
@@ -273,8 +273,8 @@ def leave(
     *,
     policy: str,
 ) -> None:
-    """Write the rows, all answers of ``policy``, what was left out and the report, and show the last two. Nothing of it
-    depends on time or place."""
+    """Write the rows, all answers of ``policy``, the prompts that were left out and the report, and print the last two.
+    None of the files depends on time or machine."""
     if not ranks().first:
         return
     outcome = {**outcome, **about(answered), "left_out": left_out.counts()}

@@ -1,5 +1,5 @@
-"""The data of a training stage, read as its kind wants them. The plan of a run reads them in the same way, to count
-steps."""
+"""Reading the data of a training stage in the form that its kind needs. ``align plan`` reads them in the same way, to
+count steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from align.recipe.schema import Data, DpoStage, Lora, RewardStage, Train
 
 
 class TrainsOnRows(Protocol):
-    """The part of a recipe of a stage that trains on rows of data."""
+    """The keys of a stage that trains on rows of data."""
 
     @property
     def data(self) -> Data:
@@ -40,7 +40,7 @@ class TrainsOnRows(Protocol):
 
     @property
     def max_length(self) -> int:
-        """Longest row, in tokens."""
+        """Maximum length of a row, in tokens."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class TrainsOnRows(Protocol):
 
     @property
     def lora(self) -> Lora | None:
-        """Adapters, where some are trained."""
+        """Settings of adapters; None when all weights are trained."""
         ...
 
     @property
@@ -74,16 +74,16 @@ class TrainsOnRows(Protocol):
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage trains on."""
+    """The data of a training stage, encoded as trees."""
 
     trees: TreeStore
     report: DataReport
     examples: TreeStore | BalancedTrees
-    """What steps are made of: the trees, or those of them (and of their answers) that each epoch draws."""
+    """What steps are made of: all trees, or the trees and answers that each epoch draws from them."""
     held_out: TreeStore | None
     held_out_report: DataReport | None
     marks: str | None = None
-    """For people: the margins that the loss uses."""
+    """A line for the user about the margins that the loss uses; None without margins."""
 
     def plan(self, train: Train, seed: int) -> StepPlan:
         """The steps that a stage will take."""
@@ -98,7 +98,7 @@ class StageData:
         )
 
     def leaked(self) -> list[str]:
-        """Ids of held-out trees whose prompt is trained on as well: what they say of the model is too good."""
+        """Ids of held-out trees whose prompt is trained on as well, which makes the held-out numbers too good."""
         if self.held_out is None:
             return []
         held_out = {index: _digest(self.held_out[index]) for index in range(len(self.held_out))}
@@ -107,7 +107,7 @@ class StageData:
         return [self.held_out[index].id for index, digest in held_out.items() if digest in trained]
 
     def lines(self) -> list[str]:
-        """For people: what was read, and what was left out and why."""
+        """Lines for the user: what was read, and what was left out and why."""
         held_out = self.held_out_report.lines() if self.held_out_report else []
         marks = [self.marks] if self.marks else []
         return [*self.report.lines(), *marks, *(f"held out: {line}" for line in held_out)]
@@ -127,7 +127,7 @@ def read_data(
     rejects: Path | None,
     with_held_out: bool = True,
 ) -> StageData:
-    """The stage's ``data`` as trees and, unless not wanted, its ``eval_data``. Raises as
+    """Read the stage's ``data`` as trees and, ``with_held_out``, its ``eval_data``. Raises as
     :func:`~align.data.trees.load.load_trees`."""
     common: dict[str, Any] = {
         "resolve": resolve,
@@ -170,8 +170,8 @@ def _require_grades(spec: RewardStage, trees: TreeStore, report: DataReport) -> 
 
 
 def _marks(spec: TrainsOnRows, trees: TreeStore) -> str | None:
-    """What the loss uses of the pairs' margins, in words. Raises InputError for a key that the data give nothing to
-    work with."""
+    """A line about the pairs' margins, if the loss uses them. Raises InputError for a key of the loss that needs
+    margins or votes which the data do not have."""
     if not isinstance(spec, (DpoStage, RewardStage)):
         return None
     margins, shares = trees.marks().T
@@ -198,7 +198,7 @@ def _marks(spec: TrainsOnRows, trees: TreeStore) -> str | None:
 
 
 def _filters(spec: RewardStage, resolve: Callable[[str], Path | str], seed: int) -> tuple[Any, Any]:
-    """What leaves preferences out of the training data, and of the held-out data."""
+    """The filter of the training data and that of the held-out data."""
     from align.data.trees.filters import PreferenceFilter, prompt_digests
 
     return PreferenceFilter(

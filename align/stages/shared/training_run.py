@@ -1,4 +1,4 @@
-"""What the training stages share: read the data, load the model, train, save, and show what changed."""
+"""What the training stages share: reading the data, loading the model, training, saving, and showing what changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from align.training.trainer import Trainer, TrainerArguments
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Everything that a training stage starts from."""
+    """Data, model and context of a training stage that is ready to train."""
 
     spec: TrainsOnRows
     ctx: StageContext
@@ -52,7 +52,7 @@ class TrainingRun:
     model: nn.Module
     plan: StepPlan
     leaked: int = 0
-    """Held-out prompts that are trained on as well."""
+    """Number of held-out prompts that are trained on as well."""
 
     @property
     def data(self) -> TreeStore:
@@ -65,7 +65,7 @@ class TrainingRun:
         return self.read.held_out
 
     def training_loader(self) -> Loader:
-        """The steps of the plan."""
+        """The loader of the planned steps."""
         return self.loader(self.read.examples)
 
     def loader(self, trees: TreeStore | BalancedTrees) -> Loader:
@@ -78,7 +78,7 @@ class TrainingRun:
 
     @property
     def trainer_arguments(self) -> TrainerArguments:
-        """What every trainer takes."""
+        """The arguments that all trainers share."""
         return trainer_arguments(self.model, self.spec.train, self.ctx, self.group)
 
     def train_and_save(self, trainer: Trainer, samples: int) -> None:
@@ -101,7 +101,7 @@ class TrainingRun:
         """Write ``report.json``, the metrics and the answers before and after, note the headline numbers, and show all
         of it; on the first process.
 
-        ``outcome`` is what the headlines say besides how training went; ``more`` is in the report only.
+        ``outcome`` are headline numbers besides those of the training; ``more`` is only written into the report.
         """
         keep_logs(self.ctx, "trackers")
         outcome = {**headlines(trainer), **outcome}
@@ -119,7 +119,7 @@ class TrainingRun:
 
 
 def kept_step(trainer: Trainer) -> int:
-    """The optimiser step whose weights are the result."""
+    """The optimiser step whose weights were kept."""
     progress = trainer.progress
     return progress.best_step if trainer.train.load_best_model and progress.best_eval else progress.step
 
@@ -130,11 +130,11 @@ def greedy_answers(
     prompts: Sequence[tuple[str, Sequence[int]]],
     versions: Mapping[int, Sequence[Sequence[int]]],
 ) -> list[AnswerRow]:
-    """Answers to the same prompts before and after training, a prompt's side by side.
+    """Rows with the answers to each prompt before and after training, next to each other.
 
     Args:
         prompts: id and tokens of each.
-        versions: optimiser steps -> the ids of the answer to each prompt after so many.
+        versions: number of optimiser steps -> the ids of the answer to each prompt after that many.
     """
     rows = []
     for place, (prompt_id, prompt) in enumerate(prompts):
@@ -162,14 +162,14 @@ def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[in
 
 
 def trainer_arguments(model: nn.Module, train: Train, ctx: StageContext, group: Ranks) -> TrainerArguments:
-    """What the trainer of a stage run takes, whatever it trains."""
+    """The arguments that all trainers share, for one stage run."""
     return TrainerArguments(
         model=model, train=train, work=ctx.work, name=ctx.name, seed=ctx.seed, console=ctx.console, ranks=group
     )
 
 
 def keep_logs(ctx: StageContext, *folders: str) -> None:
-    """Metrics, and what else of the work folder belongs into the result, if it is there."""
+    """Copy the metrics, and the ``folders`` of the work folder that exist, into the result."""
     files.atomic_write(ctx.out / "metrics.jsonl", (ctx.work / "metrics.jsonl").read_bytes())
     for name in folders:
         if (ctx.work / name).exists():
@@ -177,7 +177,7 @@ def keep_logs(ctx: StageContext, *folders: str) -> None:
 
 
 def headlines(trainer: Trainer) -> dict[str, Any]:
-    """How training went, for the manifest and the report."""
+    """Numbers about the training, for the manifest and the report."""
     progress = trainer.progress
     return {
         "steps": progress.step,
@@ -198,12 +198,12 @@ def prepare(
     build: Callable[[Any, Lora | None, int], nn.Module],
     load: LoadModel = load_policy,
 ) -> TrainingRun:
-    """Read and encode the data, plan the steps, and load the model; says what was read and what was left out.
+    """Read and encode the data, plan the steps, and load the model; print what was read and what was left out.
 
     Args:
-        build: makes what is trained of the loaded model, the recipe's ``lora`` and the seed; every process has to make
-            the same.
-        load: loads it, called as :func:`load_policy` is; may also give a reward model.
+        build: makes the module to train from the loaded model, the recipe's ``lora`` and the seed. The result must be
+            the same in every process.
+        load: loads the model; has the arguments of :func:`load_policy`, and may also return a reward model.
     """
     group = ranks()
     base = ctx.policy(spec.starting_model)
@@ -240,7 +240,8 @@ def prepare(
 
 
 def _beyond(policy: Any, trees: TreeStore) -> str | None:
-    """A note on rows that are longer than the model's positions. Raises InputError where it has none for them."""
+    """A note about rows that are longer than the maximum length of the model. Raises InputError if the model fails on
+    them."""
     found, longest = positions(causal_lm(policy).config.to_dict()), int(trees.path_lengths.max())
     hint = "lower max_length, or use a model that reads longer texts"
     if (note := require_positions(found, longest, "the longest row", hint)) is None or found is None:
@@ -258,19 +259,18 @@ def _leak(ids: Sequence[str], held_out: int) -> str:
 
 
 def trained(model: Any, lora: Lora | None, seed: int) -> nn.Module:
-    """What is trained of a model: all its weights, or new adapters on the frozen rest."""
+    """Prepare a model for training: all its weights, or with ``lora`` new adapters on frozen weights."""
     if lora is not None:
         torch.manual_seed(seed)  # every process draws the same adapters
         model = add_lora(model, lora)
     elif is_lora(model):
-        model = merged_copy(model)  # all weights are trained, so the policy's own adapter becomes part of them
+        model = merged_copy(model)  # all weights are trained, so the policy's own adapter is merged into them
     whole: nn.Module = model
     return whole
 
 
 def say_adapters(ctx: StageContext, model: nn.Module, *, new: bool, own: bool) -> None:
-    """One line, where adapters are trained (``new``), or where the policy had one of its ``own`` that is part of all
-    weights now."""
+    """Print a line if adapters are trained (``new``), or if the policy had its ``own`` adapter, which is merged now."""
     if new:
         line = adapted(cast(nn.Module, getattr(model, "backbone", model)))
     elif own:
@@ -281,7 +281,7 @@ def say_adapters(ctx: StageContext, model: nn.Module, *, new: bool, own: bool) -
 
 
 def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
-    """A value made once in this stage run, and found again when it continues after an interruption."""
+    """The value of ``make``, computed once in this stage run and kept for when it resumes after an interruption."""
     path = ctx.work / f"{name}.json"
     if sealed.find(path) is None:
         sealed.keep(path, files.dump_json(make()).encode())
@@ -294,8 +294,8 @@ def before_and_after(
     after: Mapping[str, float] | None,
     answers: Sequence[AnswerRow],
 ) -> None:
-    """A table of held-out numbers, and of answers to the same prompts, before and after a stage; nothing when there are
-    neither."""
+    """Print tables of held-out numbers and of answers to the same prompts before and after a stage; nothing when there
+    are neither."""
     table = Table(title=f"{ctx.name}: before and after", title_justify="left", show_lines=True)
     for header in ("", "before", "after"):
         table.add_column(header, overflow="fold")
@@ -309,7 +309,7 @@ def before_and_after(
 
 
 def _show(ctx: StageContext, outcome: Mapping[str, Any], answers: Sequence[AnswerRow]) -> None:
-    """What changed, and what it took."""
+    """Print what changed, and the time and memory it took."""
     before_and_after(ctx, outcome["eval_before"], outcome["eval_after"], answers)
     ctx.console.print(
         f"{ctx.name}  {outcome['steps']} steps, {outcome['tokens']} tokens, {outcome['seconds']} s, "

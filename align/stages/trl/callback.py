@@ -1,5 +1,5 @@
-"""What watches over a TRL trainer: metrics, signals, numbers that must not be gone on from, and checkpoints that can be
-trusted."""
+"""A callback for TRL's trainers: it records metrics, reacts to signals, stops at numbers that are not finite, and seals
+checkpoints."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _SPEED = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
 @dataclass(frozen=True)
 class TrlCheckpoint:
-    """A checkpoint that is as it was written."""
+    """A checkpoint that was verified to be as it was written."""
 
     folder: Path
     step: int
     seconds: float
-    """Of training, up to here."""
+    """Seconds of training up to this checkpoint."""
 
 
 def newest_checkpoint(folder: Path) -> TrlCheckpoint | None:
-    """The newest of a trainer's checkpoints; those that were not finished, or changed afterwards, are removed, with a
-    line for each that was finished. None when none is left.
+    """The newest intact checkpoint of a trainer; None when there is none. Checkpoints that were not finished, or were
+    changed afterwards, are removed, with a warning for those that had been finished.
 
-    What transformers loads of one are safetensors, JSON, and tensors by torch's loader that builds nothing else
-    (``weights_only``). The one file that is a pickle of Python objects is not read by it, and not kept here.
+    transformers loads safetensors, JSON, and tensors with torch's ``weights_only`` loader, which creates no other
+    objects. A checkpoint's only pickle of Python objects is not loaded, and is not kept here.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
@@ -61,7 +61,7 @@ def newest_checkpoint(folder: Path) -> TrlCheckpoint | None:
 
 
 class Watch(TrainerCallback):
-    """Takes down what a trainer logs, and stops it after a step when a signal came."""
+    """Writes what a trainer logs, and stops it after a step when a signal came."""
 
     def __init__(self, ctx: StageContext, since: TrlCheckpoint | None) -> None:
         self._ctx = ctx
@@ -75,30 +75,30 @@ class Watch(TrainerCallback):
         self._started: float | None = None
         self._saved_at = self._said = time.monotonic()
         self.tokens: int | None = None
-        """As far as the trainer counts them."""
+        """Number of tokens trained on, if the trainer counts them."""
 
     @property
     def seconds(self) -> float:
-        """Of training, interrupted attempts included."""
+        """Seconds of training, interrupted attempts included."""
         return self._before + (time.monotonic() - self._started if self._started is not None else 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The clock starts."""
+        """Start the clock."""
         self._started = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The clock stops."""
+        """Stop the clock."""
         self._before, self._started = self.seconds, None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop when a signal asked for it; save when nothing was saved for long."""
+        """Save and stop when a signal asked for it; save when the last checkpoint is long ago."""
         if stop_requested() is not None:
             control.should_save = control.should_training_stop = True
         elif time.monotonic() - self._saved_at >= SAVE_SECONDS:
             control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        """A row of ``metrics.jsonl``. Raises TrainingFault for a loss or a gradient that is not finite."""
+        """Write a row of ``metrics.jsonl``. Raises TrainingFault for a loss or a gradient that is not finite."""
         if logs is None or "train_runtime" in logs:  # a summary of what was logged before
             return
         numbers = {
@@ -118,7 +118,7 @@ class Watch(TrainerCallback):
         self._print(state, finite)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Seal a checkpoint that is complete."""
+        """Write the manifest of a complete checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / _TRAINING_ARGS).unlink(missing_ok=True)
         files.write_json(folder / _NOTE, {"seconds": self.seconds})
@@ -143,7 +143,7 @@ def _metric(name: str) -> str:
 
 
 def held_out(evaluated: Mapping[str, Any]) -> dict[str, float]:
-    """What an evaluation says of the policy, without how fast it was."""
+    """The metrics of an evaluation, without those about its speed."""
     kept = {name.removeprefix("eval_"): value for name, value in evaluated.items() if not _is_speed(name)}
     numbers = {
         name: float(value)
@@ -155,7 +155,7 @@ def held_out(evaluated: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def sealed() -> Iterator[None]:
-    """Inside, the hub is out of reach, nothing is told to it, and `datasets` draws no bars."""
+    """Inside, nothing is read from or sent to the hub, and `datasets` shows no progress bars."""
     before = constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_TELEMETRY
     bars = datasets.are_progress_bars_disabled()
     constants.HF_HUB_OFFLINE = constants.HF_HUB_DISABLE_TELEMETRY = True

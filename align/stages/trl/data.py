@@ -1,7 +1,8 @@
-"""The data of a TRL trainer: rows of texts, and a tokenizer that knows by heart which tokens each of them stands for.
+"""The data of a TRL trainer: rows of texts, and a tokenizer that looks up the tokens of each text.
 
-Every trainer of TRL tokenises its texts itself, each in a way of its own. The tokenizer it is given here looks them up
-instead, so what is trained, and what samples continue, are the ids of the one encoder. It refuses every other text.
+TRL's trainers tokenise their texts themselves, each in its own way. The tokenizer that they get here has a table from
+texts to the ids of this package's encoder, so that these ids are trained on and sampled from. It refuses every other
+text.
 """
 
 from __future__ import annotations
@@ -33,30 +34,30 @@ SPELT_ALIKE = "spelt like another text that has other tokens"
 
 @dataclass
 class Spellings:
-    """Texts, and the tokens that they stand for."""
+    """A table from texts to the token ids that the tokenizer will return for them."""
 
     encoder: Encoder
     ids: dict[str, list[int]] = field(default_factory=dict)
 
     def learn(self, text: str, ids: Sequence[int]) -> bool:
-        """Remember what ``text`` stands for. False when it stands for something else already."""
+        """Enter the ids of ``text``. Returns False when the table has other ids for it already."""
         return self.ids.setdefault(text, list(ids)) == list(ids)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The encoder's tokenizer, except that it looks texts up. Its end token is the one that ends a turn of the chat
-        template."""
+        """The encoder's tokenizer, changed to look texts up in this table. Its end token is the one that ends a turn in
+        the chat template."""
         own = self.encoder.tokenizer
         twin = copy.deepcopy(own)
         twin.__class__ = type(type(own).__name__, (_ByHeart, type(own)), {})
         vars(twin)["spellings"] = self.ids
         twin.eos_token = own.convert_ids_to_tokens(self.encoder.stop_ids[0])
         twin.pad_token = own.convert_ids_to_tokens(self.encoder.pad_id)
-        twin.bos_token = None  # the encoder's ids have theirs where the template has it; TRL must not add one
+        twin.bos_token = None  # the encoder's ids contain it where the template has it; TRL must not add another
         return twin
 
 
 class _ByHeart:
-    """The part of a tokenizer that turns texts into ids."""
+    """Replaces the part of a tokenizer that turns texts into ids."""
 
     def __call__(
         self,
@@ -67,7 +68,7 @@ class _ByHeart:
         return_tensors: str | None = None,
         **_: Any,
     ) -> BatchEncoding:
-        """What each text stands for. Raises KeyError for a text that was not learnt."""
+        """The ids of each text. Raises KeyError for a text that is not in the table."""
         known: dict[str, list[int]] = vars(self)["spellings"]
         texts = [text] if isinstance(text, str) else text
         ids = [list(known[one]) for one in texts]
@@ -89,20 +90,20 @@ ShownPrompt = tuple[str, list[int]]
 
 @dataclass
 class TrlData:
-    """What a trainer learns from and is evaluated on."""
+    """Data sets that a trainer learns from and is evaluated on."""
 
     train: Dataset
     held_out: Dataset | None
     spellings: Spellings
     shown: list[ShownPrompt]
-    """Prompts to answer for the report: held-out ones where there are some."""
+    """Prompts to answer for the report: held-out ones if there are any."""
     asked: list[EncodedPrompt]
-    """For a trainer that samples: the prompt that each ``row`` of the data sets is."""
+    """For a trainer that samples: the prompts, to which the data sets' column ``row`` is an index."""
     report: DataReport
     held_out_report: DataReport | None
 
     def lines(self) -> list[str]:
-        """For people: what was read, what was left out and why, and how many rows TRL gets."""
+        """Lines for the user: what was read, what was left out and why, and how many rows TRL gets."""
         held_out = self.held_out_report.lines() if self.held_out_report else []
         return [*self.report.lines(), *(f"held out: {line}" for line in held_out), f"{len(self.train):,} rows for TRL"]
 
@@ -123,7 +124,7 @@ Made = tuple[Dataset, DataReport, list[ShownPrompt]]
 
 @dataclass
 class _Rows:
-    """Makes the data sets of one stage, which share what their texts stand for."""
+    """Makes the data sets of one stage, which share the table from texts to ids."""
 
     spec: TrlStage
     ctx: StageContext
@@ -183,15 +184,16 @@ class _Rows:
             reasons = ", ".join(f"{count.total:,} {reason}" for reason, count in report.dropped.items())
             file = ", ".join(source.path for source in sources)
             raise InputError(Problem(f"0 preferences left: {reasons}", file=file))
-        # KTO goes through its rows in order, and takes its reference point from a row's neighbours: no run of one
-        # label, no pair side by side.
+        # KTO reads its rows in order and estimates its reference point from neighbouring rows, so there must be no long
+        # run of one label, and no pair next to each other.
         random.Random(self.ctx.seed).shuffle(rows)
         shown = map(trees.__getitem__, range(min(self.spec.samples, len(trees))))
         return Dataset.from_list(rows), report, [(tree.id, tree.trunk.tolist()) for tree in shown]
 
 
 def _judged(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
-    """A row for each answer. A tree of one answer was judged by itself; of a preference the first is the good one."""
+    """A row for each answer. The answer of a tree with a single one has its own label; of a preference the first answer
+    is the good one."""
     prompt, answers = _texts(tree, spellings)
     good = tree.branches[0].margin > 0 if len(answers) == 1 else True
     return [
@@ -205,7 +207,8 @@ def _pairs(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
 
 
 def _texts(tree: Tree, spellings: Spellings) -> tuple[str, list[str]]:
-    """A prompt and its answers as texts, learnt. Raises Unusable when TRL cannot train on them as they are."""
+    """A prompt and its answers as texts, entered into the table. Raises Unusable when TRL cannot train on exactly these
+    tokens."""
     if not all(_closed(branch, spellings.encoder) for branch in tree.branches):
         raise Unusable(OPEN_END)
     spell = spellings.encoder.spell
@@ -219,5 +222,6 @@ def _texts(tree: Tree, spellings: Spellings) -> tuple[str, list[str]]:
 
 
 def _closed(branch: Branch, encoder: Encoder) -> bool:
-    """Is all of the answer trained, up to the end token that TRL would otherwise add?"""
+    """Are all tokens of the answer trained, up to the end token? TRL would train on all of them and add a missing end
+    token."""
     return bool(branch.mask.all()) and int(branch.ids[-1]) == encoder.stop_ids[0]

@@ -1,7 +1,7 @@
-"""``kind: trl``: a policy from one of TRL's trainers, with the data, artefacts, caching and report of the other stages.
+"""``kind: trl``: runs one of TRL's trainers, with the data, artefacts, caching and report of the other stages.
 
-The loop, the loss and the sampling are TRL's. What goes in (tokens, weights, scores) and what comes out (the policy,
-metrics, checkpoints) is the same here as everywhere else.
+The loop, the loss and the sampling are TRL's. The inputs (tokens, weights, scores) and the outputs (policy, metrics,
+checkpoints) are like those of other stages.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from align.training.memory import keep_freed_memory, peak_memory_bytes
 
 
 def run(spec: TrlStage, ctx: StageContext) -> None:
-    """Train with TRL and save the policy; goes on from its checkpoint after an interruption."""
+    """Train with TRL and save the policy; resumes from its checkpoint after an interruption."""
     group = ranks()
     if group.world > 1:
         raise InputError(f"{ctx.name}: `kind: trl` runs in one process", hint="leave --nproc out")
@@ -78,7 +78,7 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
         if (signum := stop_requested()) is not None:
             raise Interrupted(signum, f"{ctx.name}: stopped before training; the same command goes on")
-        set_seed(ctx.seed)  # the same samples, whether something was evaluated before or not
+        set_seed(ctx.seed)  # so that the samples do not depend on whether something was evaluated before
         trainer.train(resume_from_checkpoint=None if since is None else str(since.folder))
         _require_the_end(ctx, trainer)
         last = _evaluate(trainer, data)
@@ -106,7 +106,7 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
     _show(ctx, outcome, answers)
 
 
-# What TRL is given
+# Inputs for TRL
 
 
 def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
@@ -115,9 +115,9 @@ def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
     known = cls.__dataclass_fields__
     evaluates = spec.eval_data is not None
     defaults: dict[str, Any] = {
-        "bf16": False,  # TRL's own default is true, on a CPU as well
+        "bf16": False,  # TRL's default is true, even on a CPU
         "logging_steps": 1,
-        "save_strategy": "steps" if "save_steps" in spec.args else "no",  # an interrupt saves in any case
+        "save_strategy": "steps" if "save_steps" in spec.args else "no",  # an interruption saves in any case
         "save_total_limit": 2,
         "eval_strategy": "steps" if evaluates and "eval_steps" in spec.args else "no",
         "dataloader_pin_memory": device.type == "cuda",
@@ -131,7 +131,7 @@ def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
         "seed": ctx.seed,
         "report_to": "none",
         "disable_tqdm": True,
-        "logging_nan_inf_filter": False,  # else a loss that is no number is logged as the mean of those before it
+        "logging_nan_inf_filter": False,  # otherwise a loss that is NaN is logged as the mean of those before it
         "use_cpu": device.type == "cpu",
         "max_length": spec.max_length,
         "remove_unused_columns": spec.method.rows == "answers",
@@ -143,8 +143,8 @@ def _config(spec: TrlStage, ctx: StageContext, device: torch.device) -> Any:
 
 
 def _import(module: str) -> Any:
-    """A module of TRL, which does not see an installed vLLM: it would import it, for an option that a stage does not
-    have."""
+    """Import a module of TRL, hiding an installed vLLM: TRL would import it for an option that the stage does not
+    offer."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the manual says which trainers are experimental
     utils: Any = importlib.import_module("trl.import_utils")
     available, utils.is_vllm_available = utils.is_vllm_available, lambda min_version=None: False
@@ -155,7 +155,7 @@ def _import(module: str) -> Any:
 
 
 def _refused(ctx: StageContext, error: Exception) -> InputError:
-    """What TRL says of arguments that it does not take, as one line at its key."""
+    """An error about arguments that TRL refuses, as one line that names the recipe key."""
     return InputError(Problem(" ".join(str(error).split())[:400], key=f"stages.{ctx.name}.args"))
 
 
@@ -169,7 +169,7 @@ def _open(spec: TrlStage, ctx: StageContext) -> Scorer:
 def _build(
     spec: TrlStage, ctx: StageContext, model: Any, encoder: Encoder, data: TrlData, config: Any, scorer: Scorer | None
 ) -> tuple[Any, Watch, TrlCheckpoint | None]:
-    """The trainer, what watches over it, and the checkpoint to go on from."""
+    """The trainer, its callback, and the checkpoint to resume from."""
     output = Path(config.output_dir)
     since = newest_checkpoint(output)
     watch = Watch(ctx, since)
@@ -178,13 +178,13 @@ def _build(
     if spec.lora is not None:
         more["peft_config"] = lora_config(model, spec.lora)
     elif spec.method.reference and getattr(config, "beta", 1.0) != 0.0:
-        # TRL reads the reference from where the policy says that it came from, which a GGUF file or a merged adapter is
-        # not.
+        # TRL loads the reference from the path that the policy names as its origin. A GGUF file or a merged adapter
+        # cannot be loaded from there.
         save_weights(model, files.make_folder(ctx.work / "start"))
         model.config._name_or_path = str(ctx.work / "start")
     if scorer is not None:
         more["reward_funcs"] = [_reward(scorer, encoder, data)]
-        if unknown := list(range(encoder.vocabulary, embedding_rows(model))):  # rows of the embedding that are no token
+        if unknown := list(range(encoder.vocabulary, embedding_rows(model))):  # embedding rows without a token
             config.generation_kwargs = {"suppress_tokens": unknown, **(config.generation_kwargs or {})}
     cls = getattr(_import(spec.method.module), spec.trainer)
     try:
@@ -206,10 +206,10 @@ def _build(
 
 
 def _reward(scorer: Scorer, encoder: Encoder, data: TrlData) -> Callable[..., list[float]]:
-    """The scorer as TRL calls one: lists of columns, one entry for each answer."""
+    """The scorer as a reward function of TRL, which is called with the columns as lists, one entry for each answer."""
 
     def reward(*, row: Sequence[int], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        # Some trainers hand over an answer with the padding behind it, which is no part of the answer.
+        # Some trainers pass an answer with its padding, which is not part of the answer.
         return scorer.score(
             [
                 Answer.sampled(data.asked[int(place)], ids, encoder)
@@ -222,7 +222,7 @@ def _reward(scorer: Scorer, encoder: Encoder, data: TrlData) -> Callable[..., li
 
 @contextmanager
 def _its_own_name(model: Any) -> Iterator[None]:
-    """Inside, the model may say that it comes from elsewhere."""
+    """Inside, the name that the model gives as its origin may be changed; afterwards it is restored."""
     name = model.config._name_or_path
     try:
         yield
@@ -230,7 +230,7 @@ def _its_own_name(model: Any) -> Iterator[None]:
         model.config._name_or_path = name
 
 
-# What came out
+# Results
 
 
 def _require_the_end(ctx: StageContext, trainer: Any) -> None:
@@ -251,7 +251,7 @@ def _require_the_end(ctx: StageContext, trainer: Any) -> None:
 
 
 def _evaluate(trainer: Any, data: TrlData) -> dict[str, float] | None:
-    """TRL's evaluation on the held-out data, if there are some."""
+    """TRL's evaluation on the held-out data, if there are any."""
     return None if data.held_out is None else held_out(trainer.evaluate())
 
 
