@@ -1,1 +1,1 @@
-"""Scores: how good is an answer, by whatever judges it."""
+"""Scorers, which say by a number how good an answer is."""

@@ -1,6 +1,6 @@
-"""What can be told of a preference without a reward model: from the answers' lengths, and from their words.
+"""Predicting preferences without a reward model: from the lengths of the answers, and from their words.
 
-A reward model is worth its cost where it beats both, trained on the same pairs.
+Both are trained on the same pairs as the reward model, which should beat them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from align.functional.word_model import Floats, WordModel
 
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 MOST_PROMPTS = 10_000
-"""Training prompts that the words are learned from; more would take longer and tell little more."""
+"""Number of training prompts to learn the words from; more would take longer and change little."""
 
 
 class LengthBaseline:
-    """Prefers the longer answer, or the shorter one where that wins more of the training pairs (a prompt's pairs weigh
-    1 together)."""
+    """Always prefers the longer answer, or always the shorter one, whichever wins more of the training pairs (the pairs
+    of a prompt weigh 1 together)."""
 
     def __init__(self, differences: npt.NDArray[np.int64], weights: Floats) -> None:
         """``differences`` [P] in tokens, chosen minus rejected."""

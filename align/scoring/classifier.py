@@ -1,8 +1,8 @@
-"""Other people's reward models: any sequence-classification model of transformers with one label, with its own
+"""Reward models made by other tools: any sequence-classification model of transformers with one label, with its own
 tokenizer and template.
 
-What a policy sampled is text here, encoded anew by the reward model's own template. Its answer always ends with
-the end token that the template writes: a foreign template cannot say that an answer was cut off.
+The text of a policy's sample is encoded with the reward model's own template. The answer always ends with the end token
+that this template writes, because another model's template cannot express that an answer was cut off.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _PROBE = (
 class ClassifierScorer:
     """Scores conversations with the classifier at ``model.path`` (resolved: a folder or a hub id), on ``device``.
 
-    A decoder's score is the head's value at the last token of the conversation. It is found by place: transformers
-    looks for the last token that is not padding, and finds another one where padding and end token have one id.
-    An encoder gives its score itself.
+    A decoder's score is the head's value at the last token of the conversation. The token is found by position:
+    transformers looks for the last token that is not padding, which is the wrong one if padding and end token have the
+    same id. An encoder model computes its score itself.
 
     Args:
         dtype: of the weights; the head computes in fp32 always.
-        max_length: longest conversation, in tokens; what the model can read when None.
-        batch_tokens: of one forward pass, padding included; a single longer conversation makes a pass of its own.
+        max_length: longest conversation, in tokens; the model's maximum length when None.
+        batch_tokens: tokens of one forward pass, padding included; a longer conversation gets a pass of its own.
 
     Raises:
         InputError: the model cannot be used: see :func:`~align.models.load.load_classifier`; it has no chat template;
@@ -69,7 +69,7 @@ class ClassifierScorer:
         self._require_padding_to_be_ignored(tolerance=1e-3 if dtype == "fp32" else 0.1)
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """The model's score of each conversation, in order; of the prompt alone where there is no answer. Raises
+        """The model's score of each conversation, in order; of the prompt alone if there is no answer. Raises
         InputError for one that is too long, or that the template refuses."""
         encoded = [self._encode(answer) for answer in answers]
         require_room(self.name, max(map(len, encoded), default=0), self._max_length)
@@ -80,7 +80,7 @@ class ClassifierScorer:
         return require_scores(self.name, scores, len(answers))
 
     def _encode(self, answer: Answer) -> Ids:
-        """The conversation as the template writes it, no message of it a training target."""
+        """Token ids of the conversation as the template writes it."""
         messages: list[Message] = list(answer.prompt)
         if not answer.prompt_only:
             messages.append({"role": "assistant", "content": answer.text})
@@ -88,7 +88,7 @@ class ClassifierScorer:
         return self._encoder.encode(read, train_on="last").ids
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Places of similar lengths, so that little is padded."""
+        """Batches of indices with similar lengths, so that little is padded."""
         batch: list[int] = []
         for place in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
             if batch and (len(batch) + 1) * lengths[place] > self._batch_tokens:
@@ -100,8 +100,8 @@ class ClassifierScorer:
 
     @torch.no_grad()
     def _forward(self, rows: Sequence[Ids]) -> Tensor:
-        """Scores of conversations, fp32 [R]. Rows are padded on the right, where no earlier token of a decoder
-        looks."""
+        """Scores of conversations, fp32 [R]. Rows are padded on the right, which earlier tokens of a decoder cannot
+        see."""
         device = self._model.device
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.full((len(rows), int(lengths.max())), self._encoder.pad_id)
@@ -118,7 +118,8 @@ class ClassifierScorer:
         return nn.functional.linear(last.float(), self._head.weight.float(), bias)[:, 0]
 
     def _require_padding_to_be_ignored(self, tolerance: float) -> None:
-        """Two conversations of different lengths: scored together, so that one is padded, and apart."""
+        """Score two conversations of different lengths in one batch, so that one is padded, and separately. Raises
+        InputError when the scores differ."""
         rows = [self._encode(answer) for answer in _PROBE]
         apart = torch.cat([self._forward([row]) for row in rows])
         together = self._forward(rows)
@@ -128,7 +129,7 @@ class ClassifierScorer:
 
 
 def _encoder(model: Model) -> Encoder:
-    """Raises InputError when the reward model has no chat template: it is the scorer's key that gives it one, not the
+    """The reward model's encoder. When it has no chat template, the InputError names the scorer's key to set, not the
     policy's."""
     tokenizer = load_tokenizer(model)
     if tokenizer.chat_template is None:

@@ -1,5 +1,4 @@
-"""Sentence embeddings: any sentence-transformers model, from a folder, an installed package or the hub, and texts
-embedded block by block.
+"""Sentence embeddings by any sentence-transformers model from a folder or the hub; texts are embedded block by block.
 
 No code of a model's folder is run and no pickle is opened, as with language models.
 """
@@ -31,7 +30,7 @@ from align.signals import stop_requested
 Vectors = npt.NDArray[np.float32]
 
 BLOCK_TEXTS = 1024
-"""Texts that are embedded and kept at a time."""
+"""Number of texts that are embedded and saved together."""
 _BATCH = 32
 _OWN_CLASSES = "sentence_transformers."
 
@@ -40,13 +39,14 @@ class Embedder(Protocol):
     """Turns texts into vectors whose inner product is their similarity."""
 
     digest: str
-    """Of all that the vectors follow from, besides the text."""
+    """Digest of everything but the text that the vectors depend on."""
     max_tokens: int | None
-    """Longest text, in the embedder's own tokens with its control tokens; what is beyond is not seen. None: no
+    """Maximum length of a text, in the embedder's tokens with its control tokens; longer texts are cut. None: no
     limit."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of length 1, fp32 [n, d]; each the same, within 1e-6, whatever is embedded with it."""
+        """Vectors of length 1, fp32 [n, d]. Up to 1e-6, a vector does not depend on which texts are embedded with
+        it."""
         ...
 
     def num_cut(self, texts: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ class SentenceEmbedder:
         self.digest = files.digest_path(folder)
         self._model = _load(folder, device)
         limit = self._model.max_seq_length
-        # Transformers writes "none" as 1e30
+        # transformers writes 1e30 for no limit
         self.max_tokens: int | None = limit if limit is not None and limit < 10**6 else None
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -89,11 +89,11 @@ class SentenceEmbedder:
 def embed_all(
     embedder: Embedder, texts: Sequence[str], *, folder: Path, console: Console, name: str
 ) -> tuple[Vectors, int]:
-    """Vectors of all ``texts``, fp32 [n, d], and how many texts were cut; blocks that are in ``folder`` already are not
-    embedded again.
+    """Vectors of all ``texts``, fp32 [n, d], and how many texts were cut. Blocks that are already saved in ``folder``
+    are not embedded again.
 
     Raises:
-        Interrupted: a signal asked to stop; the same call goes on.
+        Interrupted: a signal asked to stop; the same call resumes.
     """
     found: list[Vectors] = []
     cut = 0
@@ -126,14 +126,14 @@ def _bytes(vectors: Vectors) -> bytes:
 
 
 def find_embedder(location: Path | str) -> Path:
-    """The folder of a sentence-transformers model, checked before anything of it is loaded: quick, so that a stage may
-    begin with it.
+    """The folder of a sentence-transformers model, checked without loading it. This is quick, so a stage can begin with
+    it.
 
     Args:
-        location: a folder, or a hub id as text, which is downloaded unless it is here.
+        location: a folder, or a hub id as text, which is downloaded if it is not on this machine.
 
     Raises:
-        InputError: not such a model, or one that wants code of its own to be run, or has its weights in pickle only.
+        InputError: it is not such a model, it needs Python code from its folder, or its weights are pickled only.
         EnvironmentFault: sentence-transformers is not installed; a hub model is not here and cannot be fetched.
     """
     if find_spec("sentence_transformers") is None:
@@ -149,8 +149,7 @@ def find_embedder(location: Path | str) -> Path:
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    """The parts that ``modules.json`` lists; none in the folder of a plain transformer, whose token vectors are then
-    averaged."""
+    """The modules that ``modules.json`` lists; empty for a plain transformer, whose token vectors are then averaged."""
     path = folder / "modules.json"
     if not path.is_file():
         return []
@@ -162,7 +161,7 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def _complete(snapshot: Path) -> bool:
-    """Are the files of all modules there? A normalisation has none."""
+    """Does the folder have the files of all modules? A normalisation has none."""
     try:
         modules = _modules(snapshot) or [{"type": "Transformer", "path": ""}]
     except InputError:
@@ -173,7 +172,8 @@ def _complete(snapshot: Path) -> bool:
 
 
 def _check(folder: Path) -> None:
-    """Refuse what would run code: classes that are not the library's own, and weights that only exist as pickle."""
+    """Refuse a folder that would run code when loaded: one with classes that are not the library's own, or with pickled
+    weights only."""
     if not folder.is_dir():
         raise InputError(Problem("not a sentence-transformers model: expected a folder", file=str(folder)))
     for module in _modules(folder):

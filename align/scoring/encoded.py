@@ -1,4 +1,5 @@
-"""An answer as the tokens of the model that scores it: those that a policy sampled, or its text encoded anew."""
+"""Encoding an answer as tokens of the model that scores it: the sampled ids, or the text encoded by that model's
+encoder."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ from align.scoring.scorer import Answer
 
 
 def encoded(encoder: Encoder, answer: Answer, *, same_ids: bool) -> tuple[Ids, Branch]:
-    """Prompt and answer, up to the last token that a model would have to generate: the end token, unless the answer was
-    cut off.
+    """Prompt and answer, up to the last token that a policy would have to generate: the end token, unless the answer
+    was cut off.
 
-    An empty answer is its end token alone. ``same_ids``: the answer's ids are this encoder's, and taken as they are.
+    An empty answer consists of its end token. ``same_ids`` says that the answer's ids were made by this encoder, and
+    are used unchanged.
     """
     if same_ids and answer.prompt_ids and answer.ids:
         return np.array(answer.prompt_ids, dtype=np.int32), _whole(answer.ids)
@@ -39,7 +41,7 @@ def _whole(ids: Iterable[int]) -> Branch:
 
 
 def trees_of(pairs: Iterable[tuple[Ids, Branch]]) -> list[Tree]:
-    """Answers to one prompt that follow each other share its tokens."""
+    """Trees of the answers; successive answers to the same prompt share a tree."""
     return [
         Tree("", np.frombuffer(trunk, dtype=np.int32), tuple(branch for _, branch in group))
         for trunk, group in groupby(pairs, key=lambda pair: pair[0].tobytes())
@@ -47,14 +49,14 @@ def trees_of(pairs: Iterable[tuple[Ids, Branch]]) -> list[Tree]:
 
 
 def limit_of(config: Any) -> int | None:
-    """How many tokens the model with this ``transformers`` configuration was made for; None where it does not say."""
+    """The maximum length of a model, from its ``transformers`` configuration; None if that does not say."""
     found = positions(config.to_dict())
     return found.limit if found else None
 
 
 def require_room(name: str, longest: int, limit: int | None) -> None:
-    """Raises InputError where the ``longest`` conversation goes beyond ``limit`` tokens: a score from positions that
-    the model has not seen in its training says nothing."""
+    """Raises InputError when the ``longest`` conversation has more than ``limit`` tokens: a score at positions on which
+    the model was not trained means nothing."""
     if limit is not None and longest > limit:
         message = f"the scorer {name} reads {limit:,} of its tokens; an answer with its prompt has {longest:,}"
         raise InputError(

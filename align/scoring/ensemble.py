@@ -18,6 +18,6 @@ class MemberScorer:
         self._combine = statistics.fmean if combine == "mean" else min
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """The members' scores of each answer, combined. Raises what they raise."""
+        """The members' scores of each answer, combined. Errors of the members are passed on."""
         columns = [member.score(answers) for member in self.members]
         return [self._combine(row) for row in zip(*columns, strict=True)]

@@ -12,7 +12,7 @@ from align.scoring.scorer import Answer, require_scores
 
 
 class CalledScorer:
-    """Calls ``function(answers: list[Answer]) -> Sequence[float]``, higher is better, and checks what comes back.
+    """Calls ``function(answers: list[Answer]) -> Sequence[float]``, where higher is better, and checks the result.
 
     Raises InputError when the function cannot be imported.
     """
@@ -22,14 +22,14 @@ class CalledScorer:
         self._function = import_object(function)
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """What the function says of each answer. Raises InputError when it fails, or does not return a finite number
-        for each."""
+        """The function's score of each answer. Raises InputError when it fails, or does not return a finite number for
+        each."""
         if not answers:
             return []
         try:
             scores = self._function(list(answers))
             scores = list(scores)
-        except Exception as error:  # whatever a third party's function raises; a user's mistake, told with its place
+        except Exception as error:  # any error in the user's function is reported with its place
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             raise InputError(

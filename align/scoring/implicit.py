@@ -1,4 +1,4 @@
-"""The reward that a policy trained on preferences carries in itself, as a scorer.
+"""The implicit reward of a policy trained on preferences, as a scorer.
 
 With pi the policy and pi_ref the one that it was trained from, an answer y to a prompt x has the reward
 
@@ -31,16 +31,16 @@ from align.scoring.scorer import Answer, require_scores
 
 
 class ImplicitRewardScorer:
-    """Scores of ``policy`` over ``reference``. Both read the same tokens: the policy's tokenizer and template, as in
-    its training.
+    """Scores answers by ``policy`` relative to ``reference``. Both read the same tokens, made by the policy's tokenizer
+    and template as in its training.
 
     Answers of a policy with the same encoder (``ids_from`` is its ``Encoder.digest``) are scored by their ids; all
     others by their text.
 
     Args:
-        ids_from: digest of the encoder that made the answers' ids; None when there are none, or they are another
-            tokenizer's.
-        microbatch_tokens: tokens of one forward pass: a matter of memory, not of scores.
+        ids_from: digest of the encoder that made the answers' ids; None when there are no ids, or they are of another
+            tokenizer.
+        microbatch_tokens: tokens of one forward pass; affects memory, not scores.
 
     Raises:
         InputError: a model cannot be used, or the two have different tokens.
@@ -104,7 +104,7 @@ def _require_same_tokens(ours: Encoder, theirs: Encoder, policy: str, reference:
 
 
 def _layout_of(models: Sequence[nn.Module], tree: Tree) -> Layout:
-    """Trees, unless the layers of one of the models cannot keep them apart."""
+    """Layout ``tree``, or ``padded`` if one of the models cannot use tree attention."""
     ids = [*tree.trunk.tolist(), *tree.branches[0].ids.tolist(), *tree.trunk.tolist()][:12]
     for layout in ("tree", "padded"):
         try:

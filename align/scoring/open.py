@@ -1,4 +1,4 @@
-"""From a recipe's scorer block to a scorer."""
+"""Making a scorer from a recipe's scorer block."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def open_scorer(
     device: torch.device | str = "cpu",
     ids_from: str | None = None,
 ) -> Scorer:
-    """What a recipe's `reward` or `quality` block describes, ready to score.
+    """The scorer that a recipe's `reward` or `quality` block describes.
 
     Args:
-        resolve: from a reference of the recipe to a place.
+        resolve: gives the path, or hub id, of a reference in the recipe.
         cache: where dequantised weights are kept.
-        device: of models.
-        ids_from: digest of the encoder that made the ids of the answers to come, if they have some: a reward model of
-            this package with the same encoder reads the ids as they are.
+        device: device of the models.
+        ids_from: digest of the encoder that made the answers' ids, if they will have ids. A reward model of this
+            package with the same encoder scores the ids unchanged.
 
     Raises:
         InputError: a model or a function cannot be used.

@@ -1,4 +1,4 @@
-"""A reward model of ours as a scorer."""
+"""A reward model of this package as a scorer."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from align.scoring.scorer import Answer
 
 
 class RewardModelScorer:
-    """Scores of the reward model in a folder that a reward stage saved.
+    """Scores answers with a reward model that a reward stage saved.
 
     Answers of a policy with the reward model's own tokenizer and template (``ids_from`` is that policy's
-    ``Encoder.digest``) are scored by their ids as they are; of any other policy, and without ids, their text is encoded
-    anew, as the training data were. An answer that did not end by itself is scored without an end token, as it
-    stands. Answers to one prompt that follow each other share its tokens.
+    ``Encoder.digest``) are scored by their ids, unchanged. Other answers are scored by their text, encoded as the
+    training data were. An unfinished answer is scored without an end token. Successive answers to the same prompt share
+    its tokens.
 
     Args:
-        ids_from: digest of the encoder that made the answers' ids; None when there are none, or they are another
-            tokenizer's.
-        normalise: give (score - mean) / std, by the statistics on the training answers that the model carries.
-        microbatch_tokens: tokens of one forward pass: a matter of memory, not of scores.
+        ids_from: digest of the encoder that made the answers' ids; None when there are no ids, or they are of another
+            tokenizer.
+        normalise: return (score - mean) / std, with the statistics on training answers that are saved with the model.
+        microbatch_tokens: tokens of one forward pass; affects memory, not scores.
 
     Raises:
-        InputError: not a reward model of ours, damaged, or its tokenizer or template is not what it was trained with.
+        InputError: it is not a reward model of this package, is damaged, or has another tokenizer or template than in
+            its training.
     """
 
     def __init__(

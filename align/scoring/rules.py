@@ -1,5 +1,5 @@
-"""Rules as rewards: pure functions of an answer's text, from 0 (broken) to 1 (kept), and the scorer that applies
-one."""
+"""Rules as rewards: pure functions of an answer's text, from 0 (rule broken) to 1 (rule kept), and the scorer that
+applies one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from align.scoring.scorer import Answer
 from align.scoring.text_metrics import distinct_n, language_mix, words
 
 REGEX_SECONDS = 1.0
-"""How long a regular expression may work on one text. Some take exponential time on some texts (``(a+)+$``)."""
+"""Time limit of a regular expression on one text. Some, such as ``(a+)+$``, take exponential time on some texts."""
 
 
 def in_range(length: int, least: int, most: int | None) -> float:
-    """1 inside the range; outside it the ratio to the nearer end, so that half as long and twice as long both score
-    0.5."""
+    """1 inside the range; outside it the ratio of ``length`` to the nearer end, or its inverse: half as long as
+    ``least`` and twice as long as ``most`` both score 0.5."""
     if length < least:
         return length / least
     return most / length if most is not None and length > most else 1.0
@@ -42,7 +42,8 @@ def well_formed(
     contains: Sequence[str] = (),
     max_lines: int | None = None,
 ) -> float:
-    """The share of the conditions that ``text`` meets, white space at its ends aside; at least one must be given."""
+    """The share of the given conditions that ``text`` meets, without white space at its ends. At least one condition
+    must be given."""
     text = text.strip()
     met = [part in text for part in contains]
     met += [] if starts_with is None else [text.startswith(starts_with)]
@@ -70,8 +71,8 @@ def matches(pattern: str, text: str, *, full: bool = False) -> bool:
 
 
 def is_json(text: str, required: Sequence[str] = ()) -> bool:
-    """Whether ``text`` is one JSON value, and an object with the ``required`` keys where there are any. NaN and
-    Infinity are not JSON."""
+    """Whether ``text`` is one JSON value and, if keys are ``required``, an object that has them. NaN and Infinity are
+    not JSON."""
     try:
         value = json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError):
@@ -84,8 +85,8 @@ def _not_json(name: str) -> None:
 
 
 def one_language(text: str, tolerance: float) -> float:
-    """1 while the smaller of Chinese and English has at most ``tolerance`` of the words; then straight down to 0 for
-    half and half."""
+    """1 if the rarer of the two languages, Chinese and English, has at most ``tolerance`` of the words; with more it
+    falls linearly, to 0 for half of each."""
     return 1.0 - max(0.0, language_mix(text) - tolerance) / (0.5 - tolerance)
 
 
@@ -104,7 +105,7 @@ _RULES: dict[type[Rule], Callable[[Any, str], float]] = {
 
 
 class RuleScorer:
-    """One rule of a recipe. A prompt without an answer is judged by the user's last message."""
+    """Scores by one rule of a recipe. For a prompt without an answer the rule is applied to the user's last message."""
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule

@@ -1,4 +1,4 @@
-"""What a scorer is: answers to prompts in, one number each out; higher is better."""
+"""The interface of scorers: they get answers to prompts, and return one number for each; higher is better."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from align.data.messages.forms import LARGEST
 from align.data.records import Messages
 from align.errors import InputError
 
-if TYPE_CHECKING:  # scorers of users import this module, and need no tokenizer for it
+if TYPE_CHECKING:  # users' scorers import this module, which should not import tokenizers
     from align.data.chat.encoder import Encoder
     from align.data.trees.prompts import EncodedPrompt
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a prompt, as it is scored.
+    """An answer to a prompt, in the form that scorers get.
 
     Scorers that share the policy's tokenizer and template read the ids, which are never tokenised again; all others
     read the text.
@@ -34,9 +34,9 @@ class Answer:
     """The answer's ids as sampled, with its stop id when it ended by itself; empty when it did not come from a
     policy."""
     finished: bool = True
-    """Did it end by itself, within the length allowed?"""
+    """Did the answer end by itself within the allowed length?"""
     target: str | None = None
-    """The answer that the data give, if they give one."""
+    """The data's answer to the prompt, if there is one."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The data row's other columns."""
 
@@ -44,12 +44,12 @@ class Answer:
     def sampled(
         cls, prompt: EncodedPrompt, ids: Iterable[int], encoder: Encoder, *, target: str | None = None
     ) -> Answer:
-        """What a policy answered, from the ids that were sampled; the only place that makes an answer of samples, so
-        that a scorer reads the same text whichever stage asks it.
+        """Make an answer from the ids that a policy sampled. All stages make their answers here, so that a scorer gets
+        the same text from each of them.
 
         The answer is the ids up to the first stop id, and is finished when there is one. Its text is that of
-        :meth:`Encoder.answer_text`. ``target`` is the data's answer; where none is given, the row's column ``target``
-        is taken if it holds a text.
+        :meth:`Encoder.answer_text`. ``target`` is the data's answer; when None, the row's column ``target`` is used if
+        it is a text.
         """
         said = encoder.until_stop(ids)
         finished = bool(said) and said[-1] in encoder.stop_ids
@@ -61,8 +61,8 @@ class Answer:
 
     @property
     def prompt_only(self) -> bool:
-        """Is there no answer, so that the prompt itself is to be scored? A policy that answers with nothing still has
-        its stop id."""
+        """Is there no answer, so that the prompt itself is to be scored? (A policy's empty answer is different: it has
+        a stop id.)"""
         return not self.text and not self.ids
 
 
@@ -70,18 +70,19 @@ class Scorer(Protocol):
     """Scores answers. Opened by :func:`align.scoring.open.open_scorer`."""
 
     name: str
-    """For tables and columns."""
+    """Name in tables and columns."""
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        """A finite score for each answer, in order. No score depends on what else is scored with it."""
+        """A finite score for each answer, in order. A score must not depend on which answers are scored together."""
         ...
 
 
 def require_scores(name: str, scores: Sequence[Any], count: int) -> list[float]:
-    """``scores`` as numbers, if there are ``count`` of them and all are finite and none is larger than ``LARGEST``.
+    """``scores`` as floats, after checking that there are ``count`` of them, all finite and at most ``LARGEST`` in
+    size.
 
     Raises:
-        InputError: they are not; names the scorer and the first wrong score.
+        InputError: a check failed; the message names the scorer and the first wrong score.
     """
     if len(scores) != count:
         raise InputError(f"the scorer {name} gave {len(scores)} scores for {count} answers")

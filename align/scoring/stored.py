@@ -1,5 +1,5 @@
-"""Scores of many answers, kept shard by shard: killed anywhere, the same call goes on where it stopped and ends with
-the same scores."""
+"""Scoring many answers, saving the scores shard by shard. After an interruption at any point the same call resumes and
+ends with the same scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from align.signals import stop_requested
 from align.training.launch import Ranks
 
 SHARD_ANSWERS = 256
-"""Answers of a shard: what a kill loses at most."""
+"""Number of answers in a shard; at most these are scored again after an interruption."""
 
 
 def score_answers(
@@ -34,18 +34,18 @@ def score_answers(
     group: Ranks | None = None,
     shard_answers: int = SHARD_ANSWERS,
 ) -> list[float]:
-    """A score for each answer, in order; shards that are in ``folder`` already are not scored again.
+    """A score for each answer, in order; shards that are already saved in ``folder`` are not scored again.
 
     Args:
         open_scorer: called once, and only when a shard is to be scored.
-        folder: for this piece of work alone.
-        key: JSON values; all that the scores follow from besides ``answers``.
+        folder: a folder used by this call only.
+        key: JSON values; everything but ``answers`` that the scores depend on.
         name: for the progress line and for messages.
-        group: processes that share the shards; each has all scores when this returns. This one alone when None.
+        group: processes that share the work; all get all scores. None: only this process.
 
     Raises:
         InputError: the scorer fails, or does not give one finite number for each answer.
-        Interrupted: a signal asked to stop; the shards scored so far are kept and the same call goes on.
+        Interrupted: a signal asked to stop; the shards scored so far are kept, and the same call resumes.
         EnvironmentFault: the disk is full or cannot be written.
     """
     group = group or Ranks()

@@ -1,5 +1,4 @@
-"""What can be said of answers by looking at their text: length, repetition, mixed languages, whether they end. Pure
-functions."""
+"""Metrics of answers' texts: length, repetition, mixed languages, and whether they are finished. Pure functions."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ def words(text: str) -> list[str]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all texts, as a share of all of them (distinct-n of Li et al., arXiv 1510.03055);
-    1 without any.
+    """Number of different n-grams of words over all texts, divided by the number of all n-grams (distinct-n of Li et
+    al., arXiv 1510.03055); 1 if there are none.
 
     >>> distinct_n(["a b a b"], 2)   # a b, b a, a b
     0.6666666666666666
@@ -35,8 +34,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def language_mix(text: str) -> float:
-    """The smaller of the shares of Chinese and Latin words, from 0 (one language) to 0.5 (half and half). Other words
-    are left out."""
+    """The share of the rarer of Chinese and Latin words among both, from 0 (one language) to 0.5 (half of each). Other
+    words are ignored."""
     said = words(text)
     chinese = sum(_HAN.match(word) is not None for word in said)
     latin = sum(_LATIN.search(word) is not None for word in said)
@@ -49,7 +48,7 @@ def mixed_share(texts: Sequence[str], tolerance: float = 0.1) -> float:
 
 
 def unfinished_share(answers: Sequence[Answer]) -> float:
-    """Share of answers that never ended; 0 without answers."""
+    """Share of unfinished answers; 0 without answers."""
     return sum(not answer.finished for answer in answers) / max(len(answers), 1)
 
 
@@ -67,7 +66,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Pearson's correlation; None where one of them does not vary."""
+    """Pearson's correlation; None if ``xs`` or ``ys`` does not vary."""
     if len(xs) < 2 or len(set(xs)) == 1 or len(set(ys)) == 1:
         return None
     found = statistics.correlation(xs, ys)
@@ -75,7 +74,8 @@ def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
 
 
 def describe(answers: Sequence[Answer]) -> dict[str, float]:
-    """The metrics of a set of answers, by name. Tokens are there when every answer has ids; the stop id counts."""
+    """The metrics of a set of answers, by name. Numbers of tokens, stop id included, are only there when every answer
+    has ids."""
     texts = [answer.text for answer in answers]
     found: dict[str, float] = {"answers": len(answers)}
     if not answers:
