@@ -1,1 +1,1 @@
-"""What a run was and did, read from its folder: listed, compared, and shown as a page. Needs no torch."""
+"""Showing a run from its folder: lists, comparisons, and a report page. Needs no torch."""

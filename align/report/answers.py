@@ -1,5 +1,5 @@
-"""What the policies say: answers to the same prompts side by side, from evaluations and from what the stages asked
-before and after."""
+"""The answers that the report page shows: those of several policies to the same prompts side by side, from evaluations
+and from stages that ask before and after training."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from align.runs.samples import answers_of, before_and_after
 from align.runs.values import clipped, count, in_order, jsonl, mapping, number, short, text, texts
 
 _BUDGET = 600_000
-"""Characters of answers that a page shows, so that it opens at once whatever the run's size."""
+"""Number of characters of answers on a page, limited so that the page of a large run still opens at once."""
 _LONGEST = 6_000
-"""Of a text."""
+"""Characters of one text that are shown."""
 _SAMPLES = 3
-"""Of a policy's answers to one prompt."""
+"""Number of a policy's answers to one prompt that are shown."""
 _PROMPTS = 100
-"""Of an evaluation."""
+"""Number of an evaluation's prompts that are shown."""
 
 
 @dataclass(frozen=True)
 class PolicyAnswers:
-    """What one policy says."""
+    """One policy's answers to a prompt."""
 
     who: str
     text: str
@@ -41,12 +41,13 @@ class PromptAnswers:
     where: str
     """The stage that asked, and the prompt's id if it has one."""
     prompt: tuple[tuple[str, str], ...]
-    """(role, text); one entry without a role for a prompt as the model reads it."""
+    """(role, text) of each message; a single entry without role if the prompt is only known as the text that the model
+    read."""
     answers: tuple[PolicyAnswers, ...]
 
     @property
     def length(self) -> int:
-        """Characters."""
+        """Number of characters."""
         return sum(len(text) for _, text in self.prompt) + sum(
             len(text) for one in self.answers for text in (one.text, *one.more)
         )
@@ -54,14 +55,15 @@ class PromptAnswers:
 
 @dataclass(frozen=True)
 class AnswerPage:
-    """What the page shows, and out of how many prompts."""
+    """The prompts that the page shows, and the number of prompts there were."""
 
     asked: tuple[PromptAnswers, ...]
     total: int
 
 
 def answers(stages: Sequence[StageRecord]) -> AnswerPage:
-    """Of all stages: evaluations first, since they ask several policies; as many as the page has room for."""
+    """The answers of all stages, as many as the page has room for. Evaluations come first, since they ask several
+    policies."""
     compared = [stage for stage in stages if view_of(stage.kind).compares]
     found = [one for stage in compared for one in _evaluated(stage)]
     total = sum(count(stage.report, "prompts") for stage in compared)
@@ -77,7 +79,7 @@ def answers(stages: Sequence[StageRecord]) -> AnswerPage:
 
 
 def _evaluated(stage: StageRecord) -> Iterator[PromptAnswers]:
-    """The first prompts, each with the data's answer, and every policy's with its numbers."""
+    """An evaluation's first prompts, each with the data's answer and every policy's answers with their numbers."""
     numbers = [mapping(row, "policies") for row in jsonl(stage.folder / "data.jsonl", _PROMPTS)]
     grouped = by_prompt(row for row in answers_of(stage) if row.part == "data")
     for group, of_policies in zip(grouped, numbers, strict=False):
@@ -102,7 +104,8 @@ def _facts(of_policy: Mapping[str, Any]) -> str:
 
 
 def _before_and_after(stages: Sequence[StageRecord]) -> Iterator[PromptAnswers]:
-    """A prompt that several stages asked is shown once; an answer that stays the same too, with all who gave it."""
+    """The answers before and after training. A prompt that several stages asked is shown once, and so are equal
+    answers, with the names of all policies that gave them."""
     by_prompt: dict[str, list[tuple[str, str, str]]] = {}
     for stage in stages:
         for before, after in before_and_after(stage):

@@ -1,5 +1,5 @@
-"""What became of a stage's data: rows read, kept, left out and why, lengths, and what could teach length instead of
-quality."""
+"""What became of a stage's data: rows read, kept, and left out with the reasons; lengths; and how lengths differ
+between chosen and rejected answers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from align.runs.values import at, count, jsonl, mapping, number, percent, rows, 
 from align.terminal import counted
 
 _PLACES = 5
-"""Places that are named for a reason."""
+"""Number of example places shown for each reason."""
 _LINES = 20_000
-"""Of ``left_out.jsonl`` that are read for them."""
+"""Number of lines of ``left_out.jsonl`` that are read to find such places."""
 
 Row = tuple[str, ...]
 
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Audit:
-    """The account of one stage."""
+    """What became of the data of one stage."""
 
     stage: str
     lines: tuple[str, ...]
@@ -40,7 +40,7 @@ class Audit:
 
 
 def audit(stage: StageRecord) -> Audit | None:
-    """None when the stage left no account of data."""
+    """The account of a stage's data; None when the stage reported none."""
     report = stage.report
     parts = [("", mapping(report, "data")), ("held out: ", mapping(report, "held_out_data"))]
     lines = [f"{prefix}{line}" for prefix, data in parts if (line := _sums(data))]
@@ -71,7 +71,8 @@ def audit(stage: StageRecord) -> Audit | None:
 
 
 def dropped(data: Mapping[str, Any]) -> int:
-    """Records of a data report that were left out against the recipe's wish: what ``where`` leaves out is meant."""
+    """Number of records of a data report that were left out although the recipe did not ask for it: those that
+    ``where`` leaves out do not count."""
     bad = sum(count(source, "bad") + count(source, "dropped") for source in rows(data, "sources", "sources"))
     return bad + sum(count(data, "dropped", reason, "total") for reason in mapping(data, "dropped"))
 
@@ -90,7 +91,7 @@ def _sums(data: Mapping[str, Any]) -> str:
 
 
 def _own_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Of the stages that sample: answers, scores, and what the embedder cut."""
+    """Lines about stages that sample: answers, scores, and how many texts the embedder cut."""
     if answers := mapping(report, "answers"):
         named = [(key.replace("_", " "), number(answers, key)) for key in answers if key != "answers"]
         shown = ", ".join(f"{name} {short(value)}" for name, value in named if value is not None)
@@ -144,7 +145,7 @@ def _places(first: Sequence[str], total: int) -> str:
 
 
 def _left_out_prompts(stage: StageRecord) -> Iterator[Row]:
-    """Of the stages that choose prompts; the places are in a file of their own."""
+    """Rows about stages that choose prompts; the example places are in ``left_out.jsonl``."""
     reasons = mapping(stage.report, "left_out")
     places: dict[str, list[str]] = {}
     for row in jsonl(stage.folder / "left_out.jsonl", _LINES) if reasons else ():

@@ -1,4 +1,4 @@
-"""A number before and after a stage, with its interval where there is one, and how it is written."""
+"""A number before and after a stage, with its interval if it has one, and how both are written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.terminal import fixed
 
 @dataclass(frozen=True)
 class ReportedNumber:
-    """A number, and its 95 % interval where there is one."""
+    """A number, and its 95 % interval if it has one."""
 
     value: float
     low: float | None = None
@@ -32,7 +32,7 @@ class ReportedNumber:
 
     @property
     def scale(self) -> float:
-        """Its size, or that of its uncertainty where this is larger: what decimals are chosen by."""
+        """The size of the number, or of its uncertainty if that is larger; the number of decimals follows from it."""
         return (
             abs(self.value)
             if self.low is None or self.high is None
@@ -59,29 +59,29 @@ class Change:
     """After minus before."""
     better: Direction | None = None
     chance: float | None = None
-    """What guessing gives: ``after`` is compared with it instead of with ``before``."""
+    """The value that guessing gives; if set, ``after`` is compared with it instead of with ``before``."""
     subject: str = ""
-    """Whose measure it is, where a stage measures several policies."""
+    """Name of the policy, if the stage measures several."""
     note: str = ""
     items: int | None = None
-    """Prompts that were measured, where that is known."""
+    """Number of prompts that were measured, if known."""
     trained: bool = False
-    """The stage was trained on some of them."""
+    """Was the stage trained on some of these prompts?"""
     dtype: str = "fp32"
-    """What it was computed in."""
+    """The precision it was computed in."""
     within: Range = ANY
     """The least and the largest value that the measure can have."""
 
     @property
     def title(self) -> str:
-        """The measure, and whose."""
+        """The measure and its policy."""
         return f"{self.measure}: {self.subject}" if self.subject else self.measure
 
     @classmethod
     def between(
         cls, stage: str, measure: str, before: float | None, after: ReportedNumber | None, **more: Any
     ) -> Change | None:
-        """With the difference of two numbers; None without an ``after``."""
+        """A change with the difference of the two numbers; None without ``after``."""
         if after is None:
             return None
         difference = None if before is None else ReportedNumber(after.value - before)
@@ -107,7 +107,8 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """By the one rule for them; empty for what is neither good nor bad."""
+        """ "better", "worse" and so on, by :mod:`align.report.verdicts`; empty for a measure that is neither good nor
+        bad."""
         scale = max((abs(part.value) for part in (self.before, self.after) if part is not None), default=0.0)
         return verdict(
             self.after,

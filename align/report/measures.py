@@ -1,5 +1,4 @@
-"""Before and after: the numbers that say whether a stage did what it was run for, as the view of its kind knows
-them."""
+"""The measures of a stage before and after it, as the view of its kind defines them."""
 
 from __future__ import annotations
 
@@ -18,14 +17,14 @@ def changes(stage: StageRecord) -> list[Change]:
 
 
 def headlines(stage: StageRecord) -> list[Change]:
-    """The few of them that say how the stage went, for lists, comparisons and model cards: of an evaluation one measure
-    of every policy, of other stages the first two."""
+    """The most important measures, for lists, comparisons and model cards: one measure of every policy for an
+    evaluation, the first two for other stages."""
     return list(view_of(stage.kind).headlines(changes(stage)))
 
 
 def facts(stage: StageRecord) -> list[tuple[str, str]]:
-    """What a stage cost and is made of, as (word, value); with all plain numbers of its summary where its view wants
-    them."""
+    """Time, size and other facts about a stage, as (word, value); with all plain numbers of its summary if its view
+    asks for them."""
     report, view = stage.report, view_of(stage.kind)
     found: list[tuple[str, str]] = []
     for key, words in (

@@ -1,5 +1,5 @@
-"""Was a policy trained on the very data that it is evaluated on? Told from the manifests of the run's stages, by
-content."""
+"""Whether a policy was trained on the data that it is evaluated on, found by comparing digests in the manifests of the
+run's stages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from align.runs.values import mapping, rows, text, texts
 
 _KEYS = ("data", "prompts")
 _ROWS = ("where", "split", "subset")
-"""Of a data source: which of its rows are taken."""
+"""Keys of a data source that select its rows."""
 
 
 def trained_on(stage: StageRecord) -> bool:
-    """Whether a source of an evaluation's data is one that a stage of this run behind one of its policies was trained
-    on: a file of the same content, and the same choice of rows from it. Sources that only share some of their prompts
-    are not found."""
+    """Whether an evaluation uses a data source on which one of its policies was trained by a stage of this run: a file
+    of the same content, with the same selection of rows. Sources that only share some prompts are not recognised."""
     if stage.manifest is None:
         return False
     own = set(_sources(stage.manifest.identity))
@@ -34,7 +33,7 @@ def trained_on(stage: StageRecord) -> bool:
 
 
 def trained_on_bench(stage: StageRecord) -> bool:
-    """The same of its reward benchmarks and of the scorers that they measure."""
+    """The same for an evaluation's reward benchmarks and the scorers that they measure."""
     if stage.manifest is None:
         return False
     identity = stage.manifest.identity
@@ -45,7 +44,7 @@ def trained_on_bench(stage: StageRecord) -> bool:
 
 
 def _behind(reference: str, stages: Path) -> Iterator[Identity]:
-    """The stages that led to a policy, the last one first."""
+    """Identities of the stages that a policy was made by, the last one first."""
     seen: set[str] = set()
     while reference.startswith("stage:") and reference not in seen:
         seen.add(reference)
@@ -58,7 +57,7 @@ def _behind(reference: str, stages: Path) -> Iterator[Identity]:
 
 
 def _sources(identity: Identity) -> Iterator[str]:
-    """A stage's data sources by content, and by what is taken of them."""
+    """A stage's data sources, each as its digest with the keys that select its rows."""
     for key in _KEYS:
         for source in rows(identity.config, key):
             yield from _named(identity, source)

@@ -1,10 +1,10 @@
 """Decides whether a stage may be called better or worse, from a number and its interval. The terminal summary, the
 page, the lists of runs and the table over seeds all use this rule.
 
-A stage is called better or worse only where the interval of the change excludes none, the change is larger than what
-rounding makes, and both were measured on at least :data:`~align.functional.intervals.ENOUGH` prompts that the stage was
-not trained on. An accuracy is called above or below chance under the same conditions. In all other cases the verdict
-says which of these is missing.
+A stage is called better or worse only if the interval of the change does not contain 0, the change is larger than
+rounding can make it, and both values were measured on at least :data:`~align.functional.intervals.ENOUGH` prompts that
+the stage was not trained on. An accuracy is called above or below chance under the same conditions. In all other cases
+the verdict says which of these is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Direction = Literal["up", "down"]
 THE_SAME, NOT_HELD_OUT, TOO_FEW, NO_INTERVAL = "the same", "not held out", "too few", "no interval"
 UNSHOWN, WITHIN, BELOW = "no difference shown", "within chance", "below chance"
 _LAYERS, _WIDTH = 100, 4096
-"""Of a large model: rounding in a smaller one is less."""
+"""Size of a large model, for which rounding is estimated; in a smaller one it is less."""
 
 
 class Measured(Protocol):
@@ -34,7 +34,7 @@ class Measured(Protocol):
 
     @property
     def low(self) -> float | None:
-        """The interval's lower end; None where there are too few items for one."""
+        """The interval's lower end; None when there are too few items for an interval."""
         ...
 
     @property
@@ -53,13 +53,13 @@ def verdict(
     items: int | None,
     trained: bool,
 ) -> str:
-    """In a word or two; empty for what is neither good nor bad.
+    """The verdict in a word or two; empty for a measure that is neither good nor bad.
 
     Args:
-        chance: what guessing gives; ``after`` is then compared with it.
-        rounding: a difference up to this is none.
-        items: prompts that were measured; None where that is not known.
-        trained: they were trained on.
+        chance: the value that guessing gives; if set, ``after`` is compared with it.
+        rounding: differences up to this size count as none.
+        items: number of prompts that were measured; None if unknown.
+        trained: was the stage trained on some of them?
     """
     subject = after if chance is not None else difference
     if subject is None or (chance is None and better is None):
@@ -83,6 +83,6 @@ def verdict(
 
 
 def rounding_of(scale: float, dtype: str, items: int | None) -> float:
-    """What rounding makes of a mean over ``items`` numbers of about size ``scale``, computed in ``dtype`` ("fp32",
+    """How far rounding may move a mean over ``items`` numbers of about size ``scale``, computed in ``dtype`` ("fp32",
     "bf16")."""
     return scale * relative_error(_LAYERS, _WIDTH, dtype) / math.sqrt(items or 1)

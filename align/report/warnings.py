@@ -1,5 +1,5 @@
-"""What a reader must be told in plain words: the stages' own warnings, and ours, each drawn from numbers that the run
-left."""
+"""Warnings for the reader of a report: those that the stages gave, and those that follow from the numbers of the
+run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from align.runs.samples import before_and_after
 from align.runs.values import at, clipped, count, mapping, number, percent, rows, short, text
 
 MANY_DROPPED = 0.05
-"""Share of rows left out against the recipe's wish that is worth a word."""
+"""A warning is given when at least this share of rows was left out although the recipe did not ask for it."""
 UNFINISHED = 0.2
-"""Share of answers that never end."""
+"""Share of unfinished answers from which a warning is given."""
 CORRELATED = 0.3
-"""Correlation of score and length."""
+"""Correlation of score and length from which a warning is given."""
 CUT = 0.1
-"""Share of texts that the embedder cut."""
+"""Share of texts cut by the embedder from which a warning is given."""
 _OWN_LENGTH = 2_000
-"""Characters of a stage's own warning."""
+"""Number of characters of a stage's own warning that are shown."""
 _LONG = 100
-"""Characters from which an answer may be called repetitive."""
+"""Only answers with at least this many characters are checked for repetition."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Note:
 
 
 def notes(stage: StageRecord) -> list[Note]:
-    """All of a stage, its own first; each text once."""
+    """All warnings about a stage, its own first; each text once."""
     found = dict.fromkeys(clipped(warning, _OWN_LENGTH) for warning in stage.warnings)
     for check in _CHECKS:
         found |= dict.fromkeys(check(stage))
@@ -66,17 +66,17 @@ def _state(stage: StageRecord) -> Iterator[str]:
 
 
 def _of_the_kind(stage: StageRecord) -> Iterator[str]:
-    """What the view of its kind has to say."""
+    """The warnings of the view of its kind."""
     yield from view_of(stage.kind).notes(stage)
 
 
 def _held_out(stage: StageRecord) -> Iterator[str]:
-    """Is there anything that says whether it got better, and did it?"""
+    """Warnings when there are no held-out data, or when the held-out numbers became worse."""
     report = stage.report
     key = view_of(stage.kind).held_out_key
     if key and report and not mapping(report, "eval_after"):
         yield f"no held-out data, so nothing here says whether it got better: name some as {key}"
-    # The loss of what learns from rewards says nothing of how good it is.
+    # The loss of a stage that learns from rewards does not tell how good it is.
     measure = "loss" if number(report, "eval_after", "reward") is None else "reward"
     sign = -1 if measure == "reward" else 1
     before, after = (
@@ -104,7 +104,7 @@ def _held_out(stage: StageRecord) -> Iterator[str]:
 
 
 def _certainty(stage: StageRecord) -> Iterator[str]:
-    """What the intervals do not allow to say."""
+    """Warnings about changes that may be chance."""
     measured, compares = changes(stage), view_of(stage.kind).compares
     for change in measured:
         if compares and change.measure != measured[0].measure:
@@ -153,13 +153,13 @@ def _unfinished(stage: StageRecord) -> Iterator[str]:
 
 
 def _length(stage: StageRecord) -> Iterator[str]:
-    """Is it length that was learned?"""
+    """Warnings when the scores may follow length instead of quality."""
     correlation = ReportedNumber.of(stage.report, "held_out", "natural", "length_correlation") or ReportedNumber.of(
         stage.report, "length_correlation"
     )
     if correlation is not None and abs(correlation.value) > CORRELATED:
         low, high = correlation.low, correlation.high
-        if low is None or high is None:  # of a stage that counts it without one
+        if low is None or high is None:  # the stage reports it without an interval
             low, high = interval_of(correlation.value, count(stage.report, "prompts")) or (-1.0, 1.0)
         sure = (low > 0) == (high > 0)
         more = "longer" if correlation.value > 0 else "shorter"
@@ -198,8 +198,7 @@ def _repeats(stage: StageRecord) -> Iterator[str]:
 
 
 def repeats(answer: str) -> bool:
-    """Whether most of a longer answer was said before in it: fewer than half of its runs of eight characters are
-    different ones.
+    """Whether an answer mostly repeats itself: fewer than half of its sequences of eight characters are different.
 
     >>> repeats("a sight to the road, " * 10), repeats("a sight to the road")
     (True, False)

@@ -1,4 +1,4 @@
-"""Charts as numbers: where lines, bars, ticks and labels go. The page's template makes SVG of them."""
+"""Computing charts: the positions of lines, bars, ticks and labels. The page's template makes SVG of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from align.runs.values import short
 
 WIDTH, HEIGHT = 440, 230
-"""Of a line chart, in its own units."""
+"""Size of a line chart, in its own units."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 8, 34
 _POINTS = 120
-"""Of a line: more are thinned out to this many."""
+"""Number of points of a line; longer lines are thinned out."""
 _FEW = 40
-"""Points up to which each one is marked."""
+"""Lines with up to this many points have a mark at each."""
 
 Point = tuple[float, float]
 
@@ -26,9 +26,9 @@ class Line:
     label: str
     points: Sequence[Point]
     color: int
-    """Number of a colour of the page."""
+    """Number of a colour in the page's palette."""
     marked: bool = False
-    """Dashed and with marks, as for held-out data, of which there are few."""
+    """Draw it dashed and with marks, as for held-out data, which have few points."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A line as drawn."""
+    """A line with its positions in the chart."""
 
     label: str
     color: int
@@ -51,7 +51,7 @@ class Drawn:
     """Points of a polyline."""
     marks: tuple[Mark, ...]
     shown: bool
-    """Whether its points are marked; they have a title in any case."""
+    """Are its points visibly marked? All points have a tooltip."""
     last: str
 
 
@@ -62,7 +62,7 @@ class LineChart:
     title: str
     unit: str
     description: str
-    """In words, for those who do not see it."""
+    """The chart in words, for readers who cannot see it."""
     lines: tuple[Drawn, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
@@ -76,7 +76,7 @@ class LineChart:
 
 
 def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> LineChart | None:
-    """The chart of ``lines`` that have points; None when none has."""
+    """The chart of those ``lines`` that have points; None when none has."""
     lines = [Line(line.label, thin(line.points), line.color, line.marked) for line in lines if line.points]
     if not lines:
         return None
@@ -118,8 +118,8 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> LineChart |
 
 
 def thin(points: Sequence[Point], limit: int = _POINTS) -> list[Point]:
-    """At most ``limit`` of ``points``: the first, the last, and of each stretch the lowest and the highest, so that no
-    peak is lost."""
+    """At most ``limit`` of ``points``: the first, the last, and the lowest and highest of each stretch between, so that
+    peaks remain."""
     if len(points) <= limit:
         return list(points)
     inner = points[1:-1]
@@ -147,7 +147,7 @@ def ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, s
     plain = max(map(abs, values), default=0.0) < 1e5 and digits <= 4
     labels = [f"{value + 0.0:,.{digits}f}" for value in values] if plain else []
     precision = 3
-    while len(set(labels)) < len(values):  # as many digits as tell them apart
+    while len(set(labels)) < len(values):  # more digits until all labels differ
         labels = [f"{value + 0.0:.{precision}g}" for value in values]
         precision += 1
         if precision > 17:
@@ -158,7 +158,7 @@ def ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, s
 # Bars
 
 _VALUE = 150
-"""Room for a bar's value."""
+"""Width reserved for a bar's value."""
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,12 @@ class BarChart:
 
     @property
     def height(self) -> int:
-        """Of all rows."""
+        """Height of all rows."""
         return self.row * len(self.bars) + 4
 
     @property
     def description(self) -> str:
-        """In words, for those who do not see it."""
+        """The chart in words, for readers who cannot see it."""
         return "; ".join(f"{bar.label}: {bar.value}" for bar in self.bars)
 
 

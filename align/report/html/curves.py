@@ -17,12 +17,12 @@ _OPTIMISER: tuple[Panel, ...] = (
 
 
 def curves(stage: StageRecord) -> list[LineChart]:
-    """What a stage is about."""
+    """The charts that the view of the stage's kind names."""
     return _charts(stage, view_of(stage.kind).panels_of(stage))
 
 
 def optimiser_curves(stage: StageRecord) -> list[LineChart]:
-    """What is looked at when something is wrong."""
+    """Charts of the optimiser, to look at when something is wrong."""
     return _charts(stage, _OPTIMISER)
 
 
@@ -41,7 +41,7 @@ def _lines(stage: StageRecord, wanted: Sequence[tuple[str, str]]) -> list[Line]:
 
 
 def bars(stage: StageRecord) -> list[BarChart]:
-    """What is not measured step by step."""
+    """Bar charts of numbers that are not measured at every step."""
     charts = [
         bar_chart(made.title, made.rows, made.series, label_width=made.label_width)
         for made in view_of(stage.kind).bars(stage)

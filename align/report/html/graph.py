@@ -1,5 +1,5 @@
-"""The stages of a recipe as a drawing: one column for each step from what needs nothing, arrows from a result to who
-reads it."""
+"""A drawing of a recipe's stages. A stage's column is the length of the longest chain of stages before it; arrows lead
+from a result to the stages that read it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from align.runs.values import duration
 from align.terminal import byte_size
 
 _WIDTH, _HEIGHT = 156, 88
-"""Of a stage."""
+"""Size of a stage's box."""
 _ACROSS, _DOWN = 40, 18
-"""Between stages."""
+"""Gaps between boxes."""
 _PASSING = 14
-"""Height that an arrow takes where it passes a column."""
+"""Height reserved for an arrow that passes through a column."""
 _MARGIN = 6
 _READABLE = 1400
 
 Place = str | tuple[str]
-"""A stage, or (in a tuple) the stage whose result passes a column on its way to others."""
+"""A stage, or a tuple with the stage whose result an arrow carries through a column to a later one."""
 
 
 @dataclass(frozen=True)
 class StageBox:
-    """A stage."""
+    """The box of a stage."""
 
     name: str
     kind: str
@@ -39,11 +39,11 @@ class StageBox:
 
 @dataclass(frozen=True)
 class Graph:
-    """All of it, in its own units."""
+    """The whole drawing, in its own units."""
 
     nodes: tuple[StageBox, ...]
     arrows: tuple[tuple[str, str], ...]
-    """(path, what it means)."""
+    """(SVG path, tooltip)."""
     width: float
     height: float
     description: str
@@ -52,7 +52,7 @@ class Graph:
 
     @property
     def fits(self) -> bool:
-        """Whether it may be made smaller to fit a wide window, and still be read."""
+        """Whether it is still readable when scaled to the width of a window."""
         return self.width <= _READABLE
 
 
@@ -98,13 +98,14 @@ def _height(place: Place) -> int:
 
 def _depths(stages: Sequence[StageRecord]) -> dict[str, int]:
     depth: dict[str, int] = {}
-    for stage in stages:  # each comes after what it needs; a need that does not is part of a circle in an edited recipe
+    for stage in stages:  # needs come first; one that does not belongs to a circle in an edited recipe
         depth[stage.name] = max((depth[need] + 1 for need in stage.needs if need in depth), default=0)
     return depth
 
 
 def _columns(stages: Sequence[StageRecord]) -> list[list[Place]]:
-    """What is in each column, from top to bottom: near to what it reads in the column before."""
+    """The boxes and passing arrows in each column, from top to bottom, ordered to be near the boxes that they read
+    from."""
     depth = _depths(stages)
     columns: list[list[Place]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
     before: dict[tuple[Place, int], list[Place]] = {}
@@ -130,7 +131,7 @@ def _columns(stages: Sequence[StageRecord]) -> list[list[Place]]:
 
 
 def _path(need: str, name: str, depth: Mapping[str, int], at: Mapping[tuple[Place, int], tuple[float, float]]) -> str:
-    """From the right side of one stage to the left side of another, through gaps that all arrows of that stage
+    """SVG path from the right side of one box to the left side of another, through gaps that all arrows of that stage
     share."""
     x, y = at[need, depth[need]]
     points = [(x + _WIDTH, y + _HEIGHT / 2)]

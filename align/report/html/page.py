@@ -1,4 +1,5 @@
-"""A run as one HTML file: no network, no markup from data, the same bytes for the same run."""
+"""A run as one HTML file. It loads nothing from the network, contains no markup from data, and has the same bytes for
+the same run."""
 
 from __future__ import annotations
 
@@ -28,16 +29,16 @@ from align.runs.values import at, clipped, duration, mapping, number, text, text
 from align.terminal import byte_size
 
 FILE = "report.html"
-"""Its name in a run folder."""
+"""Name of the page in a run folder."""
 
 _HERE = Path(__file__).parent
 _RECIPE = 200_000
-"""Characters of the recipe that are shown."""
+"""Number of characters of the recipe that are shown."""
 
 
 @dataclass(frozen=True)
 class StageSection:
-    """What the page says of one stage."""
+    """The page's section about one stage."""
 
     record: StageRecord
     changes: list[Change]
@@ -50,7 +51,7 @@ class StageSection:
 
     @property
     def headline(self) -> list[Change]:
-        """What the stage was run for."""
+        """The stage's headline numbers."""
         return of_the_first_measure(self.changes)
 
 
@@ -62,7 +63,7 @@ def write_report(run: RunRecord, path: Path | None = None) -> Path:
 
 
 def render(run: RunRecord) -> str:
-    """The page. Damaged or missing parts of the run are left out, the rest is there."""
+    """The page as text. Damaged or missing parts of the run are left out."""
     css, js = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     parts = [_part(stage) for stage in run.stages]
     return _environment().get_template("page.html.jinja").render(
@@ -90,7 +91,7 @@ def all_notes(run: RunRecord) -> list[Note]:
 
 
 def summary(run: RunRecord) -> list[tuple[str, str]]:
-    """What the whole run took, as (word, value)."""
+    """Time and memory of the whole run, as (word, value)."""
     seconds = [stage.seconds for stage in run.stages if stage.seconds is not None]
     memory = [value for stage in run.stages if (value := number(stage.report, "peak_memory_bytes")) is not None]
     bytes_ = sum(stage.manifest.bytes for stage in run.stages if stage.manifest is not None)
@@ -120,7 +121,7 @@ def _part(stage: StageRecord) -> StageSection:
 
 
 def _origin(stage: StageRecord) -> list[tuple[str, str]]:
-    """Digests of what a result is and was made from."""
+    """Digests of a result and of what it was made from."""
     manifest = stage.manifest
     if manifest is None:
         return []
@@ -146,7 +147,7 @@ def _base(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _environment() -> Environment:
-    """Everything that is printed is escaped, and characters that do not show are written out."""
+    """Jinja's environment. All output is escaped, and invisible characters are written as codes."""
     made = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -160,5 +161,5 @@ def _environment() -> Environment:
 
 
 def _hash(inline: str) -> str:
-    """Of an inline style or script, as a content security policy names it."""
+    """Hash of an inline style or script, as a content security policy contains it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}"

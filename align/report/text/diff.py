@@ -1,4 +1,4 @@
-"""``align diff``: what two runs have in common, and in what they differ: recipes, data, packages, results."""
+"""``align diff``: how two runs differ in recipe, data and packages, and their results side by side."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from align.runs.record import RunRecord, StageRecord
 from align.terminal import plain
 
 ABSENT = "-"
-"""Stands for what one of the two has not."""
+"""Shown in place of a value that one of the two runs does not have."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which two runs differ, or a result of both."""
+    """A value that differs between two runs, or a result of both."""
 
     key: str
     one: str
@@ -34,12 +34,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class RunDiff:
-    """Two runs side by side. All but ``results`` hold differences only."""
+    """Two runs side by side. All fields but ``results`` contain only differences."""
 
     recipe: tuple[Difference, ...]
     """By dotted key."""
     data: tuple[Difference, ...]
-    """Content of what the stages read, by stage and reference, and how much of it there was."""
+    """Digest and size of what the stages read, by stage and reference."""
     packages: tuple[Difference, ...]
     results: tuple[Difference, ...]
     """Headline numbers of stages of the same name."""
@@ -63,7 +63,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[D
 
 
 def _recipe_differences(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
-    """What is written in one recipe only has its default in the other, which is compared and shown."""
+    """Differences between the recipes. A key that only one of them contains has its default in the other."""
     written = [flat(run.tree) for run in (one, other)]
     whole = [_with_defaults(run) for run in (one, other)]
     for key in {**written[0], **written[1]}:
@@ -77,8 +77,8 @@ def _recipe_differences(one: RunRecord, other: RunRecord) -> Iterator[Difference
 
 
 def _with_defaults(run: RunRecord) -> dict[str, Any]:
-    """A recipe's values by dotted key, defaults included; empty when it is of another version, or of a plugin that is
-    not here."""
+    """A recipe's values by dotted key, with defaults; empty when the recipe is of another version, or needs a plugin
+    that is not installed."""
     try:
         return flat(Recipe.model_validate(run.tree).model_dump(mode="json"))
     except (ValueError, InputError):
@@ -103,7 +103,8 @@ _COUNTS = {"trees": "examples", "tokens": "tokens", "targets": "tokens trained o
 
 
 def _packages(run: RunRecord) -> dict[str, str]:
-    """Those that made the results, which need not be those of the last start; of stages that differ, the last one's."""
+    """Versions of the packages that made the results, which may be older than those of the last start. If stages
+    differ, those of the last one count."""
     found: dict[str, str] = {}
     for stage in run.stages:
         found |= stage.manifest.packages if stage.manifest else {}
@@ -126,7 +127,7 @@ def _results(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
 
 
 def _lines(stage: StageRecord | None) -> dict[str, ReportedNumber]:
-    """Values after the stage, by their words."""
+    """The values after the stage, by the names of their measures."""
     return {line.title: line.after for line in headlines(stage) if line.after} if stage is not None else {}
 
 

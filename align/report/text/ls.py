@@ -1,4 +1,4 @@
-"""``align ls``: the runs of a folder, each in a line."""
+"""``align ls``: the runs of a folder, one line for each."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ STYLES = {
     "damaged": "red",
     "interrupted": "yellow",
 }
-"""Of states, for people."""
+"""Style of each state."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A run folder, and the run in it unless it cannot be read."""
+    """A run folder, and the run in it, or None if it cannot be read."""
 
     folder: Path
     run: RunRecord | None
 
     @property
     def state(self) -> str:
-        """As of the run; ``damaged`` when it cannot be read."""
+        """The run's state; ``damaged`` when it cannot be read."""
         return "damaged" if self.run is None else self.run.state
 
     def as_json(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _numbers(line: Change) -> dict[str, Any]:
 
 
 def listed(runs_dir: Path) -> Iterator[Listed]:
-    """The runs in a folder, the one that was run last first."""
+    """The runs in a folder, the most recent first."""
     for folder in list_runs(runs_dir):
         try:
             yield Listed(folder, read_run(folder))
@@ -80,17 +80,17 @@ def listed(runs_dir: Path) -> Iterator[Listed]:
 
 
 def done(run: RunRecord) -> int:
-    """How many of its stages are finished."""
+    """Number of finished stages."""
     return sum(stage.state == "finished" for stage in run.stages)
 
 
 def when(time: str) -> str:
-    """An ISO time, shortened to the minute; UTC as all times of a run."""
+    """An ISO time shortened to the minute; in UTC, like all times of a run."""
     return time[:16].replace("T", " ")
 
 
 def show(runs: Sequence[Listed], console: Console) -> None:
-    """A table, one row for each run; a line for each of its stages that has a number to show."""
+    """Print a table with one row for each run, and in it a line for each stage that has a headline number."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for header in ("run", "state", "stages", "last change (UTC)", "took", "results"):
         table.add_column(header, overflow="fold", no_wrap=header in ("state", "stages"))

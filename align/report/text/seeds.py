@@ -1,4 +1,4 @@
-"""A recipe that ran with several seeds: what all of the runs measured, with intervals over seeds."""
+"""The results of a recipe that ran with several seeds, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from align.runs.record import read_run
 
 
 def over_seeds(folders: Sequence[Path]) -> dict[str, list[Change]]:
-    """By stage, the measures that every run has: means over the runs.
+    """For each stage, means over the runs of the measures that every run has.
 
-    Intervals are those of the mean over seeds, by the rule of :mod:`align.functional.intervals`; those of the single
-    runs, over prompts, are not in them. A number that is the same in all runs, such as that of a base model, has none.
-    A difference is the mean of each run's own.
+    Intervals are over seeds, by the rule of :mod:`align.functional.intervals`; the intervals over prompts of single
+    runs do not enter. A number that is the same in all runs, such as that of a base model, has no interval. A
+    difference is the mean of the runs' differences.
     """
     runs = [[(stage.name, changes(stage)) for stage in read_run(folder).stages] for folder in folders]
     of_each = [{(name, made.title): made for name, found in run for made in found} for run in runs]

@@ -68,14 +68,14 @@ def _state(stage: StageRecord) -> Text:
 
 
 def _reason(stage: StageRecord) -> str:
-    """Why it ran last."""
+    """Why the stage ran the last time."""
     return next(
         (str(event.get("reason", "")) for event in reversed(stage.events) if event.get("event") == "started"), ""
     )
 
 
 def _print_trouble(stage: StageRecord, console: Console) -> None:
-    """Warnings of the result, and the error of an attempt that failed after it."""
+    """Print the result's warnings, and the error of a later attempt that failed."""
     for warning in stage.warnings:
         console.print(Text(f"{stage.name}  warning: ", style="yellow").append_text(plain(warning)), soft_wrap=True)
     if stage.state in ("failed", "interrupted"):
@@ -114,11 +114,11 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 def _data_lines(stage: StageRecord) -> Iterator[str]:
-    """The account of the data that the stage read."""
+    """Lines about the data that the stage read."""
     try:
         yield from DataReport.from_json(stage.report["data"], reused=False).lines()
     except (KeyError, TypeError, AttributeError, ValueError):
-        return  # another kind's account, or none
+        return  # another kind of report, or none
 
 
 def _print_iterations(stage: StageRecord, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The page in short, for a terminal: all measures before and after in one table, and the warnings."""
+"""A summary of the report for a terminal: all measures before and after in one table, and the warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from align.runs.values import visible
 
 
 def show(run: RunRecord, page: Path, console: Console) -> None:
-    """Print it; ``page`` is where the whole report lies."""
+    """Print the summary; ``page`` is the path of the whole report."""
     table = all_stages(f"{run.name}: all stages", {stage.name: changes(stage) for stage in run.stages})
     if table.row_count:
         console.print(table)

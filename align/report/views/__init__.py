@@ -1,5 +1,5 @@
 """What the report shows of each kind of stage: one module for each family of kinds, each with its :class:`View`.
 
-They lie below the rest of the report, which asks them, and above runs, whose records they read. `Stage.view` names
+`Stage.view` names the view of a kind. Views read the records of :mod:`align.runs`, and the rest of the report imports
 them. Imports no torch.
 """

@@ -15,7 +15,7 @@ from align.runs.values import mapping, number
 
 
 class DpoView(View):
-    """How often a pair is ranked right, by how much, and what the answers' log-probs did."""
+    """How often pairs are ranked right, by what margin, and how the answers' log-probs changed."""
 
     measures = tuple(
         KNOWN[key] for key in ("rewards/accuracies", "rewards/margins", "loss", "logps/chosen", "logps/rejected")
@@ -34,7 +34,7 @@ class DpoView(View):
     all_numbers = False
 
     def changes(self, stage: StageRecord) -> Iterator[Change | None]:
-        """See :meth:`View.changes`. An accuracy has Wilson's interval, and is compared with what guessing gives."""
+        """See :meth:`View.changes`. An accuracy has Wilson's interval, and is compared with guessing."""
         for key, change in self.measured(stage):
             accuracy = change.after if change is not None and key == "rewards/accuracies" else None
             if change is not None and accuracy is not None and change.items and 0 <= accuracy.value <= 1:
@@ -44,7 +44,7 @@ class DpoView(View):
             yield change
 
     def notes(self, stage: StageRecord) -> Iterator[str]:
-        """What the stage warns of itself, for a result that it did not warn of."""
+        """The stage's warning that both answers became less likely, for results of versions that did not save it."""
         before, after = (_numbers(mapping(stage.report, when)) for when in ("eval_before", "eval_after"))
         if words := both_fell(before, after):
             yield words

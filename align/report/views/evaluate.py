@@ -15,19 +15,21 @@ from align.runs.values import count, in_order, mapping, number, short, text, tex
 _LESS_IS_BETTER = ("loss", "unfinished", "mixed_languages", "probe-identity/claims")
 _NEITHER = ("length", "distinct_1", "distinct_2")
 _ORDER = ("margin", "similarity", "loss", "target_logprob", "unfinished", "mixed_languages", *_NEITHER)
-"""Of an evaluation's own measures. Before them what the recipe asked for: benchmarks, scorers, judges."""
+"""Order of the measures that every evaluation has. Those that the recipe asks for (benchmarks, scorers, judges) come
+before them."""
 
 
 def _better(name: str) -> Direction | None:
-    """Which way a metric of an evaluation is better; benchmarks, scorers and judges count what is good."""
+    """Whether a higher or a lower value of a metric is better; for benchmarks, scorers and judges it is the higher
+    one."""
     if name in _NEITHER or "win_rate" in name:
         return None
     return "down" if name in _LESS_IS_BETTER or name.endswith("/unfinished") else "up"
 
 
 class EvaluateView(View):
-    """Every measure of every policy beside the first policy's: what the recipe asked for first (benchmarks, scorers,
-    judges), then what every evaluation measures."""
+    """Every measure of every policy, compared with that of the first policy: first those that the recipe asks for
+    (benchmarks, scorers, judges), then those that every evaluation has."""
 
     compares = True
     all_numbers = False

@@ -12,7 +12,7 @@ from align.runs.values import count, mapping, number, percent, text
 
 
 class PpoView(View):
-    """The reward on held-out prompts and of the sampled answers, and what it cost in KL and entropy."""
+    """The reward on held-out prompts and of the sampled answers, and how far KL and entropy moved."""
 
     measures = tuple(KNOWN[key] for key in ("reward", "sft_loss", "finished", "length"))
     panels = (
@@ -68,13 +68,14 @@ class PpoView(View):
         ):
             values = [value for row in stage.metrics if (value := number(row, f"rollout/{key}")) is not None]
             if values:
-                quarter = max(1, len(values) // 4)  # a single iteration's prompts may be easy or hard
+                # Means over several iterations, since the prompts of a single one may be easy or hard
+                quarter = max(1, len(values) // 4)
                 first, last = (sum(part) / quarter for part in (values[:quarter], values[-quarter:]))
                 note = f"first and last {quarter} of {len(values)} iterations"
                 yield Change.between(stage.name, words, first, ReportedNumber(last), note=note)
 
     def bars(self, stage: StageRecord) -> Iterator[Bars]:
-        """Where the time went."""
+        """Time by phase."""
         phases = {
             name: value
             for name in mapping(stage.report, "phase_seconds")

@@ -14,8 +14,8 @@ from align.runs.values import count, mapping, number, rows, short
 
 
 class RewardView(View):
-    """How often a held-out pair is ranked right, also where the length of the answers tells nothing, and beside what
-    length or words alone reach."""
+    """How often held-out pairs are ranked right, also on pairs balanced by length, and compared with the accuracy of
+    length or words alone."""
 
     measures = tuple(KNOWN[key] for key in ("accuracy", "loss", "margin"))
     panels = (

@@ -1,4 +1,4 @@
-"""What the report shows of stages that make prompts and preferences of a policy's samples."""
+"""What the report shows of stages that make prompts and preferences from a policy's samples."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from align.runs.values import count, number, rows
 
 
 class SelectPromptsView(View):
-    """How many prompts are left."""
+    """How many prompts were kept."""
 
     measures = (Measure("kept", "prompts, given and kept", before="prompts", is_share=True),)
     all_numbers = False
 
 
 class LabelView(View):
-    """How many preferences came out, and whether it is length that was preferred."""
+    """How many preferences were made, and how often the longer answer is the chosen one."""
 
     measures = (Measure("preferences", "prompts in, preferences out", before="prompts", comparable=False),)
     all_numbers = False
@@ -33,7 +33,7 @@ class LabelView(View):
 
 
 class SelfContrastView(View):
-    """How many preferences came out, and how similar the rejected answers are to the data's."""
+    """How many preferences were made, and how similar the rejected answers are to the data's answers."""
 
     measures = (Measure("kept", "prompts in, preferences out", before="prompts", comparable=False),)
     all_numbers = False

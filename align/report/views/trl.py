@@ -1,4 +1,4 @@
-"""What the report shows of a stage that one of TRL's trainers runs: every number that it logs, as it is."""
+"""What the report shows of a stage that runs one of TRL's trainers: every number that the trainer logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from align.runs.values import text
 
 
 class TrlView(View):
-    """The trainer is what made the model."""
+    """Names the TRL trainer as the maker of the model."""
 
     def made_by(self, identity: Identity) -> str:
         """See :meth:`View.made_by`."""

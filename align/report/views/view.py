@@ -1,4 +1,4 @@
-"""What a kind of stage is shown with: its measures, curves, bars, and the words for what it made."""
+"""How a kind of stage is shown: its measures, curves, bar charts, and the sentence about how a model was made."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from align.runs.values import count, in_order, mapping, number, percent, text
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that a stage is looked at for."""
+    """A number that tells how a stage went."""
 
     key: str
     """Its name among the held-out metrics that the stage reported before and after training (`eval_before`,
     `eval_after`); with `before` its name in the report."""
     words: str
-    """What it is called."""
+    """Its name in tables."""
     better: Direction | None = None
     """Which way is better; None for what is neither good nor bad."""
     unit: str = ""
     within: Range = ANY
-    """The least and the largest value that it can have."""
+    """The smallest and the largest value that it can have."""
     before: str | None = None
-    """Of a number of `report.json`, or of what the stage noted: the name of the number that it is compared with, such
-    as what was given of what was kept; empty for one that stands alone. None for a held-out metric."""
+    """None for a held-out metric. For a number of `report.json` or of the stage's summary: the name of the number that
+    it is compared with (for the number of kept rows, that of all rows), or empty if it is compared with none."""
     is_share: bool = False
-    """It is a part of what it is compared with, and the report says how large a part."""
+    """It is a part of the number that it is compared with, so the report shows it as a share."""
     comparable: bool = True
-    """It counts the same as what it is compared with, so that their difference says something."""
+    """It has the same unit as the number that it is compared with, so that a difference makes sense."""
 
     @property
     def title(self) -> str:
-        """With the unit."""
+        """Name and unit."""
         return f"{self.words}, {self.unit}" if self.unit else self.words
 
 
@@ -51,7 +51,7 @@ class Panel(NamedTuple):
     title: str
     unit: str
     lines: tuple[tuple[str, str], ...]
-    """(metric, label) of each line; what was measured on held-out data under the same name is drawn with it."""
+    """(metric, label) of each line; the held-out metric of the same name is drawn with it."""
 
 
 @dataclass(frozen=True)
@@ -82,33 +82,33 @@ _OFTEN_REPORTED = (
     Measure("finished", "share of held-out answers that end", "up", within=SHARE),
     Measure("length", "length of held-out answers", None, "tokens"),
 )
-"""How metrics are called that trainers of several kinds report."""
+"""Names in tables of metrics that trainers of several kinds report."""
 KNOWN = {measure.key: measure for measure in _OFTEN_REPORTED}
 _NOT_DRAWN = {"step", "tokens", "step_seconds", "grad_norm", "learning_rate", "tokens_per_second"}
 _MOST_PANELS = 16
-"""One for each metric, up to this many, where a kind names none."""
+"""Up to this many panels, one for each metric, are shown for a kind that names none."""
 
 
 class View:
-    """What the report shows of a kind. As it is, it shows every number that a stage reported; a kind that has more to
-    say of its numbers has a subclass, which :attr:`Stage.view` names."""
+    """What the report shows of a kind of stage. This base class shows every number that a stage reported; a kind that
+    says more about its numbers has a subclass, which :attr:`Stage.view` names."""
 
     measures: Sequence[Measure] = ()
-    """The most important one first, which is the headline. Empty: all held-out metrics, whatever they are."""
+    """The measures, the most important one (the headline) first. Empty: all held-out metrics."""
     panels: Sequence[Panel] = ()
-    """The curves. Empty: one for each metric."""
+    """The charts of curves. Empty: one for each metric."""
     held_out_key: str = ""
-    """The key that names held-out data: the report warns where it is not used. Empty where there is none."""
+    """The recipe key for held-out data, whose absence the report warns about. Empty if the kind has no such key."""
     best: str = "lowest held-out loss"
-    """What `best_step` of the report is the step of."""
+    """What was best at the report's `best_step`."""
     compares: bool = False
-    """A stage measures several policies, each by the same measures."""
+    """Does a stage of this kind measure several policies by the same measures?"""
     all_numbers: bool = True
-    """The report lists all numbers that the stage noted, and not only those that most stages note."""
+    """Does the report list all numbers of the stage's summary, or only those that most kinds have?"""
 
     def changes(self, stage: StageRecord) -> Iterator[Change | None]:
-        """The measures of a stage that has a result, before and after it, the most important one first; None for one
-        that it has no number of."""
+        """The measures of a stage that has a result, before and after it, the most important one first; None in place
+        of a measure without a number."""
         for _, change in self.measured(stage):
             yield change
 
@@ -134,7 +134,7 @@ class View:
             )
 
     def headlines(self, found: Sequence[Change]) -> Sequence[Change]:
-        """The few of all changes that say how the stage went, for lists, comparisons and model cards."""
+        """The most important changes, for lists, comparisons and model cards."""
         return of_the_first_measure(found) if self.compares else found[:2]
 
     def panels_of(self, stage: StageRecord) -> Sequence[Panel]:
@@ -150,19 +150,19 @@ class View:
         return tuple(Panel(name, "", ((name, name),)) for name in names)[:_MOST_PANELS]
 
     def bars(self, stage: StageRecord) -> Iterator[Bars]:
-        """Charts of numbers that are not measured step by step."""
+        """Bar charts of numbers that are not measured at every step."""
         yield from ()
 
     def notes(self, stage: StageRecord) -> Iterator[str]:
-        """What a reader must be told besides what holds for every kind, in plain words."""
+        """Warnings of this kind of stage, besides those that all kinds can have."""
         yield from ()
 
     def made_by(self, identity: Identity) -> str:
-        """What made the model that a card is about: `made by ...`."""
+        """How a model card says what made the model: the words after `made by`."""
         return type_of(identity.kind).words or identity.kind
 
     def card(self, stage: StageRecord) -> Iterator[tuple[str, str]]:
-        """(title, Markdown) of sections that the card of the stage's model has besides those of every card."""
+        """(title, Markdown) of sections of a model card that only this kind has."""
         yield from ()
 
 
@@ -177,7 +177,8 @@ def _of_report(stage: StageRecord, measure: Measure) -> Change | None:
 
 
 def circumstances(stage: StageRecord) -> dict[str, Any]:
-    """Of a stage's held-out numbers: how many prompts, whether they were trained on, and the precision."""
+    """Arguments of :class:`Change` about a stage's held-out numbers: how many prompts, whether they were trained on,
+    and the precision."""
     train = mapping(stage.manifest.identity.config, "train") if stage.manifest is not None else {}
     return {
         "items": count(stage.report, "held_out_data", "trees") or None,
@@ -187,12 +188,12 @@ def circumstances(stage: StageRecord) -> dict[str, Any]:
 
 
 def of_the_first_measure(found: Sequence[Change]) -> list[Change]:
-    """The most important measure, of every policy where a stage compares several."""
+    """The changes of the most important measure: one for each policy if a stage compares several."""
     return [change for change in found if change.measure == found[0].measure]
 
 
 def type_of(kind: str) -> type[Stage]:
-    """The class of a kind; what is known of every stage where that one cannot be imported here."""
+    """The class of a kind's stages; the base class :class:`Stage` if a third party's cannot be imported here."""
     try:
         return stage_class(kind)
     except InputError:
@@ -200,8 +201,7 @@ def type_of(kind: str) -> type[Stage]:
 
 
 def view_of(kind: str) -> View:
-    """The view of a kind. A third party's is imported, as its stages are; where that cannot be, every number is shown
-    as it is."""
+    """The view of a kind. If a third party's cannot be imported, it is the base class, which shows every number."""
     try:
         found = registered(type_of(kind).view)
     except InputError:
