@@ -1,4 +1,5 @@
-"""An artefact is a folder with a manifest: what it is, what it was made from, and the sha256 of every file in it."""
+"""Artefacts: folders with a manifest that says what the artefact is, what it was made from, and the sha256 of every
+file."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from align import files
 from align.errors import AlignError, InputError, Problem
 
 SCHEMA_VERSION = 1
-"""Of the manifest, and part of every identity: raise it when manifests change their meaning, and everything is made
-anew. A change of one kind's results raises `version` of that kind."""
+"""Version of the manifest, which is part of every identity. Raising it makes all stages run again, so do that only when
+the meaning of manifests changes; when the results of one kind change, raise that kind's `version`."""
 
 MANIFEST = "manifest.json"
 
 ACCOUNTS = ("report.json", "metrics.jsonl", "answers.jsonl", "trackers/", "rollouts/")
-"""Files and folders of an artefact that tell how it was made, with times. No stage reads those of another."""
+"""Files and folders of an artefact that report how it was made, with times. No stage reads those of another stage."""
 
 _PACKAGES = (
     "alignkit",
@@ -42,19 +43,19 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Identity:
-    """All that a stage's result follows from. Two runs with the same digest have the same result."""
+    """Everything that a stage's result depends on. Two runs with the same digest have the same result."""
 
     kind: str
     config: Mapping[str, Any]
-    """The stage's own keys with their defaults filled in, without those that change no result."""
+    """The stage's keys with their defaults filled in, without those that do not change the result."""
     seed: int
     model: Mapping[str, Any] | None
-    """The recipe's model, when the stage starts from it."""
+    """The recipe's model, if the stage starts from it."""
     inputs: Mapping[str, str]
-    """Content digest of everything the stage reads, by the reference as the recipe writes it."""
+    """Content digest of everything the stage reads, by reference as written in the recipe."""
     schema_version: int = SCHEMA_VERSION
     version: int = 1
-    """Of the stage's kind (``Stage.version``)."""
+    """Version of the stage's kind (``Stage.version``)."""
 
     @property
     def digest(self) -> str:
@@ -62,8 +63,8 @@ class Identity:
         return files.digest_json(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        """As written. The first version of a kind is left out: results that were made before kinds had versions are of
-        it."""
+        """As written to the manifest. Version 1 of a kind is left out, so that identities from before kinds had
+        versions remain equal."""
         value = asdict(self)
         if self.version == 1:
             del value["version"]
@@ -79,12 +80,12 @@ class Manifest:
     stage: str
     identity: Identity
     encoder: str | None = None
-    """Digest of tokenizer, template and template settings, where the stage had some."""
+    """Digest of tokenizer, template and template settings, if the stage used an encoder."""
     summary: Mapping[str, Any] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     neutral: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that it does not follow from, by dotted key: how it was saved, and what its report shows."""
+    """Settings that the result does not depend on, by dotted key: how it was saved, and what its report shows."""
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``{"sha256": hex, "bytes": size}`` by relative path."""
 
@@ -95,13 +96,13 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Digest of the content: equal files give equal digests, whenever and from whatever they were made. Accounts of
-        the making are no content: a result that comes out as before does not make what follows from it anew."""
+        """Digest of the files, without :data:`ACCOUNTS`. A stage that runs again with an equal result therefore does
+        not make the stages after it run again."""
         content = {name: entry["sha256"] for name, entry in self.files.items() if not name.startswith(ACCOUNTS)}
         return files.digest_json({"type": self.type, "files": content})
 
     def as_json(self) -> dict[str, Any]:
-        """As written, with a sha256 of its own, so that a damaged manifest is found as well."""
+        """As written, with the sha256 of the manifest itself, so that damage to it is noticed too."""
         value = asdict(self)
         del value["identity"]
         value |= self.identity.as_json() | {"identity": self.identity.digest}
@@ -130,9 +131,9 @@ def write_manifest(
     summary: Mapping[str, Any],
     neutral: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Hash every file in ``folder`` and write its manifest, the last file to be written.
+    """Hash every file in ``folder`` and write its manifest as the last file.
 
-    Raises :class:`AlignError` when the folder is empty, or holds a link, whose target would not be part of the
+    Raises :class:`AlignError` when the folder is empty, or contains a link, whose target would not be part of the
     artefact.
     """
     entries: dict[str, dict[str, Any]] = {}
@@ -160,7 +161,7 @@ def write_manifest(
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: a number that is not finite becomes its name, a NumPy or torch scalar a number."""
+    """``value`` as JSON: a number that is not finite becomes its name, a NumPy or torch scalar a number."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -195,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest:
 def verify(folder: Path, *, deep: bool = True) -> list[Problem]:
     """Compare an artefact with its manifest: presence and size of every file and, when ``deep``, its sha256.
 
-    Files that the manifest does not name are not the artefact's and are left alone. Empty means that all is well.
+    Returns what is wrong; empty if nothing is. Files that the manifest does not name are ignored.
     """
     try:
         manifest = read_manifest(folder)

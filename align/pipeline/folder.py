@@ -1,4 +1,4 @@
-"""The run folder: what lies where, and the files that tell how it came about."""
+"""The run folder: where its parts are, and the files that record how it was made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align.recipe.load import LoadedRecipe
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 and 1.2 may not both read as text."""
+    """Quotes every text that YAML 1.1 or YAML 1.2 would not read as text."""
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
@@ -39,36 +39,37 @@ class RunFolder:
 
     path: Path
     cache: Path
-    """Shared by all runs."""
+    """Folder shared by all runs."""
 
     @classmethod
     def of(cls, loaded: LoadedRecipe, runs_dir: Path) -> RunFolder:
-        """The run folder of a recipe. Nothing is created. Raises :class:`InputError` when it would lie outside
+        """The run folder of a recipe. Creates nothing. Raises :class:`InputError` when it would lie outside
         ``runs_dir``."""
         path = files.inside(runs_dir, runs_dir / files.safe_name(loaded.recipe.name))
         return cls(path, files.inside(runs_dir, runs_dir / ".cache"))
 
     @property
     def stages(self) -> Path:
-        """Parent of the results."""
+        """Parent folder of the results."""
         return self.path / "stages"
 
     def stage(self, name: str) -> Path:
-        """Where the result of a stage is, or will be."""
+        """Folder of a stage's result, which may not exist yet."""
         return files.inside(self.path, self.stages / files.safe_name(name))
 
     def scratch(self, name: str) -> Path:
-        """Parent of the work folders of a stage, one for each identity that was tried."""
+        """Parent folder of a stage's work folders, one for each identity that was tried."""
         return files.inside(self.path, self.path / "work" / files.safe_name(name))
 
     def work(self, name: str, identity: Identity) -> Path:
-        """Where a stage keeps what survives an interruption; another config or another input gets another folder."""
+        """Folder for files that a stage keeps after an interruption. It depends on the identity: another config or
+        input has another folder."""
         return self.scratch(name) / identity.digest[:16]
 
     def left(self, name: str, identity: Identity, *, checkpoints: bool) -> str:
-        """In words, what is there of an earlier attempt at a stage; empty when nothing is.
+        """A few words about what an earlier attempt at a stage left; empty when it left nothing.
 
-        ``checkpoints``: it goes on from nothing else.
+        ``checkpoints`` says that the stage can only resume from checkpoints.
         """
         work = self.work(name, identity)
         step = newest_step(work)
@@ -79,25 +80,26 @@ class RunFolder:
         return "starting again (no checkpoint was left)" if checkpoints else "going on from an earlier attempt"
 
     def others(self, name: str, identity: Identity) -> list[str]:
-        """Unfinished attempts at a stage with other settings or inputs: how far each has come, in words."""
+        """For each unfinished attempt at a stage with other settings or inputs, a few words about how far it got."""
         own = self.work(name, identity)
         folders = sorted(self.scratch(name).glob("[!.]*"))
         steps = [newest_step(folder) for folder in folders if folder != own and has_content(folder)]
         return ["no checkpoint" if step is None else f"step {step}" for step in steps]
 
     def foreign(self, loaded: LoadedRecipe) -> list[str]:
-        """The stages whose finished results are here, if none of them is one of this recipe: it is another recipe's
-        folder."""
+        """The stages with finished results here, if none of them is in this recipe, so that the folder belongs to
+        another recipe; else empty."""
         found = sorted(place.name for place in self.stages.glob("[!.]*") if (place / MANIFEST).is_file())
         return [] if set(found) & loaded.recipe.stages.keys() else found
 
     def is_bare(self) -> bool:
-        """Whether nothing is here that a run has made or could go on from."""
+        """Whether the folder has nothing that a run made or could resume from."""
         work = [entry for _, _, names in os.walk(self.path / "work") for entry in names]
         return not work and not has_content(self.stages)
 
     def forget(self, name: str, identity: Identity) -> None:
-        """Remove the work folder of a finished identity; those of others, to which the user may return, stay."""
+        """Remove the work folder of a finished identity. Those of other identities stay, since the user may return to
+        them."""
         files.remove_folder(self.work(name, identity))
         if self.scratch(name).is_dir() and not any(self.scratch(name).iterdir()):
             files.remove_folder(self.scratch(name))
@@ -105,8 +107,8 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder.
 
-        Raises :class:`InputError` when there is one that was not made here (files in it may be deleted later), and for
-        links in it or in the cache that lead out of the folder of all runs: nothing is written through them.
+        Raises :class:`InputError` when the folder exists and is not a run folder (a run may delete files in it), and
+        when links in it or in the cache lead out of the folder of all runs.
         """
         if self.path.is_dir() and has_content(self.path) and not (self.path / LOCK).is_file():
             raise InputError(
@@ -122,7 +124,7 @@ class RunFolder:
             files.make_folder(folder)
 
     def obstacle(self) -> Problem | None:
-        """Why a run could not write here, as far as that shows beforehand."""
+        """Why a run could not write here, as far as that can be known before it starts; None if it can."""
         for folder in (self.path.absolute(), self.cache.absolute()):
             nearest = next(place for place in (folder, *folder.parents) if place.exists())
             if not nearest.is_dir():
@@ -136,14 +138,14 @@ class RunFolder:
         return None
 
     def recover(self) -> None:
-        """Put right what a killed run left. For the holder of the lock only."""
+        """Repair what a killed run left. Only the holder of the lock may call it."""
         files.recover(self.path)
         files.recover(self.stages)
-        for parent, _, _ in os.walk(self.path / "work"):  # checkpoints are published inside it, at any depth
+        for parent, _, _ in os.walk(self.path / "work"):  # unfinished checkpoints may be inside it at any depth
             files.recover(Path(parent))
 
     def record(self, loaded: LoadedRecipe) -> None:
-        """Write down what is about to run."""
+        """Write recipe, command and versions of the run that is about to start."""
         recipe = yaml.dump(redact(loaded.tree.plain()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
         _write_changed(self.path / "README.md", readme(loaded.recipe.name, loaded.recipe.stages.values()))
         _write_changed(self.path / "recipe.yaml", recipe)
@@ -168,7 +170,7 @@ def newest_step(work: Path) -> int | None:
 
 
 def has_content(folder: Path) -> bool:
-    """Whether a folder has entries that are not hidden; false when there is no such folder."""
+    """Whether a folder has entries that are not hidden; False when it does not exist."""
     return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 

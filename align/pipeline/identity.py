@@ -1,4 +1,5 @@
-"""What a stage's result follows from, and how to say what changed in it. Imports no torch."""
+"""Computing the identity of a stage, which is what its result depends on, and describing how two identities differ.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,14 +29,14 @@ NEUTRAL = {
     "train.save_steps": "a run that goes on from a checkpoint is the one that never stopped",
     "train.save_total_limit": "how many checkpoints are kept in the meantime",
 }
-"""Keys that are no part of the identity, and why: nothing must be trained again because one of them changed. A stage
-may have more of its own (``Stage.neutral_keys``)."""
+"""Keys that do not change a result and so are not part of the identity, with the reasons. A kind may have more such
+keys (``Stage.neutral_keys``)."""
 _SHOWN_IN = {
     "samples": "its report keeps the answers that it has",
     "train.eval_steps": "its curves keep the points that they have",
     "lora.save_merged": "`align merge` makes the merged copy",
 }
-"""Neutral keys that somebody may wait to see something of, and what to tell them when the stage does not run again."""
+"""Neutral keys whose change a user may expect to see, and the message when the stage does not run again for it."""
 
 _SECRET = re.compile(
     r"token|(.*_)?((api|access|private|secret|auth)_?key|(api|access|auth|bearer|hf)_?token|secret|password|passwd)",
@@ -43,15 +44,15 @@ _SECRET = re.compile(
 )
 
 ContentDigest = Callable[[str], str]
-"""The content digest of what a reference names."""
+"""Gives the content digest of what a reference names."""
 
 
 def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity:
     """The identity of stage ``name``.
 
-    The recipe's model is an input unless the stage names a policy wherever it could. A third party's stage, converters
-    and scorers count by the source of the module that they are in, not by what that module imports; our own stages by
-    the version of their kind.
+    The recipe's model is an input unless the stage sets all keys that would default to it. Stages, converters and
+    scorers of third parties are identified by the source of their module (not of the modules it imports), stages of
+    this package by the version of their kind.
     """
     spec = loaded.recipe.stages[name]
     inputs = {referred.text: digest(referred.text) for referred in loaded.references(name)}
@@ -73,12 +74,13 @@ def identify(loaded: LoadedRecipe, name: str, digest: ContentDigest) -> Identity
 
 
 def normalised(spec: Stage) -> dict[str, Any]:
-    """A stage's own keys with defaults filled in, without those that change no result; secrets are hidden."""
+    """A stage's keys with defaults filled in, without those that do not change the result; secrets are hidden."""
     return _split(spec)[0]
 
 
 def neutral_values(spec: Stage) -> dict[str, Any]:
-    """The keys that change no result, dotted, with their values: kept with a result, which they are no part of."""
+    """The dotted keys that do not change the result, with their values. They are saved with the result, but are not
+    part of its identity."""
     return _split(spec)[1]
 
 
@@ -101,9 +103,9 @@ def _take_out(config: dict[str, Any], spec: Stage) -> dict[str, Any]:
 
 
 def as_of_now(old: Identity, spec: Stage) -> Identity:
-    """The identity of an earlier result as this version writes it, so that nothing is made anew only because a key
-    counts no more since, or did not exist yet: it has its default then. (A default that means something else than
-    before needs a new version of the kind.)"""
+    """The identity of an earlier result in the form of this version: keys that are neutral now are removed, and keys
+    that did not exist get their defaults. Otherwise stages would run again only because the schema changed. (If a
+    default changes what a stage computes, the kind needs a new version.)"""
     config = copy.deepcopy(dict(old.config))
     _fill_in(config, spec)
     _take_out(config, spec)
@@ -111,7 +113,8 @@ def as_of_now(old: Identity, spec: Stage) -> Identity:
 
 
 def _fill_in(old: Any, now: Any) -> None:
-    """Add defaults to ``old``, a dump of something like ``now``, where ``now`` has more keys."""
+    """Add the keys that ``now`` has in addition to ``old``, with their defaults; ``old`` is a dump of an earlier
+    version of ``now``."""
     if isinstance(now, BaseModel) and isinstance(old, dict):
         for name, field in type(now).model_fields.items():
             if name in old:
@@ -125,9 +128,10 @@ def _fill_in(old: Any, now: Any) -> None:
 
 
 def redact(value: Any) -> Any:
-    """``value`` without passwords, tokens and keys, judged by the names they stand under and by their form.
+    """``value`` without passwords, tokens and keys, which are recognised by the names of their entries and by their
+    form.
 
-    In place of each stands the start of its digest, so that a change is still seen.
+    Each is replaced by the beginning of its digest, so that a change can still be seen.
     """
     if isinstance(value, Mapping):
         return {
@@ -145,15 +149,15 @@ def redact(value: Any) -> Any:
 
 
 def needs_model(spec: Stage) -> bool:
-    """Does a stage start from the recipe's model?"""
+    """Does the stage start from the recipe's model?"""
     marks = {name: mark_of(field) for name, field in type(spec).model_fields.items()}
     policies = [name for name, mark in marks.items() if mark is not None and "policy" in mark.accepts]
     return not policies or any(getattr(spec, name) is None for name in policies)
 
 
 def _foreign_modules(spec: Stage) -> Iterator[str]:
-    """Modules outside this package whose code decides the result: of the stage's kind and function, of converters of
-    rows, of scorers."""
+    """Modules outside this package whose code affects the result: those of the stage's kind and function, of converters
+    of rows, and of scorers."""
     if ":" in spec.kind:
         yield spec.kind.partition(":")[0]
         yield spec.implementation.partition(":")[0]
@@ -165,7 +169,7 @@ def _foreign_modules(spec: Stage) -> Iterator[str]:
 
 
 def _models(value: Any) -> Iterator[BaseModel]:
-    """A model and all models inside it."""
+    """A pydantic model and all models inside it."""
     if isinstance(value, BaseModel):
         yield value
         for name in type(value).model_fields:
@@ -190,7 +194,7 @@ def _source_digest(module: str) -> str:
 
 
 def explain(old: Identity, new: Identity) -> str:
-    """In a few words, why ``new`` needs another run than ``old``."""
+    """A few words about why the result of ``old`` is not that of ``new``."""
     if old.kind != new.kind:
         return f"kind changed: {old.kind} -> {new.kind}"
     if old.schema_version != new.schema_version:
@@ -198,7 +202,7 @@ def explain(old: Identity, new: Identity) -> str:
     if old.version != new.version:
         return f"made by version {old.version} of the kind {new.kind}, which is at version {new.version}"
     before, after = {**old.config, "seed": old.seed}, {**new.config, "seed": new.seed}
-    # Else a policy was named, or not any more, and that is in the config
+    # If only one has a model, the policy key was set or removed, which is a difference of the config
     if old.model is not None and new.model is not None:
         before, after = before | {"model": old.model}, after | {"model": new.model}
     changes = list(_changes(before, after))
@@ -212,8 +216,8 @@ def explain(old: Identity, new: Identity) -> str:
 
 
 def _changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value before, value after) of each difference. What is only on one side is one difference, however
-    much is in it."""
+    """(dotted key, value before, value after) of each difference. A block that is only on one side is a single
+    difference."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         pairs = [(str(name), before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in {**before, **after}]
     elif all(
@@ -229,13 +233,13 @@ def _changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any,
 
 
 def _says_nothing(value: Any) -> bool:
-    """A key that is absent, or there without a value."""
+    """Whether a key is absent or has no value."""
     return value is _ABSENT or value is None or value in ([], (), {})
 
 
 def left_as_it_was(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What a result that is up to date does not show of neutral keys that have changed; empty where nobody waits for
-    anything."""
+    """A note about changed neutral keys whose effect the result, which is up to date, does not show; empty if there are
+    none."""
     changed = [key for key in _SHOWN_IN if key in old and key in new and old[key] != new[key]]
     return "; ".join(
         f"{key} {_show(old[key])} -> {_show(new[key])} trains nothing: {_SHOWN_IN[key]}" for key in changed
@@ -246,8 +250,8 @@ _ABSENT = object()
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings and lists of mappings by dotted key, as problems and overrides write them. An empty mapping is a
-    value."""
+    """Nested mappings and lists of mappings by dotted key, in the form of problems and overrides. An empty mapping
+    counts as a value."""
     if isinstance(value, Mapping) and (value or not key):
         items = [(str(name), item) for name, item in value.items()]
     elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
@@ -267,7 +271,7 @@ def _show(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value in a line: of a mapping its path where it has one, else what it says, without keys that say nothing."""
+    """A value on one line: for a mapping its path if it has one, else its entries that have a value."""
     if isinstance(value, Mapping):
         if isinstance(value.get("path"), str):
             return str(value["path"])

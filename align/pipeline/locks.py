@@ -22,7 +22,7 @@ from align.errors import EnvironmentFault
 LOCK = ".align.lock"
 OWNER = ".align.owner.json"
 _CLOCKS_S = 60.0
-"""How far the times may be off that a process and the kernel give for its start."""
+"""Largest difference, in seconds, between the start times of a process that the lock file and the kernel give."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Owner:
 
     @property
     def lives(self) -> bool:
-        """Whether the process is there. Where nobody can tell, on another host or from a damaged file, it counts as
-        there."""
+        """Whether the process exists. When that cannot be known, on another host or from a damaged file, the answer is
+        yes."""
         if self.pid <= 0 or self.host != socket.gethostname():
             return True
         try:
             began: float = psutil.Process(self.pid).create_time()
-            # Else another process has the number by now
+            # Otherwise another process has the number by now
             return began <= datetime.fromisoformat(self.start).timestamp() + _CLOCKS_S
         except psutil.NoSuchProcess:
             return False
@@ -53,12 +53,11 @@ class Owner:
 
 
 class RunLock:
-    """Holds ``folder`` for this process while entered. Raises :class:`EnvironmentFault` at once when another process
-    holds it.
+    """Locks ``folder`` for this process while entered. Raises :class:`EnvironmentFault` at once when another process
+    has the lock.
 
-    The lock itself is the kernel's (flock), so that it ends with its process, even by SIGKILL, and no clean-up can be
-    forgotten. The file beside it only says who the owner is. Found without a lock, it tells that the earlier run was
-    killed: ``taken_over`` names that run.
+    The lock is the kernel's (flock), which ends with its process even after SIGKILL. The file beside it only names the
+    owner. If the file exists although nobody has the lock, the earlier run was killed, and ``taken_over`` names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,13 +107,13 @@ class RunLock:
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """The owner named in ``folder``; None when there is none. A damaged file names nobody."""
+    """The owner named in ``folder``; None when there is none. The owner of a damaged file is unknown."""
     try:
         value = json.loads((folder / OWNER).read_text(encoding="utf-8"))
         return Owner(int(value["pid"]), str(value["host"]), str(value["start"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # it only serves a message, so damage is no reason to refuse a run
+    except (ValueError, KeyError, TypeError):  # it is only used for a message, so a run goes on in spite of damage
         return Owner(0, "unknown", "unknown")
 
 
@@ -126,7 +125,7 @@ _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
 def _let_go_in_child() -> None:
-    # A forked worker that outlives a killed run would keep the run's lock alive through the inherited descriptor.
+    # A forked worker that outlives a killed run would keep its lock through the inherited descriptor.
     for lock in list(_held):
         lock._release()
 

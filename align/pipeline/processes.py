@@ -1,4 +1,4 @@
-"""The processes of one run, as far as the runner needs to know them."""
+"""The processes of one run, as the runner sees them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Processes(Protocol):
-    """All processes of a run; they call every method together, in the same order."""
+    """All processes of a run. All of them must call the methods, in the same order."""
 
     @property
     def rank(self) -> int:
@@ -20,17 +20,17 @@ class Processes(Protocol):
 
     @property
     def world(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's ``value``, on every rank. Plain values only."""
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Wait until every rank has called it."""
 
 
 class Alone:
-    """One process."""
+    """A run of one process."""
 
     rank = 0
     world = 1
@@ -44,7 +44,7 @@ class Alone:
 
 
 class StoppedWithRank0(AlignError):
-    """Raised on the other ranks when rank 0 stopped; rank 0 raises, and prints, the error itself."""
+    """Raised on the other ranks when rank 0 stopped; rank 0 raises and prints the actual error."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(f"rank 0 stopped: {message}")
@@ -52,8 +52,8 @@ class StoppedWithRank0(AlignError):
 
 
 def current() -> Processes:
-    """The processes that a launcher (``align run --nproc``, torchrun, ``srun``) started, by ``WORLD_SIZE``; else this
-    one alone."""
+    """The processes that a launcher (``align run --nproc``, torchrun, ``srun``) started, if ``WORLD_SIZE`` is set; else
+    this process alone."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Alone()
     from align.training.launch import ranks  # imports torch
@@ -62,7 +62,8 @@ def current() -> Processes:
 
 
 def on_rank_0(ranks: Processes, work: Callable[[], T]) -> T:
-    """``work()``, done by rank 0 alone; its result, a plain value, on every rank. When it fails, every rank stops."""
+    """Call ``work`` on rank 0 only and return its result, a plain value, on every rank. When it fails, every rank
+    stops."""
     if ranks.rank == 0:
         try:
             value = work()

@@ -1,4 +1,4 @@
-"""The run folder's README: every file that a run leaves, and what it is."""
+"""The run folder's README, which explains every file that a run writes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _table(files: Mapping[str, str]) -> str:
 
 
 def unexplained(result: Path, kind: type[Stage]) -> Iterator[str]:
-    """The files and folders right in the result of a stage that the README says nothing about."""
+    """Files and folders at the top of a stage's result that the README does not explain."""
     known = [name for files in (*_RESULT.values(), kind.files) for name in files]
     for path in sorted(result.iterdir()):
         name = f"{path.name}/" if path.is_dir() else path.name

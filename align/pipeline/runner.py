@@ -1,5 +1,5 @@
-"""Runs a recipe: each stage once, again only when something it follows from has changed, and nothing half-done ever
-visible.
+"""Runs a recipe. A stage runs again only when something that its result depends on has changed, and results appear only
+once they are complete.
 
 A run folder is ``runs/NAME/``: the recipe and versions, ``stages/NAME/`` the results, ``work/NAME/IDENTITY/`` the
 checkpoints of a stage that has not finished. Every process of a distributed run calls :func:`run_recipe`; rank 0
@@ -61,16 +61,16 @@ def run_recipe(
     """Bring the stages of a recipe up to date.
 
     Args:
-        selection: the stages that may run; what they need must be there and up to date.
+        selection: the stages that may run; other stages that they need must be up to date.
         runs_dir: parent of the run folder.
         console: gets one line for each stage (and whatever the stages print), on rank 0.
         ranks: the processes of this run; found from the environment when absent.
 
     Raises:
-        InputError: something that the user can set right; a needed stage is missing or out of date; a finished result
+        InputError: a mistake that the user can correct; a needed stage is missing or out of date; a finished result
             would be replaced, and ``selection`` does not allow that.
-        EnvironmentFault: the machine cannot, or another process runs in this folder.
-        Interrupted: a signal asked to stop; the same command goes on.
+        EnvironmentFault: the machine lacks something, or another process runs in this folder.
+        Interrupted: a signal asked to stop; the same command resumes.
     """
     ranks = current() if ranks is None else ranks
     selected = selection.stages(loaded)
@@ -89,12 +89,12 @@ def run_recipe(
 
 
 def _look_first(loaded: LoadedRecipe, runs_dir: Path, world: int, selection: Selection) -> None:
-    """All that would stop a later stage is told before the first one begins, and before anything is written."""
+    """Report everything that would stop a later stage before the first one starts, and before anything is written."""
     require(loaded, runs_dir, nproc=world, selection=selection)
 
 
 def _open(run: RunFolder, absent: Sequence[Path], stack: ExitStack, console: Console) -> None:
-    """``absent`` are the folders that were not there when this run was asked for."""
+    """Create and lock the run folder; ``absent`` are the folders that did not exist when this run was started."""
     run.create()
     lock = stack.enter_context(RunLock(run.path))
     if run.path in absent:
@@ -105,7 +105,7 @@ def _open(run: RunFolder, absent: Sequence[Path], stack: ExitStack, console: Con
 
 
 def _clear_up(run: RunFolder, absent: Sequence[Path], error: BaseException | None) -> None:
-    """Leave no empty folders behind when a mistake of the user was all that there was."""
+    """Remove empty new folders when the run stopped at once because of a user's mistake."""
     if isinstance(error, InputError) and run.is_bare():
         files.remove_folder(run.path)
         for folder in (run.cache, run.path.parent):
@@ -114,8 +114,8 @@ def _clear_up(run: RunFolder, absent: Sequence[Path], error: BaseException | Non
 
 
 def _refuse_to_replace(loaded: LoadedRecipe, run: RunFolder, selection: Selection) -> None:
-    """As far as it shows without reading models and data: before the first stage runs, not when the last one's turn has
-    come.
+    """Refuse, before the first stage runs, a run that would replace finished results, as far as that can be known
+    without reading models and data.
 
     Raises :class:`InputError`.
     """
@@ -176,7 +176,7 @@ class _Runner:
         self.summaries: dict[str, Mapping[str, Any]] = {}
 
     def bring_up_to_date(self, name: str) -> None:
-        """Run a stage if it has to; its needs are up to date."""
+        """Run a stage unless it is up to date; the stages that it needs are."""
         attempt = on_rank_0(self._ranks, lambda: self._decide(name))
         if attempt is None:
             self.up_to_date.append(name)
@@ -192,7 +192,7 @@ class _Runner:
         status = assess(self._loaded, self._run, name, self._selection)
         assert status.identity is not None
         if status.state == "up to date":
-            self._run.forget(name, status.identity)  # a run that was killed right after publishing had no time to
+            self._run.forget(name, status.identity)  # a run that was killed right after publishing may have left it
             _say(self._console, f"{name}: up to date{f'; {status.note}' if status.note else ''}")
             return None
         if name not in self._selected:
@@ -218,7 +218,7 @@ class _Runner:
         return _Attempt(status.identity, out, work)
 
     def _require_whole(self, name: str) -> None:
-        """Large results were compared by size until now; a stage that reads one wants every byte of it.
+        """Verify the results that a stage will read by sha256: so far, large ones were only compared by size.
 
         Raises :class:`InputError` when one is damaged.
         """
@@ -266,7 +266,7 @@ class _Runner:
         event = "interrupted" if isinstance(error, Interrupted) else "failed"
         try:
             self._run.log(name, event, error=secrets.hide(f"{type(error).__name__}: {error}")[:1000])
-        except EnvironmentFault as unlogged:  # the stage's own error is the one to report
+        except EnvironmentFault as unlogged:  # report the stage's own error instead
             _say(self._console, f"warning: {unlogged}")
 
     def _publish(self, context: StageContext, spec: Stage, attempt: _Attempt, started: float) -> None:

@@ -1,5 +1,4 @@
-"""Which stages of a recipe a run takes up, and which of them it runs although they are up to date: what the command
-line asks for."""
+"""Which stages a command may run, and which of them it runs even if they are up to date."""
 
 from __future__ import annotations
 
@@ -13,28 +12,26 @@ from align.recipe.load import LoadedRecipe
 
 @dataclass(frozen=True)
 class Selection:
-    """What is asked for. Empty: all stages, each only if it is not up to date."""
+    """The options of a command. The default: all stages, each only if it is not up to date."""
 
     kinds: Collection[str] = ()
     """Only stages of these kinds."""
     only: Sequence[str] = ()
     """Only these stages."""
     start: Sequence[str] = ()
-    """Only these stages and all that follow from them."""
+    """Only these stages and all that depend on them."""
     force: Sequence[str] = ()
-    """These run although they are up to date. What follows from them runs again only if their result has other
-    content."""
+    """These run even if they are up to date. Stages that depend on them run again only if their results changed."""
     fresh: bool = False
-    """What runs begins anew, without the checkpoints of an earlier attempt."""
+    """Stages start from the beginning, without the checkpoints of an earlier attempt."""
     replace: bool = False
-    """A finished result of other settings or inputs may be replaced; else the run refuses, whatever the other options
-    say."""
+    """A finished result of other settings or inputs may be replaced; without this the run refuses."""
 
     def stages(self, loaded: LoadedRecipe) -> frozenset[str]:
-        """The stages that may run. What they need and is not among them has to be up to date.
+        """The stages that may run. Other stages that they need have to be up to date.
 
-        Raises :class:`InputError` for a name that no stage has, and for a choice that leaves nothing or contradicts
-        itself.
+        Raises :class:`InputError` for a name that no stage has, and for options that select nothing or contradict each
+        other.
         """
         options = {"--only": self.only, "--from": self.start, "--force": self.force}
         problems = [p for option, names in options.items() for p in _unknown(option, names, loaded)]
@@ -64,11 +61,11 @@ class Selection:
 
 
 ALL = Selection()
-"""Every stage, as far as it has to run."""
+"""Every stage that is not up to date."""
 
 
 def needed(loaded: LoadedRecipe, selected: Collection[str]) -> list[str]:
-    """The selected stages and all that they follow from, in order."""
+    """The selected stages and all that they depend on, in running order."""
     found: set[str] = set()
     for name in reversed(loaded.order):
         if name in selected or name in found:
@@ -77,7 +74,7 @@ def needed(loaded: LoadedRecipe, selected: Collection[str]) -> list[str]:
 
 
 def _following(loaded: LoadedRecipe, names: Sequence[str]) -> set[str]:
-    """The named stages and all that follow from them."""
+    """The named stages and all that depend on them."""
     found = set(names)
     for name in loaded.order:
         if found.intersection(loaded.dependencies(name)):

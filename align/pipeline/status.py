@@ -1,4 +1,4 @@
-"""Which stages of a recipe are up to date, and why the others are not. Reads and hashes, writes nothing, needs no
+"""Which stages of a recipe are up to date, and why the others are not. Reads and hashes files, writes nothing, needs no
 torch."""
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Stage
 
 COMPARED_BY_CONTENT = 2 * 10**9
-"""Artefacts up to this many bytes are compared by content before a stage is taken as done, larger ones only when a
+"""Artefacts up to this many bytes are verified by sha256 before a stage counts as up to date, larger ones only when a
 stage reads them."""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Whether a stage has to run."""
+    """Whether a stage has to run, and why."""
 
     name: str
     state: Literal["up to date", "to run", "waits", "not selected"]
-    """``waits``: a stage that it needs has to run first, and only its result will tell. ``not selected``: nobody looked
-    at it."""
+    """``waits``: a stage that it needs has to run first; whether this one must run depends on the result. ``not
+    selected``: it was not checked."""
     reason: str
     folder: Path
-    """Where its result is, or will be."""
+    """Folder of its result, which may not exist yet."""
     identity: Identity | None
-    """None while it waits, or is not selected."""
+    """None in the states ``waits`` and ``not selected``."""
     replaces: bool = False
-    """To run, and in the place of a finished result of other settings or inputs."""
+    """It has to run and would replace a finished result of other settings or inputs."""
     refused: bool = False
-    """It would replace such a result, and the selection does not allow that."""
+    """It would replace such a result, but the selection does not allow that."""
     note: str = ""
-    """Of one that is up to date: settings that have changed and change nothing of it."""
+    """For a stage that is up to date: changed settings that do not affect its result."""
 
     @property
     def words(self) -> str:
-        """The reason, and whether it is refused."""
+        """The reason, and whether running it is refused."""
         return f"{self.reason}; refused without --replace" if self.refused else self.reason
 
 
@@ -102,8 +102,8 @@ def not_selected(loaded: LoadedRecipe, selected: Collection[str], status: StageS
 
 
 def _why(result: Path, identity: Identity, spec: Stage) -> tuple[str | None, str, bool]:
-    """Why a result is not what ``identity`` asks for; what it does not show if it is; whether it is a finished one of
-    another identity."""
+    """Why a result is not that of ``identity`` (None if it is); a note about changed neutral keys; and whether it is a
+    finished result of another identity."""
     if not result.exists():
         return "first run", "", False
     try:
@@ -121,7 +121,7 @@ def _why(result: Path, identity: Identity, spec: Stage) -> tuple[str | None, str
 
 
 def content_of(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
-    """Content digest of what a reference names. A hub id stands for itself: its content is not looked at."""
+    """Content digest of what a reference names. The digest of a hub id is that of its name, not of its content."""
     location = locate(loaded, run, text)
     if isinstance(location, str):
         return f"hub:{location}"
@@ -131,7 +131,7 @@ def content_of(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
 
 
 def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
-    """Where what a reference names lies: a path, or a hub id. Raises what :func:`reference_syntax.resolve` does."""
+    """The path, or hub id, that a reference stands for. Raises what :func:`reference_syntax.resolve` does."""
     reference = reference_syntax.parse(text, loaded.root)
     if isinstance(reference, reference_syntax.StageRef):
         return run.stage(reference.name)
