@@ -1,1 +1,1 @@
-"""What a run would do, with every derived value and where it comes from. Runs nothing."""
+"""Planning a run: what it would do, with every derived value and its source. Runs nothing."""

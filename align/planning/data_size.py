@@ -1,4 +1,4 @@
-"""How much data a training stage has: counted exactly where that is quick, else estimated, and always said which."""
+"""How much data a training stage has: counted exactly if that is quick, otherwise estimated. The plan says which."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from align.stages.shared.training_data import StageData
 
 ROWS = 50
-"""Rows of a source that are looked at before a run."""
+"""Number of rows of a source that are checked before a run."""
 LARGEST_JSON = 100_000_000
-"""Bytes of a `.json` file, which is read whole, up to which it is looked at before a run."""
+"""A `.json` file is read whole, so before a run only files up to this many bytes are checked."""
 EXACT_BYTES = 8_000_000
-"""Data up to this size are encoded to count them."""
+"""Data of up to this many bytes are encoded to count their tokens."""
 _BYTES_PER_TOKEN = 4
 
 
 class UnreadableData(InputError):
-    """Data of a stage that cannot be read, or have bad rows."""
+    """Raised when data of a stage cannot be read, or have bad rows."""
 
 
 @contextmanager
 def data_faults() -> Iterator[None]:
-    """Tell bad data from other bad input."""
+    """Turns an InputError raised inside into :class:`UnreadableData`, to distinguish bad data from other mistakes."""
     try:
         yield
     except InputError as error:
@@ -45,8 +45,8 @@ def amount(stage: ToPlan, *, counts: bool, streams: bool) -> Amount:
     """The data of a stage.
 
     Args:
-        counts: they are encoded to count them where that is quick, as the stages read theirs that
-            :mod:`align.stages.shared.training_data` reads for.
+        counts: encode the data to count them, if that is quick. Only for stages whose data
+            :mod:`align.stages.shared.training_data` reads.
         streams: the stage cuts a tree that is much larger than a micro-batch.
 
     Raises:
@@ -57,7 +57,7 @@ def amount(stage: ToPlan, *, counts: bool, streams: bool) -> Amount:
     sources: Sequence[DataSource] = stage.spec.data
     try:
         locations = [locate(loaded, run, source.path) for source in sources]
-    except AlignError as error:  # a stage that has not run yet: what it will make is not known
+    except AlignError as error:  # from a stage that has not run yet
         return _of_a_stage(loaded, sources, run) or Amount(error.problems[0].message)
     if any(isinstance(location, str) for location in locations):
         return Amount("a data set on the hub is not downloaded to plan")
@@ -74,8 +74,8 @@ def amount(stage: ToPlan, *, counts: bool, streams: bool) -> Amount:
 
 
 def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
-    """The conversations (for an evaluation also prompts) that a stage samples for: how many, and about how many tokens.
-    Counts them where that is quick.
+    """The number of conversations (or prompts, for an evaluation) that a stage samples for, and of their tokens, about.
+    They are counted if that is quick.
 
     Raises :class:`UnreadableData` for bad rows.
     """
@@ -103,8 +103,8 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
 
 
 def _of_a_stage(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFolder) -> Amount | None:
-    """What a stage that has not run yet will make, at most; None when the data are not all from one, or it does not
-    know."""
+    """An upper bound for data that stages will make which have not run yet; None when the data are not all from one
+    such stage, or it gives no bound."""
     parsed = [reference_syntax.parse(source.path, loaded.root) for source in sources]
     names = [ref.name for ref in parsed if isinstance(ref, reference_syntax.StageRef)]
     if not len(names) == len(parsed) == 1:
@@ -113,7 +113,7 @@ def _of_a_stage(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFol
 
 
 def locate(loaded: LoadedRecipe, run: RunFolder, text: str) -> Path | str:
-    """Where a reference lies, results of stages included. Raises AlignError for a stage that has not run yet."""
+    """The path of a reference, which may be a stage's result. Raises AlignError for a stage that has not run yet."""
     ref = reference_syntax.parse(text, loaded.root)
     if not isinstance(ref, reference_syntax.StageRef):
         return reference_syntax.resolve(text, loaded.root)
@@ -138,8 +138,8 @@ def _lines(paths: Sequence[Path]) -> tuple[int | None, int | None]:
 
 
 def _encoded(stage: ToPlan, model: Model, *, streams: bool) -> Amount:
-    """Encode as the stage will, and cut the steps as it will. Uses the runs' cache if there is one, and leaves nothing
-    behind otherwise."""
+    """Encode the data and plan the steps as the stage will. Uses the runs' cache if it exists; otherwise all files are
+    removed again."""
     from align.models.load import load_encoder
     from align.stages.shared.training_data import read_data
 
@@ -164,7 +164,7 @@ def _encoded(stage: ToPlan, model: Model, *, streams: bool) -> Amount:
 
 
 def _largest(read: StageData, plan: StepPlan, train: Train, *, streams: bool, device: str) -> tuple[int, int]:
-    """Tokens of the largest forward pass of all steps, packed as the loader packs them, and of the largest single
+    """Tokens of the largest forward pass of all steps, packed as the loader does, and tokens of the largest single
     example in its layout.
 
     Args:

@@ -1,5 +1,4 @@
-"""``align plan``: what a run would do, every derived value with where it comes from, and a refusal of what cannot
-fit."""
+"""``align plan``: what a run would do, every derived value with its source, and problems with memory or disk."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from align.sizing.machine import Machine, machine_for, this_machine
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage."""
+    """The plan of one stage."""
 
     name: str
     kind: str
@@ -43,19 +42,19 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole recipe."""
+    """The plan of a whole recipe."""
 
     name: str
     machine: Machine
     stages: tuple[StagePlan, ...]
     obstacles: tuple[Problem, ...] = ()
-    """Why nothing could be written, or not so many processes could be started."""
+    """Why the run folder could not be written, or why so many processes could not be started."""
     notes: tuple[str, ...] = ()
-    """Where it would run, if that is not this machine, and how."""
+    """On which machine, if not this one, and how the run would be started."""
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What cannot fit, over all stages that would run, and what stands in the way of all of them."""
+        """Memory and disk problems of all stages that would run, and obstacles to the whole run."""
         return (*self.obstacles, *(problem for stage in self.stages for problem in stage.problems))
 
     @property
@@ -72,15 +71,14 @@ def make_plan(
     selection: Selection = ALL,
     here: bool = False,
 ) -> Plan:
-    """Plan every stage. Loads no weights; data that are small are encoded to count them.
+    """Plan every stage. Loads no weights; small data are encoded to count them.
 
     Args:
         runs_dir: where the run would write, and where results of earlier runs are.
         nproc: processes; when None, one for each GPU of the recipe's ``hardware``, or one.
         selection: the stages that the run may run.
-        here: plan for this machine, whatever the recipe's ``hardware`` says: before a run, ``problems`` are then what
-            cannot fit. Small data are encoded into the run's cache where its folder is there already, so that the run
-            finds them encoded.
+        here: plan for this machine instead of the recipe's ``hardware``, as is done before a run. Small data are
+            encoded into the run's cache if that folder exists, so that the run does not encode them again.
 
     Raises:
         InputError: a local model cannot be read; the run would refuse the selection.
@@ -103,7 +101,7 @@ def make_plan(
 
 
 def _notes(hardware: Hardware, machine: Machine, this: Machine, nproc: int | None) -> Iterator[str]:
-    """What must be known of a plan for the recipe's ``hardware``."""
+    """Notes for the reader of a plan made for the recipe's ``hardware``."""
     if this.device != machine.device or this.units < hardware.gpus or (this.memory or 0) < 0.9 * (machine.memory or 0):
         yield f"planned for {machine.name}; this is another machine: {this.name.partition('(')[2].rstrip(')')}"
     if hardware.gpus and nproc is None and machine.units > 1:
@@ -147,10 +145,10 @@ def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[PlanRow]:
 
 
 def _measured_speed(state: StageStatus) -> float | None:
-    """Tokens per second of the last run of a stage, whatever its settings were; None where that is not known."""
+    """Tokens per second of the last run of a stage, even with other settings; None if unknown."""
     try:
         speed = artifacts.read_manifest(state.folder).summary.get("tokens_per_second")
-    except InputError:  # never run, or its manifest is damaged: the stage is made anew
+    except InputError:  # it never ran, or its manifest is damaged and it will run again
         return None
     return float(speed) if isinstance(speed, (int, float)) and speed > 0 else None
 
@@ -175,7 +173,7 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def stage_runs(status: StageStatus) -> bool:
-    """Would it run, or might it, once the stages before it have run?"""
+    """Whether the stage would run, or may have to once the stages before it have run."""
     return status.state in ("to run", "waits")
 
 

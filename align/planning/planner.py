@@ -1,4 +1,4 @@
-"""What a kind of stage says before it runs: the rows of its plan, what it needs of the machine, what it looks at.
+"""What a kind of stage can tell before it runs: the rows of its plan, its requirements, and checks of its data.
 
 `Stage.plan` names a :class:`Planner`. Imports no torch.
 """
@@ -27,22 +27,22 @@ class PlanRow:
     name: str
     value: str
     source: str
-    """Where it comes from."""
+    """How the value was found, such as the key that sets it."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """What a stage trains on, once through the data unless said otherwise."""
+    """How much data a stage trains on; numbers are for one pass over the data unless stated."""
 
     source: str
-    """How it is known, or why it is not."""
+    """How the numbers were found, or why they are unknown."""
     examples: int | None = None
     tokens: int | None = None
-    """Unique tokens."""
+    """Number of tokens of the data."""
     targets: int | None = None
-    """Trained tokens."""
+    """Number of trained tokens."""
     steps: int | None = None
-    """Optimiser steps of the whole stage, where they were counted."""
+    """Optimiser steps of the whole stage, if they were counted."""
     seen: int | None = None
     """Tokens of all those steps."""
     at_once: int | None = None
@@ -50,12 +50,12 @@ class Amount:
     longest: int | None = None
     """Tokens of the longest row: counted with the answers that share its prompt, or estimated from the longest line."""
     bound: str = ""
-    """What limits an amount that is not known."""
+    """The upper bound of an amount that is unknown."""
 
 
 @dataclass(frozen=True)
 class ToPlan:
-    """A stage that would run, and where."""
+    """A stage to plan, with the recipe, run folder and machine."""
 
     loaded: LoadedRecipe
     name: str
@@ -67,7 +67,7 @@ class ToPlan:
 
     @property
     def spec(self) -> Any:
-        """Its part of the recipe, of the kind that the planner is for."""
+        """The stage's part of the recipe, which has the type of the planner's kind."""
         return self.loaded.recipe.stages[self.name]
 
     @cached_property
@@ -78,7 +78,7 @@ class ToPlan:
 
 @dataclass(frozen=True)
 class Derived:
-    """What a plan says of a stage besides what it reads."""
+    """The planned values of a stage."""
 
     rows: tuple[PlanRow, ...] = ()
     memory: float | None = None
@@ -88,14 +88,14 @@ class Derived:
 
 
 Check = Callable[[], object]
-"""Raises :class:`~align.errors.AlignError` where something is missing."""
+"""Raises :class:`~align.errors.AlignError` when something is missing."""
 Faults = Callable[[Path], list[Problem]]
-"""What is wrong with the first rows of a source that lies at a place."""
+"""Returns what is wrong with the first rows of the source at a path."""
 
 
 class Planner:
-    """What is known of a kind before it runs. As it is, nothing; a kind has a subclass, which :attr:`Stage.plan`
-    names."""
+    """Tells what is known about stages of a kind before they run. This base class knows nothing; :attr:`Stage.plan`
+    names a kind's subclass."""
 
     def plan(self, stage: ToPlan) -> Derived:
         """The values that follow from the recipe, the data, the model and the machine.
@@ -106,21 +106,23 @@ class Planner:
         return Derived()
 
     def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount | None:
-        """What a stage that has not run yet will make at most, for the plan of a stage that reads it; None where that
-        is not known."""
+        """An upper bound of what a stage that has not run yet will make, for the plan of a stage that reads it; None if
+        unknown."""
         return None
 
     def needs(self, spec: Any) -> Iterator[tuple[str, Check]]:
-        """(key, check) of what the stage needs of the machine, besides its model, trackers, engine and adapters."""
+        """(key, check) for each requirement of the stage besides model, trackers, engine and adapters, which are
+        checked for all kinds."""
         yield from ()
 
     def looks_at(self, spec: Any) -> Iterator[tuple[str, DataSource, Faults]]:
-        """(key, source, what is wrong with its rows) of data that :meth:`Stage.sources` leaves out, since they have a
-        reader of their own."""
+        """(key, source, check of its rows) for data that have their own reader and are therefore not in
+        :meth:`Stage.sources`."""
         yield from ()
 
     def look_at_start(self, spec: Any, folder: Path) -> None:
-        """Raises InputError when the stage cannot start from the model in a folder, for a reason of its own."""
+        """Raises InputError when the stage cannot start from the model in ``folder`` for a reason that only this kind
+        has."""
 
 
 def planner_of(spec: Stage) -> Planner:

@@ -1,5 +1,5 @@
-"""The plan of a PPO stage, which makes what it trains on: how many prompts, how much is sampled, how much of it is
-trained at most."""
+"""The plan of a PPO stage, which samples the answers that it trains on: the number of prompts, and at most how many
+tokens are sampled and trained."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | None, run: RunFolder) -> Amount:
-    """The prompts of stage ``name``: counted with the model's tokenizer where that is quick, else only said where they
-    come from.
+    """The prompts of stage ``name``: counted with the model's tokenizer if that is quick; otherwise their number is
+    unknown.
 
     Args:
-        model: with a local path, whose tokenizer may be used; None when there is none on this machine.
+        model: the model whose tokenizer counts, with a local path; None when it is not on this machine.
     """
     texts = [source.path for source in spec.prompts]
     bound = f"at most {spec.max_prompt_length:,} tokens each (max_prompt_length)"
@@ -50,7 +50,7 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
 
 
 def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run: RunFolder) -> list[EncodedPrompt]:
-    """As the stage will; nothing is left behind."""
+    """The prompts, encoded as the stage will do it, in a temporary folder."""
     from align.data.trees.prompts import load_prompts
     from align.models.load import load_encoder
 
@@ -69,13 +69,13 @@ def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run:
 
 
 def sampled_tokens(spec: PpoStage) -> int:
-    """At most so many tokens are sampled in training."""
+    """The largest number of tokens that may be sampled in training."""
     return spec.iterations * spec.train.prompts * spec.samples_per_prompt * spec.max_new_tokens
 
 
 def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
-    """At most so many tokens pass through a model in training steps: prompts with answers, in every pass, for policy
-    and value model."""
+    """The largest number of tokens in training steps: prompts and answers, in every pass, for policy and value
+    model."""
     length = (
         spec.max_prompt_length if not prompts.examples or prompts.tokens is None else prompts.tokens / prompts.examples
     )
@@ -85,7 +85,7 @@ def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
 
 
 def rows(spec: PpoStage, prompts: Amount) -> Iterator[PlanRow]:
-    """What an iteration takes and how many there are."""
+    """Rows about the prompts of an iteration and the number of iterations."""
     if prompts.examples is None:
         yield PlanRow("prompts", prompts.source, prompts.bound)
     else:
@@ -115,7 +115,7 @@ def rows(spec: PpoStage, prompts: Amount) -> Iterator[PlanRow]:
 
 
 class SamplingPlan(Training):
-    """The numbers of a stage that samples what it trains on."""
+    """The planned numbers of a stage that samples what it trains on."""
 
     spec: PpoStage
     most = "at most about"
@@ -138,8 +138,8 @@ class SamplingPlan(Training):
         )
 
     def _largest(self, *, certain: bool = False) -> Pass:
-        """Prompts share a forward pass with as many of their answers as fit; one prompt with one answer is never cut.
-        How long answers get is not known."""
+        """A forward pass contains a prompt and as many of its answers as fit; a prompt with one answer is never cut.
+        The lengths of the answers are not known beforehand."""
         spec, limit = self.spec, self.train.microbatch_tokens
         longest = (self.data.longest or spec.max_prompt_length) + spec.max_new_tokens
         if longest > limit and not certain:
@@ -163,7 +163,7 @@ class SamplingPlan(Training):
 
 
 class PpoPlanner(TrainingPlanner):
-    """Of a stage that samples what it trains on."""
+    """Plans a stage that samples what it trains on."""
 
     def training(self, stage: ToPlan) -> SamplingPlan:
         """See :meth:`TrainingPlanner.training`."""

@@ -1,4 +1,4 @@
-"""What a stage may need of the machine: packages, keys, servers. Each raises where it is not there."""
+"""Checks of what a stage may need: packages, keys, servers. Each raises when it is missing."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from align.errors import EnvironmentFault
 from align.recipe.kinds.judge import Judge
 
 CONNECT_S = 3.0
-"""Seconds that the server of a judge has to take a connection."""
+"""Seconds to wait for a judge's server to accept a connection."""
 
 
 def require_package(name: str, needed: str, hint: str) -> None:
-    """Raises EnvironmentFault where a Python package is not installed."""
+    """Raises EnvironmentFault when a Python package is not installed."""
     if find_spec(name) is None:
         raise EnvironmentFault(f"{needed} the Python package {name}, which is not installed", hint=hint)
 
 
 def require_key(judge: Judge) -> None:
-    """Raises EnvironmentFault where a judge's key is not set."""
+    """Raises EnvironmentFault when a judge's key is not set."""
     from align.evaluation.chat_server import key_of
 
     key_of(judge)
 
 
 def require_server(endpoint: str) -> None:
-    """Does the server take a connection? Nothing is sent. Behind a proxy only the proxy could tell, and it is not
-    asked."""
+    """Raises EnvironmentFault when the server does not accept a connection. Nothing is sent. Behind a proxy this is not
+    checked, since only the proxy could tell."""
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if parts.scheme == "https" and parts.scheme in getproxies() and not proxy_bypass(host):

@@ -1,5 +1,4 @@
-"""What the reward benchmarks of an evaluation will ask for: answers to score and replies of the judge, counted from the
-files."""
+"""How many answers the reward benchmarks of an evaluation will have scored and judged, counted from the files."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from align.recipe.schema import DataSource, EvaluateStage
 
 
 def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[PlanRow]:
-    """For each benchmark. Raises :class:`~align.planning.data_size.UnreadableData` for a file that is none."""
+    """Rows for each benchmark. Raises :class:`~align.planning.data_size.UnreadableData` for a file of another kind."""
     for task in spec.reward_benches:
         location = locate(loaded, run, task.data.path)
         if isinstance(location, str):
@@ -42,7 +41,8 @@ def rows(loaded: LoadedRecipe, spec: EvaluateStage, run: RunFolder) -> Iterator[
 
 
 def bench_faults(judge: Judge | None, source: DataSource, location: Path) -> list[Problem]:
-    """What is wrong with the first rows of a reward benchmark's file, and whether the stage's judge can serve it."""
+    """What is wrong with the first rows of a reward benchmark's file; also when the stage's judge cannot be used on
+    it."""
     if location.suffix == ".json" and location.is_file() and location.stat().st_size > LARGEST_JSON:
         return []
     try:

@@ -1,4 +1,4 @@
-"""The plans of the stages that sample for the rows of their data, and train nothing."""
+"""The plans of the stages that sample for the rows of their data and do not train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from align.sizing.needs import duration
 
 
 def _sampled(stage: ToPlan, policies: int) -> Iterator[PlanRow]:
-    """Prompts, samples and time of a stage that samples for its ``data`` from each of so many policies."""
+    """Rows about prompts, samples and time of a stage that samples from each of ``policies`` policies."""
     spec, origin, machine = stage.spec, stage.origin, stage.machine
     data = conversations(stage.loaded, stage.name, stage.run)
     if data.examples is None:
@@ -40,7 +40,7 @@ def _sampled(stage: ToPlan, policies: int) -> Iterator[PlanRow]:
 
 
 class SelfContrastPlanner(Planner):
-    """Of Self-Contrast."""
+    """Plans Self-Contrast."""
 
     def plan(self, stage: ToPlan) -> Derived:
         """See :meth:`Planner.plan`."""
@@ -62,7 +62,7 @@ class SelfContrastPlanner(Planner):
 
 
 class EvaluatePlanner(Planner):
-    """Of an evaluation."""
+    """Plans an evaluation."""
 
     def plan(self, stage: ToPlan) -> Derived:
         """See :meth:`Planner.plan`."""

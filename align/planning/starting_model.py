@@ -22,19 +22,19 @@ class StartingModel:
     """The model that a stage starts from, and what is known of it."""
 
     name: str
-    """As the recipe writes it; a stage with what it starts from itself."""
+    """The name in the recipe; for a result of a stage also the model that this stage starts from."""
     source: str
-    """Which key says so."""
+    """The key that names it."""
     local: Model | None
-    """With a path on this machine, when the model is there."""
+    """The model with a path on this machine; None when it is not here."""
     gguf: bool
     shape: Shape | None
-    """None when it is not known."""
+    """None when the shape is unknown."""
     shape_source: str
 
 
 def origin_of(loaded: LoadedRecipe, stage: str, run: RunFolder) -> StartingModel:
-    """Follow what a stage starts from through the stages before it to a model that exists.
+    """Find the existing model that a stage starts from, going back through the stages before it.
 
     Raises :class:`InputError` when a local model's configuration cannot be read.
     """
@@ -84,7 +84,8 @@ def _downloaded(name: str, revision: str | None) -> Path | None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model's folder; of an adapter's, which has none, only that."""
+    """Content of ``config.json`` in a model's folder; for an adapter, which has none, a configuration that only says
+    so."""
     path = folder / "config.json"
     if not path.is_file():
         return {"model_type": "adapter"}

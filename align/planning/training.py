@@ -1,5 +1,5 @@
-"""The plan of one training stage: steps, memory, disk and time, with where each number comes from, and what of it
-cannot fit."""
+"""The plan of one training stage: steps, memory, disk and time, with the source of each number, and problems with
+memory and disk."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from align.terminal import byte_size
 
 
 class Training:
-    """The numbers of a stage that trains."""
+    """The planned numbers of a stage that trains."""
 
     most: ClassVar[str] = "about"
-    """How the time is said: what it is is estimated, or bounded."""
+    """Word before the time: "about" for an estimate, "at most" for a bound."""
     not_counted: ClassVar[str] = "loading, evaluation, samples (and for dpo the reference) come on top"
-    """What is not in the time."""
+    """What the time does not include."""
 
     def __init__(self, stage: ToPlan, data: Amount) -> None:
         spec = stage.spec
@@ -46,7 +46,7 @@ class Training:
         self.disk = self._disk()
 
     def _terms(self, largest: Pass) -> list[Term]:
-        """Of memory; none where the model's shape is not known."""
+        """The terms of the memory; empty if the model's shape is unknown."""
         if self.shape is None:
             return []
         device, processes = self.machine.device, self.processes
@@ -58,10 +58,10 @@ class Training:
         return needs.disk(self.shape, self.train, self.lora, tokens=self.data.tokens, dequantises=self.origin.gguf)
 
     def _largest(self, *, certain: bool = False) -> Pass:
-        """The largest forward pass, as far as it is known.
+        """The largest forward pass, as far as known.
 
         Args:
-            certain: leave out what is only estimated and would make it larger.
+            certain: ignore estimates that would make it larger.
         """
         data, limit = self.data, self.train.microbatch_tokens
         if data.at_once is not None:
@@ -75,7 +75,7 @@ class Training:
         )
 
     def _why(self, tokens: int) -> str:
-        """Why a forward pass has so many tokens, where they were counted."""
+        """The reason why a forward pass has so many tokens, if they were counted."""
         if tokens <= self._padded(1):
             return "train.microbatch_tokens"
         if self.data.longest is not None and self.data.longest > self.train.microbatch_tokens:
@@ -89,12 +89,13 @@ class Training:
         return -(-max(1, tokens) // multiple) * multiple
 
     def _most_tokens_of_a_row(self) -> int:
-        """Longer ones are cut or left out; a row of preferences may have several answers of that length."""
+        """Upper bound of a row's tokens: longer answers are cut or left out, but a row of preferences may have several
+        answers of that length."""
         longest: int = getattr(self.spec, "max_length", self.train.microbatch_tokens)
         return longest if self.spec.record_types().get("data") == "conversation" else 2 * longest
 
     def rows(self) -> list[PlanRow]:
-        """All of them, in reading order."""
+        """All rows of the plan, in order."""
         shape = self.shape
         rows = [PlanRow("starts from", self.origin.name, self.origin.source), *self._data_rows(), *self._step_rows()]
         if shape is None:
@@ -140,7 +141,7 @@ class Training:
         return f"{words}, at most train.max_steps {self.train.max_steps}" if self.train.max_steps else words
 
     def _steps_and_tokens(self) -> tuple[int | None, int | None]:
-        """Optimiser steps and the tokens in them: counted, or from averages."""
+        """The number of optimiser steps and of the tokens in them, counted or computed from averages."""
         data, train = self.data, self.train
         if data.steps is not None:
             return data.steps, data.seen
@@ -185,7 +186,8 @@ class Training:
     # What cannot fit
 
     def problems(self, loaded: LoadedRecipe, name: str) -> Iterator[Problem]:
-        """Only what is certain: the terms without the allocator's slack are more than there is."""
+        """Memory and disk problems that are certain: even without the allocator's slack more is needed than the machine
+        has."""
         budget, key = self.machine.memory, f"stages.{name}.train"
         together = self.processes if self.machine.device == "cpu" else 1
         largest = self._largest(certain=True)
@@ -233,10 +235,11 @@ class Training:
 
 
 class TrainingPlanner(Planner):
-    """Of a stage with a ``train`` block, whose ``data`` are estimated from their size; nothing of one without."""
+    """Plans a stage with a ``train`` block, estimating its ``data`` from their size. For a stage without that block it
+    plans nothing."""
 
     counts: ClassVar[bool] = False
-    """The data are encoded to count them, as :mod:`align.stages.shared.training_data` reads them."""
+    """Whether the data are encoded to count them, as :mod:`align.stages.shared.training_data` reads them."""
     streams: ClassVar[bool] = False
     """The stage cuts a tree that is much larger than a micro-batch."""
 
@@ -248,26 +251,26 @@ class TrainingPlanner(Planner):
         return Derived(tuple(training.rows()), training.memory, tuple(training.problems(stage.loaded, stage.name)))
 
     def training(self, stage: ToPlan) -> Training:
-        """Its numbers."""
+        """The planned numbers of the stage."""
         known = hasattr(stage.spec, "data")
         return Training(stage, amount(stage, counts=self.counts, streams=self.streams) if known else Amount("unknown"))
 
 
 class CountedPlanner(TrainingPlanner):
-    """Of a stage whose data :mod:`align.stages.shared.training_data` reads."""
+    """Plans a stage whose data :mod:`align.stages.shared.training_data` reads."""
 
     counts = True
 
 
 class DpoPlanner(CountedPlanner):
-    """Of preference optimisation."""
+    """Plans preference optimisation."""
 
     streams = True
 
 
 class RewardPlanner(CountedPlanner):
-    """Of a reward model."""
+    """Plans the training of a reward model."""
 
     def look_at_start(self, spec: RewardStage, folder: Path) -> None:
-        """A head is kept only where it learns the same grades."""
+        """Raises InputError for a head that cannot be kept, because it learned other grades."""
         require_start(read_folder(folder, None), spec.grades)

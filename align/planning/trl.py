@@ -1,5 +1,5 @@
-"""The rows of a plan for a stage that TRL trains: what its arguments say. Nothing is estimated: its loop and its
-batches are not ours."""
+"""The plan of a stage that TRL trains: its arguments. Memory and time are not estimated, since TRL makes the
+batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.recipe.schema import TrlStage
 
 
 def rows(spec: TrlStage) -> Iterator[PlanRow]:
-    """What its arguments say."""
+    """Rows about the arguments of the trainer."""
     yield PlanRow(
         "trained by",
         f"{spec.trainer} of TRL {version('trl')}",
@@ -56,7 +56,7 @@ def _source(spec: TrlStage, name: str) -> str:
 
 
 class TrlPlanner(Planner):
-    """Of a stage that one of TRL's trainers runs."""
+    """Plans a stage that runs one of TRL's trainers."""
 
     def plan(self, stage: ToPlan) -> Derived:
         """See :meth:`Planner.plan`."""

@@ -1,1 +1,1 @@
-"""What a run looks at before its first stage."""
+"""Checks that a run makes before its first stage."""

@@ -1,8 +1,9 @@
 """What a run looks at before its first stage, so that no stage finds out after hours of another that it cannot begin.
 
-All stages that would run are looked at, and all faults are told at once: the first rows of their data, packages, keys
-and servers of judges, trackers, models (here or on the hub), the GPU that the recipe is meant for, memory and disk. No
-weights are loaded. What another stage has to make first is left out, with the reason.
+All stages that would run are checked, and all problems are reported together: the first rows of their data, packages,
+keys and servers of judges, trackers, models (here or on the hub), the GPU that the recipe is meant for, memory and
+disk. No weights are loaded. Inputs that another stage has to make first cannot be checked; they are listed with the
+reason.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ from align.training.trackers import require_tracker
 
 @dataclass
 class Findings:
-    """What was found, over all stages."""
+    """The problems of all stages."""
 
     inputs: list[Problem] = field(default_factory=list)
-    """What the user can set right in the recipe or in the data."""
+    """Mistakes that the user can correct in the recipe or in the data."""
     machine: list[Problem] = field(default_factory=list)
-    """What this machine cannot do, or does not have."""
+    """What this machine lacks."""
     skipped: list[str] = field(default_factory=list)
-    """What could not be looked at, and why."""
+    """What could not be checked, and why."""
     looked: int = 0
-    """Stages that were looked at."""
+    """Number of stages that were checked."""
 
     def add(self, error: AlignError, place: Problem | None = None) -> None:
-        """The problems of an error; those that say no place of their own stand at ``place``."""
+        """Add the problems of an error; those without a place of their own get ``place``."""
         kind = self.machine if isinstance(error, EnvironmentFault) else self.inputs
         for problem in error.problems:
             found = problem if place is None or problem.file is not None else _at(place, problem)
@@ -53,8 +54,8 @@ class Findings:
                 kind.append(found)
 
     def raise_them(self) -> None:
-        """Raises :class:`InputError` with all problems when some are of the input, else :class:`EnvironmentFault` when
-        there are any."""
+        """Raises :class:`InputError` with all problems if there is one of the input, else :class:`EnvironmentFault` if
+        there is any."""
         if self.inputs:
             raise InputError([*self.inputs, *self.machine])
         if self.machine:
@@ -74,12 +75,12 @@ def look(
     selection: Selection = ALL,
     thorough: bool = True,
 ) -> Findings:
-    """Look at every stage that a run with these options would run.
+    """Check every stage that a run with these options would run.
 
     Args:
-        nproc: processes of the run.
-        thorough: read first rows and count small data with the model's tokenizer as well, and with that what cannot fit
-            into memory and onto the disk.
+        nproc: number of processes of the run.
+        thorough: also encode first rows and small data with the model's tokenizer, and check with their lengths whether
+            memory and disk suffice.
 
     Raises:
         InputError: the run would refuse the selection.
@@ -91,7 +92,7 @@ def look(
         return found
     run = RunFolder.of(loaded, runs_dir)
     _gpus(loaded, nproc, found)
-    hub = _Hub(silent=bool(found.machine))  # on the wrong machine this one fault is enough
+    hub = _Hub(silent=bool(found.machine))  # on the wrong machine that problem is enough
     encoders = Encoders(loaded, run) if thorough else None
     for name in todo:
         spec = loaded.recipe.stages[name]
@@ -124,7 +125,7 @@ def _gpus(loaded: LoadedRecipe, nproc: int, found: Findings) -> None:
 def _fits(
     loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, selection: Selection, found: Findings
 ) -> None:
-    """Memory, disk, and the rows of small data as tokens. What is encoded for that is kept for the run, in the cache of
+    """Check memory and disk, and encode the rows of small data. What is encoded is kept for the run, in the cache of
     its folder."""
     try:
         made = plan.make_plan(loaded, runs_dir, nproc=nproc, selection=selection, here=True)
@@ -133,7 +134,7 @@ def _fits(
         return
     told = {problem.file for problem in found.inputs}
     faults = [problem for problem in made.faults if problem.file not in told]
-    # A sum of rows that are told already names no file
+    # A problem without a file only counts rows that are reported already
     if any(problem.file for problem in faults) or (faults and not told):
         found.add(InputError(faults))
     if made.problems:
@@ -144,7 +145,7 @@ def _fits(
 
 
 def _needs(spec: Stage) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(key, what raises AlignError where the machine lacks what the key asks for) of a stage."""
+    """(key, check) for each requirement of a stage; the check raises AlignError when the machine lacks it."""
     train, lora, rollout = (getattr(spec, name, None) for name in ("train", "lora", "rollout"))
     if isinstance(train, Train):
         for tracker in train.report_to:
@@ -170,7 +171,7 @@ def _data(
     found: Findings,
     encoders: Encoders | None,
 ) -> None:
-    """The first rows of a stage's sources; with ``encoders`` also as tokens."""
+    """Check the first rows of a stage's sources; with ``encoders`` also encode them."""
     spec, encoder = loaded.recipe.stages[name], None
     if encoders is not None and any(spec.sources()):
         try:
@@ -199,7 +200,8 @@ def _data(
 
 
 def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -> None:
-    """Folders as far as they can be read without torch; hub models that are not here are asked for."""
+    """Check folders of models as far as possible without torch; ask the hub whether it has the models that are not
+    here."""
     for key, model, kind in needed_models(loaded, todo):
         try:
             location = reference_syntax.resolve(model.path, loaded.root)
@@ -214,11 +216,11 @@ def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -
 
 
 class _Hub:
-    """Asks the Hugging Face hub, once for each name, and not again once it cannot be reached."""
+    """Asks the Hugging Face hub once for each name, and stops asking when it cannot be reached."""
 
     def __init__(self, *, silent: bool) -> None:
         self._silent = silent
-        """Nothing is asked: something else keeps the run from beginning here."""
+        """Ask nothing, because the run cannot start here for another reason."""
         self._unreachable: EnvironmentFault | None = None
 
     def has_model(self, name: str, revision: str | None) -> None:
@@ -253,11 +255,11 @@ class _Hub:
 
 
 def require(loaded: LoadedRecipe, runs_dir: Path, *, nproc: int, selection: Selection, thorough: bool = True) -> None:
-    """For a run that is about to begin. Raises what :meth:`Findings.raise_them` says."""
+    """The checks of a run that is about to start. Raises as :meth:`Findings.raise_them`."""
     cache = RunFolder.of(loaded, runs_dir).cache
     new = [folder for folder in (cache, runs_dir) if not folder.exists()]
     if thorough and os.access(runs_dir if runs_dir.is_dir() else runs_dir.absolute().parent, os.W_OK):
-        files.make_folder(cache)  # what is encoded to count it is found again
+        files.make_folder(cache)  # so that data encoded for counting are reused by the run
     try:
         look(loaded, runs_dir, nproc=nproc, selection=selection, thorough=thorough).raise_them()
     except AlignError:

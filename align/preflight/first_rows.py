@@ -1,4 +1,5 @@
-"""The first rows of every source of a stage, read and made into what the stage works on. Imports no torch."""
+"""Reading the first rows of every source of a stage, and making records of them, to find mistakes before the run.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from align.data.strict_json import RowError
 
 _SEEN = 5_000
-"""Rows that are read to find them, where `where` leaves many out."""
+"""At most this many rows are read to find the first ones that `where` keeps."""
 _SHOWN = 3
-"""Bad rows of a source that are listed."""
+"""Number of bad rows of a source that are listed."""
 
 
 def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSource, Want]]:
-    """What the stages behind a model were trained on, and as what; nothing for a model that no stage of ``stages``
+    """The sources that a model was trained on by ``stages``, each with its use; empty for a model that none of them
     makes."""
     found: list[tuple[DataSource, Want]] = []
     seen: set[str] = set()
@@ -44,9 +45,10 @@ def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSo
 def looks_at(
     spec: Stage, encoder: Encoder | None = None
 ) -> Iterator[tuple[str, DataSource, Callable[[Path], list[Problem]]]]:
-    """Key inside the stage, source, and what says of the place where it lies what is wrong with its first rows.
+    """(key, source, check) for each source of a stage; the check gets the source's path and returns what is wrong with
+    its first rows.
 
-    With the ``encoder`` of the stage's model also whether that can be given them.
+    With the ``encoder`` of the stage's model the check also encodes the rows.
     """
     for key, source, want in spec.sources():
         fits = None if encoder is None else fitting(spec, key, encoder)
@@ -55,9 +57,9 @@ def looks_at(
 
 
 def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = None) -> list[Problem]:
-    """What is wrong with the first rows of ``source``: at most three bad rows, or that nothing of them is left.
+    """What is wrong with the first rows of ``source``: at most three bad rows, or that no row can be used.
 
-    ``fits`` looks at each record as the stage's model is given it, where that can be done.
+    ``fits`` checks whether the stage's model can take a record; None when that cannot be checked.
 
     Raises InputError for a file that cannot be read at all, or whose format is not known; EnvironmentFault as the
     readers do.
@@ -117,7 +119,8 @@ def faults(source: DataSource, location: Path, want: Want, fits: Fits | None = N
 
 
 def _fits(record: Record, fits: Fits | None, useless: Counter[str], bad: list[Problem]) -> bool:
-    """Can the record be used? Counts why not in ``useless``, or adds what its row has to be blamed for to ``bad``."""
+    """Whether the record can be used. If not, the reason is counted in ``useless``, or a mistake of the row is added to
+    ``bad``."""
     from align.data.trees.build import Unusable
 
     try:
@@ -125,7 +128,7 @@ def _fits(record: Record, fits: Fits | None, useless: Counter[str], bad: list[Pr
             fits(record)
     except Unusable as reason:
         useless[str(reason)] += 1
-    except InputError as error:  # of the chat template
+    except InputError as error:  # raised by the chat template
         bad.append(record.origin.blamed(error.problems[0]))
     else:
         return True
@@ -135,7 +138,7 @@ def _fits(record: Record, fits: Fits | None, useless: Counter[str], bad: list[Pr
 def _placed(
     rows: Iterator[Row], place: Callable[[Row], object], refused: Callable[[Row, RowError], None]
 ) -> Iterator[Row]:
-    """The rows whose place among the others can be read."""
+    """The rows whose ``place`` can be determined; the others are passed to ``refused``."""
     from align.data.strict_json import RowError
 
     for row in rows:

@@ -1,6 +1,6 @@
-"""Can a stage's model be given its first rows: does the chat template take them, and are they short enough?
+"""Whether the chat template of a stage's model accepts the first rows, and whether they are short enough.
 
-Said with the encoder and the lengths that the stage itself will use, before any stage runs.
+This is checked before any stage runs, with the encoder and the lengths that the stage will use.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Fits = Callable[["Record"], None]
 
 
 class Encoders:
-    """The encoder of each stage's model, loaded once for each model."""
+    """Loads the encoder of each stage's model, once for each model."""
 
     def __init__(self, loaded: LoadedRecipe, run: RunFolder) -> None:
         self._loaded, self._run = loaded, run
         self._known: dict[str, Encoder] = {}
 
     def of(self, name: str) -> Encoder | None:
-        """The encoder that stage ``name`` reads its data with; None where its model is not on this machine yet.
+        """The encoder with which stage ``name`` reads its data; None when its model is not on this machine yet.
 
         Raises :class:`AlignError` as :func:`align.models.load.load_encoder`.
         """
@@ -47,7 +47,7 @@ class Encoders:
 
 
 def fitting(spec: Stage, key: str, encoder: Encoder) -> Fits | None:
-    """What a record of the source at ``key`` has to pass; None where the stage says no limits of it."""
+    """The check of records of the source at ``key``; None when the stage sets no limits for it."""
     from align.data.records import Conversation
     from align.data.trees.build import Limits, Unusable, tree_of
 
@@ -64,7 +64,7 @@ def fitting(spec: Stage, key: str, encoder: Encoder) -> Fits | None:
             and isinstance(record, Conversation)
             and not record.messages[-1].get("content", "").strip()
         ):
-            raise Unusable("the answer has no text")  # as the stage leaves it out, before it is encoded
+            raise Unusable("the answer has no text")  # the stage leaves it out, too, before it encodes it
         tree = tree_of(record, encoder, limits, lambda note: None)
         if len(tree.trunk) + room > limits.max_length:
             raise Unusable(f"leaves no room for an answer of {room:,} tokens")

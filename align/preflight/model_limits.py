@@ -1,7 +1,7 @@
-"""Before anything runs: are the models that a recipe names made for rows as long as its stages read, and does the
-engine serve them?
+"""Checks before a run: whether the models of a recipe can read rows as long as its stages allow, and whether the engine
+supports them.
 
-Only configurations are read, never weights; no torch is imported. Hub models that are not here yet cannot be looked at.
+Only configurations are read, no weights; torch is not imported. Hub models that are not here yet cannot be checked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from align.sizing.machine import gpu_memory
 
 
 def model_problems(loaded: LoadedRecipe, stages: Iterable[str] | None = None) -> tuple[list[Problem], list[str]]:
-    """Rows that are longer than their models can read, over the stages (all when None), and what a person should know,
-    one line each."""
+    """Problems with rows longer than their models can read, in ``stages`` (all when None); and notes for the user, one
+    line each."""
     names = list(loaded.order if stages is None else stages)
     problems: list[Problem] = []
     notes: list[str] = []
@@ -53,7 +53,7 @@ def require_models(loaded: LoadedRecipe, stages: Iterable[str]) -> list[str]:
 
 
 def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
-    """Raises :class:`EnvironmentFault` when vLLM, on this machine, cannot serve a model that one of the stages samples
+    """Raises :class:`EnvironmentFault` when the installed vLLM does not support a model that one of the stages samples
     from."""
     if find_spec("vllm") is None or gpu_memory():
         return
@@ -74,8 +74,8 @@ def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
 
 
 def _models(loaded: LoadedRecipe, names: list[str]) -> Iterator[tuple[Referred, Path]]:
-    """The recipe's model and those that stages name, as far as they lie on this machine; each place once."""
-    # What a third party's stage reads is its own affair
+    """The recipe's model and those that stages name, each once, if they are on this machine."""
+    # Third parties' stages may load models in other ways
     ours = [name for name in names if ":" not in loaded.recipe.stages[name].kind]
     found = list(find(loaded.recipe.model, ("model",))) if ours else []
     found += [referred for name in ours for referred in loaded.references(name)]
@@ -94,7 +94,7 @@ def _models(loaded: LoadedRecipe, names: list[str]) -> Iterator[tuple[Referred, 
 
 
 def _lengths(spec: Any) -> Iterator[tuple[str, int]]:
-    """Keys of a stage that say how long its rows may be, with the tokens that they allow."""
+    """Keys of a stage that limit the length of its rows, with the number of tokens that they allow."""
     if isinstance(length := getattr(spec, "max_length", None), int):
         yield "max_length", length
     prompt, answer = (getattr(spec, key, None) for key in ("max_prompt_length", "max_new_tokens"))
@@ -103,8 +103,8 @@ def _lengths(spec: Any) -> Iterator[tuple[str, int]]:
 
 
 def _beyond(loaded: LoadedRecipe, name: str, key: str, tokens: int) -> Iterator[str]:
-    """A note for each of the stage's policies that was made for fewer tokens. Raises InputError for one that has no
-    more."""
+    """A note for each of the stage's policies that was trained on fewer positions. Raises InputError for one that fails
+    after its last position."""
     own = [path for referred, path in _models(loaded, [name]) if _is_policy(referred)]
     told = set()
     for path in own if _starts_here(loaded, name) else own[1:]:
@@ -123,7 +123,7 @@ def _is_policy(referred: Referred) -> bool:
 
 
 def _starts_here(loaded: LoadedRecipe, name: str) -> bool:
-    """Does a stage use the recipe's model, itself or through the stages before it?"""
+    """Whether a stage uses the recipe's model, directly or through the stages before it."""
     spec = loaded.recipe.stages[name]
     named = [referred for referred in loaded.references(name) if "policy" in referred.wanted.accepts]
     if not named:

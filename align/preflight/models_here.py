@@ -1,4 +1,4 @@
-"""The models that a recipe names, looked at without torch: whether a run could load them from this machine's disk."""
+"""Whether a run can load the recipe's models from this machine's disk, checked without torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Kind = Literal["policy", "scorer", "embedder"]
 
 
 def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Model, Kind]]:
-    """Key, model and what it is for, of the recipe's model and of every model that ``stages`` name.
+    """(key, model, its use) of the recipe's model and of every model that ``stages`` name.
 
-    Results of stages are left out, and so are stages of third parties, which load models in whatever way they like.
+    Results of stages are left out, and so are stages of third parties, which may load models in other ways.
     """
     recipe = loaded.recipe
     stages = [name for name in stages if recipe.stages[name].kind in BUILTIN_STAGES]
@@ -43,7 +43,7 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
             else:
                 kind = "policy" if accepts else "embedder"
             if kind == "embedder" and getattr(parent, "data", None) is None:
-                continue  # an evaluation without held-out data measures no similarity
+                continue  # without held-out data an evaluation does not use its embedder
             yield (
                 loaded.written(referred.path),
                 Model(path=referred.text, revision=getattr(parent, "revision", None)),
@@ -58,8 +58,8 @@ def _may_be_a_scorer(spec: Stage) -> bool:
 
 
 def starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Stage, Path]]:
-    """Key, stage and folder of what those among ``stages`` start from that lies on this machine. A reference that leads
-    nowhere is told where it is looked at."""
+    """(key, stage, folder) of the models on this machine that ``stages`` start from. A reference that cannot be
+    resolved is skipped: another check reports it."""
     for name in stages:
         spec = loaded.recipe.stages[name]
         if (spec.starting_model or "").startswith("stage:"):
@@ -72,8 +72,8 @@ def starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, S
 
 
 def look_at(location: Path, kind: Kind) -> None:
-    """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, code of its own,
-    another kind."""
+    """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, need of Python
+    code, another kind of model."""
     if kind == "embedder" or location.suffix == ".gguf":
         return
     folder = read_folder(location, "policy" if kind == "policy" else None)
@@ -81,7 +81,7 @@ def look_at(location: Path, kind: Kind) -> None:
 
 
 def refused(loaded: LoadedRecipe) -> list[Problem]:
-    """What a run would refuse of the models on this machine, over all stages, each at its key."""
+    """The models on this machine that a run would refuse, each as a problem at its key."""
     problems = []
 
     def told(key: str, error: AlignError) -> None:
@@ -103,7 +103,7 @@ def refused(loaded: LoadedRecipe) -> list[Problem]:
 
 
 def starts_refused(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, AlignError]]:
-    """Of what stages start from, at its key, why they cannot: a reward model's head that is not kept."""
+    """(key, error) for stages that cannot start from their model because they could not keep its head."""
     for key, spec, location in starts(loaded, stages):
         try:
             planner_of(spec).look_at_start(spec, location)

@@ -1,4 +1,4 @@
-"""What this machine has, as far as it can be told without torch."""
+"""The machine's memory, GPUs and cores, found without torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from align.recipe.schema import Hardware
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use."""
+    """The resources of a machine."""
 
     name: str
-    """In words, for messages."""
+    """Description for messages."""
     device: str
     """"cpu" or "cuda"."""
     units: int
     """GPUs of all nodes together, or the cores of this CPU."""
     memory: float | None
-    """Bytes of one GPU, or of the whole machine for "cpu". None when that cannot be told."""
+    """Bytes of one GPU, or of the whole machine for "cpu". None when unknown."""
     disk: float | None
-    """Free bytes for the run folder; None when that is not to be checked."""
+    """Free bytes for the run folder; None when it should not be checked."""
     here: bool
-    """This machine, rather than one that a recipe names."""
+    """Is it this machine, or one that a recipe describes?"""
 
 
 def this_machine(runs_dir: Path) -> Machine:
-    """The machine that this program runs on; ``runs_dir`` is where it would write."""
+    """The machine that this program runs on; disk space is that of ``runs_dir``."""
     disk = float(free_space(runs_dir))
     gpus = gpu_memory()
     if gpus:
@@ -61,7 +61,7 @@ def machine_for(hardware: Hardware) -> Machine:
 
 
 def cpu_memory() -> float | None:
-    """Bytes of this machine, or of the container if it may use less; None where Linux's files are absent."""
+    """Bytes of this machine, or of the container if that is limited; None when Linux's files are absent."""
     meminfo = Path("/proc/meminfo")
     found = re.search(r"MemTotal:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
     if found is None:
@@ -81,6 +81,6 @@ def gpu_memory() -> list[int]:
     query = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10)
-    except subprocess.TimeoutExpired:  # a driver that hangs has no GPU to offer
+    except subprocess.TimeoutExpired:  # a driver that hangs counts as none
         return []
     return [int(line) * 2**20 for line in answer.stdout.split() if line.isdigit()] if answer.returncode == 0 else []

@@ -1,7 +1,7 @@
-"""What a training stage will need: memory, disk and time, each as terms that can be checked one by one.
+"""Estimates of the memory, disk and time of a training stage, each as a sum of terms that can be checked one by one.
 
-Counted for this package's own code: the trainer's copies, what autograd keeps of a Llama-like layer, and the chunked
-log-probs. Bytes are bytes and GB are 10^9 of them. Symbols as in :mod:`align.sizing.shapes`.
+They describe this package's code: the trainer's copies, what autograd keeps of a Llama-like layer, and the chunked
+log-probs. A GB is 10^9 bytes. Symbols as in :mod:`align.sizing.shapes`.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ from align.recipe.schema import Lora, Train
 from align.sizing.shapes import Shape
 
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
-"""fp32 logits that exist at once; the same numbers as in `align.functional.logprobs`, which imports torch."""
+"""Number of fp32 logits that exist at once; a copy of the numbers in `align.functional.logprobs`, which imports
+torch."""
 
 _RUNTIME = {"cpu": 0.55e9, "cuda": 0.8e9}
-"""Python, torch and transformers loaded; on a GPU, the CUDA context and its kernels."""
+"""Bytes of the loaded Python, torch and transformers; on a GPU, of the CUDA context and its kernels."""
 _SLACK = {"cpu": 0.15, "cuda": 0.10}
-"""What allocators hold without using it. Measured on a CPU (glibc): 0 to 29 % of the rest."""
+"""Memory that allocators hold without using it, as a share of the rest. Measured on a CPU (glibc): 0 to 29 %."""
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: an 8-bit scale for each 64 of them, an fp32 one for each 256 scales (arXiv
 2305.14314)."""
 _FLOPS = {"cpu": 50e9, "cuda": 100e12}
-"""Floating point operations a second of one core, or of one GPU, that training really gets. Assumed."""
+"""Floating point operations per second that training achieves on one core or GPU. Assumed."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A part of a sum."""
+    """One term of a sum."""
 
     name: str
     amount: float
     """Bytes."""
     how: str
-    """How it comes about."""
+    """How it was computed, in words."""
 
 
 def trained_parameters(shape: Shape, lora: Lora | None) -> int:
-    """Parameters that the optimiser moves."""
+    """Number of trained parameters."""
     return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.target_modules)
 
 
@@ -46,9 +47,9 @@ class Pass:
     """The largest forward pass of a stage."""
 
     tokens: int
-    """Padding included."""
+    """Number of tokens, padding included."""
     words: str
-    """Why it has so many."""
+    """The reason for that number."""
 
     @classmethod
     def full(cls, train: Train) -> Pass:
@@ -59,11 +60,11 @@ class Pass:
 def memory(
     shape: Shape, train: Train, lora: Lora | None, *, device: str, processes: int = 1, largest: Pass | None = None
 ) -> list[Term]:
-    """Peak memory of one process while it trains, in terms that add up; the last one is the allocator's slack.
+    """Peak memory of one process while it trains, as a sum of terms; the last one is the allocator's slack.
 
     Args:
         device: "cpu" or "cuda".
-        processes: of the whole run; with more than one, gradients pass through a buffer.
+        processes: number of processes of the run; with more than one, a buffer for gradients is needed.
         largest: the largest forward pass; a full micro-batch when None.
     """
     largest = largest or Pass.full(train)
@@ -115,8 +116,7 @@ def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
     """Bytes that autograd keeps for each token of a micro-batch, in all layers; one layer more is at work in the
     backward pass.
 
-    With checkpointing that is one layer whose values were computed again, and the gradients of these while it is at
-    work.
+    With checkpointing that layer counts with its recomputed values and their gradients.
     """
     layer = layer_bytes(shape, train, lora)
     if train.gradient_checkpointing:
@@ -138,7 +138,8 @@ def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
     # Inputs of the linear layers. Casting makes one copy for each layer that reads them; otherwise the layers share
     # one.
     readers = (4 if shape.fused_mlp else 5) * h + a
-    casts_up = lora is not None and half_weights and train.autocast is None  # adapters compute in fp32
+    # Adapters compute in fp32, so their inputs are cast
+    casts_up = lora is not None and half_weights and train.autocast is None
     if casts_up:
         kept += readers * wide + i * (wide - narrow)
     else:
@@ -172,7 +173,7 @@ def disk(shape: Shape, train: Train, lora: Lora | None, *, tokens: int | None, d
     """Disk space of the run folder at its fullest.
 
     Args:
-        tokens: of the encoded data, when known.
+        tokens: number of tokens of the encoded data, if known.
         dequantises: the model is a `.gguf` file, whose plain copy is kept in the cache.
     """
     width = 4 if train.dtype == "fp32" else 2
@@ -208,13 +209,13 @@ def flops_per_token(shape: Shape, train: Train, lora: Lora | None) -> float:
 
 
 def _multiplied(shape: Shape) -> int:
-    """Weights that a token is multiplied with; looking up an embedding multiplies nothing."""
+    """Number of weights that a token is multiplied with. Looking up an embedding is no multiplication."""
     return shape.parameters - (shape.vocab * shape.hidden if not (shape.tied and shape.lm_head) else 0)
 
 
 def sampled_tokens_per_second(shape: Shape, *, device: str, units: int) -> float:
-    """An assumed speed of sampling: a forward pass for each token, at the speed of training. Right for many samples at
-    a time."""
+    """An assumed speed of sampling: one forward pass for each token, at the speed of training. It is about right when
+    many samples are drawn at a time."""
     return _FLOPS[device] * units / (2.0 * _multiplied(shape))
 
 
@@ -237,7 +238,7 @@ def assumed_speed(device: str) -> str:
 
 
 def count(number: float) -> str:
-    """A number of parameters for people: ``134.5M``."""
+    """A number of parameters as text: ``134.5M``."""
     for scale, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if number >= scale:
             return f"{number / scale:.1f}{letter}"
@@ -245,7 +246,7 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``3 min``."""
+    """Seconds as text: ``3 min``."""
     for size, word in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {word}"

@@ -1,4 +1,5 @@
-"""What PPO needs on top of training one policy: a value model, a reference, what scores, and the engine that samples.
+"""The memory and disk that PPO needs besides those for training one policy: value model, reference, reward models, and
+engine.
 
 Bytes; symbols as in :mod:`align.sizing.shapes`. Reward models are taken to be as large as the policy.
 """
@@ -14,7 +15,7 @@ from align.sizing.needs import Pass, Term, count, trained_parameters
 from align.sizing.shapes import Shape
 
 _CACHE_GB = 2.0
-"""Of vLLM's key-value cache on a CPU, where the recipe names none; on a GPU it takes a third of the memory."""
+"""Size of vLLM's key-value cache on a CPU if the recipe sets none; on a GPU it takes a third of the memory."""
 
 
 def memory(
@@ -26,7 +27,7 @@ def memory(
     budget: float | None = None,
     largest: Pass | None = None,
 ) -> list[Term]:
-    """Peak memory of one process, in terms that add up; the last one is the allocator's slack.
+    """Peak memory of one process, as a sum of terms; the last one is the allocator's slack.
 
     Args:
         device: "cpu" or "cuda".
@@ -49,7 +50,7 @@ def _width(spec: PpoStage) -> int:
 
 
 def _trained(shape: Shape, spec: PpoStage) -> tuple[int, int]:
-    """Parameters that a value model trains, and bytes of each."""
+    """Number of trained parameters of a value model, and bytes of each."""
     if spec.lora is not None:
         return trained_parameters(shape, spec.lora) + shape.hidden, 4
     return shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden) + shape.hidden, _width(spec)
@@ -83,7 +84,7 @@ def _models_in(scorer: ScorerSpec) -> Iterator[tuple[str, str]]:
 
 
 def _engine(shape: Shape, spec: PpoStage, device: str, budget: float | None) -> list[Term]:
-    """vLLM's; the other engines sample from the policy itself."""
+    """Terms of the vLLM engine; other engines sample from the policy itself and need no memory of their own."""
     rollout = spec.rollout
     if rollout.engine in ("transformers", "scripted"):
         return []

@@ -1,4 +1,4 @@
-"""The shape of a transformer, and what follows from it by counting: parameters, adapters, activations.
+"""The shape of a transformer, and the numbers of parameters that follow from it.
 
 Symbols: L layers, H hidden size, A = heads x head size, K = key-value heads x head size, I intermediate size, V
 vocabulary.
@@ -23,9 +23,9 @@ class Shape:
     intermediate: int
     vocab: int
     tied: bool
-    """Embedding and LM head are one matrix."""
+    """Do embedding and LM head share one matrix?"""
     lm_head: bool = True
-    """False for reward models, which end in a head of a single output."""
+    """Is there an LM head? False for reward models, which have a head with a single output."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -48,12 +48,12 @@ class Shape:
 
     @property
     def matrices(self) -> int:
-        """Weights of all linear layers but the LM head, biases left out."""
+        """Number of weights of all linear layers except the LM head, without biases."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
     def parameters(self) -> int:
-        """All parameters; a tied LM head counts once, a head of one output not at all."""
+        """Number of all parameters; a tied LM head counts once, a head with one output is not counted."""
         biased = {"q_proj": self.qkv_bias, "k_proj": self.qkv_bias, "v_proj": self.qkv_bias, "o_proj": self.out_bias}
         biases = sum(outputs for name, (_, outputs) in self.linears.items() if biased.get(name, self.mlp_bias))
         norms = self.norms * self.hidden + 2 * self.head_dim * self.qk_norm
@@ -81,7 +81,7 @@ KNOWN: dict[str, Shape] = {
     "Qwen/Qwen3-8B": QWEN3_8B,
     "mistralai/Mistral-7B-v0.1": MISTRAL_7B,
 }
-"""Models that shipped recipes name, so that they can be planned without a network."""
+"""Shapes of models in shipped recipes, so that these can be planned without a network."""
 
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -91,7 +91,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "glm": {"fused_mlp": True},
     "glm4": {"fused_mlp": True, "norms": 4},
 }
-"""Model types of transformers that this counting is right for, and how they differ."""
+"""Model types of transformers for which this counting is right, and how they differ."""
 
 
 def from_config(config: Mapping[str, Any]) -> Shape | None:
@@ -127,7 +127,7 @@ def from_gguf(metadata: Mapping[str, Any], tied: bool) -> Shape | None:
     """The shape in the metadata of a GGUF file; None for an architecture that this module does not know.
 
     Args:
-        metadata: its key-value pairs; an array stands for its length.
+        metadata: the key-value pairs of the file; the value of an array is its length.
         tied: whether the file has no LM head of its own.
     """
     family = str(metadata.get("general.architecture"))
