@@ -1,5 +1,5 @@
-"""From a recipe's name or path, and overrides, to a checked recipe; or to all of its problems at once, each with file,
-line and column."""
+"""Loading a recipe by name or path, with overrides, and checking it. All problems are reported together, each with
+file, line and column."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from align.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe, and where everything in it stands. Nothing rewrites a recipe: ``text`` and ``overrides`` are
-    what was asked for."""
+    """A checked recipe, with the places of all keys. A recipe is never rewritten: ``text`` and ``overrides`` are what
+    the user gave."""
 
     recipe: Recipe
     path: Path
     """The recipe's file, absolute."""
     root: Path
-    """Where relative paths are looked for besides the current folder: the recipe's own folder; for a shipped recipe the
-    folder above it, and for the copy in a run's folder that of the recipe which was run."""
+    """Folder in which relative paths are looked for besides the current one. It is the recipe's folder; for a shipped
+    recipe the folder above; for the copy in a run folder that of the original recipe."""
     order: tuple[str, ...]
-    """Stage names, each after the stages that it needs; file order otherwise."""
+    """Stage names in running order: each after the stages that it needs, otherwise as in the file."""
     text: str
     overrides: tuple[str, ...]
     tree: Node
 
     def position(self, key: str) -> tuple[int | None, int | None]:
-        """Line and column (from 1) of the dotted ``key``, or of what encloses it; None where an override set it."""
+        """Line and column (from 1) of the dotted ``key``, or of the nearest key around it; None if an override set
+        it."""
         place = self._node(key).key_place
         return place.line, place.col
 
@@ -48,7 +49,7 @@ class LoadedRecipe:
         return self._node(key).key_place.problem(key, message, hint)
 
     def written(self, path: Sequence[str | int]) -> str:
-        """Where ``path`` stands in the recipe as written, dotted: a value that stands for a list or a mapping is named
+        """The dotted key of ``path`` in the recipe as written: a value that is short for a list or a mapping is named
         by its own key."""
         return ".".join(map(str, yaml_tree.follow(self.tree, path)[0]))
 
@@ -70,7 +71,7 @@ def shipped_recipes() -> list[Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path as it is, a bare name among the shipped ones. Raises :class:`InputError`."""
+    """The file of a recipe, given by its path or by the name of a shipped recipe. Raises :class:`InputError`."""
     path = Path(name).expanduser()
     if reference_syntax.is_data(name) and path.exists():
         hint = f"`align data inspect {name}` shows it, and a recipe names it: `data: {name}`"
@@ -99,7 +100,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
 
     Raises:
         InputError: with every problem found.
-        EnvironmentFault: when all that is wrong is a package that is not installed.
+        EnvironmentFault: when the only problems are packages that are not installed.
     """
     path = find_recipe(path_or_name)
     text = _read(path)
@@ -109,7 +110,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
         raise InputError(problems)
     override.apply(tree, overrides, problems)
     if leaks := _secrets(tree):
-        raise InputError(leaks)  # before anything is said that could quote one
+        raise InputError(leaks)  # before any other message, which could quote a secret
     absolute = path.resolve()
     root = _root_of(absolute)
     reference_syntax.import_beside(root)
@@ -126,7 +127,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
 
 
 def _root_of(path: Path) -> Path:
-    """Where the relative paths of a recipe are looked for besides the current folder."""
+    """The folder in which relative paths of a recipe are looked for besides the current one."""
     if path.is_relative_to(shipped_root() / "recipes"):
         return shipped_root()
     try:
@@ -136,13 +137,13 @@ def _root_of(path: Path) -> Path:
             else path.parent
         )
         return recorded if recorded.is_dir() else path.parent
-    # No copy in a run's folder, or a damaged one: a recipe like any other
+    # Not a copy in a run folder, or a damaged one: treated like any recipe
     except (OSError, ValueError, KeyError, TypeError):
         return path.parent
 
 
 def _secrets(node: Node, path: tuple[str, ...] = ()) -> list[Problem]:
-    """Addresses with a password or a token: a recipe is shown, and kept with every run."""
+    """Problems: addresses with a password or a token, since recipes are printed and copied into every run."""
     if isinstance(node.content, dict):
         return [problem for key, child in node.content.items() for problem in _secrets(child, (*path, key))]
     if isinstance(node.content, list):
@@ -154,7 +155,8 @@ def _secrets(node: Node, path: tuple[str, ...] = ()) -> list[Problem]:
 
 
 def _in_order(problems: Sequence[Problem]) -> list[Problem]:
-    """By place, overrides last. Of several about one key only the first, which is the cause of the others."""
+    """Problems sorted by place, overrides last. Of several about a key only the first is kept, which causes the
+    others."""
     first: dict[tuple[object, ...], Problem] = {}
     for problem in problems:
         first.setdefault((problem.file, problem.line, problem.col, problem.key), problem)

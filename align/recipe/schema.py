@@ -1,8 +1,8 @@
-"""The recipe schema: the single source of what a recipe may say. The docstring under each field is the reference
-manual.
+"""The recipe schema, which defines all keys of a recipe. The reference manual is made from the docstrings under the
+fields.
 
-Closed to unknown keys, strict about types, frozen: nothing rewrites a recipe. Imports no torch. The parts are in the
-modules beside this one; this is the place to import them from.
+Models refuse unknown keys, are strict about types, and are frozen: a recipe is never rewritten. Imports no torch. The
+parts are defined in the modules beside this one, and should be imported from here.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def stage_class(kind: str) -> type[Stage]:
 
 
 def starting_field(kind: Any) -> str:
-    """Of a kind as a recipe or a manifest writes it, the field that names the model which its stages start from, also
-    where the kind is not known here."""
+    """The field that names the model which stages of a kind start from. ``kind`` is as written in a recipe or manifest,
+    and may be unknown here."""
     try:
         return stage_class(kind).starts_from if isinstance(kind, str) else Stage.starts_from
     except InputError:

@@ -27,14 +27,14 @@ PolicyRef = Annotated[str, Reference(("policy",)), Field(min_length=1)]
 
 
 def name_of_run(text: str) -> str:
-    """Names become folders, so none may lead elsewhere."""
+    """Checks the name of a run. It is used as a directory name, so separators and `..` are not allowed."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
         raise ValueError("a name is 1 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit")
     return text
 
 
 def name_of_stage(text: str) -> str:
-    """Keys are written `stages.NAME.train`, so a stage's name has no dot."""
+    """Checks the name of a stage. It has no dot, since keys are written `stages.NAME.train`."""
     if "." in text:
         raise ValueError("the name of a stage has no `.`")
     return name_of_run(text)
@@ -66,7 +66,7 @@ def _format(text: str) -> str:
 
 
 def unknown_name(error: InputError, known: Iterable[str]) -> PydanticCustomError:
-    """``known`` is what a misspelt name may have meant."""
+    """The error of pydantic for an unknown name; ``known`` are the names from which a hint is chosen."""
     problem = error.problems[0]
     return unknown_name_of("; ".join(filter(None, (problem.message, problem.hint))), known)
 
@@ -80,7 +80,7 @@ def _encoding(text: str) -> str:
 
 
 def _listed(value: Any) -> Any:
-    """A path or one source stands for a list of one source."""
+    """Makes a list of a single path or source."""
     items = value if isinstance(value, (list, tuple)) else [value]
     return tuple({"path": item} if isinstance(item, str) else item for item in items)
 
@@ -124,7 +124,7 @@ class Join(Strict):
 
     @property
     def places(self) -> tuple[str, str]:
-        """Where the row says it, and where the other file does."""
+        """The joining place in the row, and that in the other file."""
         return (self.on, self.on) if isinstance(self.on, str) else next(iter(self.on.items()))
 
 
@@ -191,7 +191,7 @@ class DataSource(Strict):
 
     @property
     def reading(self) -> str | RowMapping | None:
-        """How rows are spelled, whichever key says it."""
+        """How rows are read, from either of the two keys."""
         return self.columns if self.columns is not None else self.format
 
     @property
@@ -260,40 +260,42 @@ class RowLimits:
 
 
 class Stage(Strict):
-    """What every stage has, and all that is known of a kind of stage: the class variables below.
+    """The base of all stages. Its fields are the keys that every stage has; its class variables describe a kind of
+    stage.
 
-    A third party's stage is a subclass with `kind: package.module:Class` and a `run` of its own. Only `produces` and
-    `implementation` have to be there."""
+    A third party's stage is a subclass, used as `kind: package.module:Class`. Only `produces` and `implementation` are
+    required."""
 
     produces: ClassVar[ArtifactType]
-    """What its result is."""
+    """Type of the result."""
     implementation: ClassVar[str]
     """`module:function`, imported only when the stage runs: `function(spec, context) -> None`."""
     words: ClassVar[str] = ""
-    """How the kind is called in sentences, such as `supervised fine-tuning`; as in the recipe when empty."""
+    """Name of the kind in sentences, such as `supervised fine-tuning`; that of the recipe when empty."""
     starts_from: ClassVar[str] = "policy"
-    """The field that names the model which the stage starts from. Where that field is absent or empty, it is the
-    recipe's `model`; where it is a list, the first of them."""
+    """The field that names the model which the stage starts from. If it is absent or empty, that is the recipe's
+    `model`; if it is a list, the first entry."""
     reads: ClassVar[Mapping[str, RecordType]] = {}
-    """Fields with data, and what the rows of each have to be. The first rows of these are looked at before a run."""
+    """Fields with data, and the record type of each. The first rows of these data are checked before a run."""
     keeps_checkpoints: ClassVar[bool] = False
-    """An interrupted stage goes on from a checkpoint of the trainer, and from nothing else. One that keeps its progress
-    in the work folder in another way says no."""
+    """Does an interrupted stage resume from checkpoints of the trainer only? False for a stage that keeps its progress
+    in the work folder in another way."""
     always_samples: ClassVar[bool] = False
-    """The stage opens the engine of its `rollout` whatever its other keys say."""
+    """Does the stage always open the engine of its `rollout`, or does that depend on its other keys?"""
     version: ClassVar[int] = 1
-    """Of what its stages make: raise it when the same configuration and inputs give another result than before, and the
-    results of this kind are made anew."""
+    """Version of the results. Raise it when the same configuration and inputs give another result than before: stages
+    of this kind then run again."""
     plan: ClassVar[str] = "align.planning.training:TrainingPlanner"
-    """`module:Class` of what is known of a stage before it runs, a subclass of `align.planning.planner.Planner`: the
-    rows of its plan, what it needs of the machine. It may import no torch."""
+    """`module:Class` of a subclass of `align.planning.planner.Planner`, which gives the rows of a stage's plan and its
+    requirements. The module must not import torch."""
     view: ClassVar[str] = "align.report.views.view:View"
-    """`module:Class` of what the report shows of the kind, a subclass of this one. It may import no torch."""
+    """`module:Class` of a subclass of `align.report.views.view.View`, which says what the report shows. The module must
+    not import torch."""
     files: ClassVar[Mapping[str, str]] = {}
-    """What a result has besides the files that every result of its type has: pattern of the name, and what it is. The
-    README of the run folder explains them."""
+    """Files of a result besides those that every result of its type has: pattern of the name -> what it is, for the
+    README of the run folder."""
     neutral: ClassVar[tuple[str, ...]] = ()
-    """Keys that change no result, so that nothing is done again when one of them changes."""
+    """Keys that do not change the result: a stage does not run again when only these change."""
 
     kind: str
     """Which stage this is."""
@@ -301,27 +303,27 @@ class Stage(Strict):
     """Replaces the recipe's seed for this stage."""
 
     def neutral_keys(self) -> tuple[str, ...]:
-        """:attr:`neutral`, with the keys that change no result only beside the values of others."""
+        """:attr:`neutral`, and the keys that do not change the result because of the values of other keys."""
         return self.neutral
 
     @property
     def starting_model(self) -> str | None:
-        """What :attr:`starts_from` names; None for the recipe's model."""
+        """The value of the field :attr:`starts_from`; None for the recipe's model."""
         named = getattr(self, type(self).starts_from, None)
         return next(iter(named), None) if isinstance(named, (list, tuple)) else named
 
     def record_types(self) -> Mapping[str, RecordType]:
-        """:attr:`reads`, where the values of other keys decide what the rows have to be."""
+        """:attr:`reads`; overridden if the record type depends on other keys."""
         return type(self).reads
 
     def sources(self) -> Iterator[tuple[str, DataSource, RecordType]]:
-        """Key inside the stage, source, and what its rows have to be."""
+        """(key inside the stage, source, record type) of all data sources."""
         for name, wanted in self.record_types().items():
             for i, source in enumerate(getattr(self, name) or ()):
                 yield f"{name}.{i}", source, wanted
 
     def row_limits(self, key: str) -> RowLimits | None:
-        """How long the rows of the source at ``key`` (:meth:`sources`) may be; None where the stage has no limit, or
-        makes its prompts of more than one row."""
+        """How long the rows of the source at ``key`` (:meth:`sources`) may be; None when the stage has no limit, or
+        makes its prompts of several rows."""
         length = getattr(self, "max_length", None)
         return RowLimits(length, getattr(self, "too_long", "drop")) if isinstance(length, int) else None

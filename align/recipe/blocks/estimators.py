@@ -1,7 +1,7 @@
 """Estimators of advantages: for each one its name, what it needs, and how it is computed.
 
-A new estimator is a class here, in ``ESTIMATORS``, and its formula in ``align/functional/advantages.py``. Nothing else
-knows one estimator from another. torch is imported only where advantages are computed.
+A new estimator is a class here, in ``ESTIMATORS``, and its formula in ``align/functional/advantages.py``. No other code
+depends on which estimator is used. torch is imported only when advantages are computed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class Estimator:
-    """How good an answer was, compared with what was to be expected."""
+    """Computes advantages: how much better an answer was than expected."""
 
     has_value_model: ClassVar[bool] = False
-    """Does a value model judge every token? Advantages are then computed token by token, by
-    :func:`align.functional.advantages.gae`; else one for each whole answer, by :meth:`of_answers`."""
+    """Does it use a value model? Advantages are then computed for each token, by
+    :func:`align.functional.advantages.gae`; otherwise one for each answer, by :meth:`of_answers`."""
     compares: ClassVar[bool] = False
     """Does it compare the answers to a prompt with each other? It then needs several, and a baseline cancels out."""
     needs_baseline: ClassVar[bool] = False
-    """Is the reference's score all that an answer's is compared with?"""
+    """Is the reference's score the only baseline, and therefore required?"""
 
     def of_answers(self, scores: Tensor, prompt_of: Tensor, baselines: Tensor) -> Tensor:
-        """Advantages [B] of whole answers, from their scores [B] with the KL penalty in them, the number of each one's
-        prompt, and the reference's scores [B] on these prompts."""
+        """Advantages [B] of answers, from their scores [B] with the KL penalty included, the number of each answer's
+        prompt [B], and the reference's scores on these prompts [B]."""
         raise TypeError(f"{type(self).__name__} judges tokens, not answers")
 
 

@@ -1,7 +1,7 @@
 """Preference losses: for each one its name, its options, what it reads, and how it is computed.
 
-A new loss is a class here, in ``PAIR_LOSSES``, and its formula in ``align/functional/losses.py``. Nothing else knows
-one loss from another. torch is imported only where a loss is computed, so recipes are still checked without it.
+A new loss is a class here, in ``PAIR_LOSSES``, and its formula in ``align/functional/losses.py``. No other code depends
+on which loss is used. torch is imported only when a loss is computed, so recipes are checked without it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ class PairLoss(Strict):
     written as a text."""
 
     reads: ClassVar[Literal["sum", "mean"]] = "sum"
-    """Log-probs of an answer's tokens: added up, or averaged."""
+    """Does the loss read log-probs that are summed over an answer's tokens, or averaged?"""
     rewards: ClassVar[Literal["sum", "mean"]] = "sum"
-    """What the reward of an answer is in the metrics: ``beta`` times its log-ratio, added up or averaged over its
-    tokens."""
+    """An answer's reward in the metrics is ``beta`` times its log-ratio; this says whether that is summed or averaged
+    over tokens."""
     needs_reference: ClassVar[bool] = True
-    """Are log-probs taken relative to the starting policy's?"""
+    """Are the reference's log-probs subtracted from the policy's?"""
     needs_reference_points: ClassVar[bool] = False
-    """Does it need the step's mean log-ratios of chosen and of rejected answers, which takes a pass of their own?"""
+    """Does it need the step's mean log-ratios of chosen and of rejected answers? They take an additional forward
+    pass."""
 
     name: str
     """Which loss this is."""
@@ -84,12 +85,12 @@ class SigmoidLoss(PairLoss):
 
     @property
     def reads_margins(self) -> bool:
-        """With an offset."""
+        """True with an offset."""
         return self.offset > 0
 
     @property
     def reads_shares(self) -> bool:
-        """With soft labels."""
+        """True with soft labels."""
         return self.soft_labels
 
     def of_pairs(self, pairs: PairLogprobs, beta: float) -> Tensor:

@@ -30,7 +30,7 @@ def _function(text: str) -> str:
 
 
 def pattern(text: str) -> str:
-    """``text``, if it is a regular expression (of the Python package `regex`)."""
+    """Returns ``text`` if it is a regular expression of the Python package `regex`; raises ValueError otherwise."""
     try:
         regex.compile(text)
     except regex.error as error:
@@ -210,11 +210,11 @@ SCORERS: dict[str, type[ScorerSpec]] = {
     "ensemble": EnsembleScorer,
     "policy": ImplicitScorer,
 }
-"""The key that tells what a scorer is; rules are told by the value of `rule`."""
+"""The key by which each kind of scorer is recognised; rules are recognised by the value of `rule`."""
 
 
 def _scorer(value: Any) -> Any:
-    """A text is a model or a function; a mapping is validated by the class that its keys name."""
+    """Makes a mapping of a text (a model or a function); a mapping is validated by the class that its keys select."""
     if isinstance(value, ScorerSpec):
         return value
     if isinstance(value, str):

@@ -117,19 +117,19 @@ class Train(Strict):
 NEUTRAL: Final = (
     # Memory: the same gradient up to rounding
     *("train.microbatch_tokens", "train.layout", "train.gradient_checkpointing"),
-    *("lora.save_merged", "samples"),  # what is made of the trained model; `align merge` makes the copy at any time
+    *("lora.save_merged", "samples"),  # made from the trained model; `align merge` makes the copy at any time
 )
-"""Keys of a stage that trains which change nothing of what is trained."""
+"""Keys of a training stage that do not affect the trained weights."""
 
 
 def neutral_of(train: Train) -> tuple[str, ...]:
-    """Of the keys of ``train``, one that is neutral only beside the others: how often is evaluated, unless that chooses
-    the weights."""
+    """The keys of ``train`` that are neutral because of other keys: ``eval_steps``, unless evaluations choose the
+    weights."""
     return () if train.load_best_model or train.early_stopping_patience else ("train.eval_steps",)
 
 
 EVALUATES: Final = "train.eval_steps train.load_best_model train.early_stopping_patience"
-"""What a stage does with its evaluations, which it has only with held-out data."""
+"""Keys about evaluations, which need held-out data."""
 
 
 class DpoTrain(Train):

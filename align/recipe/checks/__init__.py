@@ -1,1 +1,1 @@
-"""From the text of a recipe to all of its problems, each with its place."""
+"""Finding all problems of a recipe, each with its place in the text."""

@@ -1,4 +1,4 @@
-"""Looking into the schema: which model reads which part of a recipe, and which fields are references."""
+"""Looking things up in the schema: which model reads which part of a recipe, and which fields are references."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from align.recipe.schema import Recipe, Reference, Stage, stage_class
 
 
 def stages_of(tree: Node) -> dict[str, Node]:
-    """The stages of a recipe as written, which may be wrong in places."""
+    """The stages of a recipe as written, before validation."""
     stages = tree.content.get("stages") if isinstance(tree.content, dict) else None
     return stages.content if stages is not None and isinstance(stages.content, dict) else {}
 
 
 def stage_model(stage: Node) -> type[Stage] | None:
-    """The schema of a stage as it is written; None when its kind is missing or wrong."""
+    """The schema of a stage as written; None when its kind is missing or unknown."""
     kind = stage.content.get("kind") if isinstance(stage.content, dict) else None
     if kind is None or not isinstance(kind.content, str):
         return None
     try:
         return stage_class(kind.content)
-    except InputError:  # validation reports it, at the kind
+    except InputError:  # validation reports the wrong kind
         return None
 
 
@@ -47,8 +47,8 @@ def model_at(root: Node, path: Sequence[str | int]) -> type[BaseModel] | None:
 
 
 def model_of(annotation: Any, value: Any) -> type[BaseModel] | None:
-    """The model by which ``value``, as written, is read. Of several that ``annotation`` mentions, the one whose
-    required keys are there."""
+    """The model by which ``value``, as written, is read; of several in ``annotation`` the one whose required keys are
+    in it."""
     models = list(models_in(annotation))
     fitting = (model for model in models if isinstance(value, Mapping) and _fits(model, value))
     return next(fitting, models[0] if models else None)
@@ -63,7 +63,7 @@ def _fits(model: type[BaseModel], value: Mapping[str, Any]) -> bool:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that an annotation mentions, through unions, lists and ``Annotated``."""
+    """The models in an annotation, also inside unions, lists and ``Annotated``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
@@ -71,7 +71,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def mark_of(field: FieldInfo) -> Reference | None:
-    """What a field that holds references accepts; None for other fields."""
+    """The mark of a field that holds references; None for other fields."""
     marks = [mark for mark in field.metadata if isinstance(mark, Reference)]
     return marks[0] if marks else next(_marks_in(field.annotation), None)
 

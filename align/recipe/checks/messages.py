@@ -1,4 +1,4 @@
-"""pydantic's errors in plain words, at the place in the recipe that they are about."""
+"""Translating pydantic's errors into messages for the user, each at its place in the recipe."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _EXPECTED = {
     "model": "a mapping",
 }
 _NEAR = 0.72
-"""How alike two keys are that may be one misspelt: `sed` and `seed`, not `format` and `lora`. Of few names less will
-do."""
+"""Similarity (0 to 1) from which an unknown key may be a misspelt one: `sed` and `seed`, but not `format` and `lora`.
+When there are few names to choose from, a lower one is used."""
 _RANGES = {
     "greater_than": "greater than",
     "greater_than_equal": "at least",
@@ -36,10 +36,10 @@ _RANGES = {
 
 
 def problems(error: ValidationError, root: Node) -> list[Problem]:
-    """Every mistake that the validation of a recipe found, one problem for each place."""
+    """The mistakes that the validation of a recipe found, one problem for each place."""
     mistakes = [_Mistake(details, root) for details in error.errors(include_url=False)]
-    # All members of a union complain. Those that went into the value are nearer to what was meant than those that
-    # refused it whole.
+    # Every member of a union reports errors. Those of members that accepted the value's type and refused something
+    # inside are shown; those of members that refused the whole value are dropped.
     entered = {m.union for m in mistakes if m.union is not None and m.path != m.union}
     groups: dict[tuple[str | int, ...], list[_Mistake]] = {}
     for mistake in mistakes:
@@ -59,7 +59,7 @@ class _Mistake:
         self.missing = str(loc.pop()) if self.type == "missing" else None
         self.at_key = self.type in ("extra_forbidden", "missing") or len(loc) < len(details["loc"])
         self.path, self.node, gap = follow(root, loc)
-        # A part that is not in the recipe is pydantic's name for the member of a union, such as `list[str]`.
+        # A part of the location that is not in the recipe is pydantic's name of a union's member, such as `list[str]`.
         self.union = None if gap is None else self.path[:gap]
 
     @property
@@ -124,7 +124,7 @@ def _type_hint(m: _Mistake, wanted: str) -> str | None:
 
 
 def shown(node: Node) -> str:
-    """A value as the recipe's author wrote it, with what it was read as."""
+    """A value as it is written in the recipe, with the type that it was read as."""
     if isinstance(node.content, (dict, list)):
         return "a mapping" if isinstance(node.content, dict) else "a list"
     if node.content is None:
@@ -139,12 +139,12 @@ def shown(node: Node) -> str:
 
 
 def _choices(expected: str) -> list[str]:
-    """pydantic writes them as ``'a', 'b' or 'c'``."""
+    """The choices in pydantic's text ``'a', 'b' or 'c'``."""
     return [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
 
 
 def did_you_mean(word: str, known: Iterable[str], near: float = 0.6) -> str | None:
-    """A hint with the nearest known word, if one is near; upper and lower case count as the same."""
+    """A hint with the most similar known word, if one is similar enough, ignoring case; else None."""
     lower = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=near)
     return f"did you mean `{lower[nearest[0]]}`?" if nearest else None
@@ -157,8 +157,8 @@ def _known_keys_hint(key: str, model: type[BaseModel] | None) -> str | None:
 
 
 def key_hint(key: str, model: type[BaseModel], known: Iterable[str]) -> str | None:
-    """What an unknown key of a mapping that ``model`` reads may have meant: a key of a mapping inside it, a misspelt
-    one, or what another tool calls by that name."""
+    """A hint for an unknown key in a mapping that ``model`` reads: the key belongs into a mapping inside, is misspelt,
+    or is another tool's name for one."""
     if homes := [
         name
         for name, field in model.model_fields.items()

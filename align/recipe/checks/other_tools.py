@@ -1,6 +1,6 @@
-"""What other tools call things: the key of a recipe that does the same, for the error about an unknown one.
+"""Names of options in other tools, and the recipe key that does the same, for the hint about an unknown key.
 
-Names of TRL, transformers, PEFT, LLaMA-Factory, axolotl, ms-swift, verl and OpenRLHF.
+The names are those of TRL, transformers, PEFT, LLaMA-Factory, axolotl, ms-swift, verl and OpenRLHF.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ KEYS: dict[str, str] = {
     **dict.fromkeys(("critic_learning_rate", "critic_lr", "vf_lr"), "`value_learning_rate`"),
     **dict.fromkeys(("use_vllm", "inference_engine", "rollout_engine"), "`rollout.engine`"),
 }
-"""Name elsewhere -> the key here, or why there is none."""
+"""Another tool's name -> the key here, or why there is none."""
 
 KINDS: dict[str, str] = {
     **dict.fromkeys(("finetune", "fine_tune", "instruct", "lora", "qlora", "full", "pt"), "sft"),
@@ -145,11 +145,11 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("kto", "grpo", "rloo", "orpo", "cpo", "online_dpo", "gmpo"), "trl"),
     **dict.fromkeys(("eval", "evaluation", "benchmark", "test"), "evaluate"),
 }
-"""Name elsewhere -> the kind of stage that does it."""
+"""Another tool's name -> the kind of stage that does it."""
 
 
 def key_here(name: str) -> str | None:
-    """What a recipe calls it that another tool calls ``name``; None for names that no other tool has."""
+    """The recipe key for another tool's ``name``, or why there is none; None for a name that no other tool has."""
     found = KEYS.get(name.lower().replace("-", "_"))
     if found is None:
         return None
@@ -157,7 +157,7 @@ def key_here(name: str) -> str | None:
 
 
 def kind_here(name: str) -> str | None:
-    """The kind of stage that ``name`` stands for elsewhere."""
+    """The kind of stage that ``name`` stands for in another tool."""
     kind = KINDS.get(name.lower().replace("-", "_"))
     return (
         None

@@ -1,5 +1,5 @@
-"""``key=value`` after the recipe: changes to its tree before it is checked, so that a mistake in one is reported like
-any other."""
+"""Overrides, ``key=value`` after the recipe. They change the recipe's tree before it is checked, so that a mistake in
+an override is reported like any other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from align.secrets import hide
 
 
 def apply(tree: Node, overrides: Sequence[str], problems: list[Problem]) -> None:
-    """Change ``tree`` in place, one override after the other. What is wrong is added to ``problems``."""
+    """Apply overrides to ``tree``, in order and in place. Mistakes are added to ``problems``."""
     for override in overrides:
         place = SourcePlace(f'override "{hide(override)[:200]}"')
         key, equals, text = override.partition("=")
@@ -31,7 +31,8 @@ def apply(tree: Node, overrides: Sequence[str], problems: list[Problem]) -> None
 
 
 def _full_path(tree: Node, parts: list[str], place: SourcePlace, problems: list[Problem]) -> list[str] | None:
-    """Where a key leads: from the root, else inside the only stage, else inside that stage's ``train``."""
+    """The full path of a key, which is looked for at the root, then inside the only stage, then inside that stage's
+    ``train``."""
     if parts[0] in Recipe.model_fields:
         return parts
     stages = stages_of(tree)
@@ -48,7 +49,7 @@ def _full_path(tree: Node, parts: list[str], place: SourcePlace, problems: list[
 
 
 def _hint(parts: list[str], stages: dict[str, Node], known: list[str]) -> str | None:
-    """What an unknown key may have meant; one of a part of a stage (``format`` of ``data``) is written with its
+    """A hint for an unknown key. A key of a part of a stage (``format`` of ``data``) has to be written with its
     path."""
     for name, stage in stages.items():
         model = stage_model(stage)
@@ -66,7 +67,7 @@ def _home(key: str, stage: Node) -> list[str] | None:
 
 
 def _short_keys(stage: Node) -> list[str]:
-    """What may be written without its path: the fields of the stage, and those of its ``train``."""
+    """Keys that may be written without their path: the fields of the stage, and those of its ``train``."""
     model = stage_model(stage)
     if model is None:
         return []
@@ -79,7 +80,7 @@ def _short_keys(stage: Node) -> list[str]:
 
 
 def _put(tree: Node, path: list[str], value: Node, problems: list[Problem]) -> None:
-    """Set what ``path`` leads to, making the mappings on the way that are not there yet."""
+    """Set the value at ``path``, creating missing mappings on the way."""
     node = tree
     for depth, part in enumerate(path):
         last = depth == len(path) - 1

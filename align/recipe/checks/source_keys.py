@@ -1,7 +1,7 @@
-"""Which keys of a data source mean something for which kind of source. A key that would be passed over is an error, not
-a habit.
+"""Which keys of a data source have an effect for which kind of source. A key without effect is an error.
 
-The table must name every field of :class:`~align.recipe.blocks.base.DataSource`, so that a new key has to take a stand.
+The tables must contain every field of :class:`~align.recipe.blocks.base.DataSource`, so that nobody forgets to enter a
+new key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.recipe.language.yaml_tree import Node, follow
 EVERYWHERE = frozenset(
     {"path", "format", "columns", "where", "unique", "explode", "ignore", "join", "limit", "weight", "on_bad_row"},
 )
-"""Keys about rows, whatever they were read from."""
+"""Keys about rows, which have an effect for every kind of source."""
 
 _HUB = "a hub data set"
 _SPLITS = "a folder by splits"
@@ -35,7 +35,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "separator": (_TABLE,),
     "rows": (_JSON,),
 }
-"""Keys about files, and the kinds of source that they are for."""
+"""Keys about files, and the kinds of source for which they have an effect."""
 
 _KINDS = {
     ".jsonl": {_TEXT},
@@ -51,22 +51,21 @@ _KINDS = {
 
 
 def is_artefact(folder: Path) -> bool:
-    """Is it a stage's result?"""
+    """Is the folder a stage's result?"""
     return (folder / "manifest.json").is_file() and (folder / "data.jsonl").is_file()
 
 
 def is_saved(folder: Path) -> bool:
-    """Did ``datasets`` write it with ``save_to_disk``?"""
+    """Was the folder written by ``save_to_disk`` of ``datasets``?"""
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     )
 
 
 def idle(source: DataSource, location: Path | str, files: Sequence[Path] = ()) -> dict[str, str]:
-    """The keys that ``source`` sets and that mean nothing at ``location`` (as a string, a hub id), each with what to
-    say.
+    """The keys of ``source`` that have no effect at ``location`` (a path, or a hub id as str), each with a message.
 
-    ``files`` are those that a folder stands for; without them it is taken to hold files of every kind.
+    ``files`` are those that are read from a folder; without them it is assumed to have files of every kind.
     """
     kinds = _kinds(location, files)
     given = [key for key in source.model_fields_set if key in ONLY and getattr(source, key) is not None]
@@ -102,8 +101,8 @@ def _of_file(path: Path) -> set[str]:
 
 
 def problems(tree: Node, recipe: Any, root: Path) -> list[Problem]:
-    """The keys without effect of all data sources of a recipe, each at its place. What cannot be found is told
-    elsewhere."""
+    """The keys without effect of all data sources of a recipe, each at its place. Another check reports sources that do
+    not exist."""
     found = []
     for path, source in _sources(recipe, ()):
         try:

@@ -1,5 +1,5 @@
-"""The references of a recipe: found by what the schema marks, checked against the stages, the disk and the installed
-packages."""
+"""Finding the references of a recipe by the marks in the schema, and checking them against the stages, the disk and the
+installed packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from align.recipe.schema import Recipe, Reference
 
 _MODELS = ("policy", "reward_model")
 _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
-"""Of a model, an adapter, and an embedder."""
+"""A folder with one of these is a model, an adapter, or an embedder."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Referred:
     """A reference in a recipe."""
 
     path: tuple[str | int, ...]
-    """Where it stands: ``("stages", "sft", "data", 0, "path")``."""
+    """Its place in the recipe: ``("stages", "sft", "data", 0, "path")``."""
     text: str
     """As written."""
     wanted: Reference
@@ -43,13 +43,13 @@ class Referred:
 def find(
     value: Any, path: tuple[str | int, ...] = (), annotation: Any = None, mark: Reference | None = None
 ) -> Iterator[Referred]:
-    """The references in a model, or in plain values that ``annotation`` describes and that may be wrong in places.
+    """The references in a validated model, or in plain values before validation, which ``annotation`` describes.
 
     Args:
-        value: a model (its defaults count), a mapping, a list, or a text.
-        path: where ``value`` stands.
+        value: a validated model (with its defaults), a mapping, a list, or a text.
+        path: place of ``value`` in the recipe.
         annotation: the type that the schema gives it.
-        mark: what the schema accepts there, if it is a reference or a list of them.
+        mark: the schema's mark, if ``value`` is a reference or a list of them.
     """
     model = type(value) if isinstance(value, BaseModel) else model_of(annotation, value)
     if isinstance(value, str) and mark is not None:
@@ -68,17 +68,17 @@ def find(
 
 
 def _short_form(model: type[BaseModel], text: str) -> dict[str, str]:
-    """The mapping that a text stands for: its first reference. The name of code is none."""
+    """The mapping that a text is short for: it sets the model's first reference. Empty for the name of code."""
     marked = (name for name, field in model.model_fields.items() if mark_of(field) is not None)
     return {} if reference_syntax.names_code(text) else {name: text for name in islice(marked, 1)}
 
 
 def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem], list[Problem]]:
-    """Problems of a recipe's references, then those that are only a Python package that is not installed.
+    """(problems of a recipe's references, those that are only a missing Python package).
 
     Args:
         tree: the recipe as written.
-        recipe: the same, checked; None when something else in it is wrong.
+        recipe: the same, validated; None when validation failed.
         root: where relative paths are looked for besides the current folder.
     """
     stages = stages_of(tree)
@@ -105,7 +105,7 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
 
 
 def _other_grades(tree: Node, recipe: Recipe | None) -> list[Problem]:
-    """Reward models that start from one of another stage, with a head that they cannot keep."""
+    """Problems of reward stages that start from another stage's reward model and cannot keep its head."""
     stages = (
         {} if recipe is None else {name: spec for name, spec in recipe.stages.items() if isinstance(spec, RewardStage)}
     )
@@ -128,9 +128,10 @@ def _other_grades(tree: Node, recipe: Recipe | None) -> list[Problem]:
 
 
 def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:
-    """A commit of a model that is no hub id. Of data, `align.recipe.checks.source_keys` says it."""
+    """Problem: a commit is given for a model that is not a hub id. For data, `align.recipe.checks.source_keys` checks
+    this."""
     if not referred.wanted.hub:
-        return  # a file beside the model, such as its template: the commit is not of it
+        return  # a file beside the model, such as its template, to which the commit does not apply
     mapping = follow(tree, referred.path[:-1])[1].content
     revision = mapping.get("revision") if isinstance(mapping, dict) else None
     if (
@@ -192,7 +193,7 @@ def _a(artifact: str) -> str:
 
 
 def _check_fit(path: Path, wanted: Reference) -> None:
-    """What can be told about a local file or folder without reading it."""
+    """Check what is visible of a local file or folder without reading it."""
     is_model = wanted.hub and (not wanted.accepts or set(wanted.accepts) & set(_MODELS))
     if not wanted.hub and not path.is_file():
         raise InputError(f"{path} is not a file")
@@ -207,8 +208,8 @@ def _check_fit(path: Path, wanted: Reference) -> None:
 
 
 def _cycles(tree: Node, recipe: Recipe | None) -> list[Problem]:
-    """One problem for each cycle of stages, at the first of them in the file. A stage that names itself is reported
-    elsewhere."""
+    """A problem for each cycle of stages, at the first of them in the file. A stage that names itself is reported by
+    another check."""
     nodes = stages_of(tree)
     stages = recipe.stages if recipe is not None else {name: node.plain() for name, node in nodes.items()}
     edges = {

@@ -1,7 +1,7 @@
 """The kinds of stages, one module for each family, and the table of those that come with the package.
 
-A new kind is its class in a module here, what the class names (the stage, its plan, its view), and its line in this
-table.
+A new kind consists of its class in a module here, the objects that this class names (stage, planner, view), and a line
+in this table.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 
 class Shipped(NamedTuple):
-    """Where the class of a kind is, and how the kind is called. The words stand here because help shows them, and the
-    classes take half a second to import."""
+    """Where the class of a kind is, and its name in sentences. The name is repeated here for the help texts, because
+    importing the classes takes half a second."""
 
     place: str
     """`module:Class` below this package."""
@@ -30,4 +30,4 @@ KINDS = {
     "trl": Shipped("trl:TrlStage", "KTO, GRPO and other trainers of TRL"),
     "evaluate": Shipped("evaluate:EvaluateStage", "policies compared on held-out data"),
 }
-"""By what `kind` says in a recipe."""
+"""The kinds by their names in recipes."""

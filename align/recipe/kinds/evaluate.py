@@ -37,7 +37,7 @@ class EvaluateStage(Stage):
     }
     neutral: ClassVar[tuple[str, ...]] = (
         *("judge.timeout_s", "judge.retries", "judge.requests_at_once"),
-        # Accounting: `--force` tells the cost by other prices, and asks nothing anew
+        # Prices only affect the reported cost; `--force` reports it anew without new requests
         *("judge.price_input", "judge.price_output"),
     )
     key_needs: ClassVar[tuple[Needs, ...]] = (
@@ -126,7 +126,7 @@ class EvaluateStage(Stage):
         return self
 
     def sources(self) -> Iterator[tuple[str, DataSource, RecordType]]:
-        """See :meth:`Stage.sources`. Benchmarks that policies answer have prompts in a format of their own."""
+        """See :meth:`Stage.sources`. Benchmarks that policies answer have their own format of prompts."""
         yield from super().sources()
         for i, task in enumerate(self.tasks):
             if isinstance(task, AskedTask):

@@ -1,4 +1,4 @@
-"""What a recipe may say of PPO and its relatives."""
+"""The keys of a PPO stage."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class PpoStage(Stage):
         "value/": "the value model, in the form of a reward model",
     }
     neutral: ClassVar[tuple[str, ...]] = (
-        *("health", "on_unhealthy"),  # whether a run goes on, not what it does
+        *("health", "on_unhealthy"),  # they decide whether a run continues, not what it computes
         *("rollout.cache_gb", "rollout.own_process"),  # memory of the engine
         *NEUTRAL,
     )

@@ -1,4 +1,4 @@
-"""The stage that trains a reward model: what a recipe may say of it."""
+"""The keys of a stage that trains a reward model."""
 
 from __future__ import annotations
 

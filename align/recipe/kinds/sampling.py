@@ -1,4 +1,4 @@
-"""The stages that sample from a policy and score what it says: prompts worth learning from, and preferences."""
+"""The keys of the stages that sample from a policy and score the answers, to select prompts or to make preferences."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ UNANSWERABLE = (
     r"见附件|附件中|如图|图中|这张(图|照片|截图)|这个(链接|视频)",
     r"现在几点|今天(的)?(天气|新闻|股价|汇率)",
 )
-"""What no language model can answer from its text alone: prompts about a file, a picture or a link, and about this very
-day."""
+"""Patterns of prompts that no language model can answer from text alone: about a file, a picture, a link, or the
+current day."""
 
 
 class SamplingStage(Stage):
-    """What these stages have in common."""
+    """The keys that these stages share."""
 
     reads: ClassVar[Mapping[str, RecordType]] = {"prompts": "prompt"}
     always_samples: ClassVar[bool] = True
@@ -119,7 +119,7 @@ class LabelStage(SamplingStage):
     produces: ClassVar[ArtifactType] = "preferences"
     implementation: ClassVar[str] = "align.stages.label:run"
     version: ClassVar[int] = 2
-    """2: answers that differ in case or in punctuation at the ends alone are copies."""
+    """Since version 2, answers that differ only in case or in punctuation at the ends count as copies."""
     view: ClassVar[str] = "align.report.views.sampling:LabelView"
     words: ClassVar[str] = KINDS["label"].words
 

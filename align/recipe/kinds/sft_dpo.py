@@ -1,4 +1,4 @@
-"""The stages that train a policy on data: what a recipe may say of each."""
+"""The keys of the stages that train a policy on data."""
 
 from __future__ import annotations
 
@@ -68,8 +68,7 @@ FLAT_OPTIONS: Final = {
     "soft_labels": "sigmoid",
     "gamma": "simpo",
 }
-"""Options of losses that stood beside ``loss`` before losses had options of their own, and the loss of each. Recipes
-and saved runs have them there."""
+"""Options that recipes and saved runs of earlier versions have beside ``loss``, and the loss that each belongs to."""
 
 
 def _of_its_loss(key: str, owner: str) -> Needs:
@@ -139,7 +138,7 @@ class DpoStage(Stage):
 
     @property
     def pair_loss(self) -> PairLoss:
-        """The loss with its options, wherever the recipe has them."""
+        """The loss with its options, from either of the two places where a recipe may have them."""
         own = {name: getattr(self.loss, name) for name in self.loss.model_fields_set}
         beside = {name: getattr(self, name) for name in FLAT_OPTIONS if name in type(self.loss).model_fields}
         return type(self.loss)(**{**{name: value for name, value in beside.items() if value is not None}, **own})
@@ -154,8 +153,9 @@ class DpoStage(Stage):
 
     @model_serializer(mode="wrap")
     def _as_before_losses_had_options(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Where an option stands makes no other stage of it, so it is written where runs of earlier versions have
-        it: the older options beside the loss, and a loss without others as its name."""
+        """Writes a stage in one form, whichever of the two places its options are in, so that its identity is the same:
+        that of earlier versions, with the older options beside the loss, and a loss without other options as its
+        name."""
         values: dict[str, Any] = dump(self)
         loss = values.get("loss")
         if isinstance(loss, dict):

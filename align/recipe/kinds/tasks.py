@@ -1,4 +1,4 @@
-"""Benchmarks that an evaluation can run on a file, each told by the value of `task`."""
+"""The keys of benchmarks that an evaluation can run on a file; `task` says which one it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.recipe.blocks.base import DataSource, Strict, unknown_name
 
 
 def _source(value: Any) -> Any:
-    """A path stands for a source with nothing else said."""
+    """Makes a source of a path."""
     return {"path": value} if isinstance(value, str) else value
 
 
@@ -40,7 +40,7 @@ class AskedTask(Task):
     """A benchmark whose rows every policy is asked once; a program grades the answer."""
 
     columns: ClassVar[frozenset[str]]
-    """What every row of the benchmark has."""
+    """Columns that every row of the benchmark must have."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
     """Longest answer, in tokens. A longer one is cut, and graded as it is."""
@@ -103,7 +103,7 @@ class RewardBenchTask(Task):
 
 TASKS: dict[str, type[Task]] = {"ifeval": IfevalTask, "gsm8k": Gsm8kTask, "reward_bench": RewardBenchTask}
 ASKED: dict[str, type[AskedTask]] = {name: task for name, task in TASKS.items() if issubclass(task, AskedTask)}
-"""Those that policies answer."""
+"""The benchmarks that policies answer."""
 
 
 def _task(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a recipe may say of a stage that one of TRL's trainers runs (https://github.com/huggingface/trl)."""
+"""The keys of a stage that runs one of TRL's trainers (https://github.com/huggingface/trl)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ENCODED = "the data reach TRL encoded, by the encoder of all other stages"
 _LOGGED = "what TRL logs goes to metrics.jsonl"
 _UPLOADS = "nothing is uploaded"
 _RECORDS: Mapping[str, RecordType] = {"prompts": "prompt", "pairs": "preference", "answers": "unpaired"}
-"""What the rows have to be, by what a trainer of TRL takes."""
+"""What TRL's trainer takes -> the record type of the rows."""
 _RESUMES = "the stage saves and resumes by itself"
 _LOADED = "align loads the model, and never runs code of its folder"
 _ONE_SCORER = "`reward` is the scorer; an ensemble has several"
@@ -138,8 +138,8 @@ class TrlStage(Stage):
     """Held-out prompts that are answered before and after training, for the report."""
 
     def neutral_keys(self) -> tuple[str, ...]:
-        """See :meth:`Stage.neutral_keys`. Where the best checkpoint is what is kept, it matters when one is saved or
-        evaluated."""
+        """See :meth:`Stage.neutral_keys`. If the best checkpoint is kept, the result depends on when checkpoints are
+        saved and evaluated."""
         return (
             self.neutral
             if self.args.get("load_best_model_at_end")
@@ -158,12 +158,12 @@ class TrlStage(Stage):
 
     @property
     def method(self) -> TrlTrainer:
-        """What is known of the trainer."""
+        """The entry of the trainer in the table of trainers."""
         return TRAINERS[self.trainer]
 
     @property
     def longest_answer(self) -> int | None:
-        """Most tokens that a sampled answer has; None for a trainer that samples none."""
+        """Maximum length of a sampled answer in tokens; None for a trainer that does not sample."""
         name = self.method.answer_length
         return None if name is None else self.argument(name)
 
@@ -184,7 +184,7 @@ class TrlStage(Stage):
         return self
 
     def _mistakes(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """What is wrong, and where. ``[key]`` at the end of a place is the key, not its value."""
+        """(place, message) of each mistake. A place that ends with ``[key]`` is that of the key, not of its value."""
         samples = self.method.rows == "prompts"
         if samples and self.reward is None:
             yield ("trainer",), f"{self.trainer} samples answers and needs `reward`, the scorer of them"

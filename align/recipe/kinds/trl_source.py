@@ -1,7 +1,7 @@
-"""TRL's trainers, and the arguments of their config classes as TRL's and transformers' source files say them.
+"""TRL's trainers, and the arguments of their config classes, read from the source files of TRL and transformers.
 
-The files are parsed, not imported: importing a config class takes torch and several seconds, and `align check` has
-neither.
+The files are parsed, not imported: importing a config class needs torch and takes several seconds, too long for `align
+check`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class TrlTrainer:
     """A trainer that runs as a stage."""
 
     path: str
-    """Its modules inside the package trl, without ``_trainer`` and ``_config``."""
+    """Module path inside the package trl, without ``_trainer`` and ``_config``."""
     rows: Literal["answers", "pairs", "prompts"]
-    """What it learns from: prompts with one good or bad answer, with a chosen and a rejected one, or with answers that
-    it samples."""
+    """What it learns from. ``answers``: prompts with one good or bad answer; ``pairs``: with a chosen and a rejected
+    answer; ``prompts``: it samples the answers."""
     reference: bool
-    """Does it load its reference model from where the policy came from?"""
+    """Does it load its reference model from the policy's path?"""
     answer_length: str | None = None
-    """The argument for the longest answer that it samples."""
+    """The argument that limits the length of sampled answers."""
     evaluates: bool = True
 
     @property
@@ -74,11 +74,11 @@ OTHERS: dict[str, str] = {
     "AsyncGRPOTrainer": _SERVER,
     "PPOTrainer": "is gone from TRL; `kind: ppo` does it",
 }
-"""Why the others do not run as a stage."""
+"""Why other trainers of TRL cannot run as a stage."""
 
 
 def short(name: str) -> str:
-    """A trainer's name as people write it, in one form: ``KTOTrainer``, ``kto`` and ``KTO`` are the same.
+    """A trainer's name in a normal form: that of ``KTOTrainer``, ``kto`` and ``KTO`` is the same.
 
     >>> short("OnlineDPOTrainer"), short("online_dpo")
     ('onlinedpo', 'onlinedpo')
@@ -99,15 +99,15 @@ class Argument:
     choices: tuple[str, ...] = ()
     """The texts that its help allows; empty when any will do."""
     default: Any = None
-    """None as well when it is not a plain value."""
+    """The default; None also when it is not a plain value."""
 
     @property
     def words(self) -> str:
-        """Its type as the source has it."""
+        """Its type as text, from the source."""
         return ast.unparse(self.annotation)
 
     def takes(self, value: Any) -> bool:
-        """Is ``value``, as YAML has it, of the type? Types that are not known here are those of enumerations, which
+        """Is ``value``, as read from YAML, of the argument's type? Unknown types are assumed to be enumerations, which
         take texts."""
         return _takes(self.annotation, value)
 
@@ -123,20 +123,20 @@ def arguments(trainer: str) -> dict[str, Argument]:
     root = _package("trl")
     try:
         return _fields(root / f"{TRAINERS[trainer].path}_config.py", config_name(trainer))
-    # Another version: the class itself checks its arguments when the stage starts
+    # Another version of the sources: the class checks its arguments when the stage starts
     except (OSError, SyntaxError, LookupError):
         return {}
 
 
 def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)  # of a top-level package: finds it, and does not import it
+    spec = importlib.util.find_spec(name)  # for a top-level package this does not import it
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(name, name=name)
     return Path(spec.submodule_search_locations[0])
 
 
 def _fields(path: Path, name: str) -> dict[str, Argument]:
-    """Fields of a dataclass and of its bases, nearest first in effect."""
+    """Fields of a dataclass and of its bases; fields of nearer classes replace others."""
     tree = ast.parse(path.read_bytes())
     found: dict[str, Argument] = {}
     definition = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
@@ -162,14 +162,16 @@ def _home(tree: ast.Module, path: Path, name: str) -> Path:
             parts = (node.module or "").split(".")
             if node.level:
                 return path.parents[node.level - 1].joinpath(*parts).with_suffix(".py")
-            if parts == ["transformers"] and name == "TrainingArguments":  # behind a lazy package
+            # The package loads it lazily, so that the import does not name its file
+            if parts == ["transformers"] and name == "TrainingArguments":
                 parts = ["transformers", "training_args"]
             return _package(parts[0]).parent.joinpath(*parts).with_suffix(".py")
     return path
 
 
 def _argument(statement: ast.AnnAssign) -> Argument:
-    """Annotation, and what ``field(default=..., metadata={"choices": [...]})`` says."""
+    """Type, default and choices of an argument, from its annotation and ``field(default=..., metadata={"choices":
+    [...]})``."""
     keywords = (
         {keyword.arg: keyword.value for keyword in statement.value.keywords}
         if isinstance(statement.value, ast.Call)
@@ -183,7 +185,7 @@ def _argument(statement: ast.AnnAssign) -> Argument:
 
 
 def _literal(node: ast.expr | None) -> Any:
-    if isinstance(node, ast.Dict):  # help texts may be built from pieces: keep what is plain
+    if isinstance(node, ast.Dict):  # help texts may be expressions: keep plain values only
         pairs = zip(node.keys, node.values, strict=True)
         return {key.value: _literal(value) for key, value in pairs if isinstance(key, ast.Constant)}
     try:

@@ -1,1 +1,1 @@
-"""What recipes are written in: YAML with places, and what every model of the schema is made of."""
+"""The language of recipes: YAML with line numbers, and the base classes of the schema."""

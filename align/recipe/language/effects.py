@@ -1,7 +1,7 @@
-"""Keys that have no effect beside the other keys of their recipe: declared next to the fields, refused by one rule.
+"""Refusing keys that have no effect together with the other keys of a recipe. They are declared next to the fields.
 
-A key without effect is a mistake of its author, who believes that it does something. What a model declares in
-``key_needs`` is checked whenever it is validated, and every key that is given in vain is told at its own place.
+A key without effect is an error, because the recipe's author expects one. Whenever a model is validated, its
+declarations in ``key_needs`` are checked, and every key without effect is reported at its place.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 @dataclass(frozen=True)
 class Needs:
-    """Keys that do something only under a condition."""
+    """Keys that have an effect only under a condition."""
 
     keys: str
-    """Names of fields, with blanks between them; dotted where they stand in a nested model (``train.eval_steps``)."""
+    """Names of fields, separated by blanks; dotted for fields of a nested model (``train.eval_steps``)."""
     condition: Callable[[Any], bool]
-    """Of the model that declares it: have the keys an effect?"""
+    """Gets the model that declares it, and tells whether the keys have an effect."""
     reason: str
-    """Why they have none, after "has no effect"; ``{name}`` stands for the value of a field."""
+    """The rest of the message after "has no effect"; ``{name}`` is replaced by the value of a field."""
     zero_is_none: bool = False
-    """Does 0 ask for nothing, as ``null``, ``false`` and what is empty do?"""
+    """Does 0, like ``null``, ``false`` and empty values, count as not given?"""
 
     @property
     def paths(self) -> tuple[tuple[str, ...], ...]:
-        """The keys, each as the names that lead to it."""
+        """The paths of the keys."""
         return tuple(tuple(key.split(".")) for key in self.keys.split())
 
 
 def declared(model: type[BaseModel]) -> Iterator[Needs]:
-    """What a model and its bases declare."""
+    """The declarations of a model and its bases."""
     for base in model.__mro__:
         yield from vars(base).get("key_needs", ())
 
@@ -53,7 +53,7 @@ def refuse_idle_keys(model: BaseModel) -> None:
 
 
 def idle_keys(model: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Where each such key stands, from ``model`` on, and what is wrong with it."""
+    """(path inside ``model``, message) of each key that is given and has no effect."""
     for needs in declared(type(model)):
         given = [path for path in needs.paths if _is_given(model, path, needs.zero_is_none)]
         if given and not needs.condition(model):
@@ -63,7 +63,7 @@ def idle_keys(model: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _is_given(model: Any, path: tuple[str, ...], zero_is_none: bool) -> bool:
-    """Is the key written, with a value that asks for something?"""
+    """Is the key given, with a value that asks for something?"""
     *parents, name = path
     for parent in parents:
         model = getattr(model, parent)

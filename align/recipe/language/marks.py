@@ -1,4 +1,4 @@
-"""What marks a field of the schema as a reference to something outside the recipe, and what such a field may hold."""
+"""Marking a field of the schema as a reference, and the types of artefacts and records that fields may ask for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 ArtifactType = Literal["policy", "reward_model", "preferences", "prompts", "metrics"]
-"""What a stage produces, and what a reference may ask for."""
+"""Types of results of stages, which a reference may ask for."""
 RecordType = Literal["conversation", "preference", "unpaired", "graded", "prompt"]
-"""What a stage works on. ``unpaired`` is for stages that learn from labelled answers: they also take preferences."""
+"""Types of records that stages read. Stages that read ``unpaired``, labelled answers, also accept preferences."""
 
 
 @dataclass(frozen=True)

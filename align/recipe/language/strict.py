@@ -1,4 +1,4 @@
-"""The base of every recipe model, and the error for a name that is not known."""
+"""The base of every recipe model, and the error for an unknown name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Strict(BaseModel):
     )
 
     key_needs: ClassVar[tuple[Needs, ...]] = ()
-    """Keys that do something only beside certain others: refused where they would have no effect."""
+    """Keys that have an effect only together with certain others; they are refused when they have none."""
 
     @model_validator(mode="after")
     def _every_given_key_has_an_effect(self) -> Self:
@@ -28,5 +28,5 @@ class Strict(BaseModel):
 
 
 def unknown_name_of(reason: str, known: Iterable[str]) -> PydanticCustomError:
-    """``known`` is what a misspelt name may have meant."""
+    """The error for an unknown name; ``known`` are the names from which a hint is chosen."""
     return PydanticCustomError("unknown_name", "{reason}", {"reason": reason, "known": list(known)})

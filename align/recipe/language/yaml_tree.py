@@ -1,8 +1,8 @@
-"""A recipe's text as a tree that knows where each key and value stands, with the scalars of YAML 1.2.
+"""Parsing a recipe's text into a tree with the line and column of each key and value, and with the scalars of YAML 1.2.
 
-PyYAML composes the nodes; the rest of YAML 1.1 is left out on purpose: ``1e-5`` is a number, ``no`` and ``on`` are
-text, ``012`` is refused because YAML 1.1 and 1.2 disagree on it. Tags, merge keys, duplicate keys, ``${VAR}`` and texts
-that unfold without end are refused.
+PyYAML composes the nodes, but scalars are not read as in YAML 1.1: ``1e-5`` is a number, ``no`` and ``on`` are text,
+and ``012`` is refused because YAML 1.1 and 1.2 disagree on it. Tags, merge keys, duplicate keys, ``${VAR}`` and aliases
+that expand to very large trees are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class SourcePlace:
-    """Where something stands: a file with line and column (from 1), or an override (which has neither)."""
+    """A place: a file with line and column (from 1), or an override (which has neither)."""
 
     file: str
     line: int | None = None
@@ -43,9 +43,9 @@ class Node:
     content: dict[str, Node] | list[Node] | Scalar
     place: SourcePlace
     key_place: SourcePlace
-    """Where the key stands that leads here; the value's own place in a list."""
+    """Place of the key whose value this is; in a list, the place of the value."""
     text: str = ""
-    """A scalar as it is written."""
+    """The text of a scalar, as written."""
 
     def plain(self) -> Any:
         """The tree as dicts, lists and scalars."""
@@ -57,7 +57,8 @@ class Node:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes whose tag says only how they are written; every other tag was written out by hand."""
+    """Composes nodes without resolving scalars: a node has another tag than the default only if the recipe has a
+    tag."""
 
     nodes = 0
 
@@ -74,11 +75,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Refused(Exception):
-    """Ends the building of a tree early; its problem is in the list already."""
+    """Raised to stop building a tree, after its problem was added to the list."""
 
 
 def parse(text: str, file: str, problems: list[Problem]) -> Node | None:
-    """The tree of a YAML text; None when there is none. What is wrong is added to ``problems``.
+    """The tree of a YAML text; None when it cannot be parsed. Mistakes are added to ``problems``.
 
     Args:
         text: the whole document.
@@ -88,7 +89,7 @@ def parse(text: str, file: str, problems: list[Problem]) -> Node | None:
 
 
 def parse_value(text: str, place: SourcePlace, problems: list[Problem]) -> Node | None:
-    """The tree of an override's value; everything in it stands at ``place``."""
+    """The tree of an override's value; ``place`` is the place of everything in it."""
     return _parse(text, lambda mark: place, place, problems)
 
 
@@ -130,7 +131,7 @@ def _parse(
 
 
 class _Builder:
-    """Turns PyYAML's nodes into ours, counting what aliases unfold to."""
+    """Turns PyYAML's nodes into :class:`Node`, counting the nodes that aliases expand to."""
 
     def __init__(self, place_of: Callable[[Any], SourcePlace], problems: list[Problem]) -> None:
         self.place_of = place_of
@@ -200,7 +201,7 @@ class _Builder:
 
 
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
-"""NUL and lone surrogates, which YAML can write in quotes: no file, no path and no tokenizer takes them."""
+"""NUL and lone surrogates. YAML can write them in quotes, but no file, path or tokenizer accepts them."""
 
 
 def _not_text(character: str) -> str:
@@ -208,8 +209,8 @@ def _not_text(character: str) -> str:
 
 
 def _plain_scalar(text: str) -> Scalar:
-    """The core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema). Longer digits than any number stay
-    text."""
+    """The core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema). Digits that are too long for a number
+    remain text."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
@@ -233,11 +234,11 @@ def _shown_tag(tag: str) -> str:
 def follow(root: Node, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Node, int | None]:
     """Go down from ``root`` along ``loc`` as far as its parts exist.
 
-    A number is skipped where the recipe wrote the one item without its list; so is any other part that is not there.
+    Parts that do not exist are skipped, such as the index of a single item that the recipe wrote without its list.
 
     Returns:
-        The parts followed, the node they lead to, and after how many parts the first of the others came (None when
-        there was none).
+        The parts that were followed, the node that they lead to, and after how many parts the first one was skipped
+        (None when none was).
     """
     node = root
     path: tuple[str | int, ...] = ()

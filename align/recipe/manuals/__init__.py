@@ -1,1 +1,1 @@
-"""Pages of the documentation that are written from the schema."""
+"""Generating pages of the documentation from the schema."""

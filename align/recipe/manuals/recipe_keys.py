@@ -171,11 +171,11 @@ _PLACED = (
     *(RowMapping, Better, Dialogue, Turns, Tags, TreeAt, Constant, FileAt, SystemAt),
     *(Train, DpoTrain, RewardTrain, PpoTrain, Lora, Rollout, Health, Judge),
 )
-"""Blocks that have a section above. What else a kind has in its keys gets one of its own."""
+"""Blocks with a section above. Any other block in the keys of a kind gets its own section."""
 
 
 def _blocks_of_kinds() -> list[type[BaseModel]]:
-    """The blocks in the keys of the stages, each once, that have no section otherwise."""
+    """The blocks in the keys of the stages that have no section yet, each once."""
     found: dict[type[BaseModel], None] = {}
     for stage in BUILTIN_STAGES.values():
         for field in stage.model_fields.values():
@@ -184,7 +184,7 @@ def _blocks_of_kinds() -> list[type[BaseModel]]:
 
 
 def _is_placed(block: type[BaseModel]) -> bool:
-    """Whether a block has a section of its own already, or with the others of its family."""
+    """Whether a block has a section already, its own or that of its family."""
     return block in _PLACED or any(issubclass(block, family) for _, family in _FAMILIES)
 
 
@@ -204,7 +204,7 @@ def _section(title: str, model: type[BaseModel], *, without: type[BaseModel] | N
 
 
 def _table(model: type[BaseModel], text: str, without: type[BaseModel] | None = None) -> str:
-    # What a class says anew counts as its own; the title says the kind
+    # Fields that a class redefines are listed with it; `kind` is in the title
     own = model.__annotations__.keys() - {"kind", "rule", "task"}
     hidden = {*(without.model_fields if without else ()), "rule", "task"}
     rows = [_row(name, field) for name, field in model.model_fields.items() if name in own or name not in hidden]
@@ -217,7 +217,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def key_type(field: FieldInfo) -> str:
-    """What a key takes, in plain words."""
+    """The values that a key accepts, in words."""
     words = _either([word for word in dict.fromkeys(_words(field.annotation)) if word != _PLAIN[NoneType]])
     bounds = [
         f"{phrase} {getattr(mark, name):g}"
@@ -239,7 +239,7 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _words(annotation: Any) -> Iterator[str]:
-    """The types that an annotation allows, in plain words."""
+    """The types that an annotation allows, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _PLAIN:
         yield _PLAIN[annotation]
@@ -268,7 +268,7 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 _FAMILIES = (("scorer", ScorerSpec), ("task", Task), ("preference loss", PairLoss))
-"""Classes of which a key takes any, by the word for one of them."""
+"""Families of classes of which a key accepts any, each with its name."""
 
 
 def _noun(model: type[BaseModel]) -> str:
@@ -294,7 +294,7 @@ def _anchor(model: type[BaseModel]) -> str:
 
 
 def key_default(field: FieldInfo) -> str:
-    """What a key is when a recipe does not say it; "" for nothing."""
+    """A key's default as text; "" when it has none."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
@@ -319,7 +319,7 @@ def _yaml(value: Any) -> str:
 
 
 def _flat(text: str) -> str:
-    """A docstring in one line."""
+    """A docstring on one line."""
     return " ".join(text.split())
 
 

@@ -1,1 +1,1 @@
-"""How rows are read, said in a recipe: places, mappings, and presets."""
+"""The part of the recipe schema about reading rows: places, mappings, and presets."""

@@ -1,4 +1,4 @@
-"""How a row of any shape is read, said in a recipe: the mapping that `format` and `columns` of a data source take."""
+"""The mapping that `format` and `columns` of a data source accept, which says how rows of any shape are read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _only_place(text: str) -> str:
 
 
 PlaceText = Annotated[str, AfterValidator(_only_place), Field(min_length=1)]
-"""A place in a row, and no text with places: where a value is looked at, not said."""
+"""A single place in a row. Texts with places are not allowed, because the value is compared and not used as text."""
 
 
 class Constant(Strict):
@@ -305,7 +305,7 @@ class RowMapping(Strict):
         return self
 
     def _fitting(self, better: Better) -> None:
-        """Raises ValueError where `better` cannot say anything of such rows."""
+        """Raises ValueError when `better` does not apply to rows of this kind."""
         if self.tree is not None or (self.messages is not None and better.label is None):
             raise ValueError(f"`better` has no effect on {'tree' if self.tree else 'messages'}")
         if self.chosen is not None and not (isinstance(better.score, list) and len(better.score) == 2):
@@ -316,13 +316,13 @@ class RowMapping(Strict):
             raise ValueError("a completion may only have `better: {label: ...}`; to compare rows use answers and group")
 
     def given(self) -> dict[str, Any]:
-        """The keys that were written, as they were written."""
+        """The keys that the recipe sets, as written."""
         written = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
         written.pop("preset", None)
         return written
 
     def places(self, *, graded: bool = False) -> Iterator[Place]:
-        """Every place that the mapping reads, those of grades where they are wanted."""
+        """Every place that the mapping reads, with those of grades if ``graded``."""
         texts: list[Any] = [self.messages, self.completion, self.chosen, self.rejected, self.system, self.tools]
         texts += self.tools if isinstance(self.tools, list) else []
         texts += self.grades.values() if graded else []

@@ -1,5 +1,5 @@
-"""Places in a row, as recipes write them: ``a.b``, ``a[*].b``, ``a[-1]``, ``a[:2]``, ``a[key=value]``, and texts with
-``{places}``."""
+"""Parsing places in a row, which are written ``a.b``, ``a[*].b``, ``a[-1]``, ``a[:2]``, ``a[key=value]``, and texts
+with ``{places}``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Only:
 
 
 WHOLE = "[]"
-"""The name under which a row that is a list stands in the row that our code sees: its places begin with an index."""
+"""Column under which a row that is a list is kept, so that every row is a mapping. Places in such a row begin with an
+index."""
 
 Step = str | int | slice | Every | Only
 """A key of an object, an index, a slice, every item, or the items with a value."""
@@ -36,19 +37,19 @@ Step = str | int | slice | Every | Only
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a row something stands."""
+    """A place in a row."""
 
     text: str
     steps: tuple[Step, ...]
 
     @property
     def many(self) -> bool:
-        """Does it stand for a list of things?"""
+        """Does the place give a list of values?"""
         return any(isinstance(step, (Every, Only)) for step in self.steps)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it may mean: names with dots are tried whole, from the longest on."""
+        """The column names with which it may begin, the longest first, since names may have dots."""
         if not isinstance(self.steps[0], str):
             return (WHOLE,)
         names: list[str] = []
@@ -65,12 +66,12 @@ class Template:
 
     text: str
     parts: tuple[str | Place, ...]
-    """Literal pieces and places, in turn; it begins and ends with a piece, which may be empty."""
+    """Literal texts and places, alternating; the first and the last are texts, which may be empty."""
 
 
 @lru_cache(maxsize=4096)
 def place(text: str) -> Place:
-    """Reads a place. Raises ValueError for what is none."""
+    """Parses a place. Raises ValueError for a text that is not a place."""
     steps: list[Step] = []
     at = 0
     while at < len(text):
@@ -97,7 +98,7 @@ def place(text: str) -> Place:
 
 @lru_cache(maxsize=4096)
 def template(text: str) -> Template | Place:
-    """A text with ``{places}``, or, without any, one place. Raises ValueError."""
+    """Parses a text with ``{places}``, or a single place if it has no braces. Raises ValueError."""
     if "{" not in text:
         return place(text)
     pieces = _INSIDE.split(text)

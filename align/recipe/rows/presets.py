@@ -1,4 +1,4 @@
-"""Known shapes of rows, from presets.yaml beside this file: each is a mapping, with what a person should know of it."""
+"""Presets: known shapes of rows, from presets.yaml beside this file. Each is a mapping, with notes for the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class PresetPart:
 
     mapping: dict[str, Any]
     where: dict[str, Any]
-    """Places and their values; None as a value: nothing stands there. Empty: all rows."""
+    """Places and the values there, by which such rows are recognised; None means that there is no value. Empty: all
+    rows."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Preset:
 
 
 class _Presets(Mapping[str, Preset]):
-    """All presets by name, read when one is first asked for."""
+    """All presets by name, loaded when the first one is looked up."""
 
     @staticmethod
     @cache
