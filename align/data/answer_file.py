@@ -1,6 +1,6 @@
-"""``answers.jsonl``: what a stage asked policies and what they answered, one line an answer.
+"""``answers.jsonl``: the prompts that a stage gave to policies and their answers, one line for each answer.
 
-Every stage that samples leaves it, in this one form, through :func:`write_answers`; all who show answers read it with
+Every stage that samples writes this file with :func:`write_answers`; code that shows answers reads it with
 :func:`read_answers`. Imports no torch.
 """
 
@@ -18,7 +18,7 @@ from align.data.records import Message
 
 ANSWERS = "answers.jsonl"
 TARGET = "target"
-"""Stands in place of a policy's name where the answer is the data's own."""
+"""In place of a policy's name: the answer is the data's own."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,28 @@ class AnswerRow:
     """One answer."""
 
     part: str
-    """Which of a stage's prompts it answers: ``prompts`` (of a stage that makes data), ``data`` or the name of a
-    benchmark or probe (evaluate), ``held-out``, and for ppo ``reference`` (the starting policy) and ``rollouts``."""
+    """The group of a stage's prompts that it belongs to: ``prompts`` (of a stage that makes data), ``data`` or the name
+    of a benchmark or probe (evaluate), ``held-out``, and for ppo ``reference`` (the starting policy) and
+    ``rollouts``."""
     prompt_id: str
     prompt: tuple[Message, ...] | str
-    """Its messages; a text where only the prompt as the model reads it is known."""
+    """The messages of the prompt; a text if only the rendered prompt is known."""
     policy: str
-    """As the recipe names it; the stage's own name for a policy in training."""
+    """The policy's name in the recipe; the stage's name for the policy that it trains."""
     sample: int
-    """Number of the answer among those to this prompt, from 0."""
+    """Number of the answer among this policy's answers to the prompt, from 0."""
     text: str
-    """As scorers read it."""
+    """The text of the answer, as scorers get it."""
     tokens: int
-    """The one that ended it included; 0 where it is not known."""
+    """Number of tokens, end token included; 0 if unknown."""
     finished: bool
     """Did it end by itself?"""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """By name."""
+    """Scores by the names of the scorers."""
     left_out: str | None = None
-    """Why the stage made nothing of it; None where it did, or leaves nothing out."""
+    """Why the stage did not use the answer; None if it did, or if this kind of stage uses all."""
     version: int = 0
-    """Optimiser steps of the stage before it was sampled."""
+    """Number of the stage's optimiser steps before the answer was sampled."""
 
 
 def write_answers(folder: Path, rows: Iterable[AnswerRow]) -> None:
@@ -57,7 +58,7 @@ def write_answers(folder: Path, rows: Iterable[AnswerRow]) -> None:
 
 
 def read_answers(folder: Path) -> Iterator[AnswerRow]:
-    """The answers of a stage's result. Lines that are damaged are left out: a report shows what there is."""
+    """The answers of a stage's result. Damaged lines are skipped, so that a report shows the others."""
     path = folder / ANSWERS
     if not path.is_file():
         return
@@ -71,7 +72,7 @@ def read_answers(folder: Path) -> Iterator[AnswerRow]:
 
 
 def _row(value: Mapping[str, Any]) -> AnswerRow:
-    """Raises ValueError, TypeError or KeyError when it is none."""
+    """The row of a parsed line. Raises ValueError, TypeError or KeyError when it is damaged."""
     prompt = value["prompt"]
     if not isinstance(prompt, str) and not all(isinstance(message, dict) for message in prompt):
         raise TypeError("a prompt is a text, or messages")
@@ -91,10 +92,10 @@ def _row(value: Mapping[str, Any]) -> AnswerRow:
 
 
 def by_prompt(rows: Iterable[AnswerRow]) -> Iterator[list[AnswerRow]]:
-    """The answers to each prompt, which stand together.
+    """Groups of successive rows that answer the same prompt.
 
-    Two rows of data may have one id and one prompt: where the same number of a policy's answers comes again, the next
-    prompt begins.
+    Two rows of data may have the same id and prompt. A second answer of a policy with the same number therefore begins
+    the next group.
     """
     group: list[AnswerRow] = []
     seen: set[tuple[str, int]] = set()
@@ -110,7 +111,7 @@ def by_prompt(rows: Iterable[AnswerRow]) -> Iterator[list[AnswerRow]]:
 
 
 def pairs_of(rows: Iterable[AnswerRow]) -> Iterator[tuple[AnswerRow, AnswerRow]]:
-    """Greedy answers to the same prompts before the training of a stage and after it, which come first in its file."""
+    """(answer before training, answer after it) to each prompt. They are the first rows of the file."""
     first: dict[str, AnswerRow] = {}
     for row in rows:
         if row.part != "held-out":
@@ -120,13 +121,13 @@ def pairs_of(rows: Iterable[AnswerRow]) -> Iterator[tuple[AnswerRow, AnswerRow]]
 
 
 def said(row: AnswerRow) -> str:
-    """An answer for people, with its score where it has one."""
+    """An answer as text to print, with its score if it has one."""
     text = row.text.strip()
     return f"{text}\n[score {row.scores['score']:.3f}]" if "score" in row.scores else text
 
 
 def row_of_rollout(part: str, policy: str, row: Mapping[str, Any]) -> AnswerRow:
-    """An answer as ppo keeps it in Parquet until the stage has finished."""
+    """The row of an answer that ppo kept as Parquet while it trained."""
     return AnswerRow(
         part=part,
         prompt_id=str(row.get("prompt_id")),
@@ -142,5 +143,5 @@ def row_of_rollout(part: str, policy: str, row: Mapping[str, Any]) -> AnswerRow:
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The finite ones."""
+    """The scores that are finite numbers."""
     return {str(name): float(score) for name, score in scores.items() if math.isfinite(float(score))}

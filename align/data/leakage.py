@@ -1,4 +1,4 @@
-"""Is a prompt of one set in another one as well? Prompts are compared by a digest of what they say."""
+"""Finding prompts that two data sets share. Prompts are compared by a digest of their content."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from align.data.records import Conversation, Origin, Record
 
 
 def prompt_digest(record: Record) -> str:
-    """Hex sha256 of what is asked: a prompt's or preference's prompt, a conversation without its last message.
+    """Hex sha256 of the prompt: that of a prompt or preference, or a conversation without its last message.
 
-    Roles and text count; runs of white space, and how Unicode composes a character, do not.
+    It depends on roles and texts, but not on runs of white space or Unicode composition.
     """
     messages = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
     said = [
@@ -23,7 +23,7 @@ def prompt_digest(record: Record) -> str:
 
 
 def shared_prompts(one: Iterable[Record], other: Iterable[Record]) -> list[tuple[Origin, Origin]]:
-    """For each record of ``other`` whose prompt is in ``one`` as well: where it first stands in ``one``, and where in
+    """For each record of ``other`` whose prompt is in ``one`` too: its first place in ``one``, and its place in
     ``other``."""
     first: dict[str, Origin] = {}
     for record in one:

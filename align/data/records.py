@@ -1,15 +1,15 @@
-"""What a data row is once it is inside: a conversation, a preference, a labelled or a graded answer, or a prompt.
-Foreign spellings stop at formats.py.
+"""Records, which are made of data rows: conversations, preferences, labelled or graded answers, and prompts. The
+formats of rows are only known in :mod:`align.data.formats`.
 
 A message is ``{"role": ..., "content": ...}`` with roles ``system``, ``user``, ``assistant``, ``tool``; an assistant
 message may carry ``train`` (bool, default true: is it a training target?), ``finished`` (bool, default true: false for
-an answer that was cut off, which must not be trained to end where it was cut), ``reasoning`` (what the model thought
-before it answered; never part of ``content``) and ``tool_calls`` in OpenAI's two forms: ``{"type": "function",
-"function": {"name": ..., "arguments": {...}}}``, or, where the call takes a text as it is, ``{"type": "custom",
-"custom": {"name": ..., "input": "..."}}``. A tool message may carry ``metadata``, the head of GLM-4's ``observation``.
+an answer that was cut off, which must not be trained to end where it was cut), ``reasoning`` (the model's text before
+its answer; never part of ``content``) and ``tool_calls`` in OpenAI's two forms: ``{"type": "function", "function":
+{"name": ..., "arguments": {...}}}``, or, for a call with plain text, ``{"type": "custom", "custom": {"name": ...,
+"input": "..."}}``. A tool message may carry ``metadata``, the head of GLM-4's ``observation``.
 
-``sampled`` is there where a policy's answer is not what its text would be encoded as: its tokens, and which encoder
-they belong to.
+``sampled`` contains the tokens of a policy's answer and the digest of their encoder; it is there only if the answer's
+text would be encoded as other tokens.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from align.errors import Problem
 
 
 class Sampled(TypedDict):
-    """The tokens of an answer as a policy sampled them, the one that ended it included."""
+    """The tokens of an answer as a policy sampled them, end token included."""
 
     encoder: str
-    """``Encoder.digest``: to any other tokenizer or template the ids mean nothing."""
+    """``Encoder.digest`` of the tokenizer and template that the ids belong to."""
     ids: list[int]
 
 
 class Message(TypedDict, total=False):
-    """One message. ``role`` is always there, ``content`` too (it may be empty beside ``tool_calls``)."""
+    """One message. ``role`` is always there, ``content`` too (it may be empty if there are ``tool_calls``)."""
 
     role: str
     content: str
@@ -49,7 +49,7 @@ Messages = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a record comes from, for error messages: file (or hub id) and line (or row), both from 1."""
+    """The origin of a record, for error messages: file (or hub id) and line (or row), counted from 1."""
 
     source: str
     line: int
@@ -58,7 +58,7 @@ class Origin:
         return f"{self.source}:{self.line}"
 
     def blamed(self, problem: Problem) -> Problem:
-        """The problem, said of this row."""
+        """The problem with this row as its place."""
         return replace(problem, file=self.source, line=self.line)
 
 
@@ -83,8 +83,8 @@ class Votes(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of all votes, those for the chosen answer; 1 where nobody compared the two, so that nobody contradicts the
-        row."""
+        """Share of the votes for the chosen answer; 1 when nobody compared the two, as nobody contradicts the row
+        then."""
         return self.chosen / (self.chosen + self.rejected) if self.chosen + self.rejected else 1.0
 
 
@@ -99,15 +99,15 @@ class Preference:
     id: str
     origin: Origin
     margins: tuple[float, ...] | None = None
-    """How much better the chosen answer is than each rejected one, on the data's own scale; None where the data do not
+    """How much better the chosen answer is than each rejected one, on the data's scale; None when the data do not
     say."""
     tools: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
     votes: tuple[Votes, ...] | None = None
-    """What several judges said of the chosen and each rejected answer; None where the data do not say."""
+    """The votes of several judges on the chosen and each rejected answer; None when the data do not say."""
 
     def keeping(self, wanted: Sequence[bool]) -> Preference:
-        """The same with some of its rejected answers, and what is said of those."""
+        """The preference with only the ``wanted`` rejected answers, and their margins and votes."""
 
         def chosen(values: Any) -> Any:
             return None if values is None else tuple(value for value, keep in zip(values, wanted, strict=True) if keep)
@@ -117,8 +117,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """A prompt, one completion, and whether it is a good one: a judgement of an answer by itself, as KTO learns
-    from."""
+    """A prompt, one completion, and whether it is a good one. KTO learns from such answers, each judged by itself."""
 
     prompt: Messages
     completion: Messages
@@ -131,13 +130,13 @@ class Unpaired:
 
 @dataclass(frozen=True)
 class Graded:
-    """A prompt, one completion, and its grades by name, such as helpfulness and correctness: what a reward model learns
-    by regression."""
+    """A prompt, one completion, and its grades by name, such as helpfulness and correctness, which a reward model
+    learns by regression."""
 
     prompt: Messages
     completion: Messages
     grades: dict[str, float]
-    """At least one; an attribute that nobody graded is not there."""
+    """At least one grade; attributes without a grade are left out."""
     id: str
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()

@@ -1,5 +1,5 @@
-"""What became of the rows of a data set: what was kept, what was left out and why, and what a person should know about
-the rest."""
+"""The report about the rows of a data set: how many were kept, how many were left out and why, and remarks about those
+that were kept."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from align.data.tree import Tree
 from align.terminal import counted
 
 SHOWN = 10
-"""Places that are named for each reason; their number is told in any case."""
+"""Number of places that are listed for each reason."""
 
 
 @dataclass
 class Counted:
-    """How often something happened, and where first."""
+    """How often something happened, and the first places."""
 
     total: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, origin: Origin) -> None:
-        """Once more, at ``origin``."""
+        """Count it once more, at ``origin``."""
         self.total += 1
         if len(self.first) < SHOWN:
             self.first.append(str(origin))
 
     def __str__(self) -> str:
-        """``4 (a.jsonl:3, 17, b.jsonl:2, ...)``: a file is named where it changes."""
+        """``4 (a.jsonl:3, 17, b.jsonl:2, ...)``: a file is named only if it is not that of the place before."""
         places, before = [], ""
         for source, _, line in (place.rpartition(":") for place in self.first):
             places.append(line if source == before else f"{source}:{line}")
@@ -40,27 +40,27 @@ class Counted:
 
 @dataclass
 class DataReport:
-    """The account of one encoded data set."""
+    """The report about an encoded data set."""
 
     want: str
     trees: int = 0
-    """Conversations, preferences or prompts that are left."""
+    """Number of conversations, preferences or prompts that were kept."""
     tokens: int = 0
-    """Unique tokens: a prompt counts once, however many answers it has."""
+    """Number of tokens; a prompt counts once even if it has several answers."""
     targets: int = 0
-    """Trained tokens."""
+    """Number of trained tokens."""
     longest: int = 0
-    """Tokens of the longest path."""
+    """Number of tokens of the longest path."""
     dropped: dict[str, Counted] = field(default_factory=dict)
     """Records left out, by reason."""
     noted: dict[str, Counted] = field(default_factory=dict)
-    """What happened to records that were kept."""
+    """Remarks about records that were kept."""
     source_lines: list[str] = field(default_factory=list)
     """One line for each source: rows read, kept, left out, bad."""
     sources: dict[str, Any] = field(default_factory=dict)
     """The same as numbers."""
     reused: bool = False
-    """It comes from the cache, and nothing was encoded."""
+    """Were the data taken from the cache?"""
 
     def add(self, tree: Tree) -> None:
         """A record was kept."""
@@ -78,7 +78,7 @@ class DataReport:
         self.noted.setdefault(what, Counted()).add(origin)
 
     def lines(self) -> list[str]:
-        """For people: the sources, the sum, the drops and the notes."""
+        """Lines for the user: the sources, the total, and the counts of ``dropped`` and ``noted``."""
         trained = f", {self.targets:,} of them trained" if self.targets else ""
         cached = " (encoded before)" if self.reused else ""
         return [
@@ -92,7 +92,7 @@ class DataReport:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; :meth:`from_json` reads it back."""
+        """The report as JSON, which :meth:`from_json` reads back."""
         content = asdict(self)
         del content["reused"]
         return content

@@ -1,5 +1,5 @@
-"""What the readers of files give: rows, each with the place it stands at, rows that cannot be used, and what was found
-out about a file."""
+"""What the readers of files produce: rows with their places, rows that cannot be used, and remarks about how a file was
+read."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ Columns = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in the data."""
+    """One row of the data."""
 
     value: dict[str, Any]
     origin: Origin
     cells: frozenset[str] = frozenset()
-    """Its columns that are cells of a text table, in which an empty text is nothing there. The rows of a file share the
+    """The columns that are cells of a text table, in which an empty text means no value. All rows of a file share the
     set."""
 
 
 @dataclass(frozen=True)
 class BadRow(Problem):
-    """A row that cannot be used. ``file`` and ``line`` are always set; ``key`` is the field, if one is to blame."""
+    """A row that cannot be used. ``file`` and ``line`` are always set; ``key`` is the faulty field, if there is one."""
 
     content: str = ""
-    """The row's beginning, for the rejects file; no message shows it."""
+    """The beginning of the row, for the rejects file; messages do not show it."""
 
 
 class LeftOut(RowError):
-    """A row that is sound and gives no record, such as a tie; the message is the reason, counted and written to the
-    rejects file."""
+    """Raised for a row that is sound but gives no record, such as a tie. The message is the reason, which is counted
+    and written to the rejects file."""
 
 
 Bad = Callable[[BadRow], None]
@@ -49,17 +49,18 @@ Bad = Callable[[BadRow], None]
 
 @dataclass
 class Told:
-    """What a person must know of how a source was read, because it was found out and not written in the recipe."""
+    """How a source was read, as far as that was recognised from its files and not set in the recipe; reported to the
+    user."""
 
     notes: list[str] = field(default_factory=list)
-    """Sentences, each once: ``support.csv: read as cp1252, separated by `;```."""
+    """Sentences without repetition: ``support.csv: read as cp1252, separated by `;```."""
     keys: dict[str, str] = field(default_factory=dict)
-    """The same as keys of a data source, to be copied into a recipe."""
+    """The same as keys of a data source, which can be copied into a recipe."""
     log: bool = False
-    """Also tell at once, for readers that print no report."""
+    """Log each note at once, for readers that print no report."""
 
     def note(self, text: str, **keys: str) -> None:
-        """Tell ``text``; ``keys`` would have said it in the recipe."""
+        """Note ``text``; ``keys`` are the recipe keys that would set the same."""
         for key, value in keys.items():
             self.keys.setdefault(key, value)
         if text not in self.notes:
@@ -70,7 +71,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the readers of one source share."""
+    """What the readers of a source's files share."""
 
     source: DataSource
     bad: Bad

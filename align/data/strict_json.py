@@ -1,8 +1,8 @@
-"""JSON as rows need it: what Python's decoder lets pass (duplicate keys, NaN, 1e400, lone surrogates, NUL) is a fault
-here.
+"""A strict JSON decoder for rows. It refuses what Python's decoder accepts: duplicate keys, NaN, 1e400, lone surrogates
+and NUL.
 
-All JSON of rows is decoded here: that of files, and that of texts inside a row, such as a cell with messages or a
-call's arguments.
+All JSON of rows is decoded here: files, and texts inside a row, such as a cell with messages or the arguments of a
+call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from align.recipe.rows.places import WHOLE
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 DEPTH = 100
-"""How many objects and lists may stand inside each other in what a model is shown. Templates and encoders recurse."""
+"""Largest depth of nested objects and lists in calls and tools, since templates and encoders recurse."""
 _NAMES = {
     dict: "an object",
     list: "a list",
@@ -34,13 +34,12 @@ _CONTROL = {code: repr(chr(code))[1:-1] for code in [*range(32), *range(127, 160
 
 
 def one_line(text: str) -> str:
-    r"""``text`` with line breaks and other control characters as Python writes them (``\n``): names in data may hold
-    any."""
+    r"""``text`` with control characters escaped, as line breaks by ``\n``: names in data may contain any character."""
     return text.translate(_CONTROL)
 
 
 class RowError(ValueError):
-    """A row that cannot be used: why, and which of its fields is to blame. Converters raise it."""
+    """Raised by converters for a row that cannot be used, with the reason and the faulty field."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -50,7 +49,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a row, and in which of its fields."""
+    """What is wrong with a row, and in which field."""
 
     what: str
     field: str | None = None
@@ -58,7 +57,7 @@ class Fault:
 
 
 class RowDecoder:
-    """Decodes objects out of a text; with ``lists`` also lists, each as an object with nothing but the list in it."""
+    """Decodes objects from a text; with ``lists`` also lists, each as an object that only contains the list."""
 
     def __init__(self, *, lists: bool = False) -> None:
         self._lists = lists
@@ -68,10 +67,10 @@ class RowDecoder:
         )
 
     def decode(self, text: str, at: int) -> tuple[Any, int, Fault | None]:
-        """``(value, end, fault)`` of the row, which is an object, that begins at ``text[at]``.
+        """``(value, end, fault)`` of the object that begins at ``text[at]``.
 
-        Raises :class:`ValueError` (of which ``json.JSONDecodeError`` is one) where it is not JSON, so that its end is
-        not known.
+        Raises :class:`ValueError` (of which ``json.JSONDecodeError`` is one) when it is not JSON, so that its end is
+        unknown.
         """
         value, end, fault = self.value(text, at)
         if not fault and not isinstance(value, dict):
@@ -94,7 +93,7 @@ class RowDecoder:
             raise ValueError("nested too deeply") from None
         if self._found:
             return value, end, Fault(self._found[0])
-        # Decoded UTF-8 has no surrogates, and JSON allows no raw NUL: only an escape can make them.
+        # Decoded UTF-8 has no surrogates, and JSON allows no raw NUL, so only escapes can produce them.
         return value, end, unreadable(value) if text.find("\\u", at, end) >= 0 else None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,10 +118,10 @@ _TEXTS = RowDecoder()
 
 
 def parse_text(text: str, field: str, expected: str) -> Any:
-    """The value of a text that has to be JSON, such as a CSV cell with messages.
+    """The value of a text that must be JSON, such as a CSV cell with messages.
 
-    Raises :class:`RowError` with ``field``: where it is not JSON (``expected`` says what was looked for), has a key
-    twice, NaN, a number without end, a lone surrogate or a NUL.
+    Raises :class:`RowError` with ``field`` when it is not JSON (the message begins with ``expected``), or has a
+    duplicate key, NaN, an infinite number, a lone surrogate or a NUL.
     """
     try:
         value, end, fault = _TEXTS.value(text, skip_space(text, 0))
@@ -145,11 +144,10 @@ def _not_json(text: str, expected: str, reason: str) -> str:
 
 
 def checked(value: Any, field: str, *, keep_nulls: bool = True, depth: int = 0) -> Any:
-    """``value`` as JSON has it: what a model is shown of a call or a tool.
+    """``value`` restricted to JSON types, as for calls and tools that a model is shown.
 
-    Without ``keep_nulls`` the keys of objects whose value is null are left out: a table gives every row the keys of all
-    rows. Raises :class:`RowError` for what nests deeper than :data:`DEPTH`, NaN, infinities, and types that JSON does
-    not have.
+    Without ``keep_nulls``, keys whose value is null are left out: in a table every row has the keys of all rows. Raises
+    :class:`RowError` for values nested deeper than :data:`DEPTH`, NaN, infinities, and types that JSON does not have.
     """
     if depth > DEPTH:
         raise RowError("nested too deeply", field)
@@ -169,8 +167,8 @@ def checked(value: Any, field: str, *, keep_nulls: bool = True, depth: int = 0) 
 
 
 def as_json(value: Any) -> tuple[Any, int] | None:
-    """``value`` as JSON has it, and its length as text; a table's dates and decimals become text. None for NaN, and for
-    deep nesting."""
+    """``value`` restricted to JSON types, with dates and decimals as text, and its length as JSON text. None for NaN,
+    and for deep nesting."""
     try:
         text = json.dumps(value, default=str, allow_nan=False)
     except (ValueError, RecursionError):
@@ -179,7 +177,8 @@ def as_json(value: Any) -> tuple[Any, int] | None:
 
 
 def unreadable(value: Any) -> Fault | None:
-    """The first string in ``value`` that no tokenizer and no UTF-8 file can take."""
+    """The fault of the first string in ``value`` that cannot be tokenised or written as UTF-8; None when there is
+    none."""
     stack: list[tuple[str, Any]] = [("", value)]
     while stack:
         field, item = stack.pop()
@@ -196,7 +195,7 @@ def unreadable(value: Any) -> Fault | None:
 
 
 def skip_space(text: str, at: int) -> int:
-    """Where the next character that is not JSON's white space stands."""
+    """The position of the next character that is not JSON's white space."""
     match = _SPACE.match(text, at)
     return match.end() if match else at
 

@@ -1,5 +1,4 @@
-"""The token-level example: a trunk (the prompt) and one or more branches (its completions). Every stage trains on
-these."""
+"""The training example as tokens: a trunk (the prompt) and branches (its completions). All stages train on trees."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ class Branch:
     ids: Ids  # [c]
     mask: Mask  # [c]
     margin: float = 0.0
-    """Of a rejected answer: how much better the chosen one is. Of an answer that was labelled: 1 for a good one, -1 for
-    a bad one."""
+    """For a rejected answer, how much better the chosen one is. For a labelled answer, 1 if it is good and -1 if it is
+    bad."""
     share: float = 1.0
-    """Of a rejected answer: the share of the judges who found the chosen one better."""
+    """For a rejected answer, the share of the judges who found the chosen one better."""
     grades: tuple[float, ...] = ()
-    """Of a graded answer: one number for each attribute that a stage asks for; NaN where nobody graded it."""
+    """For a graded answer, a number for each grade that the stage learns; NaN for a missing grade."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class Tree:
 
     id: str
     trunk: Ids  # [p], p >= 1
-    branches: tuple[Branch, ...]  # none is empty; there is none at all in a prompt that a model is still to answer
+    branches: tuple[Branch, ...]  # none of them empty; no branches for a prompt that a policy will answer
 
     @property
     def size(self) -> int:
-        """Unique tokens: trunk plus all branches."""
+        """Number of tokens of the trunk and all branches."""
         return len(self.trunk) + sum(len(b.ids) for b in self.branches)
 
     @property
     def longest_path(self) -> int:
-        """Tokens from the trunk's start to the end of the longest branch."""
+        """Number of tokens from the trunk's start to the end of the longest branch."""
         return len(self.trunk) + max((len(b.ids) for b in self.branches), default=0)

@@ -1,10 +1,10 @@
-"""The proof that all tool calls of a conversation are in its text: each call, its name and every value of its
-arguments, in order.
+"""Proving that the rendered text of a conversation contains all its tool calls: each call, with its name and every
+value of its arguments, in order.
 
-Templates write calls as JSON, as XML, as Python, or in ways of their own, so nothing is read back from the text.
-Instead the template renders the conversation once more with a stand-in, a word that occurs nowhere else, for every name
-and every text and number in the arguments. Every stand-in must come out, call after call. The pieces of text between
-them, and the values that belong in their places, then say exactly what the text of the conversation must be.
+Templates write calls as JSON, XML, Python or otherwise, so they cannot be parsed from the text. Instead the template
+renders the conversation a second time, with every name, text and number in the arguments replaced by a stand-in: a word
+that occurs nowhere else. All stand-ins must be in the output, call after call. Replacing them there by the real values
+must give exactly the text of the conversation.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _DIGITS = f"9{int(_NONCE, 16) % 10**8:08d}"
 
 
 class _Payload(str):
-    """The input of a custom tool: what stands at its ends may be trimmed, as it may be of any content."""
+    """The input of a custom tool. A template may trim white space at its ends, as with any content."""
 
     __slots__ = ()
 
 
 @dataclass
 class _Call:
-    """What stands for the parts of one call."""
+    """The stand-ins of one call."""
 
     message: int
-    """Its message's place in the conversation."""
+    """Index of its message in the conversation."""
     name: str
     leaves: dict[str, Any] = field(default_factory=dict)
-    """Stand-in -> the name, text or number that it stands for; the name's is the first."""
+    """Stand-in -> the name, text or number that it replaces; the name comes first."""
     paths: dict[str, str] = field(default_factory=dict)
-    """Stand-in -> which value this is, for messages."""
+    """Stand-in -> description of the value, for messages."""
     keys: list[str] = field(default_factory=list)
     flags: list[bool] = field(default_factory=list)
-    """Values that no stand-in can stand for, because a template may decide by them."""
+    """Booleans and nulls, which are not replaced because a template may test them."""
 
 
 class CallProof:
@@ -54,11 +54,11 @@ class CallProof:
         self._calls: list[_Call] = []
         self._number = 0
         self.messages: list[Message] = [self._masked(k, message) for k, message in enumerate(messages)]
-        """The conversation, to be rendered as the other one was."""
+        """The conversation with stand-ins, to be rendered in the same way."""
 
     def check(self, text: str, masked: str, ends: re.Pattern[str]) -> None:
-        """Raise InputError unless ``text`` is ``masked`` with the true names and values in the places of the stand-ins,
-        and all are there.
+        """Raise InputError unless ``masked`` has all stand-ins and becomes ``text`` when they are replaced by the names
+        and values.
 
         ``text`` and ``masked`` are renderings of the conversation and of :attr:`messages`; ``ends`` matches what ends a
         turn.
@@ -97,8 +97,7 @@ class CallProof:
             self._require_rest(call, masked, ends)
 
     def _require_rest(self, call: _Call, masked: str, ends: re.Pattern[str]) -> None:
-        """Keys, and values that have no stand-in, must be said between the call's own stand-ins and the end of the
-        turn."""
+        """Keys, and values without a stand-in, must occur between the call's stand-ins and the end of the turn."""
         begin = min(masked.find(stand_in) for stand_in in call.leaves)
         later = [masked.find(next(iter(other.leaves)), begin) for other in self._calls if other is not call]
         limit = ends.search(masked, begin)
@@ -172,8 +171,8 @@ class CallProof:
 
 
 def _after(text: str, at: int, piece: str, following: str, forms: Sequence[str]) -> int | None:
-    """Where a value ends that stands behind ``piece`` at ``text[at]`` in one of its ``forms``, with ``following``
-    behind it."""
+    """The end of a value in ``text``: after ``piece`` at ``at`` the text has one of its ``forms``, then ``following``.
+    None if it does not."""
     if not text.startswith(piece, at):
         return None
     at += len(piece)
@@ -184,7 +183,8 @@ def _after(text: str, at: int, piece: str, following: str, forms: Sequence[str])
 
 
 def _forms(value: Any, quote: str) -> list[str]:
-    """How a template may write a value, the longest first. ``quote`` stands around it, and belongs to the form."""
+    """The texts by which a template may write a value, the longest first. ``quote`` is the quotation mark around it,
+    part of the text."""
     if not isinstance(value, str):
         texts = {json.dumps(value), str(value)}
         return sorted((quote + text + quote for text in texts), key=lambda text: -len(text))
@@ -199,7 +199,7 @@ def _forms(value: Any, quote: str) -> list[str]:
 
 
 def _html(text: str) -> str:
-    """As Jinja's own ``tojson`` writes it."""
+    """``text`` with the escapes of Jinja's ``tojson``."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("'", "\\u0027")
 
 

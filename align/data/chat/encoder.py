@@ -1,19 +1,19 @@
-"""The one encoder: the only road from chat to training tokens, for every stage, rollouts, scoring, chat and evaluation.
+"""The encoder from chats to tokens, used by every stage, rollouts, scoring, chat and evaluation.
 
 Contract:
 
 - For ordinary text, ids equal ``tokenizer.apply_chat_template(messages)``; GLM-4's end-of-chat role token is appended
   to it.
-- What is trained of an assistant message is what the model has to generate: everything after the generation prompt, up
-  to and including the token that ends the turn. The white space that a template puts behind that token is not, and
-  neither is the end token of a message with ``finished: false``.
+- The targets of an assistant message are the tokens that the model has to generate: everything after the generation
+  prompt, up to and including the token that ends the turn. White space that a template puts after that token is not a
+  target, and neither is the end token of a message with ``finished: false``.
 - The tokens before a trained message are those of :meth:`Encoder.encode_prompt`, so training and inference see the same
-  context. Where the text of an answer would merge with the end of its prompt into one token, the two are encoded apart,
-  and that is counted.
-- Text in the data never becomes a control token, whatever it spells: one that is flagged special, or that the template
-  itself writes. Added tokens that are neither (HTML tags in Gemma's vocabulary) are words like others, in what a model
-  reads and in what it writes.
-- An answer that a policy sampled is trained on the very ids that were sampled (``Message["sampled"]``).
+  context. If the first characters of an answer would merge with the end of its prompt into one token, the two are
+  encoded separately, and that is counted.
+- Text in the data never becomes a control token, even if it equals one. Control tokens are those that are flagged
+  special and those that the template writes. Other added tokens (HTML tags in Gemma's vocabulary) are ordinary words,
+  in prompts and in answers.
+- An answer that a policy sampled is trained on exactly the sampled ids (``Message["sampled"]``).
 - A template that renders an earlier turn differently once more turns follow (Qwen3 drops ``<think>``) is refused for
   training that turn.
 """
@@ -51,21 +51,22 @@ class Encoded:
 
 @dataclass
 class Notes:
-    """What a report should say about encoded text. Pass one to collect; the counts add up."""
+    """Counts of what a report should mention about encoded text. Pass an instance to collect them."""
 
     merged: int = 0
     """Answers whose first characters would have merged with the end of their prompt into one token."""
     control: int = 0
     """Control-token texts found in the data and encoded as plain text."""
     closed: int = 0
-    """Trained answers without reasoning that begin by closing it, as the template writes them."""
+    """Trained answers without reasoning, before which the template writes the end of the reasoning."""
     tags: int = 0
-    """Answers with think tags in their content that are text to the template."""
+    """Answers with think tags in their content that the template treats as text."""
     text_only: int = 0
-    """Sampled answers that were encoded from their text: other tokens than the policy's, or not the last message."""
+    """Sampled answers that were encoded from their text, because their ids belong to another encoder or other messages
+    follow."""
 
     def add(self, other: Notes) -> None:
-        """Count what ``other`` counts too."""
+        """Add the counts of ``other``."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -77,7 +78,7 @@ class _Turn:
 
     index: int
     begin: int
-    end: int | None  # None: not asked for
+    end: int | None  # None: not determined
 
 
 class Encoder:
@@ -108,11 +109,11 @@ class Encoder:
         self.chat_template: str | dict[str, str] = (
             chat_template if chat_template is not None else _own_template(tokenizer)
         )
-        """All templates of the model by their names, or the only one."""
+        """The model's templates by name, or its only one."""
         named = self.chat_template if isinstance(self.chat_template, dict) else {_USED[0]: self.chat_template}
         used = {name: named[name] for name in _USED if name in named}
         self.template: str = used[_USED[0]]
-        """The template of conversations without tools, and of all where there is only one."""
+        """The template of conversations without tools; of all conversations if there is only one."""
         self.template_kwargs = dict(template_kwargs or {})
         self._tokens = Tokens(cast(Any, tokenizer).backend_tokenizer.to_str())
         now = midnight(chat_template_date)
@@ -120,17 +121,17 @@ class Encoder:
             name: ChatTemplate(tokenizer, text, self.template_kwargs, self._tokens, now) for name, text in used.items()
         }
         self.chat_template_date: str | None = date_of(self._templates.values(), chat_template_date)
-        """What the template is told that the date is; None when it does not ask."""
+        """The date that the template gets; None when it prints no date."""
         self._hiders = {name: Hiders.of(self._tokens, template) for name, template in self._templates.items()}
         control = frozenset[str]().union(*(template.control for template in self._templates.values()))
         self._control = frozenset(marker.id for marker in self._tokens.markers.values() if marker.text in control)
         self.stop_ids: tuple[int, ...] = self._find_stops()
-        """The ids that end an assistant turn, the template's own first, then the tokenizer's eos."""
+        """The ids that end an assistant turn: first that of the template, then the tokenizer's eos."""
         pad = tokenizer.pad_token_id
         self.pad_id: int = int(cast(int, pad if pad is not None else self.stop_ids[0]))
-        """Fills the end of rows. May equal a stop id: nothing here or elsewhere tells padding by its id."""
+        """Id of padding. It may equal a stop id, since no code recognises padding by its id."""
         self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
-        """Ids from here on have no token, however many rows the model has."""
+        """Ids from this one on have no token, even if the model has embeddings for them."""
         identity: dict[str, Any] = {
             "tokenizer": hashlib.sha256(self._tokens.canonical.encode("utf-8")).hexdigest(),
             "special": {name: str(text) for name, text in tokenizer.special_tokens_map.items()},
@@ -140,7 +141,7 @@ class Encoder:
         if self.chat_template_date is not None:
             identity["date"] = self.chat_template_date
         self.digest: str = digest_json(identity)
-        """Identity of everything that decides ids and masks."""
+        """Digest of everything that ids and masks depend on."""
 
     def encode(
         self,
@@ -152,9 +153,9 @@ class Encoder:
     ) -> Encoded:
         """Ids and training mask of a whole conversation.
 
-        ``train_on`` chooses between all assistant messages and the last one; a message's own ``train: false`` wins, and
-        changes nothing but its own mask. Raises InputError when the template refuses the conversation, leaves a part of
-        it out, or rewrites a turn that is to be trained.
+        ``train_on`` chooses between all assistant messages and the last one; a message with ``train: false`` is never a
+        target, which affects only its own mask. Raises InputError when the template refuses the conversation, leaves a
+        part of it out, or rewrites a turn that is to be trained.
         """
         answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
         chosen = answers if train_on == "all" else answers[-1:]
@@ -184,9 +185,9 @@ class Encoder:
     ) -> tuple[Ids, tuple[Branch, ...]]:
         """One prompt and its answers: the trunk int32 [p], and a branch for each answer, in order.
 
-        The trunk is ``encode_prompt(prompt)``, the same for all; trunk and branch together are ``encode`` of the whole.
-        An answer is a list of messages that begins with the assistant's; only its assistant messages are targets.
-        Raises InputError as :meth:`encode` does; in particular when the template renders an answer so that it does not
+        The trunk is ``encode_prompt(prompt)``; trunk and branch together are ``encode`` of the whole conversation. An
+        answer is a list of messages that begins with the assistant's; only its assistant messages are targets. Raises
+        InputError as :meth:`encode` does; in particular when the template renders an answer so that it does not
         continue the prompt.
         """
         shared = Notes()
@@ -216,8 +217,8 @@ class Encoder:
         return cast(str, self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def until_stop(self, ids: Iterable[int]) -> tuple[int, ...]:
-        """Sampled ids up to and including the first stop id. What follows was never said: it is padding, or what an
-        engine or a trainer went on sampling."""
+        """Sampled ids up to and including the first stop id. The rest is not part of the answer: it is padding, or was
+        sampled after the end."""
         said = []
         for token in ids:
             said.append(int(token))
@@ -226,10 +227,10 @@ class Encoder:
         return tuple(said)
 
     def answer_text(self, ids: Sequence[int], *, finished: bool) -> str:
-        """What an answer of a policy says, for all who read it as text: scorers, embedders, data files, people.
+        """The text of a policy's answer for scorers, embedders, data files and people.
 
-        White space at its beginning is left out (some templates write it themselves), and of a character that was cut
-        in half nothing is kept. Empty when it holds what no data file can (NUL).
+        White space at its beginning is removed (some templates write it), and so is a character whose bytes are
+        incomplete. Empty when it contains NUL, which data files cannot have.
         """
         text = self.decode(ids).lstrip()
         if not finished:
@@ -237,20 +238,21 @@ class Encoder:
         return "" if unreadable(text) else text
 
     def spell(self, ids: Iterable[int]) -> str:
-        """Text of ids with everything in it, for people to look at."""
+        """Text of ids with all special tokens, for people to read."""
         return cast(
             str,
             self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False),
         )
 
     def is_control(self, token: int) -> bool:
-        """Is ``token`` an added token, which no text in the data can become?"""
+        """Is ``token`` a control token, which text in the data never becomes?"""
         return token in self._control
 
-    # The work
+    # Implementation
 
     def _row(self, messages: Sequence[Message], tools: Tools) -> RenderedRow:
-        """As transformers does, a conversation with tools takes the template ``tool_use`` where there is one."""
+        """The rendered conversation. As in transformers, one with tools uses the template ``tool_use`` if there is
+        one."""
         name = _USED[1] if tools and _USED[1] in self._templates else _USED[0]
         return RenderedRow(self._templates[name], self._hiders[name], messages, tools)
 
@@ -262,7 +264,7 @@ class Encoder:
         notes: Notes | None,
         boundary: int | None = None,
     ) -> tuple[Ids, Mask, tuple[int, ...]]:
-        """Ids, mask, and where the turns of ``trained`` (and the one at ``boundary``) begin, in tokens."""
+        """Ids, mask, and the token at which each turn of ``trained`` (and the one at ``boundary``) begins."""
         sampled = self._sampled(messages, notes)
         last = len(messages) - 1
         row = self._row(messages if sampled is None else messages[:-1], tools)
@@ -281,7 +283,7 @@ class Encoder:
         mask = np.zeros(len(ids), dtype=np.bool_)
         for turn, begin, end in zip(spans, begins, ends, strict=True):
             if turn.index in trained:
-                # An answer that was cut off did not end there: its end token is the template's, not the model's.
+                # The end token of an answer that was cut off was written by the template, not by the model.
                 mask[begin : end if messages[turn.index].get("finished", True) else end - 1] = True
         if notes is not None:
             notes.tags += tagged
@@ -292,8 +294,7 @@ class Encoder:
         return ids, mask, begins
 
     def _sampled(self, messages: Sequence[Message], notes: Notes | None) -> Ids | None:
-        """The ids of the last message as a policy sampled them; None where there are none, or those of another
-        tokenizer or template."""
+        """The sampled ids of the last message; None if it has none, or if they are of another tokenizer or template."""
         kept = [k for k, message in enumerate(messages) if "sampled" in message]
         found = None
         if kept and kept[-1] == len(messages) - 1 > 0 and messages[-1]["sampled"]["encoder"] == self.digest:
@@ -312,14 +313,14 @@ class Encoder:
         return found
 
     def _hand_over(self, row: RenderedRow, last: Message) -> str:
-        """The marker that ends a conversation's last turn, where the template leaves that to the next one (GLM-4:
-        ``<|user|>``)."""
+        """The marker that ends a conversation's last turn if the template writes it only as the head of the next turn
+        (GLM-4: ``<|user|>``); else empty."""
         ending = (row.template.call if last.get("tool_calls") else None) or row.template.plain
         return "" if ending.own else ending.text
 
     def _turns(self, row: RenderedRow, text: str, asked: set[int]) -> list[_Turn]:
-        """The assistant turns of a rendered conversation that continue their generation prompt; those of ``asked``
-        must."""
+        """The assistant turns of a rendered conversation that continue their generation prompt. Raises InputError when
+        one of ``asked`` does not."""
         turns = []
         for k, message in enumerate(row.messages):
             if message["role"] != "assistant":
@@ -338,8 +339,8 @@ class Encoder:
         return turns
 
     def _end_of(self, row: RenderedRow, k: int, text: str, begin: int) -> int:
-        """One past the end token of turn ``k``. Raises InputError when the turn is not the same with and without what
-        follows it."""
+        """Index after the end token of turn ``k``. Raises InputError when later messages change how the turn is
+        rendered."""
         final = k == len(row.messages) - 1
         alone = text if final else row.render(k + 1, prompt=False)
         if row.template.plain.own:
@@ -376,7 +377,7 @@ class Encoder:
     def _find_stops(self) -> tuple[int, ...]:
         endings = [ending.text for template in self._templates.values() for ending in _endings(template)]
         if not self._templates[_USED[0]].plain.own:
-            # A model of GLM's family also stops for tools when its template here has none.
+            # Models of GLM's family also stop before tool results, even if this template has no tools.
             endings += [text for text in ("<|observation|>", "<|endoftext|>") if text in self._tokens.markers]
         ids = [self._tokens.markers[text].id for text in endings]
         if self.tokenizer.eos_token_id is not None:
@@ -385,7 +386,7 @@ class Encoder:
 
 
 _USED = ("default", "tool_use")
-"""Names of templates, of those that transformers takes by itself: for conversations without tools, and with."""
+"""Names of the templates that transformers chooses by default: for conversations without tools, and with tools."""
 
 
 def _endings(template: ChatTemplate) -> list[Ending]:
@@ -393,7 +394,7 @@ def _endings(template: ChatTemplate) -> list[Ending]:
 
 
 def _closes_thinking(row: RenderedRow, turn: _Turn, text: str) -> bool:
-    """Is the model to write, before an answer that has no reasoning, that there is none?"""
+    """Does the model have to write empty reasoning before an answer without reasoning?"""
     closing = row.template.closes_thinking
     return bool(closing) and not row.messages[turn.index].get("reasoning") and text.startswith(closing, turn.begin)
 

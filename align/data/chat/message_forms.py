@@ -1,5 +1,4 @@
-"""How messages are spelled for a chat template: OpenAI's way, with arguments as an object or as JSON text, or GLM-4's
-way."""
+"""Forms of messages that chat templates expect: OpenAI's, with arguments as an object or as JSON text, and GLM-4's."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ Tools = Sequence[dict[str, Any]]
 Spell = Callable[[Message], Rendered]
 
 _OURS = frozenset({"train", "finished", "sampled", "reasoning"})
-"""Keys of a message that a template must not see, or sees under another name."""
+"""Keys of this package's messages that a template does not get, or gets under another name."""
 
 
 def name_of(call: Mapping[str, Any]) -> str:
@@ -26,14 +25,12 @@ def name_of(call: Mapping[str, Any]) -> str:
 
 
 def as_openai(message: Message) -> Rendered:
-    """The message as it is, with call arguments as objects (OpenAI writes them as JSON text; most templates print
-    objects)."""
+    """The message with call arguments as objects, which most templates expect (OpenAI writes them as JSON text)."""
     return _openai(message, _with_object)
 
 
 def as_openai_text(message: Message) -> Rendered:
-    """The message as it is, with call arguments as JSON text, which some templates put into the text as it is
-    (DeepSeek-V3)."""
+    """The message with call arguments as JSON text, which some templates copy into their output (DeepSeek-V3)."""
     return _openai(message, _with_text)
 
 
@@ -49,8 +46,8 @@ def as_metadata(message: Message) -> Rendered:
     """GLM-4's spelling: a call is a block of its own, its head the tool's name and its content the payload; results are
     ``observation``.
 
-    Several calls, or text and then a call, are several blocks of one turn. Of a function the payload is its arguments
-    as JSON, of a custom tool its input as it is.
+    Several calls, or text and then a call, are several blocks of one turn. The payload of a function is its arguments
+    as JSON, that of a custom tool its unchanged input.
     """
     content = message.get("content", "")
     if message["role"] == "tool":
@@ -74,13 +71,13 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
         return {**call, "function": _with_object(call["function"])}
     arguments = call.get("arguments")
     if isinstance(arguments, str):
-        # A text that is no object stays one: some templates take it as it is
+        # Text that is not a JSON object is kept as text, which some templates accept
         return {**call, "arguments": object_of(arguments)}
     return call
 
 
 def object_of(arguments: str) -> Any:
-    """The object that ``arguments`` is the JSON text of; the text itself where it is not."""
+    """The object whose JSON text ``arguments`` is; the text itself if it is not JSON of an object."""
     try:
         parsed = parse_text(arguments, "arguments", "expected an object")
     except ValueError:
@@ -100,11 +97,11 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ReasoningPlace:
-    """Where a template reads what the model thought before it answered."""
+    """The place in a message from which a template reads the reasoning."""
 
     name: str
     put: Callable[[dict[str, Any], str], None]
-    """Writes the reasoning into a message that is already spelled."""
+    """Writes the reasoning into a message in the template's form."""
 
 
 def _field(key: str) -> ReasoningPlace:
@@ -124,7 +121,7 @@ def _put_tags(block: dict[str, Any], text: str) -> None:
 
 
 TAGS = ReasoningPlace("`<think>` and `</think>` in the content", _put_tags)
-"""For templates that cut the reasoning out of the content themselves, and know no field for it."""
+"""For templates without a field for reasoning, which find it in the content."""
 
 PLACES = (
     *map(

@@ -1,4 +1,4 @@
-"""A conversation on its way through the chat template, and the proof that nothing of it got lost there."""
+"""Rendering a conversation with the chat template, and checking that the text contains all of it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from align.errors import InputError
 Hide = Callable[[str], tuple[str, int]]
 
 _TAG = re.compile(r"([<\[◁]\|?)(/?)((?:[a-z]+:)?think)(\|?[>\]▷])", re.IGNORECASE)
-"""What models write around their reasoning: ``<think>``, ``[THINK]``, ``<seed:think>``, ``◁think▷``."""
+"""Tags that models write around their reasoning: ``<think>``, ``[THINK]``, ``<seed:think>``, ``◁think▷``."""
 
 
 @dataclass(frozen=True)
 class Hiders:
-    """What puts stand-ins for control-token texts into data."""
+    """Functions that replace texts of control tokens in data by stand-ins."""
 
     everything: Hide
     answer: Hide
-    """For the content of assistant messages, which may really contain such tokens as ``<think>``."""
+    """For the content of assistant messages, which may contain tokens such as ``<think>``."""
 
     @classmethod
     def of(cls, tokens: Tokens, template: ChatTemplate) -> Hiders:
-        """Those of a tokenizer and its template."""
+        """The functions for a tokenizer and its template."""
         control = [text for text in tokens.markers if text in template.control]
         return cls(
             tokens.hider(control), tokens.hider([text for text in control if text not in template.assistant_may_write])
@@ -39,15 +39,15 @@ class Hiders:
 
 
 class RenderedRow:
-    """A conversation with the control-token texts of its data hidden, spelled in the template's words, to be rendered
-    up to any message."""
+    """A conversation in the template's form, with texts of control tokens replaced by stand-ins. It can be rendered up
+    to any message."""
 
     def __init__(self, template: ChatTemplate, hiders: Hiders, messages: Sequence[Message], tools: Tools) -> None:
         self.template = template
         self._hiders = hiders
         self._given = messages
         self.hidden = 0
-        """Control-token texts found in the data."""
+        """Number of texts of control tokens found in the data."""
         self.messages: Messages = tuple(self._hide_message(message) for message in messages)
         self.tools: Tools = [self._hide(tool) for tool in tools]
         self._spelled: list[Rendered] = [template.spell(message) for message in self.messages]
@@ -60,10 +60,10 @@ class RenderedRow:
         return self.template.render([block for blocks in spelled for block in blocks], self.tools, prompt=prompt)
 
     def check_context(self, text: str, *, prompt: bool) -> int:
-        """Raise InputError unless all that a model is to read is in ``text``, the whole row as :meth:`render` gave it.
+        """Raise InputError unless ``text``, the whole rendered row, contains everything that the model should read.
 
-        A template may shorten earlier answers, but not their calls. Returns how many answers hold think tags that are
-        text to the template, because it knows no reasoning.
+        A template may shorten earlier answers, but not their calls. Returns the number of answers with think tags that
+        the template treats as text because it does not know reasoning.
         """
         for message in self.messages:
             if message["role"] != "assistant" and not any(_contains(text, form) for form in _forms(message)):
@@ -92,8 +92,8 @@ class RenderedRow:
         proof.check(text, masked, any_of(sorted(endings)))
 
     def _check_tags(self, tagged: Sequence[int], text: str, prompt: bool) -> None:
-        """Raise InputError unless reasoning inside the content comes out as the template renders reasoning, white space
-        aside."""
+        """Raise InputError unless reasoning inside the content is rendered like reasoning in a field, up to white
+        space."""
         messages = [self._without_tags(message) if k in tagged else message for k, message in enumerate(self._given)]
         other = RenderedRow(self.template, self._hiders, messages, self.tools)
         if _squeezed(other.render(len(messages), prompt=prompt)) != _squeezed(text):
@@ -112,9 +112,8 @@ class RenderedRow:
         return cast(Message, {**message, "content": answer, "reasoning": reasoning})
 
     def check_answer(self, k: int, text: str, begin: int, end: int) -> None:
-        """Raise InputError unless the reasoning and the content of answer ``k`` lie in ``text[begin:end]`` (up to white
-        space), one behind the other, and the answer says something. Its calls are proved with those of the whole
-        conversation."""
+        """Raise InputError unless ``text[begin:end]`` contains the reasoning and then the content of answer ``k`` (up
+        to white space), and the answer is not empty. Its calls are checked with those of the whole conversation."""
         message = self.messages[k]
         reasoning, content = message.get("reasoning") or "", message.get("content", "")
         cut_in_thought = bool(reasoning.strip()) and not message.get("finished", True)
@@ -133,7 +132,7 @@ class RenderedRow:
             raise InputError("the chat template does not render an assistant message as it is, so it cannot be trained")
 
     def _said(self, k: int) -> str:
-        """The content of answer ``k`` without what its template reads as reasoning there; all of it where the answer
+        """The content of answer ``k`` without the part that its template reads as reasoning; all of it if the answer
         was cut off."""
         given = self._given[k]
         content = given.get("content", "")
@@ -172,7 +171,7 @@ def _squeezed(text: str) -> str:
 
 
 def _in_order(text: str, reasoning: str, content: str) -> bool:
-    """Are both in ``text``, the reasoning first, white space aside?"""
+    """Does ``text`` contain both, the reasoning first, up to white space?"""
     if not reasoning.strip():
         return _contains(text, content)
     if not _contains(text, content) or not _contains(text, reasoning):
@@ -182,12 +181,12 @@ def _in_order(text: str, reasoning: str, content: str) -> bool:
 
 
 def _contains(text: str, part: str) -> bool:
-    """Is ``part`` in ``text``, white space aside?"""
+    """Does ``text`` contain ``part``, up to white space?"""
     return part.strip() in text or _squeezed(part) in _squeezed(text)
 
 
 def _forms(message: Message) -> Iterator[str]:
-    """The content as a template may write it. Some write a tool's result as JSON (Llama-3.1)."""
+    """The forms in which a template may write the content. Some write a tool's result as JSON (Llama-3.1)."""
     content = message.get("content", "")
     yield content
     if message["role"] == "tool":

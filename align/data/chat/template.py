@@ -1,9 +1,8 @@
-"""The chat template as a function from messages to text, and what probing it tells: how a turn ends, how it takes tools
+"""The chat template as a function from messages to text, and finding out how it ends a turn and how it accepts tools
 and reasoning.
 
-Nothing here knows a template by name or by its words. A template is asked to render small made-up conversations, and
-the answers are compared. It runs in the Jinja sandbox of transformers (``apply_chat_template``), with a clock that
-stands still.
+No template is recognised by name or text. Instead it renders small made-up conversations (probes), and the results are
+compared. It runs in the Jinja sandbox of transformers (``apply_chat_template``), with a fixed date and time.
 """
 
 from __future__ import annotations
@@ -58,14 +57,14 @@ _RESERVED = {
     "strftime_now",
 }
 _BROKEN = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What running somebody's template can raise."""
+"""Errors that running a template can raise."""
 DATE = "2024-07-26"
-"""What a template that prints the day's date is told the date is, where the recipe says nothing: the one that Llama's
-own template falls back to where there is no clock. Any fixed day will do; the same tokens on every day is the point."""
+"""The date for templates that print the current one, unless the recipe sets another. It is fixed so that tokens do not
+depend on the day; this one is the default in Llama's template."""
 
 _log = logging.getLogger("align")
 _OTHER_DAY = timedelta(days=400, hours=13, minutes=7)
-"""Another day of the week and of the month, another month, year and time of day."""
+"""Added to the date for a probe: it changes the weekday, day, month, year and time."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,17 @@ class Ending:
     """How an assistant turn ends."""
 
     text: str
-    """The marker that ends it and is trained."""
+    """The marker at its end, which is trained."""
     own: bool
-    """True: the turn writes it. False: it is the head of whatever turn comes next (GLM-4)."""
+    """True: the marker is part of the turn. False: it is the head of the next turn (GLM-4)."""
 
 
 class ChatTemplate:
     """A tokenizer's chat template with fixed keyword arguments.
 
-    ``now`` is what the template sees on the clock (``strftime_now``), always. Raises InputError when the template
-    cannot render a plain question and answer, ends an answer with no token of its own, or does not render the same
-    conversation the same way twice.
+    ``now`` is the time that the template always gets (``strftime_now``). Raises InputError when the template cannot
+    render a plain question and answer, ends an answer without a token, or renders the same conversation differently the
+    second time.
     """
 
     def __init__(
@@ -104,21 +103,20 @@ class ChatTemplate:
         self._probe_calls()
         self._tools_as_field = self._probe_tools()
         self.reads_clock = self._probe_clock()
-        """Does it print the day, or anything else of the clock?"""
+        """Does its output depend on the date or time?"""
         self.closes_thinking = ""
-        """What the model has to write before an answer without reasoning, to say that there is none; empty where it is
-        nothing."""
+        """The text by which the model has to say that an answer has no reasoning; empty if it needs none."""
         self.place: ReasoningPlace | None = self._probe_reasoning()
-        """Where it reads reasoning; None when nowhere."""
+        """The place from which it reads reasoning; None when it has none."""
         self.assistant_may_write = self._probe_inner()
         self.control: frozenset[str] = frozenset(
             m.text for m in tokens.markers.values() if m.special or m.text in self._written or m.text in text
         )
-        """Markers that make up conversations: those flagged special, and those that the template itself writes."""
+        """Markers that structure conversations: those flagged special, and those that the template writes."""
 
     def render(self, messages: Rendered, tools: Tools = (), *, prompt: bool) -> str:
-        """The text of a conversation; ``prompt`` adds the generation prompt. Raises InputError with the template's own
-        words."""
+        """The text of a conversation; ``prompt`` adds the generation prompt. Raises InputError with the template's
+        message."""
         if self._tools_as_field and tools:
             messages, tools = _with_tools_field(messages, tools), ()
         return self._run(messages, tools, prompt=prompt)
@@ -141,10 +139,10 @@ class ChatTemplate:
             raise InputError(f"the chat template refuses this conversation: {str(error)[:200]}") from error
 
     def spell(self, message: Message) -> Rendered:
-        """``message`` in the words that the template knows.
+        """``message`` in the form that the template reads.
 
-        Raises InputError for a tool call, a payload of plain text, a head of a result, or reasoning that it would leave
-        out.
+        Raises InputError for a tool call, a payload of plain text, metadata of a result, or reasoning that the template
+        would drop.
         """
         if calls := message.get("tool_calls"):
             if self._spell is None:
@@ -174,7 +172,7 @@ class ChatTemplate:
     # Probes
 
     def _probe(self, messages: Rendered, tools: Tools = (), *, prompt: bool = False) -> str:
-        """A rendering of which every marker was written by the template."""
+        """Render a made-up conversation without markers in it, so that all markers in the output are the template's."""
         text = self._run(messages, tools, prompt=prompt)
         self._written |= set(self._tokens.pattern.findall(text))
         return text
@@ -198,9 +196,10 @@ class ChatTemplate:
         return ending
 
     def _ending(self, final: str, between: str, own: bool | None) -> Ending | None:
-        """The end of a turn from what follows its text: at the end of a conversation, and in the middle of one.
+        """Find how a turn ends, from the text after it at the end of a conversation (``final``) and in the middle of
+        one (``between``).
 
-        What both have in common belongs to the turn, and its last marker is the end. (Phi-3 adds an eos to every
+        Their common beginning belongs to the turn, and its last marker is the end. (Phi-3 adds an eos to every
         conversation that is complete; Cohere closes the response, and then the turn.) When they have no marker in
         common, a marker of the complete conversation is the end (gpt-oss), and without any the next turn's head is.
         """
@@ -223,7 +222,7 @@ class ChatTemplate:
             try:
                 final, between = self._probe(spelled[:-1]), self._probe(spelled)
             except InputError:
-                continue  # a probe: a template without tools may refuse it
+                continue  # a template without tools may refuse this probe
             if all(word in between for word in (_TOOL, _VALUE, _RESULT)) and _VALUE in final:
                 self._spell = spell
                 if spell is as_metadata:
@@ -233,7 +232,7 @@ class ChatTemplate:
                 return
 
     def _probe_heads(self) -> None:
-        """Does GLM-4's spelling keep a payload of plain text, and the metadata of a result, as they are?"""
+        """Does GLM-4's form preserve a payload of plain text and the metadata of a result?"""
         custom = {"type": "custom", "custom": {"name": _TOOL, "input": _PAYLOAD}}
         turn: list[Message] = [
             _CALLING[0],
@@ -257,7 +256,7 @@ class ChatTemplate:
         return False
 
     def _probe_clock(self) -> bool:
-        """Is the text another one on another day? Refuses a template that throws dice."""
+        """Does the output depend on the date? Refuses a template whose output is random."""
         reads = False
         for tools in ((), _TOOLS):
             try:
@@ -287,8 +286,8 @@ class ChatTemplate:
         return None
 
     def _reads(self, place: ReasoningPlace, turn: Rendered) -> bool:
-        """Does the text that is put there come out before the answer (or the call), as the template's own words and not
-        as a text or a data structure that it does not understand?"""
+        """Is text at this place rendered as reasoning, before the answer (or the call), and not copied as text or
+        printed as a data structure?"""
         said = _ANSWER if _ANSWER in turn[0]["content"] else _VALUE
         texts = []
         for reason in (_REASON, f"\n{_REASON}\n"):
@@ -303,15 +302,14 @@ class ChatTemplate:
         end = texts[0].rfind(said)
         if not 0 <= begin < at < end or texts[0].count(_REASON) > 1:
             return False
-        if place is TAGS:  # a template that reads them takes the white space around the reasoning for its own
+        if place is TAGS:  # a template that reads tags replaces the white space around the reasoning
             return texts[0] == texts[1] and "<think>" not in texts[0].replace("<think>", "", 1)
         words = texts[0][begin:end]
         self._written |= set(self._tokens.pattern.findall(texts[0]))
         return "'type'" not in words and '"type"' not in words
 
     def _probe_inner(self) -> frozenset[str]:
-        """Markers that an assistant's text may really contain: those that are not flagged special and that do not make
-        up turns.
+        """Markers that an assistant's text may contain: those that are not flagged special and do not structure turns.
 
         ``<think>`` of Qwen3 is one: the model writes it as one token inside its own turn, and the template reads it
         there.
@@ -351,12 +349,13 @@ def _with_tools_field(messages: Rendered, tools: Tools) -> Rendered:
 
 
 def midnight(day: str | None) -> datetime:
-    """When it is, for the template: the beginning of ``day`` (2026-11-30), or of :data:`DATE`."""
+    """The time that the template gets: the beginning of ``day`` (2026-11-30), or of :data:`DATE`."""
     return datetime.combine(date.fromisoformat(day or DATE), time())
 
 
 def date_of(templates: Iterable[ChatTemplate], asked: str | None) -> str | None:
-    """The date that the templates are told, if they ask. Raises InputError for one that is given and has no effect."""
+    """The date that the templates get, if they print one. Raises InputError for an ``asked`` date that has no
+    effect."""
     if any(template.reads_clock for template in templates):
         if asked is None:
             _say_date(DATE)
@@ -370,7 +369,7 @@ def date_of(templates: Iterable[ChatTemplate], asked: str | None) -> str | None:
 
 @cache
 def _say_date(told: str) -> None:
-    """Once in a process."""
+    """Log the date, once in a process."""
     _log.warning(
         "the chat template prints the date: here it is always %s, so that no result depends on the day; set"
         " model.chat_template_date for another. A program that serves the model prints its own day's",

@@ -1,10 +1,10 @@
-"""Text to token ids, exactly: which characters became control tokens is known, and data never become one.
+"""From text to token ids, such that text of the data never becomes a control token.
 
 A *marker* is the text of an added token (``<|im_end|>``, ``<think>``), flagged special or not; tokens of white space
-alone are ordinary text. Markers found in data are hidden before the chat template runs: a stand-in word takes their
-place, so the template cannot act on them and nothing needs to be searched in its output. The rendered text is then
-encoded by a twin of the tokenizer whose markers have private names: every marker of the template is renamed, every
-stand-in becomes the literal text, and no spelling of data can match.
+alone are ordinary text. Before the chat template runs, markers in the data are replaced by stand-in words, so the
+template does not act on them. The rendered text is then encoded by a copy of the tokenizer in which every marker has a
+secret name: the template's markers are renamed, the stand-ins are replaced by the original text, and no text of the
+data can equal a secret name.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ class Marker:
     text: str
     id: int
     special: bool
-    """Flagged special in the tokenizer."""
+    """Is it flagged special in the tokenizer?"""
     greedy: bool
-    """Swallows white space beside it."""
+    """Does it remove white space beside it?"""
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Ids of a text, and where its characters went."""
+    """Ids of a text, and the tokens at asked positions."""
 
     ids: Ids
     places: tuple[int, ...]
-    """For each asked character position, how many tokens begin before it."""
+    """For each asked character position, the number of tokens that begin before it."""
     merged: int
-    """How many cuts fell inside a token, or changed the tokens before them; the text was encoded in pieces there."""
+    """Number of cuts that fell inside a token or changed the tokens before them; the text was encoded in pieces at
+    these."""
 
 
 def any_of(texts: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of ``texts``, the longest first; nothing when there are none."""
+    """A pattern that matches any of ``texts``, the longest first; with no texts it matches nothing."""
     return re.compile("|".join(re.escape(t) for t in sorted(texts, key=lambda t: (-len(t), t))) or r"(?!)")
 
 
 class _Exact:
-    """One tokenizer and the markers it knows, by text."""
+    """A tokenizer and its markers by text."""
 
     def __init__(self, spec: dict[str, Any], markers: dict[str, int], anchors: Sequence[str]) -> None:
         self._tokenizer = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
@@ -66,7 +67,7 @@ class _Exact:
             )
         self._anchor = next(iter(anchors), "")
         self._pattern = any_of(list(markers))
-        # Where a tokenizer has a token for unknown characters, that one does come from ordinary text.
+        # The token for unknown characters, if there is one, is also produced by ordinary text.
         self._unknown = next((text for text, number in markers.items() if number == _unknown_id(spec)), None)
         self._is_marker = np.zeros(1 + max(self._tokenizer.get_vocab().values()), dtype=bool)
         self._is_marker[[number for text, number in markers.items() if text != self._unknown]] = True
@@ -87,8 +88,7 @@ class _Exact:
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         expected = sum(match[0] != self._unknown for match in self._pattern.finditer(text))
         if int(self._is_marker[ids].sum()) != expected:
-            # The tokenizer's normalisation made a marker out of other characters, or a marker's flags keep it from
-            # matching.
+            # Normalisation made a marker of other characters, or a marker's flags prevented it from matching.
             raise InputError(
                 "the tokenizer reads a control token where the text has none",
                 hint="remove such characters from the row",
@@ -100,13 +100,13 @@ class _Exact:
         if begin == 0 or not self._anchor:
             ids, starts, _ = self._run(text[begin:end])
             return ids, starts + begin
-        # A marker before it keeps tokenizers that treat the start of a text apart (a leading space) from doing so.
+        # With a marker before it, tokenizers that treat the start of a text specially (a leading space) do not do so.
         ids, starts, _ = self._run(self._anchor + text[begin:end])
         return ids[1:], starts[1:] + begin - len(self._anchor)
 
     def _holds(self, text: str, cut: int, ids: Ids, starts: Positions, stops: Positions) -> bool:
-        """Are the tokens before ``cut`` those of ``text[:cut]`` alone? Markers are walls, so only what follows the last
-        one can differ."""
+        """Are the tokens before ``cut`` the same as those of ``text[:cut]`` by itself? Tokens never cross a marker, so
+        only those after the last marker are compared."""
         place = int(np.searchsorted(starts, cut))
         if place and stops[place - 1] > cut:
             return False
@@ -115,7 +115,7 @@ class _Exact:
         return len(alone) <= place and np.array_equal(alone, ids[place - len(alone) : place])
 
     def _alone(self, tail: str) -> Ids:
-        """Ids of ``tail``; in practice the few words of a generation prompt, so they are kept."""
+        """Ids of ``tail``, cached: in practice it is one of a few generation prompts."""
         known = self._tails.get(tail)
         if known is None:
             known = self._run(tail)[0]
@@ -142,18 +142,18 @@ def _unknown_id(spec: dict[str, Any]) -> int | None:
 
 
 class Tokens:
-    """A tokenizer seen from its serialised form (``backend_tokenizer.to_str()``); shares no state with the object it
-    came from."""
+    """A tokenizer made from the serialised form of another (``backend_tokenizer.to_str()``), with which it shares no
+    state."""
 
     def __init__(self, serialised: str) -> None:
         spec: dict[str, Any] = json.loads(serialised)
-        # Added special tokens, truncation and padding belong to whoever calls a tokenizer; the template writes all
-        # markers itself.
+        # The template writes all markers, so the tokenizer must add no special tokens, truncation or padding.
         spec.update(post_processor=None, truncation=None, padding=None)
         self._spec = spec
-        # Nobody can write these into data: they are new in every process. Ids do not depend on them.
+        # The names are random in every process, so data cannot contain them. Ids do not depend on them.
         nonce = secrets.token_hex(8)
-        self._stand_in = f"Qx{nonce}n{{}}xQ"  # letters and digits: survives strip, JSON escapes and every template
+        # Letters and digits only, which strip, JSON escapes and templates do not change
+        self._stand_in = f"Qx{nonce}n{{}}xQ"
         self._private_name = f"\ue000{nonce}n{{}}\ue001"
         self.markers: dict[str, Marker] = {
             t["content"]: Marker(t["content"], t["id"], t["special"], t["lstrip"] or t["rstrip"])
@@ -165,7 +165,7 @@ class Tokens:
 
     @property
     def canonical(self) -> str:
-        """Vocabulary, merges and everything else that decides ids, as text."""
+        """Vocabulary, merges and everything else that ids depend on, as text."""
         return json.dumps(self._spec, ensure_ascii=False, sort_keys=True)
 
     def _anchors(self) -> list[Marker]:
@@ -199,7 +199,7 @@ class Tokens:
         return _Exact(spec, names, [self._private[m.text] for m in self._anchors()])
 
     def hider(self, texts: Sequence[str]) -> Callable[[str], tuple[str, int]]:
-        """A function that puts stand-ins for the markers ``texts`` into a string, and says for how many."""
+        """A function that replaces the markers ``texts`` in a string by stand-ins, and returns how many it replaced."""
         pattern = any_of(texts)
 
         def hide(text: str) -> tuple[str, int]:
@@ -208,7 +208,7 @@ class Tokens:
         return hide
 
     def encode(self, text: str, cuts: Sequence[int], places: Sequence[int], *, hidden: bool) -> Tokenized:
-        """Encode ``text`` so that the tokens before each of ``cuts`` are those of the text up to there alone.
+        """Encode ``text`` such that the tokens before each of ``cuts`` are those of the text up to there by itself.
 
         ``cuts`` and ``places`` are character positions, outside of markers and stand-ins. ``hidden`` says that the text
         has stand-ins. Raises InputError when normalisation would turn ordinary characters into a marker.

@@ -1,1 +1,1 @@
-"""From files and hub data sets to rows, each with the place it stands at."""
+"""Reading rows from files and hub data sets, each with its place."""

@@ -15,9 +15,9 @@ from align.errors import InputError, Problem
 from align.files import machine_faults
 
 PARQUET_ROWS = 256
-"""Rows that are decoded at a time."""
+"""Number of rows that are decoded at a time."""
 _INDEX = "__index_level_"
-"""What pandas names the row labels that it stores as a column."""
+"""Beginning of the names of columns in which pandas stores row labels."""
 
 
 def read_parquet(path: Path, reading: Reading) -> Iterator[Row]:
@@ -44,7 +44,8 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Row]:
 
 @contextmanager
 def _readable(path: Path, name: str) -> Iterator[list[int]]:
-    """Counts the rows read in its value, for the message about a file that is broken further on."""
+    """Turns errors of the library into InputError. The caller counts the rows read in the yielded list, for the message
+    about the place of the damage."""
     import pyarrow
 
     progress = [0]
@@ -66,24 +67,24 @@ def _small(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _require_sound(batch: Any) -> None:
-    """Arrow trusts a file: a damaged offset in it would read memory of something else, or crash. Raises ArrowInvalid
-    for one.
+    """Validate a batch. Arrow does not check offsets by itself: damaged ones would read other memory, or crash. Raises
+    ArrowInvalid for them.
 
-    Texts are looked at as bytes: one that is not UTF-8 is the fault of its row alone.
+    Texts are validated as bytes: one that is not UTF-8 only makes its own row a bad one.
     """
     import pyarrow
 
     for column in batch.columns:
         try:
             plain = column.view(_as_bytes(column.type))
-        # A type without such a view, dictionaries for one
+        # A type that has no view as bytes, such as dictionaries
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
             plain = column
         plain.validate(full=True)
 
 
 def _as_bytes(kind: Any) -> Any:
-    """The type with bytes in the place of texts, at any depth."""
+    """The type with texts replaced by bytes, at any depth."""
     import pyarrow
 
     if pyarrow.types.is_string(kind):
@@ -114,7 +115,7 @@ def _batches(schema: Any, batches: Iterable[Any], path: Path, reading: Reading, 
 
 
 def _decoded(batch: Any) -> list[dict[str, Any] | Fault]:
-    """The rows of an Arrow batch; for a row with bytes that are not UTF-8, what is wrong."""
+    """The rows of an Arrow batch; a :class:`Fault` for a row with bytes that are not UTF-8."""
     try:
         rows: list[dict[str, Any] | Fault] = batch.to_pylist()
         return rows
@@ -128,7 +129,7 @@ def _decoded(batch: Any) -> list[dict[str, Any] | Fault]:
 def table_rows(
     rows: Iterable[dict[str, Any] | Fault], source: str, first: int, reading: Reading, *, has_floats: bool = True
 ) -> Iterator[Row]:
-    """Rows with their numbers, from ``first``; those that hold what no text can are bad rows."""
+    """Rows with their numbers, from ``first``; rows with characters that a text cannot have are bad rows."""
     for number, value in enumerate(rows, first):
         fault = value if isinstance(value, Fault) else unreadable(value)
         if not fault and isinstance(value, dict) and has_floats:

@@ -9,14 +9,14 @@ from align.errors import EnvironmentFault, InputError, Problem
 from align.recipe.schema import DataSource
 
 TIMEOUT_S = 10.0
-"""How long the hub may take to say that a data set exists, before only the cache is asked."""
+"""Seconds to wait for the hub to say that a data set exists, before only the cache is used."""
 
 
 def load_split(name: str, source: DataSource) -> Any:
     """The split of a hub data set that ``source`` names, as a ``datasets.Dataset``, downloaded or from the cache.
 
-    ``datasets`` has no way left to run a data set's own code, and none is opened here. Without a network it retries for
-    23 s before it looks into its cache; one short question to the hub decides that here.
+    No code of a data set is run (``datasets`` no longer can). Without a network ``datasets`` would retry for 23 s
+    before it uses its cache; here a short request to the hub decides that first.
 
     Raises :class:`InputError` when there is no such data set, subset, split or access; :class:`EnvironmentFault` when
     the hub cannot be reached and the cache does not have it.
@@ -32,7 +32,7 @@ def load_split(name: str, source: DataSource) -> Any:
         HfApi().dataset_info(name, timeout=TIMEOUT_S)
     except RepositoryNotFoundError as error:
         raise absent from error
-    except Exception as error:  # of any HTTP library; reported below, unless the cache has the data
+    except Exception as error:  # an error of any HTTP library; reported below, unless the cache has the data
         unreachable = error
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or unreachable is not None
@@ -46,7 +46,7 @@ def load_split(name: str, source: DataSource) -> Any:
         )
         hint = "give a local file, or download it where there is a network"
         raise EnvironmentFault(Problem(what, file=name, hint=hint)) from error
-    # An unknown split, a choice of configurations, a data set that is a program
+    # An unknown split, a missing choice of configuration, or a data set that is a program
     except (ValueError, RuntimeError) as error:
         raise InputError(Problem(clip(str(error), 300), file=name)) from error
     finally:

@@ -1,8 +1,8 @@
-"""Rows of JSON texts: one object a line, which is read fast and goes on behind a faulty line, and the other ways in
-which files hold them.
+"""Reading rows of JSON files: one object on each line, which is read fast and continues after a faulty line, and other
+layouts.
 
 Those are an array of objects, objects one after another (pretty-printed, or with nothing between them), and one object
-in which the rows stand somewhere (``rows: data``). Their syntax errors end the reading: it is not known where the next
+that contains the rows (``rows: data``). In these a syntax error ends the reading, since it is not known where the next
 row begins.
 """
 
@@ -33,14 +33,15 @@ from align.data.strict_json import Fault, RowDecoder, skip_space
 from align.errors import InputError, Problem
 
 JSON_LIMIT = 2**30
-"""Bytes of a file that is one JSON value."""
+"""Largest size in bytes of a file that is one JSON value."""
 
 
 # One object a line
 
 
 def read_lines(path: Path, reading: Reading) -> Iterator[Row]:
-    """Each line that is not blank is an object, unless the first one shows that the file is written in another way."""
+    """The rows of a file with an object on each line that is not blank; if the first line shows another layout, the
+    file is read by that."""
     encoding = json_encoding(path, reading)
     mac = encoding == UTF8 and is_mac(head_of(path))
     with utf8(path, encoding, mac=mac) as file:
@@ -66,8 +67,7 @@ SEQUENCE = "objects one after another"
 
 
 def _other_way(line: bytes, file: BinaryIO) -> str | None:
-    """How the file is written whose first line with text is ``line``, judged by it and what follows; None: one object a
-    line."""
+    """The layout of a file, judged by its first line with text and what follows; None for one object on each line."""
     if too_long(line):
         return None
     try:
@@ -86,7 +86,8 @@ def _other_way(line: bytes, file: BinaryIO) -> str | None:
 
 
 def _pretty(text: str, file: BinaryIO) -> str | None:
-    """The first line is the beginning of a value. Is its end in the lines that follow, or was the line cut off?"""
+    """The layout of a file whose first line is only the beginning of a value: the value may end in a later line, or the
+    line was cut off."""
     whole = text + "\n" + file.read(LINE_LIMIT).decode("utf-8", "ignore")
     inside = skip_space(whole, 1) if text[0] == "[" else 0
     try:
@@ -114,7 +115,7 @@ def _plain_lines(lines: Iterator[tuple[int, bytes]], path: Path, reading: Readin
 
 
 def _parse_line(decoder: RowDecoder, line: bytes) -> dict[str, Any] | Fault:
-    """Columns count from 1."""
+    """The object on a line, or what is wrong with it; columns in messages count from 1."""
     try:
         text = line.decode("utf-8").rstrip(" \t\r\n")
         value, end, fault = decoder.decode(text, skip_space(text, 0))
@@ -133,7 +134,7 @@ def _parse_line(decoder: RowDecoder, line: bytes) -> dict[str, Any] | Fault:
 
 
 def _one_after_another(file: BinaryIO, path: Path, reading: Reading) -> Iterator[Row]:
-    """Objects with white space or nothing between them. Memory is bounded by a block and an object."""
+    """Rows of objects with white space or nothing between them. At most a block and an object are in memory."""
     decoder = RowDecoder(lists=reads_lists(reading.source))
     incremental = codecs.getincrementaldecoder("utf-8")()
     text = ""
@@ -187,7 +188,7 @@ def _checked(value: Any, fault: Fault | None, content: str, line: int, path: Pat
 
 
 def _broken(path: Path, text: str, at: int, what: str, hint: str | None = None, first: int = 1) -> InputError:
-    """``{col}`` in ``what`` is the column of ``at``."""
+    """An error about the character at ``at``; ``{col}`` in ``what`` is replaced by its column."""
     what = what.replace("{col}", str(at - text.rfind("\n", 0, at)))
     return InputError(Problem(what, file=str(path), line=text.count("\n", 0, at) + first, hint=hint))
 
@@ -198,8 +199,8 @@ def _broken(path: Path, text: str, at: int, what: str, hint: str | None = None, 
 def read_value(path: Path, reading: Reading) -> Iterator[Row]:
     """A ``.json`` file, which is read whole: an array of objects, objects one after another, or one object.
 
-    One object is a row if no rows stand in it. If some could, ``rows`` must say where: ``data``, ``.`` for the object
-    itself.
+    One object is a row unless it could contain rows. In that case ``rows`` must say where they are: ``data``, or ``.``
+    for the object itself.
     """
     yield from _Text(path, reading, json_encoding(path, reading)).rows()
 
@@ -234,8 +235,8 @@ class _Text:
             raise self._broken(at, "expected an array of objects, or an object")
 
     def array_rows(self) -> Iterator[Row]:
-        """The elements of the array that the text is. It has no row boundaries to go on from, so a syntax error ends
-        it."""
+        """The elements of an array. A syntax error ends the reading, since the beginning of the next element is
+        unknown."""
         _, at = self._next(0)
         end = yield from self._array(at)
         character, at = self._next(end)
@@ -251,7 +252,7 @@ class _Text:
             at = skip_space(self._text, end)
 
     def _array(self, at: int) -> Generator[Row, None, int]:
-        """Returns where the array that begins at ``at`` ends."""
+        """The elements of the array that begins at ``at``; returns its end."""
         line, counted = 1, 0
         character, at = self._next(at + 1)
         while character != "]":
@@ -269,7 +270,7 @@ class _Text:
         return at + 1
 
     def _inside(self, value: Any, at: int) -> Iterator[Row]:
-        """The rows that stand in the one object of the file."""
+        """The rows inside the file's only object."""
         place = self._reading.source.rows
         if place is None:
             if could := _places(value):
@@ -301,7 +302,7 @@ class _Text:
             )
 
     def _position(self, place: str, at: int) -> int:
-        """Where the value of ``a.b`` begins, in the object at ``at``."""
+        """The position at which the value of ``place``, such as ``a.b``, begins in the object at ``at``."""
         done: list[str] = []
         for name in place.split("."):
             if self._text[at] != "{":
@@ -316,7 +317,7 @@ class _Text:
         return at
 
     def _members(self, at: int) -> Iterator[tuple[str, int]]:
-        """Each key of the object at ``at``, which is well formed, and where its value begins."""
+        """Each key of the well-formed object at ``at``, with the position of its value."""
         character, at = self._next(at + 1)
         while character != "}":
             key, at = json.decoder.scanstring(self._text, at + 1)  # type: ignore[attr-defined]
@@ -345,15 +346,15 @@ class _Text:
 
 
 _NAMED = 8
-"""Places that a message names."""
+"""Number of places that a message names."""
 
 
 def _places(value: Any) -> list[str]:
-    """Where in an object rows could stand, however deep: lists of objects, the longest first, then objects of objects,
-    the largest first.
+    """The places in an object, at any depth, that could be its rows: lists of objects, the longest first, then objects
+    of objects, the largest first.
 
-    Inside of rows no rows are looked for: those are lists, and objects whose objects have a key in common. A name with
-    a dot in it is no step of a place.
+    Places inside such rows are not listed; rows are lists of objects, and objects whose values are objects with a
+    common key. Names with a dot cannot be part of a place.
     """
     found: list[tuple[bool, int, str]] = []
     todo = [("", value)]

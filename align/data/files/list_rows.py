@@ -11,7 +11,7 @@ from align.recipe.schema import DataSource
 
 
 def reads_lists(source: DataSource) -> bool:
-    """Does the source say how a row that is a list is read?"""
+    """Does the source's mapping read rows that are lists?"""
     return any(not isinstance(one.steps[0], str) for one in _places(source))
 
 

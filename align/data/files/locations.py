@@ -1,5 +1,5 @@
-"""The files that a data source stands for: a file, a folder of files, a folder by splits, what ``datasets`` saved, a
-stage's result."""
+"""Finding the files of a data source: a single file, a folder of files, a folder with splits, a folder that
+``datasets`` saved, or a stage's result."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TEXT_TABLES = (".csv", ".tsv", ".txt")
 JSON_LINES = (".jsonl", ".ndjson")
 ARROW = (".arrow", ".feather")
 READABLE = (*JSON_LINES, ".json", *TEXT_TABLES, ".parquet", *ARROW)
-"""Suffixes that are read; those of text also compressed."""
+"""Suffixes of files that can be read; text files may also be compressed."""
 
 
 def data_files(location: Path, source: DataSource, told: Told | None = None) -> list[Path]:
-    """The files that ``location`` stands for: itself, or what a folder holds, in the order in which they are read.
+    """The files of ``location`` in reading order: itself, or those in the folder.
 
     Raises :class:`InputError` when it does not exist, holds nothing that can be read, or ``source`` has keys without
     effect for it.
@@ -37,7 +37,7 @@ def data_files(location: Path, source: DataSource, told: Told | None = None) -> 
 
 
 def is_readable(path: Path) -> bool:
-    """Does the name say that rows can be read from it?"""
+    """Does the file have the suffix of a readable data file?"""
     kind = kind_of(path)
     plain = path.suffix.lower() not in COMPRESSED
     return kind in READABLE and (plain or kind not in (".parquet", *ARROW)) and not path.name.startswith(".")
@@ -81,7 +81,7 @@ def _in_folder(folder: Path, source: DataSource, told: Told) -> list[Path]:
             )
         return direct
     if len(found.splits) == 1 and not source.split and not source.subset and not found.declared and direct:
-        return direct  # the files are named, but there is nothing to choose from
+        return direct  # there is only one split, so nothing has to be chosen
     split = _chosen(source.split, found.splits, folder)
     others = [name for name in found.splits if name != split]
     files = found.splits[split]
@@ -139,18 +139,18 @@ def _json(path: Path, key: str) -> Any:
 class _Splits:
     splits: dict[str, list[Path]]
     declared: bool
-    """By the folder's README, not by the names of its files."""
+    """Are the splits declared in the folder's README, or recognised by file names?"""
 
 
 def _may_have_splits(folder: Path, direct: list[Path]) -> bool:
-    """A first look that needs no library: is there anything that could be told apart?"""
+    """A quick check without a library: could the folder have several splits?"""
     inside = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return len(direct) > 1 or (folder / "README.md").is_file() or any(True for _ in inside)
 
 
 def _by_split(folder: Path, source: DataSource) -> _Splits | None:
-    """The splits of a repository of the hub that was downloaded, found by the rules of ``datasets``; None: all files
-    are one set."""
+    """The splits of a downloaded hub repository, found by the rules of ``datasets``; None if all files belong
+    together."""
     from datasets.data_files import (
         DEFAULT_PATTERNS_ALL,
         DataFilesDict,
@@ -206,13 +206,13 @@ def _declared(folder: Path, source: DataSource) -> Any:
 
 
 def _by_name(data_files: Any) -> Any:
-    """``[{split: train, path: ...}]`` as a mapping; other spellings are understood by ``datasets``."""
+    """``[{split: train, path: ...}]`` as a mapping; ``datasets`` reads other forms itself."""
     if isinstance(data_files, list) and all(isinstance(entry, dict) for entry in data_files):
         return {entry["split"]: entry["path"] for entry in data_files}
     return data_files
 
 
 def names_of(files: list[Path], location: Path) -> Iterator[str]:
-    """The files by a name that is the same wherever ``location`` lies."""
+    """Names of the files relative to ``location``, which do not change when it is moved."""
     for path in files:
         yield path.relative_to(location).as_posix() if path.is_relative_to(location) and path != location else path.name

@@ -1,8 +1,8 @@
-"""The bytes of a text file: decompressed, as UTF-8, in lines with numbers. Memory is bounded by one line.
+"""Reading text files as numbered lines of UTF-8, decompressed. At most one line is in memory.
 
-Compression follows from the suffix. An encoding that the file itself proves (a byte order mark, the zeros of a JSON
-text in UTF-16) is followed and told; any other than UTF-8 is named by the recipe, or found out by
-:mod:`align.data.files.tables` for files that spreadsheets write.
+Compression is recognised by the suffix. An encoding that the file proves (by a byte order mark, or the zeros of JSON in
+UTF-16) is used and reported. Any other encoding than UTF-8 has to be set in the recipe, or is recognised by
+:mod:`align.data.files.text_layout` for files of spreadsheets.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from align.errors import InputError, Problem
 from align.files import machine_faults
 
 LINE_LIMIT = 16 * 2**20
-"""Bytes of one line. Longer ones are reported, never held in memory."""
+"""Largest number of bytes in a line. Longer lines are reported and not read into memory."""
 HEAD = 2**16
-"""Bytes at a file's beginning that are looked at to find out how it is written."""
+"""Number of bytes at the beginning of a file by which its layout is recognised."""
 
 UTF8 = "utf-8"
 _BOMS = (
@@ -50,8 +50,8 @@ def _zstd(path: Path) -> BinaryIO:
 
 
 def _zip(path: Path) -> BinaryIO:
-    """The one file in an archive. Raises :class:`InputError` when there are several, or it is packed in a way that
-    Python does not know."""
+    """The one file in an archive. Raises :class:`InputError` when there are several, or Python does not support its
+    compression."""
     try:
         archive = zipfile.ZipFile(path)
         names = [
@@ -66,9 +66,9 @@ def _zip(path: Path) -> BinaryIO:
                 )
             )
         return cast(BinaryIO, io.BufferedReader(archive.open(names[0])))
-    except RuntimeError as error:  # a password, or a compression that Python does not have
+    except RuntimeError as error:  # a password, or an unsupported compression
         raise InputError(Problem(clip(str(error), 80), file=str(path), hint="unpack it")) from error
-    # A damaged directory: sizes and places that cannot be, names in no encoding
+    # A damaged directory, with impossible sizes, positions or names
     except (ValueError, struct.error) as error:
         raise zipfile.BadZipFile(str(error)) from error
 
@@ -80,11 +80,11 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".zst": _zstd,
     ".zip": _zip,
 }
-"""Suffixes of compressed files, and what opens them for reading bytes."""
+"""Suffix of compressed files -> function that opens them for reading bytes."""
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says how a file is written, in lower case, without that of its compression: ``.jsonl`` of
+    """The suffix of a file's format, in lower case and without that of its compression: ``.jsonl`` for
     ``rows.JSONL.gz``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return next((suffix for suffix in reversed(suffixes) if suffix not in COMPRESSED), "")
@@ -94,8 +94,8 @@ def kind_of(path: Path) -> str:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed.
 
-    Raises, also while it is read: :class:`InputError` for what is not compressed as its name says, or cut short;
-    :class:`EnvironmentFault` when the disk does not answer.
+    Raises, also while it is read: :class:`InputError` when it is not compressed as its name says, or is cut short;
+    :class:`EnvironmentFault` when the disk fails.
     """
     opener = COMPRESSED.get(path.suffix.lower())
     with machine_faults(path):
@@ -123,8 +123,8 @@ def utf8(path: Path, encoding: str, *, mac: bool = False) -> Iterator[BinaryIO]:
 
     Args:
         path: the file, compressed or not.
-        encoding: what it is written in. UTF-8 is passed on as it is, so that a faulty byte is found in its line.
-        mac: its lines end in ``\r``, and become such that end in ``\n``.
+        encoding: the file's encoding. UTF-8 is not decoded here, so that a faulty byte can be reported with its line.
+        mac: the lines end in ``\r``, which is replaced by ``\n``.
     """
     with opened(path) as file:
         if encoding == UTF8 and not mac:
@@ -134,7 +134,7 @@ def utf8(path: Path, encoding: str, *, mac: bool = False) -> Iterator[BinaryIO]:
 
 
 class _Recoded(io.RawIOBase):
-    """Another encoding as UTF-8, a block at a time."""
+    """Converts another encoding to UTF-8, block by block."""
 
     def __init__(self, file: BinaryIO, path: Path, encoding: str, *, mac: bool) -> None:
         self._file = file
@@ -163,7 +163,7 @@ class _Recoded(io.RawIOBase):
         if self._decoder is not None:
             try:
                 block = self._decoder.decode(block, self._ended).encode(UTF8)
-            except UnicodeError as error:  # decoding, or a lone surrogate that UTF-8 does not take
+            except UnicodeError as error:  # a decoding error, or a lone surrogate, which UTF-8 cannot encode
                 wrong = error.object[error.start : error.start + 1] if isinstance(error, UnicodeDecodeError) else b""
                 byte = f" (byte 0x{wrong.hex()})" if wrong else ""
                 hint = "set `encoding` to the one that the file has"
@@ -194,8 +194,8 @@ def proved_encoding(head: bytes, *, is_json: bool = False) -> str | None:
 
 
 def looks_utf16(head: bytes) -> str | None:
-    """The encoding without a mark that a text with this beginning is likely to have: every second byte of ASCII
-    characters is zero."""
+    """The variant of UTF-16 without a mark that a text with this beginning probably has, because every second byte is
+    zero; else None."""
     part = head[:2048]
     for name, zeros, others in (("utf-16-le", part[1::2], part[::2]), ("utf-16-be", part[::2], part[1::2])):
         if len(part) > 3 and zeros.count(0) > len(zeros) // 2 and not others.count(0):
@@ -204,7 +204,7 @@ def looks_utf16(head: bytes) -> str | None:
 
 
 def json_encoding(path: Path, reading: Reading) -> str:
-    """What a file of JSON is written in: as the recipe says, as it proves itself (which is told), else UTF-8."""
+    """The encoding of a JSON file: that of the recipe, that which the file proves (which is reported), else UTF-8."""
     if reading.source.encoding:
         return reading.source.encoding
     encoding = proved_encoding(head_of(path), is_json=True) or UTF8
@@ -222,8 +222,8 @@ def is_mac(head: bytes) -> bool:
 
 
 def numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    r"""``(number, line)`` split on ``\n`` only; of a line over the limit its first ``LINE_LIMIT + 1`` bytes, which do
-    not end in ``\n``."""
+    r"""``(number, line)`` split on ``\n`` only; of a line over the limit only the first ``LINE_LIMIT + 1`` bytes,
+    without ``\n``."""
     number = 0
     while line := file.readline(LINE_LIMIT + 1):
         number += 1
@@ -234,12 +234,12 @@ def numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def too_long(line: bytes) -> bool:
-    """Is it the beginning of a line over the limit?"""
+    """Is ``line`` the beginning of a line over the limit?"""
     return len(line) > LINE_LIMIT and not line.endswith(b"\n")
 
 
 def line_fault(line: bytes) -> Fault | None:
-    """What is wrong with a line, whatever it holds."""
+    """What is wrong with a line of any format: too long, NUL, or not UTF-8."""
     if too_long(line):
         return Fault(f"line is longer than {LINE_LIMIT >> 20} MiB")
     if (nul := line.find(b"\0")) >= 0:

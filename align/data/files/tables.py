@@ -1,5 +1,5 @@
-"""Rows of text tables: CSV, TSV and what spreadsheets call text. Every cell is a string; a row's line is where it
-begins."""
+"""Reading rows of text tables: CSV, TSV, and the text files of spreadsheets. Every cell is a string; the line of a row
+is its first."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from align.errors import InputError, Problem
 def read_table(path: Path, reading: Reading) -> Iterator[Row]:
     """The rows below a header.
 
-    Raises :class:`InputError` for a header that names a column twice or has one without a name (the row numbers that
-    pandas writes, and empty columns at the end, are left out and told), and when encoding or separator cannot be told.
+    Raises :class:`InputError` for a header that names a column twice or has one without a name (row numbers that pandas
+    writes, and empty columns at the end, are ignored and reported), and when encoding or separator cannot be
+    recognised.
     """
-    # Csv's own limit of 131,072 characters is a global; only ever raised
+    # The csv module's limit of 131,072 characters is global, so it is only ever raised
     csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT))
     spelling = spelling_of(path, reading)
     faults: list[Fault] = []
@@ -60,7 +61,8 @@ def _decoded(file: BinaryIO, faults: list[Fault], skip: int) -> Iterator[str]:
 
 
 def _next_cells(table: Any, faults: list[Fault]) -> list[str] | None:
-    """The next row's cells (none for a blank line), ``None`` at the end. What is wrong with it stands in ``faults``."""
+    """The cells of the next row (empty for a blank line), None at the end of the file. Faults of the row are added to
+    ``faults``."""
     faults.clear()
     try:
         cells: list[str] = next(table)
@@ -80,7 +82,7 @@ class _Header:
     ) -> None:
         self._separator = separator
         names = list(cells)
-        while names and not names[-1].strip():  # `a,b,`: spreadsheets write columns that were emptied
+        while names and not names[-1].strip():  # `a,b,`: spreadsheets keep columns whose cells were deleted
             names.pop()
         self._index = bool(names) and not names[0].strip() and "," not in names
         self._names = names[1:] if self._index else names

@@ -1,9 +1,8 @@
-"""How a table in a text file is written, found out from the file: its encoding, what separates its columns, what ends
-its lines.
+"""Recognising the layout of a table in a text file: its encoding, the separator of its columns, and its line ends.
 
-Spreadsheets write tables in the encoding and with the separator of their country and say neither. What the file proves
-is followed; a guess is only made where one reading fits, and is always told; else the file is refused with the key to
-write.
+Spreadsheets use the encoding and separator of the user's country without saying which. What the file proves is used.
+Otherwise the only layout that fits is used and reported; if several fit, the file is refused with the recipe key to
+set.
 """
 
 from __future__ import annotations
@@ -22,37 +21,36 @@ from align.errors import InputError, Problem
 SEPARATORS = {",": "`,`", ";": "`;`", "\t": "tab", "|": "`|`"}
 _USUAL = {".csv": ",", ".tsv": "\t"}
 _ROWS = 50
-"""Rows at the beginning that are looked at."""
+"""Number of rows at the beginning by which the separator is recognised."""
 
 _WESTERN = frozenset("ÀÁÂÄÅÆÇÈÉÊËÍÎÏÑÒÓÔÖØÙÚÛÜßàáâäåæçèéêëìíîïñòóôöøùúûüœŒ‘’“”„‚×–—…€£§°«»¿¡·•®©™´\xa0")
-r"""What Western European texts have beyond ASCII. Letters are left out that stand where other code pages have a
-frequent one of theirs (``ã õ ý þ ð š ž``, superscripts), so that a file in one of those is refused, not misread.
-Quotation marks and ``×`` must stand where they belong: in cp850 ``„`` is ``ä`` and ``”`` is ``ö``, in cp1251 ``×`` is a
-letter."""
+r"""Characters beyond ASCII in Western European texts. Letters are left out whose code is a frequent letter in other
+code pages (``ã õ ý þ ð š ž``, superscripts), so that a file in one of those is refused, not misread. Quotation marks
+and ``×`` must stand where they belong: in cp850 ``„`` is ``ä`` and ``”`` is ``ö``, in cp1251 ``×`` is a letter."""
 _CLOSERS = {"„": "“”", "‚": "‘’"}
-"""Marks that open a quotation, and those that close it."""
+"""Opening quotation marks, each with the marks that close it."""
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _LONGEST = 2
-"""Characters beyond ASCII that may stand side by side in a Western text. Whole words of them are Cyrillic, Greek or
+"""Largest number of successive characters beyond ASCII in a Western text. Longer runs are words in Cyrillic, Greek or
 Chinese."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a table is written."""
+    """The layout of a table."""
 
     encoding: str
     separator: str
     skip: int
-    """Lines before the header."""
+    """Number of lines before the header."""
     mac: bool
-    r"""Lines end in ``\r``."""
+    r"""Do lines end in ``\r``?"""
 
 
 def spelling_of(path: Path, reading: Reading) -> Spelling:
-    """How the table at ``path`` is written: as the recipe says, else as found out, which is told.
+    """The layout of the table at ``path``: as the recipe says, or as recognised, which is reported.
 
-    Raises :class:`InputError` when it cannot be told which of several readings is meant.
+    Raises :class:`InputError` when several layouts fit.
     """
     encoding = reading.source.encoding or _encoding(path)
     with utf8(path, encoding) as file:
@@ -60,7 +58,7 @@ def spelling_of(path: Path, reading: Reading) -> Spelling:
     mac = is_mac(head)
     text = head.removeprefix(codecs.BOM_UTF8).decode(UTF8, "replace")
     text = text.replace("\r", "\n") if mac else text
-    said = re.match(r'"?sep=(.)"?\r?\n', text)  # Excel's own way to say it
+    said = re.match(r'"?sep=(.)"?\r?\n', text)  # Excel's line that names the separator
     usual = _USUAL.get(kind_of(path), "")
     separator: str
     if reading.source.separator:
@@ -100,8 +98,8 @@ def _encoding(path: Path) -> str:
 
 
 def _narrow_encoding(path: Path) -> str:
-    """UTF-8, or a code page of one byte a character. The whole file is looked at: a first foreign letter may come
-    late."""
+    """UTF-8, or a code page with one byte for each character. The whole file is read, since the first letter beyond
+    ASCII may come late."""
     found = _Beyond()
     line = 1
     for block in _pieces(path):
@@ -110,7 +108,7 @@ def _narrow_encoding(path: Path) -> str:
                 found.add(block, match, line)
         line += block.count(b"\n")
     if not found.wrong or found.utf8:
-        return UTF8  # with both, it is UTF-8 that was damaged: those rows are bad rows
+        return UTF8  # with both kinds it is damaged UTF-8, and the rows concerned are bad rows
     foreign = found.foreign or found.unclosed()
     if foreign is None:
         return "cp1252"
@@ -122,18 +120,18 @@ def _narrow_encoding(path: Path) -> str:
 
 
 class _Beyond:
-    """What stands beyond ASCII in a file."""
+    """Collects what a file has beyond ASCII."""
 
     def __init__(self) -> None:
         self.utf8 = self.wrong = 0
-        """Runs of bytes that are UTF-8, and that are not."""
+        """Number of runs of bytes beyond ASCII that are UTF-8, and that are not."""
         self.foreign: tuple[str, int] | None = None
-        """What a Western text does not have, in words, and the line on which it stands first."""
+        """A description of the first character that a Western text does not have, and its line."""
         self._codes: set[int] = set()
         self._opened: dict[str, int] = {}
 
     def add(self, block: bytes, match: re.Match[bytes], first: int) -> None:
-        """A run of bytes beyond ASCII in a block that begins on line ``first`` of the file."""
+        """Count a run of bytes beyond ASCII in a block that begins on line ``first`` of the file."""
         run = match[0]
         try:
             run.decode(UTF8)
@@ -163,8 +161,8 @@ class _Beyond:
                 self._opened.setdefault(character, first + block.count(b"\n", 0, at))
 
     def unclosed(self) -> tuple[str, int] | None:
-        """A quotation mark that opens before a letter and that the file never closes: it is a letter of a DOS code
-        page."""
+        """The first quotation mark that opens before a letter and is never closed, which is a letter in a DOS code
+        page; with its line."""
         for character, line in self._opened.items():
             if not self._codes & set(_CLOSERS[character].encode("cp1252")):
                 code = character.encode("cp1252")[0]
@@ -179,8 +177,8 @@ class _Beyond:
 
 
 def _misplaced(character: str, block: bytes, at: int) -> bool:
-    """Is this a character that Western texts have, but not beside these? DOS code pages have letters at the places of
-    quotation marks."""
+    """Is this a character of Western texts at a place where they do not have it? In DOS code pages the codes of
+    quotation marks are letters."""
     before, after = block[max(0, at - 8) : at], block[at + 1 : at + 9]
     if character in _CLOSERS:
         return _is_letter(before[-1:])
@@ -196,7 +194,7 @@ def _is_letter(byte: bytes) -> bool:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines where it has line ends; no run of bytes beyond ASCII crosses two of them."""
+    """The file in blocks, of whole lines if it has line ends; no run of bytes beyond ASCII crosses two blocks."""
     with opened(path) as file:
         rest = b""
         while block := file.read(2**20):
@@ -213,7 +211,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _separator(path: Path, text: str, whole: bool) -> str:
-    """Of the separators that split the header, the one that splits the first rows into as many cells."""
+    """The separator that splits the first rows into as many cells as the header."""
     if not whole:
         text = text[: text.rfind("\n") + 1] or text
     tables = {mark: _table(text, mark) for mark in SEPARATORS}
@@ -237,7 +235,7 @@ def _separator(path: Path, text: str, whole: bool) -> str:
 
 
 def _table(text: str, separator: str) -> list[list[str]]:
-    """The first rows; what follows something that is no CSV is left out."""
+    """The first rows, up to anything that is not CSV."""
     rows: list[list[str]] = []
     try:
         for row in csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True):

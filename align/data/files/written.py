@@ -10,19 +10,20 @@ from typing import Any, Protocol
 
 Row = dict[str, Any]
 _AS_TEXT = ("fields", "grades")
-"""Objects whose keys differ from row to row: a table has no type for them."""
+"""Columns with objects whose keys differ from row to row; they are written as JSON text, since a table has no type for
+them."""
 
 
 class Sink(Protocol):
-    """A file that is being written."""
+    """A file of rows that is being written."""
 
     def write(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Append rows; returns them as they will be read."""
+        """Append rows; returns them as they will be read back."""
 
 
 @contextmanager
 def opened(path: Path, suffix: str) -> Iterator[Sink]:
-    """A new file at ``path``, of the kind that ``suffix`` names, finished when the block ends."""
+    """A new file at ``path`` in the format of ``suffix``, which is complete when the block ends."""
     if suffix == ".parquet":
         with _parquet(path) as sink:
             yield sink
@@ -50,7 +51,7 @@ def _parquet(path: Path) -> Iterator[Sink]:
 
 
 class _Parquet:
-    """The schema is that of the first rows' kind of record: what a kind does not have is no column."""
+    """Writes Parquet with the columns of the first row's type of record."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

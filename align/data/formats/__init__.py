@@ -1,1 +1,1 @@
-"""Which shape the rows of a source have, and from there to records."""
+"""Recognising the format of a source's rows, and making records of them."""

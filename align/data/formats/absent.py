@@ -1,4 +1,4 @@
-"""Columns that a mapping names and no row has: a misspelt one must not be read as an empty one."""
+"""Refusing columns that a mapping names and no row has: a misspelt column must not be read as an empty one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from align.recipe.rows.places import Place, template
 from align.recipe.schema import DataSource
 
 LOOK_FURTHER = 1_000
-"""Rows that are looked at for a column that a mapping names: JSON writes nothing where there is nothing, so that a
-column may first come late."""
+"""Number of rows in which a column of a mapping is looked for. JSON rows need not have keys without a value, so a
+column may first occur late."""
 _SHOWN = 24
-"""Columns that an error names."""
+"""Number of columns that an error lists."""
 
 
 def seen_enough(source: DataSource, rows: Sequence[Row], read: int) -> bool:
-    """Are these first rows, those of the ``read`` ones that are used, enough to find the format, or to compare their
-    columns with a mapping's?"""
+    """Are the first rows, ``read`` of which were read and ``rows`` are used, enough to recognise the format, or to
+    check a mapping's columns?"""
     mapping = source.reading
     if len(rows) < LOOK_AT:
         return False
@@ -33,9 +33,9 @@ def seen_enough(source: DataSource, rows: Sequence[Row], read: int) -> bool:
 
 
 def require_columns(mapping: RowMapping, rows: Sequence[Mapping[str, Any]], path: str) -> None:
-    """Raises :class:`InputError` for what a row must have by ``mapping`` and none of the first ``rows`` has.
+    """Raises :class:`InputError` when ``mapping`` requires a column that none of the first ``rows`` has.
 
-    A single row may lack an answer, and any row may lack a system, tools and the like.
+    Not every row needs an answer, and system, tools and the like are optional.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     number = f"{len(rows):,} " if len(rows) > LOOK_AT else ""
@@ -51,14 +51,14 @@ def require_columns(mapping: RowMapping, rows: Sequence[Mapping[str, Any]], path
 
 
 def _lacking(mapping: RowMapping, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Keys of a mapping, each with a column that none of the rows has."""
+    """(key of the mapping, column that none of the rows has)."""
     for key, where in _needed(mapping):
         if not any(name in row for row in rows for name in where.columns):
             yield key, where.columns[-1]
 
 
 def _needed(mapping: RowMapping) -> Iterator[tuple[str, Place]]:
-    """What is read of every row, with the mapping's key. Texts with several places may do without one of them."""
+    """(key of the mapping, place) for each required place. Of a text with several places none is required."""
     keys = ("messages", "prompt", "completion", "chosen", "rejected", "answers")
     given: list[tuple[str, Any]] = [(key, getattr(mapping, key)) for key in keys]
     if mapping.better is not None:

@@ -1,4 +1,4 @@
-"""What a record keeps of its row beside what its format reads: an id, and other columns."""
+"""The parts of a row that a record keeps besides those that its format reads: an id, and other columns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from align.data.records import Origin
 from align.data.strict_json import as_json
 
 FIELDS_LIMIT = 16_384
-"""Characters of JSON that a record keeps of its row's other columns, in their order. A column that does not fit is left
-out whole."""
+"""Largest number of characters of JSON for the other columns of a row. Columns are taken in order; one that does not
+fit is left out."""
 
 _IDS = ("id", "prompt_id", "conversation_id", "question_id", "uuid", "conversation_hash")
 
 
 def id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:
-    """``(column, id)``; where no column has one, the file's name and the line, which are the same on every machine."""
+    """``(column, id)``; without an id column, the file's name and the line, which are the same on every machine."""
     for key in _IDS:
         item = value.get(key)
         if isinstance(item, (str, int)) and not isinstance(item, bool) and (0 < len(str(item)) <= 200 or is_own(value)):
@@ -30,13 +30,13 @@ def id_of(value: Mapping[str, Any], origin: Origin) -> tuple[str | None, str]:
 
 @lru_cache(maxsize=64)
 def _name(source: str) -> str:
-    """The file's name: taken from its path once, and not for every row."""
+    """The file's name, cached, so that it is not computed for every row."""
     return Path(source).name
 
 
 def kept(row: Mapping[str, Any], used: Set[str | None]) -> dict[str, Any]:
-    """The columns of a row that are not ``used``, as a record keeps them; of a row that this package wrote those of its
-    source, which were bounded when they were written."""
+    """The columns of a row that are not ``used``, as a record keeps them. For a row that this package wrote they are
+    the columns of the original row, which are within the limit already."""
     columns = other_columns(row, used)
     found: dict[str, Any] = impersonal(columns) if is_own(row) else bounded(columns)
     return found

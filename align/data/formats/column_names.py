@@ -1,4 +1,4 @@
-"""What the field calls its columns, and what such names say about a row that would not be read whole."""
+"""Usual names of columns, and recognising by them that a format would ignore a meaningful part of a row."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ CONTENT = frozenset(
 )
 HUMAN = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
 SWITCHES = frozenset({"on", "off", "yes", "no", "true", "false", "none"})
-"""What a column of reasoning says where it is a switch."""
+"""Values of a column called reasoning that show it to be a switch."""
 CUT_BY = {"chatml": "chatml_text", "### Human": "human_assistant_text", "[INST]": "inst_text"}
-"""The presets that cut rendered texts, by their kinds."""
+"""Kind of rendered text -> the preset that splits it into messages."""
 LONG = 60
-"""Characters from which on a text looks like something to be read."""
+"""Texts of at least this many characters count as prose."""
 
 _RENDERED = (
     ("<|im_start|>", "chatml"),
@@ -97,7 +97,7 @@ _INSIDE_TEXT = re.compile(
     r'"(tools|functions|available_tools|xml_tools|tools_kwargs|train_turns|loss_mask)"\s*:\s*([\[{]\s*[^\]}\s]|")',
     re.IGNORECASE,
 )
-"""The same in an object that is written as JSON text."""
+"""The same as keys in JSON text."""
 
 
 def columns(row: Columns, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> list[str]:
@@ -109,7 +109,7 @@ def columns(row: Columns, names: Iterable[str], without: Collection[str] = (), *
 
 
 def column(row: Columns, names: Iterable[str], without: Collection[str] = (), *, empty: bool = False) -> str | None:
-    """The first of them."""
+    """The first of :func:`columns`, or None."""
     return next(iter(columns(row, names, without, empty=empty)), None)
 
 
@@ -128,7 +128,7 @@ def reference(row: Columns, without: Collection[str] = ()) -> str | None:
 
 
 def extraction(rows: Sequence[Columns], mapping: RowMapping) -> str | None:
-    """How the answer is taken out of its text, where 19 of 20 rows say so; a solution needs a box."""
+    """How the right answer is found in its text, if 19 of 20 rows show it; for a solution it must be in a box."""
     if mapping.answer is None or mapping.extract is not None:
         return None
     texts = [text for row in rows if isinstance(text := find(row, mapping.answer), str) and text.strip()]
@@ -140,7 +140,7 @@ def extraction(rows: Sequence[Columns], mapping: RowMapping) -> str | None:
 
 
 def is_transcript(text: Any) -> bool:
-    """Is this a text, and in it a dialogue of Human and Assistant that waits for its answer?"""
+    """Is ``text`` a dialogue of Human and Assistant that ends with the user?"""
     return (
         isinstance(text, str)
         and re.match(r"\s*Human:", text) is not None
@@ -149,12 +149,12 @@ def is_transcript(text: Any) -> bool:
 
 
 def rendered_kind(text: str) -> str | None:
-    """For which template a text was rendered."""
+    """The kind of template that a text was rendered with; None when it was not."""
     return next((kind for mark, kind in _RENDERED if mark in text), None)
 
 
 def seen(row: Columns) -> str:
-    """The columns of a row with the types of what stands in them."""
+    """The columns of a row with their types, for messages."""
     parts = [
         f"{clip(key, 40)} ({type_name(value).removeprefix('a ').removeprefix('an ')})"
         for key, value in list(row.items())[:12]
@@ -163,7 +163,7 @@ def seen(row: Columns) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as YAML needs it inside braces."""
+    """A text, quoted if YAML requires that inside braces."""
     plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in (
         "true",
         "false",
@@ -179,7 +179,7 @@ def quoted(text: str) -> str:
 
 
 def yaml_line(value: Any) -> str:
-    """A mapping in one line, as a recipe says it."""
+    """A mapping on one line, as in a recipe."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{quoted(str(key))}: {yaml_line(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -194,7 +194,7 @@ def yaml_line(value: Any) -> str:
 
 
 def only_prompt(mapping: RowMapping) -> bool:
-    """Does the mapping read nothing but what is asked?"""
+    """Does the mapping read nothing but the prompt?"""
     return mapping.prompt is not None and not any(
         (mapping.completion, mapping.chosen, mapping.answers, mapping.messages)
     )
@@ -224,16 +224,16 @@ def complain_of_comparison(unread: Columns, row: Columns, want: str) -> None:
 
 
 def may_mean(name: str, value: Any) -> bool:
-    """May this column carry meaning, whatever stands in it? For rows that come later: most columns are passed over by
-    their names."""
+    """May this column carry meaning, whatever its value? For later rows, most of whose columns can be skipped by
+    name."""
     lower = name.lower()
     named = lower in MEDIA or any(pattern.search(name) for pattern in (_MEANS, _VERDICTS, _JUDGES, _ANSWERS))
-    empty = value in (None, "", [], {})  # what will stand there is not known yet
+    empty = value in (None, "", [], {})  # later rows may have other values
     return named or empty or may_judge(value) or judges(name, value, answers=True)
 
 
 def _holds_meaning(value: Any) -> str:
-    """The key of an object, also of one that is written as JSON, that carries meaning; "" where there is none."""
+    """The key of an object, or of JSON text of an object, that carries meaning; "" when there is none."""
     if isinstance(value, Mapping):
         return next(
             (key for key, item in value.items() if item not in (None, "", [], {}) and _INSIDE.match(str(key))), ""
@@ -243,10 +243,10 @@ def _holds_meaning(value: Any) -> str:
 
 
 def complain_of_meaning(unread: Columns, row: Columns, *, answers: bool = False) -> None:
-    """Raises :class:`RowError` for a column that carries meaning and would stay unread, unless it repeats what was
+    """Raises :class:`RowError` for a column that carries meaning and would not be read, unless it repeats one that is
     read.
 
-    ``answers``: all answers are trained on, so that a verdict about them must not be passed over.
+    ``answers``: all answers will be trained on, so a judgement of them must not be ignored.
     """
     for name, value in unread.items():
         if inside := _holds_meaning(value):
@@ -288,7 +288,7 @@ def _texts(row: Columns, without: str) -> Iterable[str]:
 
 
 def refusal(message: str, field: str | None = None) -> RowError:
-    """That a shape is known, and cannot be used as it is."""
+    """An error for a recognised shape that cannot be used as it is."""
     from align.data.formats.detect import Refusal
 
     return Refusal(message, field)
@@ -300,7 +300,7 @@ def _near(row: Columns) -> str:
 
 
 def nearest_presets(row: Columns) -> str:
-    """Up to two presets that share columns with the row, and what each lacks."""
+    """Text about up to two presets that share columns with the row, and the columns that they need in addition."""
     found = []
     for name, preset in PRESETS.items():
         wanted = {re.split(r"[.\[|]", mark)[0] for mark in preset.marks}

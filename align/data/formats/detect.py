@@ -1,8 +1,8 @@
-"""Finds out how the rows of a source are spelled: the most specific shape first, over the first rows, and never as less
-than they are.
+"""Recognising the format of a source's rows from the first ones. The most specific format that fits is chosen, and no
+part that carries meaning is ignored.
 
-A shape is a named format, or a mapping made for the columns that were found. Where nothing fits, or a column that
-carries meaning would stay unread, the error says what was seen and the line to write.
+The result is a named format, or a mapping made for the columns of the rows. If nothing fits, or a column that carries
+meaning would not be read, the error shows the columns and a line for the recipe.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from align.recipe.rows.mapping import RowMapping
 from align.recipe.rows.presets import PRESETS, Preset
 
 LOOK_AT = 20
-"""Rows that are looked at."""
+"""Number of rows by which a format is recognised."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """How rows are read."""
+    """A recognised format."""
 
     name: str
-    """A format's or preset's name, or the mapping as a recipe would say it."""
+    """Name of a format or preset, or the mapping as in a recipe."""
     mapping: RowMapping | None = None
     """None for a format or preset that has a name."""
 
 
 def made(**keys: Any) -> Found:
-    """A mapping for the columns that were found."""
+    """A mapping with these keys."""
     given = {key: value for key, value in keys.items() if value is not None}
     return Found(column_names.yaml_line(given), RowMapping.model_validate(given))
 
 
 def detect_rows(rows: Sequence[Columns], want: str, chosen_by: Collection[str] = ()) -> Found:
-    """The shape of most of the first rows; those of another shape are bad rows. Raises :class:`RowError` when no row
-    has one.
+    """The format of most of the first rows; rows of another format are bad rows. Raises :class:`RowError` when no row
+    has a known format.
 
-    ``chosen_by`` are columns that ``where`` looks at, so that they are not passed over.
+    ``chosen_by`` are columns that ``where`` reads, so they do not count as ignored.
     """
     found: Counter[str] = Counter()
     kept: dict[str, Found] = {}
@@ -77,7 +77,7 @@ def detect_rows(rows: Sequence[Columns], want: str, chosen_by: Collection[str] =
 
 
 def _with_the_rest(found: Found, rows: Sequence[Columns]) -> Found:
-    """The same with the system, tools and history that only some of the rows have."""
+    """The format, extended by the columns with system, tools and history that only some rows have."""
     from align.data.formats.formats import columns_read
 
     read = columns_read(found, rows)
@@ -86,7 +86,7 @@ def _with_the_rest(found: Found, rows: Sequence[Columns]) -> Found:
     if column is not None:
         more["system"] = column
     tools = list(dict.fromkeys(name for row in rows for name in column_names.columns(row, column_names.TOOLS)))
-    if set(tools) - read or len(tools) > 1:  # of several the row's own is taken
+    if set(tools) - read or len(tools) > 1:  # of several columns each row uses the one that it has
         more["tools"] = tools if len(tools) > 1 else tools[0]
     base: dict[str, Any] | None = None
     if found.mapping is not None:
@@ -109,13 +109,13 @@ def _with_the_rest(found: Found, rows: Sequence[Columns]) -> Found:
 
 
 class Refusal(RowError):
-    """A shape that is known, and cannot be used: no other row may outvote it."""
+    """Raised for a recognised shape that cannot be used; other rows do not outvote it."""
 
     refusal = True
 
 
 def detect(row: Columns, want: str = "conversation") -> Found:
-    """The shape of one row. Raises :class:`RowError` when it is none that we know."""
+    """The format of one row. Raises :class:`RowError` when it is unknown."""
     has = {key for key, item in row.items() if item is not None}
     _refused(row, has)
     for name, preset in PRESETS.items():
@@ -137,13 +137,14 @@ _PARTS = {
     "ultrafeedback": ("chosen", "rejected"),
     "prompt": (),
 }
-"""Formats whose `prompt` may be a text, and the columns that stand beside it."""
+"""Formats whose `prompt` may be a text, with their other columns."""
 
 
 def _cut_at_speakers(row: Columns, has: set[str], found: Found) -> Found:
-    """The same, read as a dialogue where the prompt is a transcript: else a user would be made to say "Human:".
+    """The format, changed to split a prompt that is a transcript into turns. Otherwise "Human:" would be part of the
+    user's text.
 
-    Raises :class:`Refusal` where that has to be said in a mapping.
+    Raises :class:`Refusal` when the recipe has to say how.
     """
     given = {} if found.mapping is None else found.mapping.given()
     if found.mapping is None:
@@ -175,7 +176,7 @@ def _cut_at_speakers(row: Columns, has: set[str], found: Found) -> Found:
 
 
 def fits(row: Columns, preset: Preset) -> bool:
-    """Has a row all that a preset is recognised by?"""
+    """Does a row have all columns and values by which a preset is recognised?"""
     if not (preset.marks or preset.holds) or not all(_marked(row, mark) for mark in preset.marks):
         return False
     return all(_holding(row, place, text) for place, text in preset.holds.items())
@@ -195,7 +196,7 @@ def _marked(row: Columns, mark: str) -> bool:
 
 
 def _holding(row: Columns, places: str, text: str) -> bool:
-    """Does a text at one of these places hold that piece?"""
+    """Does a text at one of these places contain ``text``?"""
     for place in places.split("|"):
         try:
             value = find(row, place)
@@ -207,7 +208,7 @@ def _holding(row: Columns, places: str, text: str) -> bool:
 
 
 def _refused(row: Columns, has: set[str]) -> None:
-    """Shapes with a reason of their own."""
+    """Raises RowError for shapes that are refused, each with its reason."""
     if "input_ids" in has:
         raise Refusal("is tokenised already (input_ids): give the texts", "input_ids")
     if "segments" in has and not has & {"messages", "prompt", "conversations"}:
@@ -341,7 +342,7 @@ def shape_of(value: Any) -> Any:
 
 
 def _besides(row: Columns, used: set[str]) -> dict[str, Any]:
-    """System, tools and reasoning that stand beside."""
+    """The keys of a mapping for columns with system, tools and reasoning."""
     found: dict[str, Any] = {}
     for key, names in (("system", column_names.SYSTEMS), ("tools", column_names.TOOLS)):
         column = column_names.column(row, names, used, empty=True)
@@ -351,12 +352,12 @@ def _besides(row: Columns, used: set[str]) -> dict[str, Any]:
 
 
 def _usual(besides: Mapping[str, Any]) -> bool:
-    """Have these columns the names that formats with a name read?"""
+    """Do these columns have the names that named formats read?"""
     return all(key == column and key in ("system", "tools") for key, column in besides.items())
 
 
 def _flat(row: Columns, has: set[str], want: str) -> Found | None:
-    """One column with a question, and perhaps one with an answer."""
+    """The format of rows with a column for the question, and perhaps one for the answer."""
     if {"prompt", "completion"} <= has and _usual(_besides(row, set())):
         return Found("messages")
     if "instruction" in has and has & {"input", "output"} and not has & {"response", "answer", "prompt"}:
@@ -369,7 +370,7 @@ def _flat(row: Columns, has: set[str], want: str) -> Found | None:
     lower = prompt.lower()
     answer = column_names.reference(row, {prompt})
     completions = [name for name in column_names.columns(row, column_names.COMPLETIONS) if name != prompt]
-    if lower in column_names.PROBLEMS:  # `answer` is what a checker compares with, not what the model shall say
+    if lower in column_names.PROBLEMS:  # such an answer is what a checker compares with, not a text to train on
         completions = [
             name
             for name in column_names.columns(row, (*column_names.COMPLETIONS, "solution"))
@@ -398,7 +399,7 @@ def _flat(row: Columns, has: set[str], want: str) -> Found | None:
     )
     thought = column_names.column(row, column_names.REASONING)
     if thought is not None and str(row[thought]).strip().lower() in column_names.SWITCHES:
-        thought = None  # a switch of the template, and no thought
+        thought = None  # a switch of the template, not reasoning
     return made(
         prompt=asked,
         completion=completions[0],
@@ -409,7 +410,7 @@ def _flat(row: Columns, has: set[str], want: str) -> Found | None:
 
 
 def _complain(rows: Sequence[Columns], found: Found, want: str, chosen_by: Collection[str]) -> None:
-    """Raises :class:`Refusal` where a column that carries meaning would stay unread."""
+    """Raises :class:`Refusal` when a column that carries meaning would not be read."""
     from align.data.formats.formats import columns_read
 
     read = columns_read(found, rows) | set(chosen_by)

@@ -1,4 +1,4 @@
-"""The row formats that have a name and are no mapping."""
+"""The named row formats that are functions, not mappings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Format:
     convert: Callable[[dict[str, Any]], dict[str, Any]]
     """Row -> form. Raises :class:`RowError`."""
     columns: frozenset[str]
-    """What it reads; the row's other columns become the record's ``fields``."""
+    """The columns that it reads; other columns become the record's ``fields``."""
     messages: str = "messages"
     """The column with the messages, for error messages."""
 

@@ -1,4 +1,4 @@
-"""From a row of any format to a conversation, a preference, a labelled or graded answer or a prompt, or a refusal.
+"""Making records of rows of any format: conversations, preferences, labelled or graded answers, or prompts.
 
 A format is a function from a row to a dictionary in one of five *forms*; :func:`record_of` makes the record of it:
 
@@ -8,8 +8,7 @@ A format is a function from a row to a dictionary in one of five *forms*; :func:
     {"prompt": ..., "completion": ..., "grades": {...}}   a graded answer, numbers by name; or "messages" and "grades"
     {"prompt": ...}                                       a prompt
 
-Each may have "id", "tools" and "system". A user's own format is such a function too, named as
-``package.module:function``.
+Each may have "id", "tools" and "system". A user's own format is such a function too, named ``package.module:function``.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Group:
 
     rows: list[Row]
     path: list[Row] | None = None
-    """Of answers in a tree of rows: the messages that lead to them."""
+    """For answers in a tree of rows, the messages that lead to them."""
 
     @property
     def value(self) -> dict[str, Any]:
@@ -72,20 +71,21 @@ class Group:
 
     @property
     def origin(self) -> Origin:
-        """Where the first row stands."""
+        """Place of the first row."""
         return self.rows[0].origin
 
 
 class Converter:
-    """A row, or rows that belong together -> records: one; or, with groups, trees or a user's own format, any number.
+    """Makes records of a row, or of rows that belong together: usually one record; with groups, trees or a user's own
+    format any number.
 
-    Raises :class:`RowError` for a row that cannot be used, and :class:`~align.data.mapping.better.LeftOut`, which is
-    one, for a sound row that gives no record.
+    Raises :class:`RowError` for a row that cannot be used, and its subclass :class:`~align.data.rows.LeftOut` for a
+    sound row that gives no record.
     """
 
     def __init__(self, source: DataSource, want: Want) -> None:
         self.format: str | None = None
-        """The format's name, or the mapping as a recipe says it; found at the first rows when the source does not name
+        """The format's name, or the mapping as in a recipe; recognised from the first rows if the source does not set
         it."""
         self._want = want
         self._ignored = frozenset(getattr(source, "ignore", ()))
@@ -95,15 +95,14 @@ class Converter:
         self._chosen_by = {name for where in source.where for name in place(where).columns}
         self._good = label in source.where and keeps_good(source.where[label], better)
         self.notes: dict[str, int] = {}
-        """What a report should mention of the rows, and how often."""
+        """What a report should mention about the rows -> how often it occurred."""
         self.remarks: list[str] = []
-        """What a report should mention of the source."""
+        """What a report should mention about the source."""
         self._source = source
         self._labelled: tuple[Converter, Converter] | None = None
-        """Of labelled answers that are to be compared: what reads them, to find a row's prompt and to make its
-        record."""
+        """For labelled answers that will be compared: the converters that find a row's prompt and make its record."""
         self.aside: list[tuple[Row, RowError]] = []
-        """Rows of groups that their groups did without, and why; whoever converts takes them."""
+        """Rows that were left out of their groups, with the reasons; the caller collects them."""
         self._detected: Found | None = None
         self._watched: dict[tuple[str, ...], tuple[list[str], set[str]]] = {}
         self._core: Format | None = None
@@ -111,7 +110,7 @@ class Converter:
         own = source.own_format
         self._own = OwnFormat(own, want, self._note, good=self._good) if own is not None else None
         self._unchecked = reading if isinstance(reading, RowMapping) and reading.preset is None else None
-        """A mapping of the recipe that no row has been held against."""
+        """A mapping of the recipe whose columns have not been checked against rows yet."""
         if own is not None:
             self.format = own
         elif isinstance(source.reading, RowMapping):
@@ -125,32 +124,31 @@ class Converter:
 
     @property
     def grouped(self) -> bool:
-        """Do rows belong together, so that none is converted by itself?"""
+        """Are rows converted in groups instead of one by one?"""
         return any(mapped.grouped for _, mapped in self._parts)
 
     @property
     def from_labels(self) -> bool:
-        """Are comparisons made of labelled answers, which are something else by themselves?"""
+        """Are preferences made from labelled answers?"""
         return self._labelled is not None
 
     def means(self, want: Want) -> bool:
-        """Is this what a mapping is for? One with answers to compare could also give their prompt, and nobody who
-        writes it means that."""
+        """Is the mapping meant for this type of record? A mapping with answers to compare could also give prompts, but
+        that is not what its author means."""
         kinds = [kinds_of(mapped.mapping) for _, mapped in self._parts]
         return not kinds or any(want in kind for kind in kinds)
 
     @property
     def undecided(self) -> bool:
-        """Is the format still to be found, or a mapping to be compared with the columns? :meth:`decide` does it, from
-        the first rows."""
+        """Must :meth:`decide` still recognise the format, or check a mapping's columns?"""
         own = self._own is not None and self._own.undecided
         return self.format is None or self._unchecked is not None or own
 
     def decide(self, rows: Sequence[Row]) -> None:
-        """Find the format from the first of these rows, or look whether the columns of a mapping are in any of them.
+        """Recognise the format from the first of these rows, or check that the rows have the columns of the mapping.
 
-        Raises :class:`InputError` where they are not, where no format fits, or where one would leave unread what
-        carries meaning.
+        Raises :class:`InputError` when they do not, when no format fits, or when a column that carries meaning would
+        not be read.
         """
         if self._unchecked is not None:
             require_columns(self._unchecked, [row.value for row in rows], self._source.path)
@@ -177,7 +175,7 @@ class Converter:
             self.remarks.append(f"columns with texts that nothing reads: {', '.join(unread[:8])}")
 
     def use(self, found: Found) -> None:
-        """Read rows of this shape."""
+        """Read rows by this format."""
         self.format = found.name
         if found.mapping is None and found.name in FORMATS:
             self._core = FORMATS[found.name]
@@ -208,7 +206,7 @@ class Converter:
             self.remarks.append(TEST_SET)
 
     def _pair_labels(self, found: Found) -> None:
-        """Compare labelled answers where comparisons are wanted."""
+        """Compare labelled answers if preferences are wanted."""
         mappings = [mapped.mapping for _, mapped in self._parts]
         if self._want == "preference" and (all(map(is_labelled, mappings)) if mappings else found.name == "unpaired"):
             self._compare_labels(found.mapping or found.name)
@@ -221,8 +219,8 @@ class Converter:
 
     @property
     def parts(self) -> int:
-        """How many answers a user's own format made of the rows, where these are compared and are more than the
-        rows."""
+        """Number of answers that a user's own format made of the rows, if they are compared and differ in number from
+        the rows."""
         return self._own.parts if self._own is not None else 0
 
     def _key_of_prompt(self, row: Row) -> str:
@@ -238,13 +236,13 @@ class Converter:
         return paired([answer for answer in found if isinstance(answer, Unpaired)], pairs, self._note)
 
     def units(self, rows: Iterator[Row], chosen: Choosing) -> Iterator[Row | Group]:
-        """What is converted at once: each row by itself; or the rows of a group, or the answers in a tree, of those
-        that are ``chosen``.
+        """The units of conversion: single rows; or, of the ``chosen`` rows, the rows of a group or the answers in a
+        tree.
 
-        ``chosen`` gets rows and what finds a row's place among the others, and leaves out those for which that raises
-        RowError.
+        ``chosen`` gets the rows and a function that finds a row's group or place in the tree, and leaves out rows for
+        which that function raises RowError.
         """
-        first = next(rows, None)  # the format is found before the first row is given
+        first = next(rows, None)  # the format is recognised before the first row is passed on
         grouped = [mapped for _, mapped in self._parts if mapped.grouped]
         if first is None:
             return iter(())
@@ -275,11 +273,11 @@ class Converter:
         try:
             number, mapped = self._part(row)
         except LeftOut:
-            return f"- {row.origin}"  # by itself, to be counted
+            return f"- {row.origin}"  # a group of its own, so that it is counted
         return f"{number} {mapped.key(row.value)}" if mapped.grouped else f"{number} {row.origin}"
 
     def _part(self, row: Row) -> tuple[int, MappedRows]:
-        """The mapping that this row is for."""
+        """The mapping for this row, with its number."""
         for number, (where, mapped) in enumerate(self._parts):
             if all(_holds(find(row.value, place), value) for place, value in where.items()):
                 return number, mapped
@@ -308,8 +306,8 @@ class Converter:
         return (narrow(record, self._want, good=self._good),)
 
     def _watch(self, row: Mapping[str, Any], found: Found) -> None:
-        """Raises RowError for a column that carries meaning, is not read, and was not there in the rows by which the
-        format was found."""
+        """Raises RowError for a column that carries meaning, is not read, and did not occur in the rows by which the
+        format was recognised."""
         keys = tuple(row)
         known = self._watched.get(keys)
         if known is None:
@@ -321,7 +319,8 @@ class Converter:
             complain_of_unread(row, found, self._want, known[1])
 
     def _refuse_media(self, row: Mapping[str, Any]) -> None:
-        """A text that speaks of a picture must not be trained without it, whoever named the format."""
+        """Refuse rows with pictures or other media, even if the recipe sets the format: their text must not be trained
+        on without them."""
         read = self._core.columns if self._core else set().union(*(mapped.columns(row) for _, mapped in self._parts))
         for name in sorted(_MEDIA & row.keys()):
             if row[name] and name not in read and name not in self._ignored:
@@ -384,17 +383,17 @@ class Converter:
 
 
 def converter(source: DataSource, want: Want) -> Converter:
-    """The function from a row of ``source`` to records of the type that a stage wants.
+    """The converter of ``source`` to records of the type that a stage needs.
 
     A preference also serves as a conversation (prompt and chosen answer) and as a prompt; a conversation also serves as
     a prompt, without its last message. Raises :class:`InputError` when a user's own format cannot be imported, or the
-    first row's format is not known.
+    first row's format is unknown.
     """
     return Converter(source, want)
 
 
 def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:
-    """The mappings that a format stands for, each with the rows that it is for."""
+    """The mappings of a format, each with the condition on the rows that it reads."""
     mapping = found.mapping
     name = mapping.preset if mapping is not None else found.name
     if name is None:
@@ -405,7 +404,7 @@ def parts_of(found: Found) -> list[tuple[dict[str, Any], RowMapping]]:
 
 
 def code_of(found: Found) -> Coded | None:
-    """The function that reads a row before its mapping does."""
+    """The function that changes a row before its mapping reads it; None without one."""
     name = found.mapping.preset if found.mapping is not None else found.name
     code = PRESETS[name].code if name is not None and name in PRESETS else None
     return CODED[code] if code is not None else None
@@ -428,7 +427,7 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 
 def _unknown(error: RowError, rows: Sequence[Row]) -> InputError:
-    """No format for these rows: what was seen, and the line to write."""
+    """An error for rows of an unknown format, with their columns and a line for the recipe."""
     row = rows[0]
     hint = None
     if error.message.startswith("no known format"):

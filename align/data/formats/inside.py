@@ -1,5 +1,5 @@
-"""What stands inside the objects and lists of a row, by the places that a recipe would name it with; and which of it
-judges answers, so that it must not stay unread."""
+"""Finding the values inside the objects and lists of a row, with their places as a recipe names them; and recognising
+those that judge answers, which must not be ignored."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from align.data.strict_json import RowError, parse_text
 
 _DEEPEST = 4
-"""Objects and lists inside each other that are gone into."""
+"""Depth to which nested objects and lists are searched."""
 _WIDEST = 3
-"""Items of a list that are looked at: they are alike."""
+"""Number of items of a list that are searched; the others are assumed to be alike."""
 _LONGEST = 40
-"""Characters of what a judge writes: a name, and no sentence."""
+"""Largest number of characters of a judgement: a name, not a sentence."""
 
 _JUDGING = r"(?:\w*_)?(?:winner|preferred|preference|votes?|verdict|chosen|rejected|thumbs?(?:_?(?:up|down))?)"
 _GRADING = r"score|rating|reward|votes?|is_correct|correct|verified|passed|success"
 _JUDGES = re.compile(_JUDGING, re.IGNORECASE)
 _GRADES = re.compile(_GRADING, re.IGNORECASE)
-"""Keys whose number says how good an answer is, as for a column with such a name."""
+"""Keys whose number says how good an answer is, like a column of that name."""
 _IN_TEXT = re.compile(rf'"(?:{_JUDGING}|{_GRADING}|label)"\s*:', re.IGNORECASE)
-"""The same in JSON text: only where this is found is the text parsed."""
+"""The same in JSON text, which is parsed only if this matches."""
 
 GOOD_AND_BAD = (
     ("up", "down"),
@@ -41,12 +41,13 @@ GOOD_AND_BAD = (
     ("pass", "fail"),
     ("desirable", "undesirable"),
 )
-"""Words that judge one answer by itself, the good one first."""
+"""Pairs of words that judge an answer by itself, the good one first."""
 VERDICTS = frozenset(word for pair in GOOD_AND_BAD for word in pair)
 
 
 def word(value: Any) -> str:
-    """A text as the words that judge are compared: without case, outer blanks and punctuation between its parts."""
+    """A text in the form in which judging words are compared: without case, outer blanks, and punctuation between its
+    parts."""
     return re.sub(r"[\s-]+", "_", value.strip().lower()) if isinstance(value, str) else ""
 
 
@@ -66,8 +67,8 @@ def is_turns(value: Any) -> bool:
 
 
 def inside(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, str, Any]]:
-    """``(place, key, value)`` of every entry of the objects in a value that stands at the place ``name``, also where it
-    is written as JSON text. Messages are not gone into."""
+    """``(place, key, value)`` of every entry of the objects in ``value``, whose place is ``name``, also in JSON texts.
+    Messages are not searched."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with suppress(RowError):  # a text that only begins like JSON
             value = parse_text(value, name, "")
@@ -81,7 +82,7 @@ def inside(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, str, An
         items = [value] if isinstance(value, Mapping) else []
     for item in items:
         for key, held in item.items():
-            if isinstance(key, str) and not re.search(r"[.\[\]{}]", key):  # no place names any other
+            if isinstance(key, str) and not re.search(r"[.\[\]{}]", key):  # other keys cannot be part of a place
                 place = f"{name}.{key}"
                 yield place, key, held
                 if depth < _DEEPEST and isinstance(held, (Mapping, list)):
@@ -89,10 +90,10 @@ def inside(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, str, An
 
 
 def judgement(name: str, value: Any, *, answers: bool) -> str | None:
-    """The place inside a column that says how good answers are, such as ``judgements[*].vote``; None where there is
+    """The place inside a column that says how good answers are, such as ``judgements[*].vote``; None when there is
     none.
 
-    ``answers``: all answers are trained on, so that a grade of them counts too.
+    ``answers``: all answers will be trained on, so grades of them count too.
     """
     if isinstance(value, str):
         if value.lstrip()[:1] not in ("{", "[") or not _IN_TEXT.search(value):
@@ -106,8 +107,8 @@ def judgement(name: str, value: Any, *, answers: bool) -> str | None:
 
 
 def _judged(value: Any, answers: bool, depth: int) -> str | None:
-    """The rest of such a place. It is looked for in every row: so no place is written out before one is found, and
-    objects are told by their plain type, which rows have."""
+    """The rest of such a place, from ``value`` on. It is searched for in every row, so for speed a place is composed
+    only once one is found, and objects are recognised by their exact type."""
     if isinstance(value, list):
         if depth > _DEEPEST or is_turns(value):
             return None
@@ -128,14 +129,14 @@ def _judged(value: Any, answers: bool, depth: int) -> str | None:
 
 @lru_cache(maxsize=16_384)
 def _known(key: str) -> bool | None:
-    """Whether a key of this name says which answers are good. None for a name that no place of a recipe can spell."""
+    """Whether a key of this name says which answers are good. None for a name that cannot be part of a place."""
     if re.search(r"[.\[\]{}]", key):
         return None
     return key.lower() == "label" or bool(_GRADES.fullmatch(key) or _JUDGES.fullmatch(key))
 
 
 def judges(key: str, value: Any, *, answers: bool) -> bool:
-    """Does what stands under this key say how good answers are? ``answers`` as for :func:`judgement`."""
+    """Does the value of this key say how good answers are? ``answers`` as for :func:`judgement`."""
     if value in (None, "", [], {}):
         return False
     if isinstance(value, (bool, int, float)) and answers and _GRADES.fullmatch(key):
@@ -150,7 +151,7 @@ def judges(key: str, value: Any, *, answers: bool) -> bool:
 
 
 def may_judge(value: Any) -> bool:
-    """Might there be anything inside this value? For rows that come later."""
+    """Could the value contain a judgement? A quick check for later rows."""
     if isinstance(value, str):
         return value.lstrip()[:1] in ("{", "[")
     return isinstance(value, Mapping) or (

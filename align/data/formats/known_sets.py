@@ -1,5 +1,4 @@
-"""What is known of a source by where it comes from: that it is a test set of the field, and what its card says of its
-licence."""
+"""What is known about a source by its origin: whether it is a public test set, and the licence on its card."""
 
 from __future__ import annotations
 
@@ -35,14 +34,14 @@ TEST_SETS: dict[str, tuple[str, ...]] = {
     "Idavidrein/gpqa": (),
     "truthfulqa/truthful_qa": (),
 }
-"""Hub ids of test sets, with the splits that are for testing; none named: all of them."""
+"""Hub ids of test sets, with their test splits; empty: all splits."""
 
 TEST_SET = "a test set of the field: a model that was trained on it must not be measured by it"
 
 
 def is_test_set(source: DataSource, location: Path | str) -> bool:
-    """Is this a test set, by its hub id, or by the name of its folder or file (as in the hub's own cache,
-    ``datasets--org--name``)?"""
+    """Is the source a test set, by its hub id or by the name of its folder or file (such as ``datasets--org--name`` in
+    the hub's cache)?"""
     parts = (
         [location]
         if isinstance(location, str)
@@ -60,7 +59,7 @@ def is_test_set(source: DataSource, location: Path | str) -> bool:
 
 
 def card_of(source: DataSource, location: Path | str) -> dict[str, Any]:
-    """What stands at the top of a data set's card: of one on the hub, where the cache on this machine has it, or of a
+    """The metadata at the top of a data set's card: of a hub data set if it is cached on this machine, or of a
     downloaded folder."""
     if isinstance(location, str):
         from huggingface_hub import try_to_load_from_cache
@@ -82,7 +81,7 @@ def card_of(source: DataSource, location: Path | str) -> dict[str, Any]:
 
 
 def licence_of(source: DataSource, location: Path | str) -> str | None:
-    """``licence cc-by-nc-4.0 (not for commercial use), gated``; None where no card says it."""
+    """``licence cc-by-nc-4.0 (not for commercial use), gated``; None when no card says it."""
     card = card_of(source, location)
     given = card.get("license_name") or card.get("license")
     names = [str(one) for one in (given if isinstance(given, list) else [given]) if one]

@@ -1,8 +1,7 @@
-"""Rows as other tools read them: TRL, LLaMA-Factory, OpenAI's fine-tuning, and the labelled answers that KTO learns
-from.
+"""Writing rows in the formats of other tools: TRL, LLaMA-Factory, OpenAI's fine-tuning, and labelled answers for KTO.
 
-Each shape takes the records that it has a place for. What it cannot say of such a record goes to a note; a record that
-it cannot say at all raises :class:`Unsayable`. Nothing is left out without one or the other.
+Each format accepts certain types of records. If it cannot express a part of a record, that is noted; if it cannot
+express the record, :class:`Unsayable` is raised. Nothing is dropped silently.
 
 Sources: TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), LLaMA-Factory's data/README.md and its
 converters, OpenAI's guides to supervised, preference and reinforcement fine-tuning.
@@ -37,11 +36,11 @@ ID = "id"
 
 
 class Unsayable(Exception):
-    """The shape has no way to write this record; the message says what of it."""
+    """The format cannot express this record; the message says which part."""
 
 
 def _only(record: Record, note: Note, written: tuple[str, ...] = ()) -> None:
-    """Notes the columns of the source, of which no other shape but ours keeps more than those ``written``."""
+    """Notes that columns of the source are dropped: other formats keep only those ``written``."""
     if record.fields.keys() - set(written):
         note(OTHER)
 
@@ -98,7 +97,8 @@ def trl(record: Record, note: Note) -> Iterator[Row]:
 
 
 def _trl_message(message: Message, note: Note) -> Row:
-    """What chat templates read: ``reasoning_content``, calls with their arguments as objects."""
+    """A message in the form that chat templates read: with ``reasoning_content``, and calls with arguments as
+    objects."""
     _note_ours(message, note)
     if not message.get("train", True):
         note(TRAIN)
@@ -127,7 +127,7 @@ def kto(record: Record, note: Note) -> Iterator[Row]:
 
 def openai(record: Record, note: Note) -> Iterator[Row]:
     """``messages`` with ``weight``; ``input``, ``preferred_output`` and ``non_preferred_output``; or ``messages`` that
-    end with the user, beside the right ``answer`` for a grader. A pair for each rejected answer."""
+    end with the user, with the right ``answer`` for a grader. A pair for each rejected answer."""
     tools = {"tools": list(record.tools)} if record.tools else {}
     note(ID)
     if isinstance(record, Conversation):
@@ -176,11 +176,11 @@ def _openai_call(call: Mapping[str, Any]) -> Row:
 
 
 def llama_factory(record: Record, note: Note) -> Iterator[Row]:
-    """ShareGPT's turns, with ``system`` and ``tools`` (JSON text) beside them in every row; ``chosen`` and ``rejected``
-    turns, a pair for each rejected answer; or a ``label``. :func:`declaration` is the entry of its dataset_info.json
-    that reads them.
+    """ShareGPT's turns, with ``system`` and ``tools`` (JSON text) in every row; with ``chosen`` and ``rejected`` turns,
+    a pair for each rejected answer; or with a ``label``. :func:`declaration` is the entry of its dataset_info.json that
+    reads them.
 
-    Its turns take turns: a row in which the user, or several results, follow a result is none for it.
+    Its speakers must alternate: a row in which a user's turn or a second result follows a result cannot be expressed.
     """
     _only(record, note)
     if isinstance(record, Conversation):
@@ -250,7 +250,7 @@ def declaration(name: str, kind: type[Record]) -> Row:
 
 
 def _note_ours(message: Message, note: Note) -> None:
-    """What only this package knows of a message."""
+    """Notes the parts of a message that only this package has."""
     if not message.get("finished", True):
         note(CUT)
     if "sampled" in message:
@@ -270,19 +270,19 @@ def _json(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A shape of another tool."""
+    """A format of another tool."""
 
     rows: Shape
     takes: tuple[type[Record], ...]
-    """The records that it has a place for."""
+    """Types of records that it accepts."""
     may_lack: frozenset[str] = frozenset({"tools"})
-    """Columns that a row may lack though earlier ones have them: it then reads them as none."""
+    """Columns that a row may lack even if earlier rows have them; the tool then reads no value."""
     may_begin: frozenset[str] = frozenset()
-    """Columns that a row may have though earlier ones lack them. TRL reads files with ``datasets``, which takes the
-    columns of a file from its beginning and fails at a new one behind it; OpenAI reads every line by itself."""
+    """Columns that a row may have even if earlier rows lack them. TRL reads files with ``datasets``, which takes the
+    columns from the beginning of a file and fails at a new one later; OpenAI reads every line by itself."""
 
     def uneven_column(self, first: Row, row: Row) -> str | None:
-        """A column that one of the two rows has and the other must have then as well."""
+        """A column that only one of the two rows has although the tool needs it in both; None when there is none."""
         beginning = row.keys() - first.keys() - self.may_begin
         lacking = first.keys() - row.keys() - self.may_lack
         return min(beginning | lacking, default=None)
@@ -294,4 +294,4 @@ TARGETS: dict[str, Target] = {
     "openai": Target(openai, (Conversation, Preference, Prompt), may_begin=frozenset({"tools"})),
     "kto": Target(kto, (Preference, Unpaired)),
 }
-"""By the name that ``--to`` takes."""
+"""The formats by their names for ``--to``."""

@@ -1,9 +1,9 @@
-"""A user's own format at work: the records that a function makes of rows, and whether these are labelled answers that
-have to be compared within a prompt.
+"""Applying a user's own format: making records of rows with a function, and recognising whether they are labelled
+answers that have to be compared within a prompt.
 
-Whether they are is known only when the function has been called. It is called once for each row, and again only where
-it failed, since it may keep count of what it has seen. So the first rows are looked at, what it gave for them is kept
-until their turn, and labelled answers are kept on disk as rows of our own shape until all rows have been read.
+That is known only after the function was called. It is called once for each row, and again only after an error, since
+it may have a state. Therefore its results for the first rows are kept until these rows are read. Labelled answers are
+kept on disk, as rows in this package's format, until all rows have been read.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Choosing = Callable[[Iterator[Row], Callable[[Row], object]], Iterator[Row]]
 
 
 class OwnFormat:
-    """The function ``name`` (``package.module:function``); ``good`` says that the source keeps answers labelled true
-    alone."""
+    """The function ``name`` (``package.module:function``); ``good`` says that the source keeps only answers labelled
+    true."""
 
     def __init__(self, name: str, want: Want, note: Note, *, good: bool) -> None:
         self._name = name
@@ -44,14 +44,14 @@ class OwnFormat:
         self._note = note
         self._good = good
         self.undecided = want == "preference"
-        """Are the first rows still to be looked at? Only where labelled answers would have to be compared."""
+        """Must the first rows still be checked? Only if labelled answers would have to be compared."""
         self._given: list[tuple[Row, list[Mapping[str, Any]]]] = []
-        """Rows that were looked at, and what the function gave for each."""
+        """Rows that were checked, with the function's result for each."""
         self._rows = self._answers = 0
 
     @property
     def parts(self) -> int:
-        """How many labelled answers the rows gave, where that is another number than theirs."""
+        """Number of labelled answers made of the rows, if it differs from the number of rows."""
         return 0 if self._answers == self._rows else self._answers
 
     def gives_labels(self, rows: Sequence[Row]) -> bool:
@@ -75,7 +75,7 @@ class OwnFormat:
         return tuple(narrow(record, self._want, good=self._good) for record in made)
 
     def answers(self, rows: Iterator[Row], chosen: Choosing) -> Iterator[tuple[str, Row]]:
-        """Every labelled answer as a row of our own shape, with what answers to the same prompt have in common."""
+        """(key that answers to the same prompt share, labelled answer as a row in this package's format)."""
         found: list[Unpaired] = []
 
         def read(row: Row) -> None:
@@ -106,7 +106,7 @@ class OwnFormat:
         id_column, id = id_of(form, row.origin)
         if id_column is None:
             id = id_of(row.value, row.origin)[1] + (f"#{number}" if number else "")
-        judged = isinstance(form.get("label"), bool)  # any other label is a column of the row
+        judged = isinstance(form.get("label"), bool)  # a label of another type is an ordinary column of the row
         used = FORM_KEYS | own_votes(form) | {id_column} | ({"label", "completion"} if judged else set())
         fields = bounded({key: item for key, item in form.items() if key not in used})
         if not judged:

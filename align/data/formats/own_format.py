@@ -1,4 +1,4 @@
-"""Records as forms again, and a user's own row format: a function from a row to one form, several, or none."""
+"""Making forms of records, and calling a user's own row format: a function from a row to one form, several, or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.data.strict_json import RowError, clip, type_name, unreadable
 
 
 def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list[Mapping[str, Any]]:
-    """The forms that a user's function makes of a row. It may give a form, a record, a list of them, or None to leave
+    """The forms that a user's function makes of a row. It may return a form, a record, a list of them, or None to leave
     the row out."""
     try:
         result = function(dict(row.value))
@@ -28,7 +28,7 @@ def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list
         result = []
     for item in result if isinstance(result, (list, tuple)) else [result]:
         if isinstance(item, (Conversation, Preference, Unpaired, Graded, Prompt)):
-            item = {**item.fields, **form_of(item)}  # so that a record which a user built is checked like all others
+            item = {**item.fields, **form_of(item)}  # so that a record built by the user is checked like all others
         if not isinstance(item, Mapping):
             raise RowError(
                 f"{name} returned {type_name(item)}; expected a dictionary, a record, a list of them, or None"
@@ -41,10 +41,10 @@ def call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> list
 
 
 def form_of(record: Record) -> dict[str, Any]:
-    """The form of a record (see :mod:`align.data.formats.formats`), which is also how align's own shape spells it;
-    without its ``fields``.
+    """The form of a record (see :mod:`align.data.formats.formats`) without its ``fields``. This package's row format
+    uses the same keys.
 
-    :func:`~align.data.messages.forms.record_of` makes the same record of it again.
+    :func:`~align.data.messages.forms.record_of` makes the same record of the form.
     """
     form: dict[str, Any] = {"id": record.id}
     if isinstance(record, Conversation):
@@ -71,7 +71,7 @@ def _messages(messages: Messages) -> list[dict[str, Any]]:
 
 
 def _listed(value: Any) -> Any:
-    """Tuples as lists, at any depth: Python code makes both, and a row only has lists."""
+    """``value`` with tuples replaced by lists, at any depth, since rows only have lists."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,12 +1,12 @@
-"""Rows in this package's own shape: what a record is written as, and what is read back as the same record.
+"""This package's own row format: a record that is written in it is read back as the same record.
 
     {"id": ..., "messages": [...], "tools": "[...]", "fields": {...}, "origin": {"source": "prefs.csv", "line": 7}}
 
 with ``messages``; or ``prompt``, ``chosen``, ``rejected``, ``margin`` and ``votes``; or ``prompt``, ``completion`` and
-``label`` or ``grades``; or ``prompt`` alone. A row is one of ours by its ``origin``, which says where it came from,
-whatever happens to the file's order. The columns that its source had besides stand under ``fields``, so that none of
-them can be taken for a part of the record. Tools and the arguments of calls are JSON texts, as OpenAI writes arguments:
-in a table, and in objects that went through one, a null and an absent key are the same.
+``label`` or ``grades``; or ``prompt`` alone. A row of this format is recognised by its ``origin``, the place of the
+original row. Other columns of that row are under ``fields``, so that they are not taken for parts of the record. Tools
+and the arguments of calls are JSON texts, as OpenAI writes arguments, because tables do not distinguish a null from an
+absent key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.data.records import Record
 from align.data.strict_json import RowError, parse_text, type_name
 
 OWN = ("fields", "origin")
-"""Columns of our rows that are no part of what is said."""
+"""Columns of this format that are not part of the record's content."""
 
 
 def row_of(record: Record, source: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# Reading them
+# Reading
 
 
 def is_own(row: Mapping[str, Any]) -> bool:
@@ -64,13 +64,13 @@ def is_own(row: Mapping[str, Any]) -> bool:
 
 
 def without_own(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row without the columns that only say where it came from, and what else stood there."""
+    """The row without its origin and the columns of the original row."""
     return {key: value for key, value in row.items() if key not in OWN} if is_own(row) else row
 
 
 def other_columns(row: Mapping[str, Any], used: Set[str | None]) -> dict[str, Any]:
-    """The columns of a row that are not ``used``; of one of ours, those of its source. Raises :class:`RowError` for
-    damaged ones."""
+    """The columns of a row that are not ``used``; for a row of this format, those of the original row. Raises
+    :class:`RowError` when these are damaged."""
     rest = {key: value for key, value in row.items() if key not in used}
     if not is_own(row):
         return rest

@@ -1,5 +1,5 @@
-"""Columns about persons, which some public data sets carry: never copied into a record, so never into a sample or a
-report."""
+"""Columns about persons, which some public data sets have. They are never copied into records, and so not into samples
+or reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PERSONAL = frozenset(
 
 
 def impersonal(value: Any) -> Any:
-    """``value`` without what stands under such a name."""
+    """``value`` without the entries of such names."""
     if isinstance(value, dict):
         return {key: impersonal(item) for key, item in value.items() if str(key).lower() not in PERSONAL}
     if isinstance(value, list):

@@ -1,5 +1,5 @@
-"""The line of a recipe that would read rows whose shape is not known, as far as their columns tell: to be copied and
-changed. Nothing is read by it unless a person writes it."""
+"""Proposing a line of a recipe for rows of an unknown format, guessed from their columns. It is only shown in messages,
+for the user to copy and change."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _JUDGES = re.compile(
 _LABELS = re.compile(r"label|thumbs?(_?(up|down))?|feedback|verdict|vote|liked|rating", re.IGNORECASE)
 _GRADES = re.compile(r"score|rating|rank|votes|grade|stars|reward", re.IGNORECASE)
 _TEXTS = re.compile(r"text|content|message|messages|conversation|body|value|answer|response|reply|output|completion")
-"""What the text of an answer is called where an answer is an object."""
+"""Names of the text of an answer that is an object."""
 _NUMBERED = re.compile(r"(\S.*?)[\s_.-]*\(?([A-Da-d1-4])\)?")
-"""``Antwort A``, ``answer_1``: a name, and which of several."""
+"""``Antwort A``, ``answer_1``: a name, and the letter or number of one of several."""
 _NAMES = (("left", "right"), ("first", "second", "third", "fourth"), ("a", "b", "c", "d"), ("1", "2", "3", "4"))
-"""What objects and columns with answers are called that have no other name."""
+"""Names of objects and columns with answers that are told apart by a word, letter or number only."""
 _ASKED = re.compile(
     r"(user|human|customer)[_ ]?(message|text|question|input|query|prompt)|message|asked|ask", re.IGNORECASE
 )
 _SAID = re.compile(r"(bot|assistant|model|agent|ai)[_ ]?(message|text|answer|reply|response|output)", re.IGNORECASE)
 _FEW, _BRIEF = 5, 12
-"""Different values, and characters of each, of a place that may hold judgements."""
+"""Largest number of different values, and of characters of each, at a place that may have judgements."""
 
 
 def line_to_write(rows: Sequence[Columns]) -> str:
-    """The line of a recipe that would read rows such as these; there is at least one row."""
+    """A line of a recipe for rows like these, of which there is at least one."""
     row = rows[0]
     if line := _by_name(row) or _comparison(rows) or _listed(row) or _labelled(rows):
         return line
@@ -60,13 +60,13 @@ def line_to_write(rows: Sequence[Columns]) -> str:
 
 
 def answers_inside(row: Columns) -> list[str]:
-    """Answers side by side that stand inside objects: their places."""
+    """The places of several answers inside the objects of a row."""
     answers, _, _ = _side_by_side(_places(row))
     return answers if answers and "." in answers[0] else []
 
 
 def _places(row: Columns) -> dict[str, Any]:
-    """Every place of a row with what stands there; of a list's items the first that has it."""
+    """Every place of a row with its value; for lists, that of the first item that has one."""
     found = dict(row)
     for name, value in row.items():
         if not is_turns(value):
@@ -80,7 +80,7 @@ def _line(asked: Any, **keys: Any) -> str:
 
 
 def _asked(row: Columns, without: Iterable[str]) -> str:
-    """Where the question stands: a known name, a list of messages, or the first text that is nothing else."""
+    """The place of the question: a known name, a list of messages, or the first text that has no other use."""
     used = [*without, *(re.split(r"[.\[]", place)[0] for place in without)]
     if (known := column(row, PROMPTS, used)) is not None:
         return known
@@ -98,7 +98,7 @@ def _asked(row: Columns, without: Iterable[str]) -> str:
 
 
 def _by_name(row: Columns) -> str | None:
-    """Answers inside an object that are chosen and rejected by name."""
+    """The line for answers inside an object that are called chosen and rejected."""
     places = _places(row)
     for chosen, value in places.items():
         steps = chosen.split(".")
@@ -113,7 +113,7 @@ def _by_name(row: Columns) -> str | None:
 
 
 def _comparison(rows: Sequence[Columns]) -> str | None:
-    """The line for answers side by side, and a place that judges them by its name or by what stands in it."""
+    """The line for rows with several answers, and a place that judges them, recognised by its name or its values."""
     places = _places(rows[0])
     answers, names, marks = _side_by_side(places)
     if len(answers) < 2:
@@ -144,13 +144,14 @@ def _last(place: str) -> str:
 
 
 def _of_answers(place: str, answers: Sequence[str]) -> bool:
-    """Is this place an answer, or part of the object that an answer stands in?"""
+    """Is this place an answer, or part of the object that contains an answer?"""
     return any(place == answer or ("." in answer and place.startswith(answer.rpartition(".")[0])) for answer in answers)
 
 
 def _side_by_side(places: Columns) -> tuple[list[str], list[str], list[str]]:
-    """Up to four places with answers, and what people may call these (two ways): by names that differ in a letter, a
-    number, or a word such as left and right; else by columns whose names mean answers."""
+    """Up to four places with answers, and two lists of names by which judgements may refer to them. They are recognised
+    by names that differ in a letter, a number, or a word such as left and right; else by columns whose names mean
+    answers."""
     alike: dict[tuple[str, ...], dict[str, tuple[str, str]]] = {}
     for place, value in places.items():
         if "[*]" in place or not (isinstance(value, str) or is_turns(value)):
@@ -181,7 +182,7 @@ def _side_by_side(places: Columns) -> tuple[list[str], list[str], list[str]]:
 
 
 def _own_scores(places: Columns, answers: Sequence[str]) -> list[str] | None:
-    """A number beside each answer, in its object."""
+    """The places of a number beside each answer, in its object; None without one."""
     first, dot, _ = answers[0].rpartition(".")
     for place, value in places.items():
         key = place.removeprefix(f"{first}.")
@@ -197,7 +198,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _listed(row: Columns) -> str | None:
-    """Answers in a list of objects, each with its own grade or label."""
+    """The line for answers in a list of objects, each with its own grade or label."""
     places = _places(row)
     for answers, value in places.items():
         above, mark, key = answers.rpartition("[*].")
@@ -215,7 +216,7 @@ def _listed(row: Columns) -> str | None:
 
 
 def _labelled(rows: Sequence[Columns]) -> str | None:
-    """One answer, and a word or a boolean that judges it."""
+    """The line for rows with one answer, and a word or a boolean that judges it."""
     row = rows[0]
     for place in _places(row):
         held = _at(rows, place)
@@ -256,19 +257,19 @@ def _as_written(values: Iterable[Any], wanted: str | None) -> str:
 
 
 def _at(rows: Sequence[Columns], place: str) -> list[Any]:
-    """What stands at a place of the rows, one item for each of several."""
+    """The values at a place of the rows; a list there counts item by item."""
     found: list[Any] = []
     for row in rows:
         try:
             value = find(row, place)
-        except (RowError, ValueError):  # a text that is no JSON, or a name that is no place
+        except (RowError, ValueError):  # text that is not JSON, or a name that is not a place
             value = row.get(place)
         found += value if isinstance(value, list) else [value]
     return [value for value in found if value is not None]
 
 
 def _short_values(place: str, rows: Sequence[Columns]) -> list[str]:
-    """The different texts and whole numbers at a place, in any case one; none where there are long ones."""
+    """The different texts and whole numbers at a place, ignoring case; empty if one is long."""
     found: dict[str, str] = {}
     for value in _at(rows, place):
         text = str(value).strip() if isinstance(value, (str, int)) else ""

@@ -1,5 +1,5 @@
-"""Two shapes that fit rows equally well, and would give different records: refused with both lines to write, since
-nothing tells which of them is meant."""
+"""Refusing rows that fit two formats which would give different records. The message has a recipe line for each, since
+nothing tells which one is meant."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 
 def require_one(rows: Sequence[Columns], found: Found, want: Want) -> None:
-    """Raises a refusal where another shape fits the rows as well as the one that was found, and reads them
-    differently."""
+    """Raises a refusal when another format fits the rows as well as ``found`` and would give different records."""
     for rival in _rivals(rows[0], found, want):
         if any(_differ(row, found, rival, want) for row in rows):
             raise column_names.refusal(
@@ -31,8 +30,8 @@ def require_one(rows: Sequence[Columns], found: Found, want: Want) -> None:
 
 
 def _rivals(row: Columns, found: Found, want: Want) -> Iterator[Found]:
-    """Other presets that have all their columns in the row, unless one of both needs all that the other one needs: then
-    it is the more specific one. And other columns with messages."""
+    """Other presets all of whose columns the row has, unless one of the two requires all that the other requires and is
+    therefore more specific. Also other columns with messages."""
     from align.data.formats.detect import Found, fits, made, shape_of
 
     if found.name in PRESETS:
@@ -50,7 +49,7 @@ def _rivals(row: Columns, found: Found, want: Want) -> Iterator[Found]:
 
 
 _MESSAGES = {"messages": "messages", "sharegpt": "conversations"}
-"""The columns of formats with a name."""
+"""The columns with messages of named formats."""
 
 
 def _needs(name: str) -> set[str]:
@@ -59,7 +58,8 @@ def _needs(name: str) -> set[str]:
 
 
 def _differ(row: Columns, one: Found, other: Found, want: Want) -> bool:
-    """Would both read the row, and differently? Messages that repeat a part of the others say nothing else."""
+    """Would both formats read the row, with different results? Messages that repeat a part of the others do not count
+    as different."""
     first, second = _said(row, one, want), _said(row, other, want)
     if first is None or second is None:
         return False
@@ -69,8 +69,8 @@ def _differ(row: Columns, one: Found, other: Found, want: Want) -> bool:
 
 
 def _said(row: Columns, found: Found, want: Want) -> list[Any] | None:
-    """What the records of a row say; None where it cannot be read as that shape. Rows of a group are no record by
-    themselves: their answers and what judges them are."""
+    """The contents of a row's records; None when the format cannot read it. A row of a group gives no record by itself:
+    for it, the answers and judgements are returned."""
     from align.data.formats.formats import Converter
 
     convert = Converter(DataSource(path="rows"), want)

@@ -1,4 +1,4 @@
-"""Columns that a source has and nothing reads, of the kinds that may have been meant: told once, or refused."""
+"""Columns of a source that are not read although they may carry meaning: they are reported once, or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def unread_grades(rows: Iterable[Columns], read: set[str]) -> list[str]:
-    """Columns that may grade answers which are compared already, and that nothing reads: named once."""
+    """Unread columns that may grade answers which are compared in another way; reported once."""
     found: dict[str, None] = {}
     for row in rows:
         for name, value in row.items():
@@ -34,7 +34,7 @@ def unread_grades(rows: Iterable[Columns], read: set[str]) -> list[str]:
 
 
 def unread_texts(rows: Iterable[Columns], read: set[str]) -> list[str]:
-    """Columns with long texts that nothing reads: named once, since they may be meant."""
+    """Unread columns with long texts, reported once since they may be meant."""
     found: dict[str, None] = {}
     for row in rows:
         for name, value in row.items():
@@ -46,11 +46,11 @@ def unread_texts(rows: Iterable[Columns], read: set[str]) -> list[str]:
 def complain_of_judgements(
     unread: Columns, row: Columns, rows: Sequence[Columns], *, answers: bool, bare: bool
 ) -> None:
-    """Raises :class:`RowError` where answers are compared or judged inside an object or a list that would stay unread,
-    or in a column by a word. ``rows`` are those by which the line to write is made.
+    """Raises :class:`RowError` when a judgement of answers, inside an object or a list or as a word in a column, would
+    not be read. ``rows`` are used to propose a recipe line.
 
-    ``answers``: all answers are trained on, so that a grade of them counts too. ``bare``: only a prompt would be read,
-    so that two answers side by side count too.
+    ``answers``: all answers will be trained on, so grades of them count too. ``bare``: only a prompt would be read, so
+    several unread answers count too.
     """
     place = next((name for name, value in unread.items() if judges(name, value, answers=False)), None)
     place = place or next(
@@ -75,9 +75,9 @@ def _turns_of(row: Columns) -> Columns:
 def complain_of_unread(
     row: Columns, found: Found, want: str, read: Collection[str], rows: Sequence[Columns] = ()
 ) -> None:
-    """Raises :class:`RowError` where a column of ``row`` that carries meaning is not among those that are ``read``.
+    """Raises :class:`RowError` when a column of ``row`` that carries meaning is not among those ``read``.
 
-    ``rows`` are others of the source, by which a line to write is made.
+    ``rows`` are other rows of the source, used to propose a recipe line.
     """
     unread = {key: value for key, value in row.items() if key not in read and value not in (None, "", [], {})}
     for name in unread:
@@ -98,13 +98,13 @@ def complain_of_unread(
 
 
 def _waits(messages: Any) -> bool:
-    """Do messages end with somebody else than the assistant, so that they are a prompt?"""
+    """Are the messages a prompt, because they do not end with the assistant?"""
     last = messages[-1] if isinstance(messages, list) and messages else None
     return isinstance(last, Mapping) and last.get("role") != "assistant"
 
 
 def _says_which(row: Columns, found: Found) -> bool:
-    """Is what this shape reads compared, labelled or graded already? A preset is known in all its columns."""
+    """Does the format read comparisons, labels or grades already? True for presets, all of whose columns are known."""
     if found.name in PRESETS or found.name in ("preference", "ultrafeedback", "hh_rlhf", "unpaired", "graded"):
         return True
     if found.mapping is not None:

@@ -1,4 +1,4 @@
-"""What a stage works on, and which records can be that."""
+"""The types of records that stages need, and converting records to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from align.recipe.language.marks import RecordType
 from align.recipe.rows.mapping import RowMapping
 
 Want = RecordType
-"""The type of record that is asked for; of a stage's data its kind says which (``Stage.reads``)."""
+"""The type of record that is needed; for a stage's data the kind defines it (``Stage.reads``)."""
 
 _LABELLED = (
     "is one answer with a label, and the first rows are none: where such answers are compared within a prompt, a source"
@@ -29,9 +29,9 @@ _WANTED = {
 
 
 def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
-    """The record as the type that is wanted; ``good`` says that the source keeps answers labelled true alone.
+    """The record as one of type ``want``; ``good`` says that the source keeps only answers labelled true.
 
-    Raises :class:`RowError` when it does not hold one.
+    Raises :class:`RowError` when it cannot be one.
     """
     if want == "prompt":
         asked = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
@@ -60,13 +60,13 @@ def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
 
 
 def is_labelled(mapping: RowMapping) -> bool:
-    """Does a row hold one answer with a label?"""
+    """Do rows of this mapping have one answer with a label?"""
     labels = mapping.better is not None and mapping.better.label is not None
     return labels and (mapping.completion is not None or mapping.messages is not None)
 
 
 def kinds_of(mapping: RowMapping) -> tuple[Want, ...]:
-    """What the records of a mapping are."""
+    """The types of the records that a mapping can give."""
     if mapping.grades:
         return ("graded",)
     if is_labelled(mapping):

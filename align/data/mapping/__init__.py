@@ -1,1 +1,1 @@
-"""Rows read by a recipe's mapping: what was asked, what was answered, and which answer is better."""
+"""Reading rows by a recipe's mapping: the prompt, the answers, and which answer is better."""

@@ -1,4 +1,4 @@
-"""Which answer is better: scores of answers from what a row says, and the comparisons that follow from scores."""
+"""Which answer is better: reading the scores of answers from a row, and making comparisons from scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_ANSWERS = "no answers"
 EQUAL = "answers are equal"
 
 Scores = list[float | None]
-"""One for each answer, higher is better; None: not judged."""
+"""One score for each answer, higher is better; None for an answer that was not judged."""
 
 
 Ballot = dict[tuple[int, int], float]
@@ -36,20 +36,19 @@ for each."""
 
 @dataclass
 class Judged:
-    """What a row says about its answers."""
+    """The judgement of a row's answers."""
 
     scores: Scores
     votes: bool
-    """Are the scores votes, which add up over rows? Others are averaged."""
+    """Are the scores votes, which are added up over rows? Other scores are averaged."""
     why: str | None = None
-    """Why no answer is the best one, where that is so."""
+    """The reason if no answer is the best one."""
     ballots: list[Ballot] = dataclasses.field(default_factory=list)
-    """What each judge said; none where the row tells no judge from another."""
+    """The votes of each judge; empty if the row does not distinguish judges."""
 
 
 def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
-    """The scores of a row's ``count`` answers. Raises :class:`RowError` for a judgement that cannot be read; nothing is
-    guessed."""
+    """The scores of a row's ``count`` answers. Raises :class:`RowError` for a judgement that cannot be read."""
     if not count:
         raise LeftOut(NO_ANSWERS)
     if better.winner is not None:
@@ -71,7 +70,7 @@ def judge(row: Mapping[str, Any], better: Better, count: int) -> Judged:
 
 
 def _ballot(scores: Scores) -> Ballot:
-    """One judge's scores as votes; what was not scored is not compared."""
+    """One judge's scores as votes between the scored answers."""
     given = [(answer, score) for answer, score in enumerate(scores) if score is not None]
     return {
         (a, b): 1.0 if score > lower else 0.5 for a, score in given for b, lower in given if a != b and score >= lower
@@ -100,8 +99,8 @@ def _scored(row: Mapping[str, Any], better: Better, count: int) -> Judged:
 
 
 def label_of(value: Any, better: Better, field: str) -> bool | None:
-    """Whether an answer is good, as a row says it; None where nobody judged it. Raises :class:`RowError` for a value
-    that stands for neither."""
+    """Whether an answer is good, from a row's value; None when nobody judged it. Raises :class:`RowError` for a value
+    that means neither."""
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None  # pandas writes NaN for an empty cell
     shown = repr(clip(str(value), 40))
@@ -122,7 +121,7 @@ def label_of(value: Any, better: Better, field: str) -> bool | None:
 
 
 def keeps_good(wanted: Any, better: Better | None) -> bool:
-    """Does a condition on the place of a label keep good answers alone?"""
+    """Does a condition on the place of a label keep only good answers?"""
     values = wanted if isinstance(wanted, (list, tuple)) else [wanted]
     if better is None:
         return all(verdict(value) is True for value in values)
@@ -131,18 +130,18 @@ def keeps_good(wanted: Any, better: Better | None) -> bool:
 
 
 def said_at(row: Mapping[str, Any], where: str) -> Any:
-    """What stands at a place; a list that is written as JSON, as in a cell of a table, is a list."""
+    """The value at a place; JSON text of a list, as in a cell of a table, is parsed."""
     value = find(row, where)
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(RowError):  # a text that only begins like one
+        with suppress(RowError):  # it only begins like a list
             found = parse_text(value, where, "")
             return found if isinstance(found, list) else value
     return value
 
 
 def number(value: Any, field: str) -> float | None:
-    """A finite number, also one that a cell spells; None for null, an empty cell, and N/A. Raises :class:`RowError` for
-    anything else."""
+    """A finite number, also from text; None for null, an empty cell, and N/A. Raises :class:`RowError` for anything
+    else."""
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "na", "nan", "null", "none")):
         return None
     if isinstance(value, float) and math.isnan(value):
@@ -160,8 +159,8 @@ def number(value: Any, field: str) -> float | None:
 
 
 def spelled(value: Any) -> str:
-    """A value as people write it: case and outer blanks do not count; 1.0 is 1, as a number and as the text of a
-    table's cell."""
+    """A value in the form in which it is compared: without case and outer blanks; 1.0 equals 1, as a number or as
+    text."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value).strip().lower()
@@ -211,7 +210,8 @@ def _votes(row: Mapping[str, Any], better: Better, where: str, count: int) -> Ju
 
 
 def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
-    """The mean place over all rankings. A ranking is a list of names or numbers, or a text such as ``A>B=C``."""
+    """Scores from the mean rank over all rankings. A ranking is a list of names or numbers, or a text such as
+    ``A>B=C``."""
     if isinstance(value, str):
         rankings: list[Any] = [value] if value.strip() else []
     elif isinstance(value, list) and value and all(isinstance(one, str) and re.search("[>=]", one) for one in value):
@@ -248,7 +248,7 @@ def _ranked(value: Any, better: Better, where: str, count: int) -> Judged:
 
 
 def _unranked(one: Any, better: Better, count: int, *, text: bool) -> str:
-    """That a ranking speaks of something that is no answer's name, and what would help."""
+    """Message about a name in a ranking that is not the name of an answer, with a remedy."""
     known = better.names[:count] or [str(number) for number in range(count)]
     said = f"{clip(str(one), 40)!r} is none of {clip(', '.join(known), 120)}"
     pieces = [piece for piece in re.split(r"[,;|/<\s]+", str(one)) if piece] if text else []
@@ -260,8 +260,8 @@ def _unranked(one: Any, better: Better, count: int, *, text: bool) -> str:
 
 
 def _names_to_write(key: str, said: Any, count: int) -> str:
-    """The key of a recipe that would say what answers are called, with the rest of the series that ``said`` belongs to,
-    if it is known."""
+    """The recipe key that would define the names of the answers, completed with the series that ``said`` belongs to, if
+    that is known."""
     for series in _SERIES:
         if spelled(said) in [spelled(name) for name in series[:count]]:
             return f"`{key}: [{', '.join(map(str, series[:count]))}]`"
@@ -275,24 +275,24 @@ _SERIES: tuple[Sequence[str | int], ...] = (
     ("first", "second", "third", "fourth"),
     *(tuple(f"{word}_{mark}" for mark in marks) for word in ("answer", "response", "model") for marks in ("ab", "12")),
 )
-"""What answers are often called, in their order."""
+"""Usual series of names of answers, in order."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One answer that is better than others, by their numbers."""
+    """An answer that is better than others, by their numbers."""
 
     best: int
     worse: tuple[int, ...]
     gaps: tuple[float, ...]
-    """How much better it is than each of them."""
+    """By how much it is better than each of them."""
 
 
 def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[Comparison]:
-    """The comparisons that follow from scores, the best answer first. An answer that is as good as the best one is
-    neither.
+    """The comparisons that follow from scores, the best answer first. Another answer as good as the best one is neither
+    chosen nor rejected.
 
-    Raises :class:`LeftOut` where no answer is better than another.
+    Raises :class:`LeftOut` when no answer is better than another.
 
     >>> compare([1.0, 3.0, 2.0], "best", None)
     [Comparison(best=1, worse=(0, 2), gaps=(2.0, 1.0))]
@@ -322,10 +322,9 @@ def compare(scores: Sequence[float], pairs: str, min_gap: float | None) -> list[
 
 
 def agrees(row: Mapping[str, Any], better: Better) -> float | None:
-    """For answers that are chosen and rejected by name: by how much their own scores differ; None where they are not
-    given.
+    """For answers called chosen and rejected, the difference of their scores; None when there are no scores.
 
-    Raises :class:`LeftOut` for equal scores, and :class:`RowError` for scores that say the opposite of the names.
+    Raises :class:`LeftOut` for equal scores, and :class:`RowError` when the rejected answer has the better score.
     """
     assert isinstance(better.score, list)
     first, second = (number(find(row, place(where)), where) for where in better.score)

@@ -1,8 +1,8 @@
-"""Shapes of rows that no mapping can say: each a small function that a preset names, from a row to the columns that its
-mapping then reads.
+"""Row formats that a mapping cannot express. For each there is a small function, named by a preset, which makes columns
+that the preset's mapping can read.
 
-A function gives ``messages`` (and ``system``, ``tools``) in place of the columns that it reads; all others stay. What
-it cannot read is a :class:`RowError`, and a sound row without an answer is :class:`LeftOut`, as everywhere.
+A function returns ``messages`` (and ``system``, ``tools``), which replace the columns that it reads. It raises
+:class:`RowError` for what it cannot read, and :class:`LeftOut` for a sound row without an answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Coded:
     """The columns that it reads."""
 
     def __call__(self, row: Columns, note: Note) -> dict[str, Any]:
-        """The row with the new columns in place of those that were read."""
+        """The row with the columns that were read replaced by the new ones."""
         return {**{key: item for key, item in row.items() if key not in self.columns}, **self.read(row, note)}
 
 
@@ -43,7 +43,7 @@ _PYTHON = {"str": "string", "int": "integer", "float": "number", "bool": "boolea
 
 
 def xlam(row: Columns, note: Note) -> dict[str, Any]:
-    """A question, its calls, and tools whose ``parameters`` are ``{name: {type: "str, optional", description,
+    """A question, calls, and tools whose ``parameters`` are ``{name: {type: "str, optional", description,
     default}}``."""
     answers = row.get("answers")
     if (isinstance(answers, str) and answers.strip() in ("", "[]")) or answers == []:
@@ -61,7 +61,7 @@ def xlam(row: Columns, note: Note) -> dict[str, Any]:
 def _schema(parameters: Mapping[str, Any], at: str) -> dict[str, Any]:
     """JSON Schema for xLAM's parameters. One without a default that is not called optional is required."""
     if isinstance(parameters.get("properties"), Mapping):
-        return dict(parameters)  # it is one already
+        return dict(parameters)  # it is JSON Schema already
     properties, required = {}, []
     for name, said in parameters.items():
         if not isinstance(said, Mapping):
@@ -125,7 +125,7 @@ def glaive(row: Columns, note: Note) -> dict[str, Any]:
 
 
 def _with_tools(text: str) -> tuple[str, list[Any]]:
-    """The system's text without the JSON objects in it, and these."""
+    """The system text without the JSON objects in it, and these objects."""
     decoder = RowDecoder()
     tools = list[Any]()
     rest = ""
@@ -160,8 +160,8 @@ _MOSS = re.compile(r"<\|[^|<>]+\|>:\s?(?P<said>.*?)(<eo[a-z]>)?\s*", re.DOTALL)
 
 
 def moss(row: Columns, note: Note) -> dict[str, Any]:
-    """``chat``: ``{turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}}``, each text between marks of its
-    own."""
+    """``chat``: ``{turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}}``, each text between its own
+    marks."""
     chat = row.get("chat")
     if isinstance(chat, str):
         chat = parse_text(chat, "chat", "expected turns")
@@ -204,8 +204,8 @@ _SYS = re.compile(r"\s*<<SYS>>(?P<system>.*?)<</SYS>>(?P<asked>.*)", re.DOTALL)
 
 
 def inst(row: Columns, note: Note) -> dict[str, Any]:
-    """``text``: ``[INST] question [/INST] answer </s>`` and so on, with a system text in ``<<SYS>>``. No ``</s>``: it
-    was cut."""
+    """``text``: ``[INST] question [/INST] answer </s>`` and so on, with a system text in ``<<SYS>>``. An answer without
+    ``</s>`` was cut off."""
     text = text_of(row.get("text"), "text").strip()
     system = None
     messages = list[dict[str, Any]]()
@@ -252,4 +252,4 @@ CODED: dict[str, Coded] = {
     "open_webui": Coded(open_webui, frozenset({"chat"})),
     "langchain": Coded(langchain, frozenset({"inputs", "outputs", "error"})),
 }
-"""The functions by the names that presets give them."""
+"""The functions by their names in presets."""

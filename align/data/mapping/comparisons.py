@@ -1,5 +1,4 @@
-"""From answers with scores, or with names that say which is better, to the forms of preferences that follow from
-them."""
+"""Making forms of preferences from answers with scores, or from answers called chosen and rejected."""
 
 from __future__ import annotations
 
@@ -22,22 +21,22 @@ UNSCORED = "an answer without a score, left out"
 
 
 class Ballots:
-    """What several judges said of answers, compared two by two. An answer is known by its key."""
+    """The votes of several judges on pairs of answers, which are identified by their keys."""
 
     def __init__(self) -> None:
         self.count = 0
-        """Judges who were counted."""
+        """Number of judges."""
         self._over: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def add(self, ballots: Sequence[judging.Ballot], keys: Sequence[str]) -> None:
-        """Count ballots between answers with these keys."""
+        """Add ballots about answers with these keys."""
         self.count += len(ballots)
         for ballot in ballots:
             for (one, other), votes in ballot.items():
                 self._over[keys[one], keys[other]] += votes
 
     def between(self, chosen: str, rejected: str) -> Form:
-        """The votes for each of two answers, as align's own shape writes them."""
+        """The votes for each of two answers, as in this package's row format."""
         return {"chosen": self._over[chosen, rejected], "rejected": self._over[rejected, chosen]}
 
 
@@ -49,9 +48,10 @@ def compared(
     note: Note,
     ballots: Ballots,
 ) -> list[Form]:
-    """A form for each comparison that follows from answers with their scores; None is an answer that nobody scored.
+    """A form for each comparison that follows from (answer, score) entries; the score is None if nobody scored the
+    answer.
 
-    Raises :class:`LeftOut` where nothing follows.
+    Raises :class:`LeftOut` when there is none.
     """
     kept: list[tuple[Any, float]] = []
     for value, score in entries:
@@ -91,10 +91,9 @@ def compared(
 
 
 def by_name(mapping: RowMapping, row: Mapping[str, Any], form: Form, *, scored: bool, note: Note) -> list[Form]:
-    """The forms of a row whose ``form`` says by name which answers are chosen and which rejected.
+    """The forms of a row with answers called chosen and rejected, which are in ``form``.
 
-    ``scored``: do the answers' own scores decide whether they are compared at all? Raises :class:`LeftOut` where
-    nothing is left.
+    ``scored``: may the answers' scores forbid the comparison? Raises :class:`LeftOut` when no comparison is left.
     """
     gap = judging.agrees(row, mapping.better) if mapping.better is not None and scored else None
     if mapping.margin == "gap" and gap is not None:
@@ -114,7 +113,8 @@ def by_name(mapping: RowMapping, row: Mapping[str, Any], form: Form, *, scored: 
 
 
 def _only(value: Any, wanted: Sequence[bool]) -> Any:
-    """Of one entry for each rejected answer, those that are wanted; anything else as it is."""
+    """If ``value`` is a list with an entry for each rejected answer, the ``wanted`` entries; any other value
+    unchanged."""
     if not isinstance(value, list) or len(value) != len(wanted):
         return value
     return [item for item, keep in zip(value, wanted, strict=True) if keep]

@@ -18,9 +18,9 @@ Grades = dict[str, float | None]
 
 
 def grades_of(row: Mapping[str, Any], places: Mapping[str, str], count: int) -> list[Grades]:
-    """The grades of each of a row's ``count`` answers, None where there is none.
+    """The grades of each of a row's ``count`` answers; None for a grade that is missing.
 
-    Raises :class:`RowError` for what is no number, and for a list that is not as long as there are answers.
+    Raises :class:`RowError` for a grade that is not a number, and for a list whose length is not ``count``.
     """
     found: list[Grades] = [{} for _ in range(count)]
     for name, where in places.items():
@@ -37,8 +37,7 @@ def grades_of(row: Mapping[str, Any], places: Mapping[str, str], count: int) -> 
 
 
 def noted_without(answers: Sequence[tuple[Any, Grades]], note: Note) -> list[tuple[Any, Grades]]:
-    """Those of several answers that somebody graded; the others are counted. Raises :class:`LeftOut` where nobody
-    graded any."""
+    """The answers that have a grade; the others are counted. Raises :class:`LeftOut` when none has one."""
     kept = [(value, grades) for value, grades in answers if any(grade is not None for grade in grades.values())]
     if not kept:
         raise LeftOut(UNGRADED)

@@ -1,7 +1,7 @@
-"""Rows that belong together, brought together: by what they have in common, or as the trees that they form.
+"""Grouping rows: by a common key, or by the trees that they form.
 
-They are kept in a temporary SQLite file, so that a source may be larger than memory; what is held here is one group at
-a time.
+They are kept in a temporary SQLite file, since a source may be larger than memory; only one group at a time is in
+memory.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from align.data.rows import Row
 from align.errors import EnvironmentFault, Problem
 
 CACHE_KIB = 16_384
-"""Memory for pages of the file."""
+"""Size of SQLite's cache in KiB."""
 DEEPEST = 10_000
-"""Messages from a tree's root to a leaf; a longer path is a circle."""
+"""Largest number of messages from a tree's root to a leaf; a longer path is taken for a circle."""
 
 
 def by_key(keyed: Iterable[tuple[str, Row]]) -> Iterator[list[Row]]:
@@ -38,8 +38,8 @@ def by_key(keyed: Iterable[tuple[str, Row]]) -> Iterator[list[Row]]:
 
 
 def by_parent(nodes: Iterable[tuple[str, str | None, Row]]) -> Iterator[tuple[list[Row] | None, list[Row]]]:
-    """``(path, siblings)`` for rows ``(id, parent, row)``: those that answer the same message, and the path from the
-    root to it; None for the path where a message on it is missing. Roots are nobody's answer."""
+    """``(path, siblings)`` for rows ``(id, parent, row)``. Siblings answer the same message, and ``path`` leads from
+    the root to that message; it is None if one of its messages is missing. Roots are not siblings."""
     with Kept() as kept:
         kept.fill(nodes)
         kept.connection.execute("CREATE INDEX by_id ON rows (key)")
@@ -70,7 +70,7 @@ def _path(connection: sqlite3.Connection, id: str) -> list[Row] | None:
 
 
 class Kept:
-    """Rows in a temporary file, gone with the block."""
+    """Rows in a temporary file, which is removed at the end of the block."""
 
     def __enter__(self) -> Kept:
         self._folder = tempfile.TemporaryDirectory(prefix="align-rows-")
@@ -89,7 +89,7 @@ class Kept:
         self._folder.cleanup()
 
     def fill(self, rows: Iterable[tuple[str, str | None, Row]]) -> None:
-        """Keep rows ``(key, parent, row)``. Raises EnvironmentFault when the disk is full."""
+        """Store rows ``(key, parent, row)``. Raises EnvironmentFault when the disk is full."""
         insert = "INSERT INTO rows (key, parent, source, line, value) VALUES (?, ?, ?, ?, ?)"
         lines = (
             (key, parent, row.origin.source, row.origin.line, json.dumps(row.value, ensure_ascii=False, default=str))
@@ -104,7 +104,7 @@ class Kept:
             raise EnvironmentFault(Problem(f"cannot keep rows on disk: {error}", file=tempfile.gettempdir())) from error
 
     def repeated(self) -> tuple[str, list[int]] | None:
-        """A key that several rows have, with their lines."""
+        """A key that several rows have, with their lines; None when there is none."""
         self.connection.execute("CREATE INDEX by_key ON rows (key)")
         found = self.connection.execute("SELECT key FROM rows GROUP BY key HAVING COUNT(*) > 1 LIMIT 1").fetchone()
         if found is None:
@@ -113,6 +113,6 @@ class Kept:
         return found[0], [line for (line,) in lines]
 
     def one(self, key: str) -> dict[str, Any] | None:
-        """The row with this key."""
+        """The row with this key, or None."""
         found = self.connection.execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
         return None if found is None else json.loads(found[0])

@@ -1,4 +1,4 @@
-"""Labelled answers as comparisons: the good answers to a prompt against the bad ones."""
+"""Making preferences of labelled answers: the good answers to a prompt against the bad ones."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ REMARK = "answers with labels: the good ones are compared with the bad ones to t
 
 
 def key_of_prompt(record: Record) -> str:
-    """What answers have in common that may be compared: prompt and tools."""
+    """The key that answers share which may be compared: prompt and tools."""
     assert isinstance(record, Unpaired)
     return json.dumps([record.prompt, record.tools], sort_keys=True)
 
 
 def paired(answers: Sequence[Unpaired], pairs: str, note: Note) -> tuple[Preference, ...]:
-    """The preferences of labelled answers to one prompt: with ``pairs: each`` one for each good answer, with all bad
-    ones rejected.
+    """The preferences made of the labelled answers to one prompt; with ``pairs: each`` one for each good answer, with
+    all bad ones rejected.
 
-    An answer that is there several times is one answer, good or bad as most of its labels say. Raises :class:`LeftOut`
-    where all that are left are good, or all bad.
+    Equal answers count as one, whose label is that of the majority. Raises :class:`LeftOut` when there are only good
+    answers, or only bad ones.
     """
     labels: dict[str, list[bool]] = {}
     first: dict[str, Unpaired] = {}

@@ -35,21 +35,21 @@ from align.recipe.rows.places import Every, Only
 Form = dict[str, Any]
 
 Aside = Callable[[int, RowError], None]
-"""Told of a row of a group, by its number, that the group does without, and why."""
+"""Called with the number of a row that was left out of its group, and the reason."""
 
 EMPTY_ANSWER = "its answer is empty"
 
 
 class MappedRows(RowParts):
-    """A mapping at work.
+    """Makes forms of rows by a mapping.
 
     Args:
-        mapping: without a preset: what it stands for.
-        prompts: are prompts wanted, so that a right answer that cannot be found leaves the row out?
-        compared: are comparisons wanted, so that two answers that are equally good leave the row out?
-        labelled: are labelled answers wanted, so that rows with labels are not grouped into comparisons?
-        graded: are graded answers wanted, so that rows with grades are not?
-        code: the function of a preset, which reads the row before the mapping does.
+        mapping: the mapping, with its preset replaced by the keys that it stands for.
+        prompts: are prompts wanted? Then a row is left out if its right answer cannot be found.
+        compared: are preferences wanted? Then a row with two equally good answers is left out.
+        labelled: are labelled answers wanted? Then rows with labels are not grouped into comparisons.
+        graded: are graded answers wanted? Then rows with grades are not grouped either.
+        code: the function of a preset, which changes the row before the mapping reads it.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class MappedRows(RowParts):
         self._graded = graded and bool(mapping.grades)
         alone = self._single or self._graded
         self.grouped = bool((mapping.group is not None and not alone) or (mapping.tree and mapping.tree.parent))
-        """Do rows belong together? Then :meth:`of_group` makes the forms."""
+        """Are rows converted in groups, by :meth:`of_group`?"""
 
     def key(self, row: Columns) -> str:
-        """What rows of one group have in common."""
+        """The key that the rows of a group share."""
         group = self.mapping.group
         where = [group] if isinstance(group, str) else group or []
         return json.dumps(
@@ -80,8 +80,8 @@ class MappedRows(RowParts):
         )
 
     def forms(self, row: Columns, note: Note) -> list[Form]:
-        """The forms of a row that stands for itself. Raises :class:`RowError`, and :class:`LeftOut` for a sound row
-        without a record."""
+        """The forms of a single row. Raises :class:`RowError`, and :class:`LeftOut` for a sound row without a
+        record."""
         m = self.mapping
         if self._plain is not None and (form := read_plainly(row, self._plain)) is not None:
             return [form]
@@ -122,9 +122,9 @@ class MappedRows(RowParts):
         return [{**common, "prompt": self._asked(row)}]
 
     def of_group(self, rows: Sequence[Columns], note: Note, aside: Aside) -> list[Form]:
-        """The forms of rows that belong together: the same answer is one answer, votes add up, scores are averaged.
+        """The forms of the rows of a group: equal answers count as one, votes are added up, scores are averaged.
 
-        A row that gives the group nothing, or cannot be read, is put ``aside``; the others go on without it.
+        A row that contributes nothing, or cannot be read, is reported to ``aside`` and left out.
         """
         if self._prompts and self.mapping.prompt is not None:
             return [{**self._common(rows[0]), "prompt": self._asked(rows[0])}]
@@ -167,9 +167,9 @@ class MappedRows(RowParts):
     def of_siblings(
         self, path: Sequence[Columns], siblings: Sequence[Columns], note: Note, aside: Aside | None = None
     ) -> list[Form]:
-        """The forms of a tree's messages that answer the same one; ``path`` leads to it from the root.
+        """The forms of messages of a tree that answer the same message, to which ``path`` leads from the root.
 
-        One without a score is put ``aside``, where messages are rows.
+        One without a score is reported to ``aside``, if messages are rows.
         """
         tree = self.mapping.tree
         assert tree is not None and tree.score is not None
@@ -191,7 +191,7 @@ class MappedRows(RowParts):
         return self._compared(siblings[0], entries, common, note, Ballots())
 
     def _with_grades(self, row: Columns, common: Form, note: Note) -> list[Form]:
-        """A form for each answer that somebody graded."""
+        """A form for each answer that has a grade."""
         m = self.mapping
         if m.messages is not None:
             return [
@@ -232,7 +232,7 @@ class MappedRows(RowParts):
         return values
 
     def _no_list(self, row: Columns, where: Place) -> None:
-        """Raises :class:`RowError` where ``[*]`` found no answers because something else than a list stands there."""
+        """Raises :class:`RowError` when ``[*]`` found no answers because the value is not a list."""
         first = next((number for number, step in enumerate(where.steps) if isinstance(step, (Every, Only))), 0)
         held = find(row, Place(where.text, where.steps[:first])) if first else None
         if held is not None and not isinstance(held, list):
@@ -265,7 +265,8 @@ class MappedRows(RowParts):
     # Trees
 
     def _nested(self, row: Columns, tree: TreeAt, common: Form, note: Note) -> Iterator[Form]:
-        """Every place of a nested tree where several of the assistant's messages answer the same one."""
+        """The forms of every place in a nested tree where several of the assistant's messages answer the same
+        message."""
         root = find(row, tree.root or "")
         if not isinstance(root, Mapping):
             raise RowError("missing", tree.root)

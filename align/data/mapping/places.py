@@ -12,11 +12,10 @@ __all__ = ["Place", "Template", "find", "find_text", "place", "template", "text_
 
 
 def find(row: Mapping[str, Any], where: Place | str) -> Any:
-    """What stands at a place; None where nothing does. ``a[*].b`` gives a list, with None for an item that has no
-    ``b``.
+    """The value at a place; None when there is none. ``a[*].b`` gives a list, with None for an item that has no ``b``.
 
-    A column whose whole name is written like the place comes first, so names may have dots, hyphens and brackets. A
-    text on the way that is JSON is gone into. Raises :class:`RowError` where such a text is JSON with a fault.
+    A column whose name equals the place has precedence, so names may have dots, hyphens and brackets. JSON texts on the
+    way are parsed; raises :class:`RowError` for a fault in one.
     """
     if isinstance(where, str):
         if where in row:
@@ -67,7 +66,8 @@ def _walk(value: Any, steps: tuple[Any, ...], field: str) -> Any:
 
 
 def _named(value: Any, steps: tuple[Any, ...], at: int) -> tuple[Any, int]:
-    """An object's entry: the longest run of names that is one of its keys."""
+    """An entry of an object, whose key is made of as many of the next names as possible; and the number of the next
+    step."""
     if not isinstance(value, Mapping):
         return None, len(steps)
     end = at
@@ -85,10 +85,10 @@ def _spelled(value: Any) -> str:
 
 
 def find_text(row: Mapping[str, Any], where: Place | Template) -> str:
-    """The text at a place, or a text with places filled in; "" where nothing stands.
+    """The text at a place, or a text with places filled in; "" when there is no value.
 
-    In a text with places an empty place takes the piece before it along (the first place the piece behind it). Raises
-    :class:`RowError` for a value that is no text.
+    In a text with places, the piece before an empty place is left out too (for the first place the piece after it).
+    Raises :class:`RowError` for a value that is not text.
     """
     if isinstance(where, Place):
         return text_at(find(row, where), where.text)
@@ -106,7 +106,7 @@ def text_at(value: Any, field: str) -> str:
     """A value as text: numbers in their shortest exact form (72.0 is 72), a list of texts joined, null as ""."""
     if isinstance(value, str):
         return value
-    if value is None or value != value:  # pandas writes NaN where nothing stands
+    if value is None or value != value:  # pandas writes NaN for a missing value
         return ""
     if isinstance(value, bool):
         return str(value).lower()

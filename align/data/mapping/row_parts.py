@@ -1,4 +1,4 @@
-"""The parts of a form that a mapping finds in a row: what is asked, what was said, and what stands beside."""
+"""Reading the parts of a form from a row by a mapping: the prompt, the answers, and other parts such as tools."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Form = dict[str, Any]
 
 _RENAMED = ("messages", "prompt", "completion", "chosen", "rejected", "system", "tools", "margin", "answer")
 SHAPES = 1000
-"""Sets of columns that are remembered, in a source whose rows differ."""
+"""Number of sets of columns that are cached for a source whose rows differ."""
 
 
 class RowParts:
-    """A mapping's places at work.
+    """Reads parts of rows at the places of a mapping.
 
     Args:
-        mapping: without a preset: what it stands for.
-        prompts: are prompts wanted, so that a right answer that cannot be found leaves the row out?
-        graded: are grades wanted, so that their places are read?
-        code: the function of a preset, which reads the row before the mapping does.
+        mapping: the mapping, with its preset replaced by the keys that it stands for.
+        prompts: are prompts wanted? Then a row is left out if its right answer cannot be found.
+        graded: are grades wanted? Only then their places are read.
+        code: the function of a preset, which changes the row before the mapping reads it.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class RowParts:
         self.mapping = mapping
         self.code = code
         self.places = tuple(mapping.places(graded=graded))
-        """All that is read."""
+        """All places that are read."""
         self._prompts = prompts
         self._used: dict[tuple[str, ...], set[str]] = {}
         self.names = {key: str(value) for key in _RENAMED if isinstance(value := getattr(mapping, key), str)}
-        """What the row calls the parts of a form, for error messages."""
+        """The row's names of the parts of a form, for error messages."""
         self._tools = read_beside(mapping.tools.file) if isinstance(mapping.tools, FileAt) else None
 
     def columns(self, row: Columns) -> set[str]:
-        """The row's columns that are read."""
+        """The columns of the row that are read."""
         keys = tuple(row)
         used = self._used.get(keys)
         if used is None:
@@ -63,7 +63,7 @@ class RowParts:
         return used
 
     def as_the_row_calls_it(self, field: str | None, form: Form) -> str | None:
-        """A field of a form, under the name of its place."""
+        """The row's name for a field of a form."""
         first, dot, rest = (field or "").partition(".")
         if first == "messages" and self.mapping.completion is not None:
             number, _, rest = rest.partition(".")
@@ -102,7 +102,7 @@ class RowParts:
         return next((value for value in values if value not in (None, "", [], {})), None)
 
     def _ungraded(self, row: Columns) -> Form:
-        """Grades where they are not wanted: they tell what the row is."""
+        """The form of grades when they are not wanted, so that an error can say what kind of row it is."""
         return (
             {"grades": grades_of(row, self.mapping.grades, 1)[0]}
             if self.mapping.grades and self.mapping.better is None
@@ -128,7 +128,7 @@ class RowParts:
         return value
 
     def _marked(self, where: str) -> bool:
-        """Does this place hold texts with the marks of speakers?"""
+        """Does this place have texts with speakers' marks?"""
         marks = self.mapping.dialogue
         if marks is None:
             return False
@@ -136,9 +136,9 @@ class RowParts:
         return where in marks.within if marks.within else prompt is None or where == prompt
 
     def _asked(self, row: Columns, *, context: bool = False) -> Any:
-        """What is asked: a text, or turns; None where the mapping leaves it to the answers.
+        """The prompt: a text, or turns; None if it is the common beginning of the answers.
 
-        With ``context`` earlier answers of messages are not trained on; those of a history of pairs are.
+        With ``context``, earlier answers in messages are not trained on; those in a history of pairs are.
         """
         prompt = self.mapping.prompt
         if prompt is None:
@@ -202,7 +202,7 @@ class RowParts:
         return self._ended(row, dialogue.untagged(turns, m.tags, where))
 
     def _ended(self, row: Columns, turns: list[Any]) -> list[Any]:
-        """The last answer, marked where it was cut off."""
+        """``turns`` with the last answer marked if it was cut off."""
         for where, complete in (self.mapping.finished or {}).items():
             said = find(row, where)
             if said is not None and judging.spelled(said) not in {judging.spelled(one) for one in complete}:
@@ -242,7 +242,7 @@ class RowParts:
 
 
 def read_beside(file: str) -> Any:
-    """What a JSON file holds that a mapping names. Raises :class:`InputError` where there is none, or it is not
+    """The content of a JSON file that a mapping names. Raises :class:`InputError` when it does not exist or is not
     JSON."""
     path = Path(reference_syntax.resolve_beside(file))
     try:

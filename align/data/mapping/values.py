@@ -1,5 +1,4 @@
-"""What stands at the places of a mapping: which places those are, plain columns read the short way, and when two
-answers are the same."""
+"""Values at the places of a mapping: a fast path for plain columns, finding right answers, and comparing answers."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ from align.recipe.rows.mapping import RowMapping, TreeAt
 Form = dict[str, Any]
 
 OPENS = re.compile(r"\s*[\[{]")
-"""How a text begins that may be JSON."""
+"""The beginning of a text that may be JSON."""
 
 
 def plain_columns(mapping: RowMapping) -> dict[str, str] | None:
-    """The columns of a mapping that does nothing but rename columns."""
+    """The columns of a mapping that only renames columns; None for any other mapping."""
     given = mapping.given()
     if not given.keys() <= {"prompt", "completion", "chosen", "rejected"} or "prompt" not in given or len(given) == 1:
         return None
@@ -38,7 +37,8 @@ def place_of_column(text: str) -> bool:
 
 
 def read_plainly(row: Columns, columns: dict[str, str]) -> Form | None:
-    """The form of a row in which all columns are texts; None for any other, which takes the long way."""
+    """The form of a row in which all these columns are texts; None for another row, which is read in the general
+    way."""
     form: Form = {}
     for ours, theirs in columns.items():
         value = row.get(theirs)
@@ -59,12 +59,12 @@ NOT_CHECKABLE = "its right answer is none that can be checked"
 
 
 def right_answer(value: Any, where: str, extract: Any, *, needed: bool) -> Any:
-    """The right answer for rewards: a text, a list of which any is right, or an object for a checker that knows it.
+    """The right answer for rewards: a text, a list of right answers, or an object for a checker that reads it.
 
-    Raises :class:`LeftOut` where one is ``needed``, and the text has none that can be checked.
+    Raises :class:`LeftOut` when one is ``needed`` and the text has none that can be checked.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        with suppress(RowError):  # a text may begin with a brace, such as LaTeX
+        with suppress(RowError):  # other texts may begin with a brace too, such as LaTeX
             value = parse_text(value, where, "")
     if value is None or isinstance(value, (list, dict)):
         return value
@@ -83,19 +83,19 @@ PASTED = "a prompt that holds its right answer, behind #### or in a box"
 
 
 def holds_answer(text: str, answer: Any) -> bool:
-    """Does a prompt end with its own answer, as where a solution was pasted into it?"""
+    """Does a prompt end with its right answer, as when a solution was pasted into it?"""
     if not isinstance(answer, str) or not answer.strip() or ("####" not in text and "\\boxed{" not in text):
         return False
     return answer.strip() in (dialogue.extracted(text, "####"), dialogue.boxed(text))
 
 
 def key_of(value: Any) -> str:
-    """What makes two answers the same: their text, outer blanks apart."""
+    """A key that is equal for equal answers: their text without outer blanks."""
     return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
 def is_empty(value: Any) -> bool:
-    """Does an answer say nothing?"""
+    """Is an answer empty?"""
     return value is None or (isinstance(value, str) and not value.strip()) or value == []
 
 
@@ -105,7 +105,7 @@ def has_gap(value: Any) -> bool:
 
 
 def as_rejected(values: list[Any]) -> Any:
-    """Several answers as a preference's form has them."""
+    """Several answers in the form of a preference's ``rejected``."""
     return (
         values[0]
         if len(values) == 1 and isinstance(values[0], str)
@@ -119,7 +119,7 @@ def is_json_list(text: str) -> bool:
 
 
 def turns_in(text: str, where: str) -> Any:
-    """Messages in a text; None where it is a text like any other."""
+    """The messages in a text that is their JSON; None for any other text."""
     try:
         value = parse_text(text, where, "")
     except RowError:

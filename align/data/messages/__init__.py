@@ -1,1 +1,1 @@
-"""Messages, tool calls and dialogues as other data spell them, turned into ours."""
+"""Converting messages, tool calls and dialogues of other formats to this package's form."""

@@ -1,4 +1,4 @@
-"""Tool calls and the descriptions of tools, as others spell them, in the one form that chat templates render."""
+"""Converting tool calls and descriptions of tools from other formats to the form that chat templates render."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tool_calls_of(value: Any, field: str, expected: str = "expected a list of to
 
 
 def _loosely(text: str, field: str, expected: str) -> Any:
-    """JSON; or what Python printed, where its own reader of literals makes an object of it."""
+    """The value of a JSON text, or of Python's output for an object."""
     try:
         return parse_text(text, field, expected)
     except RowError as error:
@@ -96,7 +96,7 @@ def arguments_of(value: Any, field: str) -> dict[str, Any]:
 
 
 def custom_call(name: Any, payload: Any, at_name: str, at_payload: str) -> dict[str, Any]:
-    """A call whose payload is a text as it is: OpenAI's custom tools, GLM-4's ``metadata`` and content."""
+    """A call whose payload is plain text: of OpenAI's custom tools, or GLM-4's ``metadata`` and content."""
     if not isinstance(name, str) or not name.strip() or "\n" in name.strip() or len(name) > 200:
         raise RowError("missing" if name is None else "expected the name of a tool", at_name)
     if not isinstance(payload, str):
@@ -105,7 +105,7 @@ def custom_call(name: Any, payload: Any, at_name: str, at_payload: str) -> dict[
 
 
 def call_turn(given: Mapping[str, Any], field: str) -> list[Message]:
-    """ChatGLM3's ``tool`` turn holds a call and its result."""
+    """The messages of ChatGLM3's ``tool`` turn, which contains a call and its result."""
     call: Message = {
         "role": "assistant",
         "content": "",
@@ -127,9 +127,9 @@ def call_turn(given: Mapping[str, Any], field: str) -> list[Message]:
 def tools_of(value: Any, field: str, note: Callable[[str], None] = lambda what: None) -> Tools:
     """Tool descriptions in OpenAI's form, ``{"type": "function", "function": {...}}``.
 
-    Read are also bare functions, Anthropic's ``input_schema``, flat tools of the Responses API, Gemini's
-    ``functionDeclarations``, one tool that is not in a list, and JSON text of any of them. An empty list in any
-    spelling is no tools.
+    Also reads bare functions, Anthropic's ``input_schema``, flat tools of the Responses API, Gemini's
+    ``functionDeclarations``, a single tool without a list, and JSON text of any of them. An empty list in any form
+    means no tools.
 
     Raises :class:`RowError` for anything else.
     """
@@ -165,7 +165,7 @@ def _tool(tool: Any, at: str, note: Callable[[str], None]) -> dict[str, Any]:
         and tool["type"] != "function"
         and set(tool) <= {"type", tool["type"]}
     ):
-        return tool  # a custom tool; or one that the model knows by its type (GLM-4's python, simple_browser)
+        return tool  # a custom tool, or a built-in one without description (GLM-4's python, simple_browser)
     function = tool.get("function") or tool if isinstance(tool, dict) else tool
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError("missing", f"{at}.name")
@@ -188,7 +188,7 @@ def _with_schema(function: dict[str, Any], note: Callable[[str], None]) -> dict[
 
 
 def _schema(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON Schema's names of types, where Python's or Gemini's stand."""
+    """A schema with Python's or Gemini's names of types replaced by those of JSON Schema."""
     found = dict(value)
     kind = found.get("type")
     if isinstance(kind, str) and kind not in _SCHEMA:

@@ -1,5 +1,4 @@
-"""Texts that hold more than one thing: dialogues with the marks of their speakers, lists of turns, and marked pieces
-inside an answer."""
+"""Splitting texts: dialogues with speakers' marks into turns, and answers with tags into reasoning, calls and text."""
 
 from __future__ import annotations
 
@@ -16,16 +15,17 @@ Turn = dict[str, Any]
 
 
 def cut(text: str, marks: Dialogue, field: str) -> list[Turn]:
-    """The turns of a dialogue in one text. A first piece without a mark is the user's; two turns of one speaker in a
-    row are one message of two paragraphs; an empty last turn of the assistant, which a prompt ends with, is left out.
+    """The turns of a dialogue in one text. A first piece without a mark is the user's. Two successive turns of a
+    speaker become one message of two paragraphs. An empty last turn of the assistant, with which a prompt ends, is left
+    out.
 
-    Raises :class:`RowError` for a text without anything.
+    Raises :class:`RowError` for an empty text.
     """
     speakers = {mark: role for role in ("user", "assistant", "system", "tool") if (mark := getattr(marks, role))}
     pattern = "|".join(re.escape(mark) for mark in sorted(speakers, key=len, reverse=True))
     stripped = {mark.lstrip(): mark for mark in speakers}
     lead = re.match("|".join(re.escape(mark) for mark in sorted(stripped, key=len, reverse=True)), text.lstrip())
-    if lead:  # the first mark may stand without its line breaks
+    if lead:  # the first mark may lack its line breaks
         text = stripped[lead.group()] + text.lstrip()[lead.end() :]
     head, *pieces = re.split(f"({pattern})", text)
     turns: list[Turn] = [{"role": "user", "content": head.strip()}] if head.strip() else []
@@ -50,7 +50,7 @@ def cut(text: str, marks: Dialogue, field: str) -> list[Turn]:
 
 
 def alternating(value: list[Any], field: str) -> list[Turn]:
-    """A list of texts as turns, the user's first; a list of pairs likewise."""
+    """Turns made of a list of texts or of pairs, the user's first."""
     texts: list[Any] = []
     for i, item in enumerate(value):
         if isinstance(item, list):
@@ -63,7 +63,7 @@ def alternating(value: list[Any], field: str) -> list[Turn]:
 
 
 def woven(asked: Any, answered: Any, field: str) -> list[Turn]:
-    """The user's turns and the assistant's, in two lists, as one conversation."""
+    """One conversation made of a list of the user's turns and a list of the assistant's."""
     if not isinstance(asked, list) or not isinstance(answered, list) or not len(asked) >= len(answered) > 0:
         raise RowError("expected as many turns of the assistant as of the user", field)
     turns: list[Turn] = []
@@ -76,7 +76,7 @@ SYSTEM_OUT = "a system message, left out as the mapping says"
 
 
 def named(items: list[Any], names: Turns | None, field: str, note: Note = quiet) -> list[Any]:
-    """Turns whose parts have other names, under the usual ones. Raises :class:`RowError` for what is no turn."""
+    """Turns with their parts renamed to the usual names. Raises :class:`RowError` for an item that is not a turn."""
     for i, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise RowError(f"expected a turn, found {type_name(item)}", f"{field}.{i}")
@@ -116,16 +116,16 @@ def _renamed(item: Mapping[str, Any], names: Turns) -> Turn:
 
 
 def speaker(turn: Any) -> str | None:
-    """Whose turn it is, in our words; None for a role that is not known."""
+    """The role of a turn, in this package's names; None for an unknown role."""
     spelled = turn.get("role") or turn.get("from") if isinstance(turn, Mapping) else None
     return ROLES.get(spelled.lower()) if isinstance(spelled, str) else None
 
 
 def untagged(turns: list[Any], tags: Tags | None, field: str) -> list[Any]:
-    """The assistant's texts with their marked pieces where they belong: thoughts, calls; and results without their
-    marks.
+    """Turns in which tagged pieces of the assistant's texts became reasoning and calls, and tags around results are
+    removed.
 
-    Raises :class:`RowError` for a piece that begins and does not end.
+    Raises :class:`RowError` for a tag that is not closed.
     """
     if tags is None:
         return turns
@@ -162,7 +162,7 @@ def _take_apart(turn: Turn, key: str, tags: Tags, at: str) -> None:
 
 
 def _pieces(text: str, marks: list[str], at: str) -> tuple[list[str], str]:
-    """What stands between the marks, and the rest."""
+    """The pieces between the tags, and the rest."""
     opening, closing = marks
     found, rest = [], ""
     while (start := text.find(opening)) >= 0:
@@ -182,8 +182,8 @@ def _without(text: str, marks: list[str], at: str) -> tuple[str, str]:
 
 
 def repaired(turns: list[Any], repair: list[Any], note: Note) -> list[Any]:
-    """Conversations that begin or end on the wrong side, or have two turns of one speaker, mended as the recipe allows;
-    counted."""
+    """Conversations that begin or end with the wrong speaker, or have two successive turns of one speaker, repaired as
+    the recipe allows. Repairs are counted."""
     roles = [speaker(turn) for turn in turns]
     start, end = 0, len(turns)
     if "leading_assistant" in repair:
@@ -217,7 +217,7 @@ def repaired(turns: list[Any], repair: list[Any], note: Note) -> list[Any]:
 
 
 def trained(turns: list[Any], flags: Any, field: str) -> list[Any]:
-    """Turns with a flag each. ``flags`` is ``"last"``, or one flag for each turn."""
+    """Turns with the key ``train`` set. ``flags`` is ``"last"``, or one flag for each turn."""
     if flags == "last":
         assistants = [i for i, turn in enumerate(turns) if speaker(turn) == "assistant"]
         return [{**turn, "train": False} if i in assistants[:-1] else turn for i, turn in enumerate(turns)]
@@ -227,11 +227,11 @@ def trained(turns: list[Any], flags: Any, field: str) -> list[Any]:
 
 
 NO_ANSWERS = ("proof", "notfound", "none")
-"""Texts that stand where an answer should, and are none."""
+"""Texts in place of an answer that mean that there is none."""
 
 
 def extracted(text: str, spec: Any) -> str | None:
-    """The answer inside a text; None where it is not found. ``spec`` is a mapping's ``extract``."""
+    """The right answer inside a text; None when it is not found. ``spec`` is a mapping's ``extract``."""
     if spec is None:
         return text.strip()
     if spec == "####":
@@ -252,7 +252,7 @@ def extracted(text: str, spec: Any) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` holds, braces balanced."""
+    r"""The content of the last ``\boxed{...}``, with balanced braces; None without one."""
     start = text.rfind("\\boxed{")
     depth, begin = 0, start + len("\\boxed{")
     for at in range(begin, len(text)) if start >= 0 else ():

@@ -44,7 +44,7 @@ def _path(nodes: Any, leaf: Any, parent: str, field: str) -> list[Mapping[str, A
 
 def chatgpt(row: Columns, note: Note) -> dict[str, Any]:
     """``mapping``: nodes with a ``parent``; the conversation is the path to ``current_node``. Hidden and empty messages
-    are none."""
+    are left out."""
     nodes = row.get("mapping")
     if isinstance(nodes, str):
         nodes = parse_text(nodes, "mapping", "expected an object of messages")
@@ -125,7 +125,7 @@ def open_webui(row: Columns, note: Note) -> dict[str, Any]:
 
 
 def _take_details(turn: Turn, at: str) -> None:
-    """What was thought stands in a folded piece before the answer."""
+    """Move the reasoning, a folded piece before the answer, into its field."""
     while match := _DETAILS.match(turn["content"]):
         if match["kind"] != "reasoning":
             raise LeftOut("has a call in a form of its own")
@@ -140,8 +140,8 @@ def _take_details(turn: Turn, at: str) -> None:
 
 
 def claude(row: Columns, note: Note) -> dict[str, Any]:
-    """``chat_messages`` with a ``sender`` each. Attachments and calls are refused: a text model cannot take them as
-    they stand here."""
+    """``chat_messages`` with a ``sender`` each. Attachments and calls are refused, since a text model cannot use them
+    in this form."""
     messages = row.get("chat_messages")
     if not isinstance(messages, list):
         raise RowError(

@@ -1,4 +1,4 @@
-"""From a form (see :mod:`align.data.formats.formats`) to a record, and what a record must be to be trained on."""
+"""Making a record of a form (see :mod:`align.data.formats.formats`), and checking that it can be trained on."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from align.data.strict_json import RowError, parse_text, type_name
 
 UNGRADED = "nobody graded it"
 LARGEST = 1e18
-"""Largest size of a number that is trained on: its square still is a number of 32 bits, in which means and losses are
+"""Largest size of a number that is trained on. Its square is still finite in fp32, in which means and losses are
 computed."""
 
 _Answer = tuple[str, Messages]
-"""The field it stands in, and what it says."""
+"""(field of the row, messages of the answer)."""
 
 
 def record_of(
@@ -53,10 +53,10 @@ def record_of(
     column: str = "messages",
     note: Note = quiet,
 ) -> Record:
-    """The record that a form holds. ``column`` is what the messages are called in the row, for error messages.
+    """The record of a form. ``column`` is the row's name of the messages, for error messages.
 
-    Raises :class:`RowError` for whatever must not be trained on: an unknown role, messages out of order, a missing or
-    empty text, a rejected answer equal to the chosen one, answers to different prompts.
+    Raises :class:`RowError` for everything that must not be trained on: an unknown role, messages out of order, a
+    missing or empty text, a rejected answer equal to the chosen one, answers to different prompts.
     """
     if "chosen" in form or "rejected" in form:
         prompt, chosen, rejected, tools = _preference(form, note)
@@ -95,8 +95,7 @@ def record_of(
 
 
 def verdict(value: Any) -> bool | None:
-    """Whether an answer was judged good: a boolean, 1 or 0, or one of them as a CSV cell spells it. None for anything
-    else."""
+    """Whether an answer was judged good, from a boolean, 1 or 0, or the text of one. None for anything else."""
     if isinstance(value, (bool, int, float)):
         return bool(value) if value in (0, 1) else None
     return (
@@ -109,7 +108,7 @@ def verdict(value: Any) -> bool | None:
 def _unpaired(
     form: Mapping[str, Any], origin: Origin, id: str, fields: dict[str, Any], column: str, note: Note
 ) -> Unpaired:
-    """A judged answer with a ``label``."""
+    """The record of an answer with a ``label``."""
     label = verdict(form["label"])
     if label is None:
         other = "expected true or false; a mapping reads other values: `better: {label: ..., good: [...], bad: [...]}`"
@@ -129,7 +128,7 @@ def _judged(form: Mapping[str, Any], column: str, note: Note) -> tuple[Messages,
     else:
         prompt, tools = _prompt(form.get("prompt"), note)
         ((_, completion),) = _answers(form.get("completion"), "completion", many=False)
-        if completion[0]["role"] != "assistant":  # it repeats the prompt
+        if completion[0]["role"] != "assistant":  # the completion repeats the prompt
             if not same(completion[: len(prompt)], prompt) or len(completion) == len(prompt):
                 raise RowError("does not begin with the prompt", "completion")
             completion = completion[len(prompt) :]
@@ -146,7 +145,7 @@ def _judged(form: Mapping[str, Any], column: str, note: Note) -> tuple[Messages,
 
 
 def _prompt(value: Any, note: Note = quiet) -> tuple[Messages, Tools]:
-    """A string is one user message, or the JSON of messages."""
+    """The messages and tools of a prompt. A string is one user message, or JSON of messages."""
     value = unfolded(value, "prompt")
     if isinstance(value, Mapping):
         value = [value]
@@ -177,7 +176,7 @@ def _tools(form: Mapping[str, Any], inside: Tools, note: Note) -> Tools:
 
 
 def _margins(value: Any, rejected: int) -> tuple[float, ...] | None:
-    """One for each rejected answer; a single number is the same for all."""
+    """A margin for each rejected answer; a single number is used for all."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = parse_text(value, "margin", "expected a number, or a list of them")
     if value is None or value == "":
@@ -202,8 +201,8 @@ def _number(value: Any, field: str) -> float:
 
 
 def _votes(value: Any, rejected: int) -> tuple[Votes, ...] | None:
-    """``{"chosen": 3, "rejected": 1}`` for all rejected answers, or a list of one for each; any other column of that
-    name is not ours."""
+    """``{"chosen": 3, "rejected": 1}`` for all rejected answers, or a list of one for each; None for any other value of
+    that column."""
     if not isinstance(value, list):
         return (_counted(value, "votes"),) * rejected if has_votes(value) else None
     if not value or not all(map(has_votes, value)):
@@ -214,14 +213,15 @@ def _votes(value: Any, rejected: int) -> tuple[Votes, ...] | None:
 
 
 def own_votes(form: Mapping[str, Any]) -> frozenset[str]:
-    """The column of votes, where it is ours: then it is no other column of its row."""
+    """The name of the column of votes if it has this package's form; it then does not count as another column of the
+    row."""
     value = form.get("votes")
     ours = has_votes(value) or (isinstance(value, list) and bool(value) and all(map(has_votes, value)))
     return frozenset({"votes"}) if ours else frozenset()
 
 
 def has_votes(value: Any) -> bool:
-    """Is this a count of votes, as the own format writes it?"""
+    """Is this a count of votes in the form of this package's format?"""
     return isinstance(value, Mapping) and value.keys() == {"chosen", "rejected"}
 
 
@@ -233,7 +233,7 @@ def _counted(value: Mapping[str, Any], field: str) -> Votes:
 
 
 def _grades(value: Any) -> dict[str, float]:
-    """Numbers by name; a null is an attribute that nobody graded."""
+    """Grades by name, without those that are null."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = parse_text(value, "grades", "expected numbers by their names")
     if not isinstance(value, Mapping):
@@ -251,8 +251,7 @@ def _grades(value: Any) -> dict[str, float]:
 
 
 def _preference(form: Mapping[str, Any], note: Note) -> tuple[Messages, Messages, tuple[Messages, ...], Tools]:
-    """``(prompt, chosen, rejected, tools)``. The answers may be whole conversations: then the prompt is cut off
-    them."""
+    """``(prompt, chosen, rejected, tools)``. If the answers are whole conversations, the prompt is cut off."""
     if _texts(form.get("rejected")) and not _texts(form.get("chosen")):
         raise RowError("is the JSON of a list of texts, in one text: several answers? write them as a list", "rejected")
     answers = [
@@ -286,8 +285,8 @@ def _preference(form: Mapping[str, Any], note: Note) -> tuple[Messages, Messages
 
 
 def _answers(value: Any, field: str, *, many: bool) -> list[_Answer]:
-    """A string, a message or a list of messages is one answer; a list of strings or of lists is many. JSON of messages
-    is what it says."""
+    """A string, a message or a list of messages is one answer; a list of strings or of lists is many. JSON text of
+    messages is parsed."""
     value = unfolded(value, field)
     if isinstance(value, list) and value and not isinstance(value[0], Mapping):
         if many:
@@ -305,7 +304,7 @@ def _answers(value: Any, field: str, *, many: bool) -> list[_Answer]:
 
 
 def _texts(value: Any) -> bool:
-    """Is this the JSON of a list of texts, in one text?"""
+    """Is this JSON text of a list of texts?"""
     if type(value) is not str or not value.lstrip().startswith("["):
         return False
     try:
@@ -316,7 +315,8 @@ def _texts(value: Any) -> bool:
 
 
 def _prompt_length(conversations: Sequence[Messages], given: Any) -> int:
-    """How many messages of whole conversations are their prompt: those of the given one, or all that they share."""
+    """The number of messages at the beginning of whole conversations that are their prompt: those of the given prompt,
+    or all that they share."""
     given = unfolded(given, "prompt")
     if isinstance(given, list):
         prompt = _prompt(given)[0]
@@ -325,7 +325,7 @@ def _prompt_length(conversations: Sequence[Messages], given: Any) -> int:
         return len(prompt)
     length = min(shared_prefix(conversations), min(map(len, conversations)) - 1)
     while length and any(messages[length]["role"] == "tool" for messages in conversations):
-        length -= 1  # where tool results differ, the calls belong to the answers
+        length -= 1  # if tool results differ, their calls belong to the answers
     if not length or any(messages[length]["role"] != "assistant" for messages in conversations):
         raise RowError("chosen and rejected answer different prompts", "rejected")
     if given is not None and given != "":

@@ -1,9 +1,9 @@
-"""Chat messages as foreign data spell them, turned into ours and checked; what cannot be understood is refused, with
-its field.
+"""Converting chat messages of other formats to this package's form, and checking them. What cannot be understood is
+refused, with the field.
 
-One reader for all spellings: ``{"role", "content"}``, ShareGPT's ``{"from", "value"}``, lists of parts (OpenAI's,
-Anthropic's, Gemini's), calls as a turn of their own, GLM's ``metadata``. A turn may hold several messages (a user's
-turn with tool results), and several turns may be one message (an answer, and then its calls).
+All forms are read here: ``{"role", "content"}``, ShareGPT's ``{"from", "value"}``, lists of parts (OpenAI's,
+Anthropic's, Gemini's), calls as separate turns, GLM's ``metadata``. A turn may hold several messages (a user's turn
+with tool results), and several turns may be one message (an answer, and then its calls).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from align.data.records import Message, Messages, Sampled
 from align.data.strict_json import RowError, clip, parse_text, type_name
 
 Note = Callable[[str], None]
-"""Told of what a report should mention."""
+"""Called with something that a report should mention."""
 
 ROLES = {
     "system": "system",
@@ -48,8 +48,8 @@ ROLES = {
     "bard": "assistant",
     "moss": "assistant",
 }
-"""Role as others spell it, in any case -> ours; ``call`` is an assistant's turn that holds calls alone. Any other is an
-error."""
+"""Role in other formats, in lower case -> role here; ``call`` is an assistant's turn with calls only. Any other role is
+an error."""
 
 EMPTY_SYSTEM = "an empty system message, left out"
 PLAIN_CALL = "an answer that is the JSON of a given tool's call, read as a call"
@@ -71,11 +71,11 @@ _OPENS = re.compile(r"\s*(\[\s*[\[{]|\{)")
 
 
 def quiet(what: str) -> None:
-    """A :data:`Note` that tells nobody."""
+    """A :data:`Note` that does nothing."""
 
 
 def text_of(value: Any, field: str) -> str:
-    """A string that says something. Raises :class:`RowError` for another type, and for one of white space only."""
+    """A string that is not empty. Raises :class:`RowError` for another type, and for one of white space only."""
     if value is None:
         raise RowError("missing", field)
     if not isinstance(value, str):
@@ -86,7 +86,7 @@ def text_of(value: Any, field: str) -> str:
 
 
 def list_of(value: Any, field: str, what: str) -> list[Any]:
-    """A list that is not empty, or its JSON text (a CSV cell can hold no list)."""
+    """A list that is not empty, possibly given as JSON text, as in a CSV cell."""
     if isinstance(value, str):
         value = parse_text(value, field, f"expected {what}")
     if value is None:
@@ -99,9 +99,9 @@ def list_of(value: Any, field: str, what: str) -> list[Any]:
 
 
 def unfolded(value: Any, field: str) -> Any:
-    """A text that is the JSON of messages, as these messages; everything else as it is.
+    """The messages of a JSON text; any other value unchanged.
 
-    Raises :class:`RowError` for a text that looks like messages and cannot be read: nobody means to train on that.
+    Raises :class:`RowError` for a text that looks like messages and cannot be read, since it is not meant as text.
     """
     if type(value) is not str or not _OPENS.match(value):
         return value
@@ -131,18 +131,19 @@ def _are_messages(value: Any) -> bool:
 def messages_of(
     value: Any, field: str, note: Note = quiet, *, ordered: bool = False, greeting: bool = False
 ) -> tuple[Messages, Tools]:
-    """Messages, and the tools that one of them carries. With ``ordered`` their order is checked too (else
+    """Messages, and the tools that one of them contains. With ``ordered`` their order is checked too (else
     :func:`check_order` does it).
 
-    GLM's files describe the tools in the system message, whose content may then be empty. An empty system message is no
-    system message; ``note`` is told. ``greeting``: a prompt may begin with what the assistant said first.
+    GLM's files describe the tools in the system message, whose content may then be empty. An empty system message is
+    left out and noted. ``greeting``: a prompt may begin with a message of the assistant.
     """
     items = list_of(value, field, "a list of messages")
     messages: list[Message] = []
     places: list[int] = []
     tools: Tools = ()
     for i, item in enumerate(items):
-        if type(item) is dict and len(item) == 2:  # nearly all messages: nothing but a role and a text
+        # A fast path for nearly all messages, which have only a role and a text
+        if type(item) is dict and len(item) == 2:
             said_by, content = item.get("role"), item.get("content")
             role = _PLAIN.get(said_by) if isinstance(said_by, str) else None
             if role is not None and type(content) is str and content.strip():
@@ -168,7 +169,7 @@ def messages_of(
 
 
 def _joined(before: Message, message: Message, field: str) -> bool:
-    """Whether an assistant's calls belong to what it said just before; if so, they are put there."""
+    """Whether an assistant's calls belong to its message just before; if so, they are added to it."""
     if (
         before["role"] != "assistant"
         or message["role"] != "assistant"
@@ -189,7 +190,7 @@ def _joined(before: Message, message: Message, field: str) -> bool:
 
 
 def message_of(value: Any, field: str) -> Message:
-    """One message. Raises :class:`RowError` where the turn holds several."""
+    """One message. Raises :class:`RowError` when the turn has several."""
     turns = turns_of(value, field)
     if len(turns) != 1:
         raise RowError("holds several messages; expected one", field)
@@ -197,9 +198,9 @@ def message_of(value: Any, field: str) -> Message:
 
 
 def turns_of(value: Any, field: str) -> list[Message]:
-    """The messages that one turn holds: nearly always one; tool results in a user's turn are messages of their own.
+    """The messages of one turn: nearly always one, but tool results in a user's turn are separate messages.
 
-    A key whose value is null counts as absent: Arrow fills in nulls where one row has a key and another has not.
+    A key whose value is null counts as absent: Arrow writes nulls for keys that only other rows have.
     """
     if not isinstance(value, Mapping):
         raise RowError("missing" if value is None else f"expected a message, found {type_name(value)}", field)
@@ -244,7 +245,7 @@ def _role_of(given: Mapping[str, Any], value: Mapping[str, Any], field: str) -> 
 
 
 def _text_key(given: Mapping[str, Any], value: Mapping[str, Any], field: str) -> str:
-    """Under which key the text stands."""
+    """The key of the text."""
     found = [key for key in _TEXTS if key in given]
     if len(found) > 1 and any(given[key] != given[found[0]] for key in found[1:]):
         raise RowError(f"has a text as {' and as '.join(found)}, and they differ", field)
@@ -261,7 +262,7 @@ def _other(given: Mapping[str, Any], role: str, said: Any, field: str, *, absent
     if role == "system" and (said is None or (isinstance(said, str) and not said.strip())):
         message["content"] = ""
     elif role == "tool" and isinstance(said, str):
-        message["content"] = said  # an empty result is a result
+        message["content"] = said  # a tool's result may be empty
     else:
         message["content"] = _content(said, field, absent=absent)
     if isinstance(given.get("name"), str) and given["name"].strip():
@@ -293,7 +294,7 @@ def _assistant(
     elif given.get("function_call"):
         calls += tool_calls_of([given["function_call"]], f"{field}.function_call")
     if isinstance(given.get("metadata"), str) and given["metadata"].strip():
-        # GLM-4: the payload of a call, as it is
+        # GLM-4: the payload of a call
         calls.append(custom_call(given["metadata"], said, f"{field}.metadata", at))
         said = ""
     if given.get("refusal"):
@@ -318,7 +319,7 @@ def _assistant(
 
 
 def _sampled(value: Any, field: str) -> Sampled:
-    """The ids that a stage kept with an answer."""
+    """The sampled ids that a stage saved with an answer."""
     if (
         not isinstance(value, Mapping)
         or not isinstance(value.get("encoder"), str)
@@ -332,7 +333,7 @@ def _sampled(value: Any, field: str) -> Sampled:
 
 
 def _reasoning(given: Mapping[str, Any], parts: Parts, field: str) -> str:
-    """What the model thought before it answered, whichever way it is spelled."""
+    """The reasoning before the answer, from any of its fields."""
     found = {key: given[key] for key in _REASONING if key in given and given[key] != ""}
     for key, item in found.items():
         if not isinstance(item, str):
@@ -344,8 +345,8 @@ def _reasoning(given: Mapping[str, Any], parts: Parts, field: str) -> str:
 
 
 def _trained(given: Mapping[str, Any], field: str) -> bool:
-    """Is this message trained on? ``train`` as we spell it; 1, 0 or a boolean in ``weight`` (OpenAI), ``loss`` and
-    others. Default: yes."""
+    """Is this message trained on? From ``train``, or 1, 0 or a boolean in ``weight`` (OpenAI), ``loss`` and others.
+    Default: yes."""
     found = {key: _flag(given[key], f"{field}.{key}") for key in _FLAGS if key in given}
     if len(set(found.values())) > 1:
         raise RowError(f"{' and '.join(found)} say different things", f"{field}.{next(iter(found))}")
@@ -353,7 +354,7 @@ def _trained(given: Mapping[str, Any], field: str) -> bool:
 
 
 def _flag(value: Any, field: str) -> bool:
-    """True, false, 1 or 0; null is no flag, and counts as true."""
+    """The value of a flag: true, false, 1 or 0. Null counts as true."""
     if value is None or (isinstance(value, (bool, int, float)) and value in (0, 1)):
         return value is None or bool(value)
     if isinstance(value, (int, float)):
@@ -364,8 +365,8 @@ def _flag(value: Any, field: str) -> bool:
 
 
 def plain_calls(messages: Messages, tools: Tools, note: Note = quiet) -> Messages:
-    """GLM-4's own files write a call as the plain JSON text of an answer. It is one where that tool is given and a
-    result follows."""
+    """Messages with calls in place of answers whose text is JSON of a call, as in GLM-4's files. Such a text counts as
+    a call if the tool is known and a result follows."""
     names = {tool["function"]["name"] for tool in tools if "function" in tool}
     found: list[Message] = []
     for i, message in enumerate(messages):
@@ -396,10 +397,11 @@ def check_order(
     places: Sequence[int] | None = None,
     greeting: bool = False,
 ) -> None:
-    """Raises :class:`RowError` unless system comes first, users and assistants take turns, and tool results follow an
-    assistant.
+    """Raises :class:`RowError` unless the system message comes first, user and assistant alternate, and tool results
+    follow an assistant's message.
 
-    ``after`` is the role of the message before these; ``places`` says which turn of the row each message comes from.
+    ``after`` is the role of the message before these; ``places`` are the numbers of the turns that the messages come
+    from.
     """
     for i, message in enumerate(messages):
         role = message["role"]
@@ -414,7 +416,7 @@ def check_order(
 
 
 def same(one: Messages, other: Messages) -> bool:
-    """Whether two message lists say the same, white space at the ends apart."""
+    """Whether two lists of messages are equal, up to white space at the ends of texts."""
     return list(map(_said, one)) == list(map(_said, other))
 
 
@@ -423,7 +425,7 @@ def _said(message: Message) -> tuple[Any, ...]:
 
 
 def shared_prefix(lists: Sequence[Messages]) -> int:
-    """How many messages all lists begin with."""
+    """The number of messages that all lists have in common at the beginning."""
     count = 0
     for group in zip(*lists, strict=False):
         if any(_said(message) != _said(group[0]) for message in group):

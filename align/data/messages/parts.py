@@ -1,5 +1,5 @@
-"""A message's content as a list of parts: texts, thoughts, calls and results. A part that is a picture or a file is
-refused by its kind."""
+"""Reading a message's content that is a list of parts: texts, reasoning, calls and results. Pictures and files are
+refused."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _THOUGHT = ("thinking", "reasoning")
 
 @dataclass
 class Parts:
-    """What the parts of one turn hold together."""
+    """The content of all parts of a turn."""
 
     any: bool = False
     text: str = ""
     reasoning: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, str]] = field(default_factory=list)
-    """Contents of tool messages, with their names where they are told."""
+    """Contents of tool messages, with the names of the tools if given."""
 
 
 def parts_of(value: Any, at: str) -> Parts:
-    """OpenAI's, Anthropic's, Bedrock's, LLaMA-Factory's and Gemini's parts. Texts are joined.
+    """Reads the parts of OpenAI, Anthropic, Bedrock, LLaMA-Factory and Gemini. Texts are joined.
 
-    Raises :class:`RowError` for a part that a text model cannot take; its field is the whole content's.
+    Raises :class:`RowError` for a part that a text model cannot use; the error names the field of the whole content.
     """
     if not isinstance(value, list):
         raise RowError(f"expected a list of parts, found {type_name(value)}", at)

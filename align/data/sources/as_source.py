@@ -1,5 +1,4 @@
-"""How a source was read, said as a recipe would say it: to be copied and changed, and to be kept with what was made of
-it."""
+"""Describing how a source was read as a block of a recipe, for the user to copy and for the results made from it."""
 
 from __future__ import annotations
 
@@ -12,9 +11,9 @@ from align.recipe.schema import DataSource
 
 
 def as_source(source: DataSource, read: SourceReport) -> dict[str, Any]:
-    """The keys of a data source that read the same rows in the same way, with all that was found out."""
+    """The keys of a data source that read the same rows in the same way, including those that were recognised."""
     given = source.model_dump(mode="json", by_alias=True, include=source.model_fields_set, exclude_unset=True)
-    found = read.format  # of a mapping that was made up, the text that a recipe would say
+    found = read.format  # for a recognised mapping, its text as in a recipe
     if "columns" not in given:
         form = given.get("format") or (_read(found) if found and found.startswith("{") else found)
         given = {**given, "format": form}
@@ -28,11 +27,11 @@ def _read(text: str) -> Any:
 
 
 def with_mappings(keys: dict[str, Any], want: str) -> list[dict[str, Any]]:
-    """The same sources with the mapping that a preset's name stands for written out; none where there is no such name,
-    or where it stands for more than a mapping (code of ours).
+    """The source with its preset's name replaced by the mapping; empty if it names no preset, or if the preset also
+    needs code of this package.
 
-    A preset may serve several kinds of records; what only others than ``want`` use is left out, since it would have no
-    effect. One of several parts becomes as many sources, each with the rows that it is for.
+    A preset may be for several types of records; keys that only other types than ``want`` use are left out, since they
+    would have no effect. A preset of several parts becomes several sources, each with a condition on its rows.
     """
     form = keys.get("format")
     name, changed = (form.get("preset"), form) if isinstance(form, dict) else (form, {})
@@ -42,7 +41,8 @@ def with_mappings(keys: dict[str, Any], want: str) -> list[dict[str, Any]]:
     found = []
     before: dict[str, Any] = {}
     for part in PRESETS[name].parts:
-        # A row is for the first part that it fits; sources by themselves have to say that it fits none before.
+        # A preset uses the first part that fits a row; separate sources need conditions that exclude the rows of
+        # earlier parts.
         where = {**{place: {"not": value} for place, value in before.items()}, **part.where, **keys.get("where", {})}
         mapping = {key: value for key, value in {**part.mapping, **own}.items() if key != "grades" or want == "graded"}
         found.append({**keys, **({"where": where} if where else {}), "format": mapping})

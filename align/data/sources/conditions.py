@@ -21,17 +21,17 @@ REPEATED = "repeated: its {place} came before"
 
 
 class RowPart(NamedTuple):
-    """A row, or one of those that ``explode`` makes of it."""
+    """A row, or one of the rows that ``explode`` makes of it."""
 
     row: Row
     number: int | None = None
-    """Which of them, from 1."""
+    """Number of the part, from 1; None for a whole row."""
     length: int = 0
-    """How many items the list had."""
+    """Number of items that the list had."""
 
 
 class Choice:
-    """The conditions of one source, and what they found."""
+    """Applies the conditions of a source, and notes places and columns that no row has."""
 
     def __init__(self, source: DataSource) -> None:
         self._source = source
@@ -42,14 +42,14 @@ class Choice:
 
     @property
     def chooses(self) -> bool:
-        """Is anything asked for? Nearly always not, and then a row is passed on as it is."""
+        """Does the source have conditions? Usually not, and rows are then passed on unchanged."""
         source = self._source
         return bool(source.where or source.unique or source.explode or source.ignore)
 
     def parts(self, row: Row) -> Iterator[RowPart]:
         """The rows that ``explode`` makes of a row; without it the row itself.
 
-        Raises :class:`RowError` when there is no list at its place, and :class:`LeftOut` when there is an empty one.
+        Raises :class:`RowError` when there is no list at its place, and :class:`LeftOut` when the list is empty.
         """
         at = self._source.explode
         if at is None:
@@ -64,8 +64,8 @@ class Choice:
             yield RowPart(replace(row, value=_with(row.value, at, item)), number, len(items))
 
     def wanted(self, part: RowPart) -> bool:
-        """Does ``where`` keep it? In one of several rows that ``explode`` made, a list as long as theirs is looked at
-        item by item."""
+        """Does ``where`` keep it? For a part that ``explode`` made, lists of the same length are compared at the item
+        of this part."""
         kept = True
         for where, condition in self._where:
             value = find(part.row.value, where)
@@ -76,8 +76,8 @@ class Choice:
         return kept
 
     def refuses(self, row: Row) -> bool:
-        """Do the row's own columns fail ``where``, whatever is joined to it? Such a row needs no counterpart in another
-        file."""
+        """Do the row's own columns fail ``where``, before columns are joined to it? Such a row needs no counterpart in
+        the other file."""
         own = [
             (where, wanted)
             for where, wanted in self._where
@@ -91,7 +91,7 @@ class Choice:
             return False
 
     def stripped(self, row: Row) -> Row:
-        """Without the columns that are ignored."""
+        """The row without ignored columns."""
         ignored = self._source.ignore
         if not ignored:
             return row
@@ -99,8 +99,8 @@ class Choice:
         return replace(row, value={key: item for key, item in row.value.items() if key not in ignored})
 
     def once(self, row: Row, record: Record) -> None:
-        """Raises :class:`LeftOut` when the record of a row repeats an earlier one where ``unique`` looks. Keeps 16
-        bytes of each."""
+        """Raises :class:`LeftOut` when the value at the place of ``unique`` occurred before. Keeps 16 bytes for each
+        record."""
         at = self._source.unique
         if at is None:
             return
@@ -116,7 +116,7 @@ class Choice:
 
     @property
     def absent(self) -> list[str]:
-        """Places of ``where`` at which no row had anything."""
+        """Places of ``where`` at which no row had a value."""
         return [where.text for where, condition in self._where if not self._seen[where.text] and condition is not None]
 
     @property
@@ -126,17 +126,17 @@ class Choice:
 
 
 def _meets(value: Any, where: Place, wanted: Any, row: Row) -> bool:
-    """Does what stands at a place of a row meet a condition? Of several items one is enough."""
+    """Does the value at a place of a row meet a condition? For several values one is enough."""
     if _several(where, value):
         return any(matches(item, wanted) for item in value)
     return matches(value, wanted, cell=where.text in row.cells)
 
 
 def matches(value: Any, wanted: Any, *, cell: bool = False) -> bool:
-    """Does a value meet a condition: a value, a list of values, bounds, or what it must not be? Null stands for nothing
-    there.
+    """Does a value meet a condition: a value, a list of values, bounds, or values that it must not have? Null means no
+    value.
 
-    ``cell``: the value is a cell of a text table, which says nothing when it is empty; the empty text matches it, too.
+    ``cell``: the value is a cell of a text table; an empty cell matches both null and the empty text.
     """
     if isinstance(wanted, (list, tuple)):
         return any(matches(value, one, cell=cell) for one in wanted)
@@ -157,7 +157,8 @@ def matches(value: Any, wanted: Any, *, cell: bool = False) -> bool:
 
 
 def _equal(value: Any, wanted: Any) -> bool:
-    """As text, because a CSV cell is always text; numbers as numbers, because tables turn 3 into 3.0."""
+    """Whether two values are equal as text, because a CSV cell is always text, or as numbers, because tables turn 3
+    into 3.0."""
     if isinstance(value, bool) or isinstance(wanted, bool):
         return str(value).lower() == str(wanted).lower()
     return bool(value == wanted) or str(value) == str(wanted)
@@ -177,7 +178,7 @@ def _several(where: Place, value: Any) -> bool:
 
 
 def _with(row: Mapping[str, Any], at: str, item: Any) -> dict[str, Any]:
-    """A copy of the row with ``item`` at a place."""
+    """A copy of the row with the value at a place replaced by ``item``."""
     if at in row or "." not in at:
         return {**row, at: item}
     for cut in range(len(at), 0, -1):

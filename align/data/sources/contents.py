@@ -1,4 +1,4 @@
-"""Which type of record the rows of a source can be, told from its first rows."""
+"""Recognising from the first rows of a source which type of record they are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from align.recipe.schema import DataSource
 
 
 def wanted_of(source: DataSource, location: Path | str) -> Want:
-    """The first type that the first rows can be, of those that a mapping means. Raises :class:`InputError` when there
-    is none."""
+    """The first type of record that can be made of the first rows, among those that the source's mapping is meant for.
+    Raises :class:`InputError` when there is none."""
     bad: list[Problem] = []
     choice = Choice(source)
     rows: list[Row] = []
@@ -44,10 +44,11 @@ def wanted_of(source: DataSource, location: Path | str) -> Want:
                 if convert(row):
                     return want
             except LeftOut:
-                sound = True  # such as a tie: the row is of this type, and gives no record
+                sound = True  # such as a tie: the row is of this type although it gives no record
             except RowError as error:
                 reasons.append(Problem(error.message, row.origin.source, row.origin.line, key=error.field))
         if sound:
             return want
-    last = {(reason.file, reason.line): reason for reason in reasons}  # of each row what the least demanding type says
+    # For each row the reason of the least demanding type
+    last = {(reason.file, reason.line): reason for reason in reasons}
     raise InputError([*bad, *(last.values() or [Problem("no row is left to look at", file=str(location))])][:10])

@@ -1,4 +1,4 @@
-"""Rows that get the rest of their columns from another file: answers in one file, their questions in another."""
+"""Joining rows with columns of another file, such as answers with the questions in a second file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from align.recipe.schema import DataSource
 def joined(
     rows: Iterator[Row], other: Iterator[Row], source: DataSource, file: Path, bad: Bad, told: Told
 ) -> Iterator[Row]:
-    """Each row with the columns of the row in the other file that says the same at the place to join on; the row's own
-    columns stay.
+    """Each row with the columns of the row in the other file that has the same value at the joining place; the row's
+    own columns have precedence.
 
-    The other file is kept on disk meanwhile, so it may be larger than memory. A row without a counterpart is a bad row,
-    unless its own columns fail the source's ``where``: it is passed on as it is, to be left out. Raises
-    :class:`InputError` where two rows of the other file say the same: nothing tells which of them is meant.
+    The other file is indexed on disk, so it may be larger than memory. A row without a counterpart is a bad row, unless
+    its own columns fail the source's ``where``: it is then passed on unchanged, to be left out. Raises
+    :class:`InputError` when two rows of the other file have the same value, since either could be meant.
     """
     assert source.join is not None
     ours, theirs = source.join.places
@@ -70,7 +70,7 @@ def joined(
 
 
 def _key(row: Row, place: str, file: str) -> str:
-    """What a row of the other file is found by. Raises :class:`InputError` where nothing stands there."""
+    """The value by which a row of the other file is found. Raises :class:`InputError` when there is none."""
     value: Any = find(row.value, place)
     text = "" if isinstance(value, (dict, list)) else text_at(value, place)
     if not text:

@@ -1,14 +1,14 @@
 """The records of one or many sources: filtered, checked, counted and, where sources have weights, drawn in proportion.
 
-Without weights every row comes once, in the order of the sources and of their rows, in bounded memory.
+Without weights every row is used once, in the order of the sources and of their rows, with bounded memory.
 
-With weights an epoch of the mixture has as many records as its sources have together, shared out by weight: a source
-that gets fewer than it has gives a random sample, a source that gets more gives all of its records several times, and a
-random sample of them once more. Why this rule: the shares come out exact, whatever the seed (drawing with replacement
-meets them on average only, and leaves out about a third of the rows of a source that should come once); mixing changes
-neither the length of an epoch nor its cost; and a small source is repeated as a mixture of 0.2 and 0.8 wants it
-(AgentTuning, https://arxiv.org/abs/2310.12823) without a tiny weight beside a huge source blowing the epoch up. Records
-come source by source, repetitions side by side: the loader shuffles.
+With weights an epoch of the mixture has as many records as the sources have together, divided by weight. A source whose
+part is smaller than its number of records contributes a random sample. A source whose part is larger contributes all of
+its records several times, and a random sample of them once more. Reasons for this rule: the shares are exact for every
+seed (drawing with replacement gives them only on average, and misses about a third of the rows of a source that should
+be used once); the length and cost of an epoch do not change; and small sources are repeated as in a mixture of 0.2 and
+0.8 (AgentTuning, https://arxiv.org/abs/2310.12823), while a tiny weight beside a huge source does not make the epoch
+longer. Records come source by source, repetitions next to each other; the loader shuffles them.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from align.recipe.schema import DataSource
 _CONTENT = 200
 GROUP_REFUSED = "belongs to a group with a bad row"
 _REASONS = 3
-"""Bad rows that are shown when nothing is left."""
+"""Number of bad rows that are shown when no record is left."""
 
 
 class Records(Iterator[Record]):
-    """The records, one at a time, and a report that grows with them."""
+    """The records, to be iterated over once, and a report that is complete afterwards."""
 
     def __init__(self, records: Iterator[Record], report: ReadReport) -> None:
         self._records = records
@@ -62,13 +62,13 @@ class Records(Iterator[Record]):
 def read_records(
     sources: Sequence[DataSource], locations: Sequence[Path | str], want: Want, *, seed: int, rejects: Path | None
 ) -> Records:
-    """Records of type ``want`` of all ``sources``; ``locations`` says where each of them is (a path, or a hub id).
+    """Records of type ``want`` of all ``sources``; ``locations`` are their paths or hub ids.
 
     Bad rows of a source with ``on_bad_row: skip`` are written to ``rejects`` (JSONL: source, line, field, reason,
-    content) and counted. Bad rows of other sources end the reading: once the first has been found no more records are
-    given, the rest is read for further ones, and then one error lists the first ten and tells how many there are.
+    content) and counted. Bad rows of other sources are an error: after the first one no more records are yielded, but
+    the rest is read for further bad rows, and then an error lists the first ten and their number.
 
-    Raises, while it is read: :class:`InputError` for those, for a source of which nothing is left, and what
+    Raises, during iteration: :class:`InputError` for these, and for a source of which no record is left; and what
     :func:`read_rows` and :func:`converter` raise.
     """
     total = sum(source.weight or 0 for source in sources)
@@ -90,9 +90,9 @@ class _Mixture:
         self._rejects = rejects
         self._file: TextIO | None = None
         self._fatal = 0
-        """Bad rows that must not be skipped."""
+        """Number of bad rows that must not be skipped."""
         self._problems: list[Problem] = []
-        """The first of them, and sources of which nothing is left."""
+        """The first of these bad rows, and sources of which no record is left."""
 
     def plain(self) -> Iterator[Record]:
         """Every record once."""
@@ -104,7 +104,7 @@ class _Mixture:
                         yield record
 
     def weighted(self, seed: int) -> Iterator[Record]:
-        """Two passes: the first checks and counts, the second gives. So no more than one number a record is held in
+        """Reads the sources twice: first to check and count, then to yield. Only one number for each record is kept in
         memory."""
         with self._checked():
             for source in self._sources:
@@ -119,7 +119,7 @@ class _Mixture:
                 )
             whole, rest = divmod(quota, report.kept)
             once_more = frozenset(random.Random(f"{seed}/{i}").sample(range(report.kept), rest))
-            again = _Mixture([], self._want, None)  # the first pass has told of the bad rows
+            again = _Mixture([], self._want, None)  # bad rows were reported in the first pass
             for j, record in enumerate(again._records((spec, location, SourceReport(spec.path)))):
                 for _ in range(whole + (j in once_more)):
                     report.given += 1
@@ -129,7 +129,7 @@ class _Mixture:
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
-        """Reading every source to its end, with the rejects file open; then the one error for all bad rows."""
+        """Inside, all sources are read with the rejects file open; afterwards one error is raised for all bad rows."""
         with ExitStack() as stack:
             if self._rejects is not None:
                 stack.enter_context(machine_faults(self._rejects))
@@ -146,7 +146,7 @@ class _Mixture:
             raise InputError(self._problems)
 
     def _advised(self, problem: Problem) -> Problem:
-        """The only bad row, with what to do in the same line."""
+        """The problem with advice added, for the case that it is the only bad row."""
         advice = "mend it, or leave it out with `on_bad_row: skip`"
         return (
             replace(problem, hint=f"{problem.hint}; {advice}" if problem.hint else advice)
@@ -180,8 +180,8 @@ class _Mixture:
             report.told.note(f"{spec.path}: `ignore` names columns that no row has: {', '.join(choice.never_ignored)}")
 
     def _rows(self, source: _Source, convert: Converter, choice: Choice) -> Iterator[Row]:
-        """The rows, counted. Where the format is still to be found, the first that are used are looked at before one is
-        given."""
+        """The rows, counted. If the format is not known yet, it is recognised from the first used rows before any is
+        yielded."""
         spec, location, report = source
         pending: list[Row | BadRow] = []
         looking = convert.undecided
@@ -217,7 +217,7 @@ class _Mixture:
     def _chosen(
         self, choice: Choice, rows: Iterator[Row], place: Callable[[Row], object], source: _Source
     ) -> Iterator[Row]:
-        """The rows, or parts of rows, that may belong to a group; ``place`` raises RowError for one whose place cannot
+        """The rows, or parts of rows, that may belong to a group; ``place`` raises RowError for one whose group cannot
         be read."""
         report = source[2]
         for row in rows:
@@ -236,7 +236,7 @@ class _Mixture:
                 self._refused(error, row, source)
 
     def _converted(self, convert: Converter, choice: Choice, unit: Row | Group, source: _Source) -> list[Record]:
-        """The records of a row, or of rows that belong together; what they do not give is counted, with the reason."""
+        """The records of a row or group; if it gives none, that is counted with the reason."""
         report = source[2]
         records: list[Record] = []
         try:
@@ -267,8 +267,8 @@ class _Mixture:
         return records
 
     def _of_group(self, convert: Converter, choice: Choice, unit: Group, source: _Source) -> list[Record]:
-        """The records of rows that belong together. Each row that gives nothing is counted by itself, with its own
-        reason if it has one."""
+        """The records of a group. Each row that contributes nothing is counted by itself, with its own reason if it has
+        one."""
         report = source[2]
         why: RowError | None = None
         records: list[Record] = []
@@ -337,7 +337,7 @@ class _Mixture:
 
 
 def looked_at(choice: Choice, row: Row) -> list[Row]:
-    """The row as a converter sees it, where it is used: to find out the format."""
+    """The row in the form that a converter gets it, or none if it is not used; for recognising the format."""
     try:
         return [choice.stripped(part.row) for part in islice(choice.parts(row), 1) if choice.wanted(part)]
     except RowError:
@@ -345,7 +345,7 @@ def looked_at(choice: Choice, row: Row) -> list[Row]:
 
 
 def _of_part(convert: Converter, choice: Choice, part: RowPart, unit: Row | Group) -> list[Record]:
-    """Raises :class:`LeftOut` where there is none, and :class:`RowError`."""
+    """The records of a part. Raises :class:`LeftOut` when there is none, and :class:`RowError`."""
     records = convert(unit)
     if not records:
         raise LeftOut(NO_RECORD)
@@ -362,8 +362,8 @@ def _shown(value: Mapping[str, Any]) -> str:
 
 
 def share_out(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to ``total``, each within one of its share of it. Shares sum to 1; what rounding leaves
-    goes to the largest fractions, the first of equal ones."""
+    """Divide ``total`` into whole numbers, each within one of its share; ``shares`` sum to 1. The remainder goes to the
+    largest fractions, to the first among equal ones."""
     exact = [total * share for share in shares]
     counts = [int(part) for part in exact]
     by_fraction = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
@@ -373,7 +373,7 @@ def share_out(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def _nothing_left(spec: DataSource, report: SourceReport, absent: list[str]) -> list[Problem]:
-    """That nothing is left, and the first reasons."""
+    """The problem that no record is left, with the first reasons."""
     text = f"0 rows left of {report.read:,} read"
     parts = [*report.left(), *([f"{report.bad:,} bad"] if report.bad else [])]
     text += ": " + ", ".join(parts) if parts else ""

@@ -1,9 +1,8 @@
-"""Rows of local files and hub data sets, one at a time, each with the exact line it stands on.
+"""Reading rows of local files and hub data sets one at a time, each with its exact line.
 
-Readers of our own stand over the libraries' (csv, json, pyarrow), because a line that cannot be read must be named:
-neither ``datasets`` nor pandas says which line of which file is wrong, and ``datasets`` accepts bytes that are not
-UTF-8. Memory is bounded by a few rows, except for ``.json``, which is one value and read whole. Nothing here runs code
-that comes with data.
+The readers use csv, json and pyarrow, not ``datasets`` or pandas, because a line that cannot be read must be named:
+those do not say which line of which file is wrong, and ``datasets`` accepts bytes that are not UTF-8. Memory is bounded
+by a few rows, except for ``.json``, which is one value and read whole. Nothing here runs code that comes with data.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ def read_rows(source: DataSource, location: Path | str, bad: Bad, told: Told | N
     """Rows of a file, of a folder's files in the order of their names, or (``location`` a string) of a hub data set.
 
     A row that cannot be read goes to ``bad``, and reading continues with the next. Blank lines count as lines, not as
-    rows. In an artefact's folder only ``data.jsonl`` is read. What had to be found out about the files goes to
-    ``told``, or to the log.
+    rows. In an artefact's folder only ``data.jsonl`` is read. What was recognised about the files is noted in ``told``,
+    or logged.
 
     Raises :class:`InputError` when there is nothing to read: no such file, unknown suffix, a broken ``.json`` or
-    Parquet file, a CSV header that names a column twice, a key that means nothing for this kind of source, a choice
-    that the recipe must make, or not one row; :class:`EnvironmentFault` when the disk or the hub does not answer.
+    Parquet file, a CSV header that names a column twice, a key without effect for this kind of source, a choice that
+    the recipe must make, or no row at all; :class:`EnvironmentFault` when the disk or the hub does not answer.
     """
     found = 0
 
@@ -71,8 +70,8 @@ def read_rows(source: DataSource, location: Path | str, bad: Bad, told: Told | N
 
 
 def _joined(rows: Iterator[Row], reading: Reading) -> Iterator[Row]:
-    """Rows with the columns of another file. What is bad there ends the reading: it is not known which row it belongs
-    to."""
+    """Rows with the columns of another file. A bad row in that file is an error, since it is not known which row it
+    belongs to."""
     join = reading.source.join
     assert join is not None
     file = resolve_beside(join.path)

@@ -12,7 +12,7 @@ from align.recipe.schema import DataSource
 from align.terminal import counted
 
 SHOWN = 10
-"""Bad rows that an error lists; their number is told in any case."""
+"""Number of bad rows that an error lists."""
 
 
 @dataclass
@@ -20,10 +20,10 @@ class SourceReport:
     """What became of the rows of one source."""
 
     path: str
-    """As the recipe writes it."""
+    """Path as written in the recipe."""
     format: str | None = None
     read: int = 0
-    """Rows seen, bad ones included. A ``limit`` ends the reading."""
+    """Number of rows read, bad ones included, up to ``limit``."""
     left_out: int = 0
     """Rows, or with ``explode`` parts of rows, that ``where`` left out."""
     bad: int = 0
@@ -31,29 +31,29 @@ class SourceReport:
     reasons: dict[str, int] = field(default_factory=dict)
     """Sound rows that gave no record, by reason."""
     first_dropped: dict[str, Origin] = field(default_factory=dict)
-    """Where each reason came first."""
+    """First place of each reason."""
     kept: int = 0
     """Records made of the other rows."""
     used: int = 0
-    """Rows, or with ``explode`` parts of rows, that they were made of. With ``left_out``, ``bad`` and the reasons they
-    make all rows."""
+    """Rows, or with ``explode`` parts of rows, that these records were made of. Together with ``left_out``, ``bad`` and
+    ``reasons`` they are all rows."""
     parts: int = 0
-    """What ``explode`` made of the rows."""
+    """Number of parts that ``explode`` made of the rows."""
     kind: str = "record"
-    """What the records are."""
+    """Type of the records."""
     given: int = 0
-    """Records given out: those kept, or the source's part of a mixture."""
+    """Number of records yielded: those kept, or the source's part of a mixture."""
     weight: float | None = None
-    """Its share of the mixture as asked for, from 0 to 1."""
+    """Its share of the mixture by the recipe, from 0 to 1."""
     first_bad: list[BadRow] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
-    """What a person should know of the rows that were kept, and how often it happened."""
+    """Remarks about the rows that were kept -> how often each applies."""
     remarks: list[str] = field(default_factory=list)
-    """What a person should know of the source as a whole."""
+    """Remarks about the source as a whole."""
     licence: str | None = None
-    """What the data set's card says of it, where the card is on this machine."""
+    """The licence on the data set's card, if the card is on this machine."""
     told: Told = field(default_factory=Told)
-    """How its files were read, as far as it was found out."""
+    """How its files were read, as far as that was recognised."""
 
     @property
     def dropped(self) -> int:
@@ -61,12 +61,12 @@ class SourceReport:
         return sum(self.reasons.values())
 
     def drop(self, reason: str, origin: Origin) -> None:
-        """A sound row gives no record."""
+        """Count a sound row that gives no record."""
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         self.first_dropped.setdefault(reason, origin)
 
     def left(self) -> list[str]:
-        """What became of the rows that were not kept, each with its number."""
+        """What became of the rows that were not kept, with their numbers."""
         parts = [f"{self.left_out:,} left out by `where`"] if self.left_out else []
         return parts + [
             f"{count:,} {reason} (first: {self.first_dropped[reason]})" for reason, count in self.reasons.items()
@@ -80,14 +80,14 @@ class SourceReport:
         return listed
 
     def skipped(self, source: DataSource) -> list[str]:
-        """The bad rows of a ``source`` that skips them, for people. Raises :class:`InputError` for those of one that
-        does not."""
+        """Lines about the bad rows of a ``source`` that skips them. Raises :class:`InputError` if it does not skip
+        them."""
         if self.bad and source.on_bad_row == "error":
             raise InputError(self.bad_rows())
         return [f"left out, a bad row: {problem}" if problem.file else str(problem) for problem in self.bad_rows()]
 
     def line(self) -> str:
-        """One line for people."""
+        """A line for the user."""
         made = f" as {counted(self.kept, self.kind)}" if self.used != self.kept else ""
         parts = [
             f"{self.read:,} rows read{f' in {self.parts:,} parts' if self.parts else ''}",
@@ -115,7 +115,7 @@ class ReadReport:
         return sum(source.given for source in self.sources)
 
     def lines(self) -> list[str]:
-        """For people: one line a source, with the realised ratio of a mixture."""
+        """Lines for the user: one for each source, with the actual shares of a mixture."""
         lines = []
         for source in self.sources:
             line = source.line()
@@ -129,7 +129,7 @@ class ReadReport:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """The same numbers for machines."""
+        """The numbers as JSON."""
         keys = (
             "path",
             "format",
@@ -155,7 +155,7 @@ class ReadReport:
 
 
 def count_of(bad: int) -> str:
-    """How many bad rows there are, for people."""
+    """Text about the number of bad rows."""
     return f"{bad:,} bad {'row' if bad == 1 else 'rows'} in all" + (
         f", the first {SHOWN} are listed" if bad > SHOWN else ""
     )

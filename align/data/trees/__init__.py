@@ -1,1 +1,1 @@
-"""From records to encoded trees, kept on disk."""
+"""Encoding records as trees, which are kept on disk."""

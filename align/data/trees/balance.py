@@ -1,12 +1,12 @@
-"""Length balancing of preferences, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934): being long must not be a
-reason to win.
+"""Length balancing of preferences, as in ChatGLM-RLHF (https://arxiv.org/abs/2404.00934), so that a reward model does
+not learn to prefer long answers.
 
-Pairs are put into buckets by how much the lengths of the two answers differ. In each bucket, those whose longer answer
-wins and those whose shorter answer wins become equally many: the majority gives a random sample, drawn anew each epoch,
-so that no pair is lost for good. Pairs of equal length stay. The paper does not give its buckets; these are ours.
+Pairs are put into buckets by how much the lengths of the two answers differ. In each bucket as many pairs are used
+whose longer answer wins as pairs whose shorter answer wins: of the larger group a random sample, drawn anew in each
+epoch, so that all pairs are used over time. Pairs of equal length are always used. The paper does not give its buckets.
 
-It is decided pair by pair, not prompt by prompt: a prompt with several rejected answers is in an epoch with those of
-its pairs that were drawn, and not at all when none was.
+Pairs are drawn one by one: in an epoch a prompt with several rejected answers has only those whose pairs were drawn,
+and is left out if none was.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from align.data.trees.store import TreeStore
 from align.errors import InputError
 
 EDGES = (0, 8, 32, 64, 128, 256)
-"""Where the buckets begin: difference in length, in tokens. The last one has no end."""
-_STREAM = 1  # the draw is another random stream than the order of the same epoch
+"""Lower ends of the buckets: difference in length, in tokens. The last bucket has no upper end."""
+_STREAM = 1  # separates the draw's random stream from that of the order in the same epoch
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,13 +35,13 @@ class PairTable:
     """The P pairs of a set of preferences in order: every chosen answer with each of its rejected ones."""
 
     tree: Ints  # [P]
-    slot: Ints  # [P], which branch of its tree the rejected answer is
+    slot: Ints  # [P], number of the rejected answer's branch in its tree
     chosen: Ints  # [P], tokens of the chosen answer
     rejected: Ints  # [P]
 
     @classmethod
     def of(cls, trees: Iterable[Tree]) -> PairTable:
-        """Those of ``trees``, numbered from 0."""
+        """The pairs of ``trees``, which are numbered from 0."""
         rows = [
             (t, slot, len(tree.branches[0].ids), len(tree.branches[slot].ids))
             for t, tree in enumerate(trees)
@@ -56,15 +56,15 @@ class PairTable:
 
 
 class LengthBalance:
-    """Which pairs an epoch keeps, given the P differences in length (chosen minus rejected, in tokens)."""
+    """Chooses the pairs of each epoch, given the P differences in length (chosen minus rejected, in tokens)."""
 
     def __init__(self, difference: Ints, seed: int) -> None:
         self.difference, self.seed = difference, seed
         self.bucket: Ints = np.searchsorted(EDGES, np.abs(difference), side="right") - 1
-        """Of each pair, int64 [P]."""
+        """Bucket of each pair, int64 [P]."""
 
     def kept(self, epoch: int) -> npt.NDArray[np.bool_]:
-        """True for the pairs of an epoch, [P]; follows from the seed and the epoch's number alone."""
+        """True for the pairs of an epoch, [P]; depends only on the seed and the epoch's number."""
         rng = np.random.default_rng([self.seed, epoch, _STREAM])
         keep: npt.NDArray[np.bool_] = self.difference == 0
         for bucket in range(len(EDGES)):
@@ -77,7 +77,7 @@ class LengthBalance:
         return keep
 
     def report(self) -> list[dict[str, Any]]:
-        """For each bucket that has pairs: what is in it, and how many of them an epoch uses and leaves out."""
+        """For each bucket with pairs: their numbers, and how many of them an epoch uses and leaves out."""
         kept = self.kept(0)
         rows = []
         for bucket, (low, high) in enumerate(zip(EDGES, (*EDGES[1:], None), strict=True)):
@@ -96,13 +96,14 @@ class LengthBalance:
 
 
 class BalancedTrees:
-    """Preferences whose pairs are drawn anew each epoch. Example ``epoch * N + i`` is tree i of N with the pairs of
-    that epoch."""
+    """Preferences with the pairs drawn for each epoch. Example ``epoch * N + i`` is tree i of N with the pairs of that
+    epoch."""
 
     def __init__(self, trees: TreeStore, *, seed: int, epochs: float) -> None:
         """
         Raises:
-            InputError: nothing would be left, since in no bucket do longer and shorter answers both win.
+            InputError: no pair would be left, since no bucket has both pairs whose longer and pairs whose shorter
+                answer wins.
         """
         self._trees = trees
         self._pairs = PairTable.of(trees[i] for i in range(len(trees)))
@@ -119,10 +120,10 @@ class BalancedTrees:
         self.sizes: Ints = np.concatenate(
             [trees.sizes - self._tokens(self._pairs.rejected) + part for part in rejected]
         )
-        """Unique tokens of each example, int64 [epochs * N]."""
+        """Number of tokens of each example, int64 [epochs * N]."""
 
     def _tokens(self, of_pairs: Ints) -> Ints:
-        """Summed over the pairs of each tree."""
+        """Sum of ``of_pairs`` over the pairs of each tree."""
         return np.bincount(self._pairs.tree, weights=of_pairs, minlength=len(self._trees)).astype(np.int64)
 
     def __len__(self) -> int:

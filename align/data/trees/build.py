@@ -1,4 +1,4 @@
-"""From a record to a tree: encode, cut to length, and refuse what there is nothing to learn from."""
+"""Making a tree of a record: encoding it, cutting it to length, and refusing records without anything to learn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MERGED = "an answer's first characters would have merged with its prompt's last 
 
 
 class Unusable(Exception):
-    """There is nothing to learn from this record, or it is too long; the message is one of the reasons above."""
+    """Raised for a record that has nothing to learn or is too long; the message is one of the reasons above."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Limits:
     """How records become trees."""
 
     max_length: int
-    """Longest path, in tokens."""
+    """Maximum length of a path, in tokens."""
     too_long: TooLong
-    """With ``truncate`` a long answer is cut at its end; with the others it makes the record unusable."""
+    """With ``truncate`` a long answer is cut at its end; otherwise the record cannot be used."""
     train_on: Literal["all", "last"]
     """Which assistant messages of a conversation are targets."""
     grades: tuple[str, ...] = ()
-    """Of graded answers: the attributes that are learned, in this order."""
+    """Names of the grades that are learned, in this order."""
 
 
 def tree_of(record: Record, encoder: Encoder, limits: Limits, note: Callable[[str], None]) -> Tree:
-    """The record as a tree; ``note`` is told of what a report should mention.
+    """The record as a tree; ``note`` is called with remarks for the report.
 
     Raises :class:`Unusable`, and InputError as :class:`Encoder` does.
     """
@@ -132,7 +132,7 @@ def _preference(
 
 
 def _unpaired(record: Unpaired, encoder: Encoder, limits: Limits, note: Callable[[str], None], notes: Notes) -> Tree:
-    """The one answer is the one branch; its label is the margin's sign, see :class:`Branch`."""
+    """A labelled answer as a tree with one branch, whose margin is the label; see :class:`Branch`."""
     trunk, (answer,) = encoder.encode_answers(record.prompt, (record.completion,), record.tools, notes=notes)
     fitted = _fit(answer, len(trunk), limits)
     if fitted.cut:
@@ -168,13 +168,12 @@ class _Fitted:
     cut: bool
 
     def marked(self, **marks: Any) -> _Fitted:
-        """With what the data say of the answer."""
+        """The branch with margin, share or grades set."""
         return replace(self, branch=replace(self.branch, **marks))
 
 
 def _fit(branch: Branch, trunk: int, limits: Limits) -> _Fitted:
-    """The branch up to its last target, no longer than its path may be. What is cut off is gone: no end token takes its
-    place."""
+    """The branch up to its last target, cut so that its path is not too long. No end token is added to a cut branch."""
     whole = _up_to_last_target(branch)
     room = limits.max_length - trunk
     if len(whole.ids) <= room:
@@ -187,8 +186,8 @@ def _fit(branch: Branch, trunk: int, limits: Limits) -> _Fitted:
 
 
 def _up_to_last_target(branch: Branch) -> Branch:
-    """Tokens behind the last target (a template's line break, turns that are not trained) would be computed for
-    nothing."""
+    """Remove tokens after the last target (a template's line break, turns that are not trained), whose computation
+    would be wasted."""
     targets = np.flatnonzero(branch.mask)
     if not len(targets):
         raise Unusable(NOTHING)

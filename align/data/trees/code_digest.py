@@ -1,4 +1,4 @@
-"""Which code decides the token ids and masks of encoded data: cached ones are not used any more once it has changed."""
+"""A digest of the code that token ids and masks depend on. Cached data are not used any more after it changed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from align.recipe.rows.presets import FILE as PRESETS_FILE
 _PACKAGE = Path(align.__file__).parent
 _ENTRY = "align.data.trees.load"
 _INSIDE = ("align.data", "align.recipe.rows")
-"""What that module imports is followed inside of these packages; the rest of align neither reads rows nor makes tokens
-of them."""
+"""Imports are followed inside these packages; the rest of align neither reads rows nor makes tokens."""
 
 
 @cache
 def code_digest() -> str:
-    """Digest of the modules that turn rows into trees, found by following their imports, and of the presets."""
+    """Digest of the modules that turn rows into trees, which are found by following imports, and of the presets."""
     paths = {*(_file(name) for name in deciding_modules()), PRESETS_FILE}
     return files.digest_json({path.relative_to(_PACKAGE).as_posix(): files.sha256_file(path) for path in sorted(paths)})
 
@@ -38,7 +37,7 @@ def deciding_modules() -> set[str]:
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """The modules inside of the followed packages that a module imports, at its head or in a function."""
+    """The modules of these packages that a module imports, at its top or in a function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(_INSIDE):
             for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):

@@ -1,13 +1,13 @@
-"""Preferences that cannot be learned from, or must not be: found over the whole data set, and each left out with a
-reason.
+"""Filtering preferences that contradict each other, are ties, or are in the held-out data. The whole data set is
+examined, and each pair is left out with a reason.
 
 The answers to one prompt are the nodes of a graph, each preference an edge from winner to loser. An edge inside a
 strongly connected component of more than one node is part of a circle (A over B over C over A; or A over B and B over
-A), and every such edge goes, as ChatGLM-RLHF drops cyclic and tied preferences (https://arxiv.org/abs/2404.00934).
-Edges that lead into or out of the circle stay.
+A) and is left out, since ChatGLM-RLHF drops cyclic and tied preferences (https://arxiv.org/abs/2404.00934). Edges that
+lead into or out of the circle are kept.
 
-Answers are the same when their text is, white space at the ends and how Unicode composes a character apart; prompts are
-compared as by :func:`~align.data.leakage.prompt_digest`.
+Answers are equal when their texts are, up to white space at the ends and Unicode composition; prompts are compared by
+:func:`~align.data.leakage.prompt_digest`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _Edge = tuple[bytes, bytes]
 
 
 class PreferenceFilter:
-    """Why a preference is left out. Shown the whole data set first (:meth:`survey`), then asked for each record.
+    """Finds the pairs to leave out. :meth:`survey` reads the whole data set first; then :meth:`reasons` is called for
+    each record.
 
     Args:
         held_out: prompt digests of the held-out data, which must not be trained on.
@@ -46,14 +47,14 @@ class PreferenceFilter:
         self._held_out = frozenset(held_out)
         self._conflicts: dict[tuple[str, _Edge], str] = {}
         self.digest = digest_json(sorted(self._held_out))
-        """Stands for all that the answers depend on besides the records; part of the name of cached data."""
+        """Digest of everything but the records that the results depend on; part of the key of cached data."""
 
     def survey(self, records: Iterable[Record]) -> None:
-        """Look at all records for contradictions and circles. Keeps three digests a pair."""
+        """Search all records for contradictions and circles. Keeps three digests for each pair in memory."""
         edges: dict[str, set[_Edge]] = defaultdict(set)
         for record in records:
             if isinstance(record, Preference):
-                # Others prove nothing
+                # Only pairs that count as preferences are edges
                 sure = [_unsure(margin) is None for margin in record.margins or [None] * len(record.rejected)]
                 found = {
                     edge for edge, counts in zip(_edges(record), sure, strict=True) if counts and edge[0] != edge[1]
@@ -75,12 +76,12 @@ class PreferenceFilter:
         ]
 
     def hint(self, reasons: Collection[str]) -> str | None:
-        """What to do when nothing is left, given the reasons that were told."""
+        """Advice for the case that no pair is left, given the reasons."""
         return "hold out other prompts, or set filters: false" if LEAKED in reasons else None
 
 
 def _unsure(margin: float | None) -> str | None:
-    """Why a pair with this margin is none."""
+    """The reason why a pair with this margin is not a preference; None if it is one."""
     if margin is None or margin > 0:
         return None
     if margin:
@@ -89,7 +90,7 @@ def _unsure(margin: float | None) -> str | None:
 
 
 def conflicts(edges: Collection[_Edge]) -> dict[_Edge, str]:
-    """The edges of one prompt's graph that lie on a circle, each with its reason."""
+    """The edges of a prompt's graph that are part of a circle, each with its reason."""
     graph = networkx.DiGraph(list(edges))
     component = {
         node: number for number, nodes in enumerate(networkx.strongly_connected_components(graph)) for node in nodes
@@ -99,7 +100,7 @@ def conflicts(edges: Collection[_Edge]) -> dict[_Edge, str]:
 
 
 def prompt_digests(records: Iterable[Record]) -> set[str]:
-    """The prompts of a data set, for ``held_out``."""
+    """Digests of the prompts of a data set, for ``held_out``."""
     return {prompt_digest(record) for record in records}
 
 

@@ -1,9 +1,9 @@
-"""Sources -> encoded trees, cached by content, with an account of every row that was left out.
+"""Loading sources as encoded trees, cached by content, with a report about every row that was left out.
 
-An entry of the cache is named after all that decides its content: the bytes of the sources, their settings, the
-encoder, the limits, and the code of this package. It is built beside its place and renamed into it. Of several
-processes that want one entry, one builds it and the others wait; that is also how the ranks of a distributed run share
-it.
+The name of a cache entry is a digest of everything that its content depends on: the bytes of the sources, their
+settings, the encoder, the limits, and the code of this package. An entry is built in a temporary folder and then
+renamed. If several processes need the same entry, one builds it and the others wait; the ranks of a distributed run
+share entries in this way too.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def load_trees(
 
     A conversation is one branch, cut where its first target begins; a preference has the chosen answer as branch 0 and
     the rejected ones after it; a prompt is a trunk without branches. Branches end at their last target. ``max_length``
-    bounds every path, in tokens. ``rejects`` gets one JSON line for each row that was left out, bad rows and drops
-    alike. ``filters`` look at all records of preferences first; what they leave out is dropped with its reason.
-    ``grades`` are those of graded answers that are learned.
+    bounds every path, in tokens. ``rejects`` gets one JSON line for each row that was left out, whether bad or dropped.
+    ``filters`` examine all preferences first; pairs that they leave out are dropped with the reason. ``grades`` are the
+    names of the grades that are learned.
 
     Raises :class:`InputError` for bad rows (unless their source skips them), for long ones with ``too_long="error"``,
     and when nothing is left; :class:`EnvironmentFault` when the disk or the hub does not answer.
@@ -75,7 +75,7 @@ def load_trees(
     limits = Limits(max_length, too_long, train_on, tuple(grades))
     settings: dict[str, Any] = {"want": want, "encoder": encoder.digest, **asdict(limits)}
     if any(source.weight for source in sources):
-        settings["seed"] = seed  # mixing is the only random part
+        settings["seed"] = seed  # only mixing is random
     if filters is not None:
         settings["filters"] = filters.digest
     inputs = [_identity(source, location) for source, location in zip(sources, locations, strict=True)]
@@ -106,7 +106,7 @@ def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
     """What the rows of a source depend on."""
     settings = source.model_dump(mode="json", exclude={"path"})
     if source.own_format:
-        # The user's own function; what its module imports is not followed.
+        # The source of a user's function, but not that of the modules it imports.
         module = inspect.getsourcefile(import_object(source.own_format))
         settings["format_code"] = files.sha256_file(Path(module)) if module else None
     beside = [source.join.path] if source.join is not None else []
@@ -121,7 +121,7 @@ def _identity(source: DataSource, location: Path | str) -> dict[str, Any]:
 
 
 def origins_to_skip(sources: Sequence[DataSource], locations: Sequence[Path | str]) -> set[str]:
-    """Where the rows come from that may be skipped when they are bad, spelled as in :class:`Origin`."""
+    """The sources whose bad rows may be skipped, named as in :class:`Origin`."""
     places: dict[bool, set[str]] = {True: set(), False: set()}
     for source, location in zip(sources, locations, strict=True):
         names = {location} if isinstance(location, str) else {str(path) for path in data_files(location, source)}
@@ -134,7 +134,8 @@ def origins_to_skip(sources: Sequence[DataSource], locations: Sequence[Path | st
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` for this process; wait while another holds it. The kernel lets go of it when a process dies."""
+    """Lock ``path`` for this process, waiting while another has it. The kernel releases the lock when a process
+    dies."""
     with files.machine_faults(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -150,8 +151,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _intact(entry: Path) -> bool:
-    """Is there a finished entry, unchanged since it was written? One that is damaged is told of, and will be built
-    anew."""
+    """Is there a finished entry, unchanged since it was written? Warns about a damaged one, which will be built
+    again."""
     if not entry.exists():
         return False
     problems = sealed.damage(entry, [META, _REPORT, _REJECTS])
@@ -207,7 +208,7 @@ class _Builder:
         self._refused: list[Problem] = []
 
     def trees(self, records: Records, rejects: TextIO) -> Iterator[Tree]:
-        """A tree for each record that can be used; a line in ``rejects`` for each other one."""
+        """Yields a tree for each record that can be used, and writes a line to ``rejects`` for each other one."""
         for record in records:
             kept = self._filtered(record, rejects)
             if kept is None:
@@ -223,7 +224,7 @@ class _Builder:
                 yield tree
 
     def finish(self, records: Records, paths: Sequence[str]) -> None:
-        """Complete the report. Raises InputError for rows that stop the run, and when nothing is left."""
+        """Complete the report. Raises InputError for rows that stop the run, and when no tree is left."""
         report, limit = self.report, self._limits.max_length
         report.source_lines, report.sources = records.report.lines(), records.report.as_json()
         if self._refused:
@@ -246,7 +247,7 @@ class _Builder:
             raise InputError(Problem(what, file=", ".join(paths), hint=advice))
 
     def _filtered(self, record: Record, rejects: TextIO) -> Record | None:
-        """The record without the pairs that the filters leave out; None when it has no others."""
+        """The record without the pairs that the filters leave out; None when no pair is left."""
         if self.filters is None or not isinstance(record, Preference):
             return record
         reasons = self.filters.reasons(record)
@@ -264,7 +265,8 @@ class _Builder:
         _reject(record, reason, rejects)
 
     def _refuse(self, record: Record, problem: Problem, rejects: TextIO) -> None:
-        """The encoder cannot take this record: a bad row, to be skipped or to stop at as its source says."""
+        """Count a record that the encoder refuses as a bad row, which is skipped or an error, depending on its
+        source."""
         origin = record.origin
         if origin.source in self._skipping:
             self._drop(record, problem.message, rejects)
@@ -277,7 +279,7 @@ class _Builder:
 
 
 def _reject(record: Record, reason: str, rejects: TextIO) -> None:
-    """A line about a record that was read, but is not used, or not as a whole."""
+    """Write a line about a record that is not used, or only in part."""
     entry = {
         "source": record.origin.source,
         "line": record.origin.line,

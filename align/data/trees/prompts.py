@@ -1,5 +1,4 @@
-"""Prompts to be answered: the messages, for whoever reads text, and their tokens with the generation prompt, for the
-engine."""
+"""Loading prompts for sampling: as messages, and as tokens with the generation prompt for the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ class EncodedPrompt:
 
     record: Prompt
     ids: tuple[int, ...]
-    """Ends with the generation prompt."""
+    """Tokens, which end with the generation prompt."""
 
 
 def load_prompts(
@@ -38,14 +37,14 @@ def load_prompts(
     rejects: Path | None,
     limit: str = "max_length",
 ) -> tuple[list[EncodedPrompt], DataReport]:
-    """All prompts of ``sources``, and what became of the rows. Those of more than ``max_length`` tokens are left out
+    """All prompts of ``sources``, and what became of the rows. Prompts of more than ``max_length`` tokens are left out
     and counted.
 
-    ``limit`` is the recipe's name for that length.
+    ``limit`` is the recipe key of that length.
 
     Raises:
-        InputError: bad rows, or prompts that the chat template refuses (unless their source skips them), or nothing is
-            left.
+        InputError: bad rows, or prompts that the chat template refuses (unless their source skips them), or no prompt
+            is left.
     """
     report = DataReport("prompt")
     bounds = Limits(max_length, "drop", "last")
@@ -79,5 +78,5 @@ def load_prompts(
 
 
 def digest(prompts: Sequence[EncodedPrompt]) -> str:
-    """Hex sha256 of which prompts these are, in order."""
+    """Hex sha256 of the ids and tokens of these prompts, in order."""
     return files.digest_json([[prompt.record.id, list(prompt.ids)] for prompt in prompts])

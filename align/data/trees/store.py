@@ -54,11 +54,11 @@ _BUFFER = 1 << 17
 
 
 class DamagedStore(InputError):
-    """The folder is not a store, is one of another version, or has been changed since it was written."""
+    """Raised when a folder is not a store, is one of another version, or was changed since it was written."""
 
 
 class _File:
-    """One array file: appends, and knows the size and digest of what it wrote."""
+    """An array file being written, with the size and digest of what was appended."""
 
     def __init__(self, handle: BinaryIO, dtype: str) -> None:
         self._handle = handle
@@ -176,7 +176,7 @@ class TreeStore:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 that stands for the whole content."""
+        """Hex sha256 of the whole content."""
         return str(self._meta["sha256"])
 
 
