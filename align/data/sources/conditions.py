@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from align.recipe.schema import Condition, DataSource
 
 EMPTY_LIST = "has nothing to explode"
 REPEATED = "repeated: its {place} came before"
+ASKED_AGAIN = "a prompt that came before: `unique: prompt` takes each once"
 
 
 class RowPart(NamedTuple):
@@ -113,6 +114,15 @@ class Choice:
         if digest in self._prints:
             raise LeftOut(REPEATED.format(place=at))
         self._prints.add(digest)
+
+    def again(self, records: Sequence[Record]) -> int:
+        """How many of a row's records ask what an earlier one asks. Keeps 16 bytes of each prompt."""
+        found = 0
+        for record in records:
+            digest = bytes.fromhex(prompt_digest(record))[:16]
+            found += digest in self._prints
+            self._prints.add(digest)
+        return found
 
     @property
     def absent(self) -> list[str]:

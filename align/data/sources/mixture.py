@@ -31,7 +31,7 @@ from align.data.leakage import prompt_digest as prompt_digest
 from align.data.leakage import shared_prompts as shared_prompts
 from align.data.records import Record
 from align.data.rows import LeftOut
-from align.data.sources.conditions import Choice, RowPart
+from align.data.sources.conditions import ASKED_AGAIN, Choice, RowPart
 from align.data.sources.readers import BadRow, Row, read_rows
 from align.data.sources.source_report import SHOWN as SHOWN
 from align.data.sources.source_report import ReadReport as ReadReport
@@ -162,6 +162,7 @@ class _Mixture:
             convert.remarks.append(TEST_SET)
         report.licence, report.kind = licence_of(spec, location), self._want
         choice = Choice(spec)
+        may_repeat = self._want == "prompt" and spec.unique is None
         units = 0
         for unit in convert.units(
             self._rows(source, convert, choice), lambda rows, place: self._chosen(choice, rows, place, source)
@@ -169,6 +170,8 @@ class _Mixture:
             records = self._converted(convert, choice, unit, source)
             report.format = convert.format
             report.kept += len(records)
+            if may_repeat and (again := choice.again(records)):
+                report.notes[ASKED_AGAIN] = report.notes.get(ASKED_AGAIN, 0) + again
             yield from records
             units += bool(records)
             if units == spec.limit:

@@ -129,6 +129,21 @@ def test_unique_prompts(tmp_path: Path) -> None:
     ]
 
 
+def test_prompts_that_repeat_are_told_of_with_the_key_that_takes_each_once(tmp_path: Path) -> None:
+    """Not for other records: several preferences to one prompt are usual."""
+    rows = [{"prompt": text, "chosen": "x", "rejected": "y"} for text in ("a", "a ", "b", "a")]
+    said = "2 times a prompt that came before: `unique: prompt` takes each once"
+    for want, keys, told in (
+        ("prompt", {}, True),
+        ("prompt", {"unique": "prompt"}, False),
+        ("prompt", {"where": {"prompt": ["a", "b"]}}, False),
+        ("preference", {}, False),
+    ):
+        records = read(tmp_path / "x.jsonl", rows, want, format="preference", **keys)
+        list(records)
+        assert (said in records.report.lines()[0]) == told, (want, keys)
+
+
 def test_unique_at_a_place_keeps_the_first_good_row(tmp_path: Path) -> None:
     """A bad row is not the one that counts."""
     rows = [{"prompt": text, "k": {"id": key}} for text, key in ((" ", 1), ("b", 1), ("c", 1), ("d", 2))]
