@@ -276,21 +276,17 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, location: Path |
 def load_classifier(
     model: Model, *, dtype: Literal["fp32", "bf16"] = "fp32", device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """The sequence-classification model with one label at ``model.path``, already resolved. In eval mode, dropout off.
+    """The sequence-classification model at ``model.path``, already resolved. In eval mode, dropout off.
 
     Raises:
-        InputError: as for :func:`load_policy`; or it has several outputs; or it is an encoder-decoder, which looks for
-            an end token to read its score at.
+        InputError: as for :func:`load_policy`; or it is an encoder-decoder, which looks for an end token to read its
+            score at.
         EnvironmentFault: as for :func:`load_policy`.
     """
     folder = read_folder(locate(model), "classifier")
     classifier = _load_folder(folder, AutoModelForSequenceClassification, DTYPES[dtype], None, {})
-    problem = None
-    if classifier.config.num_labels != 1:
-        problem = f"gives {classifier.config.num_labels} numbers; a reward model gives one"
-    elif classifier.config.is_encoder_decoder:
+    if classifier.config.is_encoder_decoder:
         problem = f"{type(classifier).__name__} finds its score by the id of an end token, which is not safe"
-    if problem is not None:
         raise InputError(Problem(problem, file=str(folder.path)))
     disable_dropout(classifier)
     nn.Module.to(classifier, device=device, dtype=DTYPES[dtype])

@@ -202,15 +202,15 @@ def _data(
 def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -> None:
     """Check folders of models as far as possible without torch; ask the hub whether it has the models that are not
     here."""
-    for key, model, kind in needed_models(loaded, todo):
+    for needed in needed_models(loaded, todo):
         try:
-            location = reference_syntax.resolve(model.path, loaded.root)
+            location = reference_syntax.resolve(needed.model.path, loaded.root)
             if isinstance(location, Path):
-                look_at(location, kind)
+                look_at(location, needed)
             else:
-                hub.has_model(location, model.revision)
+                hub.has_model(location, needed.model.revision)
         except AlignError as error:
-            found.add(error, loaded.problem(key, ""))
+            found.add(error, loaded.problem(needed.key, ""))
     for key, fault in starts_refused(loaded, todo):
         found.add(fault, loaded.problem(key, ""))
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from align.errors import AlignError, Problem
 from align.models.files.folder import read_folder
 from align.models.files.own_code import refuse_own_code
+from align.models.files.starts import output_names, output_weights
 from align.pipeline.identity import needs_model
 from align.planning.planner import planner_of
 from align.recipe import reference_syntax
+from align.recipe.blocks.scoring import ModelScorer
 from align.recipe.checks.fields import mark_of
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import BUILTIN_STAGES, Model, Stage
@@ -20,15 +22,26 @@ from align.recipe.schema import BUILTIN_STAGES, Model, Stage
 Kind = Literal["policy", "scorer", "embedder"]
 
 
-def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, Model, Kind]]:
-    """(key, model, its use) of the recipe's model and of every model that ``stages`` name.
+class NeededModel(NamedTuple):
+    """A model that a recipe names."""
+
+    key: str
+    model: Model
+    kind: Kind
+    """What it is for."""
+    grades: Mapping[str, float] | None = None
+    """Of a model that scores: which of its outputs the recipe chooses."""
+
+
+def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[NeededModel]:
+    """The recipe's model, and every model that ``stages`` name.
 
     Results of stages are left out, and so are stages of third parties, which may load models in other ways.
     """
     recipe = loaded.recipe
     stages = [name for name in stages if recipe.stages[name].kind in BUILTIN_STAGES]
     if starting := [recipe.stages[name] for name in stages if needs_model(recipe.stages[name])]:
-        yield "model", recipe.model, "scorer" if all(map(_may_be_a_scorer, starting)) else "policy"
+        yield NeededModel("model", recipe.model, "scorer" if all(map(_may_be_a_scorer, starting)) else "policy")
     for name in stages:
         for referred in loaded.references(name):
             accepts = set(referred.wanted.accepts)
@@ -44,10 +57,11 @@ def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple
                 kind = "policy" if accepts else "embedder"
             if kind == "embedder" and getattr(parent, "data", None) is None:
                 continue  # without held-out data an evaluation does not use its embedder
-            yield (
+            yield NeededModel(
                 loaded.written(referred.path),
                 Model(path=referred.text, revision=getattr(parent, "revision", None)),
                 kind,
+                parent.grades if isinstance(parent, ModelScorer) else None,
             )
 
 
@@ -71,13 +85,15 @@ def starts(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[tuple[str, S
             yield f"stages.{name}.{type(spec).starts_from}" if spec.starting_model else "model", spec, location
 
 
-def look_at(location: Path, kind: Kind) -> None:
+def look_at(location: Path, needed: NeededModel) -> None:
     """Raises :class:`InputError` for a folder that loading would refuse: pickled or missing weights, need of Python
-    code, another kind of model."""
-    if kind == "embedder" or location.suffix == ".gguf":
+    code, another kind of model, a classifier with several outputs of which none is chosen."""
+    if needed.kind == "embedder" or location.suffix == ".gguf":
         return
-    folder = read_folder(location, "policy" if kind == "policy" else None)
+    folder = read_folder(location, "policy" if needed.kind == "policy" else None)
     refuse_own_code(folder)
+    if needed.grades is not None and not folder.is_reward_model and (names := output_names(folder)) is not None:
+        output_weights(names, needed.grades or folder.config.get("grade_weights") or {}, str(location))
 
 
 def refused(loaded: LoadedRecipe) -> list[Problem]:
@@ -90,13 +106,13 @@ def refused(loaded: LoadedRecipe) -> list[Problem]:
             where = f"{one.file}: " if one.file else ""
             problems.append(Problem(f"{where}{one.message}", place.file, place.line, place.col, key, one.hint))
 
-    for key, model, kind in needed_models(loaded, loaded.order):
+    for needed in needed_models(loaded, loaded.order):
         try:
-            location = reference_syntax.resolve(model.path, loaded.root)
+            location = reference_syntax.resolve(needed.model.path, loaded.root)
             if isinstance(location, Path):
-                look_at(location, kind)
+                look_at(location, needed)
         except AlignError as error:
-            told(key, error)
+            told(needed.key, error)
     for key, fault in starts_refused(loaded, [] if problems else loaded.order):
         told(key, fault)
     return list(dict.fromkeys(problems))

@@ -1,5 +1,5 @@
-"""Reward models made by other tools: any sequence-classification model of transformers with one label, with its own
-tokenizer and template.
+"""Reward models made by other tools: any sequence-classification model of transformers, with its own tokenizer and
+template. If it has several labels, weights make one score of them.
 
 The text of a policy's sample is encoded with the reward model's own template. The answer always ends with the end token
 that this template writes, because another model's template cannot express that an answer was cut off.
@@ -7,7 +7,7 @@ that this template writes, because another model's template cannot express that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from align.data.chat.encoder import Encoder
 from align.data.records import Message
 from align.data.tree import Ids
 from align.errors import InputError, Problem
+from align.models.files.starts import output_weights
 from align.models.load import load_classifier, load_tokenizer
 from align.recipe.schema import Model
 from align.scoring.encoded import limit_of, require_room
@@ -39,13 +40,15 @@ class ClassifierScorer:
     same id. An encoder model computes its score itself.
 
     Args:
+        grades: name of a label -> its weight in the score. When empty the only label is the score, or the weights are
+            those that :func:`~align.models.scalar.classifier.export_classifier` wrote into the configuration.
         dtype: of the weights; the head computes in fp32 always.
         max_length: longest conversation, in tokens; the model's maximum length when None.
         batch_tokens: tokens of one forward pass, padding included; a longer conversation gets a pass of its own.
 
     Raises:
-        InputError: the model cannot be used: see :func:`~align.models.load.load_classifier`; it has no chat template;
-            or its scores change with padding.
+        InputError: the model cannot be used: see :func:`~align.models.load.load_classifier`; it has several labels and
+            none is chosen; it has no chat template; or its scores change with padding.
         EnvironmentFault: a hub model is not on this machine and cannot be fetched.
     """
 
@@ -53,6 +56,7 @@ class ClassifierScorer:
         self,
         model: Model,
         *,
+        grades: Mapping[str, float] | None = None,
         device: torch.device | str = "cpu",
         dtype: Literal["fp32", "bf16"] = "fp32",
         max_length: int | None = None,
@@ -60,6 +64,10 @@ class ClassifierScorer:
     ) -> None:
         self.name = model.path
         self._model: Any = load_classifier(model, dtype=dtype, device=device)
+        config: dict[str, Any] = self._model.config.to_dict()
+        names = [str(config["id2label"][number]) for number in sorted(config["id2label"], key=int)]
+        weights = output_weights(names, grades or config.get("grade_weights") or {}, model.path)
+        self._weights = torch.tensor(weights, device=device)
         self._encoder = _encoder(model)
         head = getattr(self._model, "score", None)
         self._head = head if isinstance(head, nn.Linear) else None
@@ -110,12 +118,12 @@ class ClassifierScorer:
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         if self._head is None:
-            scores: Tensor = self._model(**inputs).logits[:, 0].float()
+            scores: Tensor = self._model(**inputs).logits.float() @ self._weights
             return scores
         hidden = self._model.base_model(**inputs, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(rows), device=device), (lengths - 1).to(device)]
         bias = None if self._head.bias is None else self._head.bias.float()
-        return nn.functional.linear(last.float(), self._head.weight.float(), bias)[:, 0]
+        return nn.functional.linear(last.float(), self._head.weight.float(), bias) @ self._weights
 
     def _require_padding_to_be_ignored(self, tolerance: float) -> None:
         """Score two conversations of different lengths in one batch, so that one is padded, and separately. Raises

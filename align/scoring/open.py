@@ -74,10 +74,13 @@ def open_scorer(
     if not (locate(model) / OUR_HEAD).is_file():
         from align.scoring.classifier import ClassifierScorer
 
-        return ClassifierScorer(model, **settings, max_length=scorer.max_length, batch_tokens=scorer.batch_tokens)
-    if foreign := [name for name in ("chat_template", "chat_template_kwargs", "max_length") if getattr(scorer, name)]:
+        settings |= {"max_length": scorer.max_length, "batch_tokens": scorer.batch_tokens}
+        return ClassifierScorer(model, **settings, grades=scorer.grades)
+    keys = ("chat_template", "chat_template_kwargs", "max_length", "grades")
+    if foreign := [name for name in keys if getattr(scorer, name)]:
         raise InputError(
-            f"{scorer.model} was made here and knows its own template and length", hint=f"remove {', '.join(foreign)}"
+            f"{scorer.model} was made here and knows its own template, length and grades",
+            hint=f"remove {', '.join(foreign)}",
         )
     from align.scoring.reward_model import RewardModelScorer
 

@@ -19,6 +19,7 @@ from align.models.scalar.heads import load_scalar, score_notes
 from align.pipeline.selection import Selection
 from align.preflight.checks import require
 from align.recipe.schema import Model
+from align.scoring.classifier import ClassifierScorer
 from align.scoring.reward_model import RewardModelScorer
 from align.scoring.scorer import Answer
 from tests.integration.test_reward_stage import recipe, run
@@ -100,6 +101,9 @@ def test_from_graded_answers_to_a_reward_model(folder: Path, lora: dict[str, Any
         with torch.no_grad():
             attributes = classifier(**ids).logits[0]
         assert float(attributes @ weights) == pytest.approx(score, abs=1e-4)
+    own_weights = ClassifierScorer(Model(path=str(folder / "plain")))
+    named = ClassifierScorer(Model(path=str(folder / "plain")), grades=WEIGHTS)
+    assert own_weights.score(ANSWERS) == named.score(ANSWERS), "its configuration has the weights that it was made with"
     stats = score_notes(Model(path=str(place))).stats
     own = RewardModelScorer(Model(path=str(place))).score(
         [Answer(({"role": "user", "content": row["prompt"]},), row["response"]) for row in rows(24)]

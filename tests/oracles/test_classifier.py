@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BartConfig, BertConfig, PreTrainedTokenizerFast
 
@@ -190,6 +192,63 @@ def _spec(folder: Path, **options: Any) -> Any:
     return ModelScorer(model=str(folder), **options)
 
 
+# Several labels
+
+NAMES = {0: "helpfulness", 1: "correctness", 2: "verbosity"}
+
+
+@torch.no_grad()
+def logits(folder: Path, ids: list[int]) -> list[float]:
+    """Transformers' own output for one conversation alone, with nothing padded."""
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    found: list[float] = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0].tolist()
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_named_labels_with_weights_make_one_score(tmp_path: Path, family: str) -> None:
+    """A decoder's head is read by place, an encoder's logits as they are; the order of the names does not matter."""
+    tokenizer = chatml()
+    save_classifier(tmp_path, tokenizer, family, id2label=NAMES, num_labels=3, pad_token_id=tokenizer.pad_token_id)
+    raw = [logits(tmp_path, rendered(tokenizer, answer)) for answer in ANSWERS[:5]]
+    for grades in ({"correctness": 1.0}, {"verbosity": -0.4, "helpfulness": 0.65}):
+        weights = [grades.get(name, 0.0) for name in NAMES.values()]
+        scores = open_scorer(_spec(tmp_path, grades=grades), resolve=Path).score(ANSWERS[:5])
+        expected = [sum(w * x for w, x in zip(weights, one, strict=True)) for one in raw]
+        assert scores == pytest.approx(expected, abs=1e-5)
+        assert len({round(score, 4) for score in scores}) == 5
+    with pytest.raises(InputError, match="has no output helpful; it has helpfulness, correctness, verbosity"):
+        open_scorer(_spec(tmp_path, grades={"helpful": 1.0}), resolve=Path)
+
+
+def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
+    """The folder's configuration says how many labels there are, and the error stands at the key."""
+    from align.preflight.models_here import refused
+    from align.recipe.load import load_recipe
+
+    save_classifier(tmp_path / "rm", chatml(), id2label=NAMES, num_labels=3)
+    save_tiny(tmp_path / "policy")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    text = "name: r\nmodel: ./policy\nstages:\n  made: {kind: label, prompts: prompts.jsonl, reward: {model: ./rm%s}}\n"
+    for more, message in (
+        ("", r"gives 3 numbers \(helpfulness, correctness, verbosity\), and none is chosen"),
+        (", grades: {help: 1}", "has no output help; it has helpfulness, correctness, verbosity"),
+    ):
+        recipe.write_text(text % more)
+        (problem,) = refused(load_recipe(str(recipe)))
+        assert re.search(message, problem.message)
+        assert (problem.line, problem.key) == (4, "stages.made.reward.model")
+    recipe.write_text(text % ", grades: {helpfulness: 1}")
+    assert refused(load_recipe(str(recipe))) == []
+
+
+def test_weights_that_are_all_zero_are_refused() -> None:
+    with pytest.raises(ValidationError, match="all weights are 0"):
+        _spec(Path("rm"), grades={"helpfulness": 0})
+
+
 # What is refused
 
 
@@ -207,7 +266,10 @@ def test_a_conversation_that_is_too_long_is_an_error(tmp_path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda folder: save_tiny(folder), "LlamaForCausalLM is no reward model: it gives no score"),
-        (lambda folder: save_classifier(folder, chatml(), num_labels=3), "gives 3 numbers; a reward model gives one"),
+        (
+            lambda folder: save_classifier(folder, chatml(), num_labels=3),
+            r"gives 3 numbers \(LABEL_0, LABEL_1, LABEL_2\), and none is chosen; say which of them make up the score",
+        ),
         (
             lambda folder: (folder / "adapter_config.json").write_text("{}"),
             "an adapter; a whole classifier is wanted here",

@@ -1,9 +1,9 @@
-"""Whether a folder is something that a reward stage can start from: a language model, a reward model of this package,
-or a sequence classifier with one label. Imports no torch."""
+"""What the folder of a classifier or reward model says of its outputs: which of them make up a score, and whether a
+reward stage can start from it. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from align.errors import InputError, Problem
 from align.models.files.folder import ModelFolder, tensor_shapes
@@ -15,6 +15,35 @@ SCORE = "score.weight"
 def is_classifier(folder: ModelFolder) -> bool:
     """Does the configuration name a sequence classifier?"""
     return any(str(name).endswith("ForSequenceClassification") for name in folder.config.get("architectures") or ())
+
+
+def output_names(folder: ModelFolder) -> list[str] | None:
+    """What a classifier's outputs are called, in order; None where neither its configuration nor its weights say how
+    many there are."""
+    named = folder.config.get("id2label")
+    if isinstance(named, dict) and named:
+        return [str(named[key]) for key in sorted(named, key=int)]
+    shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
+    count = folder.config.get("num_labels") or (shapes[SCORE][0] if SCORE in shapes else None)
+    return None if count is None else [f"LABEL_{number}" for number in range(count)]
+
+
+def output_weights(names: Sequence[str], grades: Mapping[str, float], file: str) -> list[float]:
+    """The weight of each output in the score. Raises :class:`InputError` where several are there and none is chosen,
+    and for a name in ``grades`` that is none of them.
+
+    Args:
+        names: of the outputs, in their order.
+        grades: name -> weight, as a recipe says it; empty for the only output.
+        file: the model's, for the error.
+    """
+    listed = ", ".join(names)
+    if not grades and len(names) != 1:
+        hint = f"say which of them make up the score, each with its weight, such as `grades: {{{names[0]}: 1}}`"
+        raise InputError(Problem(f"gives {len(names)} numbers ({listed}), and none is chosen", file=file, hint=hint))
+    if unknown := [name for name in grades if name not in names]:
+        raise InputError(Problem(f"has no output {unknown[0]}; it has {listed}", file=file))
+    return [grades.get(name, 0.0) for name in names] if grades else [1.0]
 
 
 def require_start(folder: ModelFolder, grades: Mapping[str, float]) -> None:

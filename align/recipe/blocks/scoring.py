@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import regex
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from align.errors import InputError
 from align.recipe.blocks.base import Reference, Strict, unknown_name
 from align.recipe.language.effects import Needs
 from align.recipe.reference_syntax import import_object, names_code
+
+
+def _weights(grades: dict[str, float]) -> dict[str, float]:
+    if grades and not any(grades.values()):
+        raise ValueError("all weights are 0, so every score would be")
+    return grades
+
+
+GradeWeights = Annotated[dict[Annotated[str, Field(min_length=1)], FiniteFloat], AfterValidator(_weights)]
+"""The type of a recipe field that makes one score of several grades: their names, each with its weight."""
 
 
 class ScorerSpec(Strict):
@@ -39,14 +49,14 @@ def pattern(text: str) -> str:
 
 
 class ModelScorer(ScorerSpec):
-    """A reward model: one that a `reward` stage made, or any sequence-classification model with one label, with its own
-    tokenizer and chat template. Instead of the mapping, its `model` alone may be written as a text."""
+    """A reward model: one that a `reward` stage made, or any sequence-classification model, with its own tokenizer and
+    chat template. Instead of the mapping, its `model` alone may be written as a text."""
 
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(
-            "revision chat_template chat_template_kwargs max_length",
+            "revision chat_template chat_template_kwargs max_length grades",
             lambda scorer: not scorer.model.startswith("stage:"),
-            "with {model}, which knows its own template and length",
+            "with {model}, which knows its own template, length and grades",
         ),
     )
 
@@ -58,6 +68,10 @@ class ModelScorer(ScorerSpec):
     """Only for models that were not trained with align: a Jinja file, if the tokenizer has no chat template."""
     chat_template_kwargs: dict[str, str | int | bool] = Field(default={})
     """Only for models that were not trained with align: passed to the chat template."""
+    grades: GradeWeights = Field(default={})
+    """Only for models that were not trained with align: which of a model's outputs make up the score, each with its
+    weight, such as `{helpfulness: 0.65, verbosity: -0.4}`. Needed if there are several; what they are called is
+    `id2label` in the model's config.json. The weights are of the outputs as the model's head gives them (logits)."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of its weights. The score itself is computed in fp32 always."""
     max_length: int | None = Field(default=None, ge=2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, FiniteFloat
+from pydantic import Field
 
 from align.recipe.blocks.base import ArtifactType, Data, RecordType, Reference, Stage
+from align.recipe.blocks.scoring import GradeWeights
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, neutral_of
 from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
@@ -25,12 +26,6 @@ class RewardTrain(DpoTrain):
 
 
 _ALONE = "with grades: each answer is learned by itself, and no two are compared"
-
-
-def _weights(grades: dict[str, float]) -> dict[str, float]:
-    if grades and not any(grades.values()):
-        raise ValueError("all weights are 0, so every score would be")
-    return grades
 
 
 class RewardStage(Stage):
@@ -63,9 +58,7 @@ class RewardStage(Stage):
     eval_data: Data | None = None
     """Held-out preferences, on which accuracy, calibration and length bias are reported, and for comparison the
     accuracy of length alone and of words alone."""
-    grades: Annotated[dict[Annotated[str, Field(min_length=1)], FiniteFloat], AfterValidator(_weights)] = Field(
-        default={}
-    )
+    grades: GradeWeights = Field(default={})
     """Train on grades of answers instead of comparisons. Maps the name of each grade to its weight in the score that
     the model gives, such as `{helpfulness: 0.65, correctness: 0.8, verbosity: -0.4}`. The loss of an answer is the
     squared error, averaged over its grades."""

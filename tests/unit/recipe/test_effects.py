@@ -63,7 +63,7 @@ CASES: dict[tuple[str, str], Case] = {
         {"judge": {**JUDGE, "methods": ["pointwise"], "against": "target"}},
         {"judge": {"methods": ["pairwise"]}},
     ),
-    ("ModelScorer", "revision chat_template chat_template_kwargs max_length"): (
+    ("ModelScorer", "revision chat_template chat_template_kwargs max_length grades"): (
         PPO,
         {
             "reward": {
@@ -72,6 +72,7 @@ CASES: dict[tuple[str, str], Case] = {
                 "chat_template": "t.jinja",
                 "chat_template_kwargs": {"a": 1},
                 "max_length": 9,
+                "grades": {"a": 1.0},
             }
         },
         {"reward": {"model": "org/name"}},

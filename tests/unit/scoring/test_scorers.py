@@ -140,7 +140,7 @@ def test_a_folder_with_our_head_is_opened_as_our_reward_model(tmp_path: Path, mo
     )
     settings = {"cache": tmp_path, "device": "cpu", "dtype": "bf16", "ids_from": "digest", "microbatch_tokens": 99}
     assert calls == [(str(tmp_path), settings)]
-    with pytest.raises(InputError, match="knows its own template and length; remove chat_template, max_length"):
+    with pytest.raises(InputError, match="knows its own template, length and grades; remove chat_template, max_length"):
         opened({"model": str(tmp_path), "chat_template": str(tmp_path / "t.jinja"), "max_length": 9})
 
 
