@@ -135,5 +135,7 @@ def _write(folder: ModelFolder, out: Path, dtype: Dtype, cache: Path | None) -> 
 
 
 def _require_space(out: Path, model: Any, dtype: Dtype) -> None:
+    from align.models.placement import size_of
+
     size = 4 if dtype == "fp32" else 2
-    files.free_space_or_raise(out.parent, size * sum(p.numel() for p in model.parameters()) + 64 * 2**20)
+    files.free_space_or_raise(out.parent, size * size_of(model) + 64 * 2**20)

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from align.errors import InputError, Problem
 from align.models.compute.forward import causal_lm
+from align.models.placement import WHOLE, parameters_of, size_of
 from align.recipe.schema import Lora
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _is(module: nn.Module, package: str, name: str) -> bool:
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters to optimise, by name without the prefixes of wrappers."""
-    return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in parameters_of(unwrap(model)).items() if parameter.requires_grad}
 
 
 def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
@@ -94,7 +95,7 @@ def add_lora(model: PreTrainedModel | PeftModel, lora: Lora) -> PeftModel:
             Problem(f"PEFT refuses: {reason}", key="lora.target_modules", hint="name other layers there")
         ) from error
     model.base_model.set_adapter([START, TRAINED])
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_of(model).items():
         parameter.requires_grad_(f".{TRAINED}." in name)
     return model
 
@@ -119,7 +120,7 @@ def add_value_adapter(model: PeftModel, config: LoraConfig) -> None:
     same."""
     config.task_type = "FEATURE_EXTRACTION"  # it is saved as a reward model, which has this type
     model.add_adapter(VALUE, config)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_of(model).items():
         parameter.requires_grad_(f".{TRAINED}." in name or f".{VALUE}." in name)
 
 
@@ -258,7 +259,7 @@ def adapted(model: nn.Module) -> str:
     names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
     line = f"adapters on {len(paths)} linear layers: {names}"
     experts = sum(
-        p.numel() for name, p in base.named_parameters() if ".experts." in f".{name}" and ".lora_" not in name
+        p.numel() for name, p in parameters_of(base).items() if ".experts." in f".{name}" and ".lora_" not in name
     )
     without = (
         [f"the experts ({experts:,} parameters)"]
@@ -267,8 +268,8 @@ def adapted(model: nn.Module) -> str:
     )
     if text := _text_part(base):
         head = _lm_head(base)
-        outside = sum(p.numel() for name, p in base.named_parameters() if not name.startswith(f"{text}."))
-        outside -= sum(p.numel() for p in head.parameters()) if head is not None else 0
+        outside = sum(p.numel() for name, p in parameters_of(base).items() if not name.startswith(f"{text}."))
+        outside -= size_of(head) if head is not None else 0
         without += [f"what is outside {text}, such as a vision tower ({outside:,} parameters)"]
     return line + (f"; none on {' and '.join(without)}" if without else "")
 
@@ -314,7 +315,7 @@ def adapter_to_save(model: nn.Module) -> tuple[dict[str, Tensor], LoraConfig]:
     configs = [copy.deepcopy(peft.peft_config[name]) for name in names]
     if len(names) == 1:
         state = get_peft_model_state_dict(peft, adapter_name=names[0], save_embedding_layers=False)
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, configs[0]
+        return {name: tensor.cpu().contiguous() for name, tensor in WHOLE.state(state).items()}, configs[0]
     return _joined(peft, names, configs)
 
 
@@ -330,8 +331,8 @@ def _joined(model: nn.Module, names: list[str], configs: list[LoraConfig]) -> tu
             down = layer.lora_A[template].weight.new_zeros(ranks[name], layer.lora_A[template].weight.shape[1])
             up = layer.lora_B[template].weight.new_zeros(layer.lora_B[template].weight.shape[0], ranks[name])
             if name in layer.lora_A:
-                down[: layer.r[name]] = layer.lora_A[name].weight.detach()
-                up[:, : layer.r[name]] = layer.lora_B[name].weight.detach() * layer.scaling[name]
+                down[: layer.r[name]] = WHOLE.whole(layer.lora_A[name].weight)
+                up[:, : layer.r[name]] = WHOLE.whole(layer.lora_B[name].weight) * layer.scaling[name]
             downs.append(down)
             ups.append(up)
         state[f"{path}.lora_A.weight"] = torch.cat(downs).cpu().contiguous()

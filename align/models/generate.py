@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
 from align.models.compute.forward import causal_lm, own_attention_name
+from align.models.placement import device_of
 
 BATCH = 16
 """Prompts that are continued at the same time."""
@@ -41,8 +42,8 @@ def answer(
     limit cut them. The caller's random state, training mode and attention are left as they were.
     """
     answers: list[list[int]] = []
-    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
-    with generating(model) as lm, torch.random.fork_rng(devices):
+    device = device_of(model)
+    with generating(model) as lm, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         settings = generation_settings(
             lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from align.errors import InputError, Problem
 from align.models.compute.forward import attention_for
 from align.models.files.folder import ModelFolder, tensor_shapes
+from align.models.placement import WHOLE
 
 _log = logging.getLogger("align")
 _told: set[str] = set()
@@ -61,12 +62,12 @@ def take_in(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str
 
 def require_finite(lm: torch.nn.Module, file: str) -> None:
     """Raises :class:`InputError` for the first weight that is not a finite number."""
-    for name, parameter in lm.named_parameters():
+    for name, parameter in WHOLE.full_parameters(lm):
         # The sum is not finite if any element is not, and needs a single pass; the elements are counted only then.
         if (
             parameter.is_floating_point()
             and parameter.numel()
-            and not math.isfinite(float(parameter.detach().sum(dtype=torch.float32)))
+            and not math.isfinite(float(parameter.sum(dtype=torch.float32)))
         ):
             wrong = int((~torch.isfinite(parameter)).sum())
             if wrong:
@@ -97,7 +98,7 @@ def keep_heads_apart(lm: PreTrainedModel) -> bool:
 def _left_out(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[str]) -> str | None:
     shapes = {name: shape for path in folder.weights for name, shape in tensor_shapes(path).items()}
     ignored = [re.compile(pattern) for pattern in getattr(lm, "_keys_to_ignore_on_load_unexpected", None) or ()]
-    here = lm.state_dict().keys()
+    here = WHOLE.full_state(lm).keys()
     names = {name for name in shapes if name not in here and any(pattern.search(name) for pattern in ignored)} | set(
         unexpected
     )

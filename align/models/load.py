@@ -46,6 +46,7 @@ from align.models.files.own_code import refuse_own_code
 from align.models.files.quiet import no_progress_bars, no_reports
 from align.models.files.starts import SCORE, is_classifier
 from align.models.intake import attention_of, require_finite, take_in
+from align.models.placement import parameters_of
 from align.recipe.schema import Model
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -310,7 +311,7 @@ def _attach(base: PreTrainedModel, folder: ModelFolder, *, merging: bool = False
         tensors = load_file(folder.weights[0])
         model: Any = get_peft_model(base, config, adapter_name=START)
         loaded = set_peft_model_state_dict(model, tensors, adapter_name=START)
-    own = dict(model.named_parameters())  # a tensor that two modules share has one name here
+    own = parameters_of(model)  # a tensor that two modules share has one name here
     missing = [name for name in loaded.missing_keys if f".{START}" in name and name in own]
     wrong = (
         [f"no weights for {missing[0]}"]

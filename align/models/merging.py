@@ -6,7 +6,6 @@ compared with those of the model with adapters.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -19,6 +18,7 @@ from align.models.adapters import is_lora, is_lora_layer, lora_layers, unwrap
 from align.models.compute.forward import causal_lm, own_attention_name
 from align.models.generate import embedding_rows
 from align.models.intake import keep_heads_apart
+from align.models.placement import WHOLE
 
 _ROUNDINGS = 64
 """Largest relative difference between the logits of a merged model and those of the model with adapters, in units of
@@ -46,7 +46,7 @@ def merged_weight(layer: Any) -> Tensor:
             if name in layer.lora_A:
                 weight = weight + layer.get_delta_weight(name).float()
         return weight
-    twin = copy.deepcopy(layer)
+    twin = WHOLE.whole_copy(layer)
     _merge(twin)
     merged: Tensor = twin.get_base_layer().weight.detach()
     return merged
@@ -85,7 +85,7 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
     wrapped: Any = unwrap(model)
     if not is_lora(wrapped):
         raise TypeError(f"expected a model with adapters, got {type(wrapped).__name__}")
-    twin = copy.deepcopy(wrapped)
+    twin = WHOLE.whole_copy(wrapped)
     outer: Any = causal_lm(twin).get_output_embeddings()  # type: ignore[no-untyped-call]
     head = outer.get_base_layer() if outer is not None and is_lora_layer(outer) else None
     for layer in lora_layers(twin).values():

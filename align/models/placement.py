@@ -1,18 +1,26 @@
 """Where a model's parameters lie, and so how one gets at whole ones.
 
-Whatever trains, clips, saves, digests or sends weights asks a placement, and walks no parameters by itself. Today every
-process holds all parameters whole; one that holds a part of each would be one more class here.
+Whatever trains, clips, saves, digests or sends weights asks a placement, and walks no parameters by itself
+(tests/repo/test_placement.py finds who does). Today every process holds all parameters whole; one that holds a part of
+each would be one more class here.
+
+Names, shapes, dtypes, devices and what is trained are the same wherever values lie: the functions at the end tell them
+of any model.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from align.collective import collective
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _BUCKET_BYTES = 64 * 2**20
 """Gradients travel in messages of about this size."""
@@ -25,14 +33,29 @@ class Placement:
         """The module that forward passes go through, made of one whose parameters are whole."""
         return model
 
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A tensor of a model or its optimiser, whole and detached. All processes must ask for it, and so for whatever
+        else here is whole."""
+        return tensor.detach()
+
+    def whole_copy(self, module: Module) -> Module:
+        """A copy of a model or a part of it, whose parameters are whole."""
+        return copy.deepcopy(module)
+
     def full_parameters(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Every parameter by name, whole and detached, one at a time."""
         for name, parameter in model.named_parameters():
-            yield name, parameter.detach()
+            yield name, self.whole(parameter)
+
+    def full_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Every parameter and every buffer that is saved, by name, whole and detached."""
+        return self.state(model.state_dict(keep_vars=True))
 
     def state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors of a model or its optimiser, detached, to be saved or digested. All processes must ask."""
-        return {name: tensor.detach() for name, tensor in tensors.items()}
+        """Tensors of a model or its optimiser, whole and detached, to be saved or digested. One that comes under two
+        names stays one."""
+        made = {id(tensor): self.whole(tensor) for tensor in tensors.values()}
+        return {name: made[id(tensor)] for name, tensor in tensors.items()}
 
     def load(self, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` gave of these parameters."""
@@ -85,6 +108,22 @@ class SummedGradients(Placement):
 
 WHOLE = Placement()
 """For models that are read and written by one process, or whole by each."""
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by name; one that two modules share comes once. For what is known of it wherever its values lie,
+    and to be handed to an optimiser: whoever reads values asks a placement."""
+    return dict(model.named_parameters())
+
+
+def size_of(model: nn.Module) -> int:
+    """How many numbers the parameters are."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that the model computes on."""
+    return next(model.parameters()).device
 
 
 def _add_up(bucket: list[Tensor]) -> None:

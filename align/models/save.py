@@ -28,7 +28,7 @@ from align.models.generate import answer, embedding_rows, generating
 from align.models.intake import LEFT_OUT
 from align.models.load import require_rows
 from align.models.merging import merged_copy, require_same
-from align.models.placement import WHOLE
+from align.models.placement import WHOLE, parameters_of, size_of
 from align.recipe.schema import Model
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
@@ -63,7 +63,7 @@ def save_policy(
     report: dict[str, Any] = {
         "format": "lora" if is_lora(model) else "full",
         "dtype": str(lm.dtype).removeprefix("torch."),
-        "parameters": sum(p.numel() for p in lm.parameters()),
+        "parameters": size_of(lm),
         "stop_ids": list(encoder.stop_ids),
         "base": origin,
     }
@@ -130,12 +130,12 @@ def save_backbone(backbone: PreTrainedModel, encoder: Encoder, out: Path) -> Non
 def save_weights(model: PreTrainedModel, out: Path, **lent: Any) -> None:
     """Write weights and configuration; ``lent`` are attributes that the model has only while it is saved
     (``config=...``)."""
-    files.free_space_or_raise(out, sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()))
+    files.free_space_or_raise(out, sum(p.numel() * p.element_size() for p in parameters_of(model).values()))
     before = {name: getattr(model, name) for name in lent}
     try:
         for name, value in lent.items():
             setattr(model, name, value)
-        model.save_pretrained(out, state_dict=WHOLE.state(model.state_dict()))
+        model.save_pretrained(out, state_dict=WHOLE.full_state(model))
     finally:
         for name, value in before.items():
             setattr(model, name, value)

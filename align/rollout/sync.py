@@ -17,7 +17,7 @@ from align.errors import TrainingFault
 from align.models.adapters import is_lora_layer, unwrap
 from align.models.compute.forward import batch_logprobs, causal_lm
 from align.models.merging import merged_weight
-from align.models.placement import WHOLE
+from align.models.placement import WHOLE, device_of
 from align.rollout.engine import RolloutEngine, Sample, Sampling, WeightSource
 
 CANARY_TOKENS = 2
@@ -122,7 +122,7 @@ def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if getattr(lm.config.get_text_config(), "tie_word_embeddings", False) and head is not None:
         name = next(name for name, module in lm.named_modules() if module is head)
-        yield f"{name}.weight", head.weight.detach()
+        yield f"{name}.weight", WHOLE.whole(head.weight)
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def policy_logprobs(
     outer.eval()
     first = np.cumsum([0, *(len(tree.branches) for tree in trees)])
     found: list[np.ndarray] = [np.empty(0, np.float32)] * int(first[-1])
-    device = next(outer.parameters()).device
+    device = device_of(outer)
     for cpu_batch in pack(trees, microbatch_tokens=microbatch_tokens):
         batch = cpu_batch.to(device)
         logprobs = batch_logprobs(outer, batch, temperature=temperature).cpu()

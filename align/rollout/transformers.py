@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
 from align.models.generate import BATCH, answer
+from align.models.placement import WHOLE, parameters_of
 from align.rollout.engine import Sample, Sampling, WeightSource
 from align.rollout.limits import require_room
 from align.rollout.sync import policy_logprobs
@@ -72,11 +72,10 @@ class TransformersEngine:
     def load_weights(self, weights: WeightSource) -> None:
         """Copy the weights into the model, unless it is the trained one, which has them."""
         if not self._shared:
-            own = dict(unwrap(self._model).named_parameters())
-            with torch.no_grad():
-                for name, tensor in weights:
-                    if name in own:  # a tied LM head comes twice
-                        own[name].copy_(tensor)
+            own = parameters_of(unwrap(self._model))
+            for name, tensor in weights:
+                if name in own:  # a tied LM head comes twice
+                    WHOLE.load({name: own[name]}, {name: tensor})
         self._version = weights.version
 
     def close(self) -> None:

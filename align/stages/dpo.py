@@ -24,8 +24,9 @@ from align.functional import losses
 from align.functional.both_fell import both_fell
 from align.functional.segments import segment_count, segment_mean, segment_sum
 from align.functional.ties import logprob_noise, won
-from align.models.compute.forward import batch_logprobs, rounding_error
+from align.models.compute.forward import batch_logprobs
 from align.models.compute.stream import Stream, split
+from align.models.rounding import rounding_error
 from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
 from align.stages.shared.training_run import TrainingRun, prepare, trained

@@ -41,7 +41,7 @@ class ReferenceLogprobs:
 def weights_digest(model: nn.Module) -> str:
     """sha256 over names, types and bytes of all parameters and persistent buffers, as they are in memory."""
     digest = hashlib.sha256()
-    for name, value in sorted(WHOLE.state(model.state_dict()).items()):
+    for name, value in sorted(WHOLE.full_state(model).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         content: Any = value.contiguous().view(torch.uint8).cpu().numpy()
         digest.update(content)

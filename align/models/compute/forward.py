@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from align.batching.batch import Batch
 from align.errors import InputError
 from align.functional.logprobs import token_logprobs, token_logprobs_and_entropy
-from align.functional.ties import relative_error
 from align.models.compute import attention, flex
 
 
@@ -143,15 +142,3 @@ def logit_transform(lm: nn.Module) -> tuple[float, float | None]:
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     return scale, None if softcap is None else float(softcap)
-
-
-def rounding_error(model: nn.Module, dtype: str) -> float:
-    """How far a hidden state of ``model`` may be off, relative to its size
-    (:func:`align.functional.ties.relative_error`).
-
-    Args:
-        dtype: what it computes in, "fp32" or "bf16".
-    """
-    layers = causal_lm(model).config.get_text_config().num_hidden_layers
-    longest = max(parameter.shape[-1] for parameter in causal_lm(model).parameters() if parameter.ndim == 2)
-    return relative_error(layers, longest, dtype)

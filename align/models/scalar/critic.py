@@ -22,6 +22,7 @@ from align.models import adapters
 from align.models.adapters import START, VALUE, is_lora, is_lora_layer, trainable_parameters, unwrap
 from align.models.compute.forward import causal_lm, transformer_of
 from align.models.merging import merged_copy
+from align.models.placement import WHOLE
 from align.models.scalar.heads import ScalarModel, ScoreStats, save_scalar
 from align.recipe.schema import Lora, Model
 
@@ -168,7 +169,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _base_weights(model: nn.Module) -> dict[str, Tensor]:
     """The transformer's weights, without adapters and head."""
     lm: Any = causal_lm(unwrap(model))
-    weights = transformer_of(lm).named_parameters()
+    weights = WHOLE.full_parameters(transformer_of(lm))
     return {
         name.replace(".base_layer.", "."): p
         for name, p in weights

@@ -35,6 +35,7 @@ from align.models.files.quiet import no_progress_bars
 from align.models.generate import embedding_rows
 from align.models.load import load_backbone, locate, readable, require_rows
 from align.models.merging import merged_copy
+from align.models.placement import WHOLE, size_of
 from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
 from align.recipe.schema import Model
 
@@ -266,7 +267,7 @@ def save_scalar(
     report: dict[str, Any] = {
         "format": "lora" if adapter else "full",
         "dtype": str(inner.dtype).removeprefix("torch."),
-        "parameters": sum(p.numel() for p in inner.parameters()) + model.head.weight.numel(),
+        "parameters": size_of(inner) + model.head.weight.numel(),
         "stop_ids": list(encoder.stop_ids),
         "base": origin,
     }
@@ -310,7 +311,7 @@ def _notes(model: ScalarModel, scores: ScoreStats, layout: Layout) -> dict[str, 
 
 
 def _save_rest(model: ScalarModel, encoder: Encoder, out: Path, origin: dict[str, Any], notes: dict[str, Any]) -> None:
-    save_file({"weight": model.head.weight.detach().cpu().contiguous()}, out / HEAD, metadata={"format": "pt"})
+    save_file({"weight": WHOLE.whole(model.head.weight).cpu().contiguous()}, out / HEAD, metadata={"format": "pt"})
     save_tokenizer(encoder, out)
     (out / HEAD).chmod((out / "tokenizer_config.json").stat().st_mode)  # safetensors ignores the umask
     save_notes(encoder, out, origin, **copy.deepcopy(notes))

@@ -33,6 +33,7 @@ from align.errors import InputError
 from align.models.adapters import adapted
 from align.models.canary import require_own_logprobs
 from align.models.load import load_encoder, load_policy
+from align.models.placement import size_of
 from align.models.save import save_policy
 from align.models.scalar.critic import ActorCritic, actor_critic
 from align.models.scalar.heads import ScoreStats, load_scalar, score_notes
@@ -288,7 +289,7 @@ def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encod
         "unhealthy": trainer.unhealthy,
         "held_out_leaked": data.leaked,
         **saved,
-        "parameters": sum(p.numel() for p in models.parameters()),
+        "parameters": size_of(models),
     }
     before, after = (held_out(trainer.rollouts_folder, step) for step in (0, kept_step(trainer)))
     answers = answers_before_and_after(ctx.name, before, after)

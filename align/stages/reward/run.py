@@ -30,8 +30,9 @@ from align.functional import losses
 from align.functional.preference_metrics import ScoredPairs, evaluate
 from align.functional.segments import segment_mean
 from align.functional.ties import won
-from align.models.compute.forward import rounding_error
 from align.models.load import without_lm_head
+from align.models.placement import WHOLE
+from align.models.rounding import rounding_error
 from align.models.scalar.heads import ScalarModel, ScoreStats, branch_scores, save_scalar, with_head
 from align.models.scalar.reward_start import load_start
 from align.recipe.schema import Lora, RewardStage
@@ -106,7 +107,8 @@ class RewardTrainer(Trainer):
     def noise(self, *scores: Any) -> Any:
         """How far rounding may move the difference of two ``scores`` [P]: the component of a hidden state's error along
         the head, plus the rounding of the scores themselves."""
-        size = sum(score**2 for score in scores) + len(scores) * float(self.scalar.head.weight.detach().square().sum())
+        head = WHOLE.whole(self.scalar.head.weight)
+        size = sum(score**2 for score in scores) + len(scores) * float(head.square().sum())
         return self.error * (2 * size) ** 0.5
 
     @property
