@@ -1,5 +1,5 @@
-"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it, so that help is
-instant."""
+"""The command line: it parses arguments, calls the code and prints results. Heavy imports are inside the commands that
+need them, so that help is instant."""
 
 from __future__ import annotations
 
@@ -96,21 +96,23 @@ def _report(error: Exception, *, debug: bool) -> int:
     else:
         where = "" if debug else "; run again with --debug for the traceback, and please report it"
         code, problems = 1, (Problem(f"internal error{_where(error)}: {type(error).__name__}: {error}{where}"),)
-    asked = isinstance(error, Interrupted)  # a stop that was asked for is no error
+    asked = isinstance(error, Interrupted)  # a stop that the user asked for is not an error
     for problem in problems:
         print(problem if asked else f"error: {problem}", file=sys.stderr)
     return code
 
 
 def _own_problems(error: AlignError) -> tuple[Problem, ...]:
-    """Nothing on a process that only stopped because the first one did: that one prints why."""
+    """The problems to print; none on a process that only stopped because the first one did, which prints them
+    itself."""
     from align.pipeline.processes import StoppedWithRank0
 
     return () if isinstance(error, StoppedWithRank0) else error.problems
 
 
 def _machine_fault(error: Exception) -> Problem | None:
-    """Memory, disk and permissions, whichever library noticed them."""
+    """The problem for an error about memory, disk or permissions, which any library may raise; None for other
+    errors."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     torch: Any = sys.modules.get("torch")
     if (
@@ -130,7 +132,7 @@ def _machine_fault(error: Exception) -> Problem | None:
 
 
 def _where(error: Exception) -> str:
-    """The notes of trainer and runner on where it happened; empty outside a run."""
+    """The notes that trainer and runner added about where it happened; empty outside a run."""
     return "".join(f" {note}" for note in getattr(error, "__notes__", ()))
 
 
@@ -251,8 +253,8 @@ def run(
 
 
 def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection: Selection, as_json: bool) -> None:
-    """Run them one after the other."""
-    selection.stages(recipes[0])  # a wrong name is told before any process starts
+    """Run the recipes one after the other."""
+    selection.stages(recipes[0])  # raises for an unknown name before any process is started
     if nproc > 1:
         if "WORLD_SIZE" in os.environ:
             raise InputError(
@@ -282,7 +284,7 @@ def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection:
             leave()
     if not first:
         return
-    for result in results if several else ():  # only now: all processes leave their group together
+    for result in results if several else ():  # printed only now, after all processes left their group
         _summarise(result, out)
     if len(results) > 1:
         from align.report.text import seeds
@@ -312,8 +314,8 @@ def _print_json(results: Sequence[RunResult]) -> None:
 
 
 def _summarise(result: RunResult, out: Console) -> None:
-    """Write the report of a run that did something and print it in short. What it made is there in any case, so a
-    failure is a warning."""
+    """Write the report of a run that did something, and print a summary. If this fails it is only a warning, since the
+    results are complete."""
     if not result.ran:
         return
     try:

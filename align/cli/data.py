@@ -28,7 +28,7 @@ Want = Annotated[str | None, typer.Option(help="conversation, preference, unpair
 
 
 def _want(name: str | None) -> Wanted | None:
-    """Raises :class:`InputError` for a name that is no kind of record."""
+    """Checks the name of a type of record. Raises :class:`InputError` for an unknown one."""
     from typing import get_args
 
     from align.data.formats.formats import Want as Wanted

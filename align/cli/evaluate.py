@@ -1,5 +1,5 @@
-"""``align eval``: models evaluated from the command line, by the recipe that stands for it. Heavy imports wait until it
-runs."""
+"""``align eval``: evaluating models from the command line, which is turned into a recipe. Heavy imports are inside the
+command."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def evaluate_models(
         raise
     result = run_recipe(loaded, runs_dir=ctx.obj, console=terminal, selection=Selection(replace=replace))
     report = (result.folder / "stages" / STAGE / "report.json").read_text(encoding="utf-8")
-    if STAGE in result.up_to_date:  # else the stage has shown it
+    if STAGE in result.up_to_date:  # otherwise the stage has printed it
         terminal.print(table(STAGE, json.loads(report)))
     if out is not None:
         atomic_write(out, report)
@@ -91,7 +91,7 @@ def evaluate_models(
 
 
 def _names(text: str) -> list[str]:
-    """Names with commas between them."""
+    """Names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 

@@ -1,4 +1,5 @@
-"""``align import``: what other tools say of data, as sources of a recipe. Heavy imports wait until the command runs."""
+"""``align import``: converting data declarations of other tools to sources of a recipe. Heavy imports are inside the
+command."""
 
 from __future__ import annotations
 

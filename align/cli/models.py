@@ -1,4 +1,4 @@
-"""The commands that use a model: talk to it, sample from it, score with it. Heavy imports wait until they run."""
+"""The commands that use a model: chat, generate, score and merge. Heavy imports are inside the commands."""
 
 from __future__ import annotations
 

@@ -68,10 +68,10 @@ AsJson = Annotated[
 
 
 def with_seeds(load: Callable[[Sequence[str]], LoadedRecipe], seeds: str | None) -> list[LoadedRecipe]:
-    """The recipe once, or once for each of the seeds, each with a name of its own. ``load`` takes further overrides.
+    """The recipe, or a copy of it with its own name for each of the seeds. ``load`` gets further overrides.
 
     Raises:
-        InputError: not a list of different whole numbers, or too few of them for an interval.
+        InputError: ``seeds`` is not a list of different whole numbers, or has too few for an interval.
     """
     loaded = load(())
     if seeds is None:
@@ -97,8 +97,8 @@ def selection_of(
     replace: bool,
     kinds: Sequence[str] = (),
 ) -> Selection:
-    """What ``--only``, ``--from``, ``--force``, ``--fresh`` and ``--replace`` ask for. Raises :class:`InputError` for
-    an empty name."""
+    """The selection by ``--only``, ``--from``, ``--force``, ``--fresh`` and ``--replace``. Raises :class:`InputError`
+    for an empty name."""
     from align.pipeline.selection import Selection
 
     found = {"--only": only, "--from": start, "--force": force}
@@ -113,6 +113,6 @@ def selection_of(
 
 
 def cache_in(runs_dir: Path) -> Path | None:
-    """The runs' cache, where dequantised models are kept, if there is one."""
+    """The runs' cache, in which dequantised models are kept; None if it does not exist."""
     cache = runs_dir / ".cache"
     return cache if cache.is_dir() else None

@@ -1,5 +1,4 @@
-"""The commands that look at runs that are there, and publish what they made: parse, call, print. No torch is
-imported."""
+"""The commands that show runs and publish their models. They import no torch."""
 
 from __future__ import annotations
 
@@ -105,7 +104,7 @@ def verify(
     results = [verify_artefact(run, Path(run))] if alone else verify_run(_read(run, ctx.obj))
     wrong = False
     for checked in results:
-        print(checked, flush=True)  # a large model takes its time
+        print(checked, flush=True)  # printed at once, since a large model takes long
         wrong = wrong or checked.wrong
     if wrong:
         raise typer.Exit(InputError.exit_code)

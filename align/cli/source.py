@@ -1,5 +1,5 @@
-"""The keys of a data source as options of commands that read data: the same words as in a recipe, checked by the same
-schema."""
+"""Options for the keys of a data source, for commands that read data. They have the names of the recipe keys and are
+checked by the same schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from align.recipe.schema import DataSource
 
 SourceKeys = dict[str, Any]
-"""What a command was given for the keys of its data source; None for an option left out."""
+"""The values of a command's options for its data source; None for an option that is not given."""
 
 
 def _option(name: str, words: str, kind: Any = str, **more: Any) -> Any:
@@ -39,7 +39,8 @@ _OPTIONS: dict[str, Any] = {
 
 
 def takes_source_keys(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say how its data are read. It gets them as ``keys``, for :func:`source_of`."""
+    """Decorator that adds the options for reading data to a command, which gets their values as ``keys`` for
+    :func:`source_of`."""
 
     @wraps(command)
     def called(*arguments: Any, **given: Any) -> None:
@@ -59,10 +60,10 @@ def takes_source_keys(command: Callable[..., None]) -> Callable[..., None]:
 def source_of(
     file: str, *, columns: Sequence[str] | None = None, separator: str | None = None, **keys: Any
 ) -> DataSource:
-    """The data source that a command's options describe; options left out are keys left out. ``file`` may be a whole
-    source, as recipes write it and ``inspect`` prints it: ``{path: ..., where: ...}``.
+    """The data source that a command's options describe. ``file`` may be a whole source in the form of recipes, which
+    ``inspect`` prints: ``{path: ..., where: ...}``.
 
-    Raises :class:`InputError` for what the schema refuses, naming the option.
+    Raises :class:`InputError`, naming the option, for what the schema refuses.
     """
     from pydantic import ValidationError
 
@@ -113,7 +114,7 @@ def _pairs(texts: Sequence[str]) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """A mapping as recipes write it."""
+    """Parses a mapping in the form of recipes."""
     from align.recipe.language.yaml_tree import SourcePlace, parse_value
 
     problems: list[Problem] = []

@@ -1,1 +1,1 @@
-"""What the commands of the command line do, one module each: the command line itself only parses and calls."""
+"""The work of the commands, one module for each; :mod:`align.cli` only parses arguments and calls them."""

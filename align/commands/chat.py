@@ -1,4 +1,4 @@
-"""A chat in the terminal, to see what a model has become."""
+"""A chat with a model in the terminal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def chat(
     chosen = Model(path=model)
     encoder = load_encoder(chosen, cache=cache)
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
-    # A template without a system role is refused here
+    # Raises for a template without a system role
     encoder.encode_prompt([*opening, {"role": "user", "content": "?"}])
     policy = load_policy(chosen, cache=cache)
     console.print("Ctrl-C stops an answer, Ctrl-D ends the chat.", style="dim")
@@ -63,7 +63,7 @@ def chat(
 
 
 def _ask(console: Console) -> str | None:
-    """The next line that the user types; None when there is no more."""
+    """The next line that the user types; None at the end of the input."""
     while True:
         try:
             return console.input("[bold]> [/bold]")
@@ -83,7 +83,7 @@ def _turn(
     temperature: float,
     console: Console,
 ) -> None:
-    """Answer the last message of ``history`` and add the answer to it; an empty answer takes the question back."""
+    """Answer the last message of ``history`` and append the answer. If the answer is empty, the question is removed."""
     try:
         prompt = _fit(lm, encoder, opening, history, max_new_tokens, console)
     except InputError as error:
@@ -110,7 +110,8 @@ def _turn(
 def _fit(
     lm: PreTrainedModel, encoder: Encoder, opening: list[Message], history: list[Message], room: int, console: Console
 ) -> Ids:
-    """The prompt's ids; the oldest turns are forgotten when the model cannot hold them beside ``room`` new tokens."""
+    """The prompt's ids. The oldest turns are removed if the prompt and ``room`` new tokens exceed the model's maximum
+    length."""
     limit = getattr(lm.config, "max_position_embeddings", None)
     prompt = encoder.encode_prompt([*opening, *history])
     forgotten = 0
@@ -126,7 +127,7 @@ def _fit(
 
 
 class _Stream(BaseStreamer):
-    """Shows an answer as it grows, never half a character."""
+    """Prints an answer while it is generated, character by character."""
 
     def __init__(self, encoder: Encoder, show: Callable[[str], None]) -> None:
         self._encoder = encoder
@@ -141,15 +142,15 @@ class _Stream(BaseStreamer):
             return
         self._ids += value.flatten().tolist()
         text = self._text()
-        if not text.endswith("\ufffd"):  # the first bytes of a character that takes several tokens
+        if not text.endswith("\ufffd"):  # an incomplete character, whose bytes are in several tokens
             self._emit(text)
 
     def end(self) -> None:
-        """The answer is complete, or was stopped."""
+        """Called when the answer is complete or was stopped."""
         self._emit(self._text())
 
     def _text(self) -> str:
-        # GLM's models begin with a line break, which its template writes itself
+        # GLM's models begin an answer with a line break, which the template writes for earlier turns
         return self._encoder.decode(self._ids or []).lstrip()
 
     def _emit(self, text: str) -> None:

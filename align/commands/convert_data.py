@@ -1,14 +1,13 @@
-"""``align data convert``: records written to a file, in this package's own shape or in another tool's, with where they
-come from.
+"""``align data convert``: writing records to a file, in this package's format or another tool's, with their provenance.
 
-Beside the file lies its provenance, ``FILE.provenance.yaml``: the source as a recipe says it with all that was found
-out, the sha256 of its files and of what was written, and the counts of what was left out. It is a file of its own
-because the shapes of other tools have no place for it, because a mapping in every row would be larger than most rows,
-and because no reader of data takes it for data. Rows in our own shape say besides which row of the source they come
-from (:mod:`align.data.formats.own_rows`), so that a file may be shuffled and cut.
+The provenance is written beside the file as ``FILE.provenance.yaml``. It has the source as a block of a recipe with
+everything that was recognised, the sha256 of the source's files and of the written file, and the counts of what was
+left out. It is a separate file because formats of other tools have no place for it, a mapping in every row would be
+larger than most rows, and readers of data ignore it. Rows in this package's format also name their original row
+(:mod:`align.data.formats.own_rows`), so a file may be shuffled and cut.
 
-Memory does not grow with the file. The file is written beside its place; the provenance is put into place first and the
-file last, so that a file that is there is whole and has its provenance.
+Memory does not grow with the file. The file is written under a temporary name and renamed after the provenance was
+written, so that a file that exists is complete and has its provenance.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ _NAMES = {
     Prompt: "prompts",
 }
 _BLOCK = 500
-"""Records that are written, and read again, at a time."""
+"""Number of records that are written, and read back, at a time."""
 
 _Said = tuple[Record, list[Row]]
-"""A record and the rows that say it."""
+"""A record and its rows in the written format."""
 
 
 @dataclass
@@ -69,13 +68,13 @@ class Converted:
     records: int = 0
     rows: int = 0
     unsaid: dict[str, Counted] = field(default_factory=dict)
-    """What the shape has no place for, of records that were written."""
+    """Parts of written records that the format cannot express."""
     left_out: dict[str, Counted] = field(default_factory=dict)
-    """Records that the shape cannot say, by reason."""
+    """Records that the format cannot express, by reason."""
     source_lines: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines for the user."""
         made = counted(self.records, KINDS[self.kind])
         rows = f" as {self.rows:,} rows" if self.rows != self.records else ""
         return [
@@ -87,7 +86,7 @@ class Converted:
 
 
 def provenance_of(out: Path) -> Path:
-    """The file beside ``out`` that says where it comes from."""
+    """The provenance file of ``out``."""
     return out.with_name(f"{out.name}.provenance.yaml")
 
 
@@ -97,14 +96,14 @@ def convert(
     """Write the records of a source to ``out``, which ends in ``.jsonl`` or ``.parquet``.
 
     Args:
-        to: ``align``, our own shape, of which every row is read again before it is written and must give the same
-            record; or a name of :data:`~align.data.formats.other_tools.TARGETS`.
-        want: which records. ``wanted_of`` finds out what a file holds.
-        replace: may ``out`` be there already?
+        to: ``align``, this package's format, in which every row is checked to give the same record when it is read
+            back; or a name of :data:`~align.data.formats.other_tools.TARGETS`.
+        want: type of the records; ``wanted_of`` recognises it from a file.
+        replace: may an existing ``out`` be replaced?
 
     Raises:
-        InputError: bad rows (unless the source skips them), nothing to write, ``out`` exists, the shape has no place
-            for such records, or only some of them have what another tool reads in all rows or in none.
+        InputError: bad rows (unless the source skips them), nothing to write, ``out`` exists, the format cannot express
+            such records, or only some of them have what another tool reads in all rows or in none.
         EnvironmentFault: the disk is full or cannot be written, or the hub does not answer.
     """
     _require_place(source, location, out, to, replace=replace)
@@ -126,7 +125,7 @@ def convert(
 
 
 def _require_place(source: DataSource, location: Path | str, out: Path, to: str, *, replace: bool) -> None:
-    """Raises InputError where nothing must or can be written."""
+    """Raises InputError when ``out`` must not or cannot be written."""
     suffixes = SUFFIXES if to == "align" else SUFFIXES[:1]
     if out.suffix not in suffixes:
         raise InputError(f"{out} must end in {' or '.join(suffixes)}")
@@ -140,12 +139,14 @@ def _require_place(source: DataSource, location: Path | str, out: Path, to: str,
 
 
 def _name_of(location: Path | str) -> Callable[[Record], str]:
-    """What a row's origin calls its source: the name of a file, which is the same on every machine, or a hub id."""
+    """Gives the name of a record's source for its row: the name of a file without its path, which is the same on every
+    machine, or a hub id."""
     return lambda record: location if isinstance(location, str) else Path(record.origin.source).name
 
 
 def _said(records: Records, made: Converted, name: Callable[[Record], str]) -> Iterator[_Said]:
-    """Each record with the rows that say it. Raises InputError for a record of another kind than the first."""
+    """Each record with its rows in the written format. Raises InputError for a record of another type than the
+    first."""
     first = next(records, None)
     if first is None:
         return
@@ -168,7 +169,7 @@ def _said(records: Records, made: Converted, name: Callable[[Record], str]) -> I
 
 
 def _require_even(pattern: _Said, said: _Said, to: str) -> None:
-    """Raises InputError for rows with other columns than the first ones, where the tool cannot read such a file."""
+    """Raises InputError for rows with other columns than the first ones, if the tool cannot read such a file."""
     (earlier, (first, *_)), (record, rows) = pattern, said
     column = next(filter(None, (TARGETS[to].uneven_column(first, row) for row in rows)), None)
     if column is None:
@@ -183,7 +184,7 @@ def _require_even(pattern: _Said, said: _Said, to: str) -> None:
 
 
 def _of_another(record: Record, made: Converted) -> list[Row]:
-    """The rows of a record in another tool's shape; none, counted, where it cannot be said."""
+    """The rows of a record in another tool's format; none if it cannot be expressed, which is counted."""
     notes: dict[str, None] = {}
     try:
         rows = list(TARGETS[made.to].rows(record, lambda what: notes.setdefault(what)))
@@ -196,7 +197,7 @@ def _of_another(record: Record, made: Converted) -> list[Row]:
 
 
 def _write(said: Iterator[_Said], sink: Sink, made: Converted) -> None:
-    """Write block by block. Rows in our own shape are read again as they were written, and must give their records."""
+    """Write block by block. Rows in this package's format are read back and compared with their records."""
     reader: Converter | None = None
     while block := list(islice(said, _BLOCK)):
         rows = [row for _, rows in block for row in rows]
@@ -211,8 +212,8 @@ def _write(said: Iterator[_Said], sink: Sink, made: Converted) -> None:
 
 
 def _require_same(record: Record, row: Row, reader: Converter) -> None:
-    """Raises InputError unless the row gives the record. It always should; data must not be damaged by a mistake of
-    ours."""
+    """Raises InputError unless the row gives the record. It always should; this check protects data from a mistake in
+    this package."""
     try:
         (again,) = reader(ReadRow(row, record.origin))
     except RowError as error:
@@ -224,11 +225,11 @@ def _require_same(record: Record, row: Row, reader: Converter) -> None:
         )
 
 
-# Where it comes from
+# Provenance
 
 
 def _content(source: DataSource, location: Path | str) -> dict[str, str]:
-    """The files of a source, each with its sha256; of a hub data set its fingerprint."""
+    """The files of a source with their sha256; for a hub data set its fingerprint."""
     if isinstance(location, str):
         return {location: str(load_split(location, source)._fingerprint)}
     found = data_files(location, source)

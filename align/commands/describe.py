@@ -1,4 +1,4 @@
-"""``align data describe``: what a set holds, in figures on one screen, before anybody trains on it."""
+"""``align data describe``: statistics of data on one screen, to look at before training."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from align.recipe.schema import DataSource
 from align.terminal import fixed
 
 SAMPLE = 2_000
-"""Pairs from which it is told how far words alone go: those of the prompts whose digests come first, which is a random
-choice."""
+"""Number of pairs for measuring how well words alone predict preferences. They are those of the prompts with the
+smallest digests, which is a random choice."""
 _LETTERS = 400
-"""Letters of a record by which its script is judged."""
+"""Number of letters of a record by which its script is recognised."""
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"}
 
 
 @dataclass
 class Description:
-    """The figures of one source."""
+    """The statistics of one source."""
 
     name: str
     want: Want
     read: SourceReport | None = None
     records: int = 0
     answers: int = 0
-    """Of all records: chosen and rejected ones, or the one of any other kind."""
+    """Number of answers of all records: chosen and rejected ones, or the only one of other types of records."""
     prompts: Counter[bytes] = field(default_factory=Counter)
-    """How many records each prompt has, by its digest."""
+    """Number of records for each prompt, by its digest."""
     seen: set[bytes] = field(default_factory=set)
     doubles: int = 0
-    """Records that say what an earlier one says."""
+    """Number of records equal to an earlier one."""
     lengths: dict[str, array[int]] = field(default_factory=dict)
-    """Characters, and with a model tokens, of each part."""
+    """Lengths in characters, and with a model in tokens, of each part."""
     differences: array[int] = field(default_factory=lambda: array("q"))
-    """Characters of chosen minus rejected, for each pair."""
+    """Length of the chosen minus that of the rejected answer in characters, for each pair."""
     margins: array[float] = field(default_factory=lambda: array("d"))
     labels: Counter[str] = field(default_factory=Counter)
-    """What answers that are judged by themselves were called."""
+    """Counts of the labels of answers that are judged by themselves."""
     scripts: Counter[str] = field(default_factory=Counter)
     told: WordReport | None = None
     _sample: list[tuple[int, int, TextPair]] = field(default_factory=list)
@@ -100,13 +100,13 @@ class Description:
             heapq.heappushpop(self._sample, entry)
 
     def finish(self, read: SourceReport) -> None:
-        """All records have been counted."""
+        """Called once all records were counted."""
         self.read = read
         self.told = told_apart([pair for _, _, pair in sorted(self._sample, key=lambda entry: entry[1])])
 
 
 def parts_of(record: Record) -> dict[str, list[str]]:
-    """The texts of a record by what they are: ``prompt``, and ``chosen`` and ``rejected``, or ``answer``."""
+    """The texts of a record by part: ``prompt``, and ``chosen`` and ``rejected``, or ``answer``."""
     if isinstance(record, Conversation):
         return {"prompt": [_text(record.messages[:-1])], "answer": [_text(record.messages[-1:])]}
     prompt = {"prompt": [_text(record.prompt)]}
@@ -137,7 +137,7 @@ def _script(character: str) -> str:
 
 
 def describe(source: DataSource, location: Path | str, want: Want, encoder: Encoder | None = None) -> Description:
-    """Count all records of a source; bad rows are counted and looked past, and are in ``read``.
+    """Count all records of a source. Bad rows are counted and skipped; they are in ``read``.
 
     Raises :class:`InputError` when there is nothing to read.
     """
@@ -159,11 +159,11 @@ def describe(source: DataSource, location: Path | str, want: Want, encoder: Enco
     return found
 
 
-# For people
+# Output
 
 
 def rows_of(found: Sequence[Description]) -> list[tuple[str, list[str]]]:
-    """The screen: what is counted, and its figure for each source."""
+    """Rows of the table: a name, and the number for each source."""
     made = [_figures(one) for one in found]
     names = list(dict.fromkeys(name for figures in made for name in figures))
     return [(name, [figures.get(name, "") for figures in made]) for name in names]

@@ -1,4 +1,4 @@
-"""``align eval``: the recipe that stands for a command line. It is kept beside the run, to be read, repeated and
+"""``align eval``: making a recipe of a command line. It is saved beside the run, so that it can be read, repeated and
 changed."""
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def quick_recipe(
 
     Args:
         models: references; the others are compared with the first.
-        data: each file goes to the task whose columns its first row has; the others together are held-out data.
-        limit: rows of each file.
+        data: each file is used for the task whose columns its first row has; the other files are held-out data.
+        limit: number of rows of each file; all when None.
         max_new_tokens: longest answer, to held-out prompts and to tasks; their own defaults when None.
-        options: further keys of the stage; what is None or empty is left out.
-        reading: further keys of the data sources; a task, which has columns of its own, gets only those about splits.
+        options: further keys of the stage; those that are None or empty are left out.
+        reading: further keys of the data sources; tasks, which have fixed columns, get only those about splits.
 
     Raises:
         InputError: an unknown task, a task without a file, a file that cannot be read.
     """
     for text in (*models, *data):
-        parse(text)  # what is no reference is written into no recipe
+        parse(text)  # raises for a text that is not a reference
     unknown = [task for task in tasks if task not in ASKED]
     if unknown and unknown[0] in TASKS:
         raise InputError(
@@ -101,7 +101,7 @@ def _sorted(tasks: Sequence[str], data: Sequence[str], of_split: Mapping[str, An
 
 
 def _columns(path: str, of_split: Mapping[str, Any]) -> set[str]:
-    """Of the first row that can be read."""
+    """The columns of the first row that can be read."""
     bad: list[BadRow] = []
     row = next(read_rows(DataSource(path=path, **of_split), resolve(path, Path.cwd()), bad.append), None)
     if row is None:

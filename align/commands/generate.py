@@ -1,7 +1,7 @@
-"""``align generate``: samples of a model for a file of prompts, for whoever only wants samples.
+"""``align generate``: sampling completions for a file of prompts, without a recipe.
 
-A hidden folder beside the output says which settings it is made from, and holds the shards until it is written: a run
-that was killed goes on, and an output of other settings is never taken for that of these.
+A hidden folder beside the output contains the settings, and the shards until the output is complete. A call that was
+killed therefore resumes, and an output made with other settings is refused.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def generate(
     console: Console,
     show: Callable[[str], None],
 ) -> None:
-    """Sample ``sampling.n`` completions of every prompt; JSON lines, one a prompt: ``id``, ``prompt``, and
+    """Sample ``sampling.n`` completions of every prompt; Writes a JSON line for each prompt: ``id``, ``prompt``, and
     ``completions`` with their ``text``, ``tokens`` and ``finished``.
 
     Args:
         model: resolved: a folder, a .gguf file or a hub id.
-        prompts: a file or folder of prompts, or a hub data set; conversations and preferences serve as well.
+        prompts: a file or folder of prompts, or a hub data set; conversations and preferences are accepted too.
         out: the file to write; without one, lines go to ``show`` and nothing is kept.
         cache: where dequantised weights are kept.
         console: for progress.
 
     Raises:
         InputError: bad prompts, or ``out`` exists and came from other settings.
-        Interrupted: a signal asked to stop; the same call goes on.
+        Interrupted: a signal asked to stop; the same call resumes.
         EnvironmentFault: the disk is full or cannot be written, or the engine does not start.
     """
     policy = Model(path=model)
@@ -115,8 +115,8 @@ def _encode(record: Prompt, encoder: Encoder) -> list[int]:
 
 
 def _require_room(records: list[Prompt], ids: list[list[int]], sampling: Sampling, positions: int | None) -> None:
-    """Raises InputError that names the prompts which leave no room for an answer in the model, before any is
-    sampled."""
+    """Raises InputError, before anything is sampled, that names the prompts too long for the model to leave room for an
+    answer."""
     room = None if positions is None else positions - sampling.max_new_tokens
     long = [
         (record, len(own)) for record, own in zip(records, ids, strict=True) if room is not None and len(own) > room
@@ -150,7 +150,7 @@ def _entry(answer: Answer) -> dict[str, Any]:
     return {"text": answer.text, "tokens": len(answer.ids), "finished": answer.finished}
 
 
-# What is kept beside the output
+# The hidden folder beside the output
 
 
 def _folder(out: Path) -> Path:
@@ -159,7 +159,7 @@ def _folder(out: Path) -> Path:
 
 @contextmanager
 def _work(out: Path | None, settings: dict[str, Any]) -> Iterator[Path]:
-    """Where shards are kept. They go once the output is there; the settings stay."""
+    """The folder for shards. They are removed once the output is complete; the settings are kept."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="align-generate-") as scratch:
             yield Path(scratch)

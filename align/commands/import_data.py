@@ -1,6 +1,6 @@
-"""Declarations of data in other tools, as sources of a recipe; what has no counterpart is listed and never passed over.
+"""Converting declarations of data in other tools to sources of a recipe. Keys without a counterpart are listed.
 
-Read are LLaMA-Factory's dataset_info.json, axolotl's ``datasets:``, and ms-swift's ``hf::id:subset#500`` with its
+It reads LLaMA-Factory's dataset_info.json, axolotl's ``datasets:``, and ms-swift's ``hf::id:subset#500`` with its
 columns. Sources: LLaMA-Factory's data/README.md and data/parser.py, axolotl's documentation of dataset formats,
 ms-swift's of ``--dataset`` and ``--columns``.
 """
@@ -27,15 +27,15 @@ class Imported:
 
     name: str
     source: Keys | None
-    """A source of a recipe; None where there can be none, and the notes say why."""
+    """A source of a recipe; None when it cannot be converted, for the reason in the notes."""
     notes: list[str] = field(default_factory=list)
     """``key: why it has no counterpart``."""
 
 
 def as_yaml(found: Iterable[Imported], whence: str) -> str:
-    """The sources as the ``data`` of a stage, and what is missing as comments.
+    """The sources as the ``data`` of a stage, with the notes as comments.
 
-    Raises :class:`InputError` where none of the data sets can be a source.
+    Raises :class:`InputError` when none of the data sets can be converted.
     """
     found = list(found)
     if all(one.source is None for one in found):
@@ -50,7 +50,7 @@ def as_yaml(found: Iterable[Imported], whence: str) -> str:
 
 
 def _joined(*places: str | None, by: str) -> str:
-    """One place, or a text with the places that there are; what is empty in a row takes its line break along."""
+    """The only place, or a text with the given places; for an empty place its line break is left out too."""
     given = [place for place in places if place]
     return given[0] if len(given) == 1 else by.join(f"{{{place}}}" for place in given)
 
@@ -79,9 +79,10 @@ _LF_TAGS = {
 
 
 def llama_factory(declared: Mapping[str, Any], folder: PurePath, names: Iterable[str] = ()) -> list[Imported]:
-    """The entries of a dataset_info.json with these names, or all. ``folder`` is where it lies, and where its files do.
+    """The entries of a dataset_info.json with these names, or all of them. ``folder`` is the folder of the file and of
+    its data files.
 
-    Raises :class:`InputError` for a name that is none.
+    Raises :class:`InputError` for an unknown name.
     """
     wanted = list(names) or list(declared)
     if unknown := [name for name in wanted if name not in declared]:
@@ -393,7 +394,7 @@ def swift(text: str, columns: Mapping[str, str] | None = None) -> list[Imported]
 
 
 def _swift_mapping(columns: dict[str, str], notes: list[str]) -> Keys:
-    """``--columns`` renames columns; the roles of the new names are ms-swift's."""
+    """The mapping for ms-swift's ``--columns``, which renames columns to names with fixed roles."""
     notes += [
         f"columns.{theirs}: {role} has no counterpart"
         for theirs, role in columns.items()

@@ -1,5 +1,5 @@
-"""``align data inspect``: rows as a model will see them, with what is trained in green, and what would be left out and
-why."""
+"""``align data inspect``: printing rows as a model will see them, with trained tokens in green, and what would be left
+out and why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from align.errors import InputError
 from align.recipe.schema import DataSource
 from align.terminal import counted
 
-# Data must not move the cursor or ring the bell of whoever looks at them.
+# Data must not control the terminal in which they are printed.
 _VISIBLE = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
@@ -40,15 +40,15 @@ def inspect(
     console: Console,
     max_length: int = 2048,
 ) -> DataReport:
-    """Print the first ``limit`` records of a source, the account of all of them, and how it was read, as a recipe would
-    say it.
+    """Print the first ``limit`` records of a source, the report about all of them, and the keys of a recipe that read
+    it in the same way.
 
     With ``model`` they are printed as its tokens: control tokens bold, trained ones green, all others dim; on a console
-    without colours the trained ones stand in ``⟦ ⟧``. Records longer than ``max_length`` tokens count as dropped.
-    Without ``model``, messages are printed as text. ``want`` is found out when it is None.
+    without colours the trained ones are between ``⟦ ⟧``. Records longer than ``max_length`` tokens count as dropped.
+    Without ``model``, messages are printed as text. ``want`` None: the type of record is recognised.
 
-    Raises :class:`InputError` when there is nothing to read, and, once all is printed, for bad rows: the first ten, and
-    their number. Those of a source that skips them are listed in the same way, and are no error.
+    Raises :class:`InputError` when there is nothing to read, and, after printing everything, for bad rows: the first
+    ten, and their number. If the source skips bad rows, they are listed in the same way, but are not an error.
     """
     want = want or wanted_of(source, location)
     records = read_records([source.model_copy(update={"on_bad_row": "skip"})], [location], want, seed=0, rejects=None)

@@ -1,4 +1,5 @@
-"""``align merge``: an adapter and its base as one plain model, proved to be the same, in a new folder."""
+"""``align merge``: merging an adapter into its base, checking that the result computes the same, and writing it to a
+new folder."""
 
 from __future__ import annotations
 
@@ -19,15 +20,15 @@ Dtype = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written."""
+    """What was merged and written."""
 
     source: Path
     base: str
     dtype: Dtype
     difference: str
-    """How far the merged model is from the adapter, in words."""
+    """The difference between the merged model and the adapter, in words."""
     template: bool
-    """Has it a chat template?"""
+    """Does it have a chat template?"""
 
 
 def merge(
@@ -42,17 +43,18 @@ def merge(
     """Merge an adapter into its base and write the whole model into the new folder ``out``.
 
     The merge is PEFT's own, in fp32, and the merged model's logits are compared with the adapter's before anything is
-    written. ``out`` appears all at once, or not at all. The result of a stage keeps its manifest's account of how it
-    was made, so that it can be pushed.
+    written. ``out`` appears only when it is complete. For the result of a stage, the manifest's record of how it was
+    made is kept, so that the merged model can be pushed.
 
     Args:
         source: the folder of an adapter, of this package or another tool; the result of a stage; or a run's name.
-        stage: of the run; the last one that left a model when absent.
-        dtype: of the written weights; the base's own when absent.
+        stage: stage of the run; when None the last one that made a model.
+        dtype: type of the written weights; that of the base when None.
         cache: where dequantised GGUF files are kept.
 
     Raises:
-        InputError: no adapter, or one that cannot be merged right; its base is gone or another one; ``out`` exists.
+        InputError: it is not an adapter, or cannot be merged correctly; its base is missing or another one; ``out``
+            exists.
         EnvironmentFault: the disk is full or cannot be written.
     """
     if out.exists():
@@ -94,7 +96,7 @@ def _adapter_folder(source: str, runs_dir: Path, stage: str | None) -> Path:
 
 
 def _stored_dtype(folder: ModelFolder) -> Dtype:
-    """bf16 where the base's configuration says so, else fp32."""
+    """bf16 if the base's configuration says so, else fp32."""
     base = Path(adapter_base(folder).path).expanduser()
     if not base.is_dir():
         return "fp32"

@@ -1,4 +1,4 @@
-"""A model named on a command line: by reference, or by the run that made it."""
+"""Finding a model that is named on a command line, by reference or by the run that made it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS = {"policy": "policy", "reward_model": "reward model"}
 
 
 def model_named(text: str, runs_dir: Path, kinds: Collection[str] = ("policy",)) -> str:
-    """Where the model that a command names lies: a path, or a hub id.
+    """The path, or hub id, of the model that a command names.
 
     Raises:
         InputError: no such file, or the run has no such model.
@@ -32,8 +32,8 @@ def model_named(text: str, runs_dir: Path, kinds: Collection[str] = ("policy",))
 def model_of_run(text: str, runs_dir: Path, kinds: Collection[str] = ("policy",)) -> Path | None:
     """The folder of a model that a run made; None when ``text`` names no run.
 
-    ``RUN``, a run's name or folder, stands for the model that its last stage with one of these ``kinds`` left,
-    ``RUN/STAGE`` for that stage's. Names of runs come before paths and hub ids.
+    ``RUN``, a run's name or folder, means the last model of one of these ``kinds`` that its stages made, ``RUN/STAGE``
+    that of a stage. Names of runs have precedence over paths and hub ids.
 
     Raises :class:`InputError` when the run has no such model.
     """
@@ -45,11 +45,11 @@ def model_of_run(text: str, runs_dir: Path, kinds: Collection[str] = ("policy",)
 
 
 def _of_run(run: RunRecord, stage: str, kinds: Collection[str]) -> Path:
-    """The folder of the model that a stage left, or the last stage that left one."""
+    """The folder of the model of ``stage``, or of the last stage that made one."""
     left = {one.name: one for one in run.stages if one.manifest is not None and one.manifest.type in kinds}
     wanted = " or ".join(_WORDS.get(kind, kind) for kind in kinds)
     if stage and stage not in left:
-        run.stage(stage)  # says which stages there are, if it is none
+        run.stage(stage)  # raises for an unknown stage, with a list of the stages
         raise InputError(
             f"stage {stage} of {run.folder} left no {wanted}",
             hint=f"stages that did: {', '.join(left)}" if left else None,

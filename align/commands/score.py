@@ -1,4 +1,4 @@
-"""Scores for the rows of a data file, by any scorer."""
+"""Scoring the rows of a data file with any scorer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from align.recipe.schema import DataSource
 from align.scoring.scorer import Answer, Scorer
 
 _ROWS = 64
-"""Rows that are scored together."""
+"""Number of rows that are scored together."""
 
 
 def score_rows(scorer: Scorer, location: Path | str, source: DataSource | None = None) -> Iterator[dict[str, Any]]:
-    """For each row of a file (or, as a string, a hub data set), read as ``source`` says, the scores of its answers.
+    """The scores of the answers of each row of a file or hub data set (``location`` as str), read by the keys of
+    ``source``.
 
     A preference gives ``{"id", "chosen", "rejected": [...]}``, a conversation or a labelled
     answer the ``score`` of its last message, and a prompt with a list
@@ -45,7 +46,7 @@ def score_rows(scorer: Scorer, location: Path | str, source: DataSource | None =
 def _read(
     rows: Iterable[Row], convert: Converter, want: Want, bad: list[Problem]
 ) -> Iterator[tuple[str, str, list[Answer]]]:
-    """(id, what the row is, its answers), a chosen answer first."""
+    """(id, type of the row, its answers), the chosen answer first."""
     for row in rows:
         try:
             for record in convert(row):
@@ -63,7 +64,7 @@ def _read(
 
 
 def _answer(prompt: Messages, said: Messages) -> Answer:
-    """What is scored is the last message; those before it are part of what it answers."""
+    """The answer to score: the last message; the messages before it belong to its prompt."""
     return Answer((*prompt, *said[:-1]), said[-1]["content"])
 
 

@@ -1,9 +1,9 @@
-"""How well chosen answers can be told from rejected ones by their lengths alone, and by their words alone.
+"""Measuring how well chosen answers can be told from rejected ones by their lengths alone, and by their words alone.
 
-Where that is easy, a model may learn it instead of what is better. Every pair is judged by what was learned from the
-pairs of other prompts (five folds, no prompt in two of them): the length's rule is that the longer answer wins, or the
-shorter one, whichever holds more often; the words' is :mod:`align.functional.word_model`. A Chinese, Japanese or Korean
-character counts as a word.
+If that is easy, a reward model may learn it instead of quality. Every pair is predicted by rules learned from the pairs
+of other prompts (five folds, no prompt in two of them). The rule for lengths is that the longer answer wins, or that
+the shorter one does, whichever holds more often; the rule for words is :mod:`align.functional.word_model`. A Chinese,
+Japanese or Korean character counts as a word.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from align.functional.word_model import Floats, WordModel
 
 FOLDS = 5
 FEWEST = 20
-"""Pairs that it takes to say anything."""
+"""Smallest number of pairs for a result."""
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 @dataclass(frozen=True)
 class TextPair:
-    """The texts of a chosen and a rejected answer, and which prompt they belong to."""
+    """The texts of a chosen and a rejected answer, and their prompt."""
 
     prompt: str
     chosen: str
@@ -34,7 +34,7 @@ class TextPair:
 
 @dataclass(frozen=True)
 class WordReport:
-    """Shares of pairs told right, those that cannot be told counting half."""
+    """Shares of pairs predicted correctly; pairs without a prediction count half."""
 
     length: Estimate
     words: Estimate

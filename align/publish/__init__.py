@@ -1,1 +1,1 @@
-"""A finished model for others: its card, and the way to the hub."""
+"""Publishing a model on the hub, with a model card."""

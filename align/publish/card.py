@@ -1,5 +1,4 @@
-"""A model card: what a stage's model is, what it was made from and how, what it can do, and how to load it. For people,
-in Markdown."""
+"""Writing a model card in Markdown: what a model is, what it was made from and how, its results, and how to load it."""
 
 from __future__ import annotations
 
@@ -50,20 +49,20 @@ print(float(states[end] @ head[0]))
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about."""
+    """The model that a card describes."""
 
     folder: Path
     """The result of a stage."""
     manifest: Manifest
     run: RunRecord | None
-    """None when the folder stands by itself."""
+    """The run it belongs to; None when the folder is not in a run."""
     adapter: bool
-    """What is published is an adapter, not a whole model."""
+    """Is it an adapter, not a whole model?"""
     stop_ids: Sequence[int]
 
     @property
     def chain(self) -> tuple[StageRecord, ...]:
-        """The stage and those that it follows from, in running order; empty without a run."""
+        """The stage and those that it depends on, in running order; empty without a run."""
         if self.run is None:
             return ()
         wanted = {self.manifest.stage}
@@ -74,7 +73,7 @@ class Subject:
 
 
 def card(subject: Subject, repo: str) -> str:
-    """The card of a model that will be ``repo``."""
+    """The card of a model that will be published as ``repo``."""
     base = base_of(subject)
     head: dict[str, Any] = {"library_name": "peft" if subject.adapter else "transformers"}
     if base is not None and _is_hub_id(base):
@@ -108,12 +107,12 @@ def card(subject: Subject, repo: str) -> str:
 
 
 def base_of(subject: Subject) -> str | None:
-    """The model that it all began with, as the recipe writes it."""
+    """The model that the first stage started from, as written in the recipe."""
     if subject.run is None:
         model = subject.manifest.identity.model
         return str(model["path"]) if model and model.get("path") else None
     stages, name = subject.run.tree["stages"], subject.manifest.stage
-    for _ in stages:  # as long as a chain can be
+    for _ in stages:  # a chain has at most as many stages
         spec = stages.get(name)
         start = spec.get(starting_field(spec.get("kind"))) if isinstance(spec, Mapping) else None
         if not isinstance(start, str):
@@ -169,7 +168,7 @@ def _loading(subject: Subject, repo: str) -> str:
 
 
 def _data(subject: Subject) -> Iterator[str]:
-    """What the stages read, in numbers, if they counted it."""
+    """A table of the data that the stages read, with counts if the stages reported them."""
     rows = []
     for stage in subject.chain:
         data = stage.report.get("data")
@@ -188,7 +187,7 @@ def _data(subject: Subject) -> Iterator[str]:
 
 
 def _licence(subject: Subject, base: str | None) -> str | None:
-    """As the base model's own card says, where that is on this machine."""
+    """The licence on the base model's card, if that is on this machine."""
     if base is None or subject.run is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""``align push``: a trained model to the Hugging Face Hub, with a card that says how it was made.
+"""``align push``: uploading a trained model to the Hugging Face Hub, with a card that says how it was made.
 
-Only the model goes: weights, configuration, tokenizer. What a stage keeps besides (samples, rejected rows, logs) may
-hold the user's data and stays. Paths of this machine are taken out of the configuration.
+Only weights, configuration and tokenizer are uploaded. Other files of a stage (samples, rejected rows, logs) may
+contain the user's data. Paths of this machine are removed from the configuration.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Upload:
     subject: Subject
     card: str
     files: Mapping[str, Path | bytes]
-    """By the name in the repository; all but the card."""
+    """Files by their names in the repository, without the card."""
 
     def listing(self) -> Iterator[str]:
         """One line for each file, the card first."""
@@ -109,9 +109,9 @@ def prepare(source: str, runs_dir: Path, *, to: str, stage: str | None = None) -
 
 
 def push(upload: Upload, to: str, *, private: bool) -> str:
-    """Create the repository if need be, and send everything in one commit; returns the commit's address.
+    """Create the repository if it does not exist, and upload everything in one commit; returns the commit's address.
 
-    The token is the one of the environment (``HF_TOKEN``) or of ``hf auth login``; ``HF_ENDPOINT`` names another hub.
+    The token comes from the environment (``HF_TOKEN``) or from ``hf auth login``; ``HF_ENDPOINT`` selects another hub.
 
     Raises:
         InputError: the repository exists with the other visibility.
@@ -123,9 +123,9 @@ def push(upload: Upload, to: str, *, private: bool) -> str:
     message = f"{upload.subject.manifest.stage}, pushed by align"
     api = HfApi()
     with _faults(to):
-        try:  # a short question first: the other calls have no limit on the time they wait for an answer
+        try:  # ask with a time limit first, since the other calls have none
             _require_visibility(to, bool(api.repo_info(to, timeout=PATIENCE).private), private)
-        except errors.HfHubHTTPError as error:  # some hubs say 404 only
+        except errors.HfHubHTTPError as error:  # some hubs answer with 404 only
             if not isinstance(error, errors.RepositoryNotFoundError) and error.response.status_code != 404:
                 raise
             api.create_repo(to, private=private)
@@ -135,7 +135,7 @@ def push(upload: Upload, to: str, *, private: bool) -> str:
 
 @contextmanager
 def _faults(to: str) -> Iterator[None]:
-    """The client's errors in one line each."""
+    """Turns errors of the client into this package's errors."""
     from huggingface_hub import errors
 
     try:
@@ -167,7 +167,8 @@ def _require_name(to: str) -> None:
 
 
 def _require_visibility(to: str, is_private: bool, private: bool) -> None:
-    """What exists keeps its visibility: a model that was meant to be private must not become public that way."""
+    """Raises InputError when the repository exists with the other visibility, so that a model that should be private is
+    not uploaded to a public one."""
     if is_private != private:
         there, option = ("private", "--private") if is_private else ("public", "--public")
         raise InputError(
@@ -204,7 +205,7 @@ def locate(source: str, runs_dir: Path, stage: str | None) -> tuple[Path, RunRec
 
 
 def _is_of_model(name: str) -> bool:
-    """Nothing in a folder of its own: a value model, rollouts and the like lie there."""
+    """Does a file belong to the model? Files in subfolders do not: they are a value model, rollouts and the like."""
     return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES)
 
 
@@ -214,7 +215,8 @@ def _models_of(run: RunRecord | None) -> str | None:
 
 
 def _published(path: Path, origin: Mapping[str, Any]) -> Path | bytes:
-    """A file as others get it: without paths of this machine; an adapter names its base by its hub id and revision."""
+    """The content to upload: without paths of this machine, and in an adapter's configuration with the base's hub id
+    and revision."""
     if path.suffix != ".json" or path.name == "tokenizer.json" or path.name.endswith(".index.json"):
         return path
     value = _json(path)

@@ -1,1 +1,1 @@
-"""What a finished or broken run left in its folder, read back."""
+"""Reading the folder of a run, which may be unfinished or damaged."""

@@ -1,5 +1,5 @@
-"""Answers in the files of runs that were made before ``answers.jsonl``, and of a ppo stage that has not finished: it
-keeps its answers in Parquet until then."""
+"""Reading answers of runs from before ``answers.jsonl``, and of unfinished ppo stages, which keep their answers as
+Parquet until they finish."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ITERATION = re.compile(r"iteration-(\d+)\.parquet")
 
 
 def old_answers(stage: StageRecord) -> Iterator[AnswerRow]:
-    """What the report showed of such a stage: evaluations, answers before and after training, and rollouts."""
+    """The answers of such a stage: of evaluations, before and after training, and of rollouts."""
     for place, sample in enumerate(rows(stage.report, "samples")):
         asked: dict[str, Any] = {"part": "held-out", "prompt_id": str(place), "prompt": text(sample, "prompt")}
         for version, when in enumerate(("before", "after")):
@@ -31,7 +31,8 @@ def old_answers(stage: StageRecord) -> Iterator[AnswerRow]:
 
 
 def _rollouts(path: Path, policy: str, iteration: int) -> Iterator[AnswerRow]:
-    """Older files do not say after how many steps they were sampled; the number of the iteration tells them apart."""
+    """The answers in a rollouts file. Older files do not have the number of steps, for which the number of the
+    iteration is used."""
     import pyarrow.parquet as pq
 
     for row in pq.read_table(path).to_pylist():

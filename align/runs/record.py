@@ -1,4 +1,4 @@
-"""A run as its folder tells it: the recipe, its stages with their results and measurements, and what happened when."""
+"""Reading a run's folder: the recipe, its stages with their results and metrics, and its history."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from align.recipe.reference_syntax import running_order
 from align.runs.values import jsonl
 
 State = Literal["finished", "running", "killed", "interrupted", "failed", "not run"]
-"""``running``: it started and said nothing since, and its process is there; ``killed``: the process is gone."""
+"""``running``: it started, and its process still exists; ``killed``: it started, and its process does not exist any
+more."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage of the recipe that was run last, and its result if there is one."""
+    """A stage of the recipe of the last run, with its result if there is one."""
 
     name: str
     kind: str
     state: State
-    """By its last event; a result of an earlier run may be there in any state."""
+    """The state after its last event. A result of an earlier run may exist in any state."""
     needs: tuple[str, ...]
-    """The stages whose results it reads, in the order in which it names them."""
+    """The stages whose results it reads, in the order of its references."""
     folder: Path
-    """Where its result is, or would be."""
+    """Folder of its result, which may not exist."""
     manifest: Manifest | None
-    """Of its result; None when there is none, or it is damaged."""
+    """The manifest of its result; None when there is no result, or the manifest is damaged."""
     report: Mapping[str, Any]
-    """``report.json`` of its result, and what its manifest says in short; empty when there is none."""
+    """``report.json`` of its result, with the summary of its manifest; empty without a result."""
     metrics: tuple[Row, ...]
-    """Rows of ``metrics.jsonl``, by step: of its result or, while it is not finished, of its latest attempt."""
+    """Rows of ``metrics.jsonl``, by step: of its result or, if it has not finished, of its latest attempt."""
     events: tuple[Row, ...]
     """Its lines of ``history.jsonl``."""
     attempt: Path | None = None
@@ -48,22 +49,22 @@ class StageRecord:
 
     @property
     def place(self) -> Path:
-        """Where to look for what it made: its result or, while it is not finished, its latest attempt."""
+        """Folder with its files: its result or, if it has not finished, its latest attempt."""
         return self.folder if self.state == "finished" or self.attempt is None else self.attempt
 
     @property
     def seconds(self) -> float | None:
-        """How long the attempt took that made the result."""
+        """Duration of the attempt that made the result."""
         return next((event.get("seconds") for event in reversed(self.events) if event.get("event") == "finished"), None)
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """Headline numbers; empty when there is no result."""
+        """Headline numbers; empty without a result."""
         return self.manifest.summary if self.manifest else {}
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the stage warned of, in plain words."""
+        """The warnings of the stage."""
         return tuple(map(str, self.summary.get("warnings") or ()))
 
 
@@ -80,24 +81,24 @@ class RunRecord:
     about: Mapping[str, Any]
     """``run.json``: command, time and versions."""
     stages: tuple[StageRecord, ...]
-    """Each after those that it needs; file order otherwise."""
+    """The stages in running order: each after those that it needs, otherwise as in the file."""
     history: tuple[Row, ...]
 
     @property
     def state(self) -> State:
-        """The worst state of its stages; ``finished`` when all are."""
+        """The worst state of its stages; ``finished`` when all have finished."""
         states = {stage.state for stage in self.stages}
         order: tuple[State, ...] = ("running", "failed", "killed", "interrupted", "not run", "finished")
         return next((state for state in order if state in states), "not run")
 
     @property
     def seconds(self) -> float:
-        """How long the attempts took that made the results."""
+        """Total duration of the attempts that made the results."""
         return sum(stage.seconds or 0.0 for stage in self.stages if stage.manifest is not None)
 
     @property
     def last(self) -> str:
-        """When something happened last, as an ISO time; empty when nothing did."""
+        """Time of the last event, as an ISO time; empty when there is none."""
         return str(self.history[-1].get("time", "")) if self.history else str(self.about.get("started", ""))
 
     def stage(self, name: str) -> StageRecord:
@@ -118,7 +119,7 @@ def is_run(folder: Path) -> bool:
 
 
 def list_runs(runs_dir: Path) -> list[Path]:
-    """The run folders in ``runs_dir``, the one that was run last first."""
+    """The run folders in ``runs_dir``, the most recent first."""
     found = [folder for folder in runs_dir.iterdir() if is_run(folder)] if runs_dir.is_dir() else []
     return sorted(
         found,
@@ -130,7 +131,7 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 
 def find_run(name: str, runs_dir: Path) -> Path:
-    """The folder of a run: a path as it is, a bare name in ``runs_dir``. Raises :class:`InputError`."""
+    """The folder of a run, given by its path or by its name in ``runs_dir``. Raises :class:`InputError`."""
     for folder in (runs_dir / name, Path(name).expanduser()):
         if is_run(folder):
             return folder
@@ -142,7 +143,7 @@ def find_run(name: str, runs_dir: Path) -> Path:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run. A damaged file of a stage leaves its part empty (`align verify` says what is damaged).
+    """Read a run. The part of a damaged file is left empty (`align verify` lists damaged files).
 
     Raises :class:`InputError` when the folder is not a run, or its recipe cannot be read.
     """
@@ -171,7 +172,7 @@ def read_run(folder: Path) -> RunRecord:
 def _stage(
     folder: Path, name: str, kind: str, needs: tuple[str, ...], history: Sequence[Row], *, live: bool
 ) -> StageRecord:
-    """``live``: the last that happened in this run happened to this stage, and the run's process is there."""
+    """Read a stage. ``live`` says that the run's process exists and that the last event of the run is of this stage."""
     result = folder / "stages" / files.safe_name(name)
     events = tuple(event for event in history if event.get("stage") == name)
     try:
@@ -200,7 +201,7 @@ def _state(events: Sequence[Row], manifest: Manifest | None, *, live: bool) -> S
 
 
 def _needs(spec: Any, stages: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names behind ``stage:`` in the texts of a stage, each once."""
+    """Names after ``stage:`` in the texts of a stage, each once."""
     found: dict[str, None] = {}
 
     def visit(value: Any) -> None:

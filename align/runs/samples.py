@@ -1,4 +1,4 @@
-"""What a stage's model was asked and what it answered, read back from what the stage left. Imports no torch."""
+"""Reading the prompts and answers of a stage from its files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from align.runs.record import StageRecord
 from align.runs.values import jsonl
 
 Parts = list[tuple[str, str]]
-"""A sample: texts of models and data, each under what it is."""
+"""A sample to show: (name, text) pairs, with texts of models and data."""
 
 _MEANS = ("score", "baseline", "kl")
 
 
 def answers_of(stage: StageRecord) -> Iterator[AnswerRow]:
-    """All answers that a stage kept, however old the run is."""
+    """All answers of a stage, also of runs by earlier versions."""
     if (stage.place / ANSWERS).is_file():
         yield from read_answers(stage.place)
     else:
@@ -36,7 +36,7 @@ def samples(stage: StageRecord, limit: int, iteration: int | None = None) -> Ite
     """Up to ``limit`` samples.
 
     Args:
-        iteration: of a stage with rollouts, counted from 1: what was sampled in it. The last one when absent.
+        iteration: for a stage with rollouts, the iteration to show, from 1; the last one when None.
 
     Raises:
         InputError: there is no such iteration.
@@ -59,7 +59,7 @@ def samples(stage: StageRecord, limit: int, iteration: int | None = None) -> Ite
 
 
 def iterations(stage: StageRecord) -> Iterator[dict[str, float]]:
-    """Each iteration of a stage with rollouts in numbers: means over its answers."""
+    """For each iteration of a stage with rollouts, means over its answers."""
     for number, numbered in groupby(_rollouts(stage), key=lambda pair: pair[0]):
         rows = [row for _, row in numbered]
         means = {
@@ -78,7 +78,8 @@ def iterations(stage: StageRecord) -> Iterator[dict[str, float]]:
 
 
 def _rollouts(stage: StageRecord) -> Iterator[tuple[int, AnswerRow]]:
-    """Answers of a stage's rollouts with the number of their iteration, from 1: each samples from other weights."""
+    """(iteration from 1, answer) of a stage's rollouts. A new iteration begins where the version of the weights
+    changes."""
     rows = (row for row in answers_of(stage) if row.part == "rollouts")
     for number, (_, sampled) in enumerate(groupby(rows, key=lambda row: row.version), 1):
         yield from ((number, row) for row in sampled)
@@ -97,14 +98,14 @@ def _rollout_rows(stage: StageRecord, last: int, iteration: int | None) -> Itera
 
 
 def _evaluated(stage: StageRecord) -> Iterator[Parts]:
-    """Each held-out prompt with the data's answer and the first of every policy's."""
+    """Each held-out prompt with the data's answer and the first answer of every policy."""
     rows = (row for row in answers_of(stage) if row.part == "data" and row.sample == 0)
     for answers in by_prompt(rows):
         yield [("prompt", _text(answers[0].prompt)), *((row.policy, _text(row.text)) for row in answers)]
 
 
 def _row(row: Mapping[str, Any]) -> Parts:
-    """A row that a stage wrote for the next one: a prompt, or one with chosen and rejected answers."""
+    """The parts of a row in a stage's data: a prompt, with or without chosen and rejected answers."""
     parts: Parts = [("prompt", _text(row.get("prompt")))]
     parts += [(name, _text(row[name])) for name in (TARGET, "chosen") if name in row]
     rejected = row.get("rejected")
@@ -115,7 +116,7 @@ def _row(row: Mapping[str, Any]) -> Parts:
 
 
 def _numbers(value: Any) -> str:
-    """A number, or several; nothing for anything else."""
+    """One or several numbers as text; empty for other values."""
     values = value if isinstance(value, list) else [value]
     return (
         ", ".join(f"{one:.4g}" for one in values)
@@ -125,7 +126,7 @@ def _numbers(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A text as it is; messages with their roles; anything else as JSON."""
+    """A value as text: a text unchanged, messages with their roles, anything else as JSON."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, (list, tuple)) and all(

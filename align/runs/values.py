@@ -1,5 +1,5 @@
-"""JSON of a run's folder, which may be damaged, read without exceptions; and how numbers, sizes and untrusted text look
-to people."""
+"""Reading JSON of a run's folder, which may be damaged, without exceptions; and formatting numbers and untrusted
+text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 _NOT_PLAIN = re.compile(r"[^\x20-\x7e\n\t]")
-_LARGEST = 1e30  # what is computed from two of them is finite as well
+_LARGEST = 1e30  # so that results computed from two of them are finite
 _JOINERS = "\u200c\u200d"  # part of words in some scripts, and of emoji
 
 
 def at(value: Any, *keys: str) -> Any:
-    """What lies under ``keys`` in nested objects; None when nothing does."""
+    """The value under ``keys`` in nested objects; None when there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
@@ -61,7 +61,7 @@ def texts(value: Any, *keys: str) -> list[str]:
 
 
 def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Those that are in ``order`` as they stand there, then the others.
+    """The names that are in ``order``, in that order, then the others.
 
     >>> in_order(["dpo", "new", "sft"], ["sft", "ppo", "dpo"])
     ['sft', 'dpo', 'new']
@@ -70,8 +70,8 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 
 def jsonl(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The objects in the lines of a file, or in its first ``most``; nothing of a damaged line, nor of a file that is
-    missing."""
+    """The objects in the lines of a file, or in its first ``most``. Damaged lines are skipped; a missing file gives
+    nothing."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for line in islice(lines, most):
@@ -86,7 +86,7 @@ def jsonl(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
 
 
 def decimals(*values: float | None) -> int:
-    """How many decimals to write numbers with that are compared with each other: the largest gets three or four digits.
+    """The number of decimals for numbers that are compared with each other: the largest gets three or four digits.
 
     >>> decimals(2.879, 0.5), decimals(-75.2), decimals(0.0012)
     (3, 2, 5)
@@ -96,7 +96,7 @@ def decimals(*values: float | None) -> int:
 
 
 def short(value: float | None) -> str:
-    """A number with three or four digits; whole ones as they are.
+    """A number with three or four digits; whole numbers with all digits.
 
     >>> short(0.54304), short(25354), short(None)
     ('0.543', '25,354', '-')
@@ -109,7 +109,7 @@ def short(value: float | None) -> str:
 
 
 def percent(part: float, whole: float = 1.0) -> str:
-    """A share.
+    """A share as text.
 
     >>> percent(12, 80)
     '15 %'
@@ -119,7 +119,7 @@ def percent(part: float, whole: float = 1.0) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time for people.
+    """A duration as text.
 
     >>> duration(154.2), duration(3720), duration(0.4)
     ('2 min 34 s', '1 h 02 min', '0.4 s')
@@ -133,10 +133,11 @@ def duration(seconds: float | None) -> str:
 
 
 def visible(untrusted: str) -> str:
-    """``untrusted`` with everything that a reader would not see, or that would change what is read around it, written
-    out.
+    """``untrusted`` with invisible characters, and those that change how the text around them is shown, replaced by
+    their codes.
 
-    Control characters, text direction marks, zero-width characters and lone surrogates; white space and joiners stay.
+    These are control characters, text direction marks, zero-width characters and lone surrogates; white space and
+    joiners are kept.
 
     >>> visible("a\\x1b[1m\\u202eb")
     'a[U+001B][1m[U+202E]b'
@@ -150,5 +151,5 @@ def _written_out(character: str) -> str:
 
 
 def clipped(untrusted: str, limit: int) -> str:
-    """At most ``limit`` characters of a text, and how many there are when it is longer."""
+    """The first ``limit`` characters of a text, with the total number if it is longer."""
     return untrusted if len(untrusted) <= limit else f"{untrusted[:limit]} … [{len(untrusted):,} characters]"

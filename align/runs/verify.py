@@ -1,8 +1,8 @@
-"""``align verify``: does everything in a run still have the content that it was published with, and does one stage fit
-the next?
+"""``align verify``: checks that all files of a run are unchanged, and that each stage's inputs are those that its
+result was made from.
 
-Every file of every result is hashed. What a stage was made from is compared with what is there now: the result of
-another stage, or a source file, if it lies on this machine.
+Every file of every result is hashed. The inputs of a result, which are results of other stages or files, are compared
+with those that exist now on this machine.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _NOT_FILES = ("hub:", "code:")
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of one result."""
+    """The outcome for one result."""
 
     name: str
     damaged: tuple[str, ...] = ()
     """Files whose content is not what the manifest says."""
     unfit: tuple[str, ...] = ()
-    """Stages whose result is another one now than that which this one was made from."""
+    """Stages whose results have changed since this result was made from them."""
     changed: tuple[str, ...] = ()
-    """Sources that have other content now. The result is whole, but would not be made again from them."""
+    """Sources whose content has changed. The result is intact, but making it again would give another one."""
     gone: tuple[str, ...] = ()
     """Sources that are not on this machine any more."""
     manifest: Manifest | None = None
@@ -41,11 +41,11 @@ class Checked:
 
     @property
     def wrong(self) -> bool:
-        """Is something damaged, or does it not fit together?"""
+        """Is a file damaged, or was it made from other results than those that exist?"""
         return bool(self.damaged or self.unfit)
 
     def __str__(self) -> str:
-        """One line."""
+        """The outcome on one line."""
         parts = [f"damaged: {'; '.join(self.damaged)}"] if self.damaged else []
         parts += [f"was made from another result of stage {name} than the one that is there" for name in self.unfit]
         if not parts:
@@ -57,7 +57,7 @@ class Checked:
 
 
 def verify_artefact(name: str, folder: Path) -> Checked:
-    """One result by itself: the content of its files."""
+    """Check the files of one result."""
     problems = artifacts.verify(folder, deep=True)
     damaged = tuple(f"{_relative(problem.file, folder)}: {problem.message}" for problem in problems)
     try:
@@ -68,7 +68,7 @@ def verify_artefact(name: str, folder: Path) -> Checked:
 
 
 def verify_run(run: RunRecord) -> Iterator[Checked]:
-    """All results in a run's folder, those of stages that the recipe does not name any more last."""
+    """Check all results in a run's folder; those of stages that are no longer in the recipe come last."""
     named = {stage.folder.name for stage in run.stages}
     others = [
         path for path in sorted((run.folder / "stages").glob("[!.]*")) if path.is_dir() and path.name not in named
@@ -91,20 +91,20 @@ def verify_run(run: RunRecord) -> Iterator[Checked]:
 
 
 class _Sources:
-    """What the stages of a run were made from, as it is now; each source is read once."""
+    """Digests of the current inputs of a run's stages; each source is hashed once."""
 
     def __init__(self, run: RunRecord) -> None:
         self._run = run
         self._known: dict[str, str | None] = {}
 
     def compare(self, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Stages that do not fit, sources that have changed, and sources that are gone."""
+        """(stages whose results changed, sources that changed, sources that are missing)."""
         unfit = []
         changed = []
         gone = []
         for text, digest in manifest.identity.inputs.items():
             if text.startswith(_NOT_FILES) or digest.startswith(_NOT_FILES):
-                continue  # what the hub has is known by its revision, and code may be anywhere
+                continue  # hub sources are identified by revision; code may be anywhere
             if text.startswith("stage:"):
                 name = text.removeprefix("stage:").strip()
                 if self._of_stage(name) not in (None, digest):
@@ -116,21 +116,21 @@ class _Sources:
         return tuple(unfit), tuple(changed), tuple(gone)
 
     def _of_stage(self, name: str) -> str | None:
-        """None when it has no result, or a damaged one, which is told of that stage itself."""
+        """The digest of a stage's result; None when it has none or a damaged one, which is reported for that stage."""
         try:
             return artifacts.artefact_digest(self._run.folder / "stages" / files.safe_name(name))
         except InputError:
             return None
 
     def _of_source(self, text: str) -> str | None:
-        """None when it is not there."""
+        """The digest of a source; None when it does not exist."""
         if text not in self._known:
             self._known[text] = self._digest(text)
         return self._known[text]
 
     def _digest(self, text: str) -> str | None:
         here, root = (Path(str(self._run.about.get(name, "."))) for name in ("folder", "root"))
-        with chdir(here if here.is_dir() else os.curdir):  # where relative paths were looked for first
+        with chdir(here if here.is_dir() else os.curdir):  # relative paths were first looked for there
             try:
                 place = reference_syntax.resolve(text, root)
                 return files.digest_path(place) if isinstance(place, Path) else None
