@@ -80,8 +80,7 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
         )
         answers = Answers.of(
             [prompt.record.id for prompt in prompts],
-            [prompt.ids for prompt in prompts],
-            [[sample.answer.ids for sample in of_prompt] for of_prompt in samples],
+            [[sample.trajectory for sample in of_prompt] for of_prompt in samples],
         )
         with parts.clock("values"):
             tokens = _token_numbers(parts, answers)
@@ -119,7 +118,7 @@ def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
     batches = parts.loader(pieces.tree, everything).step(0)
 
     def every(evaluate: Callable[[Batch], Tensor]) -> Tensor:
-        numbers = torch.full((len(answers.ids),), torch.nan)
+        numbers = torch.full((len(answers.branch),), torch.nan)
         with torch.no_grad(), autocast(spec.train, parts.ranks.device):
             for batch in batches:
                 numbers[pieces.places(batch)] = evaluate(batch.to(parts.ranks.device)).cpu()
@@ -168,7 +167,9 @@ def valued(
     coefficient: float,
 ) -> Experience:
     """The experience made of scored answers. ``samples`` and ``baselines`` have one entry for each answer, [B]."""
-    scores = torch.tensor([sample.score - spec.unfinished_penalty * (not sample.answer.finished) for sample in samples])
+    scores = torch.tensor(
+        [sample.score - spec.unfinished_penalty * (not sample.trajectory.finished) for sample in samples]
+    )
     log_ratio = tokens.old - tokens.reference
     found = worth(spec, answers, scores, baselines, log_ratio, tokens.values, coefficient)
     summary = {
@@ -182,9 +183,9 @@ def valued(
         "kl_of_answer": float(segment_sum(log_ratio, answers.branch, len(answers)).mean()),
         "kl_coefficient": coefficient,
         "entropy": float(-tokens.old.mean()),
-        "length": float(answers.lengths.double().mean()),
-        "finished": sum(sample.answer.finished for sample in samples) / len(samples),
-        "distinct": len({sample.answer.ids for sample in samples}) / len(samples),
+        "length": float(answers.sampled.double().mean()),
+        "finished": sum(sample.trajectory.finished for sample in samples) / len(samples),
+        "distinct": len({sample.trajectory.ids for sample in samples}) / len(samples),
     }
     if tokens.values is not None and found.returns is not None:
         summary |= {
@@ -193,8 +194,9 @@ def valued(
             "return_std": float(found.returns.std(unbiased=False)),
         }
     weights = None
-    if all(sample.logprobs is not None for sample in samples):
-        engine = torch.tensor([logprob for sample in samples for logprob in sample.logprobs or ()])
+    given = [sample.trajectory.logprobs for sample in samples]
+    if None not in given:
+        engine = torch.tensor([logprob for of_answer in given for logprob in of_answer or ()])
         summary |= _mismatch(tokens.old, engine)
         if spec.importance_cap is not None:
             weights = truncated_importance_weights(tokens.old, engine, spec.importance_cap)

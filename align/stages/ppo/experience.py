@@ -4,7 +4,8 @@ on disk until the iteration's training is done.
 Training on the experience changes the policy, so nothing here can be computed again later. A run that was interrupted
 inside an iteration resumes from the saved experience.
 
-Shapes: P prompts, B answers, T tokens of all answers, answer after answer. No padding.
+Shapes: P prompts, B answers, A tokens of all answers, one answer after the other without padding. T of the A tokens
+were sampled by the policy. Only these are trained on; tensors [T] have one value for each of them, in their order.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from align.data.tree import Branch, Tree
 from align.functional.advantages import gae, k1, token_rewards, whiten
 from align.functional.segments import segment_count, segment_sum
 from align.recipe.kinds.ppo import PpoStage
+from align.rollout.trajectory import Trajectory
 from align.sealed import damage
 from align.training.checkpoint import save_tensors, verified
 
@@ -34,37 +36,43 @@ _log = logging.getLogger("align")
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to an iteration's prompts, as tokens."""
+    """Answers to an iteration's prompts, as tokens: all that follows the prompt in a trajectory is its answer."""
 
     names: Sequence[str]  # [P], record ids
     prompts: Sequence[Sequence[int]]  # [P], token ids
     prompt_of: Tensor  # int64 [B], index of the answer's prompt; never falls, every prompt has an answer
     lengths: Tensor  # int64 [B], at least 1
-    ids: Tensor  # int32 [T]
+    ids: Tensor  # int32 [A]
+    mask: Tensor  # bool [A], true where the policy sampled the token; at least one token of each answer
 
     @classmethod
-    def of(
-        cls, names: Sequence[str], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]
-    ) -> Answers:
-        """From token ids ``[prompt][sample]``."""
-        flat = [ids for of_prompt in answers for ids in of_prompt]
+    def of(cls, names: Sequence[str], trajectories: Sequence[Sequence[Trajectory]]) -> Answers:
+        """From trajectories ``[prompt][sample]``. Those of one prompt begin with the same ids."""
+        flat = [one for of_prompt in trajectories for one in of_prompt]
         return cls(
             names,
-            prompts,
+            [of_prompt[0].prompt for of_prompt in trajectories],
             torch.repeat_interleave(
-                torch.arange(len(answers)), torch.tensor([len(of_prompt) for of_prompt in answers])
+                torch.arange(len(trajectories)), torch.tensor([len(of_prompt) for of_prompt in trajectories])
             ),
-            torch.tensor([len(ids) for ids in flat]),
-            torch.tensor([i for ids in flat for i in ids], dtype=torch.int32),
+            torch.tensor([len(one.ids) for one in flat]),
+            torch.tensor([i for one in flat for i in one.ids], dtype=torch.int32),
+            torch.tensor([sampled for one in flat for sampled in one.mask]),
         )
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
+    def sampled(self) -> Tensor:
+        """Number of sampled tokens of each answer, int64 [B]."""
+        answer = torch.repeat_interleave(torch.arange(len(self)), self.lengths)
+        return segment_count(answer[self.mask], len(self))
+
+    @property
     def branch(self) -> Tensor:
-        """Index of the answer that each token belongs to, int64 [T]."""
-        return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
+        """Index of the answer that each sampled token belongs to, int64 [T]."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.sampled)
 
     def pieces(self, tokens: int, layout: Layout) -> Pieces:
         """The answers as trees of at most ``tokens`` tokens, where possible; in layout ``padded`` every answer is a
@@ -94,25 +102,25 @@ class Pieces:
     """The indices of the answers in each tree; all of them answer the same prompt."""
 
     def tree(self, number: int) -> Tree:
-        """A tree of a prompt and its answers; all tokens of the answers are targets."""
+        """A tree of a prompt and its answers; the sampled tokens of the answers are targets."""
         answers, members = self.answers, self.ranges[number]
         prompt = int(answers.prompt_of[members.start])
         ends = answers.lengths.cumsum(0)
         branches = []
         for answer in members:
-            ids = answers.ids[int(ends[answer] - answers.lengths[answer]) : int(ends[answer])].numpy()
-            branches.append(Branch(ids, np.ones(len(ids), dtype=np.bool_)))
+            place = slice(int(ends[answer] - answers.lengths[answer]), int(ends[answer]))
+            branches.append(Branch(answers.ids[place].numpy(), answers.mask[place].numpy()))
         return Tree(answers.names[prompt], np.array(answers.prompts[prompt], dtype=np.int32), tuple(branches))
 
     def places(self, batch: Batch) -> Tensor:
-        """Indices of a batch's targets among the tokens of all answers: int64 [N], on the CPU. ``tree_index`` of the
-        batch are numbers of these trees."""
+        """Indices of a batch's targets among the sampled tokens of all answers: int64 [N], on the CPU. ``tree_index``
+        of the batch are numbers of these trees."""
         first = torch.tensor([members.start for members in self.ranges])
         answer = first[torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]] + batch.branch_slot.cpu()
-        lengths, branch = self.answers.lengths, batch.branch.cpu()
+        sampled, branch = self.answers.sampled, batch.branch.cpu()
         counts = segment_count(branch, batch.num_branches)
         inside = torch.arange(len(branch)) - (counts.cumsum(0) - counts)[branch]
-        return (lengths.cumsum(0) - lengths)[answer][branch] + inside
+        return (sampled.cumsum(0) - sampled)[answer][branch] + inside
 
     def plan(self, prompts: StepPlan) -> StepPlan:
         """The plan ``prompts``, whose steps are lists of prompts, as a plan whose steps are lists of trees."""
@@ -224,7 +232,7 @@ class Experience:
         """Write the folder, whole or not at all."""
         named = {name: getattr(self, name) for name in ("old", "advantages", "returns", "values", "weights")}
         tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
-        tensors |= {name: getattr(self.answers, name) for name in ("prompt_of", "lengths", "ids")}
+        tensors |= {name: getattr(self.answers, name) for name in ("prompt_of", "lengths", "ids", "mask")}
         state: dict[str, Any] = {
             "iteration": self.iteration,
             "names": list(self.answers.names),
@@ -239,9 +247,10 @@ class Experience:
         """Read what :meth:`save` wrote. Raises InputError when it is damaged."""
         kept = verified(folder, ["experience"])
         tensors, state = kept.tensors("experience"), kept.state()
-        answers = Answers(
-            state["names"], state["prompts"], tensors.pop("prompt_of"), tensors.pop("lengths"), tensors.pop("ids")
-        )
+        prompt_of, lengths, ids = (tensors[name] for name in ("prompt_of", "lengths", "ids"))
+        # Earlier versions saved no mask, because every token was sampled.
+        mask = tensors.get("mask", torch.ones(len(ids), dtype=torch.bool))
+        answers = Answers(state["names"], state["prompts"], prompt_of, lengths, ids, mask)
         optional = {name: tensors.get(name) for name in ("returns", "values", "weights")}
         return cls(
             state["iteration"],

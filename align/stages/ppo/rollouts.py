@@ -20,6 +20,7 @@ from align.models.scalar.critic import ActorCritic
 from align.rollout.dispatch import CallPieces
 from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
 from align.rollout.sync import push
+from align.rollout.trajectory import Trajectory
 from align.scoring.scorer import Answer, Scorer, require_scores
 from align.stages.shared.clock import Clock
 from align.training.launch import Ranks
@@ -30,8 +31,9 @@ class ScoredAnswer:
     """An answer of the policy in training, and its score."""
 
     answer: Answer
-    logprobs: tuple[float, ...] | None
-    """The engine's log-probs of the answer's ids; None if it gives none."""
+    """What scorers and people read of it."""
+    trajectory: Trajectory
+    """What the policy is trained on: the token ids that ``answer`` was made from."""
     score: float
     """The scorer's score, without penalties."""
 
@@ -126,11 +128,22 @@ class Rollouts:
         scores = iter(require_scores(self.scorer.name, self.scorer.score(flat), len(flat)))
         return [
             [
-                ScoredAnswer(answer, sample.logprobs and sample.logprobs[: len(answer.ids)], next(scores))
+                ScoredAnswer(answer, _single_turn(answer, sample), next(scores))
                 for answer, sample in zip(of_prompt, sampled, strict=True)
             ]
             for of_prompt, sampled in zip(answers, samples, strict=True)
         ]
+
+
+def _single_turn(answer: Answer, sample: Sample) -> Trajectory:
+    """The trajectory of a sample, which is cut where the answer ends."""
+    said = Sample(
+        answer.ids,
+        sample.logprobs and sample.logprobs[: len(answer.ids)],
+        "stop" if answer.finished else "length",
+        sample.version,
+    )
+    return Trajectory.single_turn(answer.prompt_ids, said)
 
 
 # Files
@@ -160,8 +173,8 @@ def rows_of(
             "sample": number,
             "prompt": encoder.decode(prompt.ids),
             "answer": sample.answer.text,
-            "finished": sample.answer.finished,
-            "length": len(sample.answer.ids),
+            "finished": sample.trajectory.finished,
+            "length": sum(sample.trajectory.mask),
             "score": sample.score,
         }
         for prompt, of_prompt in zip(prompts, samples, strict=True)

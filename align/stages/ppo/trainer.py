@@ -269,8 +269,8 @@ class PpoTrainer(Trainer):
         reward = sum(one.score for one in answers) / len(answers)
         values = {
             "reward": reward,
-            "length": sum(len(one.answer.ids) for one in answers) / len(answers),
-            "finished": sum(one.answer.finished for one in answers) / len(answers),
+            "length": sum(sum(one.trajectory.mask) for one in answers) / len(answers),
+            "finished": sum(one.trajectory.finished for one in answers) / len(answers),
         }
         with torch.no_grad():
             outputs = [self.forward(batch, held_out=True).metrics for batch in parts.eval_sft]

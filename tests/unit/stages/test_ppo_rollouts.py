@@ -19,6 +19,7 @@ from align.models.scalar.critic import ActorCritic
 from align.recipe.blocks.scoring import EnsembleScorer, FunctionScorer, JsonRule, ModelScorer
 from align.recipe.schema import DataSource
 from align.rollout.engine import Sample, Sampling, WeightSource
+from align.rollout.trajectory import Trajectory
 from align.scoring.scorer import Answer
 from align.stages.ppo import rollouts as sampling
 from align.stages.ppo.collect import TokenNumbers, valued
@@ -93,7 +94,7 @@ def test_every_stop_id_ends_an_answer(encoder: Encoder) -> None:
 def test_nothing_after_the_end_counts() -> None:
     """Ids, log-probs, text and score are those of the answer alone."""
     clean, dirty = sampled([7, 8, STOP], [7, 8, STOP, 99, STOP, 5])
-    assert clean == dirty and dirty.answer.ids == (7, 8, STOP) and dirty.logprobs == (-1.0,) * 3
+    assert clean == dirty and dirty.answer.ids == (7, 8, STOP) and dirty.trajectory.logprobs == (-1.0,) * 3
     assert dirty.score == pytest.approx(0.7)
 
 
@@ -140,7 +141,7 @@ def test_one_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
 def worth_of(answers: list[list[int]], *, baselines: float = 0.0, **options: Any) -> Any:
     spec = stage(estimator="reinforce", kl_coefficient=0.0, **options)
     samples = sampled(*answers)
-    made = Answers.of(["p"], [[1, 2]], [[sample.answer.ids for sample in samples]])
+    made = Answers.of(["p"], [[sample.trajectory for sample in samples]])
     zeros = torch.zeros(len(made.ids))
     return valued(spec, 0, made, samples, TokenNumbers(zeros, zeros, None), torch.full((len(samples),), baselines), 0.0)
 
@@ -155,7 +156,8 @@ def test_the_penalty_is_for_answers_that_do_not_end() -> None:
 
 def test_the_next_coefficient_follows_the_kl_only_where_it_has_a_target() -> None:
     """Two tokens a nat above the reference: 2 nats an answer, twice the target, so 2 % more."""
-    made, sample = Answers.of(["p"], [[1, 2]], [[[7, STOP]]]), ScoredAnswer(Answer((), "x", ids=(7, STOP)), None, 1.0)
+    said = Trajectory.single_turn([1, 2], Sample((7, STOP), None, "stop", 0))
+    made, sample = Answers.of(["p"], [[said]]), ScoredAnswer(Answer((), "x", ids=(7, STOP)), said, 1.0)
     for target, wanted in ((None, 0.25), (1.0, 0.25 * 1.02), (2.0, 0.25)):
         spec = stage(estimator="reinforce", kl_target=target)
         found = valued(
@@ -173,8 +175,8 @@ def test_the_references_own_answer_is_worth_nothing() -> None:
 def test_importance_needs_the_engines_log_probs() -> None:
     """Nothing is silently left out."""
     spec = stage(estimator="reinforce", importance_cap=2.0)
-    made = Answers.of(["p"], [[1, 2]], [[[7, STOP]]])
-    sample = ScoredAnswer(Answer((), "x", ids=(7, STOP)), None, 1.0)
+    said = Trajectory.single_turn([1, 2], Sample((7, STOP), None, "stop", 0))
+    made, sample = Answers.of(["p"], [[said]]), ScoredAnswer(Answer((), "x", ids=(7, STOP)), said, 1.0)
     zeros = torch.zeros(2)
     with pytest.raises(InputError, match="this engine gives none"):
         valued(spec, 0, made, [sample], TokenNumbers(zeros, zeros, None), torch.zeros(1), 0.0)
@@ -251,8 +253,17 @@ def test_baselines_follow_from_what_scores_and_samples(tmp_path: Path, monkeypat
 # Flat tokens
 
 
+SAID = {
+    (1, 2, 3): [(10, 11), (12,)],
+    (4,): [(13, 14, 15), (16, 17)],
+    (5, 6): [(18,), (19, 20, 21, 22)],
+}
 MADE = Answers.of(
-    ["a", "b", "c"], [[1, 2, 3], [4], [5, 6]], [[[10, 11], [12]], [[13, 14, 15], [16, 17]], [[18], [19, 20, 21, 22]]]
+    ["a", "b", "c"],
+    [
+        [Trajectory.single_turn(prompt, Sample(ids, None, "stop", 0)) for ids in answers]
+        for prompt, answers in SAID.items()
+    ],
 )
 
 
