@@ -9,6 +9,7 @@ decides, publishes and prints.
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -238,6 +239,10 @@ class _Runner:
         started = time.monotonic()
         try:
             function = _implementation(spec, name)
+            if "torch" in sys.modules:  # else there is no memory of an earlier stage, and importing it takes seconds
+                from align.training.memory import begin_stage
+
+                begin_stage()
             context = StageContext(
                 name=name,
                 seed=attempt.identity.seed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -59,6 +59,23 @@ class Sample:
         return self.finish_reason == "stop"
 
 
+class Together(Protocol):
+    """Several processes that do something at the same time; :class:`align.training.launch.Ranks` is one."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    def gather(self, value: Any, /) -> list[Any]:
+        """Every process's value, in rank order."""
+        ...
+
+    def barrier(self) -> None:
+        """Return when every process has come here."""
+        ...
+
+
 @dataclass(frozen=True)
 class WeightSource:
     """The weights of a policy for engines to sample from: all tensors by their names in transformers, adapters merged
@@ -68,6 +85,9 @@ class WeightSource:
     """Names these weights; echoed by every completion that is sampled from them."""
     tensors: Callable[[], Iterable[tuple[str, Tensor]]]
     """Begins an iteration; one tensor at a time, so that no second copy of a model is held."""
+    taken_by: Together | None = None
+    """All processes of the run, where each of them gives these weights to an engine of its own now; None where this
+    process does it alone. Then engines in processes of their own read one copy on each machine."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return iter(self.tensors())

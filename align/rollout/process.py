@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,16 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
 
-from align import errors, files
+from align import errors
 from align.errors import AlignError, EnvironmentFault
 from align.rollout.engine import Sample, Sampling, WeightSource
 from align.rollout.vllm import VllmSettings
+from align.rollout.weight_files import weight_files
 
 PATIENCE_S = 600.0
 """Seconds without a sign of life after which the worker counts as hung."""
-_SHARED_MEMORY = Path("/dev/shm")
 _NOT_FOR_THE_WORKER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -39,6 +38,8 @@ class ProcessEngine:
 
     def __init__(self, folder: Path, settings: VllmSettings) -> None:
         self.together = settings.max_sequences
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what this process has freed and keeps is not there for another one
         self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed with the engine
         ours, theirs = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_WORKER}
@@ -79,23 +80,10 @@ class ProcessEngine:
         ]
 
     def load_weights(self, weights: WeightSource) -> None:
-        """See :class:`align.rollout.engine.RolloutEngine`. The weights pass through a file in memory, which only this
-        user can read."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
-        places = set()
-        for name, tensor in tensors.items():
-            if tensor.data_ptr() in places:  # a tied LM head: safetensors keeps no two names for one tensor
-                tensors[name] = tensor.clone()
-            places.add(tensor.data_ptr())
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        in_memory = _SHARED_MEMORY.is_dir() and files.free_space(_SHARED_MEMORY) > 1.1 * size
-        folder = Path(tempfile.mkdtemp(prefix="align-weights-", dir=_SHARED_MEMORY if in_memory else None))
-        try:
-            files.free_space_or_raise(folder, size)
-            save_file(tensors, folder / "weights.safetensors")
-            self._ask({"do": "load", "file": str(folder / "weights.safetensors"), "version": weights.version})
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        """See :class:`align.rollout.engine.RolloutEngine`; the weights pass through
+        :func:`align.rollout.weight_files.weight_files`."""
+        with weight_files(weights) as written:
+            self._ask({"do": "load", "files": written, "version": weights.version})
 
     def close(self) -> None:
         """End the worker: it stops when its socket is closed, and is killed when it does not."""

@@ -18,7 +18,7 @@ from align.models.adapters import is_lora_layer, unwrap
 from align.models.compute.forward import batch_logprobs, causal_lm
 from align.models.merging import merged_weight
 from align.models.placement import WHOLE, device_of
-from align.rollout.engine import RolloutEngine, Sample, Sampling, WeightSource
+from align.rollout.engine import RolloutEngine, Sample, Sampling, Together, WeightSource
 
 CANARY_TOKENS = 2
 """Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In
@@ -51,7 +51,13 @@ BOUNDS = {"fp32": Bound(1e-3, 2e-4), "bf16": Bound(1.0, 0.1)}
 
 
 def push(
-    engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Sequence[Sequence[int]], dtype: str = "fp32"
+    engine: RolloutEngine,
+    model: nn.Module,
+    *,
+    version: int,
+    canaries: Sequence[Sequence[int]],
+    dtype: str = "fp32",
+    together: Together | None = None,
 ) -> Proof:
     """Let the engine sample from ``model`` as it is now, and prove that it does.
 
@@ -60,11 +66,12 @@ def push(
         version: echoed by every completion from now on; larger than before.
         canaries: a few prompts, as token ids.
         dtype: the engine's precision.
+        together: all processes of the run, where each of them pushes these weights now.
 
     Raises:
         TrainingFault: the engine holds other weights, or its log-probs are further off than rounding explains.
     """
-    engine.load_weights(weights_of(model, version))
+    engine.load_weights(weights_of(model, version, together))
     return prove(engine, model, version=version, canaries=canaries, dtype=dtype)
 
 
@@ -97,9 +104,9 @@ def prove(
     return proof
 
 
-def weights_of(model: nn.Module, version: int) -> WeightSource:
+def weights_of(model: nn.Module, version: int, together: Together | None = None) -> WeightSource:
     """The policy's weights, each time as they are then."""
-    return WeightSource(version, lambda: policy_weights(model))
+    return WeightSource(version, lambda: policy_weights(model), together)
 
 
 def policy_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

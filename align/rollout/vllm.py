@@ -177,7 +177,7 @@ class VllmEngine:
             TrainingFault: a tensor of the engine is not the one that was given; it names them.
         """
         with self._at_work(), torch.no_grad():
-            arrived = Arrived()
+            arrived = Arrived(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": arrived.seen(weights)})
             self._llm.reset_prefix_cache()  # it holds keys and values of the old weights
             self._llm.apply_model(arrived.require)

@@ -20,17 +20,28 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 more."""
 
 
-class Arrived:
-    """Sees the weights on their way in, and compares what a vLLM model holds with them."""
+_STEP = 2**24
+"""Values that are converted to fp32 at once: 64 MB, where an embedding as a whole may not fit beside vLLM's cache."""
 
-    def __init__(self) -> None:
+
+class Arrived:
+    """Sees the weights on their way in, and compares what a vLLM model holds with them.
+
+    Args:
+        device: where vLLM computes. Weights come through the CPU's memory, whose products take longer than the way to
+            the GPU that they are on anyway.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._sent: dict[str, Tensor] = {}
 
     def seen(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The same weights; what each does to the fixed vector is remembered."""
         for name, tensor in weights:
-            self._sent[name] = _product(tensor)
-            yield name, tensor
+            here = tensor.to(self._device)
+            self._sent[name] = _product(here)
+            yield name, here
 
     def require(self, model: nn.Module) -> int:
         """Compare all tensors of a vLLM model with those that were seen; returns how many were compared.
@@ -100,8 +111,9 @@ def _product(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.ndim < 2:
         return tensor.float().flatten().cpu()
-    product: Tensor = tensor.float() @ _vector(tensor.shape[-1], tensor).float()
-    return product.flatten().cpu()
+    vector = _vector(tensor.shape[-1], tensor).float()
+    rows = torch.split(tensor.reshape(-1, tensor.shape[-1]), max(1, _STEP // tensor.shape[-1]))
+    return torch.cat([part.float() @ vector for part in rows]).cpu()
 
 
 def _applied(module: nn.Module, parameter: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """vLLM in a process of its own: what :mod:`align.rollout.process` starts, and speaks to over a private pair of sockets,
 in lines of JSON.
 
-Weights come as a safetensors file in memory. The process ends with the one that started it, however that ended, and at
-the latest when the socket is closed.
+Weights come as safetensors files, in memory where they fit. The process ends with the one that started it, however
+that ended, and at the latest when the socket is closed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,20 +55,23 @@ class _Server:
                 found = self._engine.generate(request["prompts"], Sampling(**request["sampling"]))
                 return {"completions": [[asdict(completion) for completion in answers] for answers in found]}
             case "load":
-                from safetensors import safe_open
-
-                with safe_open(request["file"], framework="pt") as tensors:
-                    names = tensors.keys()
-                    source = WeightSource(
-                        request["version"], lambda: ((name, tensors.get_tensor(name)) for name in names)
-                    )
-                    self._engine.load_weights(source)
+                self._engine.load_weights(WeightSource(request["version"], lambda: _tensors(request["files"])))
                 return {}
         raise ValueError("unknown request")
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
+
+
+def _tensors(files: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """One at a time, out of safetensors files."""
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - the file is no mapping
+                yield name, tensors.get_tensor(name)
 
 
 def main() -> None:

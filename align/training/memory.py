@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -29,8 +30,19 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def begin_stage() -> None:
+    """Leave nothing of the stage before: what it freed goes back to the GPU, where other processes (vLLM's) can take
+    it, and peak memory is counted anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # some containers do not let a process do that; then its whole life counts
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): VmHWM begins anew
+
+
 def peak_memory_bytes() -> int:
-    """Peak memory of this process: of the GPU where there is one, resident memory otherwise."""
+    """Peak memory of this process since its stage began: of its GPU where there is one, resident memory otherwise."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     # getrusage's number would be wrong: a process inherits the peak of the process that started it.

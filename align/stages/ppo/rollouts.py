@@ -80,6 +80,7 @@ class Rollouts:
                 version=self._version,
                 canaries=self._canaries,
                 dtype=self._precision,
+                together=self._ranks if self._ranks.world > 1 else None,
             )
         self._at = step
 

@@ -414,3 +414,13 @@ def test_an_error_on_rank_0_ends_every_rank_with_its_exit_code(shop: Workshop) -
     assert isinstance(first, EnvironmentFault)
     assert isinstance(second, StoppedWithRank0)
     assert (first.exit_code, second.exit_code) == (3, 3)
+
+
+def test_every_stage_begins_with_memory_of_its_own(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch is there: a stage that is up to date frees nothing."""
+    import align.training.memory
+
+    begun: list[None] = []
+    monkeypatch.setattr(align.training.memory, "begin_stage", lambda: begun.append(None))
+    (first, _), (second, _) = shop.run(), shop.run()
+    assert (len(first.ran), len(second.ran), len(begun)) == (3, 0, 3)

@@ -218,7 +218,7 @@ def test_baselines_are_sampled_once(tmp_path: Path) -> None:
 def test_the_references_answers_are_those_of_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine gets the weights once for them and for the first iteration, and again as soon as a step was taken."""
     made, pushed = rollouts(Says([7, STOP]), precision="fp32"), []
-    monkeypatch.setattr(sampling, "push", lambda engine, model, *, version, canaries, dtype: pushed.append(version))
+    monkeypatch.setattr(sampling, "push", lambda engine, model, *, version, **how: pushed.append(version))
     reference_baselines(made, prompts(2), Sampling(4), penalty=0.0, key="a", cache=tmp_path, ranks=Ranks())
     assert pushed == [1]
     made.sync(0)

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from align.training.memory import keep_freed_memory, peak_memory_bytes
+from align.training.memory import begin_stage, keep_freed_memory, peak_memory_bytes
 
 FAULTS = """
 import resource, sys, torch
@@ -62,3 +63,34 @@ def test_the_peak_is_the_process_own() -> None:
     program = "from align.training.memory import peak_memory_bytes; print(peak_memory_bytes())"
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert 10_000_000 < int(said) < len(ballast) // 2
+
+
+def test_a_stage_counts_its_own_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, what is freed goes back for other processes before peak memory is counted anew; without one the GPU is
+    left alone."""
+    done: list[str] = []
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: done.append(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    begin_stage()
+    assert done == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    begin_stage()
+    assert done == ["empty_cache", "reset_peak_memory_stats"]
+
+
+STAGES = """
+from align.training.memory import begin_stage, peak_memory_bytes
+large = bytearray(b"x") * 600_000_000
+del large
+before = peak_memory_bytes()
+begin_stage()
+print(before - peak_memory_bytes())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's way")
+def test_the_peak_of_an_earlier_stage_is_forgotten() -> None:
+    """600 MB that were freed before the stage began are not the stage's."""
+    said = subprocess.run([sys.executable, "-c", STAGES], check=True, capture_output=True, text=True).stdout
+    assert int(said) > 400_000_000
