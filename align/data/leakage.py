@@ -15,11 +15,21 @@ def prompt_digest(record: Record) -> str:
 
     It depends on roles and texts, but not on runs of white space or Unicode composition.
     """
+    return hashlib.sha256(json.dumps(_asked(record)).encode()).hexdigest()
+
+
+def prompt_hash(record: Record) -> int:
+    """The same as a number, equal for equal digests within one process and a fifth of the work: to count prompts."""
+    return hash(tuple(_asked(record)))
+
+
+def _asked(record: Record) -> list[tuple[str, str]]:
     messages = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
-    said = [
-        [message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split())] for message in messages
-    ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return [(message["role"], " ".join(_composed(message["content"]).split())) for message in messages]
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def shared_prompts(one: Iterable[Record], other: Iterable[Record]) -> list[tuple[Origin, Origin]]:

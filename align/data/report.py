@@ -59,6 +59,8 @@ class DataReport:
     """One line for each source: rows read, kept, left out, bad."""
     sources: dict[str, Any] = field(default_factory=dict)
     """The same as numbers."""
+    described: list[dict[str, Any]] = field(default_factory=list)
+    """For each source, as the recipe names it, what its records hold: ``{"source": ..., "figures": {what: text}}``."""
     reused: bool = False
     """Were the data taken from the cache?"""
 

@@ -13,6 +13,8 @@ from align.terminal import counted
 
 _PLACES = 5
 """Number of example places shown for each reason."""
+_COLUMNS = 4
+"""Sources in a table of what they hold."""
 _LINES = 20_000
 """Number of lines of ``left_out.jsonl`` that are read to find such places."""
 
@@ -45,6 +47,9 @@ def audit(stage: StageRecord) -> Audit | None:
     parts = [("", mapping(report, "data")), ("held out: ", mapping(report, "held_out_data"))]
     lines = [f"{prefix}{line}" for prefix, data in parts if (line := _sums(data))]
     lines += _own_lines(report)
+    if (shared := number(report, "held_out_leaked")) is not None:
+        held_out = count(report, "held_out_data", "trees")
+        lines.append(f"held-out rows whose prompt is trained on, too: {shared:,.0f} of {held_out:,}")
     sources = tuple(row for prefix, data in parts for row in _sources(prefix, data))
     left_out = tuple(row for prefix, data in parts for row in _left_out(prefix, data)) + tuple(_left_out_prompts(stage))
     noted = tuple(row for prefix, data in parts for row in _counted(prefix, mapping(data, "noted")))
@@ -57,6 +62,7 @@ def audit(stage: StageRecord) -> Audit | None:
         ),
         Table("Left out", ("reason", "rows", "where"), left_out, (1,)),
         Table("Kept, but", ("what", "rows", "where"), noted, (1,)),
+        *_described(parts),
         Table("Lengths, tokens", ("", "chosen", "rejected"), tuple(_lengths(report)), (1, 2)),
         Table("Samples", ("what became of them", "samples", "share"), tuple(_samples(report)), (1, 2)),
         Table(
@@ -124,6 +130,20 @@ def _sources(prefix: str, data: Mapping[str, Any]) -> Iterator[Row]:
             *counts,
             f"{count(source, 'given'):,} ({share})",
         )
+
+
+def _described(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Table]:
+    """What the records of each source hold, a column for each; some at a time, so that they can be read."""
+    found = [
+        (f"{prefix}{text(one, 'source')}", mapping(one, "figures"))
+        for prefix, data in parts
+        for one in rows(data, "described")
+    ]
+    for first in range(0, len(found), _COLUMNS):
+        shown = found[first : first + _COLUMNS]
+        names = dict.fromkeys(name for _, figures in shown for name in figures)
+        cells = tuple((name, *(text(figures, name) for _, figures in shown)) for name in names)
+        yield Table("What was encoded", ("", *(source for source, _ in shown)), cells)
 
 
 def _left_out(prefix: str, data: Mapping[str, Any]) -> Iterator[Row]:

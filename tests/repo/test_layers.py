@@ -24,6 +24,7 @@ LAYERS = (
     {"recipe.manuals", "sizing"},
     {"data.strict_json", "data.records", "data.tree"},
     {"data.rows", "data.leakage", "data.report", "data.answer_file"},
+    {"data.description"},
     {"data.messages", "data.files"},
     {"data.mapping"},
     {"data.formats"},

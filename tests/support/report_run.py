@@ -50,6 +50,7 @@ def training_data(name: str, want: str, rows: int = 305, kept: int = 225) -> dic
         "dropped": {"a tie: its margin is 0": {"total": 4, "first": [f"{name}:12", f"{name}:40"]}},
         "noted": {"cut at max_length": {"total": 1, "first": [f"{name}:99"]}},
         "source_lines": [f"{name} (preference): {rows} rows read"],
+        "described": [{"source": name, "figures": {"prompts": "220; 5 of them in several rows", "margins": "none"}}],
         "sources": {"given": kept + 4, "sources": [source]},
     }
 
@@ -123,6 +124,7 @@ def sft() -> dict[str, Any]:
         {"prompt": f"user\n{HOSTILE}\nassistant\n", "before": HOSTILE, "after": "你好，世界。\n\n\tنعم"},
     ]
     report = trained({"loss": 2.879149676952005}, {"loss": 2.4859404394118703}, samples=samples)
+    report["held_out_leaked"] = 0
     report["data"], report["held_out_data"] = (
         training_data("talk.jsonl", "conversation"),
         training_data("held.jsonl", "conversation", 60, 50),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from align.data.leakage import prompt_digest
+from align.data.leakage import prompt_digest, prompt_hash
 from align.data.mapping.places import Place, find, place
 from align.data.records import Record
 from align.data.rows import LeftOut, Row
@@ -40,6 +40,7 @@ class Choice:
         self._seen: Counter[str] = Counter()
         self._columns: set[str] = set()
         self._prints: set[bytes] = set()
+        self._prompts: set[int] = set()
 
     @property
     def chooses(self) -> bool:
@@ -116,12 +117,12 @@ class Choice:
         self._prints.add(digest)
 
     def again(self, records: Sequence[Record]) -> int:
-        """How many of a row's records ask what an earlier one asks. Keeps 16 bytes of each prompt."""
+        """How many of a row's records ask what an earlier one asks. Keeps a number for each prompt."""
         found = 0
         for record in records:
-            digest = bytes.fromhex(prompt_digest(record))[:16]
-            found += digest in self._prints
-            self._prints.add(digest)
+            number = prompt_hash(record)
+            found += number in self._prompts
+            self._prompts.add(number)
         return found
 
     @property

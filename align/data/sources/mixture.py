@@ -76,7 +76,7 @@ def read_records(
     report = ReadReport(
         [SourceReport(source.path, weight=share) for source, share in zip(sources, shares, strict=True)]
     )
-    mixture = _Mixture(list(zip(sources, locations, report.sources, strict=True)), want, rejects)
+    mixture = _Mixture(list(zip(sources, locations, report.sources, strict=True)), want, rejects, report)
     return Records(mixture.weighted(seed) if total else mixture.plain(), report)
 
 
@@ -84,8 +84,11 @@ _Source = tuple[DataSource, Path | str, SourceReport]
 
 
 class _Mixture:
-    def __init__(self, sources: list[_Source], want: Want, rejects: Path | None) -> None:
+    def __init__(
+        self, sources: list[_Source], want: Want, rejects: Path | None, report: ReadReport | None = None
+    ) -> None:
         self._sources = sources
+        self._report = report or ReadReport()
         self._want: Want = want
         self._rejects = rejects
         self._file: TextIO | None = None
@@ -97,10 +100,11 @@ class _Mixture:
     def plain(self) -> Iterator[Record]:
         """Every record once."""
         with self._checked():
-            for source in self._sources:
+            for i, source in enumerate(self._sources):
                 for record in self._records(source):
                     if not self._fatal:
                         source[2].given += 1
+                        self._report.giving = i
                         yield record
 
     def weighted(self, seed: int) -> Iterator[Record]:
@@ -123,6 +127,7 @@ class _Mixture:
             for j, record in enumerate(again._records((spec, location, SourceReport(spec.path)))):
                 for _ in range(whole + (j in once_more)):
                     report.given += 1
+                    self._report.giving = i
                     yield record
             if report.given != quota:
                 raise InputError(Problem("changed while it was read", file=str(location)))

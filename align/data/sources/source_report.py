@@ -108,6 +108,8 @@ class ReadReport:
     """What became of all rows; complete once the records have been read to their end."""
 
     sources: list[SourceReport] = field(default_factory=list)
+    giving: int = 0
+    """Which of them the last record came from."""
 
     @property
     def given(self) -> int:

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from align import files, sealed
 from align.data.chat.encoder import Encoder
+from align.data.description import Description
 from align.data.files.hub import load_split
 from align.data.files.locations import data_files, names_of
 from align.data.formats.formats import Want
 from align.data.records import Preference, Record
 from align.data.report import SHOWN, DataReport
 from align.data.sources.mixture import Records, read_records
+from align.data.sources.source_report import ReadReport
 from align.data.tree import Tree
 from align.data.trees.build import ONE_REJECTED, TOO_LONG, Limits, TooLong, Unusable, tree_of
 from align.data.trees.code_digest import code_digest
@@ -206,10 +208,13 @@ class _Builder:
         self._limits = limits
         self._skipping = skipping
         self._refused: list[Problem] = []
+        self._described: dict[int, Description] = {}
 
     def trees(self, records: Records, rejects: TextIO) -> Iterator[Tree]:
         """Yields a tree for each record that can be used, and writes a line to ``rejects`` for each other one."""
+        before: Record | None = None
         for record in records:
+            repeated, before = record is before, record  # a mixture repeats a record by itself
             kept = self._filtered(record, rejects)
             if kept is None:
                 continue
@@ -221,12 +226,21 @@ class _Builder:
                 self._refuse(record, error.problems[0], rejects)
             else:
                 self.report.add(tree)
+                if not repeated:
+                    self._describe(records.report, tree, kept)
                 yield tree
+
+    def _describe(self, read: ReadReport, tree: Tree, record: Record) -> None:
+        number = read.giving
+        if number not in self._described:
+            self._described[number] = Description(read.sources[number].path, self.want)
+        self._described[number].add_tree(tree, record)
 
     def finish(self, records: Records, paths: Sequence[str]) -> None:
         """Complete the report. Raises InputError for rows that stop the run, and when no tree is left."""
         report, limit = self.report, self._limits.max_length
         report.source_lines, report.sources = records.report.lines(), records.report.as_json()
+        report.described = [{"source": one.name, "figures": one.figures()} for one in self._described.values()]
         if self._refused:
             raise InputError(self._refused)
         long = report.dropped.get(TOO_LONG)

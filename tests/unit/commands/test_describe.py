@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from align.cli import app
 from align.commands import describe as describing
-from align.commands.describe import Description, describe, rows_of, script_of, shared_lines
+from align.commands.describe import FileDescription, describe, rows_of, shared_lines
 from align.commands.words_alone import TextPair, told_apart
 from align.data.chat.encoder import Encoder
+from align.data.description import script_of
 from align.errors import InputError
 from align.recipe.schema import DataSource
 from tests.support import tokenizers
@@ -201,7 +202,7 @@ def test_a_source_of_which_nothing_is_left_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "y"}])
     with pytest.raises(InputError, match="0 rows left"):
         figures(path, "preference")
-    assert shared_lines([Description("a", "prompt")]) == []
+    assert shared_lines([FileDescription("a", "prompt")]) == []
 
 
 @pytest.mark.parametrize("command", ["describe", "inspect"])

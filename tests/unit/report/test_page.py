@@ -170,6 +170,7 @@ def poisoned(value: Any) -> Any:
     if isinstance(value, dict):
         free = {
             "dropped",
+            "figures",
             "noted",
             "left_out",
             "samples_by_reason",

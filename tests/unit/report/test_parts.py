@@ -347,6 +347,10 @@ def test_the_audit_says_what_was_left_out_and_where(tmp_path: Path) -> None:
     assert ("held out: bad row", "2", "held.jsonl:7 chosen: is missing; held.jsonl:31: is not JSON") in tables[
         "Left out"
     ]
+    (held,) = [table for table in found.tables if table.title == "What was encoded"]
+    assert held.headers == ("", "talk.jsonl", "held out: held.jsonl")
+    assert ("prompts", *["220; 5 of them in several rows"] * 2) in held.rows
+    assert "held-out rows whose prompt is trained on, too: 0 of 50" in found.lines
     assert found.lines[0] == "225 conversations, 25,354 tokens, 14,854 of them trained; mean 113, longest 153"
     chosen = audit(stage(tmp_path, "select"))
     assert chosen is not None
