@@ -256,10 +256,10 @@ def test_alias_bombs_are_refused_quickly() -> None:
     """Nine levels of nine aliases are 400 million values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    began = time.perf_counter()
+    began = time.process_time()
     (problem,) = problems("\n".join(lines))
     assert "too many values once its aliases" in problem
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_an_alias_of_itself_is_refused() -> None:
@@ -281,9 +281,9 @@ def test_large_files_are_refused_unread() -> None:
 
 
 def test_many_values_are_refused_quickly() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert problems("a: [" + "1," * 400_000 + "]")[0].endswith("not valid YAML: more than 10,000 values")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_merge_keys_are_refused() -> None:

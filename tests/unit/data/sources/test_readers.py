@@ -180,10 +180,10 @@ def test_the_limit_itself_is_allowed(file: File, monkeypatch: pytest.MonkeyPatch
 def test_five_megabytes_are_read_without_stalling(file: File) -> None:
     """A 5 MB example is a row like any other, and takes no quadratic time."""
     path = file("big.jsonl", json.dumps({"text": "word " * 1_000_000}).encode() + b"\n")
-    began = time.perf_counter()
+    began = time.process_time()
     rows, _ = read(path)
     assert len(rows[0].value["text"]) == 5_000_000
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_rows_are_streamed(file: File) -> None:
