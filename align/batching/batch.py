@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.data.tree import require_depth_first
+
 ROOT = -1
 """The parent of a node that has none."""
 
@@ -35,21 +37,14 @@ class Span:
     before it. A trunk with branches is a node and its children.
 
     Raises:
-        ValueError: the nodes are not in depth-first order, each directly after its parent or after all that continues
-            an earlier child of its parent.
+        ValueError: the nodes are not in depth-first order.
     """
 
     start: int
     nodes: tuple[TreeNode, ...]
 
     def __post_init__(self) -> None:
-        open_nodes: list[int] = []  # the path that the next node may continue
-        for number, node in enumerate(self.nodes):
-            while open_nodes and open_nodes[-1] != node.parent:
-                open_nodes.pop()
-            if not open_nodes and node.parent != ROOT:
-                raise ValueError(f"node {number} comes too late to continue node {node.parent}")
-            open_nodes.append(number)
+        require_depth_first([node.parent for node in self.nodes])
 
     @classmethod
     def of_branches(cls, start: int, trunk: int, branches: Sequence[int]) -> Span:
@@ -115,8 +110,8 @@ class Batch:
     """One micro-batch.
 
     ``logprobs[n]`` of target n belongs to the token at ``targets[n]``; it is predicted from the hidden state at
-    ``sources[n]``, the token before it on its path (for a branch's first token: the trunk's last). Both index the
-    flattened [R * L] tokens.
+    ``sources[n]``, the token before it on its path (for a branch's first token: the last of the trunk, or of the branch
+    that it continues). Both index the flattened [R * L] tokens.
 
     Example, one tree with trunk ``P0 P1`` and branches ``a b`` and ``c``::
 
@@ -129,7 +124,7 @@ class Batch:
     """
 
     input_ids: Tensor  # int64 [R, L]
-    position_ids: Tensor  # int64 [R, L]; a branch continues from its trunk
+    position_ids: Tensor  # int64 [R, L]; index of the token on its path, from the start of the trunk
     rows: tuple[tuple[Span, ...], ...]  # per row, in order; what lies after the last span is padding
     targets: Tensor  # int64 [N]
     sources: Tensor  # int64 [N]
@@ -160,7 +155,7 @@ class Batch:
 
     @property
     def longest_path(self) -> int:
-        """Tokens of the longest trunk with one of its branches."""
+        """Number of tokens of the longest path, from the start of its trunk."""
         return max((span.longest_path for row in self.rows for span in row), default=0)
 
     def __str__(self) -> str:
@@ -197,7 +192,13 @@ class Pairs:
 
     @classmethod
     def of(cls, batch: Batch) -> Pairs:
-        """Every rejected branch with the chosen branch (slot 0) of its tree."""
+        """Every rejected branch with the chosen branch (slot 0) of its tree.
+
+        Raises:
+            ValueError: a branch continues another branch, so that it is not a whole answer.
+        """
+        if not all(span.is_flat for row in batch.rows for span in row):
+            raise ValueError("only branches that each continue their prompt can be compared")
         rejected = torch.nonzero(batch.branch_slot > 0).squeeze(1)
         tree = batch.branch_tree[rejected]
         first = torch.nonzero(batch.branch_slot == 0).squeeze(1)

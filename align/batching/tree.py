@@ -6,6 +6,9 @@ A layout decides what is computed twice, never what is learned:
 - ``packed``: every branch gets its own copy of the trunk; these sequences are laid end to end in a row.
 - ``padded``: every branch gets its own copy of the trunk and its own row, padded on the right.
 
+Where branches continue other branches, ``packed`` and ``padded`` copy whole paths. A branch that several paths share is
+then computed several times. Its tokens are targets in the first copy only, so that each is trained once.
+
 The branches of a tree are never separated: losses that compare them see them in one micro-batch.
 """
 
@@ -15,10 +18,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from align.batching.batch import Batch, Span
-from align.data.tree import Branch, Tree
+from align.batching.batch import ROOT, Batch, Span, TreeNode
+from align.data.tree import TRUNK, Ids, Tree
 
 Layout = Literal["tree", "packed", "padded"]
 
@@ -53,13 +57,13 @@ def tokens_of(trees: Sequence[Tree], layout: Layout, multiple_of: int = 1) -> in
     """Tokens of one micro-batch of ``trees``, padding included."""
     if layout == "padded":
         longest = max(tree.longest_path for tree in trees)
-        return sum(len(tree.branches) for tree in trees) * -(-longest // multiple_of) * multiple_of
+        return sum(len(tree.paths) for tree in trees) * -(-longest // multiple_of) * multiple_of
     return -(-sum(_cost(tree, layout) for tree in trees) // multiple_of) * multiple_of
 
 
 def _cost(tree: Tree, layout: Layout) -> int:
     """Tokens that the tree takes in its layout."""
-    return tree.size if layout == "tree" else tree.size + len(tree.trunk) * (len(tree.branches) - 1)
+    return tree.size if layout == "tree" else sum(tree.path_length(path) for path in tree.paths)
 
 
 def _best_fit(costs: Sequence[int], capacity: int) -> list[list[int]]:
@@ -81,13 +85,14 @@ def _pad_groups(trees: Sequence[Tree], capacity: int) -> list[list[int]]:
     groups: list[list[int]] = []
     rows = longest = 0
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].longest_path, i)):
+        paths = len(trees[index].paths)
         longest = max(longest, trees[index].longest_path)
-        if groups and (rows + len(trees[index].branches)) * longest <= capacity:
+        if groups and (rows + paths) * longest <= capacity:
             groups[-1].append(index)
-            rows += len(trees[index].branches)
+            rows += paths
         else:
             groups.append([index])
-            rows, longest = len(trees[index].branches), trees[index].longest_path
+            rows, longest = paths, trees[index].longest_path
     return groups
 
 
@@ -96,72 +101,30 @@ def build(
 ) -> Batch:
     """One micro-batch of the trees at ``members``, in that order."""
     chosen = [trees[i] for i in members]
-    placed: list[list[_Part]] = [[]]  # rows of (tree, branches that share one copy of its trunk)
-    number = 0
-    for t, tree in enumerate(chosen):
-        slots = range(len(tree.branches))
-        for shared in [list(slots)] if layout == "tree" else [[s] for s in slots]:
+    placed: list[list[_Part]] = [[]]  # by row
+    first = 0
+    for tree in chosen:
+        everything = [tuple(range(len(tree.branches)))]
+        met: set[int] = set()
+        for slots in everything if layout == "tree" else tree.paths:
             if layout == "padded" and placed[-1]:
                 placed.append([])
-            placed[-1].append(_Part(tree, t, shared, number))
-            number += len(shared)
+            placed[-1].append(_Part(tree, slots, frozenset(slots) - met, first))
+            met.update(slots)
+        first += len(tree.branches)
     length = max(sum(part.size for part in row) for row in placed)
-    return _assemble(placed, -(-length // multiple_of) * multiple_of, chosen, members, pad_id)
-
-
-class _Part:
-    """A copy of a tree's trunk with some of its branches."""
-
-    def __init__(self, tree: Tree, tree_number: int, slots: list[int], first_branch: int) -> None:
-        self.tree = tree
-        self.tree_number = tree_number
-        self.slots = slots
-        self.first_branch = first_branch
-        self.size = len(tree.trunk) + sum(len(tree.branches[s].ids) for s in slots)
-
-
-def _assemble(placed: list[list[_Part]], length: int, chosen: list[Tree], members: Sequence[int], pad_id: int) -> Batch:
-    ids = np.full((len(placed), length), pad_id, dtype=np.int64)
-    positions = np.zeros((len(placed), length), dtype=np.int64)
-    rows: list[tuple[Span, ...]] = []
-    targets: list[np.ndarray] = []
-    sources: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
-    branch_tree: list[int] = []
-    branch_slot: list[int] = []
-    branches: list[Branch] = []
-    for r, row in enumerate(placed):
-        cursor, spans = 0, []
-        for part in row:
-            start, trunk = cursor, len(part.tree.trunk)
-            ids[r, start : start + trunk] = part.tree.trunk
-            positions[r, start : start + trunk] = np.arange(trunk)
-            cursor += trunk
-            for k, slot in enumerate(part.slots):
-                branch = part.tree.branches[slot]
-                n = len(branch.ids)
-                ids[r, cursor : cursor + n] = branch.ids
-                positions[r, cursor : cursor + n] = trunk + np.arange(n)
-                inside = np.flatnonzero(branch.mask)
-                targets.append(r * length + cursor + inside)
-                # The token before a branch's first one is the trunk's last.
-                sources.append(r * length + np.where(inside == 0, start + trunk - 1, cursor + inside - 1))
-                owners.append(np.full(len(inside), part.first_branch + k))
-                branch_tree.append(part.tree_number)
-                branch_slot.append(slot)
-                branches.append(branch)
-                cursor += n
-            spans.append(Span.of_branches(start, trunk, [len(part.tree.branches[s].ids) for s in part.slots]))
-        rows.append(tuple(spans))
+    rows = _Rows(len(placed), -(-length // multiple_of) * multiple_of, pad_id)
+    spans = tuple(rows.lay(r, row) for r, row in enumerate(placed))
+    branches = [branch for tree in chosen for branch in tree.branches]
     return Batch(
-        input_ids=torch.from_numpy(ids),
-        position_ids=torch.from_numpy(positions),
-        rows=tuple(rows),
-        targets=torch.from_numpy(np.concatenate(targets)),
-        sources=torch.from_numpy(np.concatenate(sources)),
-        branch=torch.from_numpy(np.concatenate(owners)),
-        branch_tree=torch.tensor(branch_tree),
-        branch_slot=torch.tensor(branch_slot),
+        input_ids=torch.from_numpy(rows.ids),
+        position_ids=torch.from_numpy(rows.positions),
+        rows=spans,
+        targets=torch.from_numpy(np.concatenate(rows.targets)),
+        sources=torch.from_numpy(np.concatenate(rows.sources)),
+        branch=torch.from_numpy(np.concatenate(rows.owners)),
+        branch_tree=torch.tensor([t for t, tree in enumerate(chosen) for _ in tree.branches]),
+        branch_slot=torch.tensor([slot for tree in chosen for slot in range(len(tree.branches))]),
         tree_ids=tuple(tree.id for tree in chosen),
         margins=torch.tensor([branch.margin for branch in branches], dtype=torch.float32),
         tree_index=tuple(members),
@@ -170,3 +133,64 @@ def _assemble(placed: list[list[_Part]], length: int, chosen: list[Tree], member
         else None,
         grades=torch.tensor([branch.grades for branch in branches]) if branches and branches[0].grades else None,
     )
+
+
+class _Part:
+    """A copy of a tree's trunk with some of its branches, and all branches that these continue.
+
+    Args:
+        slots: indices of the branches in the tree.
+        trained: those of ``slots`` whose targets are in this copy.
+        first_branch: index of the tree's first branch among the branches of the batch.
+    """
+
+    def __init__(self, tree: Tree, slots: tuple[int, ...], trained: frozenset[int], first_branch: int) -> None:
+        self.tree, self.slots, self.trained, self.first_branch = tree, slots, trained, first_branch
+        self.size = tree.path_length(slots)
+
+
+class _Rows:
+    """The rows of a batch while they are filled, and the targets in them."""
+
+    def __init__(self, rows: int, length: int, pad_id: int) -> None:
+        self._length = length
+        self.ids = np.full((rows, length), pad_id, dtype=np.int64)
+        self.positions = np.zeros((rows, length), dtype=np.int64)
+        self.targets: list[npt.NDArray[np.int64]] = []
+        self.sources: list[npt.NDArray[np.int64]] = []
+        self.owners: list[npt.NDArray[np.int64]] = []
+
+    def lay(self, row: int, parts: Sequence[_Part]) -> tuple[Span, ...]:
+        """Write parts end to end, from the start of a row. Returns where they are."""
+        spans: list[Span] = []
+        for part in parts:
+            spans.append(self._part(row, spans[-1].end if spans else 0, part))
+        return tuple(spans)
+
+    def _part(self, row: int, start: int, part: _Part) -> Span:
+        trunk = part.tree.trunk
+        self._run(row, start, 0, trunk)
+        nodes = [TreeNode(len(trunk), ROOT)]
+        # By branch: the index of its node, the place after its last token in the row, and the length of its path
+        laid = {TRUNK: (0, start + len(trunk), len(trunk))}
+        cursor = start + len(trunk)
+        for slot in part.slots:
+            branch = part.tree.branches[slot]
+            parent, before, depth = laid[branch.parent]
+            self._run(row, cursor, depth, branch.ids)
+            if slot in part.trained:
+                inside = np.flatnonzero(branch.mask)
+                # A branch's first token is predicted from the last token of its parent.
+                sources = np.where(inside == 0, before - 1, cursor + inside - 1)
+                self.targets.append(row * self._length + cursor + inside)
+                self.sources.append(row * self._length + sources)
+                self.owners.append(np.full(len(inside), part.first_branch + slot))
+            laid[slot] = (len(nodes), cursor + len(branch.ids), depth + len(branch.ids))
+            nodes.append(TreeNode(len(branch.ids), parent))
+            cursor += len(branch.ids)
+        return Span(start, tuple(nodes))
+
+    def _run(self, row: int, start: int, position: int, ids: Ids) -> None:
+        """Write consecutive tokens; ``position`` is the first one's index on its path."""
+        self.ids[row, start : start + len(ids)] = ids
+        self.positions[row, start : start + len(ids)] = position + np.arange(len(ids))

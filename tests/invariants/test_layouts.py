@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 from align.batching.batch import ROOT, Batch, Span, TreeNode
 from align.batching.tree import Layout, pack
-from align.data.tree import Branch, Tree
+from align.data.tree import Tree
 from align.errors import InputError
 from align.models.compute.attention import Trees, tree_attention, tree_mask
 from align.models.compute.forward import batch_logprobs, hidden_states
@@ -32,6 +32,7 @@ from tests.support.tiny import (
     branch_logprobs,
     by_branch,
     gradients,
+    nested_tree,
     random_tree,
     random_trees,
     tiny,
@@ -101,14 +102,14 @@ def changed(tree: Tree, *, trunk: int | None = None, branch: int | None = None) 
     ids = tree.trunk.copy()
     if trunk is not None:
         ids[trunk] = (ids[trunk] + 1) % VOCAB
-    branches = [Branch((b.ids + 1) % VOCAB, b.mask) if k == branch else b for k, b in enumerate(tree.branches)]
+    branches = [replace(b, ids=(b.ids + 1) % VOCAB) if k == branch else b for k, b in enumerate(tree.branches)]
     return replace(tree, trunk=ids, branches=tuple(branches))
 
 
 def all_targets(trees: Sequence[Tree]) -> list[Tree]:
     """Every branch token is a target, so that nothing that changes can hide."""
     return [
-        replace(t, branches=tuple(Branch(b.ids, np.ones(len(b.ids), dtype=bool)) for b in t.branches)) for t in trees
+        replace(t, branches=tuple(replace(b, mask=np.ones(len(b.ids), dtype=bool)) for b in t.branches)) for t in trees
     ]
 
 
@@ -458,6 +459,19 @@ def test_nested_nodes_are_computed_as_their_paths() -> None:
                 rows=((Span(0, (TreeNode(len(path), ROOT),)),),),
             )
             assert_close(hidden[last], hidden_states(model, alone)[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_a_branch_reaches_what_continues_it_and_nothing_else(family: str) -> None:
+    """All tokens of a branch change. What continues it notices, at its first token; all others stay the same to the
+    last bit."""
+    tree = all_targets([nested_tree(np.random.default_rng(7), [-1, 0, 0, 2, -1, 4], longest=3)])[0]
+    model = tiny(family)
+    with torch.no_grad():
+        old = branch_logprobs(model, pack([tree], microbatch_tokens=LARGE))
+        new = branch_logprobs(model, pack([changed(tree, branch=2)], microbatch_tokens=LARGE))
+    assert [equal(new[0, b], old[0, b]) for b in range(6)] == [True, True, False, False, True, True]
+    assert (new[0, 3][0] - old[0, 3][0]).abs() > 1e-4
 
 
 def test_nodes_stand_in_depth_first_order() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,10 @@ from align.batching.tree import build
 from align.models.adapters import add_lora
 from align.models.compute import stream
 from align.models.compute.forward import batch_logprobs
-from align.models.compute.stream import Stream, split
+from align.models.compute.stream import Stream, logprobs_in_groups, split
 from align.recipe.schema import Lora
 from tests.invariants.test_dpo import LOSSES, MARKED, first_step, marked, moved, preferences, reference, stage, trainer
-from tests.support.tiny import FAMILIES, tiny
+from tests.support.tiny import FAMILIES, nested_tree, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +129,19 @@ def test_what_fits_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert split(build(trees, [0], layout="tree"), -(-trees[0].size // 2)) is None
     assert split(build(trees, [0], layout="tree"), (trees[0].size - 1) // 2) is not None
+
+
+@pytest.mark.parametrize("layout", ["tree", "packed"])
+def test_branches_of_branches_are_computed_whole(layout: Any) -> None:
+    """Groups see the trunk alone. One path is no trunk with branches either, whatever it is made of."""
+    rng = np.random.default_rng(3)
+    for parents in ([-1, 0, 0, -1], [-1, 0, 1]):
+        batch = build([nested_tree(rng, parents)], [0], layout=layout)
+        assert split(batch, 2) is None
+        model = tiny("llama")
+        with torch.no_grad():
+            wanted = batch_logprobs(model, batch)
+        assert torch.equal(logprobs_in_groups(model, batch, 2, own_attention=False), wanted)
 
 
 @pytest.mark.parametrize("tokens", [8, 32, 56])

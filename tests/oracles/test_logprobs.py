@@ -19,7 +19,17 @@ from align.data.tree import Tree
 from align.functional.logprobs import token_logprobs
 from align.functional.losses import token_nll
 from align.models.compute.forward import batch_logprobs
-from tests.support.tiny import CONFIGS, UNSERVED, VOCAB, branch_logprobs, gradients, random_trees, tiny
+from tests.support.tiny import (
+    CONFIGS,
+    UNSERVED,
+    VOCAB,
+    branch_logprobs,
+    gradients,
+    ids_to,
+    nested_tree,
+    random_trees,
+    tiny,
+)
 
 N, H, V = 7, 5, 11
 
@@ -233,9 +243,9 @@ def by_transformers(model: Any, trees: list[Tree], *, temperature: float = 1.0) 
     found = {}
     for t, tree in enumerate(trees):
         for b, branch in enumerate(tree.branches):
-            path = torch.tensor([*tree.trunk.tolist(), *branch.ids.tolist()])
+            path = torch.tensor(ids_to(tree, b))
             logits = model(input_ids=path[None], use_cache=False).logits[0].double() / temperature
-            places = len(tree.trunk) + np.flatnonzero(branch.mask)
+            places = len(path) - len(branch.ids) + np.flatnonzero(branch.mask)
             found[t, b] = torch.stack([torch.log_softmax(logits[place - 1], dim=-1)[path[place]] for place in places])
     return found
 
@@ -268,6 +278,33 @@ def test_model_logprobs_equal_transformers(family: str) -> None:
     assert max(g.abs().max().item() for g in wanted.values()) > 0.01
     for name, gradient in got.items():
         assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("family", ["llama", "glm4", "mistral_short_window", "gpt2"])
+def test_branches_of_branches_equal_transformers(family: str) -> None:
+    """In every layout and however they are packed: the log-probs are those of each path alone, a token that paths share
+    counts once, in the loss and in the gradient of every parameter."""
+    rng = np.random.default_rng(21)
+    trees = [
+        nested_tree(rng, [-1, 0, 0, 2, -1, 4, 5], name="deep"),
+        nested_tree(rng, [-1, -1], name="flat"),
+        nested_tree(rng, [-1, 0, 1], name="chain"),
+    ]
+    model = tiny(family)
+    own = copy.deepcopy(model)
+    own.set_attn_implementation("eager")
+    theirs = by_transformers(own, trees)
+    wanted = gradients(own, weighted_sum(theirs))
+    for layout, padded in (("tree", False), ("packed", False), ("padded", False), ("padded", True)):
+        for tokens in (1000, 16):
+            batches = pack(trees, microbatch_tokens=tokens, layout=layout)
+            ours = branch_logprobs(model, batches, own_attention=padded)
+            assert ours.keys() == theirs.keys()
+            assert sum(batch.num_targets for batch in batches) == sum(len(value) for value in theirs.values())
+            for key, value in ours.items():
+                assert_close(value.double(), theirs[key], atol=1e-5, rtol=0)
+            for name, gradient in gradients(model, weighted_sum(ours)).items():
+                assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def sft_rows() -> list[Tree]:

@@ -8,6 +8,7 @@ a position off by one, moves log-probs by 0.01 and more; the tests compare to 1e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,21 @@ def random_tree(
             mask[rng.integers(length)] = True
         made.append(Branch(rng.integers(3, VOCAB, length, dtype=np.int32), mask, margin=float(rng.random())))
     return Tree(name, rng.integers(3, VOCAB, trunk, dtype=np.int32), tuple(made))
+
+
+def nested_tree(rng: np.random.Generator, parents: Sequence[int], *, longest: int = 5, name: str = "") -> Tree:
+    """A tree whose branches continue those at ``parents`` (-1: the trunk), of random lengths, tokens and masks."""
+    lengths = rng.integers(1, longest + 1, len(parents) + 1).tolist()
+    flat = random_tree(rng, lengths[0], lengths[1:], name=name)
+    branches = tuple(replace(b, parent=parent) for b, parent in zip(flat.branches, parents, strict=True))
+    return replace(flat, branches=branches)
+
+
+def ids_to(tree: Tree, slot: int) -> list[int]:
+    """All tokens from the start of the trunk to the end of a branch."""
+    branch = tree.branches[slot]
+    before = tree.trunk.tolist() if branch.parent < 0 else ids_to(tree, branch.parent)
+    return [*before, *branch.ids.tolist()]
 
 
 def random_trees(rng: np.random.Generator, branches: Sequence[int], *, longest: int = 9) -> list[Tree]:

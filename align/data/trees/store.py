@@ -5,7 +5,7 @@ branches) and T tokens:
 
     ids.bin      int32 [T]      tokens, part after part
     mask.bin     uint8 [T]      1 where a token is a target; 0 in trunks
-    parts.bin    int32 [P]      tokens of each part
+    parts.bin    int32 [P, 2]   tokens of each part, and the part of its tree that it continues; -1 for a trunk
     first.bin    int64 [N + 1]  where a tree's parts begin in parts.bin
     start.bin    int64 [N + 1]  where a tree's tokens begin in ids.bin
     longest.bin  int64 [N]      tokens of the longest path
@@ -35,7 +35,7 @@ from align.data.tree import Branch, Tree
 from align.errors import InputError, Problem
 from align.files import digest_json, machine_faults, sha256_file, write_json
 
-VERSION = 2
+VERSION = 3
 META = "meta.json"
 _TYPES = {
     "ids": "<i4",
@@ -99,18 +99,20 @@ def write_store(folder: Path, trees: Iterable[Tree]) -> None:
 
 
 def _append(files: dict[str, _File], tree: Tree) -> None:
-    lengths = [len(tree.trunk), *(len(branch.ids) for branch in tree.branches)]
+    parts = [len(tree.trunk), -1]
+    for branch in tree.branches:
+        parts += [len(branch.ids), branch.parent + 1]
     files["ids"].append(np.concatenate([tree.trunk, *(branch.ids for branch in tree.branches)]))
     masks = [np.zeros(len(tree.trunk), dtype=np.bool_), *(branch.mask for branch in tree.branches)]
     files["mask"].append(np.concatenate(masks))
-    files["parts"].append(lengths)
+    files["parts"].append(parts)
     files["longest"].append([tree.longest_path])
     files["targets"].append([sum(int(branch.mask.sum()) for branch in tree.branches)])
     files["marks"].append(
         [value for branch in tree.branches for value in (branch.margin, branch.share, *branch.grades)]
     )
     files["names"].append(np.frombuffer(tree.id.encode("utf-8", "backslashreplace"), dtype=np.uint8))
-    files["first"].append([files["parts"].bytes // 4])
+    files["first"].append([files["parts"].bytes // 8])
     files["start"].append([files["ids"].bytes // 4])
     files["mark"].append([files["marks"].bytes // 8])
     files["name"].append([files["names"].bytes])
@@ -142,8 +144,8 @@ class TreeStore:
             raise IndexError(f"tree {index} of {len(self)}")
         index %= len(self)
         a = self._arrays
-        lengths = a["parts"][a["first"][index] : a["first"][index + 1]]
-        ends = (a["start"][index] + np.cumsum(lengths, dtype=np.int64)).tolist()
+        parts = a["parts"].reshape(-1, 2)[a["first"][index] : a["first"][index + 1]]
+        ends = (a["start"][index] + np.cumsum(parts[:, 0], dtype=np.int64)).tolist()
         spans = list(zip([int(a["start"][index]), *ends[:-1]], ends, strict=True))
         mask = a["mask"].view(np.bool_)
         begin, end = spans[0]
@@ -151,8 +153,10 @@ class TreeStore:
             id=a["names"][a["name"][index] : a["name"][index + 1]].tobytes().decode("utf-8"),
             trunk=a["ids"][begin:end],
             branches=tuple(
-                Branch(a["ids"][b:e], mask[b:e], margin, share, tuple(grades))
-                for (b, e), (margin, share, *grades) in zip(spans[1:], self._marks(index, len(spans) - 1), strict=True)
+                Branch(a["ids"][b:e], mask[b:e], margin, share, tuple(grades), parent - 1)
+                for (b, e), parent, (margin, share, *grades) in zip(
+                    spans[1:], parts[1:, 1].tolist(), self._marks(index, len(spans) - 1), strict=True
+                )
             ),
         )
 

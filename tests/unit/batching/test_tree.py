@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -17,19 +18,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.batching.batch import Batch, Span
+from align.batching.batch import ROOT, Batch, Pairs, Span, TreeNode
 from align.batching.tree import Layout, pack
-from align.data.tree import Branch, Tree
-from tests.support.tiny import by_branch
+from align.data.tree import TRUNK, Branch, Tree
+from tests.support.tiny import by_branch, ids_to
 
 LAYOUTS: tuple[Layout, ...] = ("tree", "packed", "padded")
 PAD = 0
 small = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-def numbered(shapes: list[tuple[int, list[list[bool]]]]) -> list[Tree]:
-    """Trees of (trunk length, masks of the branches) whose token ids count up from 1."""
+def numbered(shapes: Sequence[tuple[int, list[list[bool]]]], parents: Sequence[list[int]] = ()) -> list[Tree]:
+    """Trees of (trunk length, masks of the branches) whose token ids count up from 1; flat, or with the branches'
+    ``parents``."""
     count = itertools.count(1)
+    parents = parents or [[TRUNK] * len(masks) for _, masks in shapes]
 
     def take(n: int) -> np.ndarray:
         return np.array([next(count) for _ in range(n)], dtype=np.int32)
@@ -38,22 +41,48 @@ def numbered(shapes: list[tuple[int, list[list[bool]]]]) -> list[Tree]:
         Tree(
             f"tree-{t}",
             take(trunk),
-            tuple(Branch(take(len(mask)), np.array(mask), margin=t / 4 + s) for s, mask in enumerate(masks)),
+            tuple(
+                Branch(take(len(mask)), np.array(mask), margin=t / 4 + s, parent=parents[t][s])
+                for s, mask in enumerate(masks)
+            ),
         )
         for t, (trunk, masks) in enumerate(shapes)
     ]
 
 
 masks = st.lists(st.booleans(), min_size=1, max_size=6)
-forests = st.lists(st.tuples(st.integers(1, 6), st.lists(masks, min_size=1, max_size=4)), min_size=1, max_size=7).map(
+flat = st.lists(st.tuples(st.integers(1, 6), st.lists(masks, min_size=1, max_size=4)), min_size=1, max_size=7).map(
     numbered
 )
+nested = st.lists(
+    st.tuples(st.integers(1, 4), st.lists(st.tuples(masks, st.integers(0, 3)), min_size=1, max_size=6)),
+    min_size=1,
+    max_size=4,
+).map(lambda shapes: grown(shapes))
+forests = st.one_of(flat, nested)
 layouts = st.sampled_from(LAYOUTS)
 capacities = st.integers(1, 60)
 
 
+def grown(shapes: list[tuple[int, list[tuple[list[bool], int]]]]) -> list[Tree]:
+    """Trees of (trunk length, (mask, depth) of the branches): a branch continues the one before it, or one that that
+    one continues, as deep as it says where there is one so deep."""
+    parents = []
+    for _, branches in shapes:
+        of_tree: list[int] = []
+        way: list[int] = []  # to the branch before
+        for slot, (_, depth) in enumerate(branches):
+            way = way[:depth]
+            of_tree.append(way[-1] if way else TRUNK)
+            way.append(slot)
+        parents.append(of_tree)
+    return numbered([(trunk, [mask for mask, _ in branches]) for trunk, branches in shapes], parents)
+
+
 def paths(tree: Tree) -> list[list[int]]:
-    return [[*tree.trunk.tolist(), *branch.ids.tolist()] for branch in tree.branches]
+    """From the trunk's start to the end of each branch that nothing continues."""
+    continued = {branch.parent for branch in tree.branches}
+    return [ids_to(tree, slot) for slot in range(len(tree.branches)) if slot not in continued]
 
 
 def real_tokens(batch: Batch) -> list[int]:
@@ -87,12 +116,13 @@ def test_tokens_are_preserved(trees: list[Tree], capacity: int) -> None:
 def test_every_target_is_predicted_by_the_token_before_it_on_its_path(
     trees: list[Tree], capacity: int, layout: Layout
 ) -> None:
-    """(source token, target token) pairs are exactly those of the paths; none crosses into another
-    document or branch."""
+    """(source token, target token) pairs are exactly those of the paths, each once, however many paths lead through it;
+    none crosses into another document or branch."""
     wanted = []
     for tree in trees:
-        for path, branch in zip(paths(tree), tree.branches, strict=True):
-            places = len(tree.trunk) + np.flatnonzero(branch.mask)
+        for slot, branch in enumerate(tree.branches):
+            path = ids_to(tree, slot)
+            places = len(path) - len(branch.ids) + np.flatnonzero(branch.mask)
             wanted += [(path[place - 1], path[place]) for place in places]
     found = []
     for batch in pack(trees, microbatch_tokens=capacity, layout=layout):
@@ -175,11 +205,14 @@ def test_spans_cover_the_rows(trees: list[Tree], capacity: int, layout: Layout) 
             cursor = 0
             for span in row:
                 assert span.start == cursor
-                trunk, cursor = ids[cursor : cursor + span.trunk], cursor + span.trunk
-                assert len(span.branches) == 1 or layout == "tree"
-                for length in span.branches:
-                    found.append([*trunk, *ids[cursor : cursor + length]])
-                    cursor += length
+                assert span.is_path or layout == "tree"
+                ways: list[list[int]] = []
+                for node in span.nodes:
+                    before = ways[node.parent] if node.parent >= 0 else []
+                    ways.append([*before, *ids[cursor : cursor + node.length]])
+                    cursor += node.length
+                continued = {node.parent for node in span.nodes}
+                found += [way for number, way in enumerate(ways) if number not in continued]
                 assert span.end == cursor
             assert mask == [1] * cursor + [0] * (len(ids) - cursor)
     assert sorted(found) == sorted(path for tree in trees for path in paths(tree))
@@ -267,6 +300,45 @@ def test_same_example_in_the_other_layouts() -> None:
     assert padded.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert (padded.targets.tolist(), padded.sources.tolist()) == ([2, 3, 6], [1, 2, 5])
     assert padded.rows == ((Span.of_branches(0, 2, (2,)),), (Span.of_branches(0, 2, (1,)),))
+
+
+NESTED = numbered([(2, [[True, False], [True], [False, True], [True]])], [[TRUNK, 0, 0, TRUNK]])[0]
+"""1 2, continued by 3 4 and by 8; 3 4 by 5 and by 6 7. Targets are 3, 5, 7 and 8."""
+
+
+def test_branches_that_continue_a_branch() -> None:
+    """In a tree every token stands once. Elsewhere 3 4 stands in two rows, and is trained in the first."""
+    (batch,) = pack([NESTED], microbatch_tokens=100)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5, 2]]
+    assert (batch.targets.tolist(), batch.sources.tolist()) == ([2, 4, 6, 7], [1, 3, 5, 1])
+    assert (batch.branch.tolist(), batch.branch_slot.tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
+    nodes = [(2, ROOT), (2, 0), (1, 1), (2, 1), (1, 0)]
+    assert batch.rows == ((Span(0, tuple(TreeNode(*node) for node in nodes)),),)
+
+    (padded,) = pack([NESTED], microbatch_tokens=100, layout="padded")
+    assert padded.input_ids.tolist() == [[1, 2, 3, 4, 5, 0], [1, 2, 3, 4, 6, 7], [1, 2, 8, 0, 0, 0]]
+    assert padded.target_ids.tolist() == [3, 5, 7, 8]
+    assert (padded.targets.tolist(), padded.sources.tolist()) == ([2, 4, 11, 14], [1, 3, 10, 13])
+    assert (padded.branch.tolist(), padded.branch_slot.tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
+    assert padded.rows[1] == (Span(0, (TreeNode(2, ROOT), TreeNode(2, 0), TreeNode(2, 1))),)
+    assert NESTED.paths == [(0, 1), (0, 2), (3,)] and (NESTED.size, NESTED.longest_path) == (8, 6)
+    assert not NESTED.is_flat and EXAMPLE.is_flat
+
+
+def test_answers_that_are_compared_continue_their_prompt() -> None:
+    """The sums of two parts of answers say nothing about which answer is better."""
+    for layout in LAYOUTS:
+        assert len(Pairs.of(pack([EXAMPLE], microbatch_tokens=100, layout=layout)[0]).chosen) == 1
+        with pytest.raises(ValueError, match="only branches that each continue their prompt"):
+            Pairs.of(pack([EXAMPLE, NESTED], microbatch_tokens=100, layout=layout)[0])
+
+
+@pytest.mark.parametrize("parents", [[0], [TRUNK, 1], [TRUNK, 2, TRUNK], [TRUNK, TRUNK, 0], [TRUNK, 0, TRUNK, 1]])
+def test_branches_stand_in_depth_first_order(parents: list[int]) -> None:
+    """What continues a branch follows it without a gap: not itself, not a later one, not one whose turn is over."""
+    with pytest.raises(ValueError, match="comes too late to continue"):
+        numbered([(1, [[True]] * len(parents))], [parents])
 
 
 def test_best_fit_takes_the_fullest_bin() -> None:

@@ -12,17 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.tree import Branch, Tree
+from align.data.tree import TRUNK, Branch, Tree
 from align.data.trees.store import DamagedStore, TreeStore, write_store
 
 
-def tree(name: str, trunk: list[int], *branches: list[tuple[int, bool]], marks: tuple[float, ...] = (0.0, 1.0)) -> Tree:
-    """``marks``: margin, share and grades of the first branch; those of the others are each one more."""
+def tree(
+    name: str,
+    trunk: list[int],
+    *branches: list[tuple[int, bool]],
+    marks: tuple[float, ...] = (0.0, 1.0),
+    chain: int = 0,
+) -> Tree:
+    """``marks``: margin, share and grades of the first branch; those of the others are each one more. The first
+    ``chain`` branches after the first continue each the one before."""
     made = []
     for b, tokens in enumerate(branches):
         margin, share, *grades = (mark + b for mark in marks)
         ids, mask = np.array([i for i, _ in tokens], np.int32), np.array([m for _, m in tokens], np.bool_)
-        made.append(Branch(ids, mask, margin, share, tuple(grades)))
+        made.append(Branch(ids, mask, margin, share, tuple(grades), b - 1 if b <= chain else TRUNK))
     return Tree(name, np.array(trunk, np.int32), tuple(made))
 
 
@@ -35,6 +42,7 @@ def equal(one: Tree, other: Tree) -> bool:
     return (
         (one.id, len(one.branches)) == (other.id, len(other.branches))
         and [marks(branch) for branch in one.branches] == [marks(branch) for branch in other.branches]
+        and [branch.parent for branch in one.branches] == [branch.parent for branch in other.branches]
         and np.array_equal(one.trunk, other.trunk)
         and all(
             np.array_equal(a.ids, b.ids) and np.array_equal(a.mask, b.mask)
@@ -66,6 +74,16 @@ def test_trees_come_back_as_they_were(store: TreeStore) -> None:
     store.verify()
 
 
+def test_a_branch_continues_what_it_continued(tmp_path: Path) -> None:
+    """The tokens of the longest path are those of a chain of branches."""
+    chain = tree("a", [1], [(2, True)], [(3, True), (4, True)], [(5, True)], [(6, True)], chain=2)
+    write_store(tmp_path, [chain, TREES[0]])
+    store = TreeStore(tmp_path)
+    assert [branch.parent for branch in store[0].branches] == [TRUNK, 0, 1, TRUNK]
+    assert (store.path_lengths.tolist(), store.sizes.tolist(), store.targets.tolist()) == ([5, 5], [6, 5], [5, 2])
+    assert equal(store[1], TREES[0]) and store[0].paths == [(0, 1, 2), (3,)]
+
+
 def test_lengths_are_those_of_the_trees(store: TreeStore) -> None:
     assert store.sizes.tolist() == [5, 5, 2]
     assert store.path_lengths.tolist() == [5, 3, 2]
@@ -81,11 +99,12 @@ def test_a_store_cannot_be_written_through_its_trees(store: TreeStore) -> None:
 IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
 BRANCH = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=5)
 ANY_TREE = st.builds(
-    lambda name, trunk, branches, marks: tree(name, trunk, *branches, marks=tuple(marks)),
+    lambda name, trunk, branches, marks, chain: tree(name, trunk, *branches, marks=tuple(marks), chain=chain),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
     IDS,
     st.lists(BRANCH, max_size=4),
     st.lists(st.floats(), min_size=2, max_size=5),
+    st.integers(0, 3),
 )
 
 
