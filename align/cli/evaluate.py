@@ -29,7 +29,10 @@ def evaluate_models(
         typer.Option(help="A benchmark's file, or held-out conversations or prompts. May be repeated."),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Benchmarks, with commas: ifeval, gsm8k. Each takes the --data file with its columns.")
+        str,
+        typer.Option(
+            help="Benchmarks, with commas, such as ifeval,gsm8k. Each takes the --data file with its columns."
+        ),
     ] = "",
     probes: Annotated[str, typer.Option(help="Shipped probes, with commas: identity, json.")] = "",
     scorer: Annotated[

@@ -12,8 +12,8 @@ import yaml
 from align import files
 from align.data.sources.readers import BadRow, read_rows
 from align.errors import InputError
-from align.recipe.kinds.tasks import ASKED, TASKS
-from align.recipe.reference_syntax import parse, resolve
+from align.recipe.kinds.tasks import ASKED, TASKS, AskedTask, task_class
+from align.recipe.reference_syntax import names_code, parse, resolve
 from align.recipe.schema import DataSource
 
 STAGE = "eval"
@@ -45,19 +45,10 @@ def quick_recipe(
     """
     for text in (*models, *data):
         parse(text)  # raises for a text that is not a reference
-    unknown = [task for task in tasks if task not in ASKED]
-    if unknown and unknown[0] in TASKS:
-        raise InputError(
-            f"{unknown[0]} measures scorers, not models that answer", hint="write a recipe: docs/evaluate.md shows one"
-        )
-    if unknown:
-        raise InputError(
-            f"no task {unknown[0]}",
-            hint=f"known: {', '.join(ASKED)}; those of lm-evaluation-harness go to --lm-eval-tasks",
-        )
+    asked = {task: _asked(task) for task in tasks}
     reading = dict(reading or {})
     of_split: dict[str, Any] = {key: reading[key] for key in ("split", "subset") if key in reading}
-    of_task, held_out = _sorted(tasks, data, of_split)
+    of_task, held_out = _sorted(asked, data, of_split)
     longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     stage: dict[str, Any] = {"kind": "evaluate", "policies": list(models)}
     stage |= {key: value for key, value in options.items() if value}
@@ -78,22 +69,39 @@ def write_recipe(recipe: Mapping[str, Any], runs_dir: Path) -> Path:
     return path
 
 
-def _sorted(tasks: Sequence[str], data: Sequence[str], of_split: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+def _asked(task: str) -> type[AskedTask]:
+    """The class of a task that models answer."""
+    found = task_class(task) if task in TASKS or names_code(task) else None
+    if found is None:
+        raise InputError(
+            f"no task {task}",
+            hint=f"known: {', '.join(ASKED)}; those of lm-evaluation-harness go to --lm-eval-tasks",
+        )
+    if not issubclass(found, AskedTask):
+        raise InputError(
+            f"{task} measures scorers, not models that answer", hint="write a recipe: docs/evaluate.md shows one"
+        )
+    return found
+
+
+def _sorted(
+    tasks: Mapping[str, type[AskedTask]], data: Sequence[str], of_split: Mapping[str, Any]
+) -> tuple[dict[str, str], list[str]]:
     """(task -> its file, in the order of ``tasks``; the files of no task)."""
     found: dict[str, str] = {}
     held_out = []
     for path in data:
         columns = _columns(path, of_split)
-        task = next((name for name in tasks if ASKED[name].columns <= columns), None)
+        task = next((name for name, asked in tasks.items() if asked.columns <= columns), None)
         if task is None:
             held_out.append(path)
         elif task in found:
             raise InputError(f"{path} and {found[task]} both have the columns of {task}; give one file for each task")
         else:
             found[task] = path
-    for task in tasks:
+    for task, asked in tasks.items():
         if task not in found:
-            wanted = ", ".join(sorted(ASKED[task].columns))
+            wanted = ", ".join(sorted(asked.columns))
             raise InputError(
                 f"no --data file has the columns of {task}: {wanted}", hint="name the benchmark's file with --data"
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.evaluation.compare import Found, Metric, Values
-from align.functional.intervals import ANY, SHARE, Range
+from align.functional.intervals import ANY, SHARE, Direction, Range
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Kind:
     words: str
     of: Callable[[PolicyMeasures], Values | None]
     """-> [P], or None where it cannot be measured."""
+    better: Direction | None = None
+    """Which way is better; None for what is neither good nor bad."""
     counts: Callable[[PolicyMeasures], Values] | None = None
     """-> [P]: what the numbers are sums over, when the mean is taken over that and not over prompts."""
     within: Range = ANY
@@ -64,20 +66,26 @@ METRICS: dict[str, Kind] = {
     "margin": Kind(
         "target's log-prob over the baseline's samples, nats",
         _of_targets(lambda t: t.logprobs - t.baseline_logprobs.mean(axis=1)),
+        "up",
     ),
-    "target_logprob": Kind("target's log-prob, nats", _of_targets(lambda t: t.logprobs)),
-    "loss": Kind("held-out loss, nats per target token", _of_targets(lambda t: -t.logprobs), _tokens, (0.0, math.inf)),
+    "target_logprob": Kind("target's log-prob, nats", _of_targets(lambda t: t.logprobs), "up"),
+    "loss": Kind(
+        "held-out loss, nats per target token", _of_targets(lambda t: -t.logprobs), "down", _tokens, (0.0, math.inf)
+    ),
     "similarity": Kind(
         "similarity of own samples to the target",
         _of_targets(lambda t: None if t.similarities is None else t.similarities.mean(axis=1)),
+        "up",
         within=(-1.0, 1.0),
     ),
     "length": Kind("length of own samples, tokens", lambda m: m.lengths.mean(axis=1), within=(0.0, math.inf)),
-    "unfinished": Kind("share of own samples that never end", lambda m: 1 - m.finished.mean(axis=1), within=SHARE),
+    "unfinished": Kind(
+        "share of own samples that never end", lambda m: 1 - m.finished.mean(axis=1), "down", within=SHARE
+    ),
     "distinct_1": Kind("different words of a prompt's samples, share", lambda m: m.distinct[:, 0], within=SHARE),
     "distinct_2": Kind("different word pairs of a prompt's samples, share", lambda m: m.distinct[:, 1], within=SHARE),
     "mixed_languages": Kind(
-        "share of own samples that mix Chinese and English", lambda m: m.mixed.mean(axis=1), within=SHARE
+        "share of own samples that mix Chinese and English", lambda m: m.mixed.mean(axis=1), "down", within=SHARE
     ),
 }
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,9 @@ ANY: Range = (-math.inf, math.inf)
 SHARE: Range = (0.0, 1.0)
 DIFFERENCE: Range = (-1.0, 1.0)
 """Range of a difference between two shares."""
+
+Direction = Literal["up", "down"]
+"""Which way a quantity is better."""
 
 
 @dataclass(frozen=True)

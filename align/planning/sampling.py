@@ -10,7 +10,7 @@ from align.planning import reward_bench
 from align.planning.data_size import conversations
 from align.planning.planner import Amount, Check, Derived, Faults, Planner, PlanRow, ToPlan
 from align.planning.requirements import require_key, require_package, require_server
-from align.recipe.kinds.tasks import RewardBenchTask
+from align.recipe.kinds.tasks import AskedTask, RewardBenchTask
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import DataSource, EvaluateStage, SelfContrastStage
 from align.sizing import needs
@@ -72,14 +72,13 @@ class EvaluatePlanner(Planner):
 
     def needs(self, spec: EvaluateStage) -> Iterator[tuple[str, Check]]:
         """See :meth:`Planner.needs`."""
-        from align.evaluation.tasks.ifeval import checkers
         from align.evaluation.tasks.lm_eval import require_harness
 
         if spec.lm_eval_tasks:
             yield "lm_eval_tasks", require_harness
         for i, task in enumerate(spec.tasks):
-            if task.task == "ifeval":
-                yield f"tasks.{i}.task", checkers
+            if isinstance(task, AskedTask):
+                yield f"tasks.{i}.task", partial(_require, task)
         judge = spec.judge
         if judge is not None:
             yield "judge", lambda: require_package("httpx", "a judge needs", "pip install 'alignkit[eval]'")
@@ -91,3 +90,10 @@ class EvaluatePlanner(Planner):
         for i, task in enumerate(spec.tasks):
             if isinstance(task, RewardBenchTask):
                 yield f"tasks.{i}.data", task.data, partial(reward_bench.bench_faults, spec.judge, task.data)
+
+
+def _require(spec: AskedTask) -> None:
+    """Raises where the machine lacks what a task needs, or its code cannot be imported."""
+    from align.evaluation.tasks.task import open_task
+
+    open_task(spec).require()

@@ -41,6 +41,7 @@ from align.recipe.kinds.reward import RewardStage, RewardTrain
 from align.recipe.kinds.sampling import LabelStage, SelectPromptsStage
 from align.recipe.kinds.self_contrast import SelfContrastStage
 from align.recipe.kinds.sft_dpo import DpoStage, SftStage
+from align.recipe.kinds.tasks import AskedTask, FewShotTask
 from align.recipe.kinds.trl import TrlStage
 from align.recipe.language.effects import Needs
 from align.recipe.reference_syntax import import_object, registered
@@ -49,12 +50,14 @@ __all__ = [
     "BUILTIN_STAGES",
     "FORMATS",
     "ArtifactType",
+    "AskedTask",
     "Condition",
     "Data",
     "DataSource",
     "DpoStage",
     "DpoTrain",
     "EvaluateStage",
+    "FewShotTask",
     "Hardware",
     "Health",
     "Judge",

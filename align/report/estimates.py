@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from align.functional.intervals import ANY, Range
-from align.report.verdicts import Direction, rounding_of, verdict
+from align.functional.intervals import ANY, Direction, Range
+from align.report.verdicts import rounding_of, verdict
 from align.runs.values import decimals, mapping, number
 from align.terminal import fixed
 

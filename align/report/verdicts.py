@@ -10,13 +10,10 @@ the verdict says which of these is missing.
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Protocol
 
-from align.functional.intervals import ENOUGH
+from align.functional.intervals import ENOUGH, Direction
 from align.functional.ties import relative_error
-
-Direction = Literal["up", "down"]
-"""Which way is better."""
 
 THE_SAME, NOT_HELD_OUT, TOO_FEW, NO_INTERVAL = "the same", "not held out", "too few", "no interval"
 UNSHOWN, WITHIN, BELOW = "no difference shown", "within chance", "below chance"

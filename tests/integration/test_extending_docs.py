@@ -5,24 +5,31 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from align.commands.evaluate import quick_recipe
+from align.data.answer_file import read_answers
 from align.errors import InputError
 from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.planning.plan import make_plan
+from align.preflight import checks
 from align.publish.push import prepare
 from align.recipe.load import load_recipe
 from align.report.html.curves import curves
 from align.report.html.page import render
-from align.report.measures import facts, headlines
+from align.report.measures import changes, facts, headlines
 from align.report.warnings import notes
 from align.runs.record import read_run
+from align.stages.shared import policy_samples
 from tests.support.root import ROOT
 from tests.support.saved import save_tiny
+from tests.support.scripted import open_scripted, write_script
 
 
 def example(name: str) -> str:
@@ -115,6 +122,73 @@ def test_without_its_module_the_report_shows_the_numbers_as_they_are(averaged: P
     assert headlines(stage) == []
     assert [panel.title for panel in curves(stage)] == ["distance"]
     assert "distance" in dict(facts(stage))
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the task of the page, its rows, and two policies that answer from scripts."""
+    for name in ("my_tasks.py", "contains.yaml"):
+        (tmp_path / name).write_text(example(name))
+    rows = [{"question": "Say tea.", "word": "tea"}, {"question": "Say sun.", "word": "sun"}]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for policy, answer, spread in (("one", "Tea it is.", 0.1), ("two", "Tea, sun.", 0.3)):
+        save_tiny(tmp_path / policy, max_position_embeddings=512, initializer_range=spread)
+        write_script(tmp_path / policy, [answer])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(policy_samples, "open_engine", open_scripted)
+    return tmp_path
+
+
+def test_a_task_of_ones_own_is_asked_graded_and_shown(asked: Path) -> None:
+    assert checks.look(load_recipe("contains.yaml"), Path("runs")).inputs == []
+    run = run_recipe(load_recipe("contains.yaml"), console=Console(file=io.StringIO(), width=160))
+    (change, cut) = changes(read_run(run.folder).stage("compare"))
+    assert (change.measure, change.better) == ("answers with the word", "up")
+    assert (cut.measure, cut.better) == ("my_tasks:Contains, answers that never end", "down")
+    assert change.before and change.after and (change.before.value, change.after.value) == (0.5, 1.0)
+    said = list(read_answers(run.folder / "stages" / "compare"))
+    assert {row.part for row in said} == {"my_tasks:Contains"}
+    assert [(row.policy, row.scores["contains"]) for row in said] == [
+        *(("./one", 1.0), ("./two", 1.0)),
+        *(("./one", 0.0), ("./two", 1.0)),
+    ]
+    fewer = load_recipe("contains.yaml", ["stages.compare.tasks.0.exact_case=true"])
+    run = run_recipe(fewer, console=Console(file=io.StringIO()), selection=Selection(replace=True))
+    (change, _) = changes(read_run(run.folder).stage("compare"))
+    assert change.before and change.after and (change.before.value, change.after.value) == (0.0, 0.5)
+
+
+def test_without_its_module_the_report_does_not_say_which_way_is_better(
+    asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_recipe(load_recipe("contains.yaml"), console=Console(file=io.StringIO()))
+    monkeypatch.setitem(sys.modules, "my_tasks", None)  # importing it fails
+    (change, _) = changes(read_run(run.folder).stage("compare"))
+    assert change.better is None and change.after and change.after.value == 1.0
+    assert "answers with the word" in render(read_run(run.folder))
+
+
+def test_a_task_of_ones_own_is_checked_like_a_built_in_one(asked: Path) -> None:
+    recipe, module = asked / "contains.yaml", asked / "my_tasks.py"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("max_new_tokens: 40", "exact_cases: true"))
+    with pytest.raises(InputError, match=r"contains.yaml:7:\d+ stages.compare.tasks.0.exact_cases: unknown key"):
+        load_recipe("contains.yaml")
+    (asked / "other_tasks.py").write_text(module.read_text().replace("my_tasks:ContainsGrades", "other_tasks:Gone"))
+    recipe.write_text(text.replace("my_tasks", "other_tasks"))
+    with pytest.raises(InputError, match=r"contains.yaml:7:\d+ .*tasks.0.task: .*`implementation` that leads nowhere"):
+        load_recipe("contains.yaml")
+    recipe.write_text(text)
+    (asked / "words.jsonl").write_text('{"question": "Say tea."}\n')
+    (problem,) = checks.look(load_recipe("contains.yaml"), Path("runs")).inputs
+    assert "words.jsonl:1" in str(problem) and "KeyError: 'word'" in str(problem)
+
+
+def test_align_eval_takes_a_task_of_ones_own(asked: Path) -> None:
+    told: dict[str, Any] = {"limit": None, "seed": 1, "max_new_tokens": None, "options": {}}
+    made = quick_recipe(["./one"], tasks=["my_tasks:Contains"], data=["words.jsonl"], **told)
+    assert made["stages"]["eval"]["tasks"] == [{"task": "my_tasks:Contains", "data": {"path": "words.jsonl"}}]
 
 
 def test_its_schema_is_closed_like_a_built_in_one(folder: Path) -> None:

@@ -13,6 +13,10 @@ pytest.importorskip("punkt", reason="IFEval's sentences are in the extra `eval`"
 from align.data.records import Origin, Prompt
 from align.data.strict_json import RowError
 from align.evaluation.tasks import ifeval
+from align.evaluation.tasks.task import open_task
+from align.recipe.kinds.tasks import IfevalTask
+
+TASK = open_task(IfevalTask.model_validate({"task": "ifeval", "data": "ifeval.jsonl"}))
 
 ENGLISH = "The weather in this part of the country is mild in spring and the gardens are full of flowers"
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -89,25 +93,25 @@ def test_there_are_25_kinds_and_all_are_tried() -> None:
 def test_every_kind_kept_and_broken(kind: str) -> None:
     settings, kept, broken = CASES[kind]
     one = prompt((kind, settings))
-    assert ifeval.grade(one, kept) == {
+    assert TASK.grade(one, kept) == {
         name: (1.0, 1.0) for name in ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
     }
-    assert ifeval.grade(one, broken)["prompt_strict"] == (0.0, 1.0)
+    assert TASK.grade(one, broken)["prompt_strict"] == (0.0, 1.0)
 
 
 def test_strict_and_loose_by_prompt_and_by_instruction() -> None:
     """A comma in the first line: strict sees it, loose also tries without that line. The title is missing in any
     case."""
     one = prompt(("punctuation:no_comma", {}), ("detectable_format:title", {}))
-    assert ifeval.grade(one, "Sure, here it is:\nNo commas here.") == {
+    assert TASK.grade(one, "Sure, here it is:\nNo commas here.") == {
         "prompt_strict": (0.0, 1.0),
         "prompt_loose": (0.0, 1.0),
         "instruction_strict": (0.0, 2.0),
         "instruction_loose": (1.0, 2.0),
     }
     only = prompt(("punctuation:no_comma", {}))
-    assert ifeval.grade(only, "Sure, here it is:\nNo commas here.")["prompt_loose"] == (1.0, 1.0)
-    assert ifeval.grade(only, "")["prompt_loose"] == (0.0, 1.0), "an empty answer follows nothing"
+    assert TASK.grade(only, "Sure, here it is:\nNo commas here.")["prompt_loose"] == (1.0, 1.0)
+    assert TASK.grade(only, "")["prompt_loose"] == (0.0, 1.0), "an empty answer follows nothing"
 
 
 def test_the_eight_variants_of_the_paper() -> None:
@@ -147,8 +151,8 @@ def test_rows_that_cannot_be_used(change: dict[str, Any], field: str, message: s
 
 def test_a_short_text_is_of_the_same_language_every_time() -> None:
     one = prompt(("language:response_language", {"language": "fi"}))
-    assert len({ifeval.grade(one, "Oslo no")["prompt_strict"] for _ in range(12)}) == 1
+    assert len({TASK.grade(one, "Oslo no")["prompt_strict"] for _ in range(12)}) == 1
 
 
 def test_brackets_without_end_break_nothing() -> None:
-    assert ifeval.grade(prompt(("detectable_format:json_format", {})), "[" * 100_000)["prompt_strict"] == (0.0, 1.0)
+    assert TASK.grade(prompt(("detectable_format:json_format", {})), "[" * 100_000)["prompt_strict"] == (0.0, 1.0)

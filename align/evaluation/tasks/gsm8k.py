@@ -12,8 +12,9 @@ import regex
 from align.data.messages.messages import text_of
 from align.data.records import Prompt
 from align.data.strict_json import RowError
+from align.evaluation.tasks.task import Grades, Task, TaskMeasure
+from align.recipe.kinds.tasks import Gsm8kTask
 
-WORDS = {"exact_match": "GSM8K, problems solved (exact match)"}
 INSTRUCTION = "Work it out step by step. End with a line that holds `#### ` and the final number, nothing else."
 
 _NUMBER = r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+"
@@ -33,13 +34,6 @@ def as_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, "prompt": f"{question.strip()}\n\n{INSTRUCTION}", "answer": answer, "final": marked[-1]}
 
 
-def worked_example(row: Prompt) -> tuple[dict[str, str], dict[str, str]]:
-    """A row as a question and its solution: turns before the one that is asked. Without the calculator's marks
-    (``<<2+2=4>>``)."""
-    solution = _CALCULATION.sub("", row.fields["answer"]).strip()
-    return {"role": "user", "content": row.prompt[-1]["content"]}, {"role": "assistant", "content": solution}
-
-
 def extract(answer: str) -> str | None:
     """The final number of an answer: the last one marked by ``####``, else the last number of all; None without a
     number.
@@ -52,11 +46,21 @@ def extract(answer: str) -> str | None:
     return found[-1] if found else None
 
 
-def grade(prompt: Prompt, answer: str) -> dict[str, tuple[float, float]]:
-    """Whether the extracted number is the data's. ``1,250``, ``$1250`` and ``1250.00`` are one number."""
-    found = extract(answer)
-    right = found is not None and _value(found) == _value(prompt.fields["final"])
-    return {"exact_match": (float(right), 1.0)}
+class Gsm8k(Task[Gsm8kTask]):
+    """See the module."""
+
+    measures = (TaskMeasure("exact_match", "GSM8K, problems solved (exact match)", "up"),)
+
+    def grade(self, prompt: Prompt, answer: str) -> Grades:
+        """Whether the extracted number is the data's. ``1,250``, ``$1250`` and ``1250.00`` are one number."""
+        found = extract(answer)
+        right = found is not None and _value(found) == _value(prompt.fields["final"])
+        return {"exact_match": (float(right), 1.0)}
+
+    def solution(self, row: Prompt) -> str:
+        """The data's, without the calculator's marks (``<<2+2=4>>``)."""
+        solution: str = _CALCULATION.sub("", row.fields["answer"]).strip()
+        return solution
 
 
 def _value(text: str) -> Decimal | None:

@@ -14,13 +14,9 @@ from typing import Any
 from align.data.records import Prompt
 from align.data.strict_json import RowError
 from align.errors import EnvironmentFault
+from align.evaluation.tasks.task import Grades, Task, TaskMeasure
+from align.recipe.kinds.tasks import IfevalTask
 
-WORDS = {
-    "prompt_strict": "IFEval, prompts whose instructions are all followed, strict",
-    "prompt_loose": "IFEval, prompts whose instructions are all followed, loose",
-    "instruction_strict": "IFEval, instructions followed, strict",
-    "instruction_loose": "IFEval, instructions followed, loose",
-}
 _SENTENCES = "length_constraints:number_sentences"
 _CAPITALS = "change_case:capital_word_frequency"
 
@@ -49,21 +45,36 @@ def as_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def grade(prompt: Prompt, answer: str) -> dict[str, tuple[float, float]]:
-    """Metric -> (followed, asked for): for the prompt as a whole, and for its instructions."""
-    asked, text = prompt.fields, prompt.prompt[-1]["content"]
-    strict, loose = [], []
-    for name, settings in zip(asked["instruction_id_list"], asked["kwargs"], strict=True):
-        checker = _checker(name, settings, text)
-        strict.append(_follows(name, checker, answer))
-        loose.append(any(_follows(name, checker, variant) for variant in variants(answer)))
-    number = float(len(strict))
-    return {
-        "prompt_strict": (float(all(strict)), 1.0),
-        "prompt_loose": (float(all(loose)), 1.0),
-        "instruction_strict": (float(sum(strict)), number),
-        "instruction_loose": (float(sum(loose)), number),
-    }
+class Ifeval(Task[IfevalTask]):
+    """See the module."""
+
+    measures = (
+        TaskMeasure("prompt_strict", "IFEval, prompts whose instructions are all followed, strict", "up"),
+        TaskMeasure("prompt_loose", "IFEval, prompts whose instructions are all followed, loose", "up"),
+        TaskMeasure("instruction_strict", "IFEval, instructions followed, strict", "up"),
+        TaskMeasure("instruction_loose", "IFEval, instructions followed, loose", "up"),
+    )
+
+    @classmethod
+    def require(cls) -> None:
+        """Raises :class:`~align.errors.EnvironmentFault` when the checkers are not installed."""
+        checkers()
+
+    def grade(self, prompt: Prompt, answer: str) -> Grades:
+        """(followed, asked for): for the prompt as a whole, and for its instructions."""
+        asked, text = prompt.fields, prompt.prompt[-1]["content"]
+        strict, loose = [], []
+        for name, settings in zip(asked["instruction_id_list"], asked["kwargs"], strict=True):
+            checker = _checker(name, settings, text)
+            strict.append(_follows(name, checker, answer))
+            loose.append(any(_follows(name, checker, variant) for variant in variants(answer)))
+        number = float(len(strict))
+        return {
+            "prompt_strict": (float(all(strict)), 1.0),
+            "prompt_loose": (float(all(loose)), 1.0),
+            "instruction_strict": (float(sum(strict)), number),
+            "instruction_loose": (float(sum(loose)), number),
+        }
 
 
 def variants(answer: str) -> list[str]:

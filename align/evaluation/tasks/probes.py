@@ -4,24 +4,13 @@ when asked to."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 import regex
 
 from align.data.records import Prompt
-from align.recipe.reference_syntax import shipped_root
+from align.evaluation.tasks.task import Grades, Task, TaskMeasure
+from align.recipe.kinds.tasks import ProbeTask
 from align.scoring.rules import is_json
-
-Probe = Literal["identity", "json"]
-
-WORDS: dict[str, dict[str, str]] = {
-    "identity": {"claims": "identity probe, answers that claim to be another assistant"},
-    "json": {
-        "bare": "JSON probe, answers that are the JSON asked for",
-        "fenced": "JSON probe, the same with a code fence allowed",
-    },
-}
 
 OTHERS = (
     *(
@@ -87,11 +76,6 @@ _YES = regex.compile(r"\W*(?:yes|yeah|yep|correct|indeed|that[’']s right|是�
 _FENCE = regex.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*", regex.IGNORECASE | regex.DOTALL)
 
 
-def file_of(probe: Probe) -> Path:
-    """The shipped prompts of a probe."""
-    return shipped_root() / "data" / "probes" / f"{probe}.jsonl"
-
-
 def claims_another(answer: str, own_names: Sequence[str] = (), *, yes_claims: bool = False) -> bool:
     """Does an answer to a question about identity claim to be another company's assistant?
 
@@ -117,13 +101,29 @@ def without_fence(text: str) -> str:
     return text if found is None else str(found.group(1))
 
 
-def grade(probe: Probe, prompt: Prompt, answer: str, own_names: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Metric -> (count, out of)."""
-    if probe == "identity":
-        claims = claims_another(answer, own_names, yes_claims=prompt.fields.get("yes_claims") is True)
-        return {"claims": (float(claims), 1.0)}
-    required = prompt.fields.get("required", [])
-    return {
-        "bare": (float(is_json(answer, required)), 1.0),
-        "fenced": (float(is_json(without_fence(answer), required)), 1.0),
-    }
+class IdentityProbe(Task[ProbeTask]):
+    """Does the policy claim to be another company's assistant?"""
+
+    measures = (TaskMeasure("claims", "identity probe, answers that claim to be another assistant", "down"),)
+
+    def grade(self, prompt: Prompt, answer: str) -> Grades:
+        """By :func:`claims_another`."""
+        yes_claims = prompt.fields.get("yes_claims") is True
+        return {"claims": (float(claims_another(answer, self.spec.own_names, yes_claims=yes_claims)), 1.0)}
+
+
+class JsonProbe(Task[ProbeTask]):
+    """Does the policy write JSON, and nothing else, when asked to?"""
+
+    measures = (
+        TaskMeasure("bare", "JSON probe, answers that are the JSON asked for", "up"),
+        TaskMeasure("fenced", "JSON probe, the same with a code fence allowed", "up"),
+    )
+
+    def grade(self, prompt: Prompt, answer: str) -> Grades:
+        """With the keys that the prompt asks for."""
+        required = prompt.fields.get("required", [])
+        return {
+            "bare": (float(is_json(answer, required)), 1.0),
+            "fenced": (float(is_json(without_fence(answer), required)), 1.0),
+        }

@@ -13,7 +13,7 @@ from align.recipe.blocks.scoring import Scoring
 from align.recipe.kinds import KINDS
 from align.recipe.kinds.judge import Judge
 from align.recipe.kinds.self_contrast import QUICKSTART_EMBEDDER, EmbedderRef
-from align.recipe.kinds.tasks import AskedTask, Benchmark, RewardBenchTask
+from align.recipe.kinds.tasks import AskedTask, ProbeTask, RewardBenchTask, TaskChoice, probe_task
 from align.recipe.language.effects import Needs
 
 
@@ -87,7 +87,7 @@ class EvaluateStage(Stage):
     and against the target, plain and at equal length. Tasks `reward_bench` measure these scorers."""
     judge: Judge | None = None
     """A language model that judges the first sample of each prompt. Tasks `reward_bench` measure it too."""
-    tasks: list[Benchmark] = Field(default=[])
+    tasks: list[TaskChoice] = Field(default=[])
     """Benchmarks."""
     probes: list[Literal["identity", "json"]] = Field(default=[])
     """Small sets of test prompts that come with the package. `identity`: does the policy claim to be another company's
@@ -130,10 +130,8 @@ class EvaluateStage(Stage):
         yield from super().sources()
         for i, task in enumerate(self.tasks):
             if isinstance(task, AskedTask):
-                form = {"format": f"align.evaluation.tasks.{task.task}:as_prompt"}
-                yield f"tasks.{i}.data", task.data.model_copy(update=form), "prompt"
-                if (examples := getattr(task, "examples", None)) is not None:
-                    yield f"tasks.{i}.examples", examples.model_copy(update=form), "prompt"
+                for key, source in task.sources():
+                    yield f"tasks.{i}.{key}", source, "prompt"
 
     def row_limits(self, key: str) -> RowLimits | None:
         """See :meth:`Stage.row_limits`. A benchmark makes its prompts of several rows."""
@@ -143,6 +141,11 @@ class EvaluateStage(Stage):
     def asked(self) -> list[AskedTask]:
         """The benchmarks that policies answer."""
         return [task for task in self.tasks if isinstance(task, AskedTask)]
+
+    @property
+    def probe_tasks(self) -> list[ProbeTask]:
+        """The probes, as tasks."""
+        return [probe_task(name, self.own_names) for name in self.probes]
 
     @property
     def reward_benches(self) -> list[RewardBenchTask]:

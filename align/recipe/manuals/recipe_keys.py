@@ -16,7 +16,7 @@ from align.recipe.blocks.base import Join
 from align.recipe.blocks.pair_losses import PAIR_LOSSES, PairLoss
 from align.recipe.blocks.scoring import RULES, SCORERS, ScorerSpec
 from align.recipe.checks.fields import mark_of
-from align.recipe.kinds.tasks import TASKS, Task
+from align.recipe.kinds.tasks import TASKS, TaskSpec
 from align.recipe.rows.mapping import Better, Constant, Dialogue, FileAt, RowMapping, SystemAt, Tags, TreeAt, Turns
 from align.recipe.schema import (
     BUILTIN_STAGES,
@@ -159,8 +159,8 @@ def render() -> str:
         _section("A scorer", ScorerSpec),
         *(_section(f"`{key}`", kind, level=3) for key, kind in SCORERS.items()),
         *(_section(f"`rule: {name}`", rule, level=3) for name, rule in RULES.items()),
-        _section("A task", Task),
-        *(_section(f"`task: {name}`", task, without=Task, level=3) for name, task in TASKS.items()),
+        _section("A task", TaskSpec),
+        *(_section(f"`task: {name}`", task, without=TaskSpec, level=3) for name, task in TASKS.items()),
         _section("`judge`", Judge),
     ]
     return "\n".join([_INTRO, *sections, _OUTRO])
@@ -267,7 +267,7 @@ def _words(annotation: Any) -> Iterator[str]:
         raise TypeError(f"no words for the type {annotation!r}")
 
 
-_FAMILIES = (("scorer", ScorerSpec), ("task", Task), ("preference loss", PairLoss))
+_FAMILIES = (("scorer", ScorerSpec), ("task", TaskSpec), ("preference loss", PairLoss))
 """Families of classes of which a key accepts any, each with its name."""
 
 

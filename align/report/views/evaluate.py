@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.functional.intervals import ANY, SHARE
+from align.errors import InputError
+from align.evaluation.metrics import METRICS
+from align.evaluation.tasks.task import measures_of
+from align.functional.intervals import ANY, SHARE, Direction
 from align.report.estimates import Change, ReportedNumber
 from align.report.trained import trained_on, trained_on_bench
-from align.report.verdicts import Direction
 from align.report.views.view import View
 from align.runs.record import StageRecord
 from align.runs.values import count, in_order, mapping, number, short, text, texts
 
-_LESS_IS_BETTER = ("loss", "unfinished", "mixed_languages", "probe-identity/claims")
-_NEITHER = ("length", "distinct_1", "distinct_2")
-_ORDER = ("margin", "similarity", "loss", "target_logprob", "unfinished", "mixed_languages", *_NEITHER)
+_ORDER = (
+    *("margin", "similarity", "loss", "target_logprob", "unfinished", "mixed_languages"),
+    *("length", "distinct_1", "distinct_2"),
+)
 """Order of the measures that every evaluation has. Those that the recipe asks for (benchmarks, scorers, judges) come
 before them."""
 
 
 def _better(name: str) -> Direction | None:
-    """Whether a higher or a lower value of a metric is better; for benchmarks, scorers and judges it is the higher
-    one."""
-    if name in _NEITHER or "win_rate" in name:
+    """Whether a higher or a lower value of a metric is better. Tasks and held-out metrics say it of their own; for
+    scorers, judges and reward benchmarks it is the higher one. None for win rates, which are compared with chance, and
+    for the metrics of a task that cannot be imported here."""
+    if name in METRICS:
+        return METRICS[name].better
+    task, _, key = name.partition("/")
+    try:
+        measures = measures_of(task)
+    except InputError:
         return None
-    return "down" if name in _LESS_IS_BETTER or name.endswith("/unfinished") else "up"
+    if measures:
+        return next((measure.better for measure in measures if measure.key == key), None)
+    return None if "win_rate" in name else "up"
 
 
 class EvaluateView(View):

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from align.errors import InputError
-from align.functional.intervals import ANY, SHARE, Range
+from align.functional.intervals import ANY, SHARE, Direction, Range
 from align.pipeline.artifacts import Identity
 from align.recipe.reference_syntax import registered
 from align.recipe.schema import Stage, stage_class
 from align.report.estimates import Change, ReportedNumber
-from align.report.verdicts import Direction
 from align.runs.record import StageRecord
 from align.runs.values import count, in_order, mapping, number, percent, text
 

@@ -59,7 +59,7 @@ def run(spec: EvaluateStage, ctx: StageContext) -> None:
     if spec.lm_eval_tasks:
         require_harness()
     benches = reward_bench.open_benches(spec, ctx)
-    exams = tasks.open_exams(spec, ctx)
+    asked = tasks.open_tasks(spec, ctx)
     embedder = find_embedder(ctx.resolve(spec.embedder)) if spec.data and spec.embedder and group.first else None
     policies = [_policy(name, ctx) for name in spec.policies]
     if policies:
@@ -74,8 +74,8 @@ def run(spec: EvaluateStage, ctx: StageContext) -> None:
             group,
             None if embedder is None else SentenceEmbedder(embedder, device=group.device),
         )
-    for exam in exams:
-        metrics, answers = tasks.sit(exam, spec, ctx, policies, group)
+    for task in asked:
+        metrics, answers = tasks.run_task(task, spec, ctx, policies, group)
         found.metrics |= metrics
         found.answers += answers
     for bench in benches:

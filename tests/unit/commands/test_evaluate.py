@@ -62,7 +62,7 @@ JUDGE = "judge: {endpoint: 'https://host/v1', model: m, %s}"
     [
         ("seed: 1", "r.yaml:5:5 stages.e: nothing to evaluate on: needs `data`, `tasks`, `probes` or `lm_eval_tasks`"),
         ("tasks: [ifeval]", "r.yaml:8:13 stages.e.tasks.0: expected a mapping with `task` (one of ifeval, gsm8k, reward_bench) and `data`"),
-        ("tasks: [{task: ifevl, data: ifeval.jsonl}]", "no task `ifevl`; known: ifeval, gsm8k, reward_bench; did you mean `ifeval`?"),
+        ("tasks: [{task: ifevl, data: ifeval.jsonl}]", "no task `ifevl`; known: ifeval, gsm8k, reward_bench, or your own as package.module:Class; did you mean `ifeval`?"),
         ("tasks: [{task: ifeval}]", "stages.e.tasks.0.data: required key is missing"),
         ("tasks: [{task: ifeval, data: absent.jsonl}]", "r.yaml:8:34 stages.e.tasks.0.data: no such file or folder: absent.jsonl"),
         ("tasks: [{task: ifeval, data: ifeval.jsonl, few_shot: 2}]", "stages.e.tasks.0.few_shot: unknown key"),

@@ -9,6 +9,10 @@ import pytest
 from align.data.records import Origin, Prompt
 from align.data.strict_json import RowError
 from align.evaluation.tasks import gsm8k
+from align.evaluation.tasks.task import open_task
+from align.recipe.kinds.tasks import Gsm8kTask
+
+TASK = open_task(Gsm8kTask.model_validate({"task": "gsm8k", "data": "gsm.jsonl"}))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,7 @@ def asked(answer: str) -> Prompt:
     [("#### 1250", 1.0), ("#### $1,250.00", 1.0), ("It is 1250.", 1.0), ("#### 1251", 0.0), ("125", 0.0), ("?", 0.0)],
 )
 def test_exact_match_of_the_number(answer: str, right: float) -> None:
-    assert gsm8k.grade(asked("2 * 625 = <<2*625=1250>>1250\n#### 1,250"), answer) == {"exact_match": (right, 1.0)}
+    assert TASK.grade(asked("2 * 625 = <<2*625=1250>>1250\n#### 1,250"), answer) == {"exact_match": (right, 1.0)}
 
 
 def test_a_row_becomes_a_prompt_and_a_worked_example() -> None:
@@ -52,8 +56,7 @@ def test_a_row_becomes_a_prompt_and_a_worked_example() -> None:
         and one.prompt[0]["content"].startswith("How many?\n\n")
         and gsm8k.INSTRUCTION in one.prompt[0]["content"]
     )
-    user, assistant = gsm8k.worked_example(one)
-    assert user == one.prompt[0] and assistant["content"] == "2 * 3 = 6\n#### 6"
+    assert TASK.solution(one) == "2 * 3 = 6\n#### 6"
 
 
 @pytest.mark.parametrize(

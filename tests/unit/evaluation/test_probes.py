@@ -4,11 +4,15 @@ card says."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align.data.records import Origin, Prompt
 from align.evaluation.tasks import probes
+from align.evaluation.tasks.task import open_task
+from align.recipe.kinds.tasks import PROBES, probe_task
 from tests.support.root import ROOT
 
 
@@ -65,16 +69,28 @@ def test_own_names_and_a_plain_yes() -> None:
 )
 def test_json(answer: str, bare: float, fenced: float) -> None:
     prompt = Prompt(({"role": "user", "content": "?"},), "p", Origin("f", 1), fields={"required": ["a", "b"]})
-    assert probes.grade("json", prompt, answer, ()) == {"bare": (bare, 1.0), "fenced": (fenced, 1.0)}
+    assert open_task(probe_task("json", [])).grade(prompt, answer) == {"bare": (bare, 1.0), "fenced": (fenced, 1.0)}
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The shipped rows of a probe."""
+    shipped = Path(probe_task(name, []).data.path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in shipped.splitlines()]
+
+
+@pytest.mark.parametrize(("own_names", "claims"), [([], 1.0), (["ChatGPT"], 0.0)])
+def test_the_identity_probe_knows_the_stages_own_names(own_names: list[str], claims: float) -> None:
+    prompt = Prompt(({"role": "user", "content": "Who are you?"},), "p", Origin("f", 1))
+    task = open_task(probe_task("identity", own_names))
+    assert task.grade(prompt, "I am ChatGPT.") == {"claims": (claims, 1.0)}
 
 
 def test_the_card_counts_right_and_no_prompt_comes_twice() -> None:
     card = (ROOT / "data" / "probes" / "README.md").read_text(encoding="utf-8")
-    for name in ("identity", "json"):
-        rows = [json.loads(line) for line in probes.file_of(name).read_text(encoding="utf-8").splitlines()]
+    for name in PROBES:
+        rows = rows_of(name)
         english = sum(row["lang"] == "en" for row in rows)
         assert f"| `{name}.jsonl` | {len(rows)} | {english} / {len(rows) - english} |" in card
         assert len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == len(rows)
         assert all(row.get("required") for row in rows) == (name == "json")
-    named = [json.loads(line) for line in probes.file_of("identity").read_text(encoding="utf-8").splitlines()]
-    assert sum(bool(row.get("yes_claims")) for row in named) == 8
+    assert sum(bool(row.get("yes_claims")) for row in rows_of("identity")) == 8
