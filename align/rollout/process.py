@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,22 @@ from align.rollout.weight_files import weight_files
 
 PATIENCE_S = 600.0
 """Seconds without a sign of life after which the worker counts as hung."""
-_NOT_FOR_THE_WORKER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NOT_FOR_THE_WORKER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_")
+"""Beginnings of variables that say how this process meets the others of its run; vLLM would meet them too. With
+torchrun's it would wait for a store that is not there."""
+
+
+def workers_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker: without this process's place among others, and with its GPU as the only one.
+
+    vLLM takes the first GPU that it sees, so the engines of eight processes would meet on GPU 0.
+    """
+    found = {name: value for name, value in environ.items() if not name.startswith(_NOT_FOR_THE_WORKER)}
+    if torch.cuda.is_available():
+        device = torch.cuda.current_device()
+        visible = environ.get("CUDA_VISIBLE_DEVICES")
+        found["CUDA_VISIBLE_DEVICES"] = str(device) if visible is None else visible.split(",")[device].strip()
+    return found
 
 
 class ProcessEngine:
@@ -42,7 +57,7 @@ class ProcessEngine:
             torch.cuda.empty_cache()  # what this process has freed and keeps is not there for another one
         self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed with the engine
         ours, theirs = socket.socketpair()
-        environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_WORKER}
+        environment = workers_environment(os.environ)
         command = [sys.executable, "-m", "align.rollout.worker", str(theirs.fileno()), str(os.getpid())]
         self._child = subprocess.Popen(
             command,

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.distributed.distributed_c10d import GroupMember
 
-from align.errors import EnvironmentFault
+from align.errors import EnvironmentFault, InputError
 from align.rollout.engine import Sample, Sampling, WeightSource
 from align.rollout.limits import require_room
 from align.rollout.weight_check import Arrived
@@ -64,6 +64,7 @@ class VllmEngine:
         alive: called after every step of sampling.
 
     Raises:
+        InputError: this process is one of several of a run.
         EnvironmentFault: vLLM does not start with this model on this machine, or there is one in this process already:
             they would share their process groups.
     """
@@ -83,6 +84,11 @@ class VllmEngine:
         )
         self._group: Any = None  # vLLM's default process group, while it is not at work
         self._llm: Any = None
+        if torch.distributed.is_initialized():
+            # Leaving vLLM's process group, at the end, shuts down all that this process is in.
+            raise InputError(
+                "rollout.own_process: false, and the run has several processes", hint="leave own_process out"
+            )
         if VllmEngine.in_use:
             raise EnvironmentFault(
                 "there is a vLLM engine in this process already", hint="set rollout.own_process: true"
@@ -102,6 +108,8 @@ class VllmEngine:
             "seed": 0,
             "use_tqdm_on_load": False,
         }
+        if torch.cuda.is_available():
+            arguments["gpu_memory_utilization"] = _free_share()
         try:
             with self._at_work(), _quietly():
                 from vllm import LLM
@@ -221,6 +229,16 @@ class VllmEngine:
             torch.set_rng_state(generators[2])
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda)
+
+
+def _free_share() -> float:
+    """The share of the GPU's memory that vLLM may count on: nearly all that is free.
+
+    It refuses to start unless so much is free, before it looks at the size of the cache that it is given. Its default
+    of 0.92 is never free beside a model in training.
+    """
+    free, total = torch.cuda.mem_get_info()
+    return max(0.01, 0.95 * free / total)
 
 
 @contextmanager

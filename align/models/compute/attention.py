@@ -125,8 +125,8 @@ def tree_attention(
     """
     trees = counted(module, trees)
     refuse_unsupported(module, unused)
-    # The CPU kernel accepts grouped heads: keys and values need not be repeated for each query head
-    grouped = query.shape[1] != key.shape[1]
+    groups = query.shape[1] // key.shape[1]
+    repeated = groups > 1 and lacks_grouped_kernel(query)
     # The first time only: with gradient checkpointing the layer is computed a second time
     if trees.keep is not None and module.layer_idx not in trees.keep:
         trunk = slice(trees.rows[0][0].start, trees.rows[0][0].start + trees.rows[0][0].trunk)
@@ -153,16 +153,21 @@ def tree_attention(
                 seen_values = [*([given[1]] if given else []), *(values[piece] for piece in on_path)]
                 before = sum(part.shape[2] for part in seen_keys[:-1])
                 mask = trees.mask(before, length, sliding_window)
+                path_keys = torch.cat(seen_keys, dim=2) if before else seen_keys[-1]
+                path_values = torch.cat(seen_values, dim=2) if before else seen_values[-1]
+                if repeated and mask is not None:
+                    path_keys = path_keys.repeat_interleave(groups, dim=1)
+                    path_values = path_values.repeat_interleave(groups, dim=1)
                 attended.append(
                     scaled_dot_product_attention(
                         queries[first + number],
-                        torch.cat(seen_keys, dim=2) if before else seen_keys[-1],
-                        torch.cat(seen_values, dim=2) if before else seen_values[-1],
+                        path_keys,
+                        path_values,
                         attn_mask=mask,
                         dropout_p=dropout,
                         scale=scaling,
                         is_causal=mask is None,
-                        enable_gqa=grouped,
+                        enable_gqa=query.shape[1] != path_keys.shape[1],
                     )
                 )
             first += len(pieces)
@@ -171,6 +176,19 @@ def tree_attention(
         outputs.append(torch.cat(attended, dim=2) if len(attended) > 1 else attended[0])
     result = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return result.transpose(1, 2).contiguous(), None
+
+
+def lacks_grouped_kernel(query: Tensor) -> bool:
+    """Has this device no fused attention for a mask together with grouped heads? Then keys and values are repeated for
+    each query head, which has one: otherwise the scores of all heads would lie in memory.
+
+    On CUDA, flash attention takes no mask and memory-efficient attention no groups (``sdp_utils.cpp`` of torch 2.13);
+    cuDNN takes both, in half precision from Hopper on. The CPU's kernel takes both as well.
+    """
+    if not query.is_cuda:
+        return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    return dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability(query.device) < (9, 0)
 
 
 def _pieces(span: Span) -> list[tuple[int, tuple[int, ...]]]:
