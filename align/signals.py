@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a terminal that is closed: the first asks the running stage to save and stop, the second ends the
-process at once. Standard output that is closed (``align run ... | head``) asks as well.
+"""Handling Ctrl-C, SIGTERM and a closed terminal: the first signal asks the running stage to save and stop, the second
+ends the process at once. Closed standard output (``align run ... | head``) counts as a first signal.
 
-Also: how a process that was started by another one ends with it.
+Also ends a process when the process that started it ends.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import time
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks to stop. The last is sent when a terminal is closed or a connection to it is lost."""
+"""The signals that ask to stop. The last is sent when a terminal is closed or the connection to it is lost."""
 LAUNCHER = "ALIGN_LAUNCHER"
-"""Environment variable: the process that a process of ``align run --nproc`` was started by, and ends with."""
+"""Environment variable with the number of the process that started a process of ``align run --nproc``, and with which
+it ends."""
 _PR_SET_PDEATHSIG = 1
 _requested: int | None = None
 _since = 0.0
 _entered = 0
-"""How many :class:`StopFlag` are entered."""
+"""Number of :class:`StopFlag` that are entered."""
 
 
 def stop_requested() -> int | None:
@@ -32,11 +33,11 @@ def stop_requested() -> int | None:
 
 
 def output_closed() -> None:
-    """Whoever read standard output is gone: asks to stop, as a first signal would; nothing outside of a
+    """Called when the reader of standard output is gone: asks to stop, like a first signal. Does nothing outside of a
     :class:`StopFlag`.
 
-    A Ctrl-C that comes now is the first one: in ``align run ... | tee log`` it reaches both, and may end the reader
-    first.
+    A Ctrl-C after this still counts as the first signal: in ``align run ... | tee log`` it reaches both processes, and
+    may end the reader first.
     """
     global _requested
     if _entered and _requested is None:
@@ -44,16 +45,16 @@ def output_closed() -> None:
 
 
 def handled() -> list[signal.Signals]:
-    """The signals that ask to stop, without SIGHUP where whoever started this process wants it ignored."""
+    """The signals that ask to stop, without SIGHUP if the process was started with it ignored."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def end_with(parent: int) -> None:
-    """From now on this process is killed when its parent, process ``parent``, ends, however it does; exit when it has
+    """From now on this process is killed when its parent, process ``parent``, ends for any reason; exits if it has
     ended already.
 
-    The kernel does it (Linux; elsewhere only the second half holds), so it works for a parent that was killed. What a
-    child starts in its turn has to do the same.
+    The kernel does this, so it works for a parent that was killed (on Linux; elsewhere only the check for a parent that
+    has ended is made). Processes that a child starts have to call it too.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -65,12 +66,11 @@ class StopFlag:
     """While entered, the first of :data:`SIGNALS` only sets :func:`stop_requested`; a second one exits at once with 128
     + its number.
 
-    A closed terminal may send SIGHUP more than once, from the shell and from the kernel, so that is never the second
-    one; and where it was to be ignored from the start (``nohup``), it is.
+    A closed terminal may send SIGHUP several times, from the shell and from the kernel, so SIGHUP never counts as the
+    second signal. If it was ignored from the start (``nohup``), it still is.
 
-    ``same_within`` seconds: further signals so soon belong to the first. A launcher passes on the Ctrl-C that the
-    terminal sent to every process already, and that must not count as a second one. Outside the main thread, where
-    Python allows no handlers, nothing is installed.
+    Further signals within ``same_within`` seconds belong to the first: a launcher passes on the Ctrl-C that the
+    terminal already sent to every process. Outside the main thread, where Python allows no handlers, none is installed.
     """
 
     def __init__(self, same_within: float = 0.0) -> None:

@@ -1,7 +1,7 @@
-"""What Slurm's ``srun`` tells the processes that it starts, in the variables that torch.distributed reads.
+"""Translating the environment variables of Slurm's ``srun`` to those that torch.distributed reads.
 
-``srun align run RECIPE`` with several tasks is one run of several processes, as with torchrun. Whoever sets WORLD_SIZE
-(torchrun and accelerate, also inside of ``srun``, and ``align run --nproc``) is believed instead.
+``srun align run RECIPE`` with several tasks is one run of several processes, as with torchrun. If WORLD_SIZE is set (by
+torchrun and accelerate, also inside of ``srun``, or by ``align run --nproc``), that is used instead.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Mapping, MutableMapping
 from align.errors import InputError
 
 _PORTS = range(20_000, 30_000)
-"""Below those that Linux hands out by itself, from 32768 on."""
+"""Below the ports that Linux assigns by itself, from 32768 on."""
 
 
 def translate(environ: MutableMapping[str, str]) -> None:
-    """Where ``srun`` started several tasks, add RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    """If ``srun`` started several tasks, set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    The step's variables (SLURM_STEP_*) are read, which ``srun`` alone sets: a batch script has those of its job, and
-    is one process. What is set already stays.
+    Reads the variables of the step (SLURM_STEP_*), which only ``srun`` sets: a batch script, which is one process, only
+    has those of its job. Variables that are already set are kept.
 
     Raises:
         InputError: a variable that ``srun`` sets with the others is missing, or is not a number.
@@ -35,7 +35,7 @@ def translate(environ: MutableMapping[str, str]) -> None:
         told |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     else:
         told["MASTER_ADDR"] = first_host(environ.get("SLURM_STEP_NODELIST", ""))
-    # The same in every task, and another one for another step on the same nodes.
+    # The same in every task, but different for another step on the same nodes.
     place = _number(environ, "SLURM_JOB_ID") * 31 + _number(environ, "SLURM_STEP_ID")
     told["MASTER_PORT"] = str(_PORTS[place % len(_PORTS)])
     for name, value in told.items():

@@ -1,4 +1,4 @@
-"""What is printed for people: the console, and text of models and data, which must not steer the terminal; numbers."""
+"""Printing for the user: the console, text of models and data that must not control the terminal, and numbers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rich.text import Text
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Standard output, or standard error where the other is for machines; 140 columns wide where it is no terminal."""
+    """Standard output, or standard error if the former is for programs; 140 columns wide if it is not a terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(width=None if stream.isatty() else 140, stderr=stderr)
 
 
 @contextmanager
 def whoever_reads(gone: Callable[[], None]) -> Iterator[None]:
-    """Inside, standard output and standard error are :class:`Lasting`. ``gone`` is called when nobody reads standard
-    output any more."""
+    """Inside, standard output and standard error are :class:`Lasting`. ``gone`` is called when standard output has no
+    reader any more."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout, gone)), cast(Any, Lasting(sys.stderr))
     try:
@@ -32,11 +32,10 @@ def whoever_reads(gone: Callable[[], None]) -> Iterator[None]:
 
 
 class Lasting:
-    """A stream that a closed terminal or a reader that is gone cannot make fail: from then on, what is written to it is
-    lost.
+    """A stream that does not fail when the terminal is closed or the reader is gone: output is then dropped.
 
-    Hours of training must not be lost because nobody looks at their progress any more. What is to be done about a pipe
-    that nobody reads (``| head``) is for ``gone``; a terminal that is closed sends a signal.
+    Hours of training must not be lost because nobody reads the progress any more. ``gone`` decides what to do about a
+    closed pipe (``| head``); a closed terminal sends a signal.
     """
 
     def __init__(self, stream: IO[str], gone: Callable[[], None] = lambda: None) -> None:
@@ -72,7 +71,7 @@ class Lasting:
 
 
 def plain(text: str) -> Text:
-    """Text of a model or of data: no markup, no control characters, none that turn the direction of writing."""
+    """Text of a model or of data, to print without markup, control characters and changes of the text's direction."""
     return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
 
 
@@ -89,7 +88,7 @@ def counted(number: int, kind: str) -> str:
 
 
 def fixed(value: float, digits: int, *, signed: bool = False) -> str:
-    """A number with so many decimals; one that rounds to nothing has no sign.
+    """A number with ``digits`` decimals; one that rounds to zero has no sign.
 
     >>> fixed(-0.0000001, 6, signed=True), fixed(-1234.5678, 2), fixed(0.25, 1, signed=True)
     ('0.000000', '-1,234.57', '+0.2')
@@ -99,7 +98,7 @@ def fixed(value: float, digits: int, *, signed: bool = False) -> str:
 
 
 def byte_size(number_of_bytes: float) -> str:
-    """Bytes for people.
+    """A number of bytes as text.
 
     >>> byte_size(3_400_000_000), byte_size(541_000_000), byte_size(812)
     ('3.4 GB', '541.0 MB', '812 B')
