@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, InputError
 from align.pipeline.folder import RunFolder
-from align.planning.planner import Amount, ToPlan, planner_of
+from align.planning.planner import DataSize, ToPlan, planner_of
 from align.recipe import reference_syntax
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import DataSource, Model, Train
@@ -41,7 +41,7 @@ def data_faults() -> Iterator[None]:
         raise UnreadableData(error.problems) from error
 
 
-def amount(stage: ToPlan, *, counts: bool, streams: bool) -> Amount:
+def measure(stage: ToPlan, *, counts: bool, streams: bool) -> DataSize:
     """The data of a stage.
 
     Args:
@@ -58,9 +58,9 @@ def amount(stage: ToPlan, *, counts: bool, streams: bool) -> Amount:
     try:
         locations = [locate(loaded, run, source.path) for source in sources]
     except AlignError as error:  # from a stage that has not run yet
-        return _of_a_stage(loaded, sources, run) or Amount(error.problems[0].message)
+        return _of_a_stage(loaded, sources, run) or DataSize(error.problems[0].message)
     if any(isinstance(location, str) for location in locations):
-        return Amount("a data set on the hub is not downloaded to plan")
+        return DataSize("a data set on the hub is not downloaded to plan")
     size = sum(_size(Path(location)) for location in locations)
     if counts and model is not None and size <= EXACT_BYTES:
         return _encoded(stage, model, streams=streams)
@@ -68,12 +68,12 @@ def amount(stage: ToPlan, *, counts: bool, streams: bool) -> Amount:
     filters = ", `where` and `limit` ignored" if any(source.where or source.limit for source in sources) else ""
     words = f"estimated: {size:,} bytes at {_BYTES_PER_TOKEN} a token{filters} ({why})"
     lines, longest = _lines([Path(location) for location in locations])
-    return Amount(
+    return DataSize(
         words, lines, size // _BYTES_PER_TOKEN, longest=None if longest is None else longest // _BYTES_PER_TOKEN
     )
 
 
-def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
+def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> DataSize:
     """The number of conversations (or prompts, for an evaluation) that a stage samples for, and of their tokens, about.
     They are counted if that is quick.
 
@@ -85,12 +85,12 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
     try:
         locations = [locate(loaded, run, source.path) for source in spec.data]
     except AlignError as error:
-        return Amount(error.problems[0].message)
+        return DataSize(error.problems[0].message)
     if any(isinstance(location, str) for location in locations):
-        return Amount("a data set on the hub is not downloaded to plan")
+        return DataSize("a data set on the hub is not downloaded to plan")
     size = sum(_size(Path(location)) for location in locations)
     if size > EXACT_BYTES:
-        return Amount(
+        return DataSize(
             "lines of the files", _lines([Path(location) for location in locations])[0], size // _BYTES_PER_TOKEN
         )
     rows = characters = 0
@@ -99,10 +99,12 @@ def conversations(loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount:
         for record in read_records(spec.data, locations, want, seed=loaded.recipe.seed, rejects=None):
             rows += 1
             characters += sum(len(message["content"].encode()) for message in getattr(record, "messages", ()))
-    return Amount("counted; more may be dropped for their length", examples=rows, tokens=characters // _BYTES_PER_TOKEN)
+    return DataSize(
+        "counted; more may be dropped for their length", examples=rows, tokens=characters // _BYTES_PER_TOKEN
+    )
 
 
-def _of_a_stage(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFolder) -> Amount | None:
+def _of_a_stage(loaded: LoadedRecipe, sources: Sequence[DataSource], run: RunFolder) -> DataSize | None:
     """An upper bound for data that stages will make which have not run yet; None when the data are not all from one
     such stage, or it gives no bound."""
     parsed = [reference_syntax.parse(source.path, loaded.root) for source in sources]
@@ -137,7 +139,7 @@ def _lines(paths: Sequence[Path]) -> tuple[int | None, int | None]:
     return len(lines), max(map(len, lines), default=0)
 
 
-def _encoded(stage: ToPlan, model: Model, *, streams: bool) -> Amount:
+def _encoded(stage: ToPlan, model: Model, *, streams: bool) -> DataSize:
     """Encode the data and plan the steps as the stage will. Uses the runs' cache if it exists; otherwise all files are
     removed again."""
     from align.models.load import load_encoder
@@ -160,7 +162,7 @@ def _encoded(stage: ToPlan, model: Model, *, streams: bool) -> Amount:
         seen = int(read.examples.sizes[plan.order[: plan.bounds[-1]]].sum())
         at_once, longest = _largest(read, plan, spec.train, streams=streams, device=stage.machine.device)
         words = "encoded with the model's tokenizer"
-        return Amount(words, len(read.trees), report.tokens, report.targets, len(plan), seen, at_once, longest)
+        return DataSize(words, len(read.trees), report.tokens, report.targets, len(plan), seen, at_once, longest)
 
 
 def _largest(read: StageData, plan: StepPlan, train: Train, *, streams: bool, device: str) -> tuple[int, int]:

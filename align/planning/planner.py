@@ -31,7 +31,7 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
-class Amount:
+class DataSize:
     """How much data a stage trains on; numbers are for one pass over the data unless stated."""
 
     source: str
@@ -105,7 +105,7 @@ class Planner:
         """
         return Derived()
 
-    def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount | None:
+    def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> DataSize | None:
         """An upper bound of what a stage that has not run yet will make, for the plan of a stage that reads it; None if
         unknown."""
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
 from align.planning.data_size import EXACT_BYTES, data_faults, locate
-from align.planning.planner import Amount, PlanRow, ToPlan
+from align.planning.planner import DataSize, PlanRow, ToPlan
 from align.planning.training import Training, TrainingPlanner
 from align.recipe.kinds.ppo import PpoStage
 from align.recipe.load import LoadedRecipe
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from align.data.trees.prompts import EncodedPrompt
 
 
-def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | None, run: RunFolder) -> Amount:
+def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | None, run: RunFolder) -> DataSize:
     """The prompts of stage ``name``: counted with the model's tokenizer if that is quick; otherwise their number is
     unknown.
 
@@ -34,7 +34,7 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
     try:
         locations = [locate(loaded, run, text) for text in texts]
     except AlignError:  # a stage that has not run yet
-        return Amount(f"from {', '.join(texts)}", bound=bound)
+        return DataSize(f"from {', '.join(texts)}", bound=bound)
     local = [location for location in locations if isinstance(location, Path)]
     size = sum(
         file.stat().st_size
@@ -43,10 +43,10 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
         if file.is_file()
     )
     if model is None or len(local) < len(locations) or size > EXACT_BYTES:
-        return Amount(f"from {', '.join(texts)}", bound=bound)
+        return DataSize(f"from {', '.join(texts)}", bound=bound)
     found = _encoded(loaded, name, spec, model, run)
     lengths = [len(prompt.ids) for prompt in found]
-    return Amount("encoded with the model's tokenizer", len(lengths), sum(lengths), longest=max(lengths, default=0))
+    return DataSize("encoded with the model's tokenizer", len(lengths), sum(lengths), longest=max(lengths, default=0))
 
 
 def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run: RunFolder) -> list[EncodedPrompt]:
@@ -73,7 +73,7 @@ def sampled_tokens(spec: PpoStage) -> int:
     return spec.iterations * spec.train.prompts * spec.samples_per_prompt * spec.max_new_tokens
 
 
-def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
+def trained_tokens(spec: PpoStage, prompts: DataSize) -> int:
     """The largest number of tokens in training steps: prompts and answers, in every pass, for policy and value
     model."""
     length = (
@@ -84,7 +84,7 @@ def trained_tokens(spec: PpoStage, prompts: Amount) -> int:
     return int((read + sampled_tokens(spec)) * spec.ppo_epochs * models)
 
 
-def rows(spec: PpoStage, prompts: Amount) -> Iterator[PlanRow]:
+def rows(spec: PpoStage, prompts: DataSize) -> Iterator[PlanRow]:
     """Rows about the prompts of an iteration and the number of iterations."""
     if prompts.examples is None:
         yield PlanRow("prompts", prompts.source, prompts.bound)

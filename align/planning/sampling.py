@@ -8,7 +8,7 @@ from functools import partial
 from align.pipeline.folder import RunFolder
 from align.planning import reward_bench
 from align.planning.data_size import conversations
-from align.planning.planner import Amount, Check, Derived, Faults, Planner, PlanRow, ToPlan
+from align.planning.planner import Check, DataSize, Derived, Faults, Planner, PlanRow, ToPlan
 from align.planning.requirements import require_key, require_package, require_server
 from align.recipe.kinds.tasks import AskedTask, RewardBenchTask
 from align.recipe.load import LoadedRecipe
@@ -46,7 +46,7 @@ class SelfContrastPlanner(Planner):
         """See :meth:`Planner.plan`."""
         return Derived((PlanRow("samples from", stage.origin.name, stage.origin.source), *_sampled(stage, 1)))
 
-    def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> Amount | None:
+    def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> DataSize | None:
         """See :meth:`Planner.makes`."""
         found, spec = conversations(loaded, name, run), loaded.recipe.stages[name]
         assert isinstance(spec, SelfContrastStage)
@@ -54,7 +54,7 @@ class SelfContrastPlanner(Planner):
             return None
         each = f"{spec.negatives} rejected answers of {spec.max_new_tokens:,} tokens"
         rejected = found.examples * spec.negatives * spec.max_new_tokens
-        return Amount(
+        return DataSize(
             f"at most: a preference for each conversation of {name}, {each}",
             examples=found.examples,
             tokens=found.tokens + rejected,

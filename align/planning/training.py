@@ -12,8 +12,8 @@ from typing import ClassVar
 from align.errors import Problem
 from align.models.files.folder import read_folder
 from align.models.files.starts import require_start
-from align.planning.data_size import amount
-from align.planning.planner import Amount, Derived, Planner, PlanRow, ToPlan
+from align.planning.data_size import measure
+from align.planning.planner import DataSize, Derived, Planner, PlanRow, ToPlan
 from align.recipe.kinds.reward import RewardStage
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Lora, Train
@@ -31,7 +31,7 @@ class Training:
     not_counted: ClassVar[str] = "loading, evaluation, samples (and for dpo the reference) come on top"
     """What the time does not include."""
 
-    def __init__(self, stage: ToPlan, data: Amount) -> None:
+    def __init__(self, stage: ToPlan, data: DataSize) -> None:
         spec = stage.spec
         self.train: Train = spec.train
         self.lora: Lora | None = getattr(spec, "lora", None)
@@ -253,7 +253,9 @@ class TrainingPlanner(Planner):
     def training(self, stage: ToPlan) -> Training:
         """The planned numbers of the stage."""
         known = hasattr(stage.spec, "data")
-        return Training(stage, amount(stage, counts=self.counts, streams=self.streams) if known else Amount("unknown"))
+        return Training(
+            stage, measure(stage, counts=self.counts, streams=self.streams) if known else DataSize("unknown")
+        )
 
 
 class CountedPlanner(TrainingPlanner):

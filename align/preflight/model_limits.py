@@ -15,7 +15,7 @@ from align.errors import EnvironmentFault, InputError, Problem
 from align.models.files.folder import read_folder
 from align.models.files.positions import positions_at, require_positions
 from align.recipe import reference_syntax
-from align.recipe.checks.stage_references import Referred, find
+from align.recipe.checks.stage_references import ReferenceUse, find
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Model
 from align.rollout.limits import require_head_size
@@ -73,7 +73,7 @@ def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
                     raise EnvironmentFault(told) from fault
 
 
-def _models(loaded: LoadedRecipe, names: list[str]) -> Iterator[tuple[Referred, Path]]:
+def _models(loaded: LoadedRecipe, names: list[str]) -> Iterator[tuple[ReferenceUse, Path]]:
     """The recipe's model and those that stages name, each once, if they are on this machine."""
     # Third parties' stages may load models in other ways
     ours = [name for name in names if ":" not in loaded.recipe.stages[name].kind]
@@ -118,7 +118,7 @@ def _beyond(loaded: LoadedRecipe, name: str, key: str, tokens: int) -> Iterator[
             yield f"{key}: {note}; rows beyond are read at positions that it has never seen"
 
 
-def _is_policy(referred: Referred) -> bool:
+def _is_policy(referred: ReferenceUse) -> bool:
     return referred.path[0] == "model" or "policy" in referred.wanted.accepts
 
 

@@ -14,7 +14,7 @@ from align import secrets
 from align.errors import EnvironmentFault, InputError, Problem
 from align.recipe import reference_syntax
 from align.recipe.checks import messages, override, source_keys, stage_references
-from align.recipe.checks.stage_references import Referred
+from align.recipe.checks.stage_references import ReferenceUse
 from align.recipe.language import yaml_tree
 from align.recipe.language.yaml_tree import Node
 from align.recipe.reference_syntax import shipped_root
@@ -53,7 +53,7 @@ class LoadedRecipe:
         by its own key."""
         return ".".join(map(str, yaml_tree.follow(self.tree, path)[0]))
 
-    def references(self, stage: str) -> tuple[Referred, ...]:
+    def references(self, stage: str) -> tuple[ReferenceUse, ...]:
         """All references of a stage, defaults included. The recipe's own ``model`` is not among them."""
         return tuple(stage_references.find(self.recipe.stages[stage], ("stages", stage)))
 

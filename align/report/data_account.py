@@ -185,7 +185,7 @@ def _lengths(report: Mapping[str, Any]) -> Iterator[Row]:
         yield "held out, mean", short(round(chosen, 1)), short(None if rejected is None else round(rejected, 1))
 
 
-_FATES = {
+_DROP_REASONS = {
     "empty": "empty",
     "unfinished": "unfinished",
     "target": "copies of the target",
@@ -198,12 +198,12 @@ _FATES = {
 
 
 def _samples(report: Mapping[str, Any]) -> Iterator[Row]:
-    fates = mapping(report, "samples_by_reason")
+    reasons = mapping(report, "samples_by_reason")
     total = count(report, "samples")
-    if not fates:
-        fates, total = mapping(report, "answers_left_out"), count(report, "answers", "answers")
-    for fate in fates:
-        yield _FATES.get(fate, fate), f"{count(fates, fate):,}", percent(count(fates, fate), total)
+    if not reasons:
+        reasons, total = mapping(report, "answers_left_out"), count(report, "answers", "answers")
+    for reason in reasons:
+        yield _DROP_REASONS.get(reason, reason), f"{count(reasons, reason):,}", percent(count(reasons, reason), total)
 
 
 def _buckets(report: Mapping[str, Any]) -> Iterator[Row]:

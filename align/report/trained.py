@@ -11,10 +11,10 @@ from typing import Any
 from align.errors import InputError
 from align.pipeline.artifacts import Identity, read_manifest
 from align.recipe.schema import starting_field
+from align.report.views.view import type_of
 from align.runs.record import StageRecord
 from align.runs.values import mapping, rows, text, texts
 
-_KEYS = ("data", "prompts")
 _ROWS = ("where", "split", "subset")
 """Keys of a data source that select its rows."""
 
@@ -58,7 +58,7 @@ def _behind(reference: str, stages: Path) -> Iterator[Identity]:
 
 def _sources(identity: Identity) -> Iterator[str]:
     """A stage's data sources, each as its digest with the keys that select its rows."""
-    for key in _KEYS:
+    for key in type_of(identity.kind).trains_on:
         for source in rows(identity.config, key):
             yield from _named(identity, source)
 

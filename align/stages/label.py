@@ -16,7 +16,14 @@ from align.recipe.kinds.sampling import LabelStage
 from align.scoring.text_metrics import spread
 from align.stages.context import StageContext
 from align.stages.shared.policy_samples import AsSampled
-from align.stages.shared.scored_answers import Answered, LeftOutPrompts, answer_prompts, leave, prompt_row, read_prompts
+from align.stages.shared.scored_answers import (
+    Answered,
+    LeftOutPrompts,
+    answer_prompts,
+    prompt_row,
+    read_prompts,
+    write_results,
+)
 
 TIED = "all its answers score the same"
 TOO_CLOSE = "no two answers are min_margin apart"
@@ -67,7 +74,7 @@ def run(spec: LabelStage, ctx: StageContext) -> None:
         "margins": spread([row["scores"]["chosen"] - score for row in rows for score in row["scores"]["rejected"]]),
         "warnings": [warning] if warning else [],
     }
-    leave(ctx, rows, answered, left_out, outcome, policy=spec.policy or ctx.model.path)
+    write_results(ctx, rows, answered, left_out, outcome, policy=spec.policy or ctx.model.path)
     ctx.console.print(
         f"{ctx.name}  {len(rows):,} preferences from {given:,} prompts, {len(longer):,} pairs; the longer answer is"
         f" chosen in {outcome['longer_chosen']:,}, the shorter in {outcome['shorter_chosen']:,}; median margin"

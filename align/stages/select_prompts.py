@@ -20,7 +20,14 @@ from align.scoring.rules import matches
 from align.scoring.scorer import Answer
 from align.scoring.text_metrics import spread
 from align.stages.context import StageContext
-from align.stages.shared.scored_answers import LeftOutPrompts, answer_prompts, leave, prompt_row, read_prompts, score
+from align.stages.shared.scored_answers import (
+    LeftOutPrompts,
+    answer_prompts,
+    prompt_row,
+    read_prompts,
+    score,
+    write_results,
+)
 
 TOO_SHORT = "too short (min_characters)"
 TOO_LONG = "too long (max_characters)"
@@ -54,7 +61,7 @@ def run(spec: SelectPromptsStage, ctx: StageContext) -> None:
     left_out.require(rows, "prompts", spec.prompts)
     without = sum(row["reward_std"] == 0 for row in rows)
     outcome = {"prompts": given, "kept": len(rows), "kept_without_spread": without, "reward_std": spread(stds)}
-    leave(ctx, rows, answered, left_out, outcome, policy=spec.policy or ctx.model.path)
+    write_results(ctx, rows, answered, left_out, outcome, policy=spec.policy or ctx.model.path)
     ctx.console.print(
         f"{ctx.name}  kept {len(rows):,} of {given:,} prompts; standard deviation of a prompt's scores:"
         f" {statistics.median(stds):.3g} (median), at least {min(row['reward_std'] for row in rows):.3g} where it is"

@@ -309,7 +309,7 @@ def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_loss_that_is_no_number_ends_the_stage(tmp_path: Path) -> None:
     ctx = StageContext("s", 0, tmp_path, tmp_path, tmp_path, Model(path="m"), resolve=lambda text: text)
-    watch = callback.Watch(ctx, None)
+    watch = callback.TrlCallback(ctx, None)
 
     class State:
         global_step, max_steps = 3, 9

@@ -259,6 +259,24 @@ class RowLimits:
     """Tokens of `max_length` that stay free for an answer which the stage samples."""
 
 
+@dataclass(frozen=True)
+class RowUse:
+    """What a stage that trains on rows uses of them besides their tokens."""
+
+    grades: tuple[str, ...] = ()
+    """The grades of answers that are learned, in this order."""
+    filters: bool = False
+    """Leave out preferences that contradict each other, and prompts of the held-out data."""
+    length_balance: bool = False
+    """Draw pairs such that the longer answer wins as often as the shorter one."""
+    margins: bool = False
+    """The loss uses the margins of pairs."""
+    needs_margins: str = ""
+    """The key that has no effect, and is refused, if no pair has a margin; empty for none."""
+    needs_votes: str = ""
+    """The key that has no effect, and is refused, if no judges disagree; empty for none."""
+
+
 class Stage(Strict):
     """The base of all stages. Its fields are the keys that every stage has; its class variables describe a kind of
     stage.
@@ -277,6 +295,9 @@ class Stage(Strict):
     `model`; if it is a list, the first entry."""
     reads: ClassVar[Mapping[str, RecordType]] = {}
     """Fields with data, and the record type of each. The first rows of these data are checked before a run."""
+    trains_on: ClassVar[tuple[str, ...]] = ("data", "prompts")
+    """Fields with the data that a result is trained on or made from. The report warns when a policy is evaluated on
+    them."""
     keeps_checkpoints: ClassVar[bool] = False
     """Does an interrupted stage resume from checkpoints of the trainer only? False for a stage that keeps its progress
     in the work folder in another way."""
@@ -327,3 +348,11 @@ class Stage(Strict):
         makes its prompts of several rows."""
         length = getattr(self, "max_length", None)
         return RowLimits(length, getattr(self, "too_long", "drop")) if isinstance(length, int) else None
+
+    def row_use(self) -> RowUse:
+        """What the training uses of the rows besides their tokens."""
+        return RowUse()
+
+    def refuses_start(self, made_by: Stage) -> tuple[str, str] | None:
+        """(why this stage cannot start from the result of ``made_by``, what to do); None when it can."""
+        return None

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from align.errors import Problem
 from align.recipe.checks import other_tools
 from align.recipe.checks.fields import model_at, models_in
+from align.recipe.language.strict import Strict
 from align.recipe.language.yaml_tree import Node, SourcePlace, follow
-from align.recipe.schema import TrlStage
 
 _EXPECTED = {
     "string": "text",
@@ -165,6 +165,6 @@ def key_hint(key: str, model: type[BaseModel], known: Iterable[str]) -> str | No
         if any(key in inner.model_fields for inner in models_in(field.annotation))
     ]:
         return f"it belongs under `{homes[0]}`"
-    if model is TrlStage and other_tools.key_here(key):
-        return "an argument of TRL's belongs under `args`"
+    if issubclass(model, Strict) and model.takes_arguments and other_tools.key_here(key):
+        return model.takes_arguments
     return did_you_mean(key, known, _NEAR) or other_tools.key_here(key)

@@ -15,7 +15,6 @@ from align.errors import EnvironmentFault, InputError, Problem
 from align.recipe import reference_syntax
 from align.recipe.checks.fields import mark_of, model_of, stage_model, stages_of
 from align.recipe.checks.messages import did_you_mean
-from align.recipe.kinds.reward import RewardStage
 from align.recipe.language.yaml_tree import Node, follow
 from align.recipe.schema import Recipe, Reference
 
@@ -25,7 +24,7 @@ _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 
 
 @dataclass(frozen=True)
-class Referred:
+class ReferenceUse:
     """A reference in a recipe."""
 
     path: tuple[str | int, ...]
@@ -42,7 +41,7 @@ class Referred:
 
 def find(
     value: Any, path: tuple[str | int, ...] = (), annotation: Any = None, mark: Reference | None = None
-) -> Iterator[Referred]:
+) -> Iterator[ReferenceUse]:
     """The references in a validated model, or in plain values before validation, which ``annotation`` describes.
 
     Args:
@@ -53,7 +52,7 @@ def find(
     """
     model = type(value) if isinstance(value, BaseModel) else model_of(annotation, value)
     if isinstance(value, str) and mark is not None:
-        yield Referred(path, value, mark)
+        yield ReferenceUse(path, value, mark)
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
             yield from find(item, (*path, i), annotation, mark)
@@ -101,33 +100,25 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
         except (InputError, EnvironmentFault) as error:
             found = packages if isinstance(error, EnvironmentFault) else problems
             found.extend(node.place.problem(key, p.message, p.hint) for p in error.problems)
-    return problems + _other_grades(tree, recipe) + _cycles(tree, recipe), packages
+    return problems + _refused_starts(tree, recipe) + _cycles(tree, recipe), packages
 
 
-def _other_grades(tree: Node, recipe: Recipe | None) -> list[Problem]:
-    """Problems of reward stages that start from another stage's reward model and cannot keep its head."""
-    stages = (
-        {} if recipe is None else {name: spec for name, spec in recipe.stages.items() if isinstance(spec, RewardStage)}
-    )
+def _refused_starts(tree: Node, recipe: Recipe | None) -> list[Problem]:
+    """Problems of stages that refuse to start from the result of another stage."""
+    stages = {} if recipe is None else recipe.stages
     problems = []
     for name, spec in stages.items():
-        other = (
-            stages.get((spec.init or "").removeprefix("stage:").strip())
-            if (spec.init or "").startswith("stage:")
-            else None
-        )
-        if other is not None and list(other.grades) != list(spec.grades):
-            _, node, _ = follow(tree, ("stages", name, "init"))
-            words = [
-                f"the grades {', '.join(grades)}" if grades else "to rank" for grades in (other.grades, spec.grades)
-            ]
-            message = f"{spec.init} learns {words[0]}, and this stage {words[1]}: its head cannot be kept"
-            hint = "start from the policy, or learn the same grades in their order"
-            problems.append(node.place.problem(f"stages.{name}.init", message, hint))
+        start = spec.starting_model or ""
+        other = stages.get(start.removeprefix("stage:").strip()) if start.startswith("stage:") else None
+        refusal = None if other is None else spec.refuses_start(other)
+        if refusal is not None:
+            key = type(spec).starts_from
+            _, node, _ = follow(tree, ("stages", name, key))
+            problems.append(node.place.problem(f"stages.{name}.{key}", *refusal))
     return problems
 
 
-def _idle_revision(tree: Node, referred: Referred) -> Iterator[Problem]:
+def _idle_revision(tree: Node, referred: ReferenceUse) -> Iterator[Problem]:
     """Problem: a commit is given for a model that is not a hub id. For data, `align.recipe.checks.source_keys` checks
     this."""
     if not referred.wanted.hub:
@@ -157,7 +148,7 @@ def needs(stage: Any, name: str, annotation: Any = None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.removeprefix("stage:").strip() for text in texts if text.startswith("stage:")))
 
 
-def _all(tree: Node, recipe: Recipe | None) -> Iterator[Referred]:
+def _all(tree: Node, recipe: Recipe | None) -> Iterator[ReferenceUse]:
     if recipe is not None:
         yield from find(recipe.model, ("model",))
         for name, stage in recipe.stages.items():
@@ -169,7 +160,7 @@ def _all(tree: Node, recipe: Recipe | None) -> Iterator[Referred]:
         yield from find(node.plain(), ("stages", name), stage_model(node))
 
 
-def _check_stage(name: str, referred: Referred, produces: Mapping[str, str | None]) -> None:
+def _check_stage(name: str, referred: ReferenceUse, produces: Mapping[str, str | None]) -> None:
     wanted = referred.wanted.accepts
     if not wanted:
         raise InputError("a stage cannot be named here")

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from align.recipe.blocks.base import ArtifactType, Data, RecordType, Reference, Stage
+from align.recipe.blocks.base import ArtifactType, Data, RecordType, Reference, RowUse, Stage
 from align.recipe.blocks.scoring import GradeWeights
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, neutral_of
 from align.recipe.kinds import KINDS
@@ -92,3 +92,24 @@ class RewardStage(Stage):
     def record_types(self) -> Mapping[str, RecordType]:
         """See :meth:`Stage.record_types`. With `grades` the answers are graded, and not compared."""
         return dict.fromkeys(self.reads, "graded") if self.grades else self.reads
+
+    def row_use(self) -> RowUse:
+        """See :meth:`Stage.row_use`."""
+        if self.grades:
+            return RowUse(grades=tuple(self.grades))
+        return RowUse(
+            filters=self.filters,
+            length_balance=self.length_balance,
+            margins=True,
+            needs_votes="soft_labels" if self.soft_labels else "",
+        )
+
+    def refuses_start(self, made_by: Stage) -> tuple[str, str] | None:
+        """See :meth:`Stage.refuses_start`. A reward model's head is kept, so it has to have learned the same grades."""
+        if not isinstance(made_by, RewardStage) or list(made_by.grades) == list(self.grades):
+            return None
+        words = f"{self.init} learns {made_by._learned()}, and this stage {self._learned()}: its head cannot be kept"
+        return words, "start from the policy, or learn the same grades in their order"
+
+    def _learned(self) -> str:
+        return f"the grades {', '.join(self.grades)}" if self.grades else "to rank"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, Stage
+from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, RowUse, Stage
 from align.recipe.blocks.pair_losses import LossChoice, PairLoss, SigmoidLoss
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, Train, neutral_of
 from align.recipe.kinds import KINDS
@@ -135,6 +135,15 @@ class DpoStage(Stage):
     def neutral_keys(self) -> tuple[str, ...]:
         """See :meth:`Stage.neutral_keys`."""
         return (*self.neutral, *neutral_of(self.train))
+
+    def row_use(self) -> RowUse:
+        """See :meth:`Stage.row_use`."""
+        loss = self.pair_loss
+        return RowUse(
+            margins=loss.reads_margins,
+            needs_margins="offset" if loss.reads_margins else "",
+            needs_votes="soft_labels" if loss.reads_shares else "",
+        )
 
     @property
     def pair_loss(self) -> PairLoss:

@@ -108,6 +108,8 @@ class TrlStage(Stage):
         Needs("eval_data", lambda stage: stage.method.evaluates, "with {trainer}: it has no evaluation"),
     )
 
+    takes_arguments: ClassVar[str] = "an argument of TRL's belongs under `args`"
+
     kind: Literal["trl"]
     """`trl`"""
     trainer: Annotated[str, AfterValidator(_trainer)]

@@ -21,6 +21,9 @@ class Strict(BaseModel):
     key_needs: ClassVar[tuple[Needs, ...]] = ()
     """Keys that have an effect only together with certain others; they are refused when they have none."""
 
+    takes_arguments: ClassVar[str] = ""
+    """The hint for a key of another tool, in a model that passes arguments on to that tool; empty for other models."""
+
     @model_validator(mode="after")
     def _every_given_key_has_an_effect(self) -> Self:
         refuse_idle_keys(self)

@@ -27,7 +27,7 @@ _BAR = 40
 
 
 @dataclass
-class Account:
+class SelectionReport:
     """Counts of one stage run."""
 
     samples_per_prompt: int
@@ -112,29 +112,29 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 4) if values else 0.0
 
 
-def show(console: Console, name: str, account: Account, seconds: Mapping[str, float]) -> None:
+def show(console: Console, name: str, counts: SelectionReport, seconds: Mapping[str, float]) -> None:
     """Print the tables at the end of the stage."""
     table = Table(title=f"{name}: from samples to preferences", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("prompts in", f"{account.prompts:,}")
-    table.add_row("samples", f"{account.prompts * account.samples_per_prompt:,}")
+    table.add_row("prompts in", f"{counts.prompts:,}")
+    table.add_row("samples", f"{counts.prompts * counts.samples_per_prompt:,}")
     for reason, words in _WORDS.items():
-        table.add_row(f"  {words}", f"{account.reasons[reason]:,}")
-    table.add_row(f"prompts dropped (fewer than {account.negatives} negatives)", f"{account.prompts - account.kept:,}")
-    table.add_row("prompts kept", f"{account.kept:,}")
-    numbers = account.headline()
+        table.add_row(f"  {words}", f"{counts.reasons[reason]:,}")
+    table.add_row(f"prompts dropped (fewer than {counts.negatives} negatives)", f"{counts.prompts - counts.kept:,}")
+    table.add_row("prompts kept", f"{counts.kept:,}")
+    numbers = counts.headline()
     table.add_row(
         "mean tokens of chosen and rejected", f"{numbers['chosen_tokens']:.1f}, {numbers['rejected_tokens']:.1f}"
     )
-    limit = account.embedding["max_tokens"]
+    limit = counts.embedding["max_tokens"]
     cut = f"texts cut by the embedder (at {limit} of its tokens)" if limit else "texts cut by the embedder (no limit)"
     table.add_row(cut, f"{numbers['texts_cut_by_embedder']:.1%}")
     for phase, spent in seconds.items():
         table.add_row(f"seconds, {phase}", f"{spent:,.1f}")
     console.print(table)
     console.print(f"{name}: similarity to the target (█ negatives, ░ other samples)", highlight=False, markup=False)
-    rows = account.histogram()
+    rows = counts.histogram()
     scale = _BAR / max(row["samples"] for row in rows)
     for row in rows:
         dark, whole = round(row["negatives"] * scale), round(row["samples"] * scale)

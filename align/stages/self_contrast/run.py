@@ -28,7 +28,7 @@ from align.rollout.engine import Sampling, sample_seed
 from align.scoring.embeddings import SentenceEmbedder, Vectors, embed_all, find_embedder
 from align.scoring.scorer import Answer
 from align.stages.context import StageContext
-from align.stages.self_contrast.report import Account, show
+from align.stages.self_contrast.report import SelectionReport, show
 from align.stages.shared.clock import Clock
 from align.stages.shared.known_answers import KnownAnswer, read_targets
 from align.stages.shared.policy_samples import AsSampled, answer_row, sample_policy
@@ -87,12 +87,12 @@ def run(spec: SelfContrastStage, ctx: StageContext) -> None:
     with clock("embedding"):
         similarities, cut = _similarities(spec, ctx, embedder, targets, samples, group)
     with clock("selection"):
-        account = Account(spec.samples_per_prompt, spec.negatives, report.as_json(), cut)
+        counts = SelectionReport(spec.samples_per_prompt, spec.negatives, report.as_json(), cut)
         as_sampled = AsSampled(encoder)
-        _write(spec, ctx, targets, samples, ids, similarities, account, as_sampled)
+        _write(spec, ctx, targets, samples, ids, similarities, counts, as_sampled)
     seconds = {phase: round(spent, 2) for phase, spent in clock.lap.items()}
-    ctx.note({**account.headline(), "answers_with_ids": as_sampled.with_ids, "seconds": seconds})
-    show(ctx.console, ctx.name, account, seconds)
+    ctx.note({**counts.headline(), "answers_with_ids": as_sampled.with_ids, "seconds": seconds})
+    show(ctx.console, ctx.name, counts, seconds)
     if (kept := as_sampled.line(ctx.name)) is not None:
         ctx.console.print(kept, highlight=False, soft_wrap=True)
 
@@ -144,7 +144,7 @@ def _write(
     samples: Sequence[Sequence[Answer]],
     ids: Sequence[Sequence[str]],
     similarities: Sequence[Sequence[float]],
-    account: Account,
+    counts: SelectionReport,
     as_sampled: AsSampled,
 ) -> None:
     """Choose the negatives of every prompt and write the preferences and the report; raises InputError when there is
@@ -156,16 +156,14 @@ def _write(
             chosen = _select(spec, ctx.seed, target, own, scores)
             kept = len(chosen.indices) >= enough
             answers += _answer_rows(spec.policy or ctx.model.path, target, own, scores, chosen)
-            account.add(
-                chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept
-            )
+            counts.add(chosen, scores, [len(sample.ids) for sample in own], len(target.tree.branches[0].ids), kept=kept)
             if kept:
                 write(_row(target, own, named, scores, chosen, as_sampled))
-    if not account.kept:
-        what = f"none of {account.prompts:,} prompts has {enough} negatives: {account.words()}"
+    if not counts.kept:
+        what = f"none of {counts.prompts:,} prompts has {enough} negatives: {counts.words()}"
         raise InputError(what, hint="sample more answers, or ask for fewer negatives")
     write_answers(ctx.out, answers)
-    files.write_json(ctx.out / "report.json", account.as_json())
+    files.write_json(ctx.out / "report.json", counts.as_json())
 
 
 def _select(

@@ -135,8 +135,8 @@ class Answered:
 
     record: Prompt
     answers: tuple[Answer, ...]
-    fates: tuple[str | None, ...]
-    """Why an answer is not used: see :func:`fates_of`. None for one that is."""
+    drop_reasons: tuple[str | None, ...]
+    """Why an answer is not used: see :func:`drop_reasons_of`. None for one that is."""
     scores: tuple[float, ...]
     """Scores of the answers that are used, in order. Empty when fewer than two are: there is nothing to compare."""
 
@@ -144,7 +144,7 @@ class Answered:
     def used(self) -> list[Answer]:
         """The answers that are scored."""
         return (
-            [answer for answer, fate in zip(self.answers, self.fates, strict=True) if fate is None]
+            [answer for answer, reason in zip(self.answers, self.drop_reasons, strict=True) if reason is None]
             if self.scores
             else []
         )
@@ -152,10 +152,10 @@ class Answered:
     def rows(self, policy: str) -> Iterator[AnswerRow]:
         """All answers, as rows of ``answers.jsonl``."""
         scores = iter(self.scores)
-        for number, (answer, fate) in enumerate(zip(self.answers, self.fates, strict=True)):
-            reason = fate or (None if self.scores else TOO_FEW)
-            found = {"reward": next(scores)} if fate is None and self.scores else {}
-            yield answer_row("prompts", self.record.id, policy, number, answer, found, left_out=reason)
+        for number, (answer, dropped) in enumerate(zip(self.answers, self.drop_reasons, strict=True)):
+            reason = dropped or (None if self.scores else TOO_FEW)
+            scored = {"reward": next(scores)} if dropped is None and self.scores else {}
+            yield answer_row("prompts", self.record.id, policy, number, answer, scored, left_out=reason)
 
 
 def answer_prompts(
@@ -175,13 +175,16 @@ def answer_prompts(
     reused. The engine is closed before a scoring model is loaded.
     """
     answers = _sample(spec, ctx, policy, encoder, asked)
-    fates = [fates_of(group, keep_unfinished=spec.unfinished == "keep", distinct=distinct) for group in answers]
+    drop_reasons = [
+        drop_reasons_of(group, keep_unfinished=spec.unfinished == "keep", distinct=distinct) for group in answers
+    ]
     used = [
-        [a for a, fate in zip(group, of, strict=True) if fate is None] for group, of in zip(answers, fates, strict=True)
+        [a for a, reason in zip(group, of, strict=True) if reason is None]
+        for group, of in zip(answers, drop_reasons, strict=True)
     ]
     scores = iter(score(spec.reward, ctx, [answer for group in used if len(group) > 1 for answer in group], "scores"))
     answered = []
-    for one, group, of, found in zip(asked, answers, fates, used, strict=True):
+    for one, group, of, found in zip(asked, answers, drop_reasons, used, strict=True):
         if len(found) < 2:
             left_out.add(one.record, TOO_FEW, answers=len(found))
         answered.append(
@@ -190,24 +193,24 @@ def answer_prompts(
     return answered
 
 
-def fates_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool) -> tuple[str | None, ...]:
+def drop_reasons_of(answers: Sequence[Answer], *, keep_unfinished: bool, distinct: bool) -> tuple[str | None, ...]:
     """Why each answer is not used: ``unfinished``, ``empty``, or ``repeated`` (with ``distinct``); None for an answer
     that is used."""
-    fates: list[str | None] = []
+    drop_reasons: list[str | None] = []
     seen: set[str] = set()
     for answer in answers:
         plain = normalised(answer.text)
-        fate = None
+        reason = None
         if not answer.finished and not keep_unfinished:
-            fate = "unfinished"
+            reason = "unfinished"
         elif not plain:
-            fate = "empty"
+            reason = "empty"
         elif distinct and plain in seen:
-            fate = "repeated"
+            reason = "repeated"
         else:
             seen.add(plain)
-        fates.append(fate)
-    return tuple(fates)
+        drop_reasons.append(reason)
+    return tuple(drop_reasons)
 
 
 def _sample(
@@ -251,20 +254,24 @@ def prompt_row(record: Prompt) -> dict[str, Any]:
     return {"id": record.id, "prompt": list(record.prompt), **tools, **others}
 
 
-def about(answered: Sequence[Answered]) -> dict[str, Any]:
+def answers_report(answered: Sequence[Answered]) -> dict[str, Any]:
     """The part of a report about a policy's answers: metrics of their texts, why some were not used, scores, and
     whether longer ones score higher."""
-    fates = [fate for one in answered for fate in one.fates]
+    drop_reasons = [reason for one in answered for reason in one.drop_reasons]
     scores = [value for one in answered for value in one.scores]
     return {
         "answers": describe([answer for one in answered for answer in one.answers]),
-        "answers_left_out": {fate: fates.count(fate) for fate in ("unfinished", "empty", "repeated") if fate in fates},
+        "answers_left_out": {
+            reason: drop_reasons.count(reason)
+            for reason in ("unfinished", "empty", "repeated")
+            if reason in drop_reasons
+        },
         "scores": spread(scores),
         "length_correlation": correlation(scores, [len(answer.ids) for one in answered for answer in one.used]),
     }
 
 
-def leave(
+def write_results(
     ctx: StageContext,
     rows: Sequence[Mapping[str, Any]],
     answered: Sequence[Answered],
@@ -277,7 +284,7 @@ def leave(
     None of the files depends on time or machine."""
     if not ranks().first:
         return
-    outcome = {**outcome, **about(answered), "left_out": left_out.counts()}
+    outcome = {**outcome, **answers_report(answered), "left_out": left_out.counts()}
     for name, lines in (("data", rows), ("left_out", left_out.rows)):
         with files.atomic_lines(ctx.out / f"{name}.jsonl") as write:
             for line in lines:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +22,8 @@ from align.data.trees.build import UNLEARNED, TooLong
 from align.data.trees.load import load_trees
 from align.data.trees.store import TreeStore
 from align.errors import InputError, Problem
-from align.recipe.blocks.base import RecordType, RowLimits
-from align.recipe.schema import Data, DpoStage, Lora, RewardStage, Train
+from align.recipe.blocks.base import RecordType, RowLimits, RowUse
+from align.recipe.schema import Data, Lora, Train
 
 
 class TrainsOnRows(Protocol):
@@ -68,6 +69,10 @@ class TrainsOnRows(Protocol):
         ...
 
     def row_limits(self, key: str) -> RowLimits | None:
+        """As of every stage."""
+        ...
+
+    def row_use(self) -> RowUse:
         """As of every stage."""
         ...
 
@@ -129,75 +134,69 @@ def read_data(
 ) -> StageData:
     """Read the stage's ``data`` as trees and, ``with_held_out``, its ``eval_data``. Raises as
     :func:`~align.data.trees.load.load_trees`."""
-    common: dict[str, Any] = {
-        "resolve": resolve,
-        "encoder": encoder,
-        "max_length": spec.max_length,
-        "too_long": spec.too_long,
-    }
-    limits, want = spec.row_limits("data"), spec.record_types()["data"]
-    common |= {"cache": cache, "seed": seed, "train_on": "last" if limits is None else limits.train_on}
-    filters, eval_filters = None, None
-    if isinstance(spec, RewardStage) and spec.grades:
-        common["grades"] = tuple(spec.grades)
-    elif isinstance(spec, RewardStage) and spec.filters:
-        filters, eval_filters = _filters(spec, resolve, seed)
-    trees, report = load_trees(want, spec.data, rejects=rejects, filters=filters, **common)
+    limits, want, use = spec.row_limits("data"), spec.record_types()["data"], spec.row_use()
+    load = partial(
+        load_trees,
+        want,
+        resolve=resolve,
+        encoder=encoder,
+        max_length=spec.max_length,
+        too_long=spec.too_long,
+        train_on="last" if limits is None else limits.train_on,
+        seed=seed,
+        cache=cache,
+        grades=use.grades,
+    )
+    filters, eval_filters = _filters(spec, resolve, seed) if use.filters else (None, None)
+    trees, report = load(spec.data, rejects=rejects, filters=filters)
     held_out: TreeStore | None = None
     held_out_report: DataReport | None = None
     if spec.eval_data and with_held_out:
-        held_out, held_out_report = load_trees(want, spec.eval_data, rejects=None, filters=eval_filters, **common)
-    examples: TreeStore | BalancedTrees = trees
-    if isinstance(spec, RewardStage) and spec.length_balance:
-        examples = BalancedTrees(trees, seed=seed, epochs=spec.train.epochs)
-    if isinstance(spec, RewardStage) and spec.grades:
-        _require_grades(spec, trees, report)
-        return StageData(trees, report, examples, held_out, held_out_report)
-    return StageData(trees, report, examples, held_out, held_out_report, _marks(spec, trees))
+        held_out, held_out_report = load(spec.eval_data, rejects=None, filters=eval_filters)
+    examples = BalancedTrees(trees, seed=seed, epochs=spec.train.epochs) if use.length_balance else trees
+    if use.grades:
+        _require_grades(use, spec.data, trees, report)
+    return StageData(trees, report, examples, held_out, held_out_report, _marks(use, spec.data, trees))
 
 
-def _require_grades(spec: RewardStage, trees: TreeStore, report: DataReport) -> None:
-    """Raises InputError for a grade that no answer has."""
-    given = trees.marks(len(spec.grades))[:, 2:]
-    absent = [name for i, name in enumerate(spec.grades) if np.isnan(given[:, i]).all()]
+def _require_grades(use: RowUse, data: Data, trees: TreeStore, report: DataReport) -> None:
+    """Raises InputError for a grade to learn that no answer has."""
+    given = trees.marks(len(use.grades))[:, 2:]
+    absent = [name for i, name in enumerate(use.grades) if np.isnan(given[:, i]).all()]
     if absent:
         others = [what.removeprefix(f"{UNLEARNED}: ") for what in report.noted if what.startswith(UNLEARNED)]
         hint = f"the data have {', '.join(others)} as well" if others else None
-        paths = ", ".join(source.path for source in spec.data)
+        paths = ", ".join(source.path for source in data)
         raise InputError(
             [Problem("no answer has this grade", file=paths, key=f"grades.{name}", hint=hint) for name in absent]
         )
 
 
-def _marks(spec: TrainsOnRows, trees: TreeStore) -> str | None:
-    """A line about the pairs' margins, if the loss uses them. Raises InputError for a key of the loss that needs
-    margins or votes which the data do not have."""
-    if not isinstance(spec, (DpoStage, RewardStage)):
+def _marks(use: RowUse, data: Data, trees: TreeStore) -> str | None:
+    """A line about the pairs' margins, if the loss uses them. Raises InputError for a key that needs margins or votes
+    which the data do not have."""
+    if not use.margins and not use.needs_votes:
         return None
     margins, shares = trees.marks().T
-    paths = ", ".join(source.path for source in spec.data)
-    reads_shares = spec.pair_loss.reads_shares if isinstance(spec, DpoStage) else spec.soft_labels
-    if reads_shares and (shares == 1).all():
+    paths = ", ".join(source.path for source in data)
+    if use.needs_votes and (shares == 1).all():
         hint = "remove it; votes come from a `better` with several judges, or from the column `votes`"
-        raise InputError(
-            Problem("has no effect: no judges disagree in these data", file=paths, key="soft_labels", hint=hint)
-        )
-    reads_margins = spec.pair_loss.reads_margins if isinstance(spec, DpoStage) else True
+        message = "has no effect: no judges disagree in these data"
+        raise InputError(Problem(message, file=paths, key=use.needs_votes, hint=hint))
     margins = margins[margins != 0]
-    if isinstance(spec, DpoStage) and reads_margins and not len(margins):
+    if use.needs_margins and not len(margins):
         hint = (
             "remove it; `margin: gap` in `format` takes margins from the answers' scores, a column `margin` has its own"
         )
-        raise InputError(
-            Problem("has no effect: no pair of these data has a margin", file=paths, key="offset", hint=hint)
-        )
-    if not reads_margins or not len(margins):
+        message = "has no effect: no pair of these data has a margin"
+        raise InputError(Problem(message, file=paths, key=use.needs_margins, hint=hint))
+    if not use.margins or not len(margins):
         return None
     low, middle, high = (float(number) for number in np.quantile(margins, (0, 0.5, 1)))
     return f"margins of {len(margins):,} pairs: {low:.4g} to {high:.4g}, median {middle:.4g}"
 
 
-def _filters(spec: RewardStage, resolve: Callable[[str], Path | str], seed: int) -> tuple[Any, Any]:
+def _filters(spec: TrainsOnRows, resolve: Callable[[str], Path | str], seed: int) -> tuple[Any, Any]:
     """The filter of the training data and that of the held-out data."""
     from align.data.trees.filters import PreferenceFilter, prompt_digests
 

@@ -60,7 +60,7 @@ def newest_checkpoint(folder: Path) -> TrlCheckpoint | None:
     return None
 
 
-class Watch(TrainerCallback):
+class TrlCallback(TrainerCallback):
     """Writes what a trainer logs, and stops it after a step when a signal came."""
 
     def __init__(self, ctx: StageContext, since: TrlCheckpoint | None) -> None:

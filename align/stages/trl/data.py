@@ -33,13 +33,13 @@ SPELT_ALIKE = "spelt like another text that has other tokens"
 
 
 @dataclass
-class Spellings:
+class TextIds:
     """A table from texts to the token ids that the tokenizer will return for them."""
 
     encoder: Encoder
     ids: dict[str, list[int]] = field(default_factory=dict)
 
-    def learn(self, text: str, ids: Sequence[int]) -> bool:
+    def add(self, text: str, ids: Sequence[int]) -> bool:
         """Enter the ids of ``text``. Returns False when the table has other ids for it already."""
         return self.ids.setdefault(text, list(ids)) == list(ids)
 
@@ -48,15 +48,15 @@ class Spellings:
         the chat template."""
         own = self.encoder.tokenizer
         twin = copy.deepcopy(own)
-        twin.__class__ = type(type(own).__name__, (_ByHeart, type(own)), {})
-        vars(twin)["spellings"] = self.ids
+        twin.__class__ = type(type(own).__name__, (_LookupTokenizer, type(own)), {})
+        vars(twin)["text_ids"] = self.ids
         twin.eos_token = own.convert_ids_to_tokens(self.encoder.stop_ids[0])
         twin.pad_token = own.convert_ids_to_tokens(self.encoder.pad_id)
         twin.bos_token = None  # the encoder's ids contain it where the template has it; TRL must not add another
         return twin
 
 
-class _ByHeart:
+class _LookupTokenizer:
     """Replaces the part of a tokenizer that turns texts into ids."""
 
     def __call__(
@@ -69,7 +69,7 @@ class _ByHeart:
         **_: Any,
     ) -> BatchEncoding:
         """The ids of each text. Raises KeyError for a text that is not in the table."""
-        known: dict[str, list[int]] = vars(self)["spellings"]
+        known: dict[str, list[int]] = vars(self)["text_ids"]
         texts = [text] if isinstance(text, str) else text
         ids = [list(known[one]) for one in texts]
         if padding:
@@ -94,7 +94,7 @@ class TrlData:
 
     train: Dataset
     held_out: Dataset | None
-    spellings: Spellings
+    text_ids: TextIds
     shown: list[ShownPrompt]
     """Prompts to answer for the report: held-out ones if there are any."""
     asked: list[EncodedPrompt]
@@ -110,13 +110,13 @@ class TrlData:
 
 def read(spec: TrlStage, ctx: StageContext, encoder: Encoder) -> TrlData:
     """The stage's data. Raises InputError for bad rows, and when nothing is left."""
-    rows = _Rows(spec, ctx, Spellings(encoder))
+    rows = _Rows(spec, ctx, TextIds(encoder))
     train, report, prompts = rows.of(spec.data, ctx.out / "rejects.jsonl")
     held_out: Dataset | None = None
     held_out_report: DataReport | None = None
     if spec.eval_data is not None:
         held_out, held_out_report, prompts = rows.of(spec.eval_data, None)
-    return TrlData(train, held_out, rows.spellings, prompts[: spec.samples], rows.asked, report, held_out_report)
+    return TrlData(train, held_out, rows.text_ids, prompts[: spec.samples], rows.asked, report, held_out_report)
 
 
 Made = tuple[Dataset, DataReport, list[ShownPrompt]]
@@ -128,7 +128,7 @@ class _Rows:
 
     spec: TrlStage
     ctx: StageContext
-    spellings: Spellings
+    text_ids: TextIds
     asked: list[EncodedPrompt] = field(default_factory=list)
 
     def of(self, sources: Data, rejects: Path | None) -> Made:
@@ -141,7 +141,7 @@ class _Rows:
         prompts, report = load_prompts(
             sources,
             resolve=self.ctx.resolve,
-            encoder=self.spellings.encoder,
+            encoder=self.text_ids.encoder,
             max_length=self.spec.max_length - (self.spec.longest_answer or 0),
             limit="max_length, less the longest answer",
             seed=self.ctx.seed,
@@ -149,8 +149,8 @@ class _Rows:
         )
         rows = []
         for prompt in prompts:
-            text = self.spellings.encoder.spell(prompt.ids)
-            if self.spellings.learn(text, prompt.ids):
+            text = self.text_ids.encoder.spell(prompt.ids)
+            if self.text_ids.add(text, prompt.ids):
                 rows.append({"prompt": text, "row": len(self.asked)})
                 self.asked.append(prompt)
             else:
@@ -165,7 +165,7 @@ class _Rows:
             "unpaired" if judged else "preference",
             sources,
             resolve=self.ctx.resolve,
-            encoder=self.spellings.encoder,
+            encoder=self.text_ids.encoder,
             max_length=self.spec.max_length,
             too_long=self.spec.too_long,
             train_on="last",
@@ -173,11 +173,11 @@ class _Rows:
             cache=self.ctx.cache,
             rejects=rejects,
         )
-        make: Callable[[Tree, Spellings], list[dict[str, Any]]] = _judged if judged else _pairs
+        make: Callable[[Tree, TextIds], list[dict[str, Any]]] = _judged if judged else _pairs
         rows: list[dict[str, Any]] = []
         for place in range(len(trees)):
             try:
-                rows += make(trees[place], self.spellings)
+                rows += make(trees[place], self.text_ids)
             except Unusable as reason:
                 report.dropped.setdefault(str(reason), Counted()).total += 1
         if not rows:
@@ -191,32 +191,32 @@ class _Rows:
         return Dataset.from_list(rows), report, [(tree.id, tree.trunk.tolist()) for tree in shown]
 
 
-def _judged(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
+def _judged(tree: Tree, text_ids: TextIds) -> list[dict[str, Any]]:
     """A row for each answer. The answer of a tree with a single one has its own label; of a preference the first answer
     is the good one."""
-    prompt, answers = _texts(tree, spellings)
+    prompt, answers = _texts(tree, text_ids)
     good = tree.branches[0].margin > 0 if len(answers) == 1 else True
     return [
         {"prompt": prompt, "completion": answer, "label": good and place == 0} for place, answer in enumerate(answers)
     ]
 
 
-def _pairs(tree: Tree, spellings: Spellings) -> list[dict[str, Any]]:
-    prompt, (chosen, *rejected) = _texts(tree, spellings)
+def _pairs(tree: Tree, text_ids: TextIds) -> list[dict[str, Any]]:
+    prompt, (chosen, *rejected) = _texts(tree, text_ids)
     return [{"prompt": prompt, "chosen": chosen, "rejected": one} for one in rejected]
 
 
-def _texts(tree: Tree, spellings: Spellings) -> tuple[str, list[str]]:
+def _texts(tree: Tree, text_ids: TextIds) -> tuple[str, list[str]]:
     """A prompt and its answers as texts, entered into the table. Raises Unusable when TRL cannot train on exactly these
     tokens."""
-    if not all(_closed(branch, spellings.encoder) for branch in tree.branches):
+    if not all(_closed(branch, text_ids.encoder) for branch in tree.branches):
         raise Unusable(OPEN_END)
-    spell = spellings.encoder.spell
+    spell = text_ids.encoder.spell
     prompt, answers = spell(tree.trunk), [spell(branch.ids) for branch in tree.branches]
-    learnt = [spellings.learn(prompt, tree.trunk.tolist())]
+    added = [text_ids.add(prompt, tree.trunk.tolist())]
     for branch, answer in zip(tree.branches, answers, strict=True):
-        learnt.append(spellings.learn(prompt + answer, np.concatenate([tree.trunk, branch.ids]).tolist()))
-    if not all(learnt):
+        added.append(text_ids.add(prompt + answer, np.concatenate([tree.trunk, branch.ids]).tolist()))
+    if not all(added):
         raise Unusable(SPELT_ALIKE)
     return prompt, answers
 

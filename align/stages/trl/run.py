@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import trl
@@ -42,7 +42,7 @@ from align.stages.shared.training_run import (
     trained,
 )
 from align.stages.trl import data as trl_data
-from align.stages.trl.callback import TrlCheckpoint, Watch, held_out, newest_checkpoint, sealed
+from align.stages.trl.callback import TrlCallback, TrlCheckpoint, held_out, newest_checkpoint, sealed
 from align.stages.trl.data import TrlData
 from align.terminal import byte_size
 from align.training.launch import ranks
@@ -72,7 +72,7 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
     model: Any = trained(policy, None, ctx.seed)
     scorer = None if spec.reward is None else _open(spec, ctx)
     with no_progress_bars(), sealed(), _its_own_name(model):
-        trainer, watch, since = _build(spec, ctx, model, encoder, data, config, scorer)
+        trainer, callback, since = _build(spec, ctx, model, encoder, data, config, scorer)
         say_adapters(ctx, trainer.model, new=spec.lora is not None, own=own_adapter)
         before = remembered(ctx, "answers-before", lambda: _answers(model, encoder, data))
         first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
@@ -90,8 +90,8 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
         "trainer": spec.trainer,
         "trl": trl.__version__,
         "steps": trainer.state.global_step,
-        "tokens": watch.tokens,
-        "seconds": round(watch.seconds, 1),
+        "tokens": callback.tokens,
+        "seconds": round(callback.seconds, 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "trainable_parameters": sum(p.numel() for p in trainable_parameters(result).values()),
         "eval_before": first,
@@ -168,11 +168,11 @@ def _open(spec: TrlStage, ctx: StageContext) -> Scorer:
 
 def _build(
     spec: TrlStage, ctx: StageContext, model: Any, encoder: Encoder, data: TrlData, config: Any, scorer: Scorer | None
-) -> tuple[Any, Watch, TrlCheckpoint | None]:
+) -> tuple[Any, TrlCallback, TrlCheckpoint | None]:
     """The trainer, its callback, and the checkpoint to resume from."""
     output = Path(config.output_dir)
     since = newest_checkpoint(output)
-    watch = Watch(ctx, since)
+    callback = TrlCallback(ctx, since)
     model.generation_config.eos_token_id = list(encoder.stop_ids)
     more: dict[str, Any] = {}
     if spec.lora is not None:
@@ -193,8 +193,8 @@ def _build(
             args=config,
             train_dataset=data.train,
             eval_dataset=data.held_out,
-            processing_class=data.spellings.tokenizer(),
-            callbacks=[watch],
+            processing_class=data.text_ids.tokenizer(),
+            callbacks=[callback],
             **more,
         )
     except (ValueError, NotImplementedError, ImportError) as error:
@@ -202,13 +202,21 @@ def _build(
     trainer.remove_callback(PrinterCallback)
     if since is not None:
         ctx.console.print(f"{ctx.name}  continues from step {since.step}", highlight=False)
-    return trainer, watch, since
+    return trainer, callback, since
 
 
-def _reward(scorer: Scorer, encoder: Encoder, data: TrlData) -> Callable[..., list[float]]:
-    """The scorer as a reward function of TRL, which is called with the columns as lists, one entry for each answer."""
+class TrlReward(Protocol):
+    """A reward function as TRL calls it: with columns of the data and of the answers, one entry for each answer."""
 
-    def reward(*, row: Sequence[int], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    def __call__(self, *, row: Sequence[int], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+        """The reward of each answer. ``row`` is its prompt's index in ``TrlData.asked``."""
+        ...
+
+
+def _reward(scorer: Scorer, encoder: Encoder, data: TrlData) -> TrlReward:
+    """The scorer as a reward function of TRL."""
+
+    def reward(*, row: Sequence[int], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
         # Some trainers pass an answer with its padding, which is not part of the answer.
         return scorer.score(
             [

@@ -171,7 +171,7 @@ def test_answers_are_made_of_ids_in_one_place() -> None:
     ],
 )
 def test_label_and_self_contrast_take_the_same_answers_for_copies(one: str, other: str, copies: bool) -> None:
-    left_out = scored_answers.fates_of([Answer((), one), Answer((), other)], keep_unfinished=True, distinct=True)
+    left_out = scored_answers.drop_reasons_of([Answer((), one), Answer((), other)], keep_unfinished=True, distinct=True)
     assert left_out == (None, "repeated" if copies else None)
     settings: dict[str, Any] = {"keep_least_similar": 1, "negatives": 2, "dedup": True, "seed": 0, "id": "p"}
     chosen = select_negatives("something else", [one, other], [0.1, 0.2], **settings)

@@ -16,7 +16,7 @@ from align.data.sources.readers import Row, read_rows
 from align.data.strict_json import parse_text
 from align.data.trees.build import Limits, tree_of
 from align.recipe.schema import DataSource
-from align.stages.trl.data import Spellings, _judged
+from align.stages.trl.data import TextIds, _judged
 from tests.support.tokenizers import chatml
 
 ORIGIN = Origin("rows.jsonl", 7)
@@ -464,5 +464,5 @@ def test_kto_is_given_the_label_of_each_answer() -> None:
     found = []
     for row in rows:
         tree = tree_of(convert(row, "unpaired"), encoder, Limits(200, "drop", "last"), lambda what: None)
-        found += [(one["completion"].split("<")[0], one["label"]) for one in _judged(tree, Spellings(encoder))]
+        found += [(one["completion"].split("<")[0], one["label"]) for one in _judged(tree, TextIds(encoder))]
     assert found == [("yes", True), ("no", False), ("good", True), ("bad", False), ("worse", False)]
