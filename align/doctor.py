@@ -179,16 +179,16 @@ def torch_cuda_version() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    found = re.search(r"^cuda\b.*=\s*'([\d.]+)'", (Path(spec.origin).parent / "version.py").read_text(), re.MULTILINE)
-    return found.group(1) if found else None
+    match = re.search(r"^cuda\b.*=\s*'([\d.]+)'", (Path(spec.origin).parent / "version.py").read_text(), re.MULTILINE)
+    return match.group(1) if match else None
 
 
 def cpu_features() -> frozenset[str]:
     """The features of the processor, by Linux's names (x86: ``flags``, Arm: ``Features``); empty when they cannot be
     read."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return frozenset(found.group(1).split()) if found else frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return frozenset(match.group(1).split()) if match else frozenset()
 
 
 def check_bf16(features: frozenset[str]) -> DoctorLine | None:
@@ -233,8 +233,8 @@ def available_memory() -> int | None:
     used = Path("/sys/fs/cgroup/memory.current")
     if not meminfo.exists():
         return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-    available = int(found.group(1)) * 1024 if found else None
+    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    available = int(match.group(1)) * 1024 if match else None
     if available is not None and limit.exists() and (text := limit.read_text().strip()) != "max":
         available = min(available, int(text) - int(used.read_text()))
     return available

@@ -188,14 +188,14 @@ def check(
     if data:
         from align.preflight.checks import look
 
-        found = look(loaded, ctx.obj)
-        for line in found.skipped:
+        findings = look(loaded, ctx.obj)
+        for line in findings.skipped:
             print(f"not looked at: {line}")
-        found.raise_them()
-        stages_looked_at = f"{found.looked} {'stage starts' if found.looked == 1 else 'stages start'} from"
+        findings.raise_them()
+        stages_looked_at = f"{findings.looked} {'stage starts' if findings.looked == 1 else 'stages start'} from"
         looked = (
             f"; looked at what {stages_looked_at}"
-            if found.looked
+            if findings.looked
             else "; all stages are up to date: nothing to look at"
         )
     stages = ", ".join(f"{name} ({loaded.recipe.stages[name].kind})" for name in loaded.order)
@@ -299,16 +299,16 @@ def _print_json(results: Sequence[RunResult]) -> None:
     from align.report.text.seeds import as_json
     from align.runs.record import read_run
 
-    found = []
+    objects = []
     for result in results:
         listed = Listed(result.folder, read_run(result.folder)).as_json()
-        found.append(listed | {"ran": result.ran, "up_to_date": result.up_to_date})
+        objects.append(listed | {"ran": result.ran, "up_to_date": result.up_to_date})
     if len(results) == 1:
-        print(json.dumps(found[0], ensure_ascii=False))
+        print(json.dumps(objects[0], ensure_ascii=False))
     else:
         print(
             json.dumps(
-                {"runs": found, "over_seeds": as_json([result.folder for result in results])}, ensure_ascii=False
+                {"runs": objects, "over_seeds": as_json([result.folder for result in results])}, ensure_ascii=False
             )
         )
 
@@ -363,9 +363,11 @@ def recipes() -> None:
     """List the shipped recipes."""
     from align.recipe.load import shipped_recipes
 
-    found = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in shipped_recipes()}
-    for name, summary in found.items():
-        print(f"{name:<{max(map(len, found))}}  {summary}")
+    summaries = {
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in shipped_recipes()
+    }
+    for name, summary in summaries.items():
+        print(f"{name:<{max(map(len, summaries))}}  {summary}")
 
 
 @app.command()

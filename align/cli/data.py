@@ -123,20 +123,20 @@ def describe_data(
     sources = [source_of(file, **keys) for file in files]
     locations = [resolve(source.path, Path.cwd()) for source in sources]
     encoder = _encoder(model, ctx.obj)
-    found = [
+    descriptions = [
         describe(one, at, _want(want) or wanted_of(one, at), encoder)
         for one, at in zip(sources, locations, strict=True)
     ]
     table = Table("", box=None, pad_edge=False)
-    for one in found:
+    for one in descriptions:
         table.add_column(plain(one.name), overflow="fold")
-    for name, texts in rows_of(found):
+    for name, texts in rows_of(descriptions):
         table.add_row(plain(name), *map(plain, texts))
     console().print(table)
-    for line in shared_lines(found):
+    for line in shared_lines(descriptions):
         console().print(plain(line), soft_wrap=True)
     bad: list[Problem] = []
-    for one, source in zip(found, sources, strict=True):
+    for one, source in zip(descriptions, sources, strict=True):
         assert one.read is not None
         try:
             for line in one.read.skipped(source):

@@ -26,11 +26,11 @@ def chat(
     """Talk to a model in the terminal."""
     from align.commands.named_models import model_named
 
-    found = model_named(model, ctx.obj)
+    path = model_named(model, ctx.obj)
     from align.commands.chat import chat as talk
 
     talk(
-        found,
+        path,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         system=system,
@@ -69,7 +69,7 @@ def generate(
     if not top_p:
         raise InputError("--top-p must be more than 0")
     source = source_of(prompts, **keys)
-    found, location = model_named(model, ctx.obj), resolve(source.path, Path.cwd())
+    path, location = model_named(model, ctx.obj), resolve(source.path, Path.cwd())
     from rich.console import Console
 
     from align.commands.generate import generate as sample
@@ -79,7 +79,7 @@ def generate(
     sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
     rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
     sample(
-        found,
+        path,
         location,
         sampling,
         rollout,
@@ -109,13 +109,13 @@ def score(
     from align.recipe.reference_syntax import resolve
 
     source = source_of(file, **keys)
-    location, found = resolve(source.path, Path.cwd()), model_named(model, ctx.obj, ["reward_model"])
+    location, path = resolve(source.path, Path.cwd()), model_named(model, ctx.obj, ["reward_model"])
     from align.commands.score import score_rows
     from align.recipe.schema import Model
     from align.scoring.reward_model import RewardModelScorer
     from align.training.launch import ranks
 
-    scorer = RewardModelScorer(Model(path=found), device=ranks().device, cache=cache_in(ctx.obj))
+    scorer = RewardModelScorer(Model(path=path), device=ranks().device, cache=cache_in(ctx.obj))
     lines = (json.dumps(row, ensure_ascii=False) for row in score_rows(scorer, location, source))
     if out is None:
         for line in lines:

@@ -29,12 +29,12 @@ def list_runs(
     from align.report.text.ls import listed, show
     from align.terminal import console
 
-    found = list(listed(ctx.obj))
+    runs = list(listed(ctx.obj))
     if as_json:
-        for entry in found:
+        for entry in runs:
             print(json.dumps(entry.as_json(), ensure_ascii=False))
-    elif found:
-        show(found, console())
+    elif runs:
+        show(runs, console())
     else:
         print(f"no runs in {ctx.obj}")
 

@@ -232,8 +232,8 @@ def _content(source: DataSource, location: Path | str) -> dict[str, str]:
     """The files of a source with their sha256; for a hub data set its fingerprint."""
     if isinstance(location, str):
         return {location: str(load_split(location, source)._fingerprint)}
-    found = data_files(location, source)
-    return {name: files.sha256_file(path) for name, path in zip(names_of(found, location), found, strict=True)}
+    paths = data_files(location, source)
+    return {name: files.sha256_file(path) for name, path in zip(names_of(paths, location), paths, strict=True)}
 
 
 def _write_provenance(

@@ -99,11 +99,11 @@ def generate(
 
 
 def _read(source: DataSource, location: Path | str) -> list[Prompt]:
-    found = []
+    prompts = []
     for record in read_records([source], [location], "prompt", seed=0, rejects=None):
         assert isinstance(record, Prompt)
-        found.append(record)
-    return found
+        prompts.append(record)
+    return prompts
 
 
 def _encode(record: Prompt, encoder: Encoder) -> list[int]:

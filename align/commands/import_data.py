@@ -32,20 +32,20 @@ class Imported:
     """``key: why it has no counterpart``."""
 
 
-def as_yaml(found: Iterable[Imported], whence: str) -> str:
+def as_yaml(data_sets: Iterable[Imported], whence: str) -> str:
     """The sources as the ``data`` of a stage, with the notes as comments.
 
     Raises :class:`InputError` when none of the data sets can be converted.
     """
-    found = list(found)
-    if all(one.source is None for one in found):
-        reasons = [Problem(note, file=whence, key=one.name) for one in found for note in one.notes]
+    data_sets = list(data_sets)
+    if all(one.source is None for one in data_sets):
+        reasons = [Problem(note, file=whence, key=one.name) for one in data_sets for note in one.notes]
         raise InputError(reasons or [Problem("0 data sets", file=whence)])
     lines = [f"# from {whence}", "data:"]
-    for one in found:
+    for one in data_sets:
         if one.source is not None:
             lines += [f"  # {one.name}", f"  - {yaml_line(one.source)}"]
-    notes = [f"#   {one.name}: {note}" for one in found for note in one.notes]
+    notes = [f"#   {one.name}: {note}" for one in data_sets for note in one.notes]
     return "\n".join([*lines, *(["# without a counterpart:"] if notes else []), *notes]) + "\n"
 
 
@@ -231,13 +231,13 @@ def axolotl(declared: Mapping[str, Any], names: Iterable[str] = ()) -> list[Impo
     if unknown := wanted - {str(entry.get("path")) for entry in entries}:
         raise InputError(f"no data set `{sorted(unknown)[0][:60]}`", hint="they are named by their path")
     pairs = declared.get("rl") is not None or declared.get("reward_model") is True
-    found = [_ax_entry(entry, pairs=pairs) for entry in entries if not wanted or entry.get("path") in wanted]
+    data_sets = [_ax_entry(entry, pairs=pairs) for entry in entries if not wanted or entry.get("path") in wanted]
     left = [
         f"{key}: belongs to no source; eval_data, held-out rows and the cache are the recipe's"
         for key in _AX_OWN
         if declared.get(key)
     ]
-    return [*found, Imported("the recipe", None, left)] if left else found
+    return [*data_sets, Imported("the recipe", None, left)] if left else data_sets
 
 
 def _ax_entry(entry: Mapping[str, Any], *, pairs: bool) -> Imported:

@@ -62,18 +62,18 @@ def merge(
     if not out.absolute().parent.is_dir():
         raise InputError(f"there is no folder {out.absolute().parent}")
     folder = _adapter_folder(source, runs_dir, stage)
-    found = read_folder(folder, "mergeable")
-    if found.adapter is None:
+    model = read_folder(folder, "mergeable")
+    if model.adapter is None:
         raise InputError(
             Problem("no adapter: it is a whole model already, so there is nothing to merge", file=str(folder))
         )
     if (folder / MANIFEST).is_file() and (problems := verify(folder)):
         raise InputError(problems)
-    chosen = dtype or _stored_dtype(found)
+    chosen = dtype or _stored_dtype(model)
     tmp = files.temporary(out.absolute().parent)
     try:
         with files.machine_faults(out):
-            merged = _write(found, tmp, chosen, cache)
+            merged = _write(model, tmp, chosen, cache)
             if (folder / MANIFEST).is_file():
                 made = read_manifest(folder)
                 summary = {**made.summary, "format": "full", "merged_from": folder.name}

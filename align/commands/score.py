@@ -75,9 +75,9 @@ def _texts(value: Any) -> list[str]:
 
 
 def _scored(scorer: Scorer, rows: Iterable[tuple[str, str, list[Answer]]]) -> Iterator[dict[str, Any]]:
-    found = list(rows)
-    scores = iter(scorer.score([answer for _, _, answers in found for answer in answers]))
-    for id, want, answers in found:
+    answered = list(rows)
+    scores = iter(scorer.score([answer for _, _, answers in answered for answer in answers]))
+    for id, want, answers in answered:
         own = list(islice(scores, len(answers)))
         match want:
             case "preference":

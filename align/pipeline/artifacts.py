@@ -204,8 +204,8 @@ def verify(folder: Path, *, deep: bool = True) -> list[Problem]:
         return list(error.problems)
     problems = []
     for name, entry in sorted(manifest.files.items()):
-        if found := _compare(folder, name, entry, deep):
-            problems.append(Problem(found, file=str(folder / name)))
+        if damage := _compare(folder, name, entry, deep):
+            problems.append(Problem(damage, file=str(folder / name)))
     return problems
 
 

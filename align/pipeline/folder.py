@@ -89,8 +89,8 @@ class RunFolder:
     def foreign(self, loaded: LoadedRecipe) -> list[str]:
         """The stages with finished results here, if none of them is in this recipe, so that the folder belongs to
         another recipe; else empty."""
-        found = sorted(place.name for place in self.stages.glob("[!.]*") if (place / MANIFEST).is_file())
-        return [] if set(found) & loaded.recipe.stages.keys() else found
+        finished = sorted(place.name for place in self.stages.glob("[!.]*") if (place / MANIFEST).is_file())
+        return [] if set(finished) & loaded.recipe.stages.keys() else finished
 
     def is_bare(self) -> bool:
         """Whether the folder has nothing that a run made or could resume from."""
@@ -165,8 +165,11 @@ class RunFolder:
 
 def newest_step(work: Path) -> int | None:
     """The step of the newest checkpoint in a work folder, unverified; None without one."""
-    found = [*work.glob("checkpoints/step-*"), *(path.parent for path in work.glob(f"trl/checkpoint-*/{MANIFEST}"))]
-    return max((int(path.name.rpartition("-")[2]) for path in found), default=None)
+    checkpoints = [
+        *work.glob("checkpoints/step-*"),
+        *(path.parent for path in work.glob(f"trl/checkpoint-*/{MANIFEST}")),
+    ]
+    return max((int(path.name.rpartition("-")[2]) for path in checkpoints), default=None)
 
 
 def has_content(folder: Path) -> bool:

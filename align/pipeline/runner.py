@@ -228,10 +228,10 @@ class _Runner:
             if (
                 need not in self.ran
                 and artifacts.read_manifest(result).bytes > COMPARED_BY_CONTENT
-                and (found := artifacts.verify(result))
+                and (damaged := artifacts.verify(result))
             ):
                 raise InputError(
-                    [*found, Problem(f"the result of stage {need} is damaged", hint=f"--force {need} makes it again")]
+                    [*damaged, Problem(f"the result of stage {need} is damaged", hint=f"--force {need} makes it again")]
                 )
 
     def _attempt(self, name: str, attempt: _Attempt) -> None:
@@ -293,7 +293,7 @@ def _implementation(spec: Stage, name: str) -> Callable[[Any, StageContext], Non
     """The function that runs a stage, imported now."""
     module, _, function = spec.implementation.partition(":")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"stage {name}: no module named {module}") from error
@@ -301,6 +301,6 @@ def _implementation(spec: Stage, name: str) -> Callable[[Any, StageContext], Non
         raise EnvironmentFault(
             f"stage {name} needs the Python package {error.name}, which is not installed", hint=hint
         ) from error
-    if not hasattr(found, function):
+    if not hasattr(imported, function):
         raise InputError(f"stage {name}: the module {module} has no {function}")
-    return cast(Callable[[Any, StageContext], None], getattr(found, function))
+    return cast(Callable[[Any, StageContext], None], getattr(imported, function))

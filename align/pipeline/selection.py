@@ -40,24 +40,24 @@ class Selection:
         if problems:
             raise InputError(problems)
         stages = loaded.recipe.stages
-        found = {name for name in loaded.order if not self.kinds or stages[name].kind in self.kinds}
-        if not found:
+        selected = {name for name in loaded.order if not self.kinds or stages[name].kind in self.kinds}
+        if not selected:
             kinds = ", ".join(sorted({spec.kind for spec in stages.values()}))
             raise InputError(
                 f"{loaded.path.name} has no stage of kind {' or '.join(sorted(self.kinds))}", hint=f"it has: {kinds}"
             )
         if self.only:
-            found &= set(self.only)
+            selected &= set(self.only)
         elif self.start:
-            found &= _following(loaded, self.start)
-        left_out = [name for name in self.force if name not in found]
-        if left_out or not found:
+            selected &= _following(loaded, self.start)
+        left_out = [name for name in self.force if name not in selected]
+        if left_out or not selected:
             what = f"--force {left_out[0]}: the stage is" if left_out else "the stages that --only or --from names are"
             raise InputError(
                 f"{what} not among those that this command may run",
                 hint="`align run` without --only and --from may run all",
             )
-        return frozenset(found)
+        return frozenset(selected)
 
 
 ALL = Selection()
@@ -66,20 +66,20 @@ ALL = Selection()
 
 def needed(loaded: LoadedRecipe, selected: Collection[str]) -> list[str]:
     """The selected stages and all that they depend on, in running order."""
-    found: set[str] = set()
+    names: set[str] = set()
     for name in reversed(loaded.order):
-        if name in selected or name in found:
-            found |= {name, *loaded.dependencies(name)}
-    return [name for name in loaded.order if name in found]
+        if name in selected or name in names:
+            names |= {name, *loaded.dependencies(name)}
+    return [name for name in loaded.order if name in names]
 
 
 def _following(loaded: LoadedRecipe, names: Sequence[str]) -> set[str]:
     """The named stages and all that depend on them."""
-    found = set(names)
+    following = set(names)
     for name in loaded.order:
-        if found.intersection(loaded.dependencies(name)):
-            found.add(name)
-    return found
+        if following.intersection(loaded.dependencies(name)):
+            following.add(name)
+    return following
 
 
 def _unknown(option: str, names: Sequence[str], loaded: LoadedRecipe) -> list[Problem]:

@@ -58,24 +58,24 @@ def status(loaded: LoadedRecipe, runs_dir: Path = Path("runs"), selection: Selec
     run = RunFolder.of(loaded, runs_dir)
     selected = selection.stages(loaded)
     concerned = needed(loaded, selected)
-    found: dict[str, StageStatus] = {}
+    states: dict[str, StageStatus] = {}
     for name in loaded.order:
-        waiting = ", ".join(need for need in loaded.dependencies(name) if found[need].state != "up to date")
+        waiting = ", ".join(need for need in loaded.dependencies(name) if states[need].state != "up to date")
         if name not in concerned:
-            found[name] = StageStatus(name, "not selected", "", run.stage(name), None)
+            states[name] = StageStatus(name, "not selected", "", run.stage(name), None)
             continue
         if waiting and name in selected:
-            found[name] = StageStatus(name, "waits", f"{waiting} to run first", run.stage(name), None)
+            states[name] = StageStatus(name, "waits", f"{waiting} to run first", run.stage(name), None)
             continue
         if waiting:
-            found[name] = StageStatus(
+            states[name] = StageStatus(
                 name, "not selected", f"has to be up to date once {waiting} has run", run.stage(name), None
             )
             continue
-        found[name] = assess(loaded, run, name, selection)
-        if found[name].state == "to run" and name not in selected:
-            raise not_selected(loaded, selected, found[name])
-    return found
+        states[name] = assess(loaded, run, name, selection)
+        if states[name].state == "to run" and name not in selected:
+            raise not_selected(loaded, selected, states[name])
+    return states
 
 
 def assess(loaded: LoadedRecipe, run: RunFolder, name: str, selection: Selection) -> StageStatus:

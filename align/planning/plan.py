@@ -133,8 +133,10 @@ def _plan_running(
     loaded: LoadedRecipe, plain: StagePlan, machine: Machine, processes: int, run: RunFolder
 ) -> StagePlan:
     stage = ToPlan(loaded, plain.name, run, machine, processes, _measured_speed(plain.status))
-    found = planner_of(stage.spec).plan(stage)
-    return dataclasses.replace(plain, rows=(*plain.rows, *found.rows), memory=found.memory, problems=found.problems)
+    derived = planner_of(stage.spec).plan(stage)
+    return dataclasses.replace(
+        plain, rows=(*plain.rows, *derived.rows), memory=derived.memory, problems=derived.problems
+    )
 
 
 def _inputs(loaded: LoadedRecipe, name: str) -> Iterator[PlanRow]:

@@ -128,5 +128,5 @@ class Planner:
 def planner_of(spec: Stage) -> Planner:
     """The planner of a stage's kind. Raises :class:`~align.errors.InputError` when a third party's cannot be
     imported."""
-    found: Planner = registered(type(spec).plan)()
-    return found
+    planner: Planner = registered(type(spec).plan)()
+    return planner

@@ -44,8 +44,8 @@ def prompts_of(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model | N
     )
     if model is None or len(local) < len(locations) or size > EXACT_BYTES:
         return DataSize(f"from {', '.join(texts)}", bound=bound)
-    found = _encoded(loaded, name, spec, model, run)
-    lengths = [len(prompt.ids) for prompt in found]
+    encoded = _encoded(loaded, name, spec, model, run)
+    lengths = [len(prompt.ids) for prompt in encoded]
     return DataSize("encoded with the model's tokenizer", len(lengths), sum(lengths), longest=max(lengths, default=0))
 
 
@@ -56,7 +56,7 @@ def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run:
 
     encoder = load_encoder(model, cache=run.cache if (run.cache / "gguf").is_dir() else None)
     with data_faults():
-        found, _ = load_prompts(
+        prompts, _ = load_prompts(
             spec.prompts,
             resolve=lambda text: locate(loaded, run, text),
             encoder=encoder,
@@ -65,7 +65,7 @@ def _encoded(loaded: LoadedRecipe, name: str, spec: PpoStage, model: Model, run:
             seed=loaded.recipe.seed if spec.seed is None else spec.seed,
             rejects=None,
         )
-    return found
+    return prompts
 
 
 def sampled_tokens(spec: PpoStage) -> int:

@@ -48,16 +48,16 @@ class SelfContrastPlanner(Planner):
 
     def makes(self, loaded: LoadedRecipe, name: str, run: RunFolder) -> DataSize | None:
         """See :meth:`Planner.makes`."""
-        found, spec = conversations(loaded, name, run), loaded.recipe.stages[name]
+        data, spec = conversations(loaded, name, run), loaded.recipe.stages[name]
         assert isinstance(spec, SelfContrastStage)
-        if found.examples is None or found.tokens is None:
+        if data.examples is None or data.tokens is None:
             return None
         each = f"{spec.negatives} rejected answers of {spec.max_new_tokens:,} tokens"
-        rejected = found.examples * spec.negatives * spec.max_new_tokens
+        rejected = data.examples * spec.negatives * spec.max_new_tokens
         return DataSize(
             f"at most: a preference for each conversation of {name}, {each}",
-            examples=found.examples,
-            tokens=found.tokens + rejected,
+            examples=data.examples,
+            tokens=data.tokens + rejected,
         )
 
 

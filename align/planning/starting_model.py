@@ -79,8 +79,8 @@ def _downloaded(name: str, revision: str | None) -> Path | None:
     """The folder of a hub model in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -49,9 +49,9 @@ class Findings:
         """Add the problems of an error; those without a place of their own get ``place``."""
         kind = self.machine if isinstance(error, EnvironmentFault) else self.inputs
         for problem in error.problems:
-            found = problem if place is None or problem.file is not None else _at(place, problem)
-            if str(found) not in map(str, kind):  # two stages may read the same file
-                kind.append(found)
+            placed = problem if place is None or problem.file is not None else _at(place, problem)
+            if str(placed) not in map(str, kind):  # two stages may read the same file
+                kind.append(placed)
 
     def raise_them(self) -> None:
         """Raises :class:`InputError` with all problems if there is one of the input, else :class:`EnvironmentFault` if
@@ -87,12 +87,12 @@ def look(
     """
     states = status(loaded, runs_dir, selection)
     todo = [name for name in loaded.order if plan.stage_runs(states[name])]
-    found = Findings(looked=len(todo))
+    findings = Findings(looked=len(todo))
     if not todo:
-        return found
+        return findings
     run = RunFolder.of(loaded, runs_dir)
-    _gpus(loaded, nproc, found)
-    hub = _Hub(silent=bool(found.machine))  # on the wrong machine that problem is enough
+    _gpus(loaded, nproc, findings)
+    hub = _Hub(silent=bool(findings.machine))  # on the wrong machine that problem is enough
     encoders = Encoders(loaded, run) if thorough else None
     for name in todo:
         spec = loaded.recipe.stages[name]
@@ -100,45 +100,45 @@ def look(
             try:
                 need()
             except AlignError as error:
-                found.add(error, loaded.problem(f"stages.{name}.{key}", ""))
-        _data(loaded, run, name, states, hub, found, encoders)
-    _models(loaded, todo, hub, found)
+                findings.add(error, loaded.problem(f"stages.{name}.{key}", ""))
+        _data(loaded, run, name, states, hub, findings, encoders)
+    _models(loaded, todo, hub, findings)
     if thorough:
-        _fits(loaded, runs_dir, run, nproc, selection, found)
-    return found
+        _fits(loaded, runs_dir, run, nproc, selection, findings)
+    return findings
 
 
 # The machine
 
 
-def _gpus(loaded: LoadedRecipe, nproc: int, found: Findings) -> None:
+def _gpus(loaded: LoadedRecipe, nproc: int, findings: Findings) -> None:
     hardware = loaded.recipe.hardware
     here = machine.gpu_memory()
     if hardware is not None and hardware.gpus and not here:
         what = f"the recipe is meant for {hardware.gpus} GPU{'s' * (hardware.gpus > 1)}, and there is none here"
         hint = "run it on such a machine; `hardware=null` after the recipe tries it here all the same"
-        found.machine.append(loaded.problem("hardware", what, hint))
+        findings.machine.append(loaded.problem("hardware", what, hint))
     elif nproc > len(here) > 0:
-        found.machine.append(Problem(f"--nproc {nproc}: there are {len(here)} GPUs, and every process takes one"))
+        findings.machine.append(Problem(f"--nproc {nproc}: there are {len(here)} GPUs, and every process takes one"))
 
 
 def _fits(
-    loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, selection: Selection, found: Findings
+    loaded: LoadedRecipe, runs_dir: Path, run: RunFolder, nproc: int, selection: Selection, findings: Findings
 ) -> None:
     """Check memory and disk, and encode the rows of small data. What is encoded is kept for the run, in the cache of
     its folder."""
     try:
         made = plan.make_plan(loaded, runs_dir, nproc=nproc, selection=selection, here=True)
     except AlignError as error:
-        found.add(error)
+        findings.add(error)
         return
-    told = {problem.file for problem in found.inputs}
+    told = {problem.file for problem in findings.inputs}
     faults = [problem for problem in made.faults if problem.file not in told]
     # A problem without a file only counts rows that are reported already
     if any(problem.file for problem in faults) or (faults and not told):
-        found.add(InputError(faults))
+        findings.add(InputError(faults))
     if made.problems:
-        found.add(EnvironmentFault(made.problems))
+        findings.add(EnvironmentFault(made.problems))
 
 
 # Packages, keys, servers
@@ -168,7 +168,7 @@ def _data(
     name: str,
     states: Mapping[str, StageStatus],
     hub: _Hub,
-    found: Findings,
+    findings: Findings,
     encoders: Encoders | None,
 ) -> None:
     """Check the first rows of a stage's sources; with ``encoders`` also encode them."""
@@ -177,7 +177,7 @@ def _data(
         try:
             encoder = encoders.of(name)
         except AlignError as error:
-            found.add(error, loaded.problem(f"stages.{name}", ""))
+            findings.add(error, loaded.problem(f"stages.{name}", ""))
     for key, source, faults in first_rows.looks_at(spec, encoder):
         place = loaded.problem(f"stages.{name}.{key}.path", "")
         try:
@@ -185,7 +185,7 @@ def _data(
             if isinstance(ref, reference_syntax.StageRef):
                 state = states[ref.name]
                 if state.state != "up to date":
-                    found.skipped.append(f"stages.{name}.{key}: {source.path} has to run first")
+                    findings.skipped.append(f"stages.{name}.{key}: {source.path} has to run first")
                     continue
                 location: Path | str = run.stage(ref.name)
             else:
@@ -194,12 +194,12 @@ def _data(
                 hub.has_data(location, source)
             else:
                 for problem in faults(location):
-                    found.add(InputError(problem), place)
+                    findings.add(InputError(problem), place)
         except AlignError as error:
-            found.add(error, place)
+            findings.add(error, place)
 
 
-def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -> None:
+def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, findings: Findings) -> None:
     """Check folders of models as far as possible without torch; ask the hub whether it has the models that are not
     here."""
     for needed in needed_models(loaded, todo):
@@ -210,9 +210,9 @@ def _models(loaded: LoadedRecipe, todo: list[str], hub: _Hub, found: Findings) -
             else:
                 hub.has_model(location, needed.model.revision)
         except AlignError as error:
-            found.add(error, loaded.problem(needed.key, ""))
+            findings.add(error, loaded.problem(needed.key, ""))
     for key, fault in starts_refused(loaded, todo):
-        found.add(fault, loaded.problem(key, ""))
+        findings.add(fault, loaded.problem(key, ""))
 
 
 class _Hub:

@@ -32,14 +32,14 @@ _SHOWN = 3
 def trained_on(stages: Mapping[str, Stage], reference: str) -> list[tuple[DataSource, Want]]:
     """The sources that a model was trained on by ``stages``, each with its use; empty for a model that none of them
     makes."""
-    found: list[tuple[DataSource, Want]] = []
+    sources: list[tuple[DataSource, Want]] = []
     seen: set[str] = set()
     while reference.startswith("stage:") and reference not in seen:
         seen.add(reference)
         spec = stages[reference.removeprefix("stage:").strip()]
-        found += [(source, want) for key, source, want in spec.sources() if not key.startswith("eval_")]
+        sources += [(source, want) for key, source, want in spec.sources() if not key.startswith("eval_")]
         reference = spec.starting_model or ""
-    return found
+    return sources
 
 
 def looks_at(

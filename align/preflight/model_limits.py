@@ -77,9 +77,9 @@ def _models(loaded: LoadedRecipe, names: list[str]) -> Iterator[tuple[ReferenceU
     """The recipe's model and those that stages name, each once, if they are on this machine."""
     # Third parties' stages may load models in other ways
     ours = [name for name in names if ":" not in loaded.recipe.stages[name].kind]
-    found = list(find(loaded.recipe.model, ("model",))) if ours else []
-    found += [referred for name in ours for referred in loaded.references(name)]
-    for referred in found:
+    uses = list(find(loaded.recipe.model, ("model",))) if ours else []
+    uses += [referred for name in ours for referred in loaded.references(name)]
+    for referred in uses:
         of_recipe = referred.path[0] == "model" and referred.path[-1] == "path"
         if not of_recipe and not set(referred.wanted.accepts) & {"policy", "reward_model"}:
             continue

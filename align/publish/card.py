@@ -200,12 +200,12 @@ def _licence(subject: Subject, base: str | None) -> str | None:
         head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
     except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
         return None
-    found = head.get("license") if isinstance(head, dict) else None
-    return found if isinstance(found, str) else None
+    licence = head.get("license") if isinstance(head, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 def _cached_card(name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "README.md")
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(name, "README.md")
+    return Path(path) if isinstance(path, str) else None

@@ -194,10 +194,10 @@ def locate(source: str, runs_dir: Path, stage: str | None) -> tuple[Path, RunRec
         return path, read_run(run) if is_run(run) else None
     record = read_run(find_run(source, runs_dir))
     if stage is not None:
-        found = record.stage(stage)
-        if not found.folder.exists():
+        result = record.stage(stage)
+        if not result.folder.exists():
             raise InputError(f"stage {stage} has no result yet")
-        return found.folder, record
+        return result.folder, record
     models = [other for other in record.stages if other.manifest is not None and other.manifest.type in MODELS]
     if not models:
         raise InputError(f"no stage of {record.folder} has left a model")

@@ -223,14 +223,14 @@ def import_object(text: str) -> Any:
             hint="remove or rename the one that is not meant",
         )
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     # Any error while a third party's module is imported is reported as a mistake of the recipe that names it
     except Exception as error:
         raise InputError(f"cannot import {module}: {type(error).__name__}: {error}") from error
-    _require_the_one_that_is_meant(found, both)
-    if not hasattr(found, name):
+    _require_the_one_that_is_meant(imported, both)
+    if not hasattr(imported, name):
         raise InputError(f"the module {module} has no `{name}`")
-    return getattr(found, name)
+    return getattr(imported, name)
 
 
 def registered(text: str) -> Any:

@@ -85,8 +85,8 @@ __all__ = [
 
 def _shipped(place: str) -> type[Stage]:
     module, _, name = place.partition(":")
-    found: type[Stage] = getattr(import_module(f"align.recipe.kinds.{module}"), name)
-    return found
+    kind: type[Stage] = getattr(import_module(f"align.recipe.kinds.{module}"), name)
+    return kind
 
 
 BUILTIN_STAGES = {kind: _shipped(shipped.place) for kind, shipped in KINDS.items()}
@@ -104,20 +104,20 @@ def stage_class(kind: str) -> type[Stage]:
         raise InputError(
             f"no stage kind `{kind[:80]}`; known: {', '.join(BUILTIN_STAGES)}, or your own as package.module:Class"
         )
-    found = import_object(kind)
-    if not (isinstance(found, type) and issubclass(found, Stage)):
+    imported = import_object(kind)
+    if not (isinstance(imported, type) and issubclass(imported, Stage)):
         raise InputError(f"`{kind}` is not a subclass of align.recipe.schema.Stage")
-    if getattr(found, "produces", None) not in get_args(ArtifactType):
+    if getattr(imported, "produces", None) not in get_args(ArtifactType):
         raise InputError(f"`{kind}` needs a class variable `produces`, one of {', '.join(get_args(ArtifactType))}")
-    if not re.fullmatch(r"[\w.]+:\w+", getattr(found, "implementation", "")):
+    if not re.fullmatch(r"[\w.]+:\w+", getattr(imported, "implementation", "")):
         raise InputError(f"`{kind}` needs a class variable `implementation`, written module:function")
     for name in ("plan", "view"):
-        if (text := getattr(found, name)) != getattr(Stage, name):
+        if (text := getattr(imported, name)) != getattr(Stage, name):
             try:
                 registered(text)
             except InputError as error:
                 raise InputError(f"`{kind}` has a class variable `{name}` that leads nowhere: {error}") from error
-    return found
+    return imported
 
 
 def starting_field(kind: Any) -> str:

@@ -65,17 +65,17 @@ def answers(stages: Sequence[StageRecord]) -> AnswerPage:
     """The answers of all stages, as many as the page has room for. Evaluations come first, since they ask several
     policies."""
     compared = [stage for stage in stages if view_of(stage.kind).compares]
-    found = [one for stage in compared for one in _evaluated(stage)]
+    evaluated = [one for stage in compared for one in _evaluated(stage)]
     total = sum(count(stage.report, "prompts") for stage in compared)
     training = list(_before_and_after([stage for stage in stages if not view_of(stage.kind).compares]))
     kept: list[PromptAnswers] = []
     room = _BUDGET
-    for one in [*found, *training]:
+    for one in [*evaluated, *training]:
         room -= one.length
         if room < 0 and kept:
             break
         kept.append(one)
-    return AnswerPage(tuple(kept), max(total, len(found)) + len(training))
+    return AnswerPage(tuple(kept), max(total, len(evaluated)) + len(training))
 
 
 def _evaluated(stage: StageRecord) -> Iterator[PromptAnswers]:

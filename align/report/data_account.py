@@ -169,9 +169,9 @@ def _left_out_prompts(stage: StageRecord) -> Iterator[Row]:
     reasons = mapping(stage.report, "left_out")
     places: dict[str, list[str]] = {}
     for row in jsonl(stage.folder / "left_out.jsonl", _LINES) if reasons else ():
-        found = places.setdefault(text(row, "reason"), [])
-        if len(found) < _PLACES:
-            found.append(text(row, "row"))
+        examples = places.setdefault(text(row, "reason"), [])
+        if len(examples) < _PLACES:
+            examples.append(text(row, "row"))
     for reason in reasons:
         yield reason, f"{count(reasons, reason):,}", _places(places.get(reason, []), count(reasons, reason))
 

@@ -23,12 +23,12 @@ class ReportedNumber:
     @classmethod
     def of(cls, value: Any, *keys: str, name: str = "value") -> ReportedNumber | None:
         """``{name, low, high}`` under ``keys``, or a plain number."""
-        found = mapping(value, *keys)
-        if not found:
+        numbers = mapping(value, *keys)
+        if not numbers:
             plain = number(value, *keys)
             return None if plain is None else cls(plain)
-        middle = number(found, name)
-        return None if middle is None else cls(middle, number(found, "low"), number(found, "high"))
+        middle = number(numbers, name)
+        return None if middle is None else cls(middle, number(numbers, "low"), number(numbers, "high"))
 
     @property
     def scale(self) -> float:

@@ -42,10 +42,10 @@ class Note:
 
 def notes(stage: StageRecord) -> list[Note]:
     """All warnings about a stage, its own first; each text once."""
-    found = dict.fromkeys(clipped(warning, _OWN_LENGTH) for warning in stage.warnings)
+    warnings = dict.fromkeys(clipped(warning, _OWN_LENGTH) for warning in stage.warnings)
     for check in _CHECKS:
-        found |= dict.fromkeys(check(stage))
-    return [Note(stage.name, words) for words in found]
+        warnings |= dict.fromkeys(check(stage))
+    return [Note(stage.name, words) for words in warnings]
 
 
 def _state(stage: StageRecord) -> Iterator[str]:

@@ -120,9 +120,9 @@ def is_run(folder: Path) -> bool:
 
 def list_runs(runs_dir: Path) -> list[Path]:
     """The run folders in ``runs_dir``, the most recent first."""
-    found = [folder for folder in runs_dir.iterdir() if is_run(folder)] if runs_dir.is_dir() else []
+    folders = [folder for folder in runs_dir.iterdir() if is_run(folder)] if runs_dir.is_dir() else []
     return sorted(
-        found,
+        folders,
         key=lambda folder: (
             -(folder / "run.json").stat().st_mtime if (folder / "run.json").exists() else 0,
             folder.name,
@@ -202,7 +202,7 @@ def _state(events: Sequence[Row], manifest: Manifest | None, *, live: bool) -> S
 
 def _needs(spec: Any, stages: Mapping[str, Any]) -> tuple[str, ...]:
     """Names after ``stage:`` in the texts of a stage, each once."""
-    found: dict[str, None] = {}
+    needs: dict[str, None] = {}
 
     def visit(value: Any) -> None:
         if (
@@ -210,14 +210,14 @@ def _needs(spec: Any, stages: Mapping[str, Any]) -> tuple[str, ...]:
             and value.startswith("stage:")
             and (name := value.removeprefix("stage:").strip()) in stages
         ):
-            found[name] = None
+            needs[name] = None
         if isinstance(value, dict):
             value = list(value.values())
         for child in value if isinstance(value, list) else ():
             visit(child)
 
     visit(spec)
-    return tuple(found)
+    return tuple(needs)
 
 
 def _object(path: Path) -> dict[str, Any]:

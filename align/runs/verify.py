@@ -82,12 +82,12 @@ def verify_run(run: RunRecord) -> Iterator[Checked]:
         if not folder.exists():
             yield Checked(name, damaged=("its folder is gone",) if name in finished else ())
             continue
-        found = verify_artefact(name, folder)
-        if found.manifest is None:
-            yield found
+        checked = verify_artefact(name, folder)
+        if checked.manifest is None:
+            yield checked
             continue
-        unfit, changed, gone = sources.compare(found.manifest)
-        yield Checked(name, found.damaged, unfit, changed, gone, found.manifest)
+        unfit, changed, gone = sources.compare(checked.manifest)
+        yield Checked(name, checked.damaged, unfit, changed, gone, checked.manifest)
 
 
 class _Sources:

@@ -95,7 +95,7 @@ def embed_all(
     Raises:
         Interrupted: a signal asked to stop; the same call resumes.
     """
-    found: list[Vectors] = []
+    blocks: list[Vectors] = []
     cut = 0
     with CountBar(console, name, "texts", len(texts)) as bar:
         for number, start in enumerate(range(0, len(texts), BLOCK_TEXTS)):
@@ -112,8 +112,8 @@ def embed_all(
                     )
                 path = kept.keep(number, _bytes(embedder.embed(block)))
                 bar.advance(len(block))
-            found.append(np.load(path, allow_pickle=False))
-    return (np.concatenate(found) if found else embedder.embed([])), cut
+            blocks.append(np.load(path, allow_pickle=False))
+    return (np.concatenate(blocks) if blocks else embedder.embed([])), cut
 
 
 def _bytes(vectors: Vectors) -> bytes:

@@ -50,8 +50,8 @@ def trees_of(pairs: Iterable[tuple[Ids, Branch]]) -> list[Tree]:
 
 def limit_of(config: Any) -> int | None:
     """The maximum length of a model, from its ``transformers`` configuration; None if that does not say."""
-    found = positions(config.to_dict())
-    return found.limit if found else None
+    length = positions(config.to_dict())
+    return length.limit if length else None
 
 
 def require_room(name: str, longest: int, limit: int | None) -> None:

@@ -60,14 +60,14 @@ def matches(pattern: str, text: str, *, full: bool = False) -> bool:
     """
     compiled = regex.compile(pattern)
     try:
-        found = (compiled.fullmatch if full else compiled.search)(text, timeout=REGEX_SECONDS)
+        match = (compiled.fullmatch if full else compiled.search)(text, timeout=REGEX_SECONDS)
     except TimeoutError as error:
         message = (
             f"the regular expression `{pattern[:80]}` takes more than {REGEX_SECONDS:g} s on one text ({len(text):,}"
             " characters)"
         )
         raise InputError(message, hint="avoid repetitions inside repetitions, such as (a+)+") from error
-    return found is not None
+    return match is not None
 
 
 def is_json(text: str, required: Sequence[str] = ()) -> bool:

@@ -69,19 +69,19 @@ def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     """Pearson's correlation; None if ``xs`` or ``ys`` does not vary."""
     if len(xs) < 2 or len(set(xs)) == 1 or len(set(ys)) == 1:
         return None
-    found = statistics.correlation(xs, ys)
-    return found if math.isfinite(found) else None
+    coefficient = statistics.correlation(xs, ys)
+    return coefficient if math.isfinite(coefficient) else None
 
 
 def describe(answers: Sequence[Answer]) -> dict[str, float]:
     """The metrics of a set of answers, by name. Numbers of tokens, stop id included, are only there when every answer
     has ids."""
     texts = [answer.text for answer in answers]
-    found: dict[str, float] = {"answers": len(answers)}
+    metrics: dict[str, float] = {"answers": len(answers)}
     if not answers:
-        return found
+        return metrics
     if all(answer.ids for answer in answers):
-        found["tokens"] = statistics.fmean(len(answer.ids) for answer in answers)
-    found["words"] = statistics.fmean(len(words(text)) for text in texts)
-    found |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
-    return found | {"unfinished": unfinished_share(answers), "mixed_languages": mixed_share(texts)}
+        metrics["tokens"] = statistics.fmean(len(answer.ids) for answer in answers)
+    metrics["words"] = statistics.fmean(len(words(text)) for text in texts)
+    metrics |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+    return metrics | {"unfinished": unfinished_share(answers), "mixed_languages": mixed_share(texts)}

@@ -63,10 +63,10 @@ def machine_for(hardware: Hardware) -> Machine:
 def cpu_memory() -> float | None:
     """Bytes of this machine, or of the container if that is limited; None when Linux's files are absent."""
     meminfo = Path("/proc/meminfo")
-    found = re.search(r"MemTotal:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    if found is None:
+    match = re.search(r"MemTotal:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    if match is None:
         return None
-    total = int(found[1]) * 1024.0
+    total = int(match[1]) * 1024.0
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         if limit.exists() and (text := limit.read_text().strip()).isdigit():
             total = min(total, float(text))

@@ -26,7 +26,7 @@ from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import PpoStage
 from align.rollout.engine import Sample, Sampling, WeightSource, sample_seed
 from align.scoring.scorer import Answer
-from align.stages.ppo.collect import Ingredients
+from align.stages.ppo.collect import PpoContext
 from align.stages.ppo.rollouts import Rollouts
 from align.stages.ppo.trainer import PpoTrainer
 from align.stages.shared.clock import Clock
@@ -207,7 +207,7 @@ def trainer(
     loader = partial(make_loader, spec.train, ENCODER, group)
     if spec.uses_baseline and baselines is None:
         baselines = torch.linspace(-0.2, 0.3, len(data))
-    parts = Ingredients(
+    parts = PpoContext(
         spec=spec,
         models=models,
         reference=reference,

@@ -150,10 +150,10 @@ KINDS: dict[str, str] = {
 
 def key_here(name: str) -> str | None:
     """The recipe key for another tool's ``name``, or why there is none; None for a name that no other tool has."""
-    found = KEYS.get(name.lower().replace("-", "_"))
-    if found is None:
+    key = KEYS.get(name.lower().replace("-", "_"))
+    if key is None:
         return None
-    return found if found.startswith(("nothing to set", "rows ")) else f"here it is {found}"
+    return key if key.startswith(("nothing to set", "rows ")) else f"here it is {key}"
 
 
 def kind_here(name: str) -> str | None:

@@ -103,7 +103,7 @@ def _of_file(path: Path) -> set[str]:
 def problems(tree: Node, recipe: Any, root: Path) -> list[Problem]:
     """The keys without effect of all data sources of a recipe, each at its place. Another check reports sources that do
     not exist."""
-    found = []
+    without_effect = []
     for path, source in _sources(recipe, ()):
         try:
             stage = isinstance(reference_syntax.parse(source.path, root), reference_syntax.StageRef)
@@ -112,8 +112,8 @@ def problems(tree: Node, recipe: Any, root: Path) -> list[Problem]:
             continue
         for key, what in useless.items():
             written, node, _ = follow(tree, (*path, key))
-            found.append(node.key_place.problem(".".join(map(str, written)), what))
-    return found
+            without_effect.append(node.key_place.problem(".".join(map(str, written)), what))
+    return without_effect
 
 
 def _of_stage(source: DataSource) -> dict[str, str]:

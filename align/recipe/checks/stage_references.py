@@ -98,8 +98,8 @@ def check(tree: Node, recipe: Recipe | None, root: Path) -> tuple[list[Problem],
                 _check_fit(Path(reference_syntax.resolve(referred.text, root)), referred.wanted)
                 problems.extend(_idle_revision(tree, referred))
         except (InputError, EnvironmentFault) as error:
-            found = packages if isinstance(error, EnvironmentFault) else problems
-            found.extend(node.place.problem(key, p.message, p.hint) for p in error.problems)
+            kind = packages if isinstance(error, EnvironmentFault) else problems
+            kind.extend(node.place.problem(key, p.message, p.hint) for p in error.problems)
     return problems + _refused_starts(tree, recipe) + _cycles(tree, recipe), packages
 
 

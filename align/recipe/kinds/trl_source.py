@@ -138,21 +138,21 @@ def _package(name: str) -> Path:
 def _fields(path: Path, name: str) -> dict[str, Argument]:
     """Fields of a dataclass and of its bases; fields of nearer classes replace others."""
     tree = ast.parse(path.read_bytes())
-    found: dict[str, Argument] = {}
+    fields: dict[str, Argument] = {}
     definition = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
     if definition is None:
         raise LookupError(f"{path} has no class {name}")
     for base in reversed(definition.bases):
         if isinstance(base, ast.Name) and base.id != "object":
-            found |= _fields(_home(tree, path, base.id), base.id)
+            fields |= _fields(_home(tree, path, base.id), base.id)
     for statement in definition.body:
         if (
             isinstance(statement, ast.AnnAssign)
             and isinstance(statement.target, ast.Name)
             and not statement.target.id.startswith("_")
         ):
-            found[statement.target.id] = _argument(statement)
-    return found
+            fields[statement.target.id] = _argument(statement)
+    return fields
 
 
 def _home(tree: ast.Module, path: Path, name: str) -> Path:

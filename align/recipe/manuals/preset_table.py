@@ -15,10 +15,10 @@ def table() -> str:
     """One row for each preset."""
     lines = ["| preset | for | where such rows come from | what it reads |", "|---|---|---|---|"]
     for name, preset in PRESETS.items():
-        found = " *" if (preset.marks or preset.holds) and not preset.asks else ""
+        mark = " *" if (preset.marks or preset.holds) and not preset.asks else ""
         told = f". Has to be told more: `{preset.asks.split('}}')[0]}}}}}`" if preset.asks else ""
         says = preset.says.replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| `{name}`{found} | {preset.kind} | {preset.hub} | {says}{told} |")
+        lines.append(f"| `{name}`{mark} | {preset.kind} | {preset.hub} | {says}{told} |")
     return "\n".join(lines)
 
 

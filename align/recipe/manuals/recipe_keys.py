@@ -176,11 +176,11 @@ _PLACED = (
 
 def _blocks_of_kinds() -> list[type[BaseModel]]:
     """The blocks in the keys of the stages that have no section yet, each once."""
-    found: dict[type[BaseModel], None] = {}
+    blocks: dict[type[BaseModel], None] = {}
     for stage in BUILTIN_STAGES.values():
         for field in stage.model_fields.values():
-            found |= dict.fromkeys(_blocks(field.annotation))
-    return [block for block in found if not _is_placed(block)]
+            blocks |= dict.fromkeys(_blocks(field.annotation))
+    return [block for block in blocks if not _is_placed(block)]
 
 
 def _is_placed(block: type[BaseModel]) -> bool:

@@ -75,22 +75,22 @@ def place(text: str) -> Place:
     steps: list[Step] = []
     at = 0
     while at < len(text):
-        found = _STEP.match(text, at)
-        if not found or (found["name"] is not None and (found["dot"] is None) != (at == 0)):
+        step = _STEP.match(text, at)
+        if not step or (step["name"] is not None and (step["dot"] is None) != (at == 0)):
             raise ValueError(
                 f"not a place in a row: {text[:60]!r}; written are a.b, a[*].b, a[-1], a[:2], a[key=value]"
             )
-        if found["name"] is not None:
-            steps.append(found["name"])
-        elif found["all"]:
+        if step["name"] is not None:
+            steps.append(step["name"])
+        elif step["all"]:
             steps.append(Every())
-        elif found["index"]:
-            steps.append(int(found["index"]))
-        elif found["key"] is not None:
-            steps.append(Only(found["key"], found["value"]))
+        elif step["index"]:
+            steps.append(int(step["index"]))
+        elif step["key"] is not None:
+            steps.append(Only(step["key"], step["value"]))
         else:
-            steps.append(slice(*(int(end) if end else None for end in (found["start"], found["stop"]))))
-        at = found.end()
+            steps.append(slice(*(int(end) if end else None for end in (step["start"], step["stop"]))))
+        at = step.end()
     if not steps:
         raise ValueError("an empty place")
     return Place(text, tuple(steps))

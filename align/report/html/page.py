@@ -96,7 +96,7 @@ def summary(run: RunRecord) -> list[tuple[str, str]]:
     memory = [value for stage in run.stages if (value := number(stage.report, "peak_memory_bytes")) is not None]
     bytes_ = sum(stage.manifest.bytes for stage in run.stages if stage.manifest is not None)
     model = at(run.tree, "model")
-    found = [
+    facts = [
         ("state", run.state),
         ("model", model if isinstance(model, str) else text(model, "path") or "-"),
         ("time of all stages", duration(sum(seconds)) if seconds else "-"),
@@ -104,7 +104,7 @@ def summary(run: RunRecord) -> list[tuple[str, str]]:
         ("results", byte_size(bytes_)),
         ("last started", text(run.about, "started") or "-"),
     ]
-    return [(word, value) for word, value in found if value != "-"]
+    return [(word, value) for word, value in facts if value != "-"]
 
 
 def _part(stage: StageRecord) -> StageSection:
@@ -125,7 +125,7 @@ def _origin(stage: StageRecord) -> list[tuple[str, str]]:
     manifest = stage.manifest
     if manifest is None:
         return []
-    found = [
+    digests = [
         ("result (sha256)", manifest.digest),
         ("made from (sha256)", manifest.identity.digest),
         ("seed", str(manifest.identity.seed)),
@@ -134,7 +134,7 @@ def _origin(stage: StageRecord) -> list[tuple[str, str]]:
         *_base(stage.report),
         ("written", manifest.created),
     ]
-    return [(word, str(value)) for word, value in found if value]
+    return [(word, str(value)) for word, value in digests if value]
 
 
 def _base(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -105,10 +105,10 @@ _COUNTS = {"trees": "examples", "tokens": "tokens", "targets": "tokens trained o
 def _packages(run: RunRecord) -> dict[str, str]:
     """Versions of the packages that made the results, which may be older than those of the last start. If stages
     differ, those of the last one count."""
-    found: dict[str, str] = {}
+    packages: dict[str, str] = {}
     for stage in run.stages:
-        found |= stage.manifest.packages if stage.manifest else {}
-    return found or dict(run.about.get("packages") or {})
+        packages |= stage.manifest.packages if stage.manifest else {}
+    return packages or dict(run.about.get("packages") or {})
 
 
 def _results(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
@@ -133,10 +133,10 @@ def _lines(stage: StageRecord | None) -> dict[str, ReportedNumber]:
 
 def show(one: RunRecord, other: RunRecord, console: Console) -> None:
     """Print a comparison."""
-    found = compare(one, other)
-    parts = {"recipe": found.recipe, "data": found.data, "packages": found.packages}
+    diff = compare(one, other)
+    parts = {"recipe": diff.recipe, "data": diff.data, "packages": diff.packages}
     same = [name for name, differences in parts.items() if not differences]
-    for name, differences in [*parts.items(), ("results", found.results)]:
+    for name, differences in [*parts.items(), ("results", diff.results)]:
         if differences:
             _print(name, differences, (str(one.folder), str(other.folder)), console)
     if same:

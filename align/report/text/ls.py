@@ -100,7 +100,9 @@ def show(runs: Sequence[Listed], console: Console) -> None:
             table.add_row(entry.folder.name, state, "", "", "", "")
             continue
         results = [
-            f"{stage.name}: {', '.join(map(str, found))}" for stage in entry.run.stages if (found := headlines(stage))
+            f"{stage.name}: {', '.join(map(str, changes))}"
+            for stage in entry.run.stages
+            if (changes := headlines(stage))
         ]
         stages = f"{done(entry.run)}/{len(entry.run.stages)}"
         took = duration(entry.run.seconds) if entry.run.seconds else ""

@@ -67,7 +67,7 @@ def show(name: str, folders: Sequence[Path], console: Console) -> None:
 
 def as_json(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The table for machines."""
-    return [dict(_entry(change)) for found in over_seeds(folders).values() for change in found]
+    return [dict(_entry(change)) for changes in over_seeds(folders).values() for change in changes]
 
 
 def _entry(change: Change) -> Iterator[tuple[str, Any]]:
@@ -75,5 +75,5 @@ def _entry(change: Change) -> Iterator[tuple[str, Any]]:
     for part in ("before", "after", "difference"):
         estimate: ReportedNumber | None = getattr(change, part)
         if estimate is not None:
-            found: Mapping[str, float | None] = vars(estimate)
-            yield part, {key: value for key, value in found.items() if value is not None}
+            numbers: Mapping[str, float | None] = vars(estimate)
+            yield part, {key: value for key, value in numbers.items() if value is not None}

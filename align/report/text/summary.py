@@ -35,10 +35,10 @@ def all_stages(title: str, made: Mapping[str, Sequence[Change]]) -> Table:
     for header in ("before", "after", "change"):
         table.add_column(header, justify="right", overflow="fold")
     table.add_column("", overflow="fold")
-    for stage, found in made.items():
-        for k, change in enumerate(found):
+    for stage, measured in made.items():
+        for k, change in enumerate(measured):
             cells = (stage if k == 0 else "", change.title, *change.cells, change.verdict)
-            table.add_row(*(Text(visible(cell)) for cell in cells), end_section=k == len(found) - 1)
+            table.add_row(*(Text(visible(cell)) for cell in cells), end_section=k == len(measured) - 1)
     return table
 
 

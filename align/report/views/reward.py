@@ -31,11 +31,11 @@ class RewardView(View):
         """See :meth:`View.changes`."""
         held_out = mapping(stage.report, "held_out")
         for key, change in self.measured(stage):
-            found = ReportedNumber.of(held_out, "natural", "accuracy")
-            if change and found and key == "accuracy":
-                difference = None if change.before is None else ReportedNumber(found.value - change.before.value)
+            accuracy = ReportedNumber.of(held_out, "natural", "accuracy")
+            if change and accuracy and key == "accuracy":
+                difference = None if change.before is None else ReportedNumber(accuracy.value - change.before.value)
                 note = _pairs(held_out, "natural")
-                change = replace(change, after=found, difference=difference, chance=0.5, note=note)
+                change = replace(change, after=accuracy, difference=difference, chance=0.5, note=note)
             yield change
         balanced = ReportedNumber.of(held_out, "length_balanced", "accuracy")
         words, note = "accuracy where length tells nothing", _pairs(held_out, "length_balanced")

@@ -186,9 +186,9 @@ def circumstances(stage: StageRecord) -> dict[str, Any]:
     }
 
 
-def of_the_first_measure(found: Sequence[Change]) -> list[Change]:
+def of_the_first_measure(changes: Sequence[Change]) -> list[Change]:
     """The changes of the most important measure: one for each policy if a stage compares several."""
-    return [change for change in found if change.measure == found[0].measure]
+    return [change for change in changes if change.measure == changes[0].measure]
 
 
 def type_of(kind: str) -> type[Stage]:
@@ -202,7 +202,7 @@ def type_of(kind: str) -> type[Stage]:
 def view_of(kind: str) -> View:
     """The view of a kind. If a third party's cannot be imported, it is the base class, which shows every number."""
     try:
-        found = registered(type_of(kind).view)
+        view = registered(type_of(kind).view)
     except InputError:
         return View()
-    return found() if isinstance(found, type) and issubclass(found, View) else View()
+    return view() if isinstance(view, type) and issubclass(view, View) else View()

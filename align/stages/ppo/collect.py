@@ -26,7 +26,7 @@ from align.models.scalar.critic import ActorCritic
 from align.models.scalar.heads import token_values
 from align.recipe.kinds.ppo import PpoStage
 from align.rollout.engine import Sampling
-from align.stages.ppo.experience import Answers, Experience, adapted, explained_variance, worth
+from align.stages.ppo.experience import Answers, Experience, adapted, compute_advantages, explained_variance
 from align.stages.ppo.rollouts import Rollouts, ScoredAnswer, parquet, rows_of
 from align.stages.shared.clock import Clock
 from align.training.launch import Ranks
@@ -34,7 +34,7 @@ from align.training.trainer import autocast
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class PpoContext:
     """What PPO needs besides the arguments that all trainers share."""
 
     spec: PpoStage
@@ -56,7 +56,7 @@ class Ingredients:
     clock: Clock
 
 
-def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficient: float, rollouts: Path) -> Experience:
+def make_experience(parts: PpoContext, iteration: int, *, step: int, coefficient: float, rollouts: Path) -> Experience:
     """Sample with the policy as it is after ``step`` optimiser steps, and compute the advantages of the answers. Does
     not use torch's random generators.
 
@@ -83,11 +83,11 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
             [[sample.trajectory for sample in of_prompt] for of_prompt in samples],
         )
         with parts.clock("values"):
-            tokens = _token_numbers(parts, answers)
+            tokens = _token_outputs(parts, answers)
     parts.models.train(training)
     baselines = torch.zeros(len(prompts)) if parts.baselines is None else parts.baselines[numbers]
     flat = [sample for of_prompt in samples for sample in of_prompt]
-    experience = valued(spec, iteration, answers, flat, tokens, baselines[answers.prompt_of], coefficient)
+    experience = build_experience(spec, iteration, answers, flat, tokens, baselines[answers.prompt_of], coefficient)
     if parts.ranks.first:
         kl = segment_sum(tokens.old - tokens.reference, answers.branch, len(answers)).tolist()
         rows = rows_of(parts.rollouts.encoder, prompts, samples, iteration=iteration, step=step)
@@ -98,7 +98,7 @@ def make_experience(parts: Ingredients, iteration: int, *, step: int, coefficien
 
 
 @dataclass(frozen=True)
-class TokenNumbers:
+class TokenOutputs:
     """What the trainer computes for every sampled token before the iteration's optimiser steps; fp32 [T] each."""
 
     old: Tensor
@@ -109,7 +109,7 @@ class TokenNumbers:
     """Output of the value model before each token; None without a value model."""
 
 
-def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
+def _token_outputs(parts: PpoContext, answers: Answers) -> TokenOutputs:
     """Computed by the trainer at the sampling temperature; with several processes each computes its share."""
     spec, models = parts.spec, parts.models
     own_attention = spec.train.layout == "padded"
@@ -141,15 +141,15 @@ def _token_numbers(parts: Ingredients, answers: Answers) -> TokenNumbers:
         reference = logprobs(model)
     value = models.value
     if value is None:
-        return TokenNumbers(old, reference, None)
+        return TokenOutputs(old, reference, None)
     models.use("value")
     values = every(lambda batch: token_values(value, batch, own_attention=own_attention))
     models.use("policy")
-    return TokenNumbers(old, reference, values)
+    return TokenOutputs(old, reference, values)
 
 
 @contextmanager
-def _reference(parts: Ingredients) -> Iterator[nn.Module]:
+def _reference(parts: PpoContext) -> Iterator[nn.Module]:
     if parts.reference is not None:
         yield parts.reference
     else:
@@ -157,12 +157,12 @@ def _reference(parts: Ingredients) -> Iterator[nn.Module]:
             yield parts.models.policy
 
 
-def valued(
+def build_experience(
     spec: PpoStage,
     iteration: int,
     answers: Answers,
     samples: Sequence[ScoredAnswer],
-    tokens: TokenNumbers,
+    tokens: TokenOutputs,
     baselines: Tensor,
     coefficient: float,
 ) -> Experience:
@@ -171,7 +171,7 @@ def valued(
         [sample.score - spec.unfinished_penalty * (not sample.trajectory.finished) for sample in samples]
     )
     log_ratio = tokens.old - tokens.reference
-    found = worth(spec, answers, scores, baselines, log_ratio, tokens.values, coefficient)
+    found = compute_advantages(spec, answers, scores, baselines, log_ratio, tokens.values, coefficient)
     summary = {
         "answers": float(len(samples)),
         "score": float(scores.mean()),

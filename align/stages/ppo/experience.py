@@ -139,7 +139,7 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Worth:
+class TokenAdvantages:
     """Advantages and returns of tokens; fp32 [T] each."""
 
     advantages: Tensor
@@ -147,7 +147,7 @@ class Worth:
     """What the value model is trained to predict; None without one."""
 
 
-def worth(
+def compute_advantages(
     spec: PpoStage,
     answers: Answers,
     scores: Tensor,
@@ -155,7 +155,7 @@ def worth(
     log_ratio: Tensor,
     values: Tensor | None,
     coefficient: float,
-) -> Worth:
+) -> TokenAdvantages:
     """Advantages by the recipe's estimator.
 
     Args:
@@ -181,7 +181,7 @@ def worth(
         advantages, returns = of_answers[branch], None
     if spec.whiten_advantages:
         advantages = whiten(advantages)
-    return Worth(advantages, returns)
+    return TokenAdvantages(advantages, returns)
 
 
 def adapted(coefficient: float, kl: float, target: float | None) -> float:

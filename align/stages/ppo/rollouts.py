@@ -210,5 +210,5 @@ def reference_baselines(
             sealed.keep(path, parquet(rows_of(rollouts.encoder, prompts, samples)), key)
         ranks.barrier()
     rows = read_parquet(path)
-    worth = torch.tensor([row["score"] - penalty * (not row["finished"]) for row in rows], dtype=torch.float64)
-    return worth.view(len(prompts), sampling.n).mean(1).float(), rows
+    rewards = torch.tensor([row["score"] - penalty * (not row["finished"]) for row in rows], dtype=torch.float64)
+    return rewards.view(len(prompts), sampling.n).mean(1).float(), rows

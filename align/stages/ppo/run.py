@@ -48,7 +48,7 @@ from align.rollout.engines import open_engine, precision
 from align.rollout.sync import CANARY_TOKENS
 from align.scoring.open import open_scorer
 from align.stages.context import StageContext
-from align.stages.ppo.collect import Ingredients
+from align.stages.ppo.collect import PpoContext
 from align.stages.ppo.report import answers_before_and_after, change_of, held_out, report
 from align.stages.ppo.rollouts import Rollouts, parquet, reference_baselines
 from align.stages.ppo.trainer import PpoTrainer
@@ -71,7 +71,7 @@ def run(spec: PpoStage, ctx: StageContext) -> None:
     longest = spec.max_prompt_length + max(spec.max_new_tokens, CANARY_TOKENS)
     with open_engine(spec.rollout, base, encoder, max_length=longest, live=models.policy, **places) as engine:
         rollouts = _rollouts(spec, ctx, models, encoder, engine, data.prompts, group, clock)
-        parts = Ingredients(
+        parts = PpoContext(
             spec=spec,
             models=models,
             reference=reference,

@@ -37,7 +37,7 @@ from align.models.scalar.heads import token_values
 from align.rollout.engine import Sampling
 from align.sealed import damage
 from align.stages.ppo import health
-from align.stages.ppo.collect import Ingredients, make_experience
+from align.stages.ppo.collect import PpoContext, make_experience
 from align.stages.ppo.experience import (
     Experience,
     PolicyBatch,
@@ -63,7 +63,7 @@ class PpoTrainer(Trainer):
 
     best_metric = BestMetric("reward", "higher")
 
-    def __init__(self, arguments: TrainerArguments, parts: Ingredients) -> None:
+    def __init__(self, arguments: TrainerArguments, parts: PpoContext) -> None:
         spec = parts.spec
         self.parts, self.spec, self.models = parts, spec, parts.models
         rates = {"policy": 1.0, "value": spec.value_learning_rate / spec.train.learning_rate}

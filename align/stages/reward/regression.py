@@ -58,13 +58,13 @@ class GradesTrainer(RewardTrainer):
         outputs = branch_grades(self.scalar, batch, own_attention=self.loader.layout == "padded")
         if held_out:
             self._outputs += places(batch, outputs)
-        found = outputs.detach()
+        predicted = outputs.detach()
         given = ~batch.grades.isnan()
-        errors = ((found - batch.grades) ** 2).where(given, found.new_zeros(()))
+        errors = ((predicted - batch.grades) ** 2).where(given, predicted.new_zeros(()))
         values = {
             f"error/{name}": Mean(errors[:, i].sum(), int(given[:, i].sum())) for i, name in enumerate(self.spec.grades)
         }
-        values["scores/mean"] = Mean(self.scalar.score(found).sum(), batch.num_branches)
+        values["scores/mean"] = Mean(self.scalar.score(predicted).sum(), batch.num_branches)
         return LossOutput({"regression": losses.squared_errors(outputs, batch.grades).sum()}, values)
 
     def mean_values(self, sums: Mapping[str, Mean]) -> dict[str, float]:
@@ -106,9 +106,9 @@ def _held_out(stage: TrainingRun, spec: RewardStage, outputs: Outputs) -> dict[s
     trees = [stage.held_out[index] for index in range(len(stage.held_out))]
     digests = [hashlib.sha256(tree.trunk.tobytes()).hexdigest() for tree in trees]
     prompt = np.unique(digests, return_inverse=True)[1].astype(np.int64)
-    found = np.array([outputs[index, 0] for index in range(len(trees))])
+    predicted = np.array([outputs[index, 0] for index in range(len(trees))])
     return evaluate_grades(
-        prompt, found, _grades(stage.held_out, spec), spec.grades, np.nanmean(_grades(stage.data, spec), axis=0)
+        prompt, predicted, _grades(stage.held_out, spec), spec.grades, np.nanmean(_grades(stage.data, spec), axis=0)
     )
 
 

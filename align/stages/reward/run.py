@@ -136,12 +136,12 @@ class RewardTrainer(Trainer):
     def scores(self, batches: Sequence[Batch]) -> dict[tuple[int, int], float]:
         """Scores of the ``batches`` of all processes, by (tree, branch); each computes its own."""
         self.model.eval()
-        found: list[tuple[int, int, float]] = []
+        scored: list[tuple[int, int, float]] = []
         for cpu_batch in batches:
             batch = cpu_batch.to(self.ranks.device)
             with self.autocast():
-                found += places(batch, branch_scores(self.scalar, batch, own_attention=self.loader.layout == "padded"))
-        return _all_of(self.ranks.gather(found))
+                scored += places(batch, branch_scores(self.scalar, batch, own_attention=self.loader.layout == "padded"))
+        return _all_of(self.ranks.gather(scored))
 
 
 def places(batch: Batch, scores: Tensor) -> list[tuple[int, int, Any]]:
@@ -231,11 +231,11 @@ def _judge(
     margins = {"length": by_length.margins(pairs.length_difference), "words": WordsBaseline(trees).margins(held_out)}
     kept = LengthBalance(pairs.length_difference, stage.ctx.seed).kept(0)
     seed = stage.ctx.seed
-    found = {
+    numbers = {
         "natural": evaluate(pairs, margins, seed),
         "length_balanced": evaluate(pairs.only(kept), {name: margin[kept] for name, margin in margins.items()}, seed),
     }
-    return found, notes
+    return numbers, notes
 
 
 def _trees(store: TreeStore) -> list[Tree]:

@@ -53,8 +53,8 @@ class AsSampled:
             _, (branch,) = self._encoder.encode_answers(prompt, [[message]], tools)
         except InputError:
             return None  # the template would not write this text as an answer
-        found: list[int] = branch.ids[branch.mask].tolist()
-        return found
+        ids: list[int] = branch.ids[branch.mask].tolist()
+        return ids
 
     def line(self, name: str) -> str | None:
         """A line for the user about messages that contain ids; None when there are none."""

@@ -184,11 +184,11 @@ def answer_prompts(
     ]
     scores = iter(score(spec.reward, ctx, [answer for group in used if len(group) > 1 for answer in group], "scores"))
     answered = []
-    for one, group, of, found in zip(asked, answers, drop_reasons, used, strict=True):
-        if len(found) < 2:
-            left_out.add(one.record, TOO_FEW, answers=len(found))
+    for one, group, of, usable in zip(asked, answers, drop_reasons, used, strict=True):
+        if len(usable) < 2:
+            left_out.add(one.record, TOO_FEW, answers=len(usable))
         answered.append(
-            Answered(one.record, tuple(group), of, tuple(next(scores) for _ in found) if len(found) > 1 else ())
+            Answered(one.record, tuple(group), of, tuple(next(scores) for _ in usable) if len(usable) > 1 else ())
         )
     return answered
 

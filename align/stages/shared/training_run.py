@@ -242,11 +242,11 @@ def prepare(
 def _beyond(policy: Any, trees: TreeStore) -> str | None:
     """A note about rows that are longer than the maximum length of the model. Raises InputError if the model fails on
     them."""
-    found, longest = positions(causal_lm(policy).config.to_dict()), int(trees.path_lengths.max())
+    limit, longest = positions(causal_lm(policy).config.to_dict()), int(trees.path_lengths.max())
     hint = "lower max_length, or use a model that reads longer texts"
-    if (note := require_positions(found, longest, "the longest row", hint)) is None or found is None:
+    if (note := require_positions(limit, longest, "the longest row", hint)) is None or limit is None:
         return None
-    rows = int((trees.path_lengths > found.limit).sum())
+    rows = int((trees.path_lengths > limit.limit).sum())
     return f"{note}; {rows:,} of {len(trees):,} rows are trained at positions that it has never seen"
 
 

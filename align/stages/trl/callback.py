@@ -48,8 +48,8 @@ def newest_checkpoint(folder: Path) -> TrlCheckpoint | None:
     transformers loads safetensors, JSON, and tensors with torch's ``weights_only`` loader, which creates no other
     objects. A checkpoint's only pickle of Python objects is not loaded, and is not kept here.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
+    folders = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in folders:
         problems = kept.damage(path, [_NOTE])
         if not problems:
             seconds = float(json.loads((path / _NOTE).read_bytes())["seconds"])

@@ -22,7 +22,7 @@ from align.rollout.engine import Sample, Sampling, WeightSource
 from align.rollout.trajectory import Trajectory
 from align.scoring.scorer import Answer
 from align.stages.ppo import rollouts as sampling
-from align.stages.ppo.collect import TokenNumbers, valued
+from align.stages.ppo.collect import TokenOutputs, build_experience
 from align.stages.ppo.experience import Answers, minibatch_plan
 from align.stages.ppo.report import answers_before_and_after, change_of
 from align.stages.ppo.rollouts import Rollouts, ScoredAnswer, parquet, read_parquet, reference_baselines
@@ -143,7 +143,9 @@ def worth_of(answers: list[list[int]], *, baselines: float = 0.0, **options: Any
     samples = sampled(*answers)
     made = Answers.of(["p"], [[sample.trajectory for sample in samples]])
     zeros = torch.zeros(len(made.ids))
-    return valued(spec, 0, made, samples, TokenNumbers(zeros, zeros, None), torch.full((len(samples),), baselines), 0.0)
+    return build_experience(
+        spec, 0, made, samples, TokenOutputs(zeros, zeros, None), torch.full((len(samples),), baselines), 0.0
+    )
 
 
 def test_the_penalty_is_for_answers_that_do_not_end() -> None:
@@ -160,8 +162,8 @@ def test_the_next_coefficient_follows_the_kl_only_where_it_has_a_target() -> Non
     made, sample = Answers.of(["p"], [[said]]), ScoredAnswer(Answer((), "x", ids=(7, STOP)), said, 1.0)
     for target, wanted in ((None, 0.25), (1.0, 0.25 * 1.02), (2.0, 0.25)):
         spec = stage(estimator="reinforce", kl_target=target)
-        found = valued(
-            spec, 0, made, [sample], TokenNumbers(torch.zeros(2), -torch.ones(2), None), torch.zeros(1), 0.25
+        found = build_experience(
+            spec, 0, made, [sample], TokenOutputs(torch.zeros(2), -torch.ones(2), None), torch.zeros(1), 0.25
         )
         assert found.summary["kl_of_answer"] == 2.0 and found.next_coefficient == pytest.approx(wanted)
 
@@ -179,7 +181,7 @@ def test_importance_needs_the_engines_log_probs() -> None:
     made, sample = Answers.of(["p"], [[said]]), ScoredAnswer(Answer((), "x", ids=(7, STOP)), said, 1.0)
     zeros = torch.zeros(2)
     with pytest.raises(InputError, match="this engine gives none"):
-        valued(spec, 0, made, [sample], TokenNumbers(zeros, zeros, None), torch.zeros(1), 0.0)
+        build_experience(spec, 0, made, [sample], TokenOutputs(zeros, zeros, None), torch.zeros(1), 0.0)
 
 
 def test_the_change_of_held_out_scores() -> None:
