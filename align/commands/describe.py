@@ -83,29 +83,29 @@ def describe(source: DataSource, location: Path | str, want: Want, encoder: Enco
 
     Raises :class:`InputError` when there is nothing to read.
     """
-    found = FileDescription(source.path, want)
+    description = FileDescription(source.path, want)
     records = read_records([source.model_copy(update={"on_bad_row": "skip"})], [location], want, seed=0, rejects=None)
     for record in records:
-        found.add(record, encoder)
+        description.add(record, encoder)
     (read,) = records.report.sources
-    found.finish(read)
-    return found
+    description.finish(read)
+    return description
 
 
 # Output
 
 
-def rows_of(found: Sequence[FileDescription]) -> list[tuple[str, list[str]]]:
+def rows_of(descriptions: Sequence[FileDescription]) -> list[tuple[str, list[str]]]:
     """Rows of the table: a name, and the number for each source."""
-    made = [one.figures() for one in found]
+    made = [one.figures() for one in descriptions]
     names = list(dict.fromkeys(name for figures in made for name in figures))
     return [(name, [figures.get(name, "") for figures in made]) for name in names]
 
 
-def shared_lines(found: Sequence[FileDescription]) -> list[str]:
+def shared_lines(descriptions: Sequence[FileDescription]) -> list[str]:
     """For each two sources, how many prompts they share."""
     lines = []
-    for one, other in combinations(found, 2):
+    for one, other in combinations(descriptions, 2):
         both = len(np.intersect1d(np.array(one.prompts), np.array(other.prompts)))
         lines.append(f"prompts in both {one.name} and {other.name}: {both:,}")
     return lines

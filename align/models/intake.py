@@ -113,7 +113,7 @@ def _left_out(lm: PreTrainedModel, folder: ModelFolder, unexpected: Collection[s
         numbers = sum(math.prod(shapes.get(name, ())) for name in members if name in shapes)
         parts.append(f"{part} ({len(members)} tensor{'s' * (len(members) > 1)}, {numbers:,} parameters)")
     shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more parts" if len(parts) > 4 else "")
-    return f"{type(lm).__name__} has no place for {shown}: not trained, and not in what is saved"
+    return f"{type(lm).__name__} does not use {shown}: these are neither trained nor saved"
 
 
 def _part(name: str) -> str:

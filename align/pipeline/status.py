@@ -121,7 +121,7 @@ def _why(result: Path, identity: Identity, spec: Stage) -> tuple[str | None, str
 
 
 def content_of(loaded: LoadedRecipe, run: RunFolder, text: str) -> str:
-    """Content digest of what a reference names. The digest of a hub id is that of its name, not of its content."""
+    """Content digest of what a reference names. For a hub id it is ``hub:`` and the id: its content is not read."""
     location = locate(loaded, run, text)
     if isinstance(location, str):
         return f"hub:{location}"

@@ -73,9 +73,7 @@ class MetricsLog:
             ]
             files.atomic_write(path, "".join(line + "\n" for line in kept))
         if written is not None and written != self.digest():
-            _log.warning(
-                "%s is damaged: rows of it may be missing or wrong; what is trained does not follow from them", path
-            )
+            _log.warning("%s is damaged: rows may be missing or wrong. Training does not depend on them", path)
         self._trackers = _open_trackers(report_to, run_name, path.parent / "trackers", config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -86,9 +86,7 @@ def measure(opened: Opened, spec: EvaluateStage, ctx: StageContext, group: Ranks
         results |= judged
     items, known = _known_to_all(opened.items, results)
     if not items:
-        return BenchMeasures(
-            {}, about, [*warnings, f"{opened.title}: the judge's replies could be read for not one item"]
-        )
+        return BenchMeasures({}, about, [*warnings, f"{opened.title}: none of the judge's replies could be read"])
     if len(items) < len(opened.items):
         warnings.append(
             f"{opened.title}: {len(opened.items) - len(items):,} of {len(opened.items):,} items are left out, for"

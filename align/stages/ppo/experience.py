@@ -75,8 +75,8 @@ class Answers:
         return torch.repeat_interleave(torch.arange(len(self)), self.sampled)
 
     def pieces(self, tokens: int, layout: Layout) -> Pieces:
-        """The answers as trees of at most ``tokens`` tokens, where possible; in layout ``padded`` every answer is a
-        tree by itself."""
+        """The answers as trees of at most ``tokens`` tokens, where possible; in other layouts than ``tree`` every
+        answer is a tree by itself."""
         ranges: list[range] = []
         size = 0
         for answer, (prompt, length) in enumerate(zip(self.prompt_of.tolist(), self.lengths.tolist(), strict=True)):
