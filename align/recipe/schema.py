@@ -120,13 +120,18 @@ def stage_class(kind: str) -> type[Stage]:
     return imported
 
 
-def starting_field(kind: Any) -> str:
-    """The field that names the model which stages of a kind start from. ``kind`` is as written in a recipe or manifest,
-    and may be unknown here."""
+def type_of(kind: Any) -> type[Stage]:
+    """The class of a kind's stages; the base class :class:`Stage` if the kind, as a recipe or manifest writes it, is
+    unknown or cannot be imported here."""
     try:
-        return stage_class(kind).starts_from if isinstance(kind, str) else Stage.starts_from
+        return stage_class(kind) if isinstance(kind, str) else Stage
     except InputError:
-        return Stage.starts_from
+        return Stage
+
+
+def starting_field(kind: Any) -> str:
+    """The field that names the model which stages of a kind start from; see :func:`type_of`."""
+    return type_of(kind).starts_from
 
 
 def _stage(value: Any) -> Any:

@@ -10,8 +10,7 @@ from typing import Any
 
 from align.errors import InputError
 from align.pipeline.artifacts import Identity, read_manifest
-from align.recipe.schema import starting_field
-from align.report.views.view import type_of
+from align.recipe.schema import starting_field, type_of
 from align.runs.record import StageRecord
 from align.runs.values import mapping, rows, text, texts
 

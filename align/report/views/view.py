@@ -10,7 +10,7 @@ from align.errors import InputError
 from align.functional.intervals import ANY, SHARE, Direction, Range
 from align.pipeline.artifacts import Identity
 from align.recipe.reference_syntax import registered
-from align.recipe.schema import Stage, stage_class
+from align.recipe.schema import type_of
 from align.report.estimates import Change, ReportedNumber
 from align.runs.record import StageRecord
 from align.runs.values import count, in_order, mapping, number, percent, text
@@ -189,14 +189,6 @@ def circumstances(stage: StageRecord) -> dict[str, Any]:
 def of_the_first_measure(changes: Sequence[Change]) -> list[Change]:
     """The changes of the most important measure: one for each policy if a stage compares several."""
     return [change for change in changes if change.measure == changes[0].measure]
-
-
-def type_of(kind: str) -> type[Stage]:
-    """The class of a kind's stages; the base class :class:`Stage` if a third party's cannot be imported here."""
-    try:
-        return stage_class(kind)
-    except InputError:
-        return Stage
 
 
 def view_of(kind: str) -> View:
