@@ -88,24 +88,24 @@ def _sorted(
     tasks: Mapping[str, type[AskedTask]], data: Sequence[str], of_split: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[str]]:
     """(task -> its file, in the order of ``tasks``; the files of no task)."""
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     held_out = []
     for path in data:
         columns = _columns(path, of_split)
         task = next((name for name, asked in tasks.items() if asked.columns <= columns), None)
         if task is None:
             held_out.append(path)
-        elif task in found:
-            raise InputError(f"{path} and {found[task]} both have the columns of {task}; give one file for each task")
+        elif task in file_of:
+            raise InputError(f"{path} and {file_of[task]} both have the columns of {task}; give one file for each task")
         else:
-            found[task] = path
+            file_of[task] = path
     for task, asked in tasks.items():
-        if task not in found:
+        if task not in file_of:
             wanted = ", ".join(sorted(asked.columns))
             raise InputError(
                 f"no --data file has the columns of {task}: {wanted}", hint="name the benchmark's file with --data"
             )
-    return {task: found[task] for task in tasks}, held_out
+    return {task: file_of[task] for task in tasks}, held_out
 
 
 def _columns(path: str, of_split: Mapping[str, Any]) -> set[str]:
