@@ -1,1 +1,1 @@
-"""Trees of tokens, rows packed from them, and the loader that turns epochs into optimiser steps."""
+"""Packing trees into rows of micro-batches, and the loader that turns epochs into optimiser steps."""

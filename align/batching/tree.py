@@ -1,6 +1,6 @@
-"""Packing: from the trees of one optimiser step to micro-batches.
+"""Packing the trees of an optimiser step into micro-batches.
 
-A layout decides what is computed twice, never what is learned:
+The layout determines which tokens are computed several times. It does not change loss and gradient:
 
 - ``tree``: a tree stays whole, its branches share the trunk; trees are laid end to end in a row.
 - ``packed``: every branch gets its own copy of the trunk; these sequences are laid end to end in a row.
@@ -9,7 +9,7 @@ A layout decides what is computed twice, never what is learned:
 Where branches continue other branches, ``packed`` and ``padded`` copy whole paths. A branch that several paths share is
 then computed several times. Its tokens are targets in the first copy only, so that each is trained once.
 
-The branches of a tree are never separated: losses that compare them see them in one micro-batch.
+The branches of a tree are always in the same micro-batch, since losses compare them.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ def pack(
     """Distribute trees over as few micro-batches of at most ``microbatch_tokens`` tokens as a best-fit decreasing
     packing finds.
 
-    A tree larger than that gets a micro-batch of its own: the limit is about memory, and nothing is ever cut here.
-    ``multiple_of`` rounds the row length up with padding (compiled kernels want few distinct lengths).
+    A larger tree gets a micro-batch of its own: the limit is for memory, and trees are never cut here. ``multiple_of``
+    rounds the row length up with padding (compiled kernels want few distinct lengths).
     """
     groups = grouped(trees, microbatch_tokens, layout)
     return [build(trees, group, layout=layout, pad_id=pad_id, multiple_of=multiple_of) for group in groups]
 
 
 def grouped(trees: Sequence[Tree], microbatch_tokens: int, layout: Layout) -> list[list[int]]:
-    """Which trees, by number, go into which micro-batch."""
+    """The numbers of the trees in each micro-batch."""
     if layout == "padded":
         return _pad_groups(trees, microbatch_tokens)
     return _best_fit([_cost(tree, layout) for tree in trees], microbatch_tokens)
 
 
 def row_multiple(layout: Layout, microbatch_tokens: int, device: str) -> int:
-    """What a row's length is rounded up to: one length on a GPU ("cuda"), whose attention kernel is compiled for each;
-    none elsewhere."""
+    """The multiple to which the length of rows is rounded up. On a GPU ("cuda") it is such that all rows have one
+    length, since the attention kernel is compiled for each; 1 elsewhere."""
     return microbatch_tokens if device == "cuda" and layout != "padded" else 1
 
 
@@ -81,7 +81,7 @@ def _best_fit(costs: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _pad_groups(trees: Sequence[Tree], capacity: int) -> list[list[int]]:
-    """Neighbours in length share a batch, so that little is padding; rows x longest stays within the capacity."""
+    """Groups of trees of similar lengths, so that there is little padding; rows x longest is at most the capacity."""
     groups: list[list[int]] = []
     rows = longest = 0
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].longest_path, i)):

@@ -1,2 +1,1 @@
-"""What an evaluation measures, and how numbers of several policies are compared. Needs no models: answers are text
-here."""
+"""The measures of an evaluation, and comparing numbers of several policies. Needs no models: answers are texts here."""

@@ -1,5 +1,5 @@
-"""Asking a language model behind an OpenAI-compatible server: replies kept by content, bounded retries, tokens
-counted."""
+"""Asking a language model on an OpenAI-compatible server. Replies are cached by content, failures are retried, and
+tokens are counted."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 LONGEST_PAUSE_S = 60.0
 _PASSING = frozenset({408, 409, 425, 429})
-"""Status codes, beside 5xx, of failures that may pass."""
+"""Status codes, besides 5xx, of failures that may be temporary."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What all replies to some questions took, whether they were asked for now or found in the cache."""
+    """Counts of the replies to some questions, whether they were requested now or found in the cache."""
 
     replies: int = 0
     from_cache: int = 0
     unreadable: int = 0
-    """Questions to which no reply could be read."""
+    """Number of questions without a readable reply."""
     input_tokens: int = 0
     output_tokens: int = 0
 
@@ -43,7 +43,7 @@ class Usage:
         return Usage(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def cost(self, judge: Judge) -> float | None:
-        """In the currency of the judge's prices; None without prices."""
+        """The cost in the currency of the judge's prices; None without prices."""
         if judge.price_input is None or judge.price_output is None:
             return None
         return (self.input_tokens * judge.price_input + self.output_tokens * judge.price_output) / 1e6
@@ -58,7 +58,7 @@ class _Reply:
 
 def key_of(judge: Judge) -> str | None:
     """The key in the environment variable that ``judge`` names; None when it names none. Raises EnvironmentFault when
-    there is none."""
+    it is not set."""
     if judge.key_env is None:
         return None
     key = os.environ.get(judge.key_env, "").strip()
@@ -73,11 +73,13 @@ class ChatServer:
     """The server that ``judge`` describes.
 
     Args:
-        cache: folder of replies, by a digest of all that they follow from. A reply in it is never asked for again.
-        sleep: takes seconds, between attempts; when None it ends early once another request has failed for good.
+        cache: folder of replies, named by a digest of everything that they depend on. A reply in it is not requested
+            again.
+        sleep: called with the seconds to wait between attempts. By default the wait ends early once another request has
+            failed for good.
 
     Raises:
-        EnvironmentFault: there is no key where one should be, or httpx is not installed.
+        EnvironmentFault: the key is not set, or httpx is not installed.
     """
 
     def __init__(self, judge: Judge, cache: Path, *, sleep: Callable[[float], object] | None = None) -> None:
@@ -94,10 +96,10 @@ class ChatServer:
         self._sleep = sleep or self._failed.wait
         self._counted: set[Path] = set()
         self.unread: dict[str, str] = {}
-        """Questions to which no reply could be read, each with the last reply: a server's text, not to be trusted."""
+        """Questions without a readable reply, each with the last reply, which is untrusted text."""
         self._key = key_of(judge)
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        proxies = urlsplit(judge.endpoint).scheme == "https"  # what stays on this machine goes through no proxy
+        proxies = urlsplit(judge.endpoint).scheme == "https"  # requests to this machine do not go through a proxy
         self._client = httpx.Client(headers=headers, timeout=judge.timeout_s, follow_redirects=False, trust_env=proxies)
 
     def close(self) -> None:
@@ -107,11 +109,11 @@ class ChatServer:
     def ask(
         self, questions: Sequence[str], read: Callable[[str], T | None], done: Callable[[int], None]
     ) -> tuple[list[T | None], Usage]:
-        """What ``read`` finds in the reply to each question, in order, and what all of it took: every reply counts
-        once, whenever it came.
+        """The result of ``read`` for the reply to each question, in order, and the counts, to which every reply
+        contributes once.
 
-        A reply that cannot be read (None) is asked for again, at most ``judge.retries`` times. ``done`` is told of
-        finished questions.
+        A question whose reply cannot be read (``read`` returns None) is asked again, at most ``judge.retries`` times.
+        ``done`` is called with how many questions were just finished.
 
         Raises:
             InputError: the server refuses the request.
@@ -196,18 +198,18 @@ class ChatServer:
         raise EnvironmentFault(message, hint="replies so far are kept; the same command continues")
 
     def _said(self, text: str) -> str:
-        """A server's words, short and without our key in them."""
+        """A server's text, shortened and without the key."""
         words = " ".join(text.split())
         return clip(words.replace(self._key, "...") if self._key else words, 80)
 
 
 def _known(path: Path) -> _Reply | None:
-    """The reply that was kept, if there is one."""
+    """The cached reply; None when there is none."""
     return None if sealed.find(path) is None else _Reply(**json.loads(path.read_bytes()))
 
 
 def _parsed(content: bytes) -> _Reply | None:
-    """Of a body of OpenAI's form; None for any other."""
+    """The reply in a body of OpenAI's form; None for any other body."""
     try:
         value = json.loads(content)
         text = value["choices"][0]["message"]["content"]
@@ -219,7 +221,7 @@ def _parsed(content: bytes) -> _Reply | None:
 
 
 def _seconds(header: str | None) -> float:
-    """Of a Retry-After header; 0 when it has none or gives a date."""
+    """The seconds in a Retry-After header; 0 when it is empty or has a date."""
     try:
         return max(0.0, float(header or 0))
     except ValueError:

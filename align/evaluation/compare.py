@@ -1,5 +1,5 @@
-"""Numbers of several policies on the same items, as means with intervals and differences to the first policy, item by
-item."""
+"""Comparing numbers of several policies on the same items: means with intervals, and differences from the first policy
+item by item."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from align.functional.win_rate import length_controlled
 Values = npt.NDArray[np.float64]
 
 _DRAWS = 500
-"""Of a statistic that is fitted anew for each draw."""
+"""Number of draws for a statistic that is fitted anew for each draw."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of each item (most often a prompt) for each policy."""
+    """A measure with one number for each item (usually a prompt) and policy."""
 
     words: str
     """What it is, for people."""
     values: Mapping[str, Values]
     """Policy -> [P]."""
     counts: Values | None = None
-    """[P]: what the values are sums over; the mean is then ``sum(values) / sum(counts)``. The same for every policy."""
+    """[P], the number of things that each value is a sum over; the mean is then ``sum(values) / sum(counts)``. The same
+    for every policy."""
     paired: bool = True
-    """Do differences to the first policy mean something? Not where the values compare with it already."""
+    """Are differences from the first policy meaningful? They are not if the values already are comparisons with it."""
     within: Range = ANY
     """The least and the largest value that the mean can have."""
 
     def estimates(self, baseline: str, seed: int) -> dict[str, dict[str, Any]]:
-        """Policy -> mean, interval and count, with the ``difference`` to ``baseline`` where that makes sense."""
+        """Policy -> mean, interval and count, with the ``difference`` from ``baseline`` if that is meaningful."""
         found: dict[str, dict[str, Any]] = {}
         for policy, values in self.values.items():
             found[policy] = asdict(_mean(values, self.counts, self.within, seed))
@@ -57,7 +58,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class LengthControlled:
-    """Comparisons with one opponent, of which the length-controlled win rate is taken."""
+    """A length-controlled win rate over one opponent."""
 
     words: str
     comparisons: Mapping[str, Values]
@@ -79,12 +80,12 @@ class LengthControlled:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number of all items together that is no mean over them."""
+    """A number computed from all items together that is not a mean over them."""
 
     words: str
     """What it is, for people."""
     values: Mapping[str, Values]
-    """Policy -> [P, K]: what it is computed from, a row for each independent item."""
+    """Policy -> [P, K], the data that it is computed from, a row for each independent item."""
     of: StatisticOfDraws
     """``of(values, axis=0)`` -> the number; ``of(draws, axis=1)`` of [draws, P, K] -> [draws], NaN where a draw does
     not have it."""
@@ -92,7 +93,7 @@ class Statistic:
     """The least and the largest value that it can have."""
 
     def estimates(self, baseline: str, seed: int) -> dict[str, dict[str, Any]]:
-        """Policy -> the number, its interval and count, with the ``difference`` to ``baseline``."""
+        """Policy -> the number, its interval and count, with the ``difference`` from ``baseline``."""
         found: dict[str, dict[str, Any]] = {}
         for policy, values in self.values.items():
             found[policy] = asdict(self._estimate(values, self.of, self.within, seed))
@@ -119,7 +120,7 @@ def compare(found: Mapping[str, Found], baseline: str, *, seed: int) -> dict[str
     """``{metric: {policy: {mean, low, high, count}}}``; most policies but the baseline have a ``difference`` of the
     same form as well.
 
-    ``low`` and ``high`` are None where the items are too few for an interval.
+    ``low`` and ``high`` are None when there are too few items for an interval.
     """
     return {name: metric.estimates(baseline, seed) for name, metric in found.items()}
 

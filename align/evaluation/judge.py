@@ -1,4 +1,4 @@
-"""What a judge is asked, and what its replies say: pairwise with the positions swapped, and pointwise from 1 to 10."""
+"""Writing the requests to a judge and reading its replies: pairwise in both orders, and pointwise from 1 to 10."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_verdict(reply: str) -> float | None:
 
 
 def settle(ours_first: float, ours_second: float) -> tuple[float, bool]:
-    """(result for us, were both verdicts the same?) of a verdict with our answer as A and of one with it as B.
+    """(our result, do both verdicts agree?) from the verdict with our answer as A and that with it as B.
 
     >>> settle(1.0, 0.0), settle(1.0, 1.0), settle(0.5, 0.5)
     ((1.0, True), (0.5, False), (0.5, True))
@@ -70,7 +70,7 @@ def _template(method: str, language: Language) -> Template:
 
 
 def _spoken(prompt: Messages) -> str:
-    """A single question as it is; a longer conversation with its roles."""
+    """The prompt as text: a single question unchanged, a longer conversation with its roles."""
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)

@@ -1,5 +1,5 @@
-"""What is measured of answers to held-out data: each metric is a small function from what is known of a policy to one
-number a prompt.
+"""The metrics of answers to held-out data. Each is a small function from the measures of a policy to one number for
+each prompt.
 
 A new metric is one more entry of :data:`METRICS`. Shapes: P prompts, n samples of each.
 """
@@ -18,7 +18,7 @@ from align.functional.intervals import ANY, SHARE, Direction, Range
 
 @dataclass(frozen=True)
 class Targets:
-    """What is known of a policy because the data have answers. Log-probs are in nats, at temperature 1, with the end
+    """Measures of a policy that need the data's answers. Log-probs are in nats, at temperature 1, and include the end
     token."""
 
     logprobs: Values  # [P], of the data's answers, summed over their tokens
@@ -29,7 +29,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class PolicyMeasures:
-    """What is known of one policy's answers, and of targets where the data have them."""
+    """The measures of a policy's answers, and of targets if the data have them."""
 
     lengths: Values  # [P, n], tokens of its own samples
     finished: Values  # [P, n], 1 for a sample that ended by itself
@@ -40,15 +40,15 @@ class PolicyMeasures:
 
 @dataclass(frozen=True)
 class Kind:
-    """A number of each prompt, and its name for people."""
+    """A metric: a number for each prompt, and its name."""
 
     words: str
     of: Callable[[PolicyMeasures], Values | None]
-    """-> [P], or None where it cannot be measured."""
+    """Returns [P], or None when it cannot be measured."""
     better: Direction | None = None
     """Which way is better; None for what is neither good nor bad."""
     counts: Callable[[PolicyMeasures], Values] | None = None
-    """-> [P]: what the numbers are sums over, when the mean is taken over that and not over prompts."""
+    """Returns [P], the number of things that each number is a sum over, if the mean is not over prompts."""
     within: Range = ANY
     """The least and the largest value that its mean can have."""
 
@@ -91,7 +91,7 @@ METRICS: dict[str, Kind] = {
 
 
 def metrics_of(measured: Mapping[str, PolicyMeasures]) -> dict[str, Found]:
-    """The metrics of all policies; those that the data do not allow are left out."""
+    """The metrics of all policies; those that cannot be measured on the data are left out."""
     first = next(iter(measured.values()))
     found: dict[str, Found] = {}
     for name, kind in METRICS.items():
@@ -105,7 +105,7 @@ def metrics_of(measured: Mapping[str, PolicyMeasures]) -> dict[str, Found]:
 
 
 def per_prompt(found: Mapping[str, Found]) -> dict[str, dict[str, list[float]]]:
-    """``{metric: {policy: [P]}}`` of those metrics that have one number a prompt."""
+    """``{metric: {policy: [P]}}`` of the metrics that have one number for each prompt."""
     table: dict[str, dict[str, list[float]]] = {}
     for name, metric in found.items():
         if isinstance(metric, Metric):

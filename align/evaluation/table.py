@@ -38,6 +38,6 @@ def _interval(entry: Mapping[str, Any]) -> Text:
     mean = entry["mean"]
     low = entry.get("low")
     high = entry.get("high")
-    if low is None or high is None:  # too few items, or a number of somebody else's program
+    if low is None or high is None:  # too few items, or another program's number without one
         return Text(fixed(mean, 3))
     return Text(f"{fixed(mean, 3)} [{fixed(low, 3)}, {fixed(high, 3)}]")

@@ -1,1 +1,1 @@
-"""Rollouts: token ids in, sampled token ids out, from the weights that are being trained."""
+"""Rollouts: engines that sample token ids for prompts from the weights in training."""

@@ -1,9 +1,9 @@
-"""Who samples what, so that what is sampled does not depend on who samples it.
+"""Distributing prompts over engines and processes, so that the samples do not depend on the distribution.
 
-An engine draws the samples of one call from one stream of random numbers. So prompts are cut into pieces whose size
-depends on the engine and its settings alone, each piece is one call with a seed of its own, and the processes share the
-pieces. A sample follows from the seed and from the prompts of its piece, which are the same with one process or with
-many, and in whatever order the pieces are made.
+An engine draws all samples of a call from one stream of random numbers. Prompts are therefore cut into pieces whose
+size depends only on the engine and its settings. Each piece is one call with its own seed, and the processes share the
+pieces. A sample depends on the seed and on the prompts of its piece, which are the same for any number of processes and
+any order of the pieces.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from align.rollout.engine import Sampling, sample_seed
 
 @dataclass(frozen=True)
 class CallPieces:
-    """Prompts in runs of ``size``; the last one may be shorter."""
+    """Prompts in consecutive pieces of ``size``; the last one may be smaller."""
 
     prompts: int
-    """How many there are."""
+    """Number of prompts."""
     size: int
 
     @classmethod
     def of_samples(cls, prompts: int, *, each: int, together: int) -> CallPieces:
-        """CallPieces of about ``together`` samples, ``each`` of a prompt."""
+        """Pieces of about ``together`` samples, with ``each`` samples for a prompt."""
         return cls(prompts, -(-together // each))
 
     def __len__(self) -> int:
@@ -38,10 +38,10 @@ class CallPieces:
         return range(number * self.size, min((number + 1) * self.size, self.prompts))
 
     def share(self, rank: int, world: int) -> range:
-        """The numbers of the pieces that one of several processes makes."""
+        """The numbers of the pieces that process ``rank`` of ``world`` makes."""
         return range(rank, len(self), world)
 
 
 def of_piece(sampling: Sampling, number: int) -> Sampling:
-    """How a piece is sampled: with a seed of its own."""
+    """The sampling settings of piece ``number``: the same with its own seed."""
     return replace(sampling, seed=sample_seed(sampling.seed, number))

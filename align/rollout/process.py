@@ -1,5 +1,5 @@
-"""vLLM in a process of its own: for models whose classes vLLM would change under the trainer, and for training with
-several processes."""
+"""vLLM in a separate process: for models whose transformers classes vLLM would modify while the trainer uses them, and
+for training with several processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ProcessEngine:
     """A :class:`align.rollout.vllm.VllmEngine` in another process; takes the same arguments.
 
     Raises:
-        EnvironmentFault: the worker does not start, dies, or hangs; the message carries its own last words.
+        EnvironmentFault: the worker does not start, dies, or hangs; the message contains its last output.
     """
 
     def __init__(self, folder: Path, settings: VllmSettings) -> None:
@@ -77,7 +77,7 @@ class ProcessEngine:
 
     @property
     def pid(self) -> int:
-        """Of the worker."""
+        """Process id of the worker."""
         return self._child.pid
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
@@ -101,7 +101,7 @@ class ProcessEngine:
             self._ask({"do": "load", "files": written, "version": weights.version})
 
     def close(self) -> None:
-        """End the worker: it stops when its socket is closed, and is killed when it does not."""
+        """End the worker: it stops when its socket is closed; if it does not, it is killed."""
         self._socket.close()
         try:
             self._child.wait(timeout=10)
@@ -125,7 +125,7 @@ class ProcessEngine:
         return message
 
     def _receive(self) -> dict[str, Any]:
-        """The next line. Waits as long as the worker shows signs of life."""
+        """The next message of the worker. Waits as long as it gives signs of life."""
         waited_since = time.monotonic()
         while b"\n" not in self._unread:
             ready, _, _ = select.select([self._socket], [], [], 1.0)

@@ -1,4 +1,4 @@
-"""Progress of work that is counted in items: done, items a second, time left."""
+"""Progress of work that is counted in items: number done, items per second, time left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class CountBar:
-    """A bar while entered; a plain line now and then where there is no terminal. Speed counts what was done since then,
-    nothing found."""
+    """A progress bar while entered; a plain line now and then if there is no terminal. The speed does not count items
+    that were found done."""
 
     def __init__(self, console: Console, name: str, unit: str, total: int) -> None:
         self._console, self._name, self._unit, self._total = console, name, unit, total
@@ -28,14 +28,14 @@ class CountBar:
         return self
 
     def found(self, count: int) -> None:
-        """``count`` items were there already."""
+        """``count`` items were already done before."""
         self._done += count
         self._printed += count
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
 
     def advance(self, count: int) -> None:
-        """``count`` items more have been done."""
+        """``count`` more items are done."""
         self._done += count
         self._worked += count
         speed = self._worked / max(time.perf_counter() - self._began, 1e-9)

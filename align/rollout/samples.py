@@ -1,8 +1,8 @@
-"""Many samples of many prompts, in shards that are written as they are done: killed anywhere, the same call ends with
-the same bytes.
+"""Sampling many prompts, saving the samples shard by shard. After an interruption at any point the same call resumes
+and ends with the same bytes.
 
-A shard holds the samples of a fixed run of prompts, and its seed follows from the sampling's seed and its number. So it
-does not matter in how many attempts, or by how many processes, the shards were made.
+A shard has the samples of a fixed range of prompts, and its seed follows from the sampling's seed and the shard's
+number. The samples therefore do not depend on the number of attempts or processes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from align.sealed import PartStore
 from align.signals import stop_requested
 
 SHARD_SAMPLES, LEAST_SAMPLES, SHARD_TOKENS = 512, 128, 2**16
-"""Samples of a shard, about: as many as could make so many tokens, within these bounds. Enough to keep an engine busy,
-and few enough that progress is seen and a kill loses little where answers are long."""
+"""A shard has about as many samples as can have ``SHARD_TOKENS`` tokens together, within the other two bounds: enough
+to keep an engine busy, and few enough that progress is visible and an interruption loses little if answers are long."""
 
 
 class Samples:
@@ -37,7 +37,7 @@ class Samples:
         self._kept, self._sizes = kept, sizes
 
     def __len__(self) -> int:
-        """Prompts."""
+        """Number of prompts."""
         return sum(self._sizes)
 
     def __iter__(self) -> Iterator[list[Sample]]:
@@ -66,22 +66,22 @@ def sample_shards(
     rank: int = 0,
     world: int = 1,
 ) -> Samples:
-    """``sampling.n`` completions of every prompt; shards that are in ``folder`` already are not made again.
+    """``sampling.n`` completions of every prompt; shards that are already saved in ``folder`` are not made again.
 
     Args:
-        engine: entered only when a shard is to be made, and left as soon as all are. ``nullcontext(engine)`` for one
-            that stays open.
+        engine: entered only when a shard has to be made, and left once all are made. Use ``nullcontext(engine)`` for an
+            engine that stays open.
         prompts: token ids, ending with the generation prompt.
-        folder: for this piece of work alone.
-        key: JSON values; all that the samples follow from besides ``prompts`` and ``sampling``: the weights, the engine
-            and its precision.
+        folder: a folder used by this call only.
+        key: JSON values; everything that the samples depend on besides ``prompts`` and ``sampling``: the weights, the
+            engine and its precision.
         name: for the progress line and for messages.
         shard_prompts: prompts of a shard; about 512 samples of them when None, fewer where answers may be long. Samples
             depend on it.
         rank, world: this process makes every ``world``-th shard. Wait for the others before reading what is returned.
 
     Raises:
-        Interrupted: a signal asked to stop; the shards made so far are kept and the same call goes on.
+        Interrupted: a signal asked to stop; the shards made so far are kept, and the same call resumes.
         EnvironmentFault: the disk is full or cannot be written. Also all that the engine raises.
     """
     samples = min(SHARD_SAMPLES, max(LEAST_SAMPLES, SHARD_TOKENS // sampling.max_new_tokens))
@@ -108,7 +108,7 @@ def sample_shards(
 
 
 def prompts_digest(prompts: Sequence[Sequence[int]]) -> str:
-    """Of the token ids, prompt by prompt."""
+    """Digest of the token ids of all prompts."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(len(prompt).to_bytes(8, "little"))
@@ -117,7 +117,7 @@ def prompts_digest(prompts: Sequence[Sequence[int]]) -> str:
 
 
 def _content(made: Sequence[Sequence[Sample]], first: int) -> bytes:
-    """A shard as Parquet, one row a sample; the first of its prompts has number ``first``."""
+    """A shard as Parquet with one row for each sample; ``first`` is the number of its first prompt."""
     import pyarrow
     from pyarrow import parquet
 

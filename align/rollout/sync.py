@@ -1,5 +1,5 @@
-"""From the model in training to the engine: its weights, adapters merged in, and the proof that the engine samples from
-them."""
+"""Sending the weights of the model in training to the engine, with adapters merged in, and checking that the engine
+samples from them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from align.models.placement import WHOLE, device_of
 from align.rollout.engine import RolloutEngine, Sample, Sampling, Together, WeightSource
 
 CANARY_TOKENS = 2
-"""Tokens of an answer that the proof samples: one from the reading of the prompt and one from a step of decoding. In
-every such step the engine reads all weights, so more of them would cost more than they prove."""
+"""Tokens of each answer that the check samples: the first is predicted by the prefill, the second by a decoding step.
+The engine reads all weights in each of them, so more tokens would cost time and prove no more."""
 CANARY_SAMPLES = 8
-"""Answers to each canary. They share their prompt in the trainer's forward pass."""
+"""Answers to each canary. They share the prompt in the trainer's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Proof:
 
 @dataclass(frozen=True)
 class Bound:
-    """What is still rounding."""
+    """Largest differences that are put down to rounding."""
 
     max_difference: float
     mean_difference: float
 
 
 BOUNDS = {"fp32": Bound(1e-3, 2e-4), "bf16": Bound(1.0, 0.1)}
-"""By the engine's precision. Measured: fp32 3e-5 and 6e-6; bf16 0.19 and 0.04. An LM head of an earlier step: 0.57 and
-0.18."""
+"""Bounds by the engine's precision. Measured differences, largest and mean: fp32 3e-5 and 6e-6; bf16 0.19 and 0.04;
+with the LM head of an earlier step 0.57 and 0.18."""
 
 
 def push(
@@ -59,17 +59,17 @@ def push(
     dtype: str = "fp32",
     together: Together | None = None,
 ) -> Proof:
-    """Let the engine sample from ``model`` as it is now, and prove that it does.
+    """Send the current weights of ``model`` to the engine, and check that it samples from them.
 
     Args:
-        model: the policy in training, under whatever wrapper; adapters count as merged.
-        version: echoed by every completion from now on; larger than before.
+        model: the policy in training, with or without wrappers; adapters count as merged.
+        version: number that every sample will have from now on; larger than before.
         canaries: a few prompts, as token ids.
         dtype: the engine's precision.
         together: all processes of the run, where each of them pushes these weights now.
 
     Raises:
-        TrainingFault: the engine holds other weights, or its log-probs are further off than rounding explains.
+        TrainingFault: the engine has other weights, or its log-probs differ by more than rounding.
     """
     engine.load_weights(weights_of(model, version, together))
     return prove(engine, model, version=version, canaries=canaries, dtype=dtype)
@@ -78,7 +78,7 @@ def push(
 def prove(
     engine: RolloutEngine, model: nn.Module, *, version: int, canaries: Sequence[Sequence[int]], dtype: str = "fp32"
 ) -> Proof:
-    """Sample from the canary prompts and compare the engine's log-probs with the model's own. Raises as
+    """Sample answers to the canary prompts and compare the engine's log-probs with the model's. Raises as
     :func:`push`."""
     sampled = engine.generate(canaries, Sampling(max_new_tokens=CANARY_TOKENS, n=CANARY_SAMPLES, seed=version))
     stale = {completion.version for answers in sampled for completion in answers} - {version}
@@ -105,7 +105,7 @@ def prove(
 
 
 def weights_of(model: nn.Module, version: int, together: Together | None = None) -> WeightSource:
-    """The policy's weights, each time as they are then."""
+    """The policy's weights; each iteration yields them as they are at that time."""
     return WeightSource(version, lambda: policy_weights(model), together)
 
 
@@ -141,7 +141,7 @@ def policy_logprobs(
     temperature: float = 1.0,
     microbatch_tokens: int = 2048,
 ) -> list[np.ndarray]:
-    """Log-probs of completions under the model by the trainer's own road: fp32, one array for each, prompt by
+    """Log-probs of completions under the model, computed like the trainer's: fp32, one array for each, prompt by
     prompt."""
     trees = [
         Tree(str(p), np.array(prompt, np.int32), tuple(_branch(c) for c in answers))

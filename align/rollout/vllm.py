@@ -1,10 +1,10 @@
-"""Rollouts on vLLM, inside this process: the trainer's random state, threads, process groups and compiler are left as
-they were.
+"""Rollouts on vLLM inside this process. The trainer's random state, threads, process groups and compiler settings are
+restored after every call.
 
 vLLM packs the weights of linear layers when it loads them, and packs them again at every
-:meth:`VllmEngine.load_weights`. What came out is compared with what went in, tensor by tensor, each through a product
-with a fixed vector, so a tensor that did not arrive is named at once (vLLM 0.32 keeps the old LM head of a tied model
-unless it is given one under its own name).
+:meth:`VllmEngine.load_weights`. Afterwards each of its tensors is compared with the one that was sent, by its product
+with a fixed vector, so that a tensor which was not updated is found at once (vLLM 0.32 keeps the old LM head of a tied
+model unless the head is sent under its own name).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _QUIET = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "GLOO_SOCKET_IFNAME": "lo",
 }
-"""Set before vLLM is imported, where the user has not set them."""
+"""Environment variables that are set before vLLM is imported, unless the user has set them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class VllmSettings:
     cache_bytes: int
     """Size of the key-value cache."""
     max_sequences: int
-    """Answers that are written at the same time."""
+    """Number of answers that are sampled at the same time."""
 
 
 class VllmEngine:
@@ -65,12 +65,12 @@ class VllmEngine:
 
     Raises:
         InputError: this process is one of several of a run.
-        EnvironmentFault: vLLM does not start with this model on this machine, or there is one in this process already:
-            they would share their process groups.
+        EnvironmentFault: vLLM does not start with this model on this machine, or this process already has a vLLM
+            engine, with which it would share process groups.
     """
 
     in_use: ClassVar[bool] = False
-    """Is there one in this process?"""
+    """Does this process have one?"""
 
     def __init__(self, folder: Path, settings: VllmSettings, *, alive: Callable[[], None] = lambda: None) -> None:
         for name, value in _QUIET.items():
@@ -82,7 +82,7 @@ class VllmEngine:
             0,
             alive,
         )
-        self._group: Any = None  # vLLM's default process group, while it is not at work
+        self._group: Any = None  # vLLM's default process group, while vLLM is not running
         self._llm: Any = None
         if torch.distributed.is_initialized():
             # Leaving vLLM's process group, at the end, shuts down all that this process is in.
@@ -103,8 +103,9 @@ class VllmEngine:
             "max_num_seqs": settings.max_sequences,
             "kv_cache_memory_bytes": settings.cache_bytes,
             "enforce_eager": not torch.cuda.is_available(),
-            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
-            "generation_config": "vllm",  # none of the model's own sampling defaults
+            # Log-probs of the distribution that is sampled from, with the temperature
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",  # without the model's sampling defaults
             "seed": 0,
             "use_tqdm_on_load": False,
         }
@@ -125,16 +126,16 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """See :class:`align.rollout.engine.RolloutEngine`.
 
-        One stream of random numbers for the whole call, so the samples of a prompt follow from all prompts of the call.
-        (vLLM 0.32 cannot give each request a seed of its own on a CPU: a prompt that is read in parts fails there.)
+        There is one stream of random numbers for the whole call, so the samples of a prompt depend on all prompts of
+        the call. (vLLM 0.32 cannot give each request its own seed on a CPU: chunked prefill fails there.)
         """
         require_room(prompts, sampling.max_new_tokens, self._max_length)
         if not prompts:
             return []
         with self._at_work():
             engine = self._llm.llm_engine
-            # What an earlier call left in the cache would change what is computed together, and with it the order of
-            # the draws.
+            # Cached prefixes of an earlier call would change which tokens are computed together, and with that the
+            # order of the draws.
             self._llm.reset_prefix_cache()
             torch.manual_seed(sampling.seed)
             parameters = self._parameters(sampling)
@@ -168,7 +169,7 @@ class VllmEngine:
             stop_token_ids=self._stop_ids,
             ignore_eos=True,  # only the template's stop ids end an answer
             allowed_token_ids=self._allowed,
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # of the sampled token only
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -182,12 +183,12 @@ class VllmEngine:
         """See :class:`align.rollout.engine.RolloutEngine`.
 
         Raises:
-            TrainingFault: a tensor of the engine is not the one that was given; it names them.
+            TrainingFault: tensors of the engine differ from those that were sent; the message names them.
         """
         with self._at_work(), torch.no_grad():
             arrived = Arrived(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": arrived.seen(weights)})
-            self._llm.reset_prefix_cache()  # it holds keys and values of the old weights
+            self._llm.reset_prefix_cache()  # it has keys and values of the old weights
             self._llm.apply_model(arrived.require)
         self._version = weights.version
 
@@ -208,15 +209,15 @@ class VllmEngine:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """vLLM reseeds the global generators, replaces torch.set_num_threads and joins a process group of its own: only
-        in here."""
+        """vLLM reseeds the global generators, replaces torch.set_num_threads and joins its own process group. Outside
+        of this context all of these are as they were before."""
         generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         set_threads, threads, outer = torch.set_num_threads, torch.get_num_threads(), GroupMember.WORLD
         GroupMember.WORLD = self._group
         try:
-            # On a CPU vLLM would compile small functions at their first use, which needs a C++ compiler and half a
-            # minute.
+            # On a CPU vLLM would compile small functions at their first use, which needs a C++ compiler and takes half
+            # a minute.
             with torch._dynamo.config.patch(disable=not torch.cuda.is_available()):
                 yield
         finally:
@@ -243,8 +244,8 @@ def _free_share() -> float:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """vLLM's libraries write notes about this machine to stderr while they start, from C++ as well. What matters comes
-    as an exception."""
+    """Inside, stderr is discarded: vLLM's libraries write notes about this machine to it while they start, also from
+    C++. Errors are raised as exceptions anyway."""
     with warnings.catch_warnings(), tempfile.TemporaryFile() as notes:
         warnings.simplefilter("ignore")
         stderr = os.dup(2)
@@ -257,6 +258,6 @@ def _quietly() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The line of a library's message that says something."""
+    """The line of a library's message that gives the reason."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return next((line.strip() for line in lines if "rror, " in line), lines[0])[:300]

@@ -1,8 +1,8 @@
-"""Did the weights that went into vLLM come out of it? Compared tensor by tensor, after they were fused and packed.
+"""Checking that vLLM has the weights that were sent to it, tensor by tensor, after it fused and packed them.
 
-vLLM fuses several of a model's matrices into one (q, k and v; gate and up) and keeps matrices in a form of its own, so
-they cannot be read back. What can be compared is what they do: the product with one fixed vector, a single token's
-worth of work for the whole model.
+vLLM fuses several of a model's matrices into one (q, k and v; gate and up) and stores matrices in its own layout, so
+they cannot be read back. Instead their products with a fixed vector are compared, which for the whole model costs as
+much as one token.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from align.errors import TrainingFault
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Largest difference that rounding explains, as a share of the largest value. A matrix of an earlier step differs by
-more."""
+"""Largest difference that is put down to rounding, relative to the largest value. A matrix of an earlier step differs
+by more."""
 
 
 _STEP = 2**24
@@ -25,7 +25,7 @@ _STEP = 2**24
 
 
 class Arrived:
-    """Sees the weights on their way in, and compares what a vLLM model holds with them.
+    """Records the weights while they are sent, and compares those of a vLLM model with them.
 
     Args:
         device: where vLLM computes. Weights come through the CPU's memory, whose products take longer than the way to
@@ -37,17 +37,17 @@ class Arrived:
         self._sent: dict[str, Tensor] = {}
 
     def seen(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The same weights; what each does to the fixed vector is remembered."""
+        """Passes the weights on, and records the product of each with the fixed vector."""
         for name, tensor in weights:
             here = tensor.to(self._device)
             self._sent[name] = _product(here)
             yield name, here
 
     def require(self, model: nn.Module) -> int:
-        """Compare all tensors of a vLLM model with those that were seen; returns how many were compared.
+        """Compare all tensors of a vLLM model with those that were sent; returns how many were compared.
 
         Raises:
-            TrainingFault: some differ; it names up to five of them as transformers does, or none could be compared.
+            TrainingFault: some differ, of which up to five are named as in transformers; or none could be compared.
         """
         from vllm.model_executor.layers.linear import LinearBase
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -86,7 +86,7 @@ class Arrived:
         return compared
 
     def _pieces(self, name: str, fused: Mapping[str, list[str]], *, head: bool) -> dict[str, Tensor]:
-        """What was sent for a tensor of vLLM, under the names it was sent by, in the order in which vLLM joins them."""
+        """The sent tensors that a tensor of vLLM was fused from, by name, in the order of fusing."""
         if name in self._sent:
             return {name: self._sent[name]}
         *parents, module, own = name.split(".")
@@ -100,14 +100,15 @@ class Arrived:
 
 
 def _vector(length: int, like: Tensor) -> Tensor:
-    """The fixed vector: entries of size 1 / sqrt(length) with signs that look random and are the same everywhere."""
+    """The fixed vector: entries of size 1 / sqrt(length) with pseudo-random signs that are the same everywhere."""
     index = torch.arange(length, dtype=torch.int64)
     signs: Tensor = ((index * 2654435761 + 12345) >> 7) % 2 * 2 - 1
     return signs.double().div(length**0.5).to(dtype=like.dtype, device=like.device)
 
 
 def _product(tensor: Tensor) -> Tensor:
-    """fp32: a vector as it is, a matrix times the fixed vector, a larger tensor's last dimension folded in."""
+    """In fp32, a vector itself, or the product of a matrix with the fixed vector; a tensor with more dimensions is
+    flattened to a matrix first."""
     tensor = tensor.detach()
     if tensor.ndim < 2:
         return tensor.float().flatten().cpu()
@@ -117,8 +118,7 @@ def _product(tensor: Tensor) -> Tensor:
 
 
 def _applied(module: nn.Module, parameter: Tensor) -> Tensor:
-    """fp32: what a layer of vLLM does to the fixed vector, through the very code that sampling runs, its bias left
-    out."""
+    """In fp32, a layer of vLLM applied to the fixed vector, by the code that sampling runs, without bias."""
     names = ("input_size_per_partition", "input_size", "embedding_dim")
     width = int(next(filter(None, (getattr(module, name, None) for name in names))))
     like = torch.empty(0, dtype=parameter.dtype, device=parameter.device)

@@ -1,5 +1,5 @@
-"""vLLM in a process of its own: what :mod:`align.rollout.process` starts, and speaks to over a private pair of sockets,
-in lines of JSON.
+"""The worker process with vLLM, which :mod:`align.rollout.process` starts. They exchange lines of JSON over a private
+pair of sockets.
 
 Weights come as safetensors files, in memory where they fit. The process ends with the one that started it, however
 that ended, and at the latest when the socket is closed.
@@ -21,11 +21,11 @@ from align.errors import AlignError
 from align.signals import end_with
 
 SIGN_OF_LIFE_S = 5.0
-"""Seconds between the lines that say that sampling goes on."""
+"""Seconds between the messages that say that sampling is still running."""
 
 
 class _Server:
-    """One engine and its client."""
+    """Serves requests of the client with one engine."""
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._said = out, 0.0
@@ -41,7 +41,7 @@ class _Server:
             self.say(alive=True)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What the client asked for."""
+        """The reply to a request."""
         from align.rollout.engine import Sampling, WeightSource
         from align.rollout.vllm import VllmEngine, VllmSettings
 
@@ -75,8 +75,9 @@ def _tensors(files: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def main() -> None:
-    """Serve until the client is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the process that decides
+    """Serve requests until the client is gone."""
+    # A Ctrl-C in the terminal is handled by the process that started this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(int(sys.argv[2]))
     with (
         socket.socket(fileno=int(sys.argv[1])) as connection,
@@ -94,7 +95,7 @@ def main() -> None:
                         "message": error.problems[0].message,
                         "hint": error.problems[0].hint,
                     }
-                except Exception as error:  # whatever vLLM raises is the client's to report
+                except Exception as error:  # the client reports any error of vLLM
                     reply = {
                         "error": "EnvironmentFault",
                         "message": f"{type(error).__name__}: {error}"[:2000],

@@ -1,2 +1,1 @@
-"""Benchmarks of whatever gives answers scores or verdicts: one file for each, with how its official code counts. Reads
-no model."""
+"""Benchmarks of scorers and judges, one file for each, which count as the official code does. Loads no model."""

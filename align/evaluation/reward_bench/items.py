@@ -1,7 +1,7 @@
-"""What the reward benchmarks have in common: prompts with right and wrong answers, and who of each pair wins.
+"""What the reward benchmarks have in common: prompts with right and wrong answers, and results of pairs of them.
 
-Two ways of counting stand side by side: ``official``, as the benchmark's own code counts, and ``half``, where a tie is
-half right (:mod:`align.functional.ties`), which is what guessing between equal scores would give.
+Results are counted in two ways: ``official``, as the benchmark's code does, and ``half``, where a tie is half right
+(:mod:`align.functional.ties`), as guessing between equal scores would be on average.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from align.functional.intervals import SHARE
 from align.functional.ties import won
 
 LONGER = "longer answer"
-"""The control: a scorer that counts an answer's characters and knows nothing else."""
+"""Name of the control: a scorer whose score is the answer's number of characters."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Item:
     right: int
     origin: Origin
     right_first: bool = True
-    """Of a pair: did the right answer stand first in the file?"""
+    """For a pair, was the right answer the first one in the file?"""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Places of a right and a wrong answer, for every such pair."""
+        """(number of a right answer, number of a wrong answer) for every such pair."""
         return [(r, w) for r in range(self.right) for w in range(self.right, len(self.answers))]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one scorer or judge makes of an item."""
+    """The result of a scorer or judge on an item."""
 
     official: Values  # [right, wrong]: how far the official code counts the pair as right, from 0 to 1
     half: Values  # [right, wrong]: 1 where the right answer wins, 0 where it loses, 0.5 for a tie
@@ -52,13 +52,13 @@ class Result:
 
 
 class Bench(Protocol):
-    """What each module of this package gives: the benchmark's rows, and its numbers."""
+    """The interface of the modules of this package: reading a benchmark's rows, and computing its numbers."""
 
     NAME: str
-    """In metrics and file names."""
+    """Name in metrics and file names."""
     TITLE: str
     NEEDS_SCORES: bool
-    """Does it ask for more of an answer than whether it beats another one?"""
+    """Does it need scores of answers, not only verdicts on pairs?"""
 
     def recognises(self, row: Mapping[str, Any]) -> bool:
         """Are these the columns of its official files?"""
@@ -69,51 +69,51 @@ class Bench(Protocol):
         ...
 
     def official(self, margin: Values, item: Item) -> Values:
-        """How its code counts differences of score between right and wrong answers, [right, wrong] each."""
+        """How far its code counts each pair as right, from the differences of score; [right, wrong] both."""
         ...
 
     def official_verdicts(self, right_first: float, right_second: float) -> float:
-        """How it counts a pair that a judge saw in both orders: each 1 for the right answer, 0 for the wrong one, 0.5
-        for a tie."""
+        """How far it counts a pair as right that a judge saw in both orders. Each verdict is 1 for the right answer, 0
+        for the wrong one, 0.5 for a tie."""
         ...
 
     def measures(self, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
-        """Its numbers, from what each scorer or judge made of the items."""
+        """Its numbers, from the results of each scorer or judge."""
         ...
 
     def details(self, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
-        """Finer numbers, for whoever asks why: as the official code counts, under their names in it."""
+        """More detailed numbers, counted and named as in the official code."""
         ...
 
     def incomplete(self, items: Sequence[Item]) -> str | None:
-        """Why numbers on these items are not those that the benchmark's own tables show; None where they are."""
+        """Why numbers on these items are not comparable with the benchmark's published tables; None if they are."""
         ...
 
 
 def of_scores(bench: Bench, item: Item, scores: Sequence[float]) -> Result:
-    """From the scores of an item's answers."""
+    """The result for an item from the scores of its answers."""
     array = np.asarray(scores, dtype=np.float64)
     margin = array[: item.right, None] - array[None, item.right :]
     return Result(bench.official(margin, item), won(margin), array)
 
 
 def of_lengths(bench: Bench, item: Item) -> Result:
-    """The control's."""
+    """The result of the control on an item."""
     return of_scores(bench, item, [float(len(answer)) for answer in item.answers])
 
 
 def strict(margin: Values) -> Values:
-    """1 where the right answer scores higher, else 0: how most benchmarks count."""
+    """1 where the right answer scores strictly higher, else 0, as most benchmarks count."""
     return (margin > 0).astype(np.float64)
 
 
 def mean_of_orders(right_first: float, right_second: float) -> float:
-    """A judge asked once in a random order, on average over the order: what the official codes do that ask once."""
+    """The expected result of a judge that is asked once in a random order, as some official codes do."""
     return (right_first + right_second) / 2
 
 
 def weighted(words: str, values: Mapping[str, Values], weights: Values) -> Metric:
-    """A mean of items that do not all count the same; those of weight 0 count nothing."""
+    """A weighted mean of items; those of weight 0 are ignored."""
     if (weights == weights[0]).all():
         return Metric(words, dict(values), within=SHARE)
     return Metric(words, {who: value * weights for who, value in values.items()}, weights, within=SHARE)
@@ -147,7 +147,7 @@ def has(row: Mapping[str, Any], *columns: str) -> bool:
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
-    """A text of the row. Raises RowError for anything else."""
+    """The text in a column. Raises RowError for anything else."""
     value = row.get(column)
     if not isinstance(value, str):
         raise RowError("missing" if value is None else f"expected a text, found {type_name(value)}", column)
@@ -155,7 +155,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def texts_of(row: Mapping[str, Any], column: str) -> list[str]:
-    """A list of texts of the row, at least one. Raises RowError for anything else."""
+    """The texts in a column, at least one. Raises RowError for anything else."""
     value = row.get(column)
     if not isinstance(value, list) or not value or not all(isinstance(part, str) for part in value):
         raise RowError("expected a list of texts", column)
@@ -163,7 +163,7 @@ def texts_of(row: Mapping[str, Any], column: str) -> list[str]:
 
 
 def question_of(row: Mapping[str, Any], column: str) -> Messages:
-    """What is asked, as a message of the user. Raises RowError where there is none."""
+    """The question in a column, as a message of the user. Raises RowError when there is none."""
     asked = text_of(row, column)
     if not asked.strip():
         raise RowError("empty", column)
@@ -172,6 +172,6 @@ def question_of(row: Mapping[str, Any], column: str) -> Messages:
 
 
 def id_of(row: Mapping[str, Any], column: str, origin: Origin) -> str:
-    """The row's own name, or its line."""
+    """The row's id in a column, or its line."""
     value = row.get(column)
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else str(origin.line)

@@ -1,9 +1,9 @@
 """JudgeBench (https://arxiv.org/abs/2410.12784): pairs of which one answer is correct, from four kinds of problems.
 
-Its code says of a scorer "A>B" where the first answer scores strictly higher, else "B>A", so that a tie counts as a
-verdict for the second answer. A judge is asked in both orders: each verdict for the right answer counts 1, each for the
-wrong one -1, a tie 0, and the pair is right where the sum is positive. Both are shares of all pairs, in a category or
-over all.
+For a scorer, its code takes "A>B" as the verdict if the first answer scores strictly higher, else "B>A", so a tie
+counts as a verdict for the second answer. A judge is asked in both orders: each verdict for the right answer counts 1,
+each for the wrong one -1, a tie 0, and the pair is right where the sum is positive. Both numbers are shares of pairs,
+in a category or of all.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CATEGORIES = {
     "math": "livebench-math",
     "coding": "livecodebench",
 }
-"""Category -> what the `source` of its rows begins with."""
+"""Category -> beginning of the `source` of its rows."""
 _PAIRS = (350, 270, 620)
-"""Of the official files, and of both."""
+"""Numbers of pairs in the two official files, and in both."""
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
@@ -57,12 +57,12 @@ def item(row: Mapping[str, Any], origin: Origin) -> Item:
 
 
 def official(margin: Values, item: Item) -> Values:
-    """How its code counts: a tie is a verdict for the answer that stands second."""
+    """Its code counts a tie as a verdict for the second answer."""
     return (margin > 0 if item.right_first else margin >= 0).astype(np.float64)
 
 
 def official_verdicts(right_first: float, right_second: float) -> float:
-    """Right where the verdicts for the right answer outweigh those for the wrong one."""
+    """Right if the verdicts for the right answer outweigh those for the wrong one."""
     return float(right_first + right_second > 1)
 
 

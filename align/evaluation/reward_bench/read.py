@@ -1,4 +1,4 @@
-"""The user's copy of a reward benchmark: which one a file is, told by its columns, and its rows."""
+"""Reading the user's copy of a reward benchmark, which is recognised by its columns."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from align.recipe.kinds.judge import Judge
 from align.recipe.schema import DataSource
 
 BENCHES: tuple[Bench, ...] = (rewardbench1, rewardbench2, rmbench, judgebench)
-"""Each recognises columns that the others do not have."""
+"""Each has columns that the others do not have."""
 
 
 def read_bench(source: DataSource, location: Path | str, most: int | None = None) -> tuple[Bench, list[Item]]:
-    """Which benchmark the rows of ``source`` are, told by the first of them, and all of them, or the first ``most``.
+    """The benchmark of the rows of ``source``, recognised by the first row, and its items, at most ``most``.
 
     Raises:
-        InputError: they are none of :data:`BENCHES`; bad rows, of which the first are listed; nothing is left.
+        InputError: they are none of :data:`BENCHES`; bad rows, of which the first are listed; no row is left.
     """
     bad: list[Problem] = []
     rows = _chosen(source, location, bad)
@@ -57,7 +57,7 @@ def read_bench(source: DataSource, location: Path | str, most: int | None = None
 
 
 def refuse_pairs_where_scores_are_needed(judge: Judge | None, bench: Bench, path: str) -> None:
-    """Raises InputError for a judge that only compares, on a benchmark that asks for a number of each answer."""
+    """Raises InputError for a judge that only compares, on a benchmark that needs a score of each answer."""
     if bench.NEEDS_SCORES and judge is not None and "pointwise" not in judge.methods:
         what = f"{bench.TITLE} asks for a grade of each answer, and the judge only compares two"
         raise InputError(Problem(what, file=path, hint="judge.methods: [pointwise]"))

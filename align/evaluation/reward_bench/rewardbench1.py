@@ -2,8 +2,8 @@
 
 A pair is right where the chosen answer scores strictly higher. A section is the mean of its subsets weighted by their
 number of pairs, with one exception: `math-prm`, 447 pairs, counts as the 984 pairs of code do. The score is the mean of
-the four sections. The leaderboard's fifth section, older test sets at half weight, is a data set of its own and not in
-this file; the package's own report leaves it out too.
+the four sections. The leaderboard's fifth section, older test sets at half weight, is a separate data set; the report
+of the official package leaves it out too.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ SECTIONS: dict[str, dict[str, int]] = {
         **dict.fromkeys(("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"), 164),
     },
 }
-"""Section -> subset -> what the subset counts in it."""
+"""Section -> subset -> weight of the subset in the section."""
 _SECTION_OF = {subset: section for section, subsets in SECTIONS.items() for subset in subsets}
 _PAIRS = 2985
-"""Of the official file, the filtered one."""
+"""Number of pairs in the official filtered file."""
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
@@ -86,7 +86,7 @@ def item(row: Mapping[str, Any], origin: Origin) -> Item:
 
 
 def official(margin: Values, item: Item) -> Values:
-    """How its code counts: a tie is wrong."""
+    """Its code counts a tie as wrong."""
     return strict(margin)
 
 
@@ -96,8 +96,8 @@ def official_verdicts(right_first: float, right_second: float) -> float:
 
 
 def weights(subsets: Sequence[str]) -> Values:
-    """What each pair counts in the score, [P], from the subset that it belongs to. Inside a section that is what it
-    counts there."""
+    """Weight of each pair in the score, [P], from its subset; within a section these are also the weights in the
+    section's number."""
     pairs = Counter(subsets)
     totals = {
         section: sum(weight for subset, weight in of.items() if pairs[subset]) for section, of in SECTIONS.items()
@@ -108,7 +108,7 @@ def weights(subsets: Sequence[str]) -> Values:
 
 
 def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
-    """The score where all sections are there, in both ways of counting, and each section."""
+    """The score if all sections are there, in both ways of counting, and each section's number."""
     weight = weights([one.group for one in items])
     section = np.array([_SECTION_OF[one.group] for one in items])
     official, half = each(results, lambda one: one.official[0, 0]), each(results, lambda one: one.half[0, 0])
@@ -124,7 +124,7 @@ def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> 
 
 
 def details(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
-    """Each subset."""
+    """The number of each subset."""
     return by_group(items, results)
 
 

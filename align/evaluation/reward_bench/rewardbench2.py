@@ -1,12 +1,12 @@
 """RewardBench 2 (https://arxiv.org/abs/2506.01937): the best of four answers, in five subsets, and a sixth of prompts
 with ties.
 
-*Best of four.* A prompt is right where its one right answer has the highest score; where k answers share that score and
-the right one is among them, it counts 1/k.
+*Best of four.* A prompt counts 1 if its one right answer has the highest score, and 1/k if k answers, the right one
+among them, share the highest score.
 
-*Ties.* Prompts come in pairs with one number: `ref` has one right answer, `tied` several that are equally right. With r
-the scores of the right and w those of the wrong answers to a prompt, m = min r - max w is its margin over the wrong
-ones, and s = max r - min r says how far right answers are apart. Of pairs with the margins m_ref and m_tied, the
+*Ties.* Prompts come in pairs with the same number: `ref` has one right answer, `tied` several that are equally right.
+With r the scores of the right and w those of the wrong answers to a prompt, m = min r - max w is its margin over the
+wrong ones, and s = max r - min r the spread of the right answers. Of pairs with the margins m_ref and m_tied, the
 smaller one m_both, and the spread s of the tied prompt:
 
     score = 0.3 P(m_ref > 0) + 0.3 P(m_tied > 0) + 0.2 P(m_tied > s) + 0.2 P(m_both > s) + 0.01 E[tanh(m_both / s - 1)]
@@ -52,7 +52,7 @@ TIES = "Ties"
 _ALL = (*SUBSETS, TIES)
 _ID = regex.compile(r"(ref|tied):(\d+)")
 _PARTS = (0.3, 0.3, 0.2, 0.2, 0.01)
-"""What each of the five terms of a Ties score counts."""
+"""Weights of the five terms of a Ties score."""
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
@@ -83,20 +83,20 @@ def item(row: Mapping[str, Any], origin: Origin) -> Item:
 
 
 def official(margin: Values, item: Item) -> Values:
-    """Of a pair; the benchmark's own numbers are of all answers to a prompt together."""
+    """The count of a pair; the benchmark's numbers are computed from all answers to a prompt together."""
     return strict(margin)
 
 
 def official_verdicts(right_first: float, right_second: float) -> float:
-    """Never asked: verdicts on pairs give no scores."""
+    """Never called, since the benchmark needs scores."""
     raise NotImplementedError
 
 
 def best_of(scores: Values) -> float:
-    """1 where the first answer scores highest, shared by those that score as high, else 0.
+    """1 where the first answer scores highest, 1/k where k answers, the first among them, do; else 0.
 
-    >>> best_of(np.array([3.0, 1.0, 2.0, 0.0])), best_of(np.array([3.0, 3.0, 3.0, 0.0])), best_of(np.array([0.0, 3.0,
-    1.0, 1.0])) (1.0, 0.3333333333333333, 0.0)
+    >>> [round(best_of(np.array(scores)), 2) for scores in ([3.0, 1.0, 2.0], [3.0, 3.0, 3.0], [0.0, 3.0, 1.0])]
+    [1.0, 0.33, 0.0]
     """
     highest = scores == scores.max()
     return 1 / float(highest.sum()) if highest[0] else 0.0
@@ -124,20 +124,21 @@ def ties_table(items: Sequence[Item], scores: Sequence[Values]) -> Values:
 
 
 def ties_score(table: Values, axis: int = 0) -> Values:
-    """From :func:`ties_table` [..., pairs, 5], with the pairs at ``axis``. A term that no pair has counts 0."""
+    """The Ties score from :func:`ties_table` [..., pairs, 5], with the pairs at ``axis``. A term that is NaN for all
+    pairs counts 0."""
     total: Values = (np.nan_to_num(_means(table, axis)) * np.array(_PARTS)).sum(axis=-1)
     return total
 
 
 def _score(table: Values, axis: int = 0) -> Values:
-    """The mean of the six subsets, from the columns of :func:`_whole`; NaN where a draw has none of a subset."""
+    """The mean of the six subsets, from the columns of :func:`_whole`; NaN for a draw without items of a subset."""
     means = _means(table[..., : len(SUBSETS)], axis)
     total: Values = (means.sum(axis=-1) + ties_score(table[..., len(SUBSETS) :], axis)) / len(_ALL)
     return total
 
 
 def _means(table: Values, axis: int) -> Values:
-    """Over what is known of each column; NaN where nothing is."""
+    """Means of the columns over their values that are not NaN; NaN if there are none."""
     known = ~np.isnan(table)
     counts = known.sum(axis=axis)
     sums: Values = np.where(known, table, 0.0).sum(axis=axis)
@@ -155,7 +156,7 @@ def _whole(groups: Sequence[str], values: Values, ties: Values) -> Values:
 
 
 def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
-    """The score where all subsets are there, in both ways of counting best of four, and each subset."""
+    """The score if all subsets are there, in both ways of counting best of four, and each subset's number."""
     plain = [place for place, one in enumerate(items) if one.group != TIES]
     tied = [place for place, one in enumerate(items) if one.group == TIES]
     groups = [items[place].group for place in plain]
@@ -181,7 +182,7 @@ def measures(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> 
 
 
 def details(items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> dict[str, Found]:
-    """None that are finer than the subsets."""
+    """None: the official code has no more detailed numbers."""
     return {}
 
 
