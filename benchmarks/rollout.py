@@ -45,12 +45,13 @@ def _folder() -> Path:
 
 
 def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
-    from align.recipe.schema import Rollout
+    from align.recipe.blocks.rollout import engine_alone
     from align.rollout.engine import Sampling
     from align.rollout.engines import open_engine
     from benchmarks.model import OUT, resolved
 
-    rollout = Rollout(engine=setting["engine"])
+    rollout = engine_alone(setting["engine"])
+    assert rollout is not None
     with open_engine(
         rollout, resolved(), model.encoder(), max_length=MAX_LENGTH, cache=OUT / "cache", resolve=Path
     ) as engine:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from align.cli.options import Replace
+from align.cli.options import Engine, Replace, engine_named
 from align.cli.source import SourceKeys, source_of, takes_source_keys
-from align.errors import AlignError, InputError
+from align.errors import AlignError
 from align.terminal import console
 
 
@@ -46,7 +46,7 @@ def evaluate_models(
     samples: Annotated[int | None, typer.Option(min=1, help="Answers to each held-out prompt; 4 when absent.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 17,
-    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    engine: Engine = "auto",
     replace: Replace = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this file as well, as JSON.")] = None,
     *,
@@ -54,8 +54,7 @@ def evaluate_models(
 ) -> None:
     """Evaluate models without a recipe: benchmarks, probes, held-out data. The recipe that stands for it is kept beside
     the run."""
-    if engine not in ("auto", "vllm", "transformers"):
-        raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
+    engine_named(engine)
     from align.commands.evaluate import STAGE, quick_recipe, write_recipe
     from align.commands.named_models import model_of_run
     from align.evaluation.table import table

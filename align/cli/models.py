@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from align.cli.options import cache_in
+from align.cli.options import Engine, cache_in, engine_named
 from align.cli.source import SourceKeys, source_of, takes_source_keys
 from align.errors import InputError
 from align.terminal import console
@@ -56,7 +56,7 @@ def generate(
     ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
-    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    engine: Engine = "auto",
     *,
     keys: SourceKeys,
 ) -> None:
@@ -64,8 +64,7 @@ def generate(
     from align.commands.named_models import model_named
     from align.recipe.reference_syntax import resolve
 
-    if engine not in ("auto", "vllm", "transformers"):
-        raise InputError(f"--engine {engine}: must be one of auto, vllm, transformers")
+    rollout = engine_named(engine)
     if not top_p:
         raise InputError("--top-p must be more than 0")
     source = source_of(prompts, **keys)
@@ -73,11 +72,9 @@ def generate(
     from rich.console import Console
 
     from align.commands.generate import generate as sample
-    from align.recipe.schema import Rollout
     from align.rollout.engine import Sampling
 
     sampling = Sampling(max_new_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
-    rollout, cache = Rollout.model_validate({"engine": engine}), ctx.obj / ".cache"
     sample(
         path,
         location,
@@ -85,7 +82,7 @@ def generate(
         rollout,
         source=source,
         out=out,
-        cache=cache,
+        cache=ctx.obj / ".cache",
         console=Console(stderr=True),
         show=print,
     )

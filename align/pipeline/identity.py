@@ -22,7 +22,7 @@ from align.pipeline.artifacts import Identity
 from align.recipe.blocks.scoring import FunctionScorer
 from align.recipe.checks.fields import mark_of
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DataSource, Stage
+from align.recipe.schema import DataSource, Rollout, Stage
 
 NEUTRAL = {
     "train.report_to": "only shows the metrics elsewhere as well",
@@ -157,7 +157,7 @@ def needs_model(spec: Stage) -> bool:
 
 def _foreign_modules(spec: Stage) -> Iterator[str]:
     """Modules outside this package whose code affects the result: those of the stage's kind and function, of converters
-    of rows, and of scorers."""
+    of rows, of scorers, and of engines."""
     if ":" in spec.kind:
         yield spec.kind.partition(":")[0]
         yield spec.implementation.partition(":")[0]
@@ -166,6 +166,8 @@ def _foreign_modules(spec: Stage) -> Iterator[str]:
             yield part.own_format.partition(":")[0]
         elif isinstance(part, FunctionScorer):
             yield part.function.partition(":")[0]
+        elif isinstance(part, Rollout) and ":" in part.engine:
+            yield from (text.partition(":")[0] for text in (part.engine, part.opens))
 
 
 def _models(value: Any) -> Iterator[BaseModel]:

@@ -27,7 +27,7 @@ from align.preflight.first_tokens import Encoders
 from align.preflight.models_here import look_at, needed_models, starts_refused
 from align.recipe import reference_syntax
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import DataSource, Stage, Train
+from align.recipe.schema import DataSource, Rollout, Stage, Train
 from align.sizing import machine
 from align.training.trackers import require_tracker
 
@@ -153,9 +153,9 @@ def _needs(spec: Stage) -> Iterator[tuple[str, Callable[[], object]]]:
     if lora is not None and lora.quantize:
         hint = "pip install bitsandbytes, or remove the key"
         yield "lora.quantize", partial(require_package, "bitsandbytes", "4-bit weights need", hint)
-    if rollout is not None and rollout.engine == "vllm":
-        hint = "`align doctor` says how to install it"
-        yield "rollout.engine", partial(require_package, "vllm", "the engine needs", hint)
+    if isinstance(rollout, Rollout) and rollout.package is not None:
+        package = rollout.package
+        yield "rollout.engine", partial(require_package, package.module, "the engine needs", package.hint)
     yield from planner_of(spec).needs(spec)
 
 

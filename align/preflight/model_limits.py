@@ -7,7 +7,6 @@ Only configurations are read, no weights; torch is not imported. Hub models that
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from align.models.files.positions import positions_at, require_positions
 from align.recipe import reference_syntax
 from align.recipe.checks.stage_references import ReferenceUse, find
 from align.recipe.load import LoadedRecipe
-from align.recipe.schema import Model
-from align.rollout.limits import require_head_size
+from align.recipe.reference_syntax import registered
+from align.recipe.schema import Model, Rollout
 from align.sizing.machine import gpu_memory
 
 
@@ -53,19 +52,21 @@ def require_models(loaded: LoadedRecipe, stages: Iterable[str]) -> list[str]:
 
 
 def require_engines(loaded: LoadedRecipe, stages: Iterable[str]) -> None:
-    """Raises :class:`EnvironmentFault` when the installed vLLM does not support a model that one of the stages samples
-    from."""
-    if find_spec("vllm") is None or gpu_memory():
-        return
+    """Raises :class:`EnvironmentFault` when an engine does not support, on this machine, a model that one of the stages
+    samples from."""
     for name in stages:
         spec = loaded.recipe.stages[name]
-        engine = getattr(getattr(spec, "rollout", None), "engine", None)
-        if not type(spec).always_samples or engine not in ("auto", "vllm"):
+        rollout = getattr(spec, "rollout", None)
+        if not isinstance(rollout, Rollout) or not type(spec).always_samples:
             continue
+        engine = rollout.chosen()
+        if engine.limits is None or (engine.package is not None and not engine.package.installed):
+            continue
+        require_serves, device = registered(engine.limits), "cuda" if gpu_memory() else "cpu"
         for referred, path in _models(loaded, [name]):
             if _is_policy(referred) and _starts_here(loaded, name) and (path / "config.json").is_file():
                 try:
-                    require_head_size(read_folder(path, None).config)
+                    require_serves(read_folder(path, None).config, device)
                 except EnvironmentFault as fault:
                     told = [
                         loaded.problem(f"stages.{name}", problem.message, problem.hint) for problem in fault.problems

@@ -31,7 +31,7 @@ from align.recipe.blocks.base import (
     name_of_stage,
     unknown_name,
 )
-from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.rollout import AutoRollout, Rollout, RolloutChoice
 from align.recipe.blocks.train import DpoTrain, Lora, Train
 from align.recipe.kinds import KINDS
 from align.recipe.kinds.evaluate import EvaluateStage
@@ -51,6 +51,7 @@ __all__ = [
     "FORMATS",
     "ArtifactType",
     "AskedTask",
+    "AutoRollout",
     "Condition",
     "Data",
     "DataSource",
@@ -72,6 +73,7 @@ __all__ = [
     "RewardStage",
     "RewardTrain",
     "Rollout",
+    "RolloutChoice",
     "SelectPromptsStage",
     "SelfContrastStage",
     "SftStage",

@@ -8,9 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from align.data.chat.encoder import Encoder
+    from align.recipe.schema import Model
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,25 @@ class WeightSource:
         return iter(self.tensors())
 
 
+@dataclass(frozen=True)
+class SampledPolicy:
+    """The policy that an engine is opened for."""
+
+    model: Model
+    """Resolved. For an adapter, an engine with weights of its own is opened with the base, and gets the merged weights
+    afterwards."""
+    encoder: Encoder
+    """The policy's own; its stop ids end an answer."""
+    max_length: int
+    """Longest prompt with its answer, in tokens."""
+    cache: Path
+    """Where dequantised weights are kept."""
+    resolve: Callable[[str], Path | str]
+    """From a reference of the recipe to a place."""
+    live: nn.Module | None = None
+    """The model in training, if there is one."""
+
+
 class RolloutEngine(Protocol):
     """Samples from a policy. Opened by :func:`align.rollout.engines.open_engine`; to be closed, best by ``with``."""
 
@@ -115,6 +140,11 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Free all that the engine holds, processes included. May be called twice."""
         ...
+
+
+def device_here() -> str:
+    """Where an engine computes on this machine: "cpu" or "cuda"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def sample_seed(seed: int, *place: int) -> int:

@@ -36,6 +36,12 @@ def require_head_size(config: Mapping[str, Any]) -> None:
         raise EnvironmentFault(Problem(problem, hint="set rollout.engine: transformers, or sample on a GPU"))
 
 
+def require_vllm_serves(config: Mapping[str, Any], device: str) -> None:
+    """:func:`require_head_size` where vLLM computes on a "cpu"; on "cuda" it has attention for heads of every size."""
+    if device == "cpu":
+        require_head_size(config)
+
+
 def require_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_length: int) -> None:
     """Raises :class:`InputError` when a prompt (token ids) leaves no room for an answer in an engine that holds
     ``max_length`` tokens.

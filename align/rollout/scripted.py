@@ -11,11 +11,18 @@ from typing import Any
 from align.data.chat.encoder import Encoder
 from align.data.sources.readers import BadRow, read_rows
 from align.errors import InputError, Problem
+from align.recipe.blocks.rollout import ScriptedRollout
 from align.recipe.schema import DataSource
-from align.rollout.engine import Sample, Sampling, WeightSource, sample_seed
+from align.rollout.engine import Sample, SampledPolicy, Sampling, WeightSource, sample_seed
 from align.rollout.limits import require_room
 
 _PROBE = "probequestion"
+
+
+def opened(rollout: ScriptedRollout, policy: SampledPolicy) -> ScriptedEngine:
+    """The engine that ``rollout`` asks for."""
+    assert rollout.script is not None
+    return ScriptedEngine(Path(policy.resolve(rollout.script)), policy.encoder, max_length=policy.max_length)
 
 
 class ScriptedEngine:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
 from align.models.generate import BATCH, answer
+from align.models.load import load_policy
 from align.models.placement import WHOLE, parameters_of
-from align.rollout.engine import Sample, Sampling, WeightSource
+from align.recipe.blocks.rollout import TransformersRollout
+from align.rollout.engine import Sample, SampledPolicy, Sampling, WeightSource, device_here
 from align.rollout.limits import require_room
 from align.rollout.sync import policy_logprobs
+
+
+def opened(rollout: TransformersRollout, policy: SampledPolicy) -> TransformersEngine:
+    """An engine on the model in training, or on one that is loaded for it."""
+    model = policy.live
+    if model is None:
+        model = load_policy(policy.model, cache=policy.cache, device=torch.device(device_here()))
+    return TransformersEngine(model, policy.encoder, max_length=policy.max_length, shared=policy.live is not None)
 
 
 class TransformersEngine:

@@ -14,9 +14,6 @@ from align.sizing import needs
 from align.sizing.needs import Pass, Term, count, trained_parameters
 from align.sizing.shapes import Shape
 
-_CACHE_GB = 2.0
-"""Size of vLLM's key-value cache on a CPU if the recipe sets none; on a GPU it takes a third of the memory."""
-
 
 def memory(
     shape: Shape,
@@ -31,7 +28,7 @@ def memory(
 
     Args:
         device: "cpu" or "cuda".
-        budget: bytes of the GPU, of which vLLM's cache takes its share.
+        budget: bytes of the GPU, of which the cache of an engine takes its share.
         largest: the largest forward pass of training; a full micro-batch when None.
     """
     *used, slack = needs.memory(shape, spec.train, spec.lora, device=device, processes=processes, largest=largest)
@@ -40,9 +37,10 @@ def memory(
     slack = Term(
         "slack",
         share * sum(term.amount for term in used),
-        f"{share:.0%}, held by the allocator; vLLM takes what it takes at once",
+        f"{share:.0%}, held by the allocator; an engine takes what it takes at once",
     )
-    return [*used, *_engine(shape, spec, device, budget), slack]
+    engine = [Term(*part) for part in spec.rollout.memory(shape.parameters, device, budget)]
+    return [*used, *engine, slack]
 
 
 def _width(spec: PpoStage) -> int:
@@ -81,28 +79,6 @@ def _models_in(scorer: ScorerSpec) -> Iterator[tuple[str, str]]:
     elif isinstance(scorer, EnsembleScorer):
         for member in scorer.ensemble:
             yield from _models_in(member)
-
-
-def _engine(shape: Shape, spec: PpoStage, device: str, budget: float | None) -> list[Term]:
-    """Terms of the vLLM engine; other engines sample from the policy itself and need no memory of their own."""
-    rollout = spec.rollout
-    if rollout.engine in ("transformers", "scripted"):
-        return []
-    width = {"fp32": 4, "bf16": 2, None: 4 if device == "cpu" else 2}[rollout.dtype]
-    given = rollout.cache_gb
-    if given:
-        cache = given * 1e9
-        how = "rollout.cache_gb"
-    elif device == "cuda":
-        cache = (budget or 0) / 3
-        how = "a third of the GPU"
-    else:
-        cache = _CACHE_GB * 1e9
-        how = "default of rollout.cache_gb"
-    return [
-        Term("rollout engine", shape.parameters * width, "vLLM's own copy of the policy"),
-        Term("rollout cache", cache, how),
-    ]
 
 
 def disk(shape: Shape, spec: PpoStage, *, tokens: int | None, dequantises: bool) -> list[Term]:

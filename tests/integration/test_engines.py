@@ -24,7 +24,7 @@ from align.errors import EnvironmentFault, InputError, TrainingFault
 from align.models.adapters import add_lora
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
-from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.rollout import AutoRollout
 from align.recipe.schema import Lora, Model
 from align.rollout import sync
 from align.rollout.engine import RolloutEngine, Sampling
@@ -257,7 +257,7 @@ def test_a_model_that_vllm_does_not_know_is_served_in_a_process_of_its_own(tmp_p
     )
     model, encoder = load_policy(glm), load_encoder(glm)
     with open_engine(
-        Rollout(cache_gb=0.1), glm, encoder, max_length=128, cache=tmp_path, resolve=Path, live=model
+        AutoRollout(cache_gb=0.1), glm, encoder, max_length=128, cache=tmp_path, resolve=Path, live=model
     ) as engine:
         assert isinstance(engine, ProcessEngine)
         assert sync.prove(engine, model, version=0, canaries=PROMPTS).max_difference < 1e-4
@@ -275,7 +275,7 @@ def test_an_adapters_folder_is_sampled_with_its_adapter(tmp_path: Path, base: Mo
     encoder = load_encoder(base)
     save_policy(policy, encoder, tmp_path / "adapter", base=base)
     saved = Model(path=str(tmp_path / "adapter"))
-    with open_engine(Rollout(cache_gb=0.1), saved, encoder, max_length=128, cache=tmp_path, resolve=Path) as engine:
+    with open_engine(AutoRollout(cache_gb=0.1), saved, encoder, max_length=128, cache=tmp_path, resolve=Path) as engine:
         assert sync.prove(engine, policy, version=0, canaries=PROMPTS).max_difference < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The stage of docs/extending.md and the recipe of the README, taken from there and used from a user's folder."""
+"""The stages and the engine of docs/extending.md and the recipe of the README, taken from there and used from a user's folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from align.commands.evaluate import quick_recipe
 from align.data.answer_file import read_answers
 from align.errors import InputError
+from align.models.load import load_encoder
 from align.pipeline.runner import run_recipe
 from align.pipeline.selection import Selection
 from align.planning.plan import make_plan
@@ -189,6 +190,27 @@ def test_align_eval_takes_a_task_of_ones_own(asked: Path) -> None:
     told: dict[str, Any] = {"limit": None, "seed": 1, "max_new_tokens": None, "options": {}}
     made = quick_recipe(["./one"], tasks=["my_tasks:Contains"], data=["words.jsonl"], **told)
     assert made["stages"]["eval"]["tasks"] == [{"task": "my_tasks:Contains", "data": {"path": "words.jsonl"}}]
+
+
+def test_an_engine_of_ones_own_samples_for_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("my_engine.py", "echo.yaml"):
+        (tmp_path / name).write_text(example(name))
+    encoder = load_encoder(save_tiny(tmp_path / "model"))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "Say tea."}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = run_recipe(load_recipe("echo.yaml"), console=Console(file=io.StringIO()))
+    rows = [json.loads(line) for line in (run.folder / "stages/echo/answers.jsonl").read_text().splitlines()]
+    prompt = encoder.encode_prompt([{"role": "user", "content": "Say tea."}])
+    assert {(row["text"], row["finished"]) for row in rows} == {(encoder.decode(prompt[:4]).strip(), True)}
+
+    assert run_recipe(load_recipe("echo.yaml"), console=Console(file=io.StringIO())).up_to_date == ("echo",)
+    module = tmp_path / "my_engine.py"
+    module.write_text(module.read_text().replace("[:length]", "[1 : length + 1]"))
+    changed = run_recipe(
+        load_recipe("echo.yaml"), console=Console(file=io.StringIO()), selection=Selection(replace=True)
+    )
+    assert changed.ran == ("echo",), "it counts by its source"
 
 
 def test_its_schema_is_closed_like_a_built_in_one(folder: Path) -> None:

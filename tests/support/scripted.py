@@ -53,5 +53,5 @@ def open_scripted(
     """An engine of the script in the model's folder if there is one, else of the recipe's, else of the one in the
     current folder."""
     own = Path(model.path) / SCRIPT
-    script = own if own.is_file() else Path(resolve(rollout.script or SCRIPT))
+    script = own if own.is_file() else Path(resolve(getattr(rollout, "script", None) or SCRIPT))
     yield Dying(script, encoder, max_length=max_length)

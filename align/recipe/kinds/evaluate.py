@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from align.recipe.blocks.base import ArtifactType, Data, DataSource, PolicyRef, RecordType, RowLimits, Stage
-from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.rollout import AutoRollout, RolloutChoice
 from align.recipe.blocks.scoring import Scoring
 from align.recipe.kinds import KINDS
 from align.recipe.kinds.judge import Judge
@@ -96,7 +96,7 @@ class EvaluateStage(Stage):
     """Only for the probe `identity`: names that the policy may give itself or its maker."""
     lm_eval_tasks: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
     """Tasks of lm-evaluation-harness to run on each policy. The harness has to be installed (extra `eval`)."""
-    rollout: Rollout = Rollout()
+    rollout: RolloutChoice = AutoRollout()
     """The engine that samples."""
 
     @model_validator(mode="after")

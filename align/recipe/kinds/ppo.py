@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, Reference, RowLimits, Stage, Strict
 from align.recipe.blocks.estimators import ESTIMATORS, Estimator
-from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.rollout import AutoRollout, RolloutChoice
 from align.recipe.blocks.scoring import ModelScorer, Scoring
 from align.recipe.blocks.train import EVALUATES, NEUTRAL, Lora, Train, neutral_of
 from align.recipe.kinds import KINDS
@@ -116,7 +116,6 @@ class PpoStage(Stage):
     }
     neutral: ClassVar[tuple[str, ...]] = (
         *("health", "on_unhealthy"),  # they decide whether a run continues, not what it computes
-        *("rollout.cache_gb", "rollout.own_process"),  # memory of the engine
         *NEUTRAL,
     )
     key_needs: ClassVar[tuple[Needs, ...]] = (
@@ -148,8 +147,8 @@ class PpoStage(Stage):
         ),
         Needs(
             "importance_cap",
-            lambda stage: stage.rollout.engine != "transformers",
-            "with rollout.engine: transformers, whose log-probs are the trainer's",
+            lambda stage: not stage.rollout.exact,
+            "with rollout.engine: {rollout.engine}, whose log-probs are the trainer's",
         ),
         Needs(
             "sft_weight sft_batch_size health.sft_loss",
@@ -259,7 +258,7 @@ class PpoStage(Stage):
     on_unhealthy: Literal["warn", "stop"] = "warn"
     """`warn` prints a warning when a limit of `health` is exceeded. `stop` ends the run; the last checkpoint is then
     from before that."""
-    rollout: Rollout = Rollout()
+    rollout: RolloutChoice = AutoRollout()
     """The engine that samples."""
     lora: Lora | None = None
     """Adapters instead of full training; `{}` for the defaults. Policy, reference and value model then share one
@@ -271,7 +270,7 @@ class PpoStage(Stage):
 
     def neutral_keys(self) -> tuple[str, ...]:
         """See :meth:`Stage.neutral_keys`."""
-        return (*self.neutral, *neutral_of(self.train))
+        return (*self.neutral, *neutral_of(self.train), *(f"rollout.{key}" for key in self.rollout.neutral))
 
     def row_limits(self, key: str) -> RowLimits:
         """See :meth:`Stage.row_limits`."""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, Stage
-from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.rollout import AutoRollout, RolloutChoice
 from align.recipe.blocks.scoring import Scoring, pattern
 from align.recipe.kinds import KINDS
 
@@ -51,7 +51,7 @@ class SamplingStage(Stage):
     """Longest prompt with its answer, in tokens. Prompts that do not leave room for `max_new_tokens` are dropped."""
     unfinished: Literal["keep", "drop"] = "keep"
     """Whether answers that were cut at `max_new_tokens` count."""
-    rollout: Rollout = Rollout()
+    rollout: RolloutChoice = AutoRollout()
     """The engine that samples."""
 
     def row_limits(self, key: str) -> RowLimits:

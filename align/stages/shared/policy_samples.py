@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from align.data.records import Message, Messages
 from align.data.trees.prompts import EncodedPrompt
 from align.errors import InputError
 from align.models.files.identity import model_digest
+from align.recipe.checks.stage_references import find
 from align.recipe.schema import Model, Rollout
 from align.rollout.engine import Sampling
 from align.rollout.engines import open_engine
@@ -89,11 +89,10 @@ def sample_policy(
         "policy": model_digest(policy.path, policy.revision),
         "encoder": encoder.digest,
         "max_length": max_length,
-        **engine_key(rollout),
+        **rollout.identity(),
+        **{referred.key: files.digest_path(Path(ctx.resolve(referred.text))) for referred in find(rollout)},
     }
     ids = [prompt.ids for prompt in prompts]
-    if rollout.script is not None:
-        key["script"] = files.digest_path(Path(ctx.resolve(rollout.script)))
     everything = files.digest_json({**key, "sampling": asdict(sampling), "prompts": prompts_digest(ids)})
     samples = sample_shards(
         open_engine(rollout, policy, encoder, max_length=max_length, cache=ctx.cache, resolve=ctx.resolve),
@@ -139,10 +138,3 @@ def answer_row(
         left_out=left_out,
         version=version,
     )
-
-
-def engine_key(rollout: Rollout) -> dict[str, Any]:
-    """What samples depend on besides weights, prompts and sampling. It contains the engine that is used, since ``auto``
-    chooses another one when vllm is installed or removed."""
-    key: dict[str, Any] = {"rollout": rollout.model_dump(mode="json")}
-    return {**key, "vllm": find_spec("vllm") is not None} if rollout.engine == "auto" else key

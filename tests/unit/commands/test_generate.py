@@ -14,7 +14,7 @@ from rich.console import Console
 from align.commands import generate as command
 from align.commands.generate import generate
 from align.errors import InputError
-from align.recipe.schema import Rollout
+from align.recipe.schema import AutoRollout
 from align.rollout import samples as sharding
 from align.rollout.engine import Sampling
 from tests.support.saved import save_tiny
@@ -54,7 +54,7 @@ def run(
         "show": shown.append,
         **changes,
     }
-    generate(model, Path("prompts.jsonl"), sampling, Rollout(), out=Path(out) if out else None, **arguments)
+    generate(model, Path("prompts.jsonl"), sampling, AutoRollout(), out=Path(out) if out else None, **arguments)
     return shown, text.getvalue()
 
 

@@ -24,7 +24,7 @@ from align.models.files.adapter_features import HARMLESS, MERGEABLE, REFUSED, SU
 from align.models.files.folder import read_folder
 from align.models.load import load_encoder, load_policy
 from align.models.merging import merged_copy, merged_weight, require_same
-from align.recipe.blocks.rollout import Rollout
+from align.recipe.blocks.rollout import VllmRollout
 from align.recipe.schema import Lora, Model
 from align.rollout import engines as opening
 from align.rollout import sync
@@ -340,10 +340,11 @@ def test_an_engine_with_an_adapter_is_proved_before_it_samples(
     adapter, _ = other_tool(tmp_path, {"lora_alpha": 64})
     base = Model(path=str(tmp_path / "base"))
     encoder = load_encoder(base)
-    monkeypatch.setattr(opening, "_kind", lambda rollout: "vllm")
-    monkeypatch.setattr(opening, "precision", lambda rollout: "fp32")
-    monkeypatch.setattr(opening, "_vllm", lambda *a, **k: kind(load_policy(base), encoder, max_length=64, shared=False))
-    opened = opening.open_engine(Rollout(), adapter, encoder, max_length=64, cache=tmp_path, resolve=Path)
+    monkeypatch.setattr("align.recipe.blocks.rollout.find_spec", lambda name: object())
+    engine_of = lambda *arguments: kind(load_policy(base), encoder, max_length=64, shared=False)  # noqa: E731
+    monkeypatch.setattr(opening, "registered", lambda place: engine_of)
+    rollout = VllmRollout(engine="vllm", dtype="fp32")
+    opened = opening.open_engine(rollout, adapter, encoder, max_length=64, cache=tmp_path, resolve=Path)
     if not works:
         with pytest.raises(TrainingFault, match="does not sample from the trained weights"), opened:
             pass

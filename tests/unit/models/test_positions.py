@@ -223,7 +223,7 @@ def test_the_head_sizes_are_vllms_own() -> None:
 def test_an_engine_that_cannot_serve_a_model_is_refused_before_the_first_stage(
     here: Path, engine: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.preflight.model_limits.find_spec", lambda name: object())
+    monkeypatch.setattr("align.recipe.blocks.rollout.find_spec", lambda name: object())
     monkeypatch.setattr("align.preflight.model_limits.gpu_memory", list)
     save_tiny(here / "model")
     loaded = recipe(
