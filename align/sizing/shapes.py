@@ -7,8 +7,10 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from align.model_families import LayerShape, Setting, family_of
 
 
 @dataclass(frozen=True)
@@ -83,32 +85,12 @@ KNOWN: dict[str, Shape] = {
 }
 """Shapes of models in shipped recipes, so that these can be planned without a network."""
 
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": True},
-    "glm": {"fused_mlp": True},
-    "glm4": {"fused_mlp": True, "norms": 4},
-}
-"""Model types of transformers for which this counting is right, and how they differ."""
-
 
 def from_config(config: Mapping[str, Any]) -> Shape | None:
-    """The shape that a ``config.json`` describes; None for an architecture that this module does not know."""
-    family = str(config.get("model_type"))
-    if family not in _FAMILIES:
+    """The shape that a ``config.json`` describes; None for a family whose layers are not counted."""
+    layer = family_of(config.get("model_type")).layer
+    if layer is None:
         return None
-    bias = bool(config.get("attention_bias", family == "glm"))
-    varying: dict[str, Any] = {}
-    if family in ("llama", "qwen3"):
-        varying = {
-            "qkv_bias": bias,
-            "out_bias": bias,
-            "mlp_bias": bool(config.get("mlp_bias", False)) and family == "llama",
-        }
-    elif family in ("glm", "glm4"):
-        varying = {"qkv_bias": bias}
     heads = int(config["num_attention_heads"])
     return Shape(
         layers=int(config["num_hidden_layers"]),
@@ -119,19 +101,20 @@ def from_config(config: Mapping[str, Any]) -> Shape | None:
         intermediate=int(config["intermediate_size"]),
         vocab=int(config["vocab_size"]),
         tied=bool(config.get("tie_word_embeddings", False)),
-        **_FAMILIES[family] | varying,
+        **_of_layer(layer, config),
     )
 
 
 def from_gguf(metadata: Mapping[str, Any], tied: bool) -> Shape | None:
-    """The shape in the metadata of a GGUF file; None for an architecture that this module does not know.
+    """The shape in the metadata of a GGUF file; None for a family whose layers are not counted.
 
     Args:
         metadata: the key-value pairs of the file; the value of an array is its length.
         tied: whether the file has no LM head of its own.
     """
     family = str(metadata.get("general.architecture"))
-    if family not in ("llama", "qwen2", "qwen3"):
+    layer = family_of(family).layer
+    if layer is None or not family_of(family).gguf:
         return None
     heads = int(metadata[f"{family}.attention.head_count"])
     hidden = int(metadata[f"{family}.embedding_length"])
@@ -144,5 +127,11 @@ def from_gguf(metadata: Mapping[str, Any], tied: bool) -> Shape | None:
         intermediate=int(metadata[f"{family}.feed_forward_length"]),
         vocab=int(metadata.get(f"{family}.vocab_size", metadata.get("tokenizer.ggml.tokens", 0))),
         tied=tied,
-        **_FAMILIES[family],
+        **_of_layer(layer, {}),
     )
+
+
+def _of_layer(layer: LayerShape, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a shape that say how its layers differ from Llama's."""
+    values = {field.name: getattr(layer, field.name) for field in fields(layer)}
+    return {name: value.of(config) if isinstance(value, Setting) else value for name, value in values.items()}

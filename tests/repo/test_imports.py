@@ -39,6 +39,7 @@ def heavy_after(code: str) -> set[str]:
         "recipe.manuals.recipe_keys",
         "sizing.needs",
         "sizing.shapes",
+        "model_families",
         "cli",
         "doctor",
         "files",

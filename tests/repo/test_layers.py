@@ -13,7 +13,7 @@ LAYERS = (
     {"secrets"},
     {"errors"},
     {"files", "signals", "terminal", "collective", "slurm"},
-    {"functional", "sealed"},
+    {"functional", "sealed", "model_families"},
     {"recipe.reference_syntax", "recipe.language"},
     {"recipe.rows"},
     {"recipe.blocks"},

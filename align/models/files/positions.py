@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import InputError, Problem
+from align.model_families import family_of
 from align.models.files.folder import ADAPTER_CONFIG, read_folder
 from align.models.files.identity import is_gguf
 
-LEARNED = frozenset({"biogpt", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt"})
-"""Model types whose forward pass fails after their last position, where a table of embeddings, rotations or biases
-ends."""
 _KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
-_WITHOUT = frozenset({"bloom"})
-"""Model types without a maximum length."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,8 @@ class Positions:
 
 def positions(config: Mapping[str, Any]) -> Positions | None:
     """Maximum length from a model's ``config.json``; None when that does not say."""
-    kind, text = config.get("model_type"), config.get("text_config") or config
-    if kind in _WITHOUT or (kind == "falcon" and config.get("alibi")):
+    family, text = family_of(config.get("model_type")), config.get("text_config") or config
+    if family.no_positions.of(config):
         return None
     limit = next((text[key] for key in _KEYS if isinstance(text.get(key), int)), None)
     if limit is None or limit <= 0:
@@ -45,7 +41,7 @@ def positions(config: Mapping[str, Any]) -> Positions | None:
     original = scaling.get("original_max_position_embeddings") if isinstance(scaling, Mapping) else None
     if isinstance(original, int) and isinstance(scaling.get("factor"), (int, float)):
         limit = max(limit, int(original * scaling["factor"]))
-    return Positions(limit, kind in LEARNED)
+    return Positions(limit, family.table_of_positions)
 
 
 def positions_at(path: Path) -> Positions | None:
@@ -57,7 +53,7 @@ def positions_at(path: Path) -> Positions | None:
         metadata = header(path)
         kind = metadata.get("general.architecture")
         limit = metadata.get(f"{kind}.context_length")
-        return Positions(limit, kind in LEARNED) if isinstance(limit, int) else None
+        return Positions(limit, family_of(kind).table_of_positions) if isinstance(limit, int) else None
     if (path / ADAPTER_CONFIG).is_file():
         folder = read_folder(path, None)
         noted = (folder.notes.get("base") or {}).get("path") or (folder.adapter or {}).get("base_model_name_or_path")

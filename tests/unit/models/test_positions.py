@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from transformers import models as hf
 
 from align.errors import EnvironmentFault, InputError
+from align.model_families import FAMILIES, family_of
 from align.models.adapters import add_lora
 from align.models.files.bases import known_models
-from align.models.files.positions import LEARNED, Positions, positions, positions_at, require_positions
+from align.models.files.positions import Positions, positions, positions_at, require_positions
 from align.models.load import load_encoder, load_policy
 from align.models.save import save_policy
 from align.pipeline.runner import run_recipe
@@ -58,13 +59,18 @@ def test_which_models_fail_behind_their_last_position(kind: str) -> None:
     """The table against transformers: a table of positions ends, rotations and slopes go on."""
     model: Any = AutoModelForCausalLM.from_config(KINDS[kind]).eval()
     found = positions(KINDS[kind].to_dict())
-    assert found == (None if kind == "bloom" else Positions(24, kind in LEARNED))
+    ends = family_of(kind).table_of_positions
+    assert found == (None if kind == "bloom" else Positions(24, ends))
     model(torch.arange(3, 27)[None], use_cache=False)
-    if kind in LEARNED:
+    if ends:
         with pytest.raises((IndexError, RuntimeError)):
             model(torch.arange(3, 35)[None], use_cache=False)
     else:
         model(torch.arange(3, 35)[None], use_cache=False)
+
+
+def test_every_family_whose_positions_end_is_tried() -> None:
+    assert {kind for kind, family in FAMILIES.items() if family.table_of_positions} <= KINDS.keys()
 
 
 @pytest.mark.parametrize(

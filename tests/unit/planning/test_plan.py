@@ -16,6 +16,7 @@ from transformers import models as hf
 from align.batching.loader import plan_steps
 from align.errors import InputError
 from align.functional import logprobs
+from align.model_families import FAMILIES
 from align.models.adapters import add_lora
 from align.pipeline.runner import run_recipe
 from align.planning import plan as planning
@@ -81,6 +82,25 @@ def test_adapters_have_the_parameters_that_peft_makes(config: Any, targets: Any)
 def test_known_models(name: str, parameters: int) -> None:
     """As the hub counts them."""
     assert shapes.KNOWN[name].parameters == parameters
+
+
+def test_every_family_that_is_counted_is_counted_above() -> None:
+    counted = {kind for kind, family in FAMILIES.items() if family.layer is not None}
+    assert counted == {config.model_type for config in CONFIGS}
+    assert all(family.layer is not None for family in FAMILIES.values() if family.gguf)
+
+
+def test_a_property_is_as_the_configuration_says_and_else_as_transformers_has_it() -> None:
+    configs = {"llama": hf.LlamaConfig, "qwen3": hf.Qwen3Config, "glm": hf.GlmConfig, "glm4": hf.Glm4Config}
+    for kind, cls in configs.items():
+        layer = FAMILIES[kind].layer
+        assert layer is not None
+        for setting in (layer.qkv_bias, layer.out_bias, layer.mlp_bias):
+            if setting.key is not None:
+                assert setting.of({}) == getattr(cls(), setting.key)
+                assert [setting.of({setting.key: value}) for value in (True, False)] == [True, False]
+            else:
+                assert setting.of({"attention_bias": not setting.default}) == setting.default
 
 
 def test_unknown_architectures_are_not_guessed() -> None:
