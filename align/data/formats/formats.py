@@ -34,7 +34,7 @@ from align.data.formats.unread import complain_of_unread, unread_grades, unread_
 from align.data.formats.wanted import Want as Want
 from align.data.formats.wanted import is_labelled, kinds_of
 from align.data.formats.wanted import narrow as narrow
-from align.data.mapping.better import keeps_good, spelled
+from align.data.mapping.better import good_values, keeps_good, spelled
 from align.data.mapping.coded import CODED, Coded
 from align.data.mapping.grouped import by_key, by_parent
 from align.data.mapping.labelled import REMARK, key_of_prompt, paired
@@ -94,6 +94,7 @@ class Converter:
         label = (better.label if better is not None else None) or "label"
         self._chosen_by = {name for where in source.where for name in place(where).columns}
         self._good = label in source.where and keeps_good(source.where[label], better)
+        self._keep = yaml_line({label: good_values(better)})
         self.notes: dict[str, int] = {}
         """What a report should mention about the rows -> how often it occurred."""
         self.remarks: list[str] = []
@@ -303,7 +304,7 @@ class Converter:
         form = core.convert(row.value)
         fields = kept(row.value, core.columns | {id_column} | own_votes(form))
         record = record_of(form, row.origin, id=id, fields=fields, column=core.messages, note=self._note)
-        return (narrow(record, self._want, good=self._good),)
+        return (narrow(record, self._want, good=self._good, keep=self._keep),)
 
     def _watch(self, row: Mapping[str, Any], found: Found) -> None:
         """Raises RowError for a column that carries meaning, is not read, and did not occur in the rows by which the
@@ -375,7 +376,7 @@ class Converter:
                 and holds_answer(record.prompt[-1]["content"], fields.get("answer"))
             ):
                 self._note(PASTED)
-            records.append(narrow(record, self._want, good=self._good))
+            records.append(narrow(record, self._want, good=self._good, keep=self._keep))
         return tuple(records)
 
     def _note(self, what: str) -> None:

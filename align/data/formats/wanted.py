@@ -16,7 +16,7 @@ _LABELLED = (
     "is one answer with a label, and the first rows are none: where such answers are compared within a prompt, a source"
     " gives nothing else; give them by a function of their own, as a second source"
 )
-_UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {label: true}` keeps the good ones"
+_UNSORTED = "has a label, and answers labelled false must not be trained on; `where: {keep}` keeps the good ones"
 _NO_GRADES = "has no grades; `format: {prompt: ..., completion: ..., grades: {NAME: PLACE}}` says where they stand"
 _GRADED = (
     "is one answer with grades: a `reward` stage with `grades` learns from it; to compare answers, use `group` and"
@@ -28,8 +28,9 @@ _WANTED = {
 }
 
 
-def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
-    """The record as one of type ``want``; ``good`` says that the source keeps only answers labelled true.
+def narrow(record: Record, want: Want, *, good: bool = False, keep: str = "{label: true}") -> Record:
+    """The record as one of type ``want``; ``good`` says that the source keeps only answers labelled true, and ``keep``
+    is the condition, as a recipe writes it, that would keep them.
 
     Raises :class:`RowError` when it cannot be one.
     """
@@ -48,7 +49,7 @@ def narrow(record: Record, want: Want, *, good: bool = False) -> Record:
             raise RowError(_LABELLED, "label")
         if want == "conversation":
             if not (good and record.label):
-                raise RowError(_UNSORTED, "label")
+                raise RowError(_UNSORTED.format(keep=keep), "label")
             before: Any = [{**m, "train": False} if m["role"] == "assistant" else m for m in record.prompt]
             return Conversation((*before, *record.completion), record.id, record.origin, record.tools, record.fields)
     elif isinstance(record, Preference):

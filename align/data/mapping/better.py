@@ -120,6 +120,12 @@ def label_of(value: Any, better: Better, field: str) -> bool | None:
     raise RowError(f"{shown} is neither good ({good}) nor bad ({bad})", field)
 
 
+def good_values(better: Better | None) -> Any:
+    """The value, or the list of values, of a label that means a good answer."""
+    words = [] if better is None else list(better.good)
+    return words[0] if len(words) == 1 else words or True
+
+
 def keeps_good(wanted: Any, better: Better | None) -> bool:
     """Does a condition on the place of a label keep only good answers?"""
     values = wanted if isinstance(wanted, (list, tuple)) else [wanted]

@@ -127,6 +127,26 @@ def test_a_condition_that_would_keep_bad_ones_is_refused_whatever_the_first_rows
         assert len(list(read(tmp_path, [row("up", 1)], "conversation", format=good, where=where))) == 1
 
 
+@pytest.mark.parametrize(
+    ("better", "thumb", "where"),
+    [
+        (THUMB, "up", "{thumb: up}"),
+        ({**THUMB, "good": ["up", "great"]}, "up", "{thumb: [up, great]}"),
+        ({"label": "thumb"}, True, "{thumb: true}"),
+    ],
+)
+def test_the_condition_in_the_error_is_the_one_that_keeps_the_good_ones(
+    better: dict[str, Any], thumb: Any, where: str, tmp_path: Path
+) -> None:
+    format = {**THUMBS, "better": better}
+    with pytest.raises(InputError, match="answers labelled false must not be trained on; `where: ") as refused:
+        list(read(tmp_path, [row(thumb)], "conversation", format=format))
+    assert f"`where: {where}` keeps the good ones" in str(refused.value)
+    condition = parse_value(where, SourcePlace("where"), [])
+    assert condition is not None
+    assert len(list(read(tmp_path, [row(thumb)], "conversation", format=format, where=condition.plain()))) == 1
+
+
 def test_prompts_need_no_label(tmp_path: Path) -> None:
     rows = [row("", 1, "a?"), row("sideways", 2, "b?")]
     found = list(read(tmp_path, rows, "prompt", format=THUMBS))
