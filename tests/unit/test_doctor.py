@@ -168,3 +168,57 @@ def test_the_installed_environment_passes_and_torch_is_not_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "transformers 5." in done.stdout
+
+
+H100 = "NVIDIA H100 80GB HBM3, 580.65.06, 81559, 81000, 9.0\n"
+
+
+def gpu_lines(told: str, cuda: str = "13.0", code: int = 0) -> list[str]:
+    return [" ".join(str(line).split()) for line in doctor.check_gpus(code, told, cuda)]
+
+
+def test_gpus_with_driver_and_bf16() -> None:
+    """Those that are alike on one line, with what is free on each."""
+    assert gpu_lines(H100 * 2) == [
+        "ok gpu 2 x NVIDIA H100 80GB HBM3, 86 GB each, free: 85, 85 GB",
+        "ok driver 580.65.06",
+        "ok bf16 the GPUs compute it",
+    ]
+    mixed = gpu_lines(H100 + "Tesla T4, 580.65.06, 15360, [N/A], 7.5\n")
+    assert mixed[1] == "ok gpu 1 x Tesla T4, 16 GB each, free: unknown GB"
+    assert mixed[-1].startswith("note bf16 Tesla T4 has no units for it")
+
+
+def test_a_driver_that_is_too_old() -> None:
+    old = H100.replace("580.65.06", "550.54.15")
+    assert "problem driver 550.54.15, and CUDA 13.0 needs 580 or newer: update the driver" in gpu_lines(old)
+    assert "ok driver 550.54.15" in gpu_lines(old, cuda="12.8")
+
+
+@pytest.mark.parametrize(
+    "told", ["", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"]
+)
+def test_a_driver_that_does_not_run(told: str) -> None:
+    (line,) = gpu_lines(told, code=9 if told else 0)
+    assert line.startswith("problem gpu nvidia-smi fails (") and (told.strip()[:40] or "lists no GPU") in line
+
+
+def test_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name: its output, or its error; without one, that it is not there."""
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    program.write_text('#!/bin/sh\ncase "$1" in --query-gpu=name,*,compute_cap) echo "a, b, 1, 2, 9.0";; esac\n')
+    program.chmod(0o755)
+    assert doctor.ask_nvidia_smi() == (0, "a, b, 1, 2, 9.0\n")
+    program.write_text("#!/bin/sh\necho broken >&2\nexit 9\n")
+    assert doctor.ask_nvidia_smi() == (9, "broken\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert doctor.ask_nvidia_smi()[0] == 1
+
+
+def test_nccl_and_shared_memory() -> None:
+    assert str(doctor.check_nccl({"nvidia-nccl-cu13": "2.29.7"})).split() == ["ok", "nccl", "2.29.7"]
+    assert doctor.check_nccl({}).level == "note"
+    assert doctor.check_shared_memory(24.0).level == "ok"
+    small = doctor.check_shared_memory(0.064)
+    assert small.level == "note" and "0.06 GB free" in small.text and "--shm-size" in small.text
