@@ -1,6 +1,6 @@
-"""What a rollout engine is: prompts as token ids in, samples as token ids out, and the weights it samples from.
+"""The interface of rollout engines: they get prompts as token ids and weights, and return samples as token ids.
 
-Text is never tokenised here and samples are never tokenised again: what is trained on is what was sampled.
+Engines do not tokenise text, and samples are not tokenised again: training uses exactly the sampled ids.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Sampling:
     temperature: float = 1.0
     """Logits are divided by it; 0 always takes the likeliest token."""
     top_p: float = 1.0
-    """Sample from the smallest set of tokens that holds this much probability."""
+    """Sample from the smallest set of tokens whose probabilities sum to this."""
     top_k: int = 0
     """Sample from the likeliest k tokens; 0 for all."""
     seed: int = 0
@@ -38,14 +38,14 @@ class Sampling:
 
     @property
     def unbiased(self) -> bool:
-        """Are completions drawn from the policy's own distribution at this temperature? Only then are importance ratios
-        right."""
+        """Are completions drawn from the policy's distribution at this temperature? Importance ratios are only right
+        then."""
         return self.temperature > 0 and self.top_p == 1.0 and self.top_k == 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What an engine gives for a prompt: one completion, as token ids.
+    """One completion of a prompt by an engine, as token ids.
 
     Stages make an :class:`align.scoring.scorer.Answer` of it, which has the text too.
     """
@@ -53,11 +53,12 @@ class Sample:
     ids: tuple[int, ...]
     """Token ids; the last one is a stop id when ``finish_reason`` is ``stop``."""
     logprobs: tuple[float, ...] | None
-    """Log-prob of each id under the policy at the sampling temperature, in nats; None where the engine knows none."""
+    """Log-prob of each id under the policy at the sampling temperature, in nats; None if the engine does not give
+    them."""
     finish_reason: Literal["stop", "length"]
     """``stop``: ended by itself. ``length``: cut at ``max_new_tokens``."""
     version: int
-    """Which weights it was sampled from: the ``version`` of the last :class:`WeightSource`, 0 before the first."""
+    """The weights it was sampled from: ``version`` of the last :class:`WeightSource`, 0 before the first."""
 
     @property
     def finished(self) -> bool:
@@ -85,12 +86,12 @@ class Together(Protocol):
 @dataclass(frozen=True)
 class WeightSource:
     """The weights of a policy for engines to sample from: all tensors by their names in transformers, adapters merged
-    in. Every iteration over it starts anew, so that several engines can take them, or one can look again."""
+    in. It can be iterated over several times, so that several engines can load it, or one engine can check it."""
 
     version: int
-    """Names these weights; echoed by every completion that is sampled from them."""
+    """Number of these weights; it is in every sample drawn from them."""
     tensors: Callable[[], Iterable[tuple[str, Tensor]]]
-    """Begins an iteration; one tensor at a time, so that no second copy of a model is held."""
+    """Starts an iteration that yields one tensor at a time, so that no second copy of the model is in memory."""
     taken_by: Together | None = None
     """All processes of the run, where each of them gives these weights to an engine of its own now; None where this
     process does it alone. Then engines in processes of their own read one copy on each machine."""
@@ -119,11 +120,11 @@ class SampledPolicy:
 
 
 class RolloutEngine(Protocol):
-    """Samples from a policy. Opened by :func:`align.rollout.engines.open_engine`; to be closed, best by ``with``."""
+    """Samples from a policy. Opened by :func:`align.rollout.engines.open_engine`; must be closed, best by ``with``."""
 
     together: int
-    """Samples that it draws at the same time from one stream of random numbers. Whoever has more to sample asks in
-    pieces of about this size (:mod:`align.rollout.dispatch`)."""
+    """Number of samples that it draws at the same time from one stream of random numbers. Callers with more samples
+    split them into pieces of about this size (:mod:`align.rollout.dispatch`)."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
         """``sampling.n`` completions of every prompt: ``[prompt][sample]``, the samples of a prompt drawn
@@ -138,7 +139,7 @@ class RolloutEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free all that the engine holds, processes included. May be called twice."""
+        """Free the engine's memory and end its processes. May be called twice."""
         ...
 
 
@@ -148,6 +149,6 @@ def device_here() -> str:
 
 
 def sample_seed(seed: int, *place: int) -> int:
-    """A seed of its own for each place (prompt, sample, ...), below 2**48; the same on every machine."""
+    """The seed for a place (prompt, sample, ...), below 2**48; the same on every machine."""
     text = "/".join(map(str, (seed, *place)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

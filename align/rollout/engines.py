@@ -1,4 +1,4 @@
-"""From a recipe's ``rollout`` block to an engine that samples from a policy."""
+"""Opening the engine that a recipe's ``rollout`` block describes."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def open_engine(
     resolve: Callable[[str], Path | str],
     live: nn.Module | None = None,
 ) -> Iterator[RolloutEngine]:
-    """An engine that samples from ``model``, closed on the way out, whatever happens.
+    """An engine that samples from ``model``; it is closed at the end of the block.
 
     Args:
         rollout: the recipe's block.
         model: the policy, already resolved. An adapter's folder is sampled with the adapter.
-        encoder: the policy's own; its stop ids end an answer.
+        encoder: the policy's encoder, whose stop ids end an answer.
         max_length: longest prompt with its answer, in tokens.
         cache: where dequantised weights are kept.
-        resolve: from a reference of the recipe to a place.
+        resolve: gives the path, or hub id, of a reference in the recipe.
         live: the model in training, if there is one; its weights are the ones that are sampled from (an engine either
             shares it, or gets them by :func:`align.rollout.sync.push`).
 

@@ -1,4 +1,4 @@
-"""What an engine cannot serve, known before it is asked. Imports neither torch nor vLLM."""
+"""Checking before sampling what an engine does not support. Imports neither torch nor vLLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def head_size(config: Mapping[str, Any]) -> int | None:
-    """Values in a head of a model's attention, from its ``config.json``; None where it does not say."""
+    """Head size of a model's attention, from its ``config.json``; None when that does not say."""
     text = config.get("text_config") or config
     if isinstance(text.get("head_dim"), int):
         return int(text["head_dim"])
@@ -43,10 +43,9 @@ def require_vllm_serves(config: Mapping[str, Any], device: str) -> None:
 
 
 def require_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_length: int) -> None:
-    """Raises :class:`InputError` when a prompt (token ids) leaves no room for an answer in an engine that holds
-    ``max_length`` tokens.
+    """Raises :class:`InputError` when a prompt (token ids) and ``max_new_tokens`` together exceed ``max_length``.
 
-    Asked before anything is sampled, so that one long prompt does not cost the answers to the others.
+    Called before anything is sampled, so that the answers to other prompts are not lost to a long one.
     """
     long = [
         (number, len(prompt)) for number, prompt in enumerate(prompts, 1) if len(prompt) + max_new_tokens > max_length

@@ -1,5 +1,4 @@
-"""Canned completions behind the interface of a real engine: for tests, for documentation, and for trying a recipe out
-without a model."""
+"""An engine whose completions come from a file, for tests, documentation, and trying a recipe without a model."""
 
 from __future__ import annotations
 
@@ -30,19 +29,19 @@ class ScriptedEngine:
     ``prompt`` too is used only for prompts whose last user message is that text, and such prompts get no other rows.
     All other prompts share the rows without a ``prompt``.
 
-    Which row a sample is follows from the sampling's seed and the numbers of prompt and sample alone. Temperature and
-    top-p have no effect, and there are no log-probs.
+    The row of a sample depends only on the sampling's seed and the numbers of prompt and sample. Temperature and top-p
+    have no effect, and there are no log-probs.
 
     Args:
-        encoder: of the policy that the script stands for; turns text into ids, and its first stop id ends a completion.
+        encoder: encoder of the policy that the script replaces; its first stop id ends a completion.
         max_length: longest prompt with its completion, in tokens; any when None.
 
     Raises:
-        InputError: a bad row, with file and line; or none at all.
+        InputError: a bad row, with file and line; or no row at all.
     """
 
     together = sys.maxsize
-    """Each sample has a seed of its own."""
+    """No limit, since each sample has its own seed."""
 
     def __init__(self, script: Path, encoder: Encoder, *, max_length: int | None = None) -> None:
         self._encoder, self._max_length = encoder, max_length
@@ -81,7 +80,7 @@ class ScriptedEngine:
         return found
 
     def _last_user_text(self, prompt: Sequence[int]) -> str:
-        """What stands between the last user header and the generation prompt."""
+        """The text between the last user header and the generation prompt."""
         text = self._encoder.spell(prompt)
         return text.removesuffix(self._tail).rpartition(self._user)[2].strip()
 
@@ -92,7 +91,7 @@ class ScriptedEngine:
 
 
 def _rows(script: Path) -> list[tuple[str | None, str]]:
-    """``(prompt, completion)`` of every row. A completion may be empty: a model may say nothing."""
+    """``(prompt, completion)`` of every row. A completion may be empty, as that of a model may be."""
     problems: list[Problem] = []
     found: list[tuple[str | None, str]] = []
 
@@ -118,14 +117,14 @@ def _rows(script: Path) -> list[tuple[str | None, str]]:
 
 
 def _ids(encoder: Encoder, text: str) -> tuple[int, ...]:
-    """The text's own tokens: control-token texts in it stay text."""
+    """The tokens of the text; texts of control tokens in it remain text."""
     tokenizer: Any = encoder.tokenizer
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return tuple(ids)
 
 
 def _around_user(encoder: Encoder) -> tuple[str, str]:
-    """What the template writes before a user's last message, whether it is the first or not, and after it."""
+    """The texts that the template writes before a user's last message and after it."""
     ask: Any = {"role": "user", "content": _PROBE}
     first = encoder.spell(encoder.encode_prompt([ask]))
     later = encoder.spell(encoder.encode_prompt([ask, {"role": "assistant", "content": "probeanswer"}, ask]))

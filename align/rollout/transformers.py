@@ -1,4 +1,5 @@
-"""Rollouts by transformers' own ``generate``: slow, and exact. Log-probs are the trainer's, by the very same code."""
+"""Rollouts with ``generate`` of transformers: slow, but log-probs are computed by the trainer's code and equal the
+trainer's."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class TransformersEngine:
     """
 
     together = BATCH
-    """As many as it generates at once."""
+    """The batch size of generation."""
 
     def __init__(self, model: nn.Module, encoder: Encoder, *, max_length: int, shared: bool) -> None:
         self._model, self._encoder, self._max_length, self._shared, self._version = (
@@ -71,8 +72,8 @@ class TransformersEngine:
     def _with_logprobs(
         self, prompts: Sequence[Sequence[int]], answers: list[list[Sample]], sampling: Sampling
     ) -> list[list[Sample]]:
-        # Greedy choices are judged by the unscaled policy; with top-p or top-k it is the policy's log-probs, not the
-        # cut distribution's.
+        # For greedy choices the log-probs are those at temperature 1; with top-p or top-k they are the policy's, not
+        # those of the truncated distribution.
         temperature = sampling.temperature if sampling.temperature > 0 else 1.0
         logprobs = iter(policy_logprobs(self._model, prompts, answers, temperature=temperature))
         return [
@@ -81,11 +82,11 @@ class TransformersEngine:
         ]
 
     def load_weights(self, weights: WeightSource) -> None:
-        """Copy the weights into the model, unless it is the trained one, which has them."""
+        """Copy the weights into the model, unless it is the model in training itself."""
         if not self._shared:
             own = parameters_of(unwrap(self._model))
             for name, tensor in weights:
-                if name in own:  # a tied LM head comes twice
+                if name in own:  # a tied LM head is sent under two names
                     WHOLE.load({name: own[name]}, {name: tensor})
         self._version = weights.version
 
