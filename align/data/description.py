@@ -43,7 +43,7 @@ class Description:
     contents: array[int] = field(default_factory=lambda: array("q"))
     """The same for all that a record says."""
     lengths: defaultdict[tuple[str, str], array[int]] = field(default_factory=lambda: defaultdict(lambda: array("q")))
-    """Of each part, in characters or tokens."""
+    """Lengths of each part, in characters or tokens."""
     differences: array[int] = field(default_factory=lambda: array("q"))
     """Length of the chosen answer minus that of the rejected one, for each pair."""
     margins: array[float] = field(default_factory=lambda: array("d"))

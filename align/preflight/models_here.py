@@ -28,9 +28,9 @@ class NeededModel(NamedTuple):
     key: str
     model: Model
     kind: Kind
-    """What it is for."""
+    """The use that a stage makes of the model."""
     grades: Mapping[str, float] | None = None
-    """Of a model that scores: which of its outputs the recipe chooses."""
+    """For a scoring model, the outputs that the recipe selects."""
 
 
 def needed_models(loaded: LoadedRecipe, stages: Sequence[str]) -> Iterator[NeededModel]:

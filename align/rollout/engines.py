@@ -69,7 +69,7 @@ def open_engine(
 
 
 def precision(rollout: Rollout) -> Precision | None:
-    """Of the weights that the engine samples from on this machine: what bounds how far its log-probs may be from the
+    """Precision of the engine's weights on this machine. It bounds how far the engine's log-probs may differ from the
     trainer's. None for one that does not sample from the policy."""
     return rollout.chosen().precision(device_here())
 

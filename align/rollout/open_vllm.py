@@ -42,8 +42,8 @@ def opened(rollout: VllmRollout, policy: SampledPolicy) -> RolloutEngine:
 
 
 def _native(config: Mapping[str, Any]) -> bool:
-    """Does vLLM have code of its own for this model? Otherwise it runs transformers' code, and changes its classes to
-    do so."""
+    """Does vLLM have its own code for this model? Otherwise it runs transformers' code and modifies transformers'
+    classes."""
     architectures = config.get("architectures") or []
     from vllm.model_executor.models import ModelRegistry
 

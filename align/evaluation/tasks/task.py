@@ -39,22 +39,22 @@ class TaskMeasure:
     key: str
     """Its name in :data:`Grades`, and in the report behind the task's: `gsm8k/exact_match`."""
     words: str
-    """What it is, for people."""
+    """Name shown to the user."""
     better: Direction | None
     """Which way is better; None for what is neither good nor bad."""
     unit: str = ""
-    """Of the number; empty for shares."""
+    """Unit of the number; empty for shares."""
     within: Range = SHARE
     """The least and the largest value that its mean can have."""
 
     @property
     def title(self) -> str:
-        """With the unit."""
+        """Name and unit."""
         return f"{self.words}, {self.unit}" if self.unit else self.words
 
 
 UNFINISHED = TaskMeasure("unfinished", "answers that never end", "down")
-"""Of every task, beside its own measures: the share of answers that were cut at the longest length."""
+"""A measure that every task has besides its own: the share of answers that were cut at the maximum length."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from align.recipe.language.effects import asks_for_nothing, idle_key
 from align.recipe.reference_syntax import import_object
 
 Precision = Literal["fp32", "bf16"]
-"""Of an engine's weights."""
+"""Precision of an engine's weights."""
 
 
 class EnginePackage(NamedTuple):
@@ -97,8 +97,8 @@ class Rollout(Strict):
         return self.model_copy(update={key: fields[key].default for key in self.neutral if key in fields})
 
     def precision(self, device: str) -> Precision | None:
-        """Of the weights that it samples from, on a device ("cpu" or "cuda"): what bounds how far its log-probs may be
-        from the trainer's. None when :attr:`follows_policy` is false."""
+        """Precision of the engine's weights on a device ("cpu" or "cuda"). It bounds how far the engine's log-probs may
+        differ from the trainer's. None when :attr:`follows_policy` is false."""
         return "fp32" if self.follows_policy else None
 
     def memory(self, parameters: int, device: str, device_bytes: float | None) -> Iterator[MemoryPart]:
