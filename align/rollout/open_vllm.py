@@ -26,19 +26,32 @@ def opened(rollout: VllmRollout, policy: SampledPolicy) -> RolloutEngine:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     device = device_here()
     require_vllm_serves(config, device)
-    memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
+    free, total = torch.cuda.mem_get_info() if device == "cuda" else (None, None)
+    cache = int(rollout.cache_bytes(device, total))
+    if free is not None and rollout.cache_gb is None:
+        cache = cache_beside(cache, free, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     settings = VllmSettings(
         stop_ids=list(policy.encoder.stop_ids),
         vocabulary=policy.encoder.vocabulary,
         dtype=rollout.precision(device),
         max_length=min(policy.max_length, config.get("max_position_embeddings") or policy.max_length),
-        cache_bytes=int(rollout.cache_bytes(device, memory)),
+        cache_bytes=cache,
         max_sequences=rollout.max_sequences,
     )
     own_process = rollout.own_process
     if own_process is None:
         own_process = "WORLD_SIZE" in os.environ or VllmEngine.in_use or not _native(config)
     return ProcessEngine(folder, settings) if own_process else VllmEngine(folder, settings)
+
+
+def cache_beside(wanted: int, free: int, weights: int) -> int:
+    """Bytes of the cache where the recipe does not say how many.
+
+    ``wanted`` follows from the GPU's size alone. On a GPU that a trainer and other models are on as well, the cache
+    takes at most 80 % of what the engine's weights will leave free; the rest is for its activations and the trainer's.
+    A tenth of what is wanted is the least: below it vLLM refuses, and says by how much.
+    """
+    return min(wanted, max(wanted // 10, int(0.8 * (free - weights))))
 
 
 def _native(config: Mapping[str, Any]) -> bool:

@@ -142,7 +142,8 @@ class VllmRollout(_SharedKeys):
     """Run it in a process of its own. When absent, only if this is necessary: if several processes train, if vllm has
     no code of its own for the model, or if this process has an engine already."""
     cache_gb: float | None = Field(default=None, gt=0)
-    """Memory of its key-value cache, in GB (10^9 bytes); when absent 2 on a CPU and a third of the memory of a GPU."""
+    """Memory of its key-value cache, in GB (10^9 bytes); when absent 2 on a CPU and a third of the memory of a GPU, or
+    less where too little of that is free."""
     max_sequences: int = Field(default=128, ge=1)
     """How many answers it samples at the same time."""
 

@@ -13,6 +13,7 @@ import torch
 
 from align.errors import InputError
 from align.rollout import vllm
+from align.rollout.open_vllm import cache_beside
 from align.rollout.process import workers_environment
 from align.rollout.vllm import VllmEngine, VllmSettings
 
@@ -71,3 +72,12 @@ def test_an_engine_inside_one_of_several_processes_is_refused(tmp_path: Path, mo
     with pytest.raises(InputError, match="own_process: false, and the run has several processes; leave own_process"):
         VllmEngine(tmp_path, settings)
     assert not VllmEngine.in_use
+
+
+@pytest.mark.parametrize(
+    ("free", "cache"),
+    [(80, 26), (53, 26), (45, 20), (21, 2.6), (5, 2.6)],
+)
+def test_the_cache_leaves_room_for_what_else_is_on_the_gpu(free: float, cache: float) -> None:
+    """A third of 80 GB is wanted, and the engine's weights take 20 GB of what is free."""
+    assert cache_beside(26 * GB, int(free * GB), 20 * GB) == pytest.approx(cache * GB)
