@@ -137,6 +137,7 @@ class Batch:
     _: KW_ONLY
     shares: Tensor | None = None  # fp32 [B], the share of votes for the chosen answer; None where no judge contradicts
     grades: Tensor | None = None  # fp32 [B, attributes], NaN where nobody graded; None where answers are not graded
+    groups: int = 0  # computed in so many groups of branches, as another process's is; 0: as its own size asks for
 
     @property
     def num_branches(self) -> int:
@@ -150,8 +151,8 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens, padding left out."""
-        return sum(span.end - span.start for row in self.rows for span in row)
+        """Tokens of the examples, padding left out."""
+        return sum(span.end - span.start for row in self.rows for span in row) if self.tree_ids else 0
 
     @property
     def longest_path(self) -> int:
@@ -162,6 +163,30 @@ class Batch:
         """Its size, for messages."""
         size = f"{self.num_tokens} tokens (examples: {len(self.tree_ids)}, rows: {len(self.rows)}"
         return f"{size}, tokens of the longest prompt with its answer: {self.longest_path})"
+
+    def idle(self, *, groups: int = 0, tokens: int = 1) -> Batch:
+        """A batch without examples, on which a loss is 0 and so is its gradient: what a process computes while others,
+        who wait for its part of the model, have more to do. Of this batch it has what all batches of a step have alike.
+
+        Args:
+            groups: into how many groups of branches it is cut.
+            tokens: its length, at least.
+        """
+        ids = self.input_ids.flatten()[:1].repeat(1, max(tokens, 2 if groups else 1))
+        none = slice(0)
+        return replace(
+            self,
+            input_ids=ids,
+            position_ids=torch.zeros_like(ids),
+            rows=((Span.of_branches(0, 1, (1,) if groups else ()),),),
+            tree_ids=(),
+            tree_index=(),
+            groups=groups,
+            **{name: getattr(self, name)[none] for name in ("targets", "sources", "branch", "branch_tree")},
+            **{name: getattr(self, name)[none] for name in ("branch_slot", "margins")},
+            shares=None if self.shares is None else self.shares[none],
+            grades=None if self.grades is None else self.grades[none],
+        )
 
     @property
     def target_ids(self) -> Tensor:

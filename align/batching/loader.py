@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from align.batching.batch import Batch
+from align.batching.even import Groups, evened
 from align.batching.tree import Layout, pack
 from align.data.tree import Tree
 
@@ -89,6 +90,10 @@ def share(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
     return mine
 
 
+_IDLE_TOKENS = 128
+"""Longest row without examples: a block of the compiled attention kernel."""
+
+
 @dataclass(frozen=True)
 class Loader:
     """Micro-batches of every optimiser step, for one process."""
@@ -102,6 +107,9 @@ class Loader:
     world: int = 1
     row_multiple: int = 1
     """Rows are padded to a multiple of this many tokens; compiled kernels want few distinct lengths."""
+    groups: Groups | None = None
+    """Given where every process must make the same passes: then all get as many micro-batches, some without
+    examples."""
 
     def step(self, number: int) -> list[Batch]:
         """This process's micro-batches of one step; may be empty when there are fewer than processes."""
@@ -117,7 +125,10 @@ class Loader:
             multiple_of=self.row_multiple,
         )
         numbered = [replace(batch, tree_index=tuple(examples[i] for i in batch.tree_index)) for batch in packed]
-        return share(numbered, self.rank, self.world)
+        if self.groups is None:
+            return share(numbered, self.rank, self.world)
+        shares = [share(numbered, rank, self.world) for rank in range(self.world)]
+        return evened(shares, self.groups, tokens=min(self.row_multiple, _IDLE_TOKENS))[self.rank]
 
     def from_step(self, first: int) -> Iterator[list[Batch]]:
         """Steps ``first``, ``first + 1``, ... to the end of the plan."""

@@ -201,7 +201,7 @@ def token_logprobs_and_entropy(
 
     parts = [
         checkpoint(one, hidden[i : i + chunk_tokens], targets[i : i + chunk_tokens], weight, bias, use_reentrant=False)
-        for i in range(0, len(targets), chunk_tokens)
+        for i in range(0, max(1, len(targets)), chunk_tokens)  # without targets as well: there is a gradient, of zeros
     ]
-    logprobs, entropy = torch.cat(parts, dim=1) if parts else hidden.new_zeros(2, 0, dtype=torch.float32)
+    logprobs, entropy = torch.cat(parts, dim=1)
     return logprobs, entropy

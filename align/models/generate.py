@@ -63,7 +63,10 @@ def _continue(
         ids[row, width - len(prompt) :] = torch.tensor([int(i) for i in prompt])
         attended[row, width - len(prompt) :] = 1
     # generate() derives positions from the mask, so they count from each prompt's first token, not from the padding.
-    output = lm.generate(ids.to(lm.device), attention_mask=attended.to(lm.device), generation_config=settings)
+    # Without synced_gpus=False, transformers would wait for the other processes where a model is sharded.
+    output = lm.generate(
+        ids.to(lm.device), attention_mask=attended.to(lm.device), generation_config=settings, synced_gpus=False
+    )
     return [_cut(row, encoder.stop_ids) for row in output[:, width:].tolist()]
 
 

@@ -25,7 +25,7 @@ from align.functional.both_fell import both_fell
 from align.functional.segments import segment_count, segment_mean, segment_sum
 from align.functional.ties import logprob_noise, won
 from align.models.compute.forward import batch_logprobs
-from align.models.compute.stream import Stream, split
+from align.models.compute.stream import Stream, TreeParts, split
 from align.models.rounding import rounding_error
 from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
@@ -98,6 +98,8 @@ class DpoTrainer(Trainer):
         if parts is None:
             return super().forward_backward(batch, counts)
         batch, parts = batch.to(self.ranks.device), parts.to(self.ranks.device)
+        if not batch.tree_ids:
+            return self._idle(parts)
         pairs, reference = Pairs.of(batch), self._reference_sums(batch, held_out=False)
         policy = torch.zeros(batch.num_branches, device=batch.branch.device)
         total = torch.zeros((), device=batch.branch.device)
@@ -126,6 +128,15 @@ class DpoTrainer(Trainer):
                 loss = loss + self.weighted({"sft": terms["sft"]}, counts)
             stream.backward(loss)
         return LossOutput(terms, self._metrics(batch, policy, policy - reference, pairs))
+
+    def _idle(self, parts: TreeParts) -> LossOutput:
+        """The passes of a tree that is computed in groups, without the tree: another process has one."""
+        with self.autocast():
+            stream = Stream(self.model, parts)
+            for number in range(len(parts.groups)):
+                stream.branches(number).sum().backward()  # type: ignore[no-untyped-call]
+            stream.backward(stream.logprobs.sum())
+        return LossOutput({})
 
     def _reference_sums(self, batch: Batch, *, held_out: bool) -> Tensor:
         reference = self.held_out_reference if held_out else self.reference

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from align import collective
 from align.errors import EnvironmentFault, InputError
-from align.models.placement import WHOLE, Placement, SummedGradients
+from align.models.placement import WHOLE, Placement, Sharded, Sharding, SummedGradients
 from align.signals import LAUNCHER, handled
 
 JOINING = timedelta(minutes=10)
@@ -76,8 +76,16 @@ class Ranks:
 
     @property
     def placement(self) -> Placement:
-        """How these processes hold what is trained."""
+        """How these processes hold what is whole in each."""
         return SummedGradients() if self.world > 1 else WHOLE
+
+    def placement_for(self, sharding: Sharding) -> Placement:
+        """How these processes hold what is trained. ``hybrid`` takes the processes of a machine from LOCAL_WORLD_SIZE,
+        which launchers set."""
+        if sharding == "none":
+            return self.placement
+        together = self.world if sharding == "full" else int(os.environ["LOCAL_WORLD_SIZE"])
+        return Sharded(self.device, (self.world,) if together == self.world else (self.world // together, together))
 
 
 _ranks: Ranks | None = None

@@ -34,7 +34,7 @@ class ReferenceLogprobs:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Summed reference log-probs of a batch's branches, fp32 [B]."""
-        trees = torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]
+        trees = torch.tensor(batch.tree_index, dtype=torch.int64)[batch.branch_tree.cpu()]
         return self._sums[self._first_branch[trees] + batch.branch_slot.cpu()].to(batch.branch.device)
 
 
@@ -82,7 +82,7 @@ def reference_for(
         for cpu_batch in batches:
             batch = cpu_batch.to(ranks.device)
             logprobs = logprobs_in_groups(model, batch, microbatch_tokens, own_attention=own_attention)
-            trees = torch.tensor(cpu_batch.tree_index)[cpu_batch.branch_tree]
+            trees = torch.tensor(cpu_batch.tree_index, dtype=torch.int64)[cpu_batch.branch_tree]
             sums[first[trees] + cpu_batch.branch_slot] = segment_sum(logprobs, batch.branch, batch.num_branches).cpu()
     model.train(training)
     for part in ranks.gather(sums):

@@ -26,6 +26,7 @@ from align import files
 from align.batching.batch import Batch
 from align.errors import EnvironmentFault, InputError, Interrupted, Problem, TrainingFault
 from align.models.adapters import trainable_parameters
+from align.models.placement import Placement
 from align.recipe.schema import Train
 from align.signals import stop_requested
 from align.training.checkpoint import (
@@ -77,6 +78,8 @@ class TrainerArguments:
     seed: int
     console: Console
     ranks: Ranks
+    placement: Placement | None = None
+    """How these processes hold the model; whole in each when None."""
 
 
 class Trainer(ABC):
@@ -86,8 +89,6 @@ class Trainer(ABC):
     Args:
         arguments: those that all trainers share.
         total_steps: optimiser steps from start to end, known beforehand.
-        groups: parameters with their own learning rates, clipped separately; together they are all trained parameters.
-            Absent: one group.
     """
 
     term_weights: Mapping[str, float] = {}
@@ -96,13 +97,14 @@ class Trainer(ABC):
     best_metric: ClassVar[BestMetric] = BestMetric("loss", "lower")
     """The held-out metric by which the best weights are chosen and early stopping decides; progress lines show it."""
 
-    def __init__(self, arguments: TrainerArguments, *, total_steps: int, groups: Sequence[ParameterGroup] = ()) -> None:
-        self.train, self.ranks, self.placement = arguments.train, arguments.ranks, arguments.ranks.placement
+    def __init__(self, arguments: TrainerArguments, *, total_steps: int) -> None:
+        self.train, self.ranks = arguments.train, arguments.ranks
+        self.placement = arguments.placement or arguments.ranks.placement
         self.model = self.placement.wrap(arguments.model)
         self.work, self.name, self.seed = arguments.work, arguments.name, arguments.seed
         self.console, self.total_steps = arguments.console, total_steps
         self.parameters = trainable_parameters(self.model)
-        self.groups = tuple(groups) or (ParameterGroup("all", self.parameters),)
+        self.groups = tuple(self.parameter_groups())
         if sorted(name for group in self.groups for name in group.parameters) != sorted(self.parameters):
             raise ValueError("the groups must hold every trained parameter once, and nothing else")
         self.optimizer = build_optimizer(self.groups, self.train)
@@ -114,6 +116,11 @@ class Trainer(ABC):
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     # What a stage defines
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Parameters with learning rates of their own, clipped apart; together all that is trained. One group by
+        default."""
+        return [ParameterGroup("all", self.parameters)]
 
     @abstractmethod
     def steps(self) -> Iterator[Sequence[Batch]]:

@@ -32,6 +32,7 @@ LAYERS = (
     {"data.trees"},
     {"batching"},
     {"models.files"},
+    {"models.placement"},
     {"models.compute"},
     {"models"},
     {"models.scalar"},

@@ -21,6 +21,7 @@ from align.data.tree import Tree
 from align.data.trees.prompts import EncodedPrompt
 from align.models.adapters import add_lora
 from align.models.generate import generating
+from align.models.placement import Placement
 from align.models.scalar.critic import ActorCritic, actor_critic
 from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import PpoStage
@@ -180,9 +181,10 @@ def trainer(
     text: io.StringIO | None = None,
     group: Ranks | None = None,
     seed: int = 5,
+    placement: Placement | None = None,
 ) -> PpoTrainer:
     """A trainer on ``net`` with everything real but the files. ``proved``: the engine's log-probs must be the
-    trainer's."""
+    trainer's. ``placement``: how the processes hold the models."""
     work.mkdir(parents=True, exist_ok=True)
     group = group or Ranks()
     data = prompts(8) if data is None else data
@@ -200,11 +202,12 @@ def trainer(
         seed=seed,
         ranks=group,
         clock=clock,
+        samples_live=True,
     )
     plan = plan_steps(
         [1] * len(data), seed=seed, epochs=spec.iterations * 4, batch_size=spec.train.prompts, max_steps=spec.iterations
     )
-    loader = partial(make_loader, spec.train, ENCODER, group)
+    loader = partial(make_loader, spec.train, ENCODER, group, even=placement is not None)
     if spec.uses_baseline and baselines is None:
         baselines = torch.linspace(-0.2, 0.3, len(data))
     parts = PpoContext(
@@ -224,7 +227,14 @@ def trainer(
     )
     console = Console(file=text, width=200) if text else Console(quiet=True)
     arguments = TrainerArguments(
-        model=models, train=spec.train, work=work, name="ppo", seed=seed, console=console, ranks=group
+        model=models,
+        train=spec.train,
+        work=work,
+        name="ppo",
+        seed=seed,
+        console=console,
+        ranks=group,
+        placement=placement,
     )
     return PpoTrainer(arguments, parts)
 

@@ -11,6 +11,7 @@ from align.batching.batch import Batch
 from align.errors import InputError
 from align.functional.logprobs import token_logprobs, token_logprobs_and_entropy
 from align.models.compute import attention, flex
+from align.models.placement import in_forward
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -103,7 +104,12 @@ def batch_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0, 
 
     Hidden states are gathered at the source positions first, so only targets are projected to the vocabulary.
     """
-    return project(model, hidden_states(model, batch, own_attention=own_attention), batch, temperature=temperature)
+    return in_forward(
+        model,
+        lambda: project(
+            model, hidden_states(model, batch, own_attention=own_attention), batch, temperature=temperature
+        ),
+    )
 
 
 def batch_logprobs_and_entropy(
@@ -111,10 +117,14 @@ def batch_logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """:func:`batch_logprobs`, and the entropy of each distribution that a target is drawn from, in nats: fp32 [N] and
     [N]."""
-    hidden = hidden_states(model, batch, own_attention=own_attention)
-    return token_logprobs_and_entropy(
-        hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model)
-    )
+
+    def both() -> tuple[Tensor, Tensor]:
+        hidden = hidden_states(model, batch, own_attention=own_attention)
+        return token_logprobs_and_entropy(
+            hidden[batch.sources], targets=batch.target_ids, temperature=temperature, **_head(model)
+        )
+
+    return in_forward(model, both)
 
 
 def project(model: nn.Module, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from align.batching.batch import ROOT, Batch, Span, TreeNode
 from align.models.compute.attention import KeyValues, Trees
 from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, project
+from align.models.placement import in_forward
 
 WHOLE = 2
 """A tree up to this many times the size of a micro-batch is computed as a whole."""
@@ -44,15 +45,10 @@ def split(batch: Batch, tokens: int) -> TreeParts | None:
     """Split a batch of one tree. ``tokens`` is the limit of a micro-batch; a group has at most ``tokens / GROUP``
     tokens, or is a single branch.
 
-    None when the batch is small enough, or is not one trunk with several branches.
+    None when the batch is small enough, or is not one trunk with several branches. Where ``batch.groups`` asks for more
+    groups than its size needs, the others have a single token and no target.
     """
-    if (
-        batch.num_tokens <= WHOLE * tokens
-        or len(batch.rows) != 1
-        or len(batch.rows[0]) != 1
-        or not batch.rows[0][0].is_flat
-        or len(batch.rows[0][0].branches) < 2
-    ):
+    if not batch.groups and not group_count(batch, tokens):
         return None
     span = batch.rows[0][0]
     cut, start = [], span.trunk
@@ -64,7 +60,22 @@ def split(batch: Batch, tokens: int) -> TreeParts | None:
             )
         )
         start += sum(lengths)
+    nothing = _part(batch, [], 0, 1, Span(0, (TreeNode(1, ROOT),)))
+    cut += [nothing] * (1 + batch.groups - len(cut))
     return TreeParts(_part(batch, [], 0, span.trunk, Span.of_branches(0, span.trunk, ())), cut[0], cut[1:])
+
+
+def group_count(batch: Batch, tokens: int) -> int:
+    """Into how many groups :func:`split` cuts a batch by its size; 0 when it is computed whole."""
+    if (
+        batch.num_tokens <= WHOLE * tokens
+        or len(batch.rows) != 1
+        or len(batch.rows[0]) != 1
+        or not batch.rows[0][0].is_flat
+        or len(batch.rows[0][0].branches) < 2
+    ):
+        return 0
+    return len(_groups(batch.rows[0][0].branches, tokens))
 
 
 def _groups(branches: Sequence[int], tokens: int) -> list[list[int]]:
@@ -121,28 +132,34 @@ class Stream:
 
     def __init__(self, model: nn.Module, parts: TreeParts) -> None:
         self._model, self._parts = model, parts
+        self.logprobs, self._embedded, *self._computed = in_forward(model, self._begin)
+        """Log-probs of the first branch's targets, fp32 [N]; their backward pass is :meth:`backward`'s."""
+
+    def _begin(self) -> tuple[Tensor, ...]:
+        """What backward passes begin at: log-probs of the first branch, embeddings, and what was computed of the
+        trunk."""
+        model, parts = self._model, self._parts
         in_order = (parts.trunk, parts.first, *parts.groups)
         # Embeddings are looked up for the whole tree at once: every separate lookup would allocate a gradient as large
         # as the embedding matrix.
-        self._embedded = causal_lm(model).get_input_embeddings()(
+        embedded: Tensor = causal_lm(model).get_input_embeddings()(
             torch.cat([part.input_ids for part in in_order], dim=1)
         )
-        inputs = self._embedded.detach().split_with_sizes([part.input_ids.shape[1] for part in in_order], dim=1)
-        self._inputs = [part.requires_grad_(self._embedded.requires_grad) for part in inputs]
+        inputs = embedded.detach().split_with_sizes([part.input_ids.shape[1] for part in in_order], dim=1)
+        self._inputs = [part.requires_grad_(embedded.requires_grad) for part in inputs]
         kept: KeyValues = {}
         trees = Trees(parts.trunk.rows, parts.trunk.input_ids.device, keep=kept)
         hidden = hidden_states(model, parts.trunk, trees=trees, embedded=self._inputs[0])
-        self._computed = [hidden[-1], *(part for pair in kept.values() for part in pair)]
-        self._leaves = [part.detach().requires_grad_() for part in self._computed]
+        computed = [hidden[-1], *(part for pair in kept.values() for part in pair)]
+        self._leaves = [part.detach().requires_grad_() for part in computed]
         keys_values = iter(self._leaves[1:])
         self._trunk = {layer: (next(keys_values), next(keys_values)) for layer in kept}
-        self.logprobs = self._logprobs(parts.first, self._inputs[1])
-        """Log-probs of the first branch's targets, fp32 [N]; their backward pass runs in :meth:`backward`."""
+        return (self._logprobs(parts.first, self._inputs[1]), embedded, *computed)
 
     def branches(self, group: int) -> Tensor:
         """Log-probs of a group's targets, fp32 [N]. Their backward pass ends at the trunk's keys and values, where the
         gradient is kept for :meth:`backward`."""
-        return self._logprobs(self._parts.groups[group], self._inputs[2 + group])
+        return in_forward(self._model, lambda: self._logprobs(self._parts.groups[group], self._inputs[2 + group]))
 
     def _logprobs(self, part: Batch, embedded: Tensor) -> Tensor:
         trees = Trees(part.rows, part.input_ids.device, trunk=self._trunk)
@@ -156,7 +173,7 @@ class Stream:
         _backward(self._computed, [leaf.grad for leaf in self._leaves])
         if self._embedded.requires_grad:
             gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in self._inputs]
-            self._embedded.backward(torch.cat(gradients, dim=1))
+            self._embedded.backward(torch.cat(gradients, dim=1))  # type: ignore[no-untyped-call]
 
 
 def _backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

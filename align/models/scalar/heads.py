@@ -35,7 +35,7 @@ from align.models.files.quiet import no_progress_bars
 from align.models.generate import embedding_rows
 from align.models.load import load_backbone, locate, readable, require_rows
 from align.models.merging import merged_copy
-from align.models.placement import WHOLE, size_of
+from align.models.placement import WHOLE, in_forward, size_of
 from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
 from align.recipe.schema import Model
 
@@ -72,10 +72,14 @@ class ScalarModel(nn.Module):
 
     def outputs(self, batch: Batch, positions: Tensor, *, own_attention: bool = False) -> Tensor:
         """The head's values at ``positions`` of the flattened tokens, fp32 [len(positions), outputs]."""
-        states = hidden_states(self.backbone, batch, own_attention=own_attention)[positions]
-        with torch.autocast(states.device.type, enabled=False):
-            values: Tensor = self.head(states.float())
-        return values
+
+        def values() -> Tensor:
+            states = hidden_states(self.backbone, batch, own_attention=own_attention)[positions]
+            with torch.autocast(states.device.type, enabled=False):
+                found: Tensor = self.head(states.float())
+            return found
+
+        return in_forward(self, values)
 
     def score(self, outputs: Tensor) -> Tensor:
         """The score [n] from the head's outputs [n, outputs]: the only one, or the weighted sum of the grades."""

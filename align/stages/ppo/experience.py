@@ -116,7 +116,8 @@ class Pieces:
         """Indices of a batch's targets among the sampled tokens of all answers: int64 [N], on the CPU. ``tree_index``
         of the batch are numbers of these trees."""
         first = torch.tensor([members.start for members in self.ranges])
-        answer = first[torch.tensor(batch.tree_index)[batch.branch_tree.cpu()]] + batch.branch_slot.cpu()
+        trees = torch.tensor(batch.tree_index, dtype=torch.int64)[batch.branch_tree.cpu()]
+        answer = first[trees] + batch.branch_slot.cpu()
         sampled, branch = self.answers.sampled, batch.branch.cpu()
         counts = segment_count(branch, batch.num_branches)
         inside = torch.arange(len(branch)) - (counts.cumsum(0) - counts)[branch]

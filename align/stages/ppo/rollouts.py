@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from align import sealed
 from align.data.chat.encoder import Encoder
 from align.data.trees.prompts import EncodedPrompt
 from align.errors import TrainingFault
+from align.models.placement import gathered
 from align.models.scalar.critic import ActorCritic
 from align.rollout.dispatch import CallPieces
 from align.rollout.engine import RolloutEngine, Sample, Sampling, sample_seed
@@ -46,6 +48,7 @@ class Rollouts:
         precision: type of the engine's weights, which are checked to be the policy's; None for an engine without
             weights.
         canaries: prompts for that check.
+        samples_live: the engine computes with the model in training itself, which is then gathered for the while.
     """
 
     def __init__(
@@ -60,11 +63,17 @@ class Rollouts:
         seed: int,
         ranks: Ranks,
         clock: Clock,
+        samples_live: bool = False,
     ) -> None:
         self.models, self.encoder, self.engine, self.scorer = models, encoder, engine, scorer
         self._precision, self._canaries, self._seed = precision, canaries, seed
         self._ranks, self._clock = ranks, clock
         self._version, self._at = 0, -1
+        self._samples_live = samples_live
+
+    def _sampling(self) -> AbstractContextManager[None]:
+        """Inside, this process's engine samples by itself, whatever the others do."""
+        return gathered(self.models) if self._samples_live else nullcontext()
 
     def sync(self, step: int) -> None:
         """Send the weights after optimiser step ``step`` to the engine. Raises TrainingFault when the engine then does
@@ -73,7 +82,7 @@ class Rollouts:
         if self._precision is None or step == self._at:
             return
         self._version += 1
-        with self._clock("sync"):
+        with self._clock("sync"), self._sampling():
             push(
                 self.engine,
                 self.models.policy,
@@ -97,7 +106,7 @@ class Rollouts:
         """
         ranks = self._ranks
         settings = Sampling(sampling.max_new_tokens, sampling.n, sampling.temperature)
-        with self._clock("generate"):
+        with self._clock("generate"), self._sampling():
             samples = self._sampled([prompt.ids for prompt in prompts], settings, place)
         with self._clock("score"):
             scored = self._scored(prompts[ranks.rank :: ranks.world], samples[ranks.rank :: ranks.world])

@@ -220,6 +220,7 @@ def _rollouts(
         seed=ctx.seed,
         ranks=group,
         clock=clock,
+        samples_live=spec.rollout.engine == "transformers",
     )
 
 

@@ -66,11 +66,9 @@ class PpoTrainer(Trainer):
     def __init__(self, arguments: TrainerArguments, parts: PpoContext) -> None:
         spec = parts.spec
         self.parts, self.spec, self.models = parts, spec, parts.models
-        rates = {"policy": 1.0, "value": spec.value_learning_rate / spec.train.learning_rate}
-        groups = [
-            ParameterGroup(name, parameters, rates[name]) for name, parameters in parts.models.trainable().items()
-        ]
-        super().__init__(arguments, total_steps=spec.total_steps, groups=groups)
+        super().__init__(arguments, total_steps=spec.total_steps)
+        if parts.reference is not None:
+            self.placement.wrap(parts.reference)
         self.term_weights = {"sft": spec.sft_weight, "entropy": spec.entropy_weight}
         self.own_attention = spec.train.layout == "padded"
         self.coefficient = spec.kl_coefficient
@@ -91,6 +89,11 @@ class PpoTrainer(Trainer):
     def rollouts_folder(self) -> Path:
         """The folder into which the answers are written."""
         return self.work / "rollouts"
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Policy and value model."""
+        rates = {"policy": 1.0, "value": self.spec.value_learning_rate / self.spec.train.learning_rate}
+        return [ParameterGroup(name, members, rates[name]) for name, members in self.models.trainable().items()]
 
     # The loop
 
@@ -180,7 +183,7 @@ class PpoTrainer(Trainer):
             logprobs = batch_logprobs(self.models.policy, batch, **settings)
         losses = batch.weights * ppo_policy_loss(logprobs, batch.old, batch.advantages, spec.clip)
         log_ratio = (logprobs - batch.old).detach()
-        self._largest = max(self._largest, float(log_ratio.abs().max()))
+        self._largest = max(self._largest, float(log_ratio.abs().max()) if count else 0.0)
         metrics = {
             "ratio": Mean(log_ratio.exp().sum(), count),
             "kl_from_old": Mean(k3(-log_ratio).sum(), count),  # KL of the old policy, which sampled, from the new one

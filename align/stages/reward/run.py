@@ -105,11 +105,20 @@ class RewardTrainer(Trainer):
         )
 
     def noise(self, *scores: Any) -> Any:
-        """How far rounding may move the difference of two ``scores`` [P]: the component of a hidden state's error along
-        the head, plus the rounding of the scores themselves."""
-        head = WHOLE.whole(self.scalar.head.weight)
-        size = sum(score**2 for score in scores) + len(scores) * float(head.square().sum())
-        return self.error * (2 * size) ** 0.5
+        """How far rounding may move the difference of two ``scores`` [P] under the present weights; see
+        :meth:`noise_now`."""
+        return self.noise_now()(*scores)
+
+    def noise_now(self) -> Callable[..., Any]:
+        """:meth:`noise` under the present weights, as a function to call later: the component of a hidden state's error
+        along the head, plus the rounding of the scores themselves. All processes must call it."""
+        head = float(WHOLE.whole(self.scalar.head.weight).square().sum())
+
+        def noise(*scores: Any) -> Any:
+            size = sum(score**2 for score in scores) + len(scores) * head
+            return self.error * (2 * size) ** 0.5
+
+        return noise
 
     @property
     def scalar(self) -> ScalarModel:
@@ -180,7 +189,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     trainer = RewardTrainer(stage.trainer_arguments, stage.training_loader(), stage.all_of(stage.held_out), spec)
     trainer.fit()
     held_out_scores = trainer.held_out_scores()
-    stats = statistics(stage, trainer)
+    stats, noise = statistics(stage, trainer), trainer.noise_now()
     if not stage.group.first:
         return
     merged = spec.lora is not None and spec.lora.save_merged
@@ -188,7 +197,7 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     saved = save_scalar(
         trainer.scalar, stage.encoder, ctx.out, base=base, scores=stats, layout=layout, save_merged=merged
     )
-    held_out, notes = _judge(stage, held_out_scores, trainer.noise)
+    held_out, notes = _judge(stage, held_out_scores, noise)
     outcome = {**saved, "scores": vars(stats), "held_out": held_out}
     more: dict[str, Any] = {"length_balance": buckets} if buckets else {}
     stage.report(trainer, outcome, **more)

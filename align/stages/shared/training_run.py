@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,7 @@ from align.data.trees.store import TreeStore
 from align.models.adapters import adapted, add_lora, is_lora
 from align.models.canary import require_own_logprobs, require_own_states
 from align.models.compute.forward import causal_lm
+from align.models.compute.stream import group_count
 from align.models.files.positions import positions, require_positions
 from align.models.generate import answer
 from align.models.load import LoadModel, load_encoder, load_policy
@@ -147,8 +149,10 @@ def greedy_answers(
     return rows
 
 
-def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:
-    """Micro-batches of trees, by number, for this process."""
+def make_loader(
+    train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan, *, even: bool = False
+) -> Loader:
+    """Micro-batches of trees, by number, for this process; ``even``: as many on every process."""
     return Loader(
         tree,
         plan,
@@ -158,6 +162,7 @@ def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[in
         rank=group.rank,
         world=group.world,
         row_multiple=row_multiple(train.layout, train.microbatch_tokens, group.device.type),
+        groups=partial(group_count, tokens=train.microbatch_tokens) if even else None,
     )
 
 
