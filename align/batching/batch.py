@@ -1,4 +1,4 @@
-"""What one forward pass sees: rows of packed trees, and which tokens are predicted from where.
+"""The input of a forward pass: rows of packed trees, the targets, and the tokens from which they are predicted.
 
 Shapes: R rows, L tokens a row, N targets, B branches.
 """
@@ -22,19 +22,19 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A run of tokens that all paths through it share."""
+    """Consecutive tokens that all paths through them share."""
 
     length: int
     parent: int
-    """Number of the node that it continues, in the span; :data:`ROOT` for none."""
+    """Number in the span of the node that it continues; :data:`ROOT` for none."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tree lies in its row: its nodes from ``start`` on, one after the other.
+    """The place of a tree in its row: its nodes from ``start`` on, one after the other.
 
-    A token sees another one if that one's node is an ancestor of its own, or is its own and the other token comes
-    before it. A trunk with branches is a node and its children.
+    A token sees the tokens of the ancestors of its node, and the earlier tokens of its own node. A trunk with branches
+    is a node and its children.
 
     Raises:
         ValueError: the nodes are not in depth-first order.
@@ -48,7 +48,7 @@ class Span:
 
     @classmethod
     def of_branches(cls, start: int, trunk: int, branches: Sequence[int]) -> Span:
-        """A trunk and what continues it, by their lengths."""
+        """A trunk with branches, from their lengths."""
         return cls(start, (TreeNode(trunk, ROOT), *(TreeNode(length, 0) for length in branches)))
 
     @property
@@ -78,7 +78,7 @@ class Span:
 
     @cached_property
     def ancestors(self) -> tuple[tuple[int, ...], ...]:
-        """Of each node, by number: the nodes on the way to it, from the root on, itself left out."""
+        """For each node, the numbers of its ancestors from the root on."""
         found: list[tuple[int, ...]] = []
         for node in self.nodes:
             found.append(() if node.parent == ROOT else (*found[node.parent], node.parent))
@@ -86,17 +86,17 @@ class Span:
 
     @property
     def before(self) -> list[int]:
-        """Tokens on the way to each node."""
+        """For each node, the number of tokens of its ancestors."""
         return [sum(self.nodes[number].length for number in way) for way in self.ancestors]
 
     @property
     def longest_path(self) -> int:
-        """Tokens from the root to the end of the longest path."""
+        """Number of tokens of the longest path."""
         return max((before + node.length for before, node in zip(self.before, self.nodes, strict=True)), default=0)
 
     def seen_until(self) -> list[int]:
-        """Of each node: one past the last token that sees it, in the row. In depth-first order, what continues a node
-        follows it without a gap, so token q sees token k just where ``k <= q < seen_until(k's node)``."""
+        """For each node, the index in the row after the last token that sees it. In depth-first order the descendants
+        of a node follow it without a gap, so token q sees token k if and only if ``k <= q < seen_until(k's node)``."""
         ends = list(accumulate((node.length for node in self.nodes), initial=self.start))[1:]
         for number in reversed(range(len(self.nodes))):
             parent = self.nodes[number].parent
@@ -125,18 +125,18 @@ class Batch:
 
     input_ids: Tensor  # int64 [R, L]
     position_ids: Tensor  # int64 [R, L]; index of the token on its path, from the start of the trunk
-    rows: tuple[tuple[Span, ...], ...]  # per row, in order; what lies after the last span is padding
+    rows: tuple[tuple[Span, ...], ...]  # per row, in order; tokens after the last span are padding
     targets: Tensor  # int64 [N]
     sources: Tensor  # int64 [N]
-    branch: Tensor  # int64 [N], which branch a target belongs to
+    branch: Tensor  # int64 [N], number of the target's branch
     branch_tree: Tensor  # int64 [B], index into tree_ids
-    branch_slot: Tensor  # int64 [B], place of the branch in its tree: 0 is the chosen answer of a preference
+    branch_slot: Tensor  # int64 [B], number of the branch in its tree: 0 is the chosen answer of a preference
     tree_ids: tuple[str, ...]
     margins: Tensor  # fp32 [B], of each rejected answer; see Branch
-    tree_index: tuple[int, ...]  # place of each tree in the list that was packed
+    tree_index: tuple[int, ...]  # index of each tree in the list that was packed
     _: KW_ONLY
-    shares: Tensor | None = None  # fp32 [B], the share of votes for the chosen answer; None where no judge contradicts
-    grades: Tensor | None = None  # fp32 [B, attributes], NaN where nobody graded; None where answers are not graded
+    shares: Tensor | None = None  # fp32 [B], the share of votes for the chosen answer; None if all are 1
+    grades: Tensor | None = None  # fp32 [B, attributes], NaN for a missing grade; None if answers are not graded
     groups: int = 0  # computed in so many groups of branches, as another process's is; 0: as its own size asks for
 
     @property
@@ -195,7 +195,7 @@ class Batch:
 
     @property
     def attention_mask(self) -> Tensor:
-        """1 where a token is real, int64 [R, L]; for the models' own attention (padded layout)."""
+        """1 for tokens and 0 for padding, int64 [R, L]; for the models' own attention (padded layout)."""
         ends = torch.tensor([row[-1].end if row else 0 for row in self.rows], device=self.input_ids.device)
         return (torch.arange(self.input_ids.shape[1], device=ends.device)[None] < ends[:, None]).long()
 
@@ -209,7 +209,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which branches of a batch are compared: P pairs, each of one tree."""
+    """The pairs of branches of a batch that are compared: P pairs, each in one tree."""
 
     chosen: Tensor  # int64 [P], branch numbers
     rejected: Tensor  # int64 [P]

@@ -1,7 +1,8 @@
-"""From epochs to optimiser steps: which examples, in which order, in which micro-batch, on which process.
+"""Turning epochs into optimiser steps: which examples are in which step and micro-batch, in which order, on which
+process.
 
-Everything follows from (seed, sizes, settings), so a run resumes by its step number alone and any number of processes
-sees the same steps.
+All of this depends only on (seed, sizes, settings), so a run resumes with nothing but its step number, and the steps
+are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from align.data.tree import Tree
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which examples each optimiser step takes: step s takes ``order[bounds[s]:bounds[s + 1]]``."""
+    """The examples of each optimiser step: step s has ``order[bounds[s]:bounds[s + 1]]``."""
 
     order: npt.NDArray[np.int64]
     bounds: npt.NDArray[np.int64]
@@ -48,10 +49,10 @@ def plan_steps(
     """Cut shuffled epochs into steps of ``batch_size`` examples, or of as many as fit ``tokens_per_step`` (at least
     one).
 
-    A step may span two epochs, so that only the last step of a run can be smaller than the others; every example is
-    seen equally often (with a fraction of an epoch: up to one time more). Sizes are unique tokens per example, the same
-    for every layout. ``epoch_indices`` says which examples an epoch has (at least one), by its number from 0; all of
-    them when absent.
+    A step may span two epochs, so that only the last step of a run can be smaller than the others. Every example is
+    seen equally often (with a fraction of an epoch: up to once more). Sizes are the tokens of each example, with the
+    trunk counted once, for every layout. ``epoch_indices`` says which examples an epoch has (at least one), by its
+    number from 0; all of them when absent.
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     parts = []
@@ -106,7 +107,7 @@ class Loader:
     rank: int = 0
     world: int = 1
     row_multiple: int = 1
-    """Rows are padded to a multiple of this many tokens; compiled kernels want few distinct lengths."""
+    """Rows are padded to a multiple of this many tokens, since kernels are compiled for each length."""
     groups: Groups | None = None
     """Given where every process must make the same passes: then all get as many micro-batches, some without
     examples."""
