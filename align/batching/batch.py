@@ -145,6 +145,17 @@ class Batch:
         return len(self.branch_tree)
 
     @property
+    def chosen_branches(self) -> Tensor:
+        """Numbers of the branches at slot 0, one of each tree, int64 [trees]."""
+        # Without its size, nonzero makes the CPU wait for the GPU.
+        return torch.nonzero_static(self.branch_slot == 0, size=len(self.tree_ids)).squeeze(1)
+
+    @property
+    def rejected_branches(self) -> Tensor:
+        """Numbers of all other branches, int64 [B - trees]."""
+        return torch.nonzero_static(self.branch_slot > 0, size=self.num_branches - len(self.tree_ids)).squeeze(1)
+
+    @property
     def num_targets(self) -> int:
         """N."""
         return len(self.targets)
@@ -224,8 +235,7 @@ class Pairs:
         """
         if not all(span.is_flat for row in batch.rows for span in row):
             raise ValueError("only branches that each continue their prompt can be compared")
-        rejected = torch.nonzero(batch.branch_slot > 0).squeeze(1)
+        rejected, first = batch.rejected_branches, batch.chosen_branches
         tree = batch.branch_tree[rejected]
-        first = torch.nonzero(batch.branch_slot == 0).squeeze(1)
         chosen_of_tree = torch.empty_like(first).scatter_(0, batch.branch_tree[first], first)
         return cls(chosen_of_tree[tree], rejected, tree)

@@ -55,9 +55,20 @@ def token_logprobs(
         raise ValueError(
             f"temperature must be positive, got {temperature}; greedy rollouts have no log-probs to train on"
         )
+    hidden = _compute_dtype(hidden)
     chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
     apply: Callable[..., Tensor] = _TokenLogprobs.apply
     return apply(hidden, weight, bias, targets, logit_scale, logit_softcap, temperature, chunk_tokens)
+
+
+def _compute_dtype(hidden: Tensor) -> Tensor:
+    """The states as the LM head multiplies them: on a GPU under autocast in its dtype, like every other linear layer.
+
+    fp32 weights leave fp32 states behind the last norm, and in fp32 the head would take a fifth of a step of GLM-4-9B.
+    """
+    if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
+        return hidden.to(torch.get_autocast_dtype("cuda"))
+    return hidden
 
 
 def _chunk_tokens(hidden: Tensor, weight: Tensor) -> int:
@@ -188,6 +199,7 @@ def token_logprobs_and_entropy(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    hidden = _compute_dtype(hidden)
     chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
 
     def one(part: Tensor, ids: Tensor, head: Tensor, offset: Tensor | None) -> Tensor:

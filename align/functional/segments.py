@@ -14,7 +14,9 @@ def segment_sum(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
 
 def segment_count(segment: Tensor, num_segments: int) -> Tensor:
     """How many values each segment has -> int64 [num_segments]."""
-    return torch.bincount(segment, minlength=num_segments)
+    # Not bincount: on a GPU it makes the CPU wait, to see how large the result is.
+    counts = torch.zeros(num_segments, dtype=torch.int64, device=segment.device)
+    return counts.index_add(0, segment, torch.ones_like(segment))
 
 
 def segment_mean(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:

@@ -166,13 +166,8 @@ class DpoTrainer(Trainer):
             ratios = segment_sum(logprobs, batch.branch, batch.num_branches) - self._reference_sums(
                 batch, held_out=held_out
             )
-            chosen = batch.branch_slot == 0
-            parts.append(
-                {
-                    "chosen": Mean(ratios[chosen].sum(), int(chosen.sum())),
-                    "rejected": Mean(ratios[~chosen].sum(), int((~chosen).sum())),
-                }
-            )
+            chosen, rejected = ratios[batch.chosen_branches], ratios[batch.rejected_branches]
+            parts.append({"chosen": Mean(chosen.sum(), len(chosen)), "rejected": Mean(rejected.sum(), len(rejected))})
         sums = add_up(self.ranks.gather(add_up(parts)))
         return max(0.0, sums["chosen"].value), max(0.0, sums["rejected"].value)
 

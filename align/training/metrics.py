@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -39,12 +40,19 @@ class Mean:
 def add_up(parts: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
     """Add sums and counts by name, in fp64, so that the result does not depend on how the items were split over
     micro-batches and processes."""
+    named = [(name, mean) for part in parts for name, mean in part.items()]
     totals: dict[str, tuple[float, float]] = {}
-    for part in parts:
-        for name, mean in part.items():
-            total, count = totals.get(name, (0.0, 0.0))
-            totals[name] = (total + float(mean.total), count + mean.count)
+    for (name, mean), added in zip(named, _floats([mean.total for _, mean in named]), strict=True):
+        total, count = totals.get(name, (0.0, 0.0))
+        totals[name] = (total + added, count + mean.count)
     return {name: Mean(total, count) for name, (total, count) in totals.items()}
+
+
+def _floats(values: Sequence[Tensor | float]) -> list[float]:
+    """The values as floats. All tensors are read in one copy: each copy makes the CPU wait for the GPU."""
+    tensors = [value.detach().double() for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(read) if isinstance(value, Tensor) else float(value) for value in values]
 
 
 class MetricsLog:

@@ -34,8 +34,11 @@ class ReferenceLogprobs:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Summed reference log-probs of a batch's branches, fp32 [B]."""
-        trees = torch.tensor(batch.tree_index, dtype=torch.int64)[batch.branch_tree.cpu()]
-        return self._sums[self._first_branch[trees] + batch.branch_slot.cpu()].to(batch.branch.device)
+        device = batch.branch.device
+        # Once for all batches: 4 bytes for each branch of the data.
+        self._sums, self._first_branch = self._sums.to(device), self._first_branch.to(device)
+        trees = torch.tensor(batch.tree_index, dtype=torch.int64, device=device)[batch.branch_tree]
+        return self._sums[self._first_branch[trees] + batch.branch_slot]
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -79,11 +82,11 @@ def reference_for(
     training = model.training
     model.eval()
     with torch.no_grad(), autocast:
-        for cpu_batch in batches:
-            batch = cpu_batch.to(ranks.device)
+        for batch in batches:
             logprobs = logprobs_in_groups(model, batch, microbatch_tokens, own_attention=own_attention)
-            trees = torch.tensor(cpu_batch.tree_index, dtype=torch.int64)[cpu_batch.branch_tree]
-            sums[first[trees] + cpu_batch.branch_slot] = segment_sum(logprobs, batch.branch, batch.num_branches).cpu()
+            of_branches = segment_sum(logprobs, batch.branch.to(logprobs.device), batch.num_branches)
+            trees = torch.tensor(batch.tree_index, dtype=torch.int64)[batch.branch_tree]
+            sums[first[trees] + batch.branch_slot] = of_branches.cpu()
     model.train(training)
     for part in ranks.gather(sums):
         sums = torch.where(sums.isnan(), part, sums)

@@ -403,6 +403,7 @@ def _patch() -> None:
     torch.cuda._lazy_init = lambda: None  # would look for a driver
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # or autocast("cuda") switches itself off
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True  # type: ignore[assignment]
+    torch.cuda.get_device_capability = lambda *args: (9, 0)  # type: ignore[assignment]  # a Hopper GPU
     torch.cuda.get_rng_state = lambda *args: torch.zeros(16, dtype=torch.uint8)  # type: ignore[assignment]
     torch.cuda.set_rng_state = lambda *args: None  # type: ignore[assignment]
     torch.utils.swap_tensors = _moved

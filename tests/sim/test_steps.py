@@ -22,8 +22,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(guard.missing() is not None, reason=guard.missing() or "everything is here"),
 ]
-SYNCS = {"sft": 7, "dpo": 53, "reward": 35, "ppo": 22}
-"""How often the CPU may wait for the GPU in a step of two micro-batches, of each kind of PPO's."""
+SYNCS = {"sft": 2, "dpo": 2, "reward": 2, "ppo": 4, "dpo with sft": 6, "reward grades": 6, "idle": 1}
+"""How often the CPU may wait for the GPU in a step of two micro-batches, of each kind of PPO's: once for all metrics,
+once for the norm of each group's gradient, and in PPO once for the largest ratio; more where it has to count."""
 LORA = Lora(rank=32, alpha=64)
 TWO_LAYERS = replace(GLM_4_9B, layers=2)
 
@@ -76,25 +77,23 @@ def test_planted_bugs_are_found(cases: dict[str, dict[str, Any]]) -> None:
 
 
 def test_large_products_are_computed_in_bf16(steps: dict[str, dict[str, Any]]) -> None:
-    """Wherever the recipe says bf16. What is left in fp32: a head of one output; adapters on a bf16 base without
-    autocast; and the LM head of fp32 weights under autocast, a product of hidden states that the last norm leaves in
-    fp32."""
+    """Wherever the recipe says bf16, the LM head of fp32 weights under autocast included. What is left in fp32: a head
+    of one output, and adapters on a bf16 base without autocast."""
     for name, step in steps.items():
-        fp32 = {where: flops for where, flops in step["fp32_at"].items() if "functional/logprobs.py" not in where}
-        share = sum(fp32.values()) / max(1, sum(step["flops"].values()))
-        assert share < (0.01 if name == "sft without autocast" else 1e-4), f"{name}: {fp32}"
-        if "full" not in name or name in ("reward full", "sft full bf16"):
-            assert fp32 == step["fp32_at"], f"{name}: {step['fp32_at']}"
+        share = sum(step["fp32_at"].values()) / max(1, sum(step["flops"].values()))
+        assert share < (0.01 if name == "sft without autocast" else 1e-4), f"{name}: {step['fp32_at']}"
 
 
-def test_the_cpu_seldom_waits_for_the_gpu(steps: dict[str, dict[str, Any]]) -> None:
+def test_the_cpu_seldom_waits_for_the_gpu(cases: dict[str, dict[str, Any]], steps: dict[str, dict[str, Any]]) -> None:
     """Each time the GPU may run dry."""
-    over = {
-        name: step["syncs"]
-        for name, step in steps.items()
-        if sum(step["syncs"].values()) > SYNCS.get(name.split()[0], 7)
-    }
+    over = {}
+    for name, step in steps.items():
+        bound = SYNCS[name] if name in SYNCS else SYNCS[name.split()[0]]
+        if sum(step["syncs"].values()) > bound:
+            over[name] = step["syncs"]
     assert not over, json.dumps(over, indent=1)
+    reference = cases["reference"]
+    assert sum(reference["syncs"].values()) == reference["microbatches"], reference["syncs"]
 
 
 def test_attention_is_compiled_once(steps: dict[str, dict[str, Any]]) -> None:
@@ -108,7 +107,8 @@ def test_attention_is_compiled_once(steps: dict[str, dict[str, Any]]) -> None:
 
 
 def test_processes_exchange_the_gradients_once_and_nothing_else_changes(steps: dict[str, dict[str, Any]]) -> None:
-    """Whatever their number: one sum of all gradients a step, in fp32, and the same memory."""
+    """Whatever their number: one sum of all gradients a step, in fp32, and the same memory, but for the few bytes that
+    DPO keeps of each row of the data, which has more rows here for more processes."""
     adapters = 4 * trained_parameters(TWO_LAYERS, LORA)
     head = 4 * GLM_4_9B.hidden
     sent = {"sft": adapters, "dpo": adapters, "reward": adapters + head, "ppo": 2 * adapters + head}
@@ -117,7 +117,9 @@ def test_processes_exchange_the_gradients_once_and_nothing_else_changes(steps: d
         for world in (8, 64, 512):
             step = steps[f"{kind} at {world}"]
             assert step["messages"] == {"allreduce": size}, f"{kind} at {world}"
-            assert step["microbatches"] == alone["microbatches"] and step["peak"] == alone["peak"]
+            assert step["microbatches"] == alone["microbatches"]
+            kept = 64 * world if kind == "dpo" else 0
+            assert 0 <= step["peak"] - alone["peak"] <= kept, f"{kind} at {world}"
     assert steps["sft full at 8"]["messages"] == {"allreduce": 4 * TWO_LAYERS.parameters}
     assert steps["idle"]["messages"] == {"allreduce": adapters}, "a process without a micro-batch sends zeros"
 

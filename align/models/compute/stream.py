@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from align.batching.batch import ROOT, Batch, Span, TreeNode
 from align.models.compute.attention import KeyValues, Trees
 from align.models.compute.forward import batch_logprobs, causal_lm, hidden_states, project
-from align.models.placement import in_forward
+from align.models.placement import device_of, in_forward
 
 WHOLE = 2
 """A tree up to this many times the size of a micro-batch is computed as a whole."""
@@ -183,10 +183,15 @@ def _backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> 
 
 def logprobs_in_groups(model: nn.Module, batch: Batch, tokens: int, *, own_attention: bool) -> Tensor:
     """Log-probs of a batch's targets, fp32 [N], without gradient: computed exactly as in training, large trees in
-    groups."""
+    groups.
+
+    ``batch`` lies on the CPU: it is cut there, and then moved to the model. Cutting it on a GPU would make the CPU
+    wait.
+    """
+    device = device_of(model)
     with torch.no_grad():
         parts = None if own_attention else split(batch, tokens)
         if parts is None:
-            return batch_logprobs(model, batch, own_attention=own_attention)
-        stream = Stream(model, parts)
+            return batch_logprobs(model, batch.to(device), own_attention=own_attention)
+        stream = Stream(model, parts.to(device))
         return torch.cat([stream.logprobs, *(stream.branches(number) for number in range(len(parts.groups)))])

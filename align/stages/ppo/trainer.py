@@ -83,7 +83,7 @@ class PpoTrainer(Trainer):
         """By kind of symptom: the first message, its step, and how often it occurred."""
         self.trained: list[dict[str, float]] = []
         """Metrics of this iteration's finished steps, of which the mean will be reported."""
-        self._largest = 0.0
+        self._largest: list[Tensor] = []
 
     @property
     def rollouts_folder(self) -> Path:
@@ -183,7 +183,8 @@ class PpoTrainer(Trainer):
             logprobs = batch_logprobs(self.models.policy, batch, **settings)
         losses = batch.weights * ppo_policy_loss(logprobs, batch.old, batch.advantages, spec.clip)
         log_ratio = (logprobs - batch.old).detach()
-        self._largest = max(self._largest, float(log_ratio.abs().max()) if count else 0.0)
+        if count:
+            self._largest.append(log_ratio.abs().max())
         metrics = {
             "ratio": Mean(log_ratio.exp().sum(), count),
             "kl_from_old": Mean(k3(-log_ratio).sum(), count),  # KL of the old policy, which sampled, from the new one
@@ -203,10 +204,11 @@ class PpoTrainer(Trainer):
     def optimizer_step(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
         """As in :class:`Trainer`; the metrics of an iteration's first step include those of its samples."""
         begins = self.progress.step % self.spec.steps_per_iteration == 0
-        self._largest = 0.0
+        self._largest = []
         metrics = super().optimizer_step(micro_batches)
         self.models.use("policy")
-        metrics["ratio/largest_log"] = max(self.ranks.gather(self._largest))
+        largest = float(torch.stack(self._largest).max()) if self._largest else 0.0
+        metrics["ratio/largest_log"] = max(self.ranks.gather(largest))
         return metrics | ({f"rollout/{name}": value for name, value in self.history[-1].items()} if begins else {})
 
     # After a step

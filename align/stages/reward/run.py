@@ -104,21 +104,25 @@ class RewardTrainer(Trainer):
             terms, {name: Mean(per_prompt(value).sum(), len(batch.tree_ids)) for name, value in values.items()}
         )
 
-    def noise(self, *scores: Any) -> Any:
-        """How far rounding may move the difference of two ``scores`` [P] under the present weights; see
-        :meth:`noise_now`."""
-        return self.noise_now()(*scores)
+    def noise(self, *scores: Tensor) -> Tensor:
+        """How far rounding may move the difference of two ``scores`` [P] under the present weights: the component of a
+        hidden state's error along the head, plus the rounding of the scores themselves. All processes must call it."""
+        noise: Tensor = self._noise(self._head_square(), scores)  # a tensor: reading its value would wait for the GPU
+        return noise
 
     def noise_now(self) -> Callable[..., Any]:
-        """:meth:`noise` under the present weights, as a function to call later: the component of a hidden state's error
-        along the head, plus the rounding of the scores themselves. All processes must call it."""
-        head = float(WHOLE.whole(self.scalar.head.weight).square().sum())
+        """:meth:`noise` under the present weights, as a function of numbers or arrays to call later. All processes must
+        call it."""
+        square = float(self._head_square())
+        return lambda *scores: self._noise(square, scores)
 
-        def noise(*scores: Any) -> Any:
-            size = sum(score**2 for score in scores) + len(scores) * head
-            return self.error * (2 * size) ** 0.5
+    def _head_square(self) -> Tensor:
+        head: Tensor = WHOLE.whole(self.scalar.head.weight)
+        return head.square().sum()
 
-        return noise
+    def _noise(self, square: Any, scores: Sequence[Any]) -> Any:
+        size = sum(score**2 for score in scores) + len(scores) * square
+        return self.error * (2 * size) ** 0.5
 
     @property
     def scalar(self) -> ScalarModel:
