@@ -154,7 +154,7 @@ def test_equal_answers_score_alike_to_a_reward_model(layout: str, precision: str
     run.evaluate()
     scores = run.held_out_scores()
     shaken = {place: score * (1 + 2**-23 * (-1) ** place[1]) for place, score in scores.items()}
-    pairs = reward_stage._scored_pairs(trees, shaken, run.noise)
+    pairs = reward_stage._scored_pairs(trees, shaken, run.noise_now())
     assert evaluate(pairs)["accuracy"]["value"] == 0.5
 
 
@@ -162,7 +162,7 @@ def test_different_answers_are_ranked_by_a_reward_model(tmp_path: Path) -> None:
     trees = data(7, 20)
     run = reward.trainer(tmp_path / "w", trees, reward.stage(), reward.scalar(), trees)
     run.evaluate()
-    pairs = reward_stage._scored_pairs(trees, run.held_out_scores(), run.noise)
+    pairs = reward_stage._scored_pairs(trees, run.held_out_scores(), run.noise_now())
     assert set(pairs.right.tolist()) == {0.0, 1.0}
 
 
