@@ -64,6 +64,18 @@ def open_scorer(
             cache=cache,
         )
     assert isinstance(scorer, spec.ModelScorer), type(scorer)
+    return _open_model(scorer, resolve, cache=cache, device=device, ids_from=ids_from)
+
+
+def _open_model(
+    scorer: spec.ModelScorer,
+    resolve: Callable[[str], Path | str],
+    *,
+    cache: Path | None,
+    device: torch.device | str,
+    ids_from: str | None,
+) -> Scorer:
+    """A reward model of this package, or a sequence classifier of any origin."""
     model = Model(
         path=str(resolve(scorer.model)),
         revision=scorer.revision,

@@ -90,7 +90,7 @@ def make_experience(parts: PpoContext, iteration: int, *, step: int, coefficient
     experience = build_experience(spec, iteration, answers, flat, tokens, baselines[answers.prompt_of], coefficient)
     if parts.ranks.first:
         kl = segment_sum(tokens.old - tokens.reference, answers.branch, len(answers)).tolist()
-        rows = rows_of(parts.rollouts.encoder, prompts, samples, iteration=iteration, step=step)
+        rows = rows_of(parts.rollouts.encoder, prompts, samples, {"iteration": iteration, "step": step})
         for row, nats, prompt in zip(rows, kl, answers.prompt_of.tolist(), strict=True):
             row |= {"baseline": float(baselines[prompt]), "kl": nats}
         files.atomic_write(files.make_folder(rollouts) / f"iteration-{iteration:06d}.parquet", parquet(rows))

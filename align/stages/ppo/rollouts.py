@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -173,9 +174,12 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(
-    encoder: Encoder, prompts: Sequence[EncodedPrompt], samples: Sequence[Sequence[ScoredAnswer]], **common: Any
+    encoder: Encoder,
+    prompts: Sequence[EncodedPrompt],
+    samples: Sequence[Sequence[ScoredAnswer]],
+    common: Mapping[str, int] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """One row for each answer: the prompt, the answer and its score."""
+    """One row for each answer: what all have in common, the prompt, the answer and its score."""
     return [
         {
             **common,

@@ -281,7 +281,7 @@ class PpoTrainer(Trainer):
             outputs = [self.forward(batch, held_out=True).metrics for batch in parts.eval_sft]
         values |= {name: mean.value for name, mean in add_up(self.ranks.gather(add_up(outputs))).items()}
         if self.ranks.first:
-            rows = rows_of(parts.rollouts.encoder, prompts, samples, step=self.progress.step)
+            rows = rows_of(parts.rollouts.encoder, prompts, samples, {"step": self.progress.step})
             path = files.make_folder(self.rollouts_folder) / f"held-out-{self.progress.step:08d}.parquet"
             files.atomic_write(path, parquet(rows))
         self.model.train()
