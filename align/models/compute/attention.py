@@ -9,7 +9,8 @@ positions, are measured along the path).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import AttentionInterface
 
 from align.batching.batch import Span
 from align.errors import InputError
+from align.models.compute import long_paths
 
 NAME = "align_tree"
 
@@ -125,13 +127,12 @@ def tree_attention(
     """
     trees = counted(module, trees)
     refuse_unsupported(module, unused)
-    groups = query.shape[1] // key.shape[1]
-    repeated = groups > 1 and lacks_grouped_kernel(query)
     # The first time only: with gradient checkpointing the layer is computed a second time
     if trees.keep is not None and module.layer_idx not in trees.keep:
         trunk = slice(trees.rows[0][0].start, trees.rows[0][0].start + trees.rows[0][0].trunk)
         trees.keep[int(module.layer_idx)] = (key[:1, :, trunk], value[:1, :, trunk])  # type: ignore[arg-type]
     given = None if trees.trunk is None else trees.trunk[int(module.layer_idx)]  # type: ignore[arg-type]
+    attend = partial(path_attention, trees, window=sliding_window, dropout=dropout, scale=scaling)
     # Split, not sliced: the backward pass of a slice fills a tensor as large as the whole with zeros.
     rows = zip(
         trees.rows, query.chunk(len(trees.rows)), key.chunk(len(trees.rows)), value.chunk(len(trees.rows)), strict=True
@@ -145,37 +146,69 @@ def tree_attention(
         attended, first = [], 0
         for span in row:
             pieces = _pieces(span)
-            for number, (length, way) in enumerate(pieces):
-                # The keys that a piece sees, from the root on: a trunk that was computed before, its ancestors, and
-                # itself.
+            for number, (_, way) in enumerate(pieces):
+                # What a piece sees, from the root on: a trunk that was computed before, its ancestors, and itself.
                 on_path = [first + ancestor for ancestor in way] + [first + number]
                 seen_keys = [*([given[0]] if given else []), *(keys[piece] for piece in on_path)]
                 seen_values = [*([given[1]] if given else []), *(values[piece] for piece in on_path)]
-                before = sum(part.shape[2] for part in seen_keys[:-1])
-                mask = trees.mask(before, length, sliding_window)
-                path_keys = torch.cat(seen_keys, dim=2) if before else seen_keys[-1]
-                path_values = torch.cat(seen_values, dim=2) if before else seen_values[-1]
-                if repeated and mask is not None:
-                    path_keys = path_keys.repeat_interleave(groups, dim=1)
-                    path_values = path_values.repeat_interleave(groups, dim=1)
-                attended.append(
-                    scaled_dot_product_attention(
-                        queries[first + number],
-                        path_keys,
-                        path_values,
-                        attn_mask=mask,
-                        dropout_p=dropout,
-                        scale=scaling,
-                        is_causal=mask is None,
-                        enable_gqa=query.shape[1] != path_keys.shape[1],
-                    )
-                )
+                attended.append(attend(queries[first + number], seen_keys, seen_values))
             first += len(pieces)
         if padding:
             attended.append(query.new_zeros(1, query.shape[1], padding, value.shape[-1]))
         outputs.append(torch.cat(attended, dim=2) if len(attended) > 1 else attended[0])
     result = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return result.transpose(1, 2).contiguous(), None
+
+
+def path_attention(
+    trees: Trees,
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    window: int | None,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """Attention of the last tokens of a path, query [1, heads, n, D], to all of it: ``keys`` and ``values`` [1, kv
+    heads, ., D] of its pieces, the last of which is the tokens' own. Returns [1, heads, n, D]."""
+    length = query.shape[2]
+    before = sum(part.shape[2] for part in keys[:-1])
+    windowed = window is not None and before + length > window
+    if length * (before + length) > long_paths.MASKED:
+        # On a GPU the mask is boolean for the kernel as well
+        if before and not windowed and not dropout and not query.is_cuda:
+            return long_paths.joined_attention(
+                query, (_cat(keys[:-1]), _cat(values[:-1])), (keys[-1], values[-1]), scale
+            )
+        if windowed and window is not None and length > window:
+            attend = partial(_masked, trees, window=window, dropout=dropout, scale=scale)
+            return long_paths.windowed_attention(query, _cat(keys), _cat(values), window, attend)
+    return _masked(trees, query, _cat(keys), _cat(values), window=window, dropout=dropout, scale=scale)
+
+
+def _masked(
+    trees: Trees, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, dropout: float, scale: float | None
+) -> Tensor:
+    """:func:`path_attention` with one mask for all of it."""
+    mask = trees.mask(key.shape[2] - query.shape[2], query.shape[2], window)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and mask is not None and lacks_grouped_kernel(query):
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        scale=scale,
+        is_causal=mask is None,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts), dim=2) if len(parts) > 1 else parts[0]
 
 
 def lacks_grouped_kernel(query: Tensor) -> bool:
