@@ -176,10 +176,10 @@ def test_lengths_are_few() -> None:
     assert flex.padded_length(8192) == 8192 and flex.padded_length(8193) == 10240
 
 
+@torch._dynamo.config.patch(disable=False)
 def test_the_kernel_is_compiled_for_lengths_and_not_for_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty batches of other rows and lengths need four kernels; torch's limit of 8 for each function would be spent
     after 8 of them. More than are allowed raise, where torch by itself goes on unfused."""
-    monkeypatch.setattr(torch._dynamo.config, "disable", False)
     torch._dynamo.reset()
     graphs: list[Any] = []
 
