@@ -91,9 +91,11 @@ def _note(path: Path) -> Path:
 # Folders
 
 
-def seal(folder: Path) -> None:
-    """Write the note of a finished folder: the sha256 of every file in it."""
-    files.write_json(folder / MANIFEST, {name: files.sha256_file(folder / name) for name in _content(folder)})
+def seal(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write the note of a finished folder: the sha256 of every file in it. Those that are ``known`` are not computed
+    again."""
+    content = {name: (known or {}).get(name) or files.sha256_file(folder / name) for name in _content(folder)}
+    files.write_json(folder / MANIFEST, content)
 
 
 def damage(

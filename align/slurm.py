@@ -16,7 +16,8 @@ _PORTS = range(20_000, 30_000)
 
 
 def translate(environ: MutableMapping[str, str]) -> None:
-    """If ``srun`` started several tasks, set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    """If ``srun`` started several tasks, set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT;
+    LOCAL_WORLD_SIZE too if every node has as many.
 
     Reads the variables of the step (SLURM_STEP_*), which only ``srun`` sets: a batch script, which is one process, only
     has those of its job. Variables that are already set are kept.
@@ -31,7 +32,10 @@ def translate(environ: MutableMapping[str, str]) -> None:
         "RANK": str(_number(environ, "SLURM_PROCID")),
         "LOCAL_RANK": str(_number(environ, "SLURM_LOCALID")),
     }
-    if _number(environ, "SLURM_STEP_NUM_NODES") == 1:
+    tasks, nodes = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_STEP_NUM_NODES")
+    if tasks % nodes == 0:
+        told["LOCAL_WORLD_SIZE"] = str(tasks // nodes)
+    if nodes == 1:
         told |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     else:
         told["MASTER_ADDR"] = first_host(environ.get("SLURM_STEP_NODELIST", ""))

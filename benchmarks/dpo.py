@@ -78,8 +78,8 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
 def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
     from align.recipe.schema import DpoStage
     from align.stages.dpo import DpoTrainer
+    from align.training.precision import autocast
     from align.training.reference_logprobs import reference_for
-    from align.training.trainer import autocast
 
     arguments, loader = ours.arguments(work, setting), ours.loader(work, setting)
     train = arguments.train.model_dump(exclude_unset=True)

@@ -188,7 +188,7 @@ def check(
     if data:
         from align.preflight.checks import look
 
-        findings = look(loaded, ctx.obj)
+        findings = look(loaded, ctx.obj, nproc=None)
         for line in findings.skipped:
             print(f"not looked at: {line}")
         findings.raise_them()

@@ -326,13 +326,18 @@ def _joined(model: nn.Module, names: list[str], configs: list[LoraConfig]) -> tu
     state = {}
     for path, layer in layers.items():
         downs, ups = [], []
-        template = next(name for name in names if name in layer.lora_A)
+        whole = {
+            name: (WHOLE.whole(layer.lora_A[name].weight), WHOLE.whole(layer.lora_B[name].weight))
+            for name in names
+            if name in layer.lora_A
+        }
+        template_down, template_up = next(iter(whole.values()))
         for name in names:
-            down = layer.lora_A[template].weight.new_zeros(ranks[name], layer.lora_A[template].weight.shape[1])
-            up = layer.lora_B[template].weight.new_zeros(layer.lora_B[template].weight.shape[0], ranks[name])
-            if name in layer.lora_A:
-                down[: layer.r[name]] = WHOLE.whole(layer.lora_A[name].weight)
-                up[:, : layer.r[name]] = WHOLE.whole(layer.lora_B[name].weight) * layer.scaling[name]
+            down = template_down.new_zeros(ranks[name], template_down.shape[1])
+            up = template_up.new_zeros(template_up.shape[0], ranks[name])
+            if name in whole:
+                down[: layer.r[name]] = whole[name][0]
+                up[:, : layer.r[name]] = whole[name][1] * layer.scaling[name]
             downs.append(down)
             ups.append(up)
         state[f"{path}.lora_A.weight"] = torch.cat(downs).cpu().contiguous()

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from align.data.chat.encoder import Encoder
 from align.models.adapters import unwrap
 from align.models.compute.forward import causal_lm, own_attention_name
-from align.models.placement import device_of
+from align.models.placement import device_of, in_forward, in_step
 
 BATCH = 16
 """Prompts that are continued at the same time."""
@@ -39,22 +39,28 @@ def answer(
     ``batch`` at a time.
 
     Greedy at temperature 0, else sampling from ``seed``. Returns the generated ids, which end with a stop id unless the
-    limit cut them. The caller's random state, training mode and attention are left as they were.
+    limit cut them. The caller's random state, training mode and attention are left as they were. Where each process has
+    a part of the model, all of them must continue the same prompts.
     """
-    answers: list[list[int]] = []
-    device = device_of(model)
-    with generating(model) as lm, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        settings = generation_settings(
-            lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
-        )
-        for start in range(0, len(prompts), batch):
-            answers += _continue(lm, encoder, prompts[start : start + batch], settings)
-    return answers
+    device, together = device_of(model), in_step(model)
+
+    def answers() -> list[list[int]]:
+        made: list[list[int]] = []
+        with generating(model) as lm, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            settings = generation_settings(
+                lm, encoder, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+            )
+            for start in range(0, len(prompts), batch):
+                made += _continue(lm, encoder, prompts[start : start + batch], settings, together=together)
+        return made
+
+    with torch.no_grad():
+        return in_forward(model, answers)
 
 
 def _continue(
-    lm: Any, encoder: Encoder, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    lm: Any, encoder: Encoder, prompts: Sequence[Sequence[int]], settings: GenerationConfig, *, together: bool
 ) -> list[list[int]]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), encoder.pad_id)
@@ -63,9 +69,11 @@ def _continue(
         ids[row, width - len(prompt) :] = torch.tensor([int(i) for i in prompt])
         attended[row, width - len(prompt) :] = 1
     # generate() derives positions from the mask, so they count from each prompt's first token, not from the padding.
-    # Without synced_gpus=False, transformers would wait for the other processes where a model is sharded.
+    # synced_gpus: go on until the answers of all processes are finished, since each needs the others' parts of the
+    # model. When it is left out, transformers asks whether the model is sharded, which it may also be while every
+    # process has gathered it and samples by itself.
     output = lm.generate(
-        ids.to(lm.device), attention_mask=attended.to(lm.device), generation_config=settings, synced_gpus=False
+        ids.to(lm.device), attention_mask=attended.to(lm.device), generation_config=settings, synced_gpus=together
     )
     return [_cut(row, encoder.stop_ids) for row in output[:, width:].tolist()]
 

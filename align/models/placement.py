@@ -20,7 +20,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,10 +30,6 @@ from align.collective import collective
 
 Module = TypeVar("Module", bound=nn.Module)
 T = TypeVar("T")
-Sharding = Literal["none", "full", "hybrid"]
-"""How several processes hold what is trained: whole in each, in parts over all of them, or in parts over those of a
-machine, with a copy on each machine."""
-
 _BUCKET_BYTES = 64 * 2**20
 """Gradients travel in messages of about this size."""
 
@@ -67,6 +63,17 @@ class Placement:
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Every parameter and every buffer that is saved, by name, whole and detached."""
         return self.state(model.state_dict(keep_vars=True))
+
+    def saved(self, model: nn.Module, tied: Iterable[str] = ()) -> Iterator[tuple[str, Tensor]]:
+        """:meth:`full_state` one tensor at a time, without second names: of a tensor with several, one that is not in
+        ``tied`` is kept."""
+        names: dict[int, list[str]] = {}
+        tensors = model.state_dict(keep_vars=True)
+        for name, tensor in tensors.items():
+            names.setdefault(id(tensor), []).append(name)
+        for of_tensor in names.values():
+            kept = next((name for name in of_tensor if name not in tied), of_tensor[0])
+            yield kept, self.whole(tensors[kept])
 
     def state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a model or its optimiser, whole and detached, to be saved or digested. One that comes under two
@@ -114,7 +121,13 @@ class SummedGradients(Placement):
 
     Losses are divided by global counts, so the sum is the gradient of the whole step; a process without a micro-batch
     contributes zeros.
+
+    Args:
+        saves: this process saves the tensors, which are the same in all.
     """
+
+    def __init__(self, *, saves: bool = True) -> None:
+        self.part = 0 if saves else None
 
     def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         """A few large messages instead of many small ones."""
@@ -256,6 +269,12 @@ def in_forward(model: nn.Module, function: Callable[[], T]) -> T:
     if not torch.is_grad_enabled() and not root.gathered:
         root.module.reshard()  # no backward pass will, and the optimiser moves the parts
     return found
+
+
+def in_step(model: nn.Module) -> bool:
+    """Do the forward passes of ``model`` wait for those of the other processes, because each has a part of it?"""
+    root: _Root | None = getattr(model, "_align_root", None)
+    return root is not None and not root.gathered
 
 
 @contextmanager

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from align import files
 from align.data.chat.encoder import Encoder
@@ -28,10 +33,13 @@ from align.models.generate import answer, embedding_rows, generating
 from align.models.intake import LEFT_OUT
 from align.models.load import require_rows
 from align.models.merging import merged_copy, require_same
-from align.models.placement import WHOLE, parameters_of, size_of
+from align.models.placement import WHOLE, in_step, parameters_of, size_of
 from align.recipe.schema import Model
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+FILE_BYTES = 4 * 10**9
+"""A file of a model that is written tensor by tensor holds about this much, and so does the memory of the process that
+writes it."""
 SUBJECTS = (
     *("rain", "bread", "glass", "the moon", "a river", "salt", "a bridge", "snow", "a clock", "wool"),
     *("iron", "tea", "a violin", "sand", "the sea", "paper", "a candle", "honey", "chess", "a shadow"),
@@ -39,24 +47,27 @@ SUBJECTS = (
 
 
 def save_policy(
-    model: nn.Module, encoder: Encoder, out: Path, *, base: Model, save_merged: bool = False
+    model: nn.Module, encoder: Encoder, out: Path, *, base: Model, save_merged: bool = False, writes: bool = True
 ) -> dict[str, Any]:
     """Write a policy into the folder ``out``: the whole model, or its adapter when that is what was trained.
 
     ``base`` is the model that the stage started from (resolved): its digest is saved with an adapter, which then loads
     onto no other base. ``save_merged`` adds the folder ``merged`` with the adapter merged in. Files are written into
     ``out`` one after another; making the finished folder visible at once is up to the caller. The model is left as it
-    was.
+    was. Where each process has a part of the model, all must call this, and one ``writes``.
 
     Returns:
-        For the stage's report: format, dtype, parameters, stop ids, base (with ``dequantised_from``), generation flags
-        left out, and for a merged copy the largest difference of a logit from the adapter's and how many of 20 greedy
-        answers are equal.
+        For the stage's report (empty for a process that does not write): format, dtype, parameters, stop ids, base
+        (with ``dequantised_from``), generation flags left out, and for a merged copy the largest difference of a logit
+        from the adapter's and how many of 20 greedy answers are equal.
 
     Raises:
         InputError: the tokenizer has ids beyond the model's embeddings.
         EnvironmentFault: the disk is full or cannot be written.
     """
+    if not writes:
+        take_part(model)
+        return {}
     lm = causal_lm(unwrap(model))
     require_rows(encoder.tokenizer, embedding_rows(lm), out)
     origin = origin_of(base, adapter=is_lora(model))
@@ -127,20 +138,89 @@ def save_backbone(backbone: PreTrainedModel, encoder: Encoder, out: Path) -> Non
     save_weights(backbone, out, config=_config(backbone, encoder))
 
 
+def take_part(model: nn.Module) -> None:
+    """What the other processes do while one saves a policy or a backbone (its adapter, if that was trained): they hand
+    over their parts of it."""
+    if not in_step(model):
+        return
+    if is_lora(model):
+        adapter_to_save(model)
+    else:
+        for _ in _saved(causal_lm(unwrap(model))):
+            pass
+
+
 def save_weights(model: PreTrainedModel, out: Path, **lent: Any) -> None:
     """Write weights and configuration; ``lent`` are attributes that the model has only while it is saved
-    (``config=...``)."""
+    (``config=...``).
+
+    Of a model that other processes hold parts of, one tensor after another is put together and written, while they are
+    in :func:`take_part`.
+    """
     files.free_space_or_raise(out, sum(p.numel() * p.element_size() for p in parameters_of(model).values()))
     before = {name: getattr(model, name) for name in lent}
     try:
         for name, value in lent.items():
             setattr(model, name, value)
-        model.save_pretrained(out, state_dict=WHOLE.full_state(model))
+        if in_step(model):
+            model.save_pretrained(out, state_dict={})  # the configuration alone
+            _write(_saved(model), out)
+        else:
+            model.save_pretrained(out, state_dict=WHOLE.full_state(model))
     finally:
         for name, value in before.items():
             setattr(model, name, value)
     for weights in out.glob("*.safetensors"):
         weights.chmod((out / "config.json").stat().st_mode)  # safetensors ignores the umask
+
+
+def _saved(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """What transformers saves of a model, by its names in files, one tensor at a time. Where tensors in files are
+    others than in memory (experts that are one tensor in memory), those of a layer come together."""
+    tensors = WHOLE.saved(model, getattr(model, "all_tied_weights_keys", None) or ())
+    left_out = set(model._keys_to_ignore_on_save or ())
+    kept = ((name, tensor) for name, tensor in tensors if name not in left_out)
+    nothing: dict[str, Tensor] = {}
+    if revert_weight_conversion(model, nothing) is nothing:  # there is nothing to convert
+        yield from kept
+        return
+    for _, of_layer in groupby(kept, lambda item: _layer(item[0])):
+        yield from revert_weight_conversion(model, dict(of_layer)).items()
+
+
+def _layer(name: str) -> str:
+    """The part of a parameter's name up to the layer's number; empty outside of layers."""
+    return (re.match(r".*?\.\d+\.", name) or [""])[0]
+
+
+def _write(tensors: Iterable[tuple[str, Tensor]], out: Path) -> None:
+    """Write tensors as they come, in files of :data:`FILE_BYTES` at most (or one larger tensor), as transformers names
+    them and lists them in an index. No more than one file and one tensor are in memory."""
+    files_of: list[dict[str, int]] = []
+    part: dict[str, Tensor] = {}
+
+    def write() -> None:
+        save_file(part, out / f"part-{len(files_of)}", metadata={"format": "pt"})
+        files_of.append({name: tensor.nbytes for name, tensor in part.items()})
+        part.clear()
+
+    for name, tensor in tensors:
+        if part and sum(other.nbytes for other in part.values()) + tensor.nbytes > FILE_BYTES:
+            write()
+        part[name] = tensor.cpu().contiguous()
+        del tensor
+    write()
+    if len(files_of) == 1:
+        (out / "part-0").rename(out / SAFE_WEIGHTS_NAME)
+        return
+    stem, _, ending = SAFE_WEIGHTS_NAME.rpartition(".")
+    place: dict[str, str] = {}
+    for number, sizes in enumerate(files_of):
+        name = f"{stem}-{number + 1:05d}-of-{len(files_of):05d}.{ending}"
+        (out / f"part-{number}").rename(out / name)
+        place |= dict.fromkeys(sizes, name)
+    total = sum(size for sizes in files_of for size in sizes.values())
+    files.write_json(out / SAFE_WEIGHTS_INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": place})
 
 
 def _config(lm: PreTrainedModel, encoder: Encoder) -> PreTrainedConfig:

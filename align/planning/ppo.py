@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError
 from align.pipeline.folder import RunFolder
@@ -125,10 +125,9 @@ class SamplingPlan(Training):
         if self.shape is None:
             return []
         device = self.machine.device
+        run: dict[str, Any] = {"processes": self.processes, "of_machine": self.of_machine, "largest": largest}
         budget = self.machine.memory if device == "cuda" else None
-        return ppo_needs.memory(
-            self.shape, self.spec, device=device, processes=self.processes, budget=budget, largest=largest
-        )
+        return ppo_needs.memory(self.shape, self.spec, device=device, budget=budget, **run)
 
     def _disk(self) -> list[Term]:
         return (

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from align.errors import Problem
 from align.models.files.folder import read_folder
@@ -18,6 +18,7 @@ from align.recipe.kinds.reward import RewardStage
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Lora, Train
 from align.sizing import needs
+from align.sizing.machine import processes_here
 from align.sizing.needs import Pass, Term, count, duration
 from align.sizing.shapes import Shape
 from align.terminal import byte_size
@@ -36,6 +37,9 @@ class Training:
         self.train: Train = spec.train
         self.lora: Lora | None = getattr(spec, "lora", None)
         self.data, self.origin, self.machine = data, stage.origin, stage.machine
+        hardware = stage.loaded.recipe.hardware
+        described = hardware is not None and not stage.machine.here and hardware.gpus
+        self.of_machine = described or processes_here(stage.processes)
         self.processes, self.measured_speed = stage.processes, stage.measured_speed
         self.shape = stage.origin.shape
         if self.shape is not None and spec.produces == "reward_model":
@@ -49,8 +53,8 @@ class Training:
         """The terms of the memory; empty if the model's shape is unknown."""
         if self.shape is None:
             return []
-        device, processes = self.machine.device, self.processes
-        return needs.memory(self.shape, self.train, self.lora, device=device, processes=processes, largest=largest)
+        run: dict[str, Any] = {"processes": self.processes, "of_machine": self.of_machine, "largest": largest}
+        return needs.memory(self.shape, self.train, self.lora, device=self.machine.device, **run)
 
     def _disk(self) -> list[Term]:
         if self.shape is None:

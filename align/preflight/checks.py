@@ -26,6 +26,7 @@ from align.preflight import first_rows
 from align.preflight.first_tokens import Encoders
 from align.preflight.models_here import look_at, needed_models, starts_refused
 from align.recipe import reference_syntax
+from align.recipe.blocks.train import SHARDING_HINT, sharding_fault
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import DataSource, Rollout, Stage, Train
 from align.sizing import machine
@@ -71,14 +72,14 @@ def look(
     loaded: LoadedRecipe,
     runs_dir: Path = Path("runs"),
     *,
-    nproc: int = 1,
+    nproc: int | None = 1,
     selection: Selection = ALL,
     thorough: bool = True,
 ) -> Findings:
     """Check every stage that a run with these options would run.
 
     Args:
-        nproc: number of processes of the run.
+        nproc: number of processes of the run; None when it is not known yet, and one is assumed where it matters.
         thorough: also encode first rows and small data with the model's tokenizer, and check with their lengths whether
             memory and disk suffice.
 
@@ -91,7 +92,8 @@ def look(
     if not todo:
         return findings
     run = RunFolder.of(loaded, runs_dir)
-    _gpus(loaded, nproc, findings)
+    _gpus(loaded, nproc or 1, findings)
+    _divided(loaded, todo, nproc, findings)
     hub = _Hub(silent=bool(findings.machine))  # on the wrong machine that problem is enough
     encoders = Encoders(loaded, run) if thorough else None
     for name in todo:
@@ -104,7 +106,7 @@ def look(
         _data(loaded, run, name, states, hub, findings, encoders)
     _models(loaded, todo, hub, findings)
     if thorough:
-        _fits(loaded, runs_dir, run, nproc, selection, findings)
+        _fits(loaded, runs_dir, run, nproc or 1, selection, findings)
     return findings
 
 
@@ -120,6 +122,16 @@ def _gpus(loaded: LoadedRecipe, nproc: int, findings: Findings) -> None:
         findings.machine.append(loaded.problem("hardware", what, hint))
     elif nproc > len(here) > 0:
         findings.machine.append(Problem(f"--nproc {nproc}: there are {len(here)} GPUs, and every process takes one"))
+
+
+def _divided(loaded: LoadedRecipe, todo: list[str], nproc: int | None, findings: Findings) -> None:
+    """Check that the processes can divide the models that are trained (``train.sharding``)."""
+    for name in todo:
+        train = getattr(loaded.recipe.stages[name], "train", None)
+        if nproc is None or not isinstance(train, Train):
+            continue
+        if fault := sharding_fault(train.sharding, nproc, machine.processes_here(nproc)):
+            findings.inputs.append(loaded.problem(f"stages.{name}.train.sharding", fault, SHARDING_HINT))
 
 
 def _fits(

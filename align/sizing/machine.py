@@ -73,6 +73,12 @@ def cpu_memory() -> float | None:
     return total
 
 
+def processes_here(processes: int) -> int:
+    """How many of a run's ``processes`` this machine has, as their launcher says (LOCAL_WORLD_SIZE); all of them when
+    it says nothing."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+
+
 def gpu_memory() -> list[int]:
     """Bytes of each NVIDIA GPU; empty when there is none, or no driver to ask."""
     command = shutil.which("nvidia-smi")

@@ -57,23 +57,38 @@ class Pass:
         return cls(train.microbatch_tokens, "train.microbatch_tokens")
 
 
+def parts_of(train: Train, processes: int, of_machine: int | None) -> int:
+    """Among how many processes the model is divided (``train.sharding``)."""
+    return {"none": 1, "full": processes, "hybrid": of_machine or processes}[train.sharding]
+
+
 def memory(
-    shape: Shape, train: Train, lora: Lora | None, *, device: str, processes: int = 1, largest: Pass | None = None
+    shape: Shape,
+    train: Train,
+    lora: Lora | None,
+    *,
+    device: str,
+    processes: int = 1,
+    of_machine: int | None = None,
+    largest: Pass | None = None,
 ) -> list[Term]:
     """Peak memory of one process while it trains, as a sum of terms; the last one is the allocator's slack.
 
     Args:
         device: "cpu" or "cuda".
         processes: number of processes of the run; with more than one, a buffer for gradients is needed.
+        of_machine: how many of them each machine has; all when None.
         largest: the largest forward pass; a full micro-batch when None.
     """
     largest = largest or Pass.full(train)
     width = 4 if train.dtype == "fp32" else 2
     trained, kept = trained_parameters(shape, lora), 4 if lora is not None else width  # adapters are fp32 always
+    parts = parts_of(train, processes, of_machine)
+    share = f", divided among {parts} processes" if parts > 1 else ""
     terms = [
-        *_weights(shape, lora, width, train.dtype),
-        Term("gradients", trained * kept, f"{count(trained)} trained, {kept} bytes each"),
-        Term("Adam moments", 2 * trained * kept, "two for each trained parameter"),
+        *_weights(shape, lora, width, train.dtype, parts),
+        Term("gradients", trained * kept / parts, f"{count(trained)} trained, {kept} bytes each{share}"),
+        Term("Adam moments", 2 * trained * kept / parts, f"two for each trained parameter{share}"),
         Term(
             "activations",
             largest.tokens * activation_bytes(shape, train, lora),
@@ -88,10 +103,13 @@ def memory(
     if lora is not None:
         terms.append(Term("adapters", trained * kept, "fp32"))
     if train.autocast and train.dtype == "fp32":
-        terms.append(
-            Term("bf16 copies of the weights", 2 * shape.matrices, "autocast keeps them for the backward pass")
-        )
-    if processes > 1:
+        # Layers that are computed again in the backward pass make their copies again as well
+        layers = 1 if parts > 1 and train.gradient_checkpointing else shape.layers
+        words = "autocast keeps them for the backward pass"
+        terms.append(Term("bf16 copies of the weights", 2 * shape.matrices * layers / shape.layers, words))
+    if parts > 1:
+        terms += _put_together(shape, lora, width, sum(term.amount for term in terms))
+    elif processes > 1:
         terms.append(
             Term("gradient exchange", min(trained * kept, 64 * 2**20 + 4 * shape.vocab * shape.hidden), "one bucket")
         )
@@ -100,9 +118,30 @@ def memory(
     return [*terms, Term("slack", used * _SLACK[device], f"{_SLACK[device]:.0%}, held by the allocator")]
 
 
-def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str) -> list[Term]:
+def _put_together(shape: Shape, lora: Lora | None, width: int, divided: float) -> list[Term]:
+    """What is whole for a while although the model is divided: the layer at work and the next one, all that is in no
+    layer (embeddings, LM head), and their gradients with a copy that is sent; and before anything is divided, the model
+    as it was loaded.
+
+    Args:
+        divided: bytes of everything else.
+    """
+    layer = shape.matrices // shape.layers
+    outside = shape.parameters - shape.matrices
+    terms = [Term("whole layers", (outside + 2 * layer) * width, "two layers, embeddings and LM head, put together")]
+    if lora is None:
+        sent = outside + layer + max(outside, layer)
+        terms.append(Term("their gradients", sent * 4, "until each process has its part; one copy is being sent"))
+    beyond = shape.parameters * width - divided - sum(term.amount for term in terms)
+    if beyond > 0:
+        terms.append(Term("loading", beyond, "what the whole model takes more, before it is divided"))
+    return terms
+
+
+def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str, parts: int) -> list[Term]:
     if lora is None or lora.quantize is None:
-        return [Term("weights", shape.parameters * width, f"{count(shape.parameters)} in {dtype}")]
+        share = f", divided among {parts} processes" if parts > 1 else ""
+        return [Term("weights", shape.parameters * width / parts, f"{count(shape.parameters)} in {dtype}{share}")]
     rest = shape.parameters - shape.matrices
     amount = _NF4 * shape.matrices + rest * width
     largest = max(inputs * outputs for inputs, outputs in shape.linears.values())

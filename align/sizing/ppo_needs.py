@@ -7,6 +7,7 @@ Bytes; symbols as in :mod:`align.sizing.shapes`. Reward models are taken to be a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from align.recipe.blocks.scoring import EnsembleScorer, ImplicitScorer, ModelScorer, ScorerSpec
 from align.recipe.kinds.ppo import PpoStage
@@ -21,6 +22,7 @@ def memory(
     *,
     device: str,
     processes: int = 1,
+    of_machine: int | None = None,
     budget: float | None = None,
     largest: Pass | None = None,
 ) -> list[Term]:
@@ -28,12 +30,18 @@ def memory(
 
     Args:
         device: "cpu" or "cuda".
+        processes, of_machine: as of :func:`align.sizing.needs.memory`.
         budget: bytes of the GPU, of which the cache of an engine takes its share.
         largest: the largest forward pass of training; a full micro-batch when None.
     """
-    *used, slack = needs.memory(shape, spec.train, spec.lora, device=device, processes=processes, largest=largest)
+    run: dict[str, Any] = {"device": device, "processes": processes, "of_machine": of_machine}
+    *used, slack = needs.memory(shape, spec.train, spec.lora, largest=largest, **run)
+    parts = needs.parts_of(spec.train, processes, of_machine)
     share = slack.amount / sum(term.amount for term in used)
-    used += [*_value_model(shape, spec), *_frozen(shape, spec)]
+    used = [term for term in used if term.name != "loading"]
+    used += [*_value_model(shape, spec, parts), *_frozen(shape, spec, parts)]
+    if parts > 1:
+        used += _put_together(shape, spec, sum(term.amount for term in used))
     slack = Term(
         "slack",
         share * sum(term.amount for term in used),
@@ -54,16 +62,42 @@ def _trained(shape: Shape, spec: PpoStage) -> tuple[int, int]:
     return shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden) + shape.hidden, _width(spec)
 
 
-def _value_model(shape: Shape, spec: PpoStage) -> list[Term]:
+def _value_model(shape: Shape, spec: PpoStage, parts: int) -> list[Term]:
     if not spec.advantages.has_value_model:
         return []
     trained, width = _trained(shape, spec)
     words = "an adapter on the policy's base" if spec.lora else "a whole model without LM head"
-    return [Term("value model", 4 * trained * width, f"{words}: {count(trained)}, with gradients and moments")]
+    how = f"{words}: {count(trained)}, with gradients and moments" + _share(parts)
+    return [Term("value model", 4 * trained * width / parts, how)]
 
 
-def _frozen(shape: Shape, spec: PpoStage) -> list[Term]:
-    terms = [] if spec.lora else [Term("reference", shape.parameters * _width(spec), "a copy of the starting policy")]
+def _put_together(shape: Shape, spec: PpoStage, divided: float) -> list[Term]:
+    """As :func:`align.sizing.needs.memory` has them for the policy: what else is whole for a while in each process.
+
+    Args:
+        divided: bytes of everything else.
+    """
+    width, copies = _width(spec), 1
+    terms = []
+    if spec.lora is None:
+        embeddings = shape.vocab * shape.hidden
+        copies += 1 + spec.advantages.has_value_model
+        value = embeddings * (width + 8) * spec.advantages.has_value_model
+        amount = (shape.parameters - shape.matrices) * width + value
+        terms = [Term("other whole embeddings", amount, "of the reference, and of the value model with gradients")]
+    beyond = copies * shape.parameters * width - divided - sum(term.amount for term in terms)
+    if beyond > 0:
+        terms.append(Term("loading", beyond, "what whole models take more, before they are divided"))
+    return terms
+
+
+def _share(parts: int) -> str:
+    return f", divided among {parts} processes" if parts > 1 else ""
+
+
+def _frozen(shape: Shape, spec: PpoStage, parts: int) -> list[Term]:
+    of_reference = shape.parameters * _width(spec) / parts
+    terms = [] if spec.lora else [Term("reference", of_reference, "a copy of the starting policy" + _share(parts))]
     for model, dtype in _models_in(spec.reward):
         words = f"{model}, taken to be as large as the policy, in {dtype}"
         terms.append(Term("reward model", shape.parameters * (4 if dtype == "fp32" else 2), words))

@@ -31,8 +31,9 @@ from align.recipe.schema import DpoStage
 from align.stages.context import StageContext
 from align.stages.shared.training_run import TrainingRun, prepare, trained
 from align.training.metrics import Mean, add_up
+from align.training.precision import autocast, computes_in
 from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest
-from align.training.trainer import LossOutput, Trainer, TrainerArguments, autocast, computes_in
+from align.training.trainer import LossOutput, Trainer, TrainerArguments
 
 
 class DpoTrainer(Trainer):

@@ -25,8 +25,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from align import collective
 from align.errors import EnvironmentFault, InputError
-from align.models.placement import WHOLE, Placement, Sharded, Sharding, SummedGradients
+from align.models.placement import WHOLE, Placement, Sharded, SummedGradients
+from align.recipe.blocks.train import SHARDING_HINT, Sharding, sharding_fault
 from align.signals import LAUNCHER, handled
+from align.sizing.machine import processes_here
 
 JOINING = timedelta(minutes=10)
 """How long the processes of a run wait for each other at the start: machines do not begin at the same moment."""
@@ -77,17 +79,21 @@ class Ranks:
     @property
     def placement(self) -> Placement:
         """How these processes hold what is whole in each."""
-        return SummedGradients() if self.world > 1 else WHOLE
+        return SummedGradients(saves=self.first) if self.world > 1 else WHOLE
 
     def placement_for(self, sharding: Sharding) -> Placement:
-        """How these processes hold what is trained. ``hybrid`` takes the processes of a machine from LOCAL_WORLD_SIZE,
-        which launchers set."""
+        """How these processes hold what is trained. Raises InputError where they cannot divide it so."""
+        of_machine = processes_here(self.world)
+        if fault := sharding_fault(sharding, self.world, of_machine):
+            raise InputError(f"train.sharding: {sharding}: {fault}", hint=SHARDING_HINT)
         if sharding == "none":
             return self.placement
-        together = self.world if sharding == "full" else int(os.environ["LOCAL_WORLD_SIZE"])
+        together = self.world if sharding == "full" else of_machine
         return Sharded(self.device, (self.world,) if together == self.world else (self.world // together, together))
 
 
+ALONE = Ranks()
+"""A run of one process."""
 _ranks: Ranks | None = None
 
 

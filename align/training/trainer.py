@@ -13,7 +13,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from align import files
 from align.batching.batch import Batch
-from align.errors import EnvironmentFault, InputError, Interrupted, Problem, TrainingFault
+from align.errors import EnvironmentFault, Interrupted, Problem, TrainingFault
 from align.models.adapters import trainable_parameters
 from align.models.placement import Placement
 from align.recipe.schema import Train
@@ -33,7 +33,9 @@ from align.training.checkpoint import (
     SAVE_SECONDS,
     SAVE_SHARE,
     BestWeights,
+    TensorFiles,
     newest_checkpoint,
+    part_name,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -49,9 +51,8 @@ from align.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from align.training.precision import autocast
 from align.training.progress import BestMetric, Progress
-
-_SAME_WORLD = "use the same --nproc, or remove the checkpoint to start over"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Trainer(ABC):
         if sorted(name for group in self.groups for name in group.parameters) != sorted(self.parameters):
             raise ValueError("the groups must hold every trained parameter once, and nothing else")
         self.optimizer = build_optimizer(self.groups, self.train)
-        self.progress, self.best = Progress(), BestWeights(self.work)
+        self.progress, self.best = Progress(), BestWeights(self.work, self.ranks)
         if self.ranks.device.type == "cpu":
             keep_freed_memory()
         if self.train.gradient_checkpointing:
@@ -170,7 +171,7 @@ class Trainer(ABC):
             if bar is not None:
                 bar.close()
         if self.train.load_best_model and self.progress.best_eval is not None:  # may be the initial weights
-            self.placement.load(self.parameters, self.best.load(self.progress.best_step))
+            self._load_weights(self.best.load(self.progress.best_step))
             self.progress.last_eval = self.progress.best_eval
         self.model.eval()
         return self.progress
@@ -311,9 +312,8 @@ class Trainer(ABC):
         if self.best_metric.improved(values, progress.best_eval):
             progress.best_step, progress.evals_without_improvement = progress.step, 0
             progress.best_eval = values
-            weights = self.placement.state(self.parameters) if self.train.load_best_model else {}
-            if weights and self.ranks.first:
-                self.best.save(progress.step, weights)
+            if self.train.load_best_model:
+                self.best.save(progress.step, self._own_part(weights=self.parameters))
         else:
             progress.evals_without_improvement += 1
         if log is not None:
@@ -350,25 +350,21 @@ class Trainer(ABC):
         """Save a checkpoint. If it cannot be written, a run that was ``asked`` for it by the recipe or a signal stops;
         otherwise a note is printed and the run goes on."""
         began = time.monotonic()
+        tensors = self._own_part(weights=self.parameters, optimizer=optimizer_tensors(self.optimizer, self.parameters))
         states = self.ranks.gather(rng_state())
-        weights = self.placement.state(self.parameters)
-        moments = self.placement.state(optimizer_tensors(self.optimizer, self.parameters))
+        state: dict[str, Any] = {}
         if self.ranks.first:
-            tensors: dict[str, Mapping[str, Tensor]] = {
-                "weights": weights,
-                "optimizer": moments,
-                **{f"rng-{rank}": state for rank, state in enumerate(states)},
-            }
+            tensors |= {f"rng-{rank}": of_rank for rank, of_rank in enumerate(states)}
             state = {"progress": asdict(self.progress), "stage": self.state_dict(), "world": self.ranks.world}
             state["metrics"] = log.digest() if log else ""
-            try:
-                save_checkpoint(
-                    self.work / "checkpoints", self.progress.step, tensors, state, keep=self.train.save_total_limit
-                )
-                self.best.forget(self.progress.step)
-            except EnvironmentFault as fault:
-                if asked:
-                    raise
+        folder, keep = self.work / "checkpoints", self.train.save_total_limit
+        try:
+            save_checkpoint(folder, self.progress.step, tensors, state, keep=keep, ranks=self.ranks)
+            self.best.forget(self.progress.step)
+        except EnvironmentFault as fault:
+            if asked:
+                raise
+            if self.ranks.first:
                 self.console.print(
                     f"{self.name}  note: no checkpoint at step {self.progress.step}: {fault}", highlight=False
                 )
@@ -377,30 +373,42 @@ class Trainer(ABC):
         self.ranks.barrier()
 
     def resume(self) -> str | None:
-        """Resume from the newest checkpoint. Returns the digest of the metrics written up to it; None when there is no
-        checkpoint."""
+        """Resume from the newest checkpoint, whichever processes saved it, whole or in parts. Returns the digest of the
+        metrics written up to it; None when there is no checkpoint."""
         self._saved_at, self._saving = time.monotonic(), 0.0
-        checkpoint = newest_checkpoint(self.work / "checkpoints", ["weights", "optimizer", "rng-0"], self.missing)
+        checkpoint = newest_checkpoint(
+            self.work / "checkpoints", ["weights", "optimizer", "rng-0"], self.missing, self.ranks
+        )
         if checkpoint is None:
             return None
         state = checkpoint.state()
-        if state["world"] != self.ranks.world:
-            problem = Problem(
-                f"was saved by {state['world']} processes, this run has {self.ranks.world}",
-                file=str(checkpoint.folder),
-                hint=_SAME_WORLD,
-            )
-            raise InputError(problem)
         self.progress = Progress.of(state["progress"])
         self.load_state_dict(state["stage"])
-        self.placement.load(self.parameters, checkpoint.tensors("weights"))
-        load_optimizer_tensors(self.optimizer, self.parameters, checkpoint.tensors("optimizer"))
-        set_rng_state(checkpoint.tensors(f"rng-{self.ranks.rank}"))
-        if self.ranks.first:
-            self.console.print(
-                f"{self.name}  continues from step {self.progress.step} of {self.total_steps}", highlight=False
+        self._load_weights(checkpoint.saved("weights"))
+        moments = self.placement.read(checkpoint.saved("optimizer"), self.parameters)
+        load_optimizer_tensors(self.optimizer, self.parameters, moments)
+        line = f"{self.name}  continues from step {self.progress.step} of {self.total_steps}"
+        if state["world"] == self.ranks.world:
+            set_rng_state(checkpoint.tensors(f"rng-{self.ranks.rank}"))
+        else:
+            # A process that was not there has drawn nothing yet; none may draw again what it drew before this step
+            torch.manual_seed((self.seed * 1009 + self.ranks.rank) * 1009 + self.progress.step)
+            line += (
+                f", saved by {_processes(state['world'])}: with {self.ranks.world} the same up to rounding and dropout"
             )
+        if self.ranks.first:
+            self.console.print(line, highlight=False)
         return str(state["metrics"])
+
+    def _own_part(self, **groups: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
+        """What this process saves of groups of tensors that all processes hold, by the names of its files."""
+        part, parts = self.placement.part, self.placement.parts
+        if part is None:
+            return {}
+        return {part_name(name, part, parts): self.placement.own_part(group) for name, group in groups.items()}
+
+    def _load_weights(self, saved: TensorFiles) -> None:
+        self.placement.load(self.parameters, self.placement.read(saved, self.parameters))
 
     def _open_log(self, written: str | None) -> tuple[MetricsLog | None, ProgressBar | None]:
         if not self.ranks.first:
@@ -422,14 +430,8 @@ def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
     return {**terms, **output.metrics}
 
 
-def autocast(train: Train, device: torch.device) -> AbstractContextManager[None]:
-    """A context in which matrix products have the precision that the recipe asks for."""
-    return nullcontext() if train.autocast is None else torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def computes_in(train: Train) -> str:
-    """The lowest precision used in a forward pass: "fp32" or "bf16"."""
-    return "bf16" if "bf16" in (train.dtype, train.autocast) else "fp32"
+def _processes(number: int) -> str:
+    return f"{number} process{'es' * (number > 1)}"
 
 
 def _finite(value: float) -> bool:

@@ -22,8 +22,8 @@ from align.models.adapters import START, add_lora
 from align.recipe.schema import DpoStage, Lora
 from align.stages.dpo import DpoTrainer
 from align.training.launch import Ranks
+from align.training.precision import autocast
 from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest
-from align.training.trainer import autocast
 from tests.support.tiny import tiny
 from tests.support.trainers import arguments, first_step, loaders
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -36,8 +37,9 @@ from align.stages.sft import SftTrainer
 from align.training.checkpoint import newest_checkpoint, save_checkpoint
 from align.training.launch import Ranks, ranks
 from align.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from align.training.precision import computes_in
 from align.training.progress import BestMetric, Progress
-from align.training.trainer import LossOutput, TrainerArguments, computes_in
+from align.training.trainer import LossOutput, TrainerArguments
 from tests.support.root import ROOT
 
 VOCAB = 61
@@ -222,6 +224,9 @@ class _OneOfTwo(Ranks):
 
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
+
+    def broadcast_object(self, value: Any) -> Any:
+        return "what the first sent" if value is None else value
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -463,7 +468,7 @@ def test_best_and_early_stopping(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_best_weights_are_kept_once_and_only_where_they_are_wanted(tmp_path: Path, rank: int, wanted: bool) -> None:
     """By the first process; a run that ends with its last weights spends no disk on them."""
-    run = trainer(tmp_path, trees(8), group=_OneOfTwo(rank=rank), load_best_model=wanted, eval_steps=1)
+    run = trainer(tmp_path, trees(8), group=_OneOfTwo(rank, 2), load_best_model=wanted, eval_steps=1)
     run.held_out = pack(trees(3), microbatch_tokens=64)
     run._evaluate(None)
     assert run.progress.best_eval is not None and (tmp_path / "best").exists() == (wanted and rank == 0)
@@ -624,21 +629,30 @@ def test_signal_saves_and_the_same_command_continues(tmp_path: Path, signum: sig
         assert torch.equal(value, weights(again.model)[name]), name
 
 
-def test_another_number_of_processes_cannot_resume(tmp_path: Path) -> None:
-    """A checkpoint of two processes is not continued by one: their random states differ. It is said, not guessed."""
+def test_another_number_of_processes_resumes_and_says_so(tmp_path: Path) -> None:
+    """A checkpoint of two processes is continued by one, from its step on, with the same losses (nothing is drawn at
+    random here). What is drawn from then on is neither what the first process drew before nor what it would draw."""
+    whole = trainer(tmp_path / "whole", trees(40), epochs=2)
+    whole.fit()
     root = _saved(tmp_path)
     for folder in root.iterdir():
         state = json.loads((folder / "state.json").read_text())
         (folder / "state.json").write_text(json.dumps({**state, "world": 2}))
         manifest = json.loads((folder / "manifest.json").read_text())
-        import hashlib
-
         manifest["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        InputError, match=r"checkpoints/step-\d+: was saved by 2 processes, this run has 1; use the same --nproc"
-    ):
-        trainer(tmp_path, trees(40), epochs=2).fit()
+    again = trainer(tmp_path, trees(40), epochs=2)
+    again.console = Console(file=(text := io.StringIO()), width=200)
+    assert again.resume() is not None
+    assert text.getvalue() == (
+        "sft  continues from step 6 of 10, saved by 2 processes: with 1 the same up to rounding and dropout\n"
+    )
+    drawn = torch.rand(3)
+    for known in (again.seed * 1009, again.seed * 1009 + 1):
+        torch.manual_seed(known)
+        assert not torch.equal(drawn, torch.rand(3))
+    again.fit()
+    assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
 def test_a_micro_batch_is_computed_where_its_process_computes(tmp_path: Path) -> None:

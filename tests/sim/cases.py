@@ -37,8 +37,8 @@ from align.sizing.shapes import Shape  # noqa: E402
 from align.stages import dpo as dpo_stage  # noqa: E402
 from align.stages.sft import SftTrainer  # noqa: E402
 from align.training.metrics import Mean  # noqa: E402
+from align.training.precision import autocast  # noqa: E402
 from align.training.reference_logprobs import ReferenceLogprobs, reference_for, weights_digest  # noqa: E402
-from align.training.trainer import autocast  # noqa: E402
 from tests.sim import kernels  # noqa: E402
 from tests.sim.device import CUDA, Simulation, join  # noqa: E402
 from tests.sim.runs import GRADES, KINDS, Setting, SimulatedRanks, examples, glm4, ppo, second_step, sft  # noqa: E402

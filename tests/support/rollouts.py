@@ -207,7 +207,8 @@ def trainer(
     plan = plan_steps(
         [1] * len(data), seed=seed, epochs=spec.iterations * 4, batch_size=spec.train.prompts, max_steps=spec.iterations
     )
-    loader = partial(make_loader, spec.train, ENCODER, group, even=placement is not None)
+    train = spec.train.model_copy(update={"sharding": "none" if placement is None else "full"})
+    loader = partial(make_loader, train, ENCODER, group)
     if spec.uses_baseline and baselines is None:
         baselines = torch.linspace(-0.2, 0.3, len(data))
     parts = PpoContext(

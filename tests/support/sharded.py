@@ -135,10 +135,10 @@ def made_up(data: Sequence[Tree]) -> ReferenceLogprobs:
     return ReferenceLogprobs(sums, torch.tensor([0, *counts]).cumsum(0)[:-1])
 
 
-def lora(net: Any) -> nn.Module:
+def lora(net: Any, *, dropout: float = 0.0) -> nn.Module:
     """Adapters that have an effect."""
     torch.manual_seed(5)
-    adapted = add_lora(net, Lora(rank=4))
+    adapted = add_lora(net, Lora(rank=4, dropout=dropout))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)

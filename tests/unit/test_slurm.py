@@ -29,7 +29,14 @@ def told(environ: dict[str, str]) -> dict[str, str]:
 def test_a_task_of_several_knows_its_place() -> None:
     found = told(TASK)
     port = int(found.pop("MASTER_PORT"))
-    assert found == {"WORLD_SIZE": "16", "RANK": "11", "LOCAL_RANK": "3", "MASTER_ADDR": "gpu07"}
+    assert found == {
+        "WORLD_SIZE": "16",
+        "RANK": "11",
+        "LOCAL_RANK": "3",
+        "LOCAL_WORLD_SIZE": "8",
+        "MASTER_ADDR": "gpu07",
+    }
+    assert "LOCAL_WORLD_SIZE" not in told(TASK | {"SLURM_STEP_NUM_TASKS": "15"})
     assert 20_000 <= port < 30_000
     assert told(TASK | {"SLURM_PROCID": "0"})["MASTER_PORT"] == str(port)
     assert told(TASK | {"SLURM_STEP_ID": "3"})["MASTER_PORT"] != str(port)

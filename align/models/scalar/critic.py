@@ -72,7 +72,7 @@ class ActorCritic(nn.Module):
             causal_lm(self.value.backbone).gradient_checkpointing_enable(**settings)
 
     def save_value(
-        self, encoder: Encoder, out: Path, *, base: Model, scores: ScoreStats, layout: Layout
+        self, encoder: Encoder, out: Path, *, base: Model, scores: ScoreStats, layout: Layout, writes: bool = True
     ) -> dict[str, Any]:
         """Write the value model into ``out`` in the form of a reward model, as which it can be loaded. Returns what
         :func:`~align.models.scalar.heads.save_scalar` returns.
@@ -81,10 +81,11 @@ class ActorCritic(nn.Module):
         """
         if self.value is None:
             raise ValueError("there is no value model")
+        settings: dict[str, Any] = {"base": base, "scores": scores, "layout": layout, "writes": writes}
         if not self.shared:
-            return save_scalar(self.value, encoder, out, base=base, scores=scores, layout=layout)
+            return save_scalar(self.value, encoder, out, **settings)
         with adapters.value_in_front(self.policy, on_start=self._on_start), _transformer_alone(self.policy):
-            return save_scalar(self.value, encoder, out, base=base, scores=scores, layout=layout)
+            return save_scalar(self.value, encoder, out, **settings)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from align.models.generate import embedding_rows
 from align.models.load import load_backbone, locate, readable, require_rows
 from align.models.merging import merged_copy
 from align.models.placement import WHOLE, in_forward, size_of
-from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer
+from align.models.save import SUBJECTS, origin_of, save_adapter, save_backbone, save_notes, save_tokenizer, take_part
 from align.recipe.schema import Model
 
 if TYPE_CHECKING:
@@ -250,21 +250,27 @@ def save_scalar(
     scores: ScoreStats,
     layout: Layout = "tree",
     save_merged: bool = False,
+    writes: bool = True,
 ) -> dict[str, Any]:
     """Write a reward model into the folder ``out``: head, tokenizer, notes, and the backbone or its adapter when that
     is what was trained.
 
     ``base`` is the model that the stage started from (resolved). ``save_merged`` adds the folder ``merged`` with the
     adapter merged in. Making the finished folder visible at once is up to the caller. The model is left as it was.
+    Where each process has a part of the model, all must call this, and one ``writes``.
 
     Returns:
-        For the stage's report: format, dtype, parameters, stop ids, base, and for a merged copy the largest difference
-        of a score from the adapter's.
+        For the stage's report (empty for a process that does not write): format, dtype, parameters, stop ids, base, and
+        for a merged copy the largest difference of a score from the adapter's.
 
     Raises:
         InputError: the tokenizer has ids beyond the model's embeddings.
         EnvironmentFault: the disk is full or cannot be written.
     """
+    if not writes:
+        take_part(model.backbone)
+        WHOLE.whole(model.head.weight)
+        return {}
     inner, adapter = causal_lm(model.backbone), is_lora(model.backbone)
     require_rows(encoder.tokenizer, embedding_rows(inner), out)
     origin = origin_of(base, adapter=adapter)

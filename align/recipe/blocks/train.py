@@ -91,6 +91,11 @@ class Train(Strict):
     """Compute matrix products in bf16 while the weights stay in `dtype`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    sharding: Literal["none", "full", "hybrid"] = "none"
+    """Divide weights, gradients and the optimiser's state among the processes, for models that do not fit into the
+    memory of one (torch's FSDP2). Each layer is put together when it is computed, which takes messages between the
+    processes. `full`: among all. `hybrid`: among those of a machine, with a copy on each machine, so that layers do not
+    cross the network. `none`: every process has the whole model."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Evaluate on the held-out data every N steps (always before the first and after the last)."""
     load_best_model: bool = False
@@ -116,7 +121,7 @@ class Train(Strict):
 
 NEUTRAL: Final = (
     # Memory: the same gradient up to rounding
-    *("train.microbatch_tokens", "train.layout", "train.gradient_checkpointing"),
+    *("train.microbatch_tokens", "train.layout", "train.gradient_checkpointing", "train.sharding"),
     *("lora.save_merged", "samples"),  # made from the trained model; `align merge` makes the copy at any time
 )
 """Keys of a training stage that do not affect the trained weights."""
@@ -128,6 +133,41 @@ def neutral_of(train: Train) -> tuple[str, ...]:
     return () if train.load_best_model or train.early_stopping_patience else ("train.eval_steps",)
 
 
+Sharding = Literal["none", "full", "hybrid"]
+SHARDING_HINT: Final = (
+    "start several processes (`align run --nproc N`, or a launcher on several machines), or write another value:"
+    " `none`, or `full` on one machine"
+)
+"""What to do where :func:`sharding_fault` finds something."""
+
+
+def sharding_fault(sharding: Sharding, processes: int, of_machine: int) -> str | None:
+    """Why so many processes, of which each machine has ``of_machine``, cannot divide a model as ``train.sharding``
+    says; None when they can, or when nothing is divided."""
+    if sharding == "none":
+        return None
+    if processes == 1:
+        return "the model cannot be divided among the processes: there is only one"
+    if sharding == "hybrid" and of_machine >= processes:
+        return f"each machine would have a copy of the model, but all {processes} processes are on one"
+    if sharding == "hybrid" and processes % of_machine:
+        return f"every machine needs as many processes, but one has {of_machine} of {processes}"
+    return None
+
+
+WITH_SHARDING: Final = (
+    Needs(
+        "lora.quantize",
+        lambda stage: stage.train.sharding == "none",
+        "with train.sharding, which cannot divide 4-bit weights; choose one of the two",
+    ),
+    Needs(
+        "lora.save_merged",
+        lambda stage: stage.train.sharding == "none",
+        "with train.sharding, where no process has the whole model; `align merge` makes the copy afterwards",
+    ),
+)
+"""Keys of a training stage that do not go together with a divided model."""
 EVALUATES: Final = "train.eval_steps train.load_best_model train.early_stopping_patience"
 """Keys about evaluations, which need held-out data."""
 

@@ -69,7 +69,7 @@ KEYS: dict[str, str] = {
     **dict.fromkeys(("packing", "sample_packing", "neat_packing", "padding_free", "group_by_length"), _PACKED),
     **dict.fromkeys(
         ("deepspeed", "fsdp", "zero_stage", "ds_config"),
-        "nothing to set: processes are data parallel, `align run --nproc N`",
+        "`train.sharding` divides a model among processes, `align run --nproc N` starts them",
     ),
     # data and models
     **dict.fromkeys(

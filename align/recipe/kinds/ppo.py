@@ -11,7 +11,7 @@ from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, 
 from align.recipe.blocks.estimators import ESTIMATORS, Estimator
 from align.recipe.blocks.rollout import AutoRollout, RolloutChoice
 from align.recipe.blocks.scoring import ModelScorer, Scoring
-from align.recipe.blocks.train import EVALUATES, NEUTRAL, Lora, Train, neutral_of
+from align.recipe.blocks.train import EVALUATES, NEUTRAL, WITH_SHARDING, Lora, Train, neutral_of
 from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
 
@@ -119,6 +119,7 @@ class PpoStage(Stage):
         *NEUTRAL,
     )
     key_needs: ClassVar[tuple[Needs, ...]] = (
+        *WITH_SHARDING,
         Needs(
             "gamma lam value_init value_model value_learning_rate value_clip whiten_rewards health.explained_variance",
             lambda stage: stage.advantages.has_value_model,

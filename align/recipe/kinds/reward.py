@@ -9,7 +9,7 @@ from pydantic import Field
 
 from align.recipe.blocks.base import ArtifactType, Data, RecordType, Reference, RowUse, Stage
 from align.recipe.blocks.scoring import GradeWeights
-from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, neutral_of
+from align.recipe.blocks.train import EVALUATES, NEUTRAL, WITH_SHARDING, DpoTrain, Lora, neutral_of
 from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
 
@@ -44,6 +44,7 @@ class RewardStage(Stage):
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
+        *WITH_SHARDING,
         Needs("l2 soft_labels length_balance filters", lambda stage: not stage.grades, _ALONE, zero_is_none=True),
     )
 

@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from align.recipe.blocks.base import ArtifactType, Data, PolicyRef, RecordType, RowLimits, RowUse, Stage
 from align.recipe.blocks.pair_losses import LossChoice, PairLoss, SigmoidLoss
-from align.recipe.blocks.train import EVALUATES, NEUTRAL, DpoTrain, Lora, Train, neutral_of
+from align.recipe.blocks.train import EVALUATES, NEUTRAL, WITH_SHARDING, DpoTrain, Lora, Train, neutral_of
 from align.recipe.kinds import KINDS
 from align.recipe.language.effects import Needs
 
@@ -25,7 +25,10 @@ class SftStage(Stage):
     reads: ClassVar[Mapping[str, RecordType]] = {"data": "conversation", "eval_data": "conversation"}
     keeps_checkpoints: ClassVar[bool] = True
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
-    key_needs: ClassVar[tuple[Needs, ...]] = (Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),)
+    key_needs: ClassVar[tuple[Needs, ...]] = (
+        Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
+        *WITH_SHARDING,
+    )
 
     kind: Literal["sft"]
     """`sft`"""
@@ -93,6 +96,7 @@ class DpoStage(Stage):
     neutral: ClassVar[tuple[str, ...]] = NEUTRAL
     key_needs: ClassVar[tuple[Needs, ...]] = (
         Needs(EVALUATES, lambda stage: stage.eval_data, "without eval_data"),
+        *WITH_SHARDING,
         *(_of_its_loss(key, owner) for key, owner in FLAT_OPTIONS.items()),
     )
 

@@ -30,7 +30,7 @@ from align.stages.ppo.experience import Answers, Experience, adapted, compute_ad
 from align.stages.ppo.rollouts import Rollouts, ScoredAnswer, parquet, rows_of
 from align.stages.shared.clock import Clock
 from align.training.launch import Ranks
-from align.training.trainer import autocast
+from align.training.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,7 @@ def run(spec: PpoStage, ctx: StageContext) -> None:
         trainer = PpoTrainer(trainer_arguments(models, spec.train, ctx, group), parts)
         clock.take()  # the time for the reference's answers belongs to no iteration
         trainer.fit()
-    if group.first:
-        _save(spec, ctx, trainer, encoder, base, data)
+    _save(spec, ctx, trainer, encoder, base, data, group)
 
 
 # Models and data to start from
@@ -274,15 +273,26 @@ def _content(part: ScorerSpec | Rollout, resolve: Callable[[str], Path | str]) -
 # Results
 
 
-def _save(spec: PpoStage, ctx: StageContext, trainer: PpoTrainer, encoder: Encoder, base: Model, data: _Data) -> None:
+def _save(
+    spec: PpoStage,
+    ctx: StageContext,
+    trainer: PpoTrainer,
+    encoder: Encoder,
+    base: Model,
+    data: _Data,
+    group: Ranks,
+) -> None:
     """Save policy, value model, answers of every iteration, and the report."""
     models, last = trainer.models, trainer.history[-1]
     models.use("policy")
     merged = spec.lora is not None and spec.lora.save_merged
-    saved = save_policy(models.policy, encoder, ctx.out, base=base, save_merged=merged)
+    settings: dict[str, Any] = {"base": base, "writes": group.first}
+    saved = save_policy(models.policy, encoder, ctx.out, save_merged=merged, **settings)
     if models.value is not None:
         returns = ScoreStats(last["return"], last["return_std"], int(last["answers"]))
-        models.save_value(encoder, ctx.out / "value", base=base, scores=returns, layout=spec.train.layout)
+        models.save_value(encoder, ctx.out / "value", scores=returns, layout=spec.train.layout, **settings)
+    if not group.first:
+        return
     outcome = {
         "iterations": len(trainer.history),
         "last_iteration": dict(last),

@@ -21,11 +21,11 @@ from align.batching.loader import Loader
 from align.data.trees.store import TreeStore
 from align.functional import losses
 from align.functional.grade_metrics import evaluate_grades
-from align.models.scalar.heads import branch_grades, save_scalar
+from align.models.scalar.heads import branch_grades
 from align.models.scalar.reward_start import load_start
 from align.recipe.schema import RewardStage
 from align.stages.context import StageContext
-from align.stages.reward.run import RewardTrainer, build_reward, places, shown, statistics
+from align.stages.reward.run import RewardTrainer, build_reward, places, save_trained, shown, statistics
 from align.stages.shared.training_run import TrainingRun, prepare
 from align.training.metrics import Mean
 from align.training.trainer import LossOutput, Trainer, TrainerArguments
@@ -87,13 +87,9 @@ def learn_grades(spec: RewardStage, ctx: StageContext) -> None:
     trainer.fit()
     outputs = trainer.held_out_outputs() if stage.held_out is not None else {}
     stats = statistics(stage, trainer)
+    saved = save_trained(stage, trainer, stats)
     if not stage.group.first:
         return
-    merged = spec.lora is not None and spec.lora.save_merged
-    layout = spec.train.layout
-    saved = save_scalar(
-        trainer.scalar, stage.encoder, ctx.out, base=stage.base, scores=stats, layout=layout, save_merged=merged
-    )
     held_out = _held_out(stage, spec, outputs)
     stage.report(trainer, {**saved, "scores": vars(stats), "grades": spec.grades, "held_out_grades": held_out})
     if held_out:

@@ -41,7 +41,8 @@ from align.stages.context import StageContext
 from align.stages.shared.training_run import TrainingRun, prepare, trained
 from align.terminal import fixed
 from align.training.metrics import Mean
-from align.training.trainer import LossOutput, Trainer, TrainerArguments, computes_in
+from align.training.precision import computes_in
+from align.training.trainer import LossOutput, Trainer, TrainerArguments
 
 CALIBRATION_PROMPTS = 1000
 """Statistics of the scores are computed on the answers of this many training prompts, drawn at random; of all if there
@@ -194,13 +195,9 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
     trainer.fit()
     held_out_scores = trainer.held_out_scores()
     stats, noise = statistics(stage, trainer), trainer.noise_now()
+    saved = save_trained(stage, trainer, stats)
     if not stage.group.first:
         return
-    merged = spec.lora is not None and spec.lora.save_merged
-    base, layout = stage.base, spec.train.layout
-    saved = save_scalar(
-        trainer.scalar, stage.encoder, ctx.out, base=base, scores=stats, layout=layout, save_merged=merged
-    )
     held_out, notes = _judge(stage, held_out_scores, noise)
     outcome = {**saved, "scores": vars(stats), "held_out": held_out}
     more: dict[str, Any] = {"length_balance": buckets} if buckets else {}
@@ -209,6 +206,21 @@ def run(spec: RewardStage, ctx: StageContext) -> None:
         _show_held_out(ctx, held_out)
     for line in notes:
         ctx.warn(line)
+
+
+def save_trained(stage: TrainingRun, trainer: RewardTrainer, stats: ScoreStats) -> dict[str, Any]:
+    """Write the finished model into the stage's result, as :func:`save_scalar` does."""
+    spec = stage.spec
+    return save_scalar(
+        trainer.scalar,
+        stage.encoder,
+        stage.ctx.out,
+        base=stage.base,
+        scores=stats,
+        layout=spec.train.layout,
+        save_merged=spec.lora is not None and spec.lora.save_merged,
+        writes=stage.group.first,
+    )
 
 
 def statistics(stage: TrainingRun, trainer: RewardTrainer) -> ScoreStats:

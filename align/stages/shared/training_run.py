@@ -30,6 +30,7 @@ from align.models.files.positions import positions, require_positions
 from align.models.generate import answer
 from align.models.load import LoadModel, load_encoder, load_policy
 from align.models.merging import merged_copy
+from align.models.placement import in_step
 from align.models.save import save_policy
 from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import Lora, Model, Train
@@ -87,15 +88,16 @@ class TrainingRun:
         """Train, save the policy, and report held-out metrics and the answers to some prompts, before and after."""
         shown = self.held_out if self.held_out is not None else self.data
         prompts = [shown[i] for i in range(min(samples, len(shown)))]
-        before = remembered(self.ctx, "answers-before", lambda: self._answers(prompts)) if self.group.first else []
+        before = remembered(self.ctx, "answers-before", lambda: self._answers(prompts), self.group)
         trainer.fit()
-        if not self.group.first:
-            return
         merged = self.spec.lora is not None and self.spec.lora.save_merged
-        saved = save_policy(self.model, self.encoder, self.ctx.out, base=self.base, save_merged=merged)
-        asked = [(tree.id, tree.trunk.tolist()) for tree in prompts]
+        saved = save_policy(
+            self.model, self.encoder, self.ctx.out, base=self.base, save_merged=merged, writes=self.group.first
+        )
         versions = {0: before, kept_step(trainer): self._answers(prompts)}
-        self.report(trainer, saved, answers=greedy_answers(self.ctx.name, self.encoder, asked, versions))
+        if self.group.first:
+            asked = [(tree.id, tree.trunk.tolist()) for tree in prompts]
+            self.report(trainer, saved, answers=greedy_answers(self.ctx.name, self.encoder, asked, versions))
 
     def report(
         self, trainer: Trainer, outcome: Mapping[str, Any], *, answers: Sequence[AnswerRow] = (), **more: Any
@@ -116,7 +118,9 @@ class TrainingRun:
         _show(self.ctx, outcome, answers)
 
     def _answers(self, trees: Sequence[Tree], max_new_tokens: int = 64) -> list[list[int]]:
-        """Greedy answers of the policy as it is now, as token ids."""
+        """Greedy answers of the policy as it is now, as token ids; none on a process that is not needed for them."""
+        if not (self.group.first or in_step(self.model)):
+            return []
         return answer(self.model, self.encoder, [tree.trunk.tolist() for tree in trees], max_new_tokens=max_new_tokens)
 
 
@@ -149,10 +153,9 @@ def greedy_answers(
     return rows
 
 
-def make_loader(
-    train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan, *, even: bool = False
-) -> Loader:
-    """Micro-batches of trees, by number, for this process; ``even``: as many on every process."""
+def make_loader(train: Train, encoder: Encoder, group: Ranks, tree: Callable[[int], Tree], plan: StepPlan) -> Loader:
+    """Micro-batches of trees, by number, for this process; as many on every process where the model is divided among
+    them."""
     return Loader(
         tree,
         plan,
@@ -162,14 +165,21 @@ def make_loader(
         rank=group.rank,
         world=group.world,
         row_multiple=row_multiple(train.layout, train.microbatch_tokens, group.device.type),
-        groups=partial(group_count, tokens=train.microbatch_tokens) if even else None,
+        groups=partial(group_count, tokens=train.microbatch_tokens) if train.sharding != "none" else None,
     )
 
 
 def trainer_arguments(model: nn.Module, train: Train, ctx: StageContext, group: Ranks) -> TrainerArguments:
     """The arguments that all trainers share, for one stage run."""
     return TrainerArguments(
-        model=model, train=train, work=ctx.work, name=ctx.name, seed=ctx.seed, console=ctx.console, ranks=group
+        model=model,
+        train=train,
+        work=ctx.work,
+        name=ctx.name,
+        seed=ctx.seed,
+        console=ctx.console,
+        ranks=group,
+        placement=group.placement_for(train.sharding),
     )
 
 
@@ -285,12 +295,15 @@ def say_adapters(ctx: StageContext, model: nn.Module, *, new: bool, own: bool) -
     ctx.console.print(f"{ctx.name}  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def remembered(ctx: StageContext, name: str, make: Callable[[], Any]) -> Any:
-    """The value of ``make``, computed once in this stage run and kept for when it resumes after an interruption."""
+def remembered(ctx: StageContext, name: str, make: Callable[[], Any], group: Ranks) -> Any:
+    """The value of ``make`` in the first process, computed once in this stage run and kept for when it resumes after an
+    interruption. All processes call ``make`` then."""
     path = ctx.work / f"{name}.json"
-    if sealed.find(path) is None:
-        sealed.keep(path, files.dump_json(make()).encode())
-    return json.loads(path.read_bytes())
+    if not group.broadcast_object(group.first and sealed.find(path) is not None):
+        value = make()
+        if group.first:
+            sealed.keep(path, files.dump_json(value).encode())
+    return group.broadcast_object(json.loads(path.read_bytes()) if group.first else None)
 
 
 def before_and_after(

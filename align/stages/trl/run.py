@@ -74,8 +74,8 @@ def run(spec: TrlStage, ctx: StageContext) -> None:
     with no_progress_bars(), sealed(), _its_own_name(model):
         trainer, callback, since = _build(spec, ctx, model, encoder, data, config, scorer)
         say_adapters(ctx, trainer.model, new=spec.lora is not None, own=own_adapter)
-        before = remembered(ctx, "answers-before", lambda: _answers(model, encoder, data))
-        first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data))
+        before = remembered(ctx, "answers-before", lambda: _answers(model, encoder, data), group)
+        first = remembered(ctx, "eval-before", lambda: _evaluate(trainer, data), group)
         if (signum := stop_requested()) is not None:
             raise Interrupted(signum, f"{ctx.name}: stopped before training; the same command goes on")
         set_seed(ctx.seed)  # so that the samples do not depend on whether something was evaluated before

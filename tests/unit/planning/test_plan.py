@@ -142,6 +142,32 @@ def test_memory_moves_as_it_should() -> None:
     assert total(autocast="bf16") != total()
 
 
+def test_memory_of_a_divided_model() -> None:
+    """GLM-4 in full, fp32, on 8 GPUs: an eighth of 16 bytes a parameter, beside the layers that are whole for a while.
+    A simulated step of such a run took 30 GB, 14 GB of them at rest (layers were put together in bf16 there, here in
+    fp32)."""
+    glm = shapes.GLM_4_9B
+    train = Train(gradient_checkpointing=True, autocast="bf16", microbatch_tokens=8192, sharding="full")
+    run: dict[str, Any] = {"device": "cuda", "processes": 8}
+    terms = {t.name: t.amount for t in needs.memory(glm, train, None, **run)}
+    assert 8 * terms["weights"] == 8 * terms["gradients"] == 4 * glm.parameters == 4 * terms["Adam moments"]
+    layer = 4096 * (2 * 4096 + 2 * 256 + 3 * 13696)
+    outside = glm.parameters - 40 * layer
+    assert terms["whole layers"] == 4 * (outside + 2 * layer)
+    assert terms["their gradients"] == 4 * (2 * outside + layer)
+    assert "gradient exchange" not in terms and "loading" not in terms
+    assert 30e9 < sum(terms.values()) < 60e9 < sum(t.amount for t in needs.memory(glm, Train(), None, **run)) / 2
+
+    hybrid = train.model_copy(update={"sharding": "hybrid"})
+    found = {t.name: t.amount for t in needs.memory(glm, hybrid, None, device="cuda", processes=16, of_machine=8)}
+    assert found == terms
+    # Adapters: the model as it was loaded is the most
+    small = Train(dtype="bf16", sharding="full", gradient_checkpointing=True)
+    found = {t.name: t.amount for t in needs.memory(glm, small, Lora(), **run)}
+    assert "their gradients" not in found
+    assert sum(v for k, v in found.items() if k not in ("slack", "runtime")) == pytest.approx(2 * glm.parameters)
+
+
 def test_four_bit_weights() -> None:
     """QLoRA: all but embeddings, LM head and norms takes half a byte and its share of the scales."""
     glm = shapes.GLM_4_9B

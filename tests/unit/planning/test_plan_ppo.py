@@ -11,7 +11,7 @@ import yaml
 
 from align.planning.plan import make_plan
 from align.recipe.load import load_recipe
-from align.recipe.schema import PpoStage
+from align.recipe.schema import Lora, PpoStage
 from align.sizing import ppo_needs
 from align.sizing.shapes import GLM_4_9B, Shape
 from tests.support.saved import save_tiny
@@ -63,6 +63,21 @@ def test_fewer_models_need_less() -> None:
     """No value model without gae; nothing for an engine that samples from the policy itself."""
     found = terms(SMOL, spec(estimator="rloo", samples_per_prompt=4, rollout={"engine": "transformers"}))
     assert not {"value model", "rollout engine", "rollout cache"} & found.keys()
+
+
+def test_divided_models() -> None:
+    """Among four processes: a quarter of policy, reference and value model; beside them what is whole for a while. Before
+    they are divided all three are whole in each process."""
+    stage = spec(
+        train={"sharding": "full"}, rollout={"engine": "transformers"}, reward={"rule": "json"}, value_init="policy"
+    )
+    whole = {t.name: t.amount for t in ppo_needs.memory(SMOL, spec(), device="cpu")}
+    run = {t.name: t.amount for t in ppo_needs.memory(SMOL, stage, device="cpu", processes=4)}
+    assert all(4 * run[name] == whole[name] for name in ("weights", "Adam moments", "value model", "reference"))
+    assert run["other whole embeddings"] == 4 * (SMOL.parameters - SMOL.matrices) + 12 * SMOL.vocab * SMOL.hidden
+    without = stage.model_copy(update={"lora": Lora()})
+    run = {t.name: t.amount for t in ppo_needs.memory(SMOL, without, device="cpu", processes=4)}
+    assert not {"reference", "other whole embeddings"} & run.keys()
 
 
 def test_disk_holds_the_value_model_too() -> None:

@@ -324,3 +324,43 @@ def test_check_refuses_the_models_that_a_run_refuses() -> None:
 
 def test_every_problem_is_an_error_of_ours() -> None:
     assert issubclass(EnvironmentFault, AlignError) and requirements.CONNECT_S <= 5
+
+
+@pytest.mark.parametrize(
+    ("sharding", "nproc", "of_machine", "message"),
+    [
+        ("none", 1, None, None),
+        ("full", 2, None, None),
+        ("full", 1, None, "the model cannot be divided among the processes: there is only one"),
+        ("hybrid", 1, None, "the model cannot be divided among the processes: there is only one"),
+        ("hybrid", 4, None, "each machine would have a copy of the model, but all 4 processes are on one"),
+        ("hybrid", 4, "4", "each machine would have a copy of the model, but all 4 processes are on one"),
+        ("hybrid", 4, "2", None),
+        ("hybrid", 5, "2", "every machine needs as many processes, but one has 2 of 5"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "ppo"])
+def test_a_model_is_divided_among_processes_that_are_there(
+    kind: str,
+    sharding: str,
+    nproc: int,
+    of_machine: str | None,
+    message: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One line before anything starts; LOCAL_WORLD_SIZE is what launchers say of a machine."""
+    monkeypatch.setattr(machine, "gpu_memory", list)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if of_machine is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", of_machine)
+    stage = {**STAGES[kind], "train": {**STAGES[kind].get("train", {}), "sharding": sharding}}
+    problems = told({"it": stage}, nproc=nproc)
+    assert [problem.partition(" ")[2].partition(";")[0] for problem in problems] == (
+        [] if message is None else [f"stages.it.train.sharding: {message}"]
+    )
+
+
+def test_the_number_of_processes_may_not_be_known_yet() -> None:
+    """`align check --data` starts none."""
+    stage = {**STAGES["sft"], "train": {"sharding": "full"}}
+    assert look(write({"it": stage}), Path("runs"), nproc=None, thorough=False).inputs == []

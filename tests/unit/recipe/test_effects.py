@@ -72,6 +72,15 @@ CASES: dict[tuple[str, str], Case] = {
         )
         for name, stage in (("SftStage", SFT), ("DpoStage", DPO), ("RewardStage", REWARD))
     },
+    **{
+        (name, f"lora.{key}"): (
+            stage,
+            {"lora": {key: value}, "train": {"sharding": "full"}},
+            {"train": {"sharding": "none"}},
+        )
+        for name, stage in (("SftStage", SFT), ("DpoStage", DPO), ("RewardStage", REWARD), ("PpoStage", PPO))
+        for key, value in (("quantize", "nf4"), ("save_merged", True))
+    },
     ("DpoStage", "label_smoothing"): (DPO, {"loss": "ipo", "label_smoothing": 0.1}, {"loss": "sigmoid"}),
     ("RewardStage", "l2 soft_labels length_balance filters"): (
         {**REWARD, "grades": {"a": 1.0}},

@@ -234,6 +234,27 @@ def test_keys_that_contradict_each_other(train: str, message: str) -> None:
     assert problems(sft(train=train)) == [f"r.yaml:7:12 stages.sft.train: {message}"]
 
 
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (
+            "{quantize: nf4}",
+            "has no effect with train.sharding, which cannot divide 4-bit weights; choose one of the two",
+        ),
+        (
+            "{save_merged: true}",
+            "has no effect with train.sharding, where no process has the whole model; `align merge` makes the copy"
+            " afterwards",
+        ),
+    ],
+)
+@pytest.mark.parametrize("sharding", ["full", "hybrid"])
+def test_what_a_divided_model_cannot_have(sharding: str, lora: str, message: str) -> None:
+    key = lora.strip("{").partition(":")[0]
+    found = problems(sft(train=f"{{sharding: {sharding}}}", lora=lora))
+    assert [problem.partition(" ")[2] for problem in found] == [f"stages.sft.lora.{key}: {message}"]
+
+
 def test_weights_of_a_mixture_are_all_or_none() -> None:
     text = GOOD.replace("rows.jsonl", "[rows.jsonl, {path: rows.jsonl, weight: 2}]")
     assert problems(text) == [

@@ -259,3 +259,16 @@ def test_those_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     began = time.monotonic()
     assert started(tmp_path, "sys.exit(3) if rank else time.sleep(600)") == 3
     assert time.monotonic() - began < 60
+
+
+def test_processes_that_cannot_divide_a_model_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the stage's start, where no check was made before."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert launch.Ranks().placement_for("none") is WHOLE
+    for ranks, sharding in ((launch.Ranks(), "full"), (launch.Ranks(0, 4), "hybrid")):
+        with pytest.raises(InputError, match=f"^train.sharding: {sharding}: .*; start several processes"):
+            ranks.placement_for(sharding)  # type: ignore[arg-type]
+
+
+def test_one_of_several_whole_models_is_saved() -> None:
+    assert [launch.Ranks(rank, 2).placement.part for rank in (0, 1)] == [0, None]

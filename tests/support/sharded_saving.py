@@ -1,0 +1,137 @@
+"""Models of which each of several processes holds a part, saved and handed over. :func:`saved_side_by_side` and
+:func:`memory_of_leaving` run in each process of a group."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from align.data.chat.encoder import Encoder
+from align.models import save
+from align.models.adapters import add_lora
+from align.models.generate import answer
+from align.models.load import load_encoder, load_policy
+from align.models.placement import gathered, size_of
+from align.models.save import save_policy
+from align.models.scalar.heads import ScalarModel, ScoreStats, save_scalar
+from align.recipe.schema import Lora, Model
+from align.rollout import weight_files
+from align.rollout.sync import weights_of
+from align.training.launch import leave, ranks
+from align.training.memory import begin_stage, peak_memory_bytes
+from tests.support.saved import rows
+from tests.support.sharded import lora
+from tests.support.tiny import tiny
+from tests.support.tokenizers import chatml
+
+ROWS = rows(chatml())
+
+
+def mixtral() -> nn.Module:
+    """Its experts are one tensor in memory and several in files."""
+    torch.manual_seed(3)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = {**shape, "num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": ROWS}
+    net: nn.Module = MixtralForCausalLM(MixtralConfig(**settings))
+    return net
+
+
+SAVED: dict[str, Callable[[], Any]] = {
+    "tied": lambda: tiny("llama", vocab_size=ROWS),
+    "untied": lambda: tiny("glm4", vocab_size=ROWS),
+    "experts": mixtral,
+    "loaded": lambda: load_policy(Model(path="loaded")),
+    "reward": lambda: ScalarModel(tiny("glm4", vocab_size=ROWS).model),
+    "adapter": lambda: lora(load_policy(Model(path="loaded"))),
+    "adapters": lambda: add_lora(load_policy(Model(path="adapter")), Lora(rank=2)),
+}
+"""Ways in which a model is saved: all of its weights, one by one or converted, or an adapter, or two joined."""
+PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+
+
+def saved_side_by_side(folder: Path) -> None:
+    """Every model of ``SAVED``, saved by one process that holds it whole (``NAME-whole``) and by the first of several
+    that hold parts (``NAME-parts``), in small files; and whether their answers are the same (``answers.json``). In the
+    folder is a model ``loaded`` and an ``adapter`` of it."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    group = ranks()
+    encoder = load_encoder(Model(path="loaded"))
+    answers = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "FILE_BYTES", 10_000)
+        for name, make in SAVED.items():
+            build = partial(seeded, make)
+            net = build()
+            if name == "loaded":
+                answers["whole"] = answer(net, encoder, PROMPTS, max_new_tokens=12)
+            if group.first:
+                save_as(net, encoder, folder / f"{name}-whole", writes=True)
+            net = group.placement_for("full").wrap(build())
+            save_as(net, encoder, folder / f"{name}-parts", writes=group.first)
+            if name == "loaded":
+                answers["parts"] = answer(net, encoder, PROMPTS, max_new_tokens=12)
+                with gathered(net):  # each by itself: one process has one prompt more
+                    own = answer(net, encoder, PROMPTS[: 2 + group.rank], max_new_tokens=12)
+                answers["gathered"] = group.gather(own)[1]
+    if group.first:
+        (folder / "answers.json").write_text(json.dumps(answers))
+    group.barrier()
+    leave()
+
+
+def seeded(build: Callable[[], Any]) -> Any:
+    torch.manual_seed(7)
+    return build()
+
+
+def save_as(net: Any, encoder: Encoder, out: Path, *, writes: bool) -> None:
+    base = Model(path="loaded")
+    if isinstance(net, ScalarModel):
+        save_scalar(net, encoder, out, base=base, scores=ScoreStats(0.0, 1.0, 1), writes=writes)
+    else:
+        save_policy(net, encoder, out, base=base, writes=writes)
+
+
+def memory_of_leaving(folder: Path) -> None:
+    """How much memory of the first process rises, in bytes, while a model of 250 MB is saved and while it is handed to
+    an engine, both in files of 20 MB."""
+    torch.set_num_threads(1)
+    group = ranks()
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "num_attention_heads": 8}
+    net = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=8, vocab_size=8000, tie_word_embeddings=False))
+    group.placement_for("full").wrap(net)
+    found = {"model": 4 * size_of(net), "largest": 4 * max(p.numel() for p in net.parameters())}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "FILE_BYTES", found.setdefault("file", 20 * 10**6))
+        patch.setattr(weight_files, "FILE_BYTES", found["file"])
+
+        def saved() -> None:
+            if group.first:
+                (folder / "out").mkdir()
+                save.save_weights(net, folder / "out")
+            else:
+                save.take_part(net)
+
+        def handed_over() -> None:
+            with weight_files.weight_files(weights_of(net, 1, group)):
+                pass
+
+        for name, leave_process in {"saved": saved, "handed over": handed_over}.items():
+            begin_stage()
+            before = peak_memory_bytes()
+            leave_process()
+            found[name] = peak_memory_bytes() - before
+    if group.first:
+        (folder / "found.json").write_text(json.dumps(found))
+    group.barrier()
+    leave()
