@@ -162,6 +162,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_weight.addmm_(d_logits.t(), hidden[part])
                 elif grad_weight is not None:
                     grad_weight += d_logits.t() @ hidden[part]
+                del d_logits  # freed before the next chunk's logits are made
         if needs_weight and grad_weight is None:  # no targets at all
             grad_weight = torch.zeros_like(weight)
         return (

@@ -16,7 +16,7 @@ from align.recipe.kinds.ppo import PpoStage
 from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Model
 from align.sizing import ppo_needs
-from align.sizing.needs import Pass, Term
+from align.sizing.moments import Pass, Term
 
 if TYPE_CHECKING:
     from align.data.trees.prompts import EncodedPrompt

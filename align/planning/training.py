@@ -19,7 +19,8 @@ from align.recipe.load import LoadedRecipe
 from align.recipe.schema import Lora, Train
 from align.sizing import needs
 from align.sizing.machine import processes_here
-from align.sizing.needs import Pass, Term, count, duration
+from align.sizing.moments import Pass, Term, trained_parameters
+from align.sizing.needs import count, duration
 from align.sizing.shapes import Shape
 from align.terminal import byte_size
 
@@ -162,7 +163,7 @@ class Training:
         return kept, int(tokens * kept / steps) if steps else 0
 
     def _trained_row(self, shape: Shape) -> PlanRow:
-        trained = needs.trained_parameters(shape, self.lora)
+        trained = trained_parameters(shape, self.lora)
         if self.lora is None:
             return PlanRow("trains", f"{count(trained)} parameters, all of them", self.origin.shape_source)
         named = shape.linears if isinstance(self.lora.target_modules, str) else self.lora.target_modules
@@ -206,20 +207,18 @@ class Training:
                 f"needs at least {byte_size(needed)} of memory{each}: {', '.join(words)}; {self.machine.name} has"
                 f" {byte_size(budget)}"
             )
-            yield loaded.problem(key, message, self._memory_hint(terms, largest, budget / together))
+            yield loaded.problem(key, message, self._memory_hint(largest, budget / together))
         space = sum(term.amount for term in self.disk)
         if self.machine.disk is not None and space > self.machine.disk:
             message = f"needs about {byte_size(space)} of disk, {byte_size(self.machine.disk)} are free"
             yield loaded.problem(key, message, "lower `save_total_limit`, or give --runs-dir a larger disk")
 
-    def _memory_hint(self, terms: list[Term], largest: Pass, budget: float) -> str:
-        activations = next(term.amount for term in terms if term.name == "activations")
-        room = (
-            int((budget - sum(term.amount for term in terms) + activations) / (activations / largest.tokens))
-            if largest.tokens
-            else 0
-        )
-        if room >= 128 and activations:
+    def _memory_hint(self, largest: Pass, budget: float) -> str:
+        def needed(tokens: int) -> float:
+            return sum(term.amount for term in self._terms(Pass(tokens, "")) if term.name != "slack")
+
+        room = needs.most_tokens(needed, budget, most=largest.tokens)
+        if room:
             longest = self.data.longest or 0
             if longest > room:
                 smaller = (
@@ -227,7 +226,7 @@ class Training:
                     f" {longest:,}"
                 )
             else:
-                smaller = f"lower `train.microbatch_tokens` to {room // 128 * 128}"
+                smaller = f"lower `train.microbatch_tokens` to {room}"
             return (
                 smaller
                 if self.train.gradient_checkpointing

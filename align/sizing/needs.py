@@ -1,60 +1,28 @@
 """Estimates of the memory, disk and time of a training stage, each as a sum of terms that can be checked one by one.
 
-They describe this package's code: the trainer's copies, what autograd keeps of a Llama-like layer, and the chunked
-log-probs. A GB is 10^9 bytes. Symbols as in :mod:`align.sizing.shapes`.
+They describe this package's code: the trainer's copies, and what a step takes beside them when it takes most. A GB is
+10^9 bytes. Symbols as in :mod:`align.sizing.shapes`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable
 
 from align.recipe.schema import Lora, Train
+from align.sizing.moments import Pass, Term, moments, trained_parameters, width_of
 from align.sizing.shapes import Shape
-
-CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
-"""Number of fp32 logits that exist at once; a copy of the numbers in `align.functional.logprobs`, which imports
-torch."""
 
 _RUNTIME = {"cpu": 0.55e9, "cuda": 0.8e9}
 """Bytes of the loaded Python, torch and transformers; on a GPU, of the CUDA context and its kernels."""
 _SLACK = {"cpu": 0.15, "cuda": 0.10}
-"""Memory that allocators hold without using it, as a share of the rest. Measured on a CPU (glibc): 0 to 29 %."""
+"""Memory that allocators hold without using it, as a share of the rest. Measured on a CPU (glibc): 7 to 21 %; none with
+gradient checkpointing, where freed blocks are returned (:func:`align.training.memory.return_freed_memory`)."""
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: an 8-bit scale for each 64 of them, an fp32 one for each 256 scales (arXiv
 2305.14314)."""
 _FLOPS = {"cpu": 50e9, "cuda": 100e12}
 """Floating point operations per second that training achieves on one core or GPU. Assumed."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """One term of a sum."""
-
-    name: str
-    amount: float
-    """Bytes."""
-    how: str
-    """How it was computed, in words."""
-
-
-def trained_parameters(shape: Shape, lora: Lora | None) -> int:
-    """Number of trained parameters."""
-    return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.target_modules)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The largest forward pass of a stage."""
-
-    tokens: int
-    """Number of tokens, padding included."""
-    words: str
-    """The reason for that number."""
-
-    @classmethod
-    def full(cls, train: Train) -> Pass:
-        """A full micro-batch."""
-        return cls(train.microbatch_tokens, "train.microbatch_tokens")
 
 
 def parts_of(train: Train, processes: int, of_machine: int | None) -> int:
@@ -81,41 +49,36 @@ def memory(
         largest: the largest forward pass; a full micro-batch when None.
     """
     largest = largest or Pass.full(train)
-    width = 4 if train.dtype == "fp32" else 2
+    width = width_of(train)
     trained, kept = trained_parameters(shape, lora), 4 if lora is not None else width  # adapters are fp32 always
     parts = parts_of(train, processes, of_machine)
-    share = f", divided among {parts} processes" if parts > 1 else ""
+    divided = f", divided among {parts} processes" if parts > 1 else ""
     terms = [
         *_weights(shape, lora, width, train.dtype, parts),
-        Term("gradients", trained * kept / parts, f"{count(trained)} trained, {kept} bytes each{share}"),
-        Term("Adam moments", 2 * trained * kept / parts, f"two for each trained parameter{share}"),
-        Term(
-            "activations",
-            largest.tokens * activation_bytes(shape, train, lora),
-            _activation_words(shape, train, largest),
-        ),
+        Term("gradients", trained * kept / parts, f"{count(trained)} trained, {kept} bytes each{divided}"),
+        Term("Adam moments", 2 * trained * kept / parts, f"two for each trained parameter{divided}"),
     ]
-    if shape.lm_head:
-        words = f"chunks of up to {CHUNK_ELEMENTS[device] // shape.vocab:,} tokens, twice"
-        terms.append(Term("logits", _logit_bytes(shape, largest, device), words))
-        if lora is None:
-            terms.append(Term("LM head gradient", 4 * shape.vocab * shape.hidden, "summed over the chunks in fp32"))
     if lora is not None:
-        terms.append(Term("adapters", trained * kept, "fp32"))
-    if train.autocast and train.dtype == "fp32":
-        # Layers that are computed again in the backward pass make their copies again as well
-        layers = 1 if parts > 1 and train.gradient_checkpointing else shape.layers
-        words = "autocast keeps them for the backward pass"
-        terms.append(Term("bf16 copies of the weights", 2 * shape.matrices * layers / shape.layers, words))
+        terms.append(Term("adapters", trained * kept / parts, f"fp32{divided}"))
+    exchanges = processes > 1 and parts == 1
+    found = moments(shape, train, lora, device=device, largest=largest, exchanges=exchanges)
+    terms += max(found, key=lambda alive: sum(term.amount for term in alive))
     if parts > 1:
         terms += _put_together(shape, lora, width, sum(term.amount for term in terms))
-    elif processes > 1:
-        terms.append(
-            Term("gradient exchange", min(trained * kept, 64 * 2**20 + 4 * shape.vocab * shape.hidden), "one bucket")
-        )
     terms.append(Term("runtime", _RUNTIME[device], "CUDA context" if device == "cuda" else "Python and libraries"))
     used = sum(term.amount for term in terms)
-    return [*terms, Term("slack", used * _SLACK[device], f"{_SLACK[device]:.0%}, held by the allocator")]
+    share = 0.0 if device == "cpu" and train.gradient_checkpointing else _SLACK[device]
+    return [*terms, Term("slack", used * share, f"{share:.0%}, held by the allocator")]
+
+
+def most_tokens(needed: Callable[[int], float], budget: float, *, most: int = 2**20) -> int:
+    """The most tokens in a forward pass, a multiple of 128, whose memory is within ``budget``; 0 when not even 128 are.
+
+    Args:
+        needed: bytes for a number of tokens; more tokens never need less.
+        most: not more than this.
+    """
+    return 128 * bisect_right(range(most // 128), budget, key=lambda step: needed(128 * (step + 1)))
 
 
 def _put_together(shape: Shape, lora: Lora | None, width: int, divided: float) -> list[Term]:
@@ -147,65 +110,8 @@ def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str, parts: int
     largest = max(inputs * outputs for inputs, outputs in shape.linears.values())
     return [
         Term("weights", amount, f"{count(shape.matrices)} in 4 bits, embeddings and norms in {dtype}"),
-        Term("layer at work", largest * width, f"its 4 bits unpacked to {dtype}"),
+        Term("weights at work", largest * width, f"the largest layer's 4 bits unpacked to {dtype}"),
     ]
-
-
-def activation_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
-    """Bytes that autograd keeps for each token of a micro-batch, in all layers; one layer more is at work in the
-    backward pass.
-
-    With checkpointing that layer counts with its recomputed values and their gradients.
-    """
-    layer = layer_bytes(shape, train, lora)
-    if train.gradient_checkpointing:
-        return shape.layers * shape.hidden * (4 if train.dtype == "fp32" else 2) + 2 * layer
-    return (shape.layers + 1) * layer
-
-
-def layer_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
-    """Bytes kept for each token in one layer, counted from the tensors that autograd saves
-    (tests/oracles/test_activation_count.py)."""
-    h = shape.hidden
-    a = shape.heads * shape.head_dim
-    k = shape.kv_heads * shape.head_dim
-    i = shape.intermediate
-    half_weights, half_compute = train.dtype == "bf16", train.dtype == "bf16" or train.autocast == "bf16"
-    wide, narrow = 4, 2 if half_compute else 4
-    # Attention: queries, keys, values and the output. MLP: gate, its activation, up, and their product.
-    kept = (2 * a + 2 * k + 4 * i) * narrow
-    # Inputs of the linear layers. Casting makes one copy for each layer that reads them; otherwise the layers share
-    # one.
-    readers = (4 if shape.fused_mlp else 5) * h + a
-    # Adapters compute in fp32, so their inputs are cast
-    casts_up = lora is not None and half_weights and train.autocast is None
-    if casts_up:
-        kept += readers * wide + i * (wide - narrow)
-    else:
-        kept += (readers if train.autocast == "bf16" and not (half_weights and lora is None) else 2 * h + a) * narrow
-    # Norms keep their input in fp32, and the normalised values where their own weight is trained.
-    normed = shape.norms * h + (a + k) * shape.qk_norm
-    if lora is not None:
-        values = 0
-    else:
-        values = 2 if half_weights else 4
-    kept += normed * (wide + values)
-    if lora is not None:
-        kept += len(shape.linears) * lora.rank * wide
-    return kept
-
-
-def _activation_words(shape: Shape, train: Train, largest: Pass) -> str:
-    layers = (
-        f"inputs of {shape.layers} layers, one recomputed and at work"
-        if train.gradient_checkpointing
-        else f"{shape.layers} layers"
-    )
-    return f"{largest.tokens:,} tokens ({largest.words}), {layers}"
-
-
-def _logit_bytes(shape: Shape, largest: Pass, device: str) -> float:
-    return 2 * 4 * min(CHUNK_ELEMENTS[device], largest.tokens * shape.vocab)
 
 
 def disk(shape: Shape, train: Train, lora: Lora | None, *, tokens: int | None, dequantises: bool) -> list[Term]:
@@ -215,7 +121,7 @@ def disk(shape: Shape, train: Train, lora: Lora | None, *, tokens: int | None, d
         tokens: number of tokens of the encoded data, if known.
         dequantises: the model is a `.gguf` file, whose plain copy is kept in the cache.
     """
-    width = 4 if train.dtype == "fp32" else 2
+    width = width_of(train)
     trained, kept = trained_parameters(shape, lora), 4 if lora is not None else width
     copies = train.save_total_limit + 1 if train.save_steps else 1
     terms = [Term("checkpoints", 3 * trained * kept * copies, _copies_words(train, copies))]

@@ -12,7 +12,8 @@ from typing import Any
 from align.recipe.blocks.scoring import EnsembleScorer, ImplicitScorer, ModelScorer, ScorerSpec
 from align.recipe.kinds.ppo import PpoStage
 from align.sizing import needs
-from align.sizing.needs import Pass, Term, count, trained_parameters
+from align.sizing.moments import Pass, Term, trained_parameters
+from align.sizing.needs import count
 from align.sizing.shapes import Shape
 
 

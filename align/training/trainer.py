@@ -41,7 +41,7 @@ from align.training.checkpoint import (
     set_rng_state,
 )
 from align.training.launch import Ranks
-from align.training.memory import keep_freed_memory, told_with_errors
+from align.training.memory import keep_freed_memory, return_freed_memory, told_with_errors
 from align.training.metrics import Mean, MetricsLog, ProgressBar, add_up
 from align.training.optim import (
     ParameterGroup,
@@ -111,7 +111,7 @@ class Trainer(ABC):
         self.optimizer = build_optimizer(self.groups, self.train)
         self.progress, self.best = Progress(), BestWeights(self.work, self.ranks)
         if self.ranks.device.type == "cpu":
-            keep_freed_memory()
+            (return_freed_memory if self.train.gradient_checkpointing else keep_freed_memory)()
         if self.train.gradient_checkpointing:
             enable: Any = self.model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -187,6 +187,7 @@ class Trainer(ABC):
             with told_with_errors(batch):
                 output = self.forward_backward(batch, counts)
             outputs.append({**_as_means(output, self.counts(batch)), "tokens": Mean(batch.num_tokens, 1)})
+            del output  # what is left of its graph: with checkpointing the embedded tokens and their gradient
         norms = self._reduce_and_clip()
         sums = self._sum_over_ranks(outputs)
         metrics = self.mean_values(sums)

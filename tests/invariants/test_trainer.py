@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -669,17 +670,20 @@ def test_a_micro_batch_is_computed_where_its_process_computes(tmp_path: Path) ->
 
 
 def test_freed_memory_is_kept_where_it_is_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU has an allocator of its own."""
+    """A GPU has an allocator of its own. With gradient checkpointing freed memory is returned."""
 
     class OnGpu(Ranks):
         device = torch.device("cuda")
 
-    kept: list[int] = []
-    monkeypatch.setattr("align.training.trainer.keep_freed_memory", lambda: kept.append(1))
+    done: list[str] = []
+    for name in ("keep", "return"):
+        monkeypatch.setattr(f"align.training.trainer.{name}_freed_memory", partial(done.append, name))
     trainer(tmp_path / "gpu", trees(8), group=OnGpu())
-    assert not kept
+    assert not done
     trainer(tmp_path / "cpu", trees(8))
-    assert kept
+    assert done == ["keep"]
+    trainer(tmp_path / "checkpointed", trees(8), gradient_checkpointing=True)
+    assert done == ["keep", "return"]
 
 
 def test_single_process_never_touches_torch_distributed() -> None:

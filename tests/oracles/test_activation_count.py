@@ -13,7 +13,7 @@ from align.data.tree import Branch, Tree
 from align.models.adapters import add_lora
 from align.models.compute.forward import batch_logprobs
 from align.recipe.schema import Lora, Train
-from align.sizing.needs import activation_bytes, layer_bytes
+from align.sizing.moments import layer_of, saved_bytes
 from align.sizing.shapes import from_config
 from tests.support.tiny import tiny
 
@@ -70,7 +70,7 @@ def test_one_layer_keeps_what_the_formula_says(family: str, settings: dict[str, 
         model = model if lora is None else add_lora(model, lora)  # type: ignore[arg-type]
         measured[layers] = kept_bytes(model.train(), train.autocast is not None)
     per_token = (measured[1 + LAYERS] - measured[1]) / LAYERS / TOKENS
-    assert 0.97 * per_token <= layer_bytes(shape, train, lora) <= 1.06 * per_token
+    assert 0.97 * per_token <= layer_of(shape, train, lora).kept <= 1.06 * per_token
 
 
 def test_checkpointing_keeps_the_inputs_of_the_layers() -> None:
@@ -79,8 +79,7 @@ def test_checkpointing_keeps_the_inputs_of_the_layers() -> None:
     assert shape is not None
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     kept = kept_bytes(model.train(), False)
-    layer = layer_bytes(shape, Train(), None)
-    # Which the backward pass needs, and not before
-    formula = activation_bytes(shape, Train(gradient_checkpointing=True), None) - 2 * layer
+    layer = layer_of(shape, Train(), None).kept
+    formula = saved_bytes(shape, Train(gradient_checkpointing=True), None)
     assert formula * TOKENS == 4 * 96 * 4 * TOKENS
     assert formula * TOKENS <= kept <= (formula + 0.3 * layer) * TOKENS

@@ -9,7 +9,8 @@ pass.
 What is simulated: numbers. A CUDA tensor has none, except that small integer tensors (positions, lengths, branch
 numbers) and tensors of a few floats keep theirs beside them as long as they follow from the CPU, so that whatever
 depends on them (``nonzero``, a boolean index, ``int(x.sum())``) has the shapes of a real run. Any other number that
-is read is 1. Seconds are a roofline (:data:`PEAK`), not a measurement. What a kernel allocates for itself is not seen.
+is read is 1. Seconds are a roofline (:data:`PEAK`), not a measurement. What a kernel allocates for itself is not seen,
+but for logsumexp's copy of the logits.
 
 :mod:`tests.sim.guard` must have been loaded before torch.
 """
@@ -46,6 +47,7 @@ PEAK = {"bf16": 989e12 * 0.65, "fp32": 67e12 * 0.75, "bytes": 3.35e12 * 0.85, "l
 """What an H100 SXM gets: operations a second by dtype, bytes a second, and seconds that a kernel takes at least."""
 
 aten = torch.ops.aten
+_KERNELS = torch.library.Library("aten", "IMPL")
 _PACKAGE = str(Path(align.__file__).parent)
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 _SHAPED_BY_NUMBERS = {
@@ -165,6 +167,8 @@ class Simulation(TorchDispatchMode):
         self._keep_numbers(func, args, kwargs, tensors, outs)
         self._count(func, args, kwargs, tensors, out, outs)
         self._track(outs)
+        if func is aten.logsumexp.default:  # composed of others: exp(x - max) is as large as x
+            self._used_meanwhile(size_of(tensors[0]))
         if outs and all(t.device.type == "cpu" for t in outs):
             return _mapped(partial(self._on_cpu, func=func, counted=True), out)
         return out
@@ -283,6 +287,13 @@ class Simulation(TorchDispatchMode):
             self.resized(storage)
         if account.live > account.peak:
             account.peak, account.at_peak = account.live, dict(account.by_place)
+
+    def _used_meanwhile(self, size: int) -> None:
+        """An operation allocates so much for itself, and has freed it when it ends."""
+        account = self.account
+        if account.live + size > account.peak:
+            account.peak = account.live + size
+            account.at_peak = dict(account.by_place + Counter({place(): size}))
 
     def resized(self, storage: Any) -> None:
         """A storage has another size than before."""
@@ -408,6 +419,8 @@ def _patch() -> None:
     torch.cuda.set_rng_state = lambda *args: None  # type: ignore[assignment]
     torch.utils.swap_tensors = _moved
     FakeTensor.tolist = lambda self: self.cpu().tolist()  # type: ignore[method-assign]
+    # One kernel on a GPU; torch would take it apart here, where it has none
+    _KERNELS.impl("silu_backward", lambda *args: None, "CUDA")
 
 
 _patch()

@@ -1,5 +1,6 @@
 """What ``align plan`` says of a GPU's memory against the peak of the simulated step:
-``python -m tests.sim.memory OUT.json [--layers N ...] [--only WORD ...]`` prints the table and writes it.
+``python -m tests.sim.memory OUT.json [--layers N ...] [--only WORD ...]`` prints the table and writes it; with ``--found
+TABLE.json`` the peaks are those of that table, and only the plan is made anew.
 
 ``memory.json`` beside this file is that table for the 40 layers of GLM-4-9B, which takes too long for every run of the
 tests; they do the same with few layers. Runtime and allocator's slack are left out of the plan: the simulation has
@@ -25,7 +26,8 @@ import torch  # noqa: E402
 
 from align.recipe.schema import PpoStage, Train  # noqa: E402
 from align.sizing import needs, ppo_needs  # noqa: E402
-from align.sizing.needs import Pass, Term  # noqa: E402
+from align.sizing.moments import Pass, Term  # noqa: E402
+from align.sizing.shapes import GLM_4_9B  # noqa: E402
 from align.training.optim import load_optimizer_tensors  # noqa: E402
 from align.training.trainer import Trainer  # noqa: E402
 from tests.sim import kernels  # noqa: E402
@@ -54,6 +56,8 @@ def grid() -> Iterator[tuple[str, str, Setting]]:
         yield f"sft {words} 8192 not autocast", "sft", Setting(rows=8192, lora=lora, train=train)
     bf16 = {**checkpointed, "dtype": "bf16", "autocast": None}
     yield "sft full 8192 bf16", "sft", Setting(rows=8192, lora=False, train=bf16)
+    tied = replace(GLM_4_9B, tied=True)
+    yield "sft full 2048 tied", "sft", Setting(rows=2048, lora=False, shape=tied, train=checkpointed)
     yield "sft full 2048 at 8", "sft", Setting(rows=2048, lora=False, world=8, train=checkpointed)
 
 
@@ -98,21 +102,24 @@ def planned(kind: str, setting: Setting) -> list[Term]:
     return [term for term in terms if term.name not in NOT_SIMULATED]
 
 
-def compared(name: str, kind: str, setting: Setting) -> dict[str, Any]:
-    """One row of the table."""
+def compared(name: str, kind: str, setting: Setting, found: dict[str, Any] | None) -> dict[str, Any]:
+    """One row of the table; the peak is that of the row ``found``, or simulated."""
     began = time.perf_counter()
-    sim = measured(kind, replace(setting, microbatches=1))
+    if found is None:
+        account = measured(kind, replace(setting, microbatches=1)).account
+        places = sorted(account.at_peak.items(), key=lambda item: -item[1])
+        alive = {place: size for place, size in places if size > account.peak / 100}
+        found = {"simulated": account.peak, "alive": alive}
     terms = planned(kind, setting)
-    total, peak = sum(term.amount for term in terms), sim.account.peak
-    found = sorted(sim.account.at_peak.items(), key=lambda item: -item[1])
+    total = sum(term.amount for term in terms)
     return {
         "name": name,
         "layers": setting.layers,
-        "simulated": peak,
+        "simulated": found["simulated"],
         "planned": round(total),
-        "off": round(total / peak - 1, 4),
+        "off": round(total / found["simulated"] - 1, 4),
         "terms": {term.name: round(term.amount) for term in terms},
-        "alive": {place: size for place, size in found if size > peak / 100},
+        "alive": found["alive"],
         "took": round(time.perf_counter() - began, 1),
     }
 
@@ -123,14 +130,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, nargs="+", default=[40])
     parser.add_argument("--only", nargs="+", default=[""])
+    parser.add_argument("--found", type=Path)
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
+    before = json.loads(chosen.found.read_text()) if chosen.found else []
+    known = {(row["name"], row["layers"]): row for row in before}
     table: list[dict[str, Any]] = []
     for name, kind, setting in grid():
         if not any(word in name for word in chosen.only):
             continue
         for layers in chosen.layers:
-            row = compared(name, kind, replace(setting, layers=layers))
+            row = compared(name, kind, replace(setting, layers=layers), known[name, layers] if known else None)
             table.append(row)
             print(
                 f"{name:<34} {layers:>3} layers  simulated {row['simulated'] / 1e9:8.2f} GB"

@@ -1,0 +1,220 @@
+"""What a micro-batch takes at each moment of a training step when memory may be fullest.
+
+Nothing here is alive all the time: a step needs what stays (:mod:`align.sizing.needs`) and the largest of these.
+Counted are the tensors that this package, transformers and torch hold then, as a simulated step shows them (tests/sim).
+
+Symbols as in :mod:`align.sizing.shapes`. Amounts are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.recipe.schema import Lora, Train
+from align.sizing.shapes import Shape
+
+CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+"""Number of fp32 logits that exist at once; a copy of the numbers in `align.functional.logprobs`, which imports
+torch."""
+_BUCKET_BYTES = 64 * 2**20
+"""Gradients that processes add up in one message; a copy of the number in `align.models.placement`."""
+_WIDE = 4
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a sum."""
+
+    name: str
+    amount: float
+    """Bytes."""
+    how: str
+    """How it was computed, in words."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The largest forward pass of a stage."""
+
+    tokens: int
+    """Number of tokens, padding included."""
+    words: str
+    """The reason for that number."""
+
+    @classmethod
+    def full(cls, train: Train) -> Pass:
+        """A full micro-batch."""
+        return cls(train.microbatch_tokens, "train.microbatch_tokens")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Bytes for each token that autograd keeps of one layer until its backward pass, in the order in which they are
+    made (tests/oracles/test_activation_count.py counts them)."""
+
+    before_mlp: float
+    """Attention, and the norms up to the MLP's."""
+    mlp: float
+    """Gate, its activation, up, and their product."""
+    after_mlp: float
+    """The norm behind the MLP, where there is one."""
+
+    @property
+    def kept(self) -> float:
+        """All of them."""
+        return self.before_mlp + self.mlp + self.after_mlp
+
+
+def width_of(train: Train) -> int:
+    """Bytes of a weight, and of the states that pass from layer to layer."""
+    return 4 if train.dtype == "fp32" else 2
+
+
+def _narrow(train: Train) -> int:
+    """Bytes of what a matrix product returns."""
+    return 2 if "bf16" in (train.dtype, train.autocast) else 4
+
+
+def layer_of(shape: Shape, train: Train, lora: Lora | None) -> Layer:
+    """What one layer keeps."""
+    h = shape.hidden
+    a = shape.heads * shape.head_dim
+    k = shape.kv_heads * shape.head_dim
+    i = shape.intermediate
+    half_weights, narrow = train.dtype == "bf16", _narrow(train)
+    kept = (2 * a + 2 * k) * narrow  # queries, keys, values and the output
+    mlp = 4 * i * narrow
+    # Inputs of the linear layers. Casting makes one copy for each layer that reads them; otherwise the layers share
+    # one.
+    readers = (4 if shape.fused_mlp else 5) * h + a
+    # Adapters compute in fp32, so their inputs are cast
+    if lora is not None and half_weights and train.autocast is None:
+        kept += readers * _WIDE
+        mlp += i * (_WIDE - narrow)
+    else:
+        kept += (readers if train.autocast == "bf16" and not (half_weights and lora is None) else 2 * h + a) * narrow
+    # Norms keep their input in fp32, and the normalised values where their own weight is trained.
+    norm = _norm(train, lora)
+    behind = 1 if shape.norms == 4 else 0
+    kept += ((shape.norms - behind) * h + (a + k) * shape.qk_norm) * norm
+    if lora is not None:
+        kept += len(shape.linears) * lora.rank * _WIDE
+    return Layer(kept, mlp, behind * h * norm)
+
+
+def _norm(train: Train, lora: Lora | None) -> int:
+    """Bytes that a norm keeps of each number: its input in fp32, and the normalised value where its weight is
+    trained."""
+    return _WIDE + (0 if lora is not None else width_of(train))
+
+
+def saved_bytes(shape: Shape, train: Train, lora: Lora | None) -> float:
+    """Bytes for each token that all layers together keep from the forward pass for the backward pass: with
+    checkpointing the input of each."""
+    if train.gradient_checkpointing:
+        return shape.layers * shape.hidden * width_of(train)
+    return shape.layers * layer_of(shape, train, lora).kept
+
+
+def _at_work(shape: Shape, train: Train, lora: Lora | None) -> float:
+    """Bytes for each token in the backward pass of a layer when it takes most, what the layer keeps included."""
+    layer, narrow, h, i = layer_of(shape, train, lora), _narrow(train), shape.hidden, shape.intermediate
+    fullest = []
+    if shape.norms == 4:
+        # The norm behind the MLP comes first, while everything before it is still kept. In fp32: its input, that
+        # input's gradient so far, the gradient of the mean, and the three steps of the square's gradient.
+        fullest.append(layer.before_mlp + layer.mlp + 6 * h * _WIDE)
+    if lora is None:
+        # gate * up: the gradients of the product, of gate and of up, when the product itself is gone
+        fullest.append(layer.before_mlp + layer.mlp + 2 * i * narrow)
+    else:
+        # Adapter of the down projection: its input in fp32 and in the dtype that it came in, beside what is kept; the
+        # same of the gradient on the way back. While the layer is computed again, under autocast, the MLP's input is
+        # there too, and the outputs of the frozen weights and of the adapter, before and after scaling.
+        computed = 4 * h * narrow if train.autocast else 0
+        fullest.append(layer.before_mlp + layer.mlp + i * (_WIDE + narrow) + computed)
+        # Adapter of gate and up: its output, the same scaled, and the output of the frozen weights
+        adapted = narrow if train.autocast else _WIDE
+        outputs, there = (2 * i, 0) if shape.fused_mlp else (i, i)
+        fullest.append(layer.before_mlp + there * narrow + outputs * (narrow + 2 * adapted))
+    # The gradient that arrives from the layer above, and the residual, of which norms keep a copy unless it is fp32
+    return max(fullest) + h * (_WIDE if train.dtype == "fp32" else 2 * width_of(train))
+
+
+def moments(
+    shape: Shape, train: Train, lora: Lora | None, *, device: str, largest: Pass, exchanges: bool
+) -> list[list[Term]]:
+    """What is alive, besides what stays, at each moment when that may be most.
+
+    Args:
+        device, largest: as of :func:`align.sizing.needs.memory`.
+        exchanges: processes add up whole gradients.
+    """
+    tokens, layer = largest.tokens, layer_of(shape, train, lora)
+    saved = Term(
+        "activations",
+        tokens * saved_bytes(shape, train, lora),
+        f"{_tokens(largest)}, "
+        + (f"inputs of {shape.layers} layers" if train.gradient_checkpointing else f"{shape.layers} layers"),
+    )
+    again, work = train.gradient_checkpointing, _at_work(shape, train, lora)
+    if not again:
+        work -= layer.kept  # is among the activations
+    elif train.dtype == "fp32":
+        work -= shape.hidden * _WIDE  # its input is the first norm's, which needs no copy in fp32
+    words = "one computed again, and its gradients" if again else "gradients of the one in the backward pass"
+    casts = train.autocast is not None and train.dtype == "fp32"
+    copied = Term("bf16 copies of the weights", 2 * shape.matrices, "autocast keeps them for the backward pass")
+    copies = [copied] if casts and not again else []
+    backward = [saved, Term("layer at work", tokens * work, words), *copies]
+    if casts and again:
+        backward.append(Term("bf16 copies of the weights", 2 * shape.matrices / shape.layers, "of the layer at work"))
+    found = [backward]
+    matrix = shape.vocab * shape.hidden
+    gradient = Term("LM head gradient", width_of(train) * matrix, "waits for the embedding's, which is the same matrix")
+    waits = [gradient] if shape.tied and shape.lm_head and lora is None else []
+    backward += waits
+    if shape.lm_head:
+        found += [[saved, *copies, *parts] for parts in _lm_head(shape, train, lora, device, largest)]
+    if lora is None:
+        found.append([Term("embedding gradient", width_of(train) * matrix, "before it is added up"), *waits])
+    if exchanges:
+        trained, kept = trained_parameters(shape, lora), 4 if lora is not None else width_of(train)
+        bucket = min(trained * kept, _BUCKET_BYTES + kept * matrix)
+        found.append([Term("gradient exchange", bucket, "one message")])
+    return found
+
+
+def _lm_head(shape: Shape, train: Train, lora: Lora | None, device: str, largest: Pass) -> list[list[Term]]:
+    """The LM head's forward and backward pass."""
+    narrow, width, matrix, tokens = _narrow(train), width_of(train), shape.vocab * shape.hidden, largest.tokens
+    chunk = min(CHUNK_ELEMENTS[device], tokens * shape.vocab)
+    several = tokens * shape.vocab > chunk
+    size = f"{chunk // shape.vocab:,} tokens at a time"
+    # What the last norm keeps, its output, and that of the targets with its gradient
+    last = Term("last norm", tokens * shape.hidden * (_norm(train, lora) + width + 2 * narrow), _tokens(largest))
+    parts = [last]
+    if narrow < width:
+        parts.append(Term("LM head in bf16", narrow * matrix, "autocast"))
+    # The softmax's normaliser takes another fp32 copy of the logits
+    forward = [*parts, Term("logits", 2 * _WIDE * chunk, f"{size}, twice in fp32")]
+    # Then the logits become their own gradient, in fp32 and in the dtype of the product
+    copied = narrow if narrow < _WIDE else 0
+    gradients = (_WIDE + copied) * chunk
+    if lora is not None:
+        return [forward, [*parts, Term("logits", gradients, f"{size}, and their gradient")]]
+    # The head's gradient is summed over the chunks in fp32. A chunk's product comes in its own dtype.
+    summed = Term("LM head gradient", _WIDE * matrix, "summed over the chunks in fp32")
+    product = Term("product of a chunk", copied * matrix, "before it is added to the LM head gradient")
+    added = [*parts, summed, product, Term("logits", narrow * chunk, f"gradient of {size}")]
+    next_chunk = [*parts, *([summed] if several else []), Term("logits", gradients, f"{size}, and their gradient")]
+    return [forward, added, next_chunk]
+
+
+def trained_parameters(shape: Shape, lora: Lora | None) -> int:
+    """Number of trained parameters."""
+    return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.target_modules)
+
+
+def _tokens(largest: Pass) -> str:
+    return f"{largest.tokens:,} tokens ({largest.words})"
