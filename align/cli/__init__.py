@@ -23,10 +23,14 @@ from align.cli.options import (
     Force,
     Fresh,
     From,
+    NodeRank,
+    NumMachines,
     NumProcesses,
     Only,
+    PlannedMachines,
     PlannedProcesses,
     RecipeOption,
+    Rendezvous,
     Replace,
     Seeds,
     selection_of,
@@ -34,6 +38,7 @@ from align.cli.options import (
 )
 from align.errors import AlignError, EnvironmentFault, InputError, Interrupted, Problem
 from align.files import is_full
+from align.machines import Machines, machines_of
 from align.recipe.kinds import KINDS
 from align.secrets import hide
 from align.signals import output_closed
@@ -210,6 +215,7 @@ def plan(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
     nproc: PlannedProcesses = None,
+    nnodes: PlannedMachines = None,
     only: Only = None,
     start: From = None,
     force: Force = None,
@@ -224,6 +230,7 @@ def plan(
         _load(arguments, recipe),
         ctx.obj,
         nproc=nproc,
+        nodes=nnodes,
         selection=selection_of(only, start, force, fresh=fresh, replace=replace),
     )
     show(made, console())
@@ -239,6 +246,9 @@ def run(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
     nproc: NumProcesses = 1,
+    nnodes: NumMachines = 1,
+    node_rank: NodeRank = None,
+    rendezvous: Rendezvous = None,
     only: Only = None,
     start: From = None,
     force: Force = None,
@@ -249,23 +259,41 @@ def run(
 ) -> None:
     """Run a recipe. Stages that are up to date are not run again; an interrupted run goes on where it stopped."""
     recipes = with_seeds(lambda more: _load(arguments, recipe, more), seeds)
-    _run(recipes, ctx.obj, nproc, selection_of(only, start, force, fresh=fresh, replace=replace), as_json)
+    machines = machines_of(nnodes, node_rank, rendezvous)
+    _run(recipes, ctx.obj, nproc, machines, selection_of(only, start, force, fresh=fresh, replace=replace), as_json)
 
 
-def _run(recipes: Sequence[LoadedRecipe], runs_dir: Path, nproc: int, selection: Selection, as_json: bool) -> None:
+@app.command("slurm")
+def slurm_script(arguments: Arguments = None, recipe: RecipeOption = None) -> None:
+    """Print a Slurm batch script that runs a recipe on the machines that its `hardware` describes. Submits nothing."""
+    from align.commands.batch_script import batch_script
+
+    loaded = _load(arguments, recipe)
+    print(batch_script(loaded, [*(arguments or []), *(["--recipe", str(recipe)] if recipe else [])]))
+
+
+def _run(
+    recipes: Sequence[LoadedRecipe],
+    runs_dir: Path,
+    nproc: int,
+    machines: Machines,
+    selection: Selection,
+    as_json: bool,
+) -> None:
     """Run the recipes one after the other."""
     selection.stages(recipes[0])  # raises for an unknown name before any process is started
-    if nproc > 1:
+    if nproc * machines.count > 1:
         if "WORLD_SIZE" in os.environ:
+            option = "--nproc" if machines.count == 1 else "--nnodes"
             raise InputError(
-                "--nproc inside a launcher", hint="torchrun, accelerate or Slurm started the processes already"
+                f"{option} inside a launcher", hint="torchrun, accelerate or Slurm started the processes already"
             )
         from align.preflight.checks import require
         from align.training.launch import respawn, this_command
 
         for loaded in recipes:  # one error instead of one from each process
-            require(loaded, runs_dir, nproc=nproc, selection=selection, thorough=False)
-        raise typer.Exit(respawn(nproc, this_command()))
+            require(loaded, runs_dir, nproc=nproc * machines.count, here=nproc, selection=selection, thorough=False)
+        raise typer.Exit(respawn(nproc, this_command(), machines))
     from align.pipeline.runner import run_recipe
 
     first = os.environ.get("RANK", "0") == "0"
@@ -335,6 +363,9 @@ def _stage_command(kind: str) -> Callable[..., None]:
         arguments: Arguments = None,
         recipe: RecipeOption = None,
         nproc: NumProcesses = 1,
+        nnodes: NumMachines = 1,
+        node_rank: NodeRank = None,
+        rendezvous: Rendezvous = None,
         only: Only = None,
         force: Force = None,
         fresh: Fresh = False,
@@ -345,6 +376,7 @@ def _stage_command(kind: str) -> Callable[..., None]:
             [_load(arguments, recipe)],
             ctx.obj,
             nproc,
+            machines_of(nnodes, node_rank, rendezvous),
             selection_of(only, None, force, fresh=fresh, replace=replace, kinds=[kind]),
             as_json,
         )

@@ -24,7 +24,24 @@ PlannedProcesses = Annotated[
     int | None,
     typer.Option("--nproc", min=1, help="Processes; without it one for each GPU of the recipe's `hardware`, or one."),
 ]
+PlannedMachines = Annotated[
+    int | None,
+    typer.Option("--nnodes", min=1, help="Machines with --nproc processes each; without it those of `hardware`."),
+]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine (data parallel).")]
+NumMachines = Annotated[
+    int,
+    typer.Option("--nnodes", min=1, help="Machines on which this command is started, with --nproc processes each."),
+]
+NodeRank = Annotated[
+    int | None, typer.Option("--node-rank", min=0, help="With --nnodes: the number of this machine, from 0 on.")
+]
+Rendezvous = Annotated[
+    str | None,
+    typer.Option(
+        "--rendezvous", metavar="HOST:PORT", help="With --nnodes: address of machine 0 and a free port there."
+    ),
+]
 Only = Annotated[
     list[str] | None,
     typer.Option(

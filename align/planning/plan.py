@@ -68,6 +68,7 @@ def make_plan(
     runs_dir: Path = Path("runs"),
     *,
     nproc: int | None = None,
+    nodes: int | None = None,
     selection: Selection = ALL,
     here: bool = False,
 ) -> Plan:
@@ -75,7 +76,8 @@ def make_plan(
 
     Args:
         runs_dir: where the run would write, and where results of earlier runs are.
-        nproc: processes; when None, one for each GPU of the recipe's ``hardware``, or one.
+        nproc: processes of each of the ``nodes``; when None, one for each GPU of the recipe's ``hardware``, or one.
+        nodes: machines; when None, one where ``nproc`` is given, else those of the recipe's ``hardware``.
         selection: the stages that the run may run.
         here: plan for this machine instead of the recipe's ``hardware``, as is done before a run. Small data are
             encoded into the run's cache if that folder exists, so that the run does not encode them again.
@@ -85,13 +87,19 @@ def make_plan(
     """
     hardware = None if here else loaded.recipe.hardware
     machine = machine_for(hardware) if hardware else this_machine(runs_dir)
-    processes = nproc or (machine.units if hardware and machine.device == "cuda" else 1)
+    if hardware and machine.device == "cuda":
+        processes = (nproc or hardware.gpus) * (nodes or (1 if nproc else hardware.nodes))
+    else:
+        processes = (nproc or 1) * (nodes or 1)
     run = RunFolder.of(loaded, runs_dir)
     states = status(loaded, runs_dir, selection)
     obstacles = [] if hardware or not any(stage_runs(state) for state in states.values()) else [run.obstacle()]
     if machine.device == "cuda" and processes > machine.units and not here:
-        message = f"--nproc {processes}: {machine.name} has {machine.units} GPUs, and every process takes one"
-        obstacles.append(Problem(message, hint=f"at most --nproc {machine.units}"))
+        options = f"--nproc {nproc or processes}" + (f" --nnodes {nodes}" if nodes else "")
+        message = f"{options}: {machine.name} has {machine.units} GPUs, and every process takes one"
+        obstacles.append(
+            Problem(message, hint=f"at most {machine.units} processes" if nodes else f"at most --nproc {machine.units}")
+        )
     notes = tuple(_notes(hardware, machine, this_machine(runs_dir), nproc)) if hardware else ()
     used = dataclasses.replace(machine, units=processes) if machine.device == "cuda" else machine
     stages = tuple(_plan_stage(loaded, name, states[name], used, processes, run) for name in loaded.order)
@@ -105,14 +113,14 @@ def _notes(hardware: Hardware, machine: Machine, this: Machine, nproc: int | Non
     if this.device != machine.device or this.units < hardware.gpus or (this.memory or 0) < 0.9 * (machine.memory or 0):
         yield f"planned for {machine.name}; this is another machine: {this.name.partition('(')[2].rstrip(')')}"
     if hardware.gpus and nproc is None and machine.units > 1:
-        started = f"as `align run --nproc {hardware.gpus}` starts them"
+        several = f" --nnodes {hardware.nodes} --node-rank 0 --rendezvous HOST:PORT" if hardware.nodes > 1 else ""
+        started = f"as `align run --nproc {hardware.gpus}{several}` starts them"
+        if several:
+            started += (
+                " (on each machine with its --node-rank; `align slurm` prints a batch script; the runs folder must"
+            )
+            started += " be one that all machines see)"
         yield f"planned with one process for each GPU, {started}; without --nproc a run is one process"
-    if hardware.nodes > 1:
-        yield (
-            f"hardware.nodes {hardware.nodes}: --nproc starts the processes of one machine. On several, a launcher that"
-            " sets RANK, WORLD_SIZE and MASTER_ADDR (torchrun, Slurm) starts `align run` without --nproc on each, with"
-            " a runs folder that all see; that is not tested"
-        )
 
 
 def _plan_stage(

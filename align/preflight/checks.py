@@ -73,6 +73,7 @@ def look(
     runs_dir: Path = Path("runs"),
     *,
     nproc: int | None = 1,
+    here: int | None = None,
     selection: Selection = ALL,
     thorough: bool = True,
 ) -> Findings:
@@ -80,6 +81,7 @@ def look(
 
     Args:
         nproc: number of processes of the run; None when it is not known yet, and one is assumed where it matters.
+        here: how many of them this machine gets; None: as their launcher says.
         thorough: also encode first rows and small data with the model's tokenizer, and check with their lengths whether
             memory and disk suffice.
 
@@ -92,8 +94,9 @@ def look(
     if not todo:
         return findings
     run = RunFolder.of(loaded, runs_dir)
-    _gpus(loaded, nproc or 1, findings)
-    _divided(loaded, todo, nproc, findings)
+    here = here or machine.processes_here(nproc or 1)
+    _gpus(loaded, here, findings)
+    _divided(loaded, todo, nproc, here, findings)
     hub = _Hub(silent=bool(findings.machine))  # on the wrong machine that problem is enough
     encoders = Encoders(loaded, run) if thorough else None
     for name in todo:
@@ -124,13 +127,13 @@ def _gpus(loaded: LoadedRecipe, nproc: int, findings: Findings) -> None:
         findings.machine.append(Problem(f"--nproc {nproc}: there are {len(here)} GPUs, and every process takes one"))
 
 
-def _divided(loaded: LoadedRecipe, todo: list[str], nproc: int | None, findings: Findings) -> None:
+def _divided(loaded: LoadedRecipe, todo: list[str], nproc: int | None, here: int, findings: Findings) -> None:
     """Check that the processes can divide the models that are trained (``train.sharding``)."""
     for name in todo:
         train = getattr(loaded.recipe.stages[name], "train", None)
         if nproc is None or not isinstance(train, Train):
             continue
-        if fault := sharding_fault(train.sharding, nproc, machine.processes_here(nproc)):
+        if fault := sharding_fault(train.sharding, nproc, here):
             findings.inputs.append(loaded.problem(f"stages.{name}.train.sharding", fault, SHARDING_HINT))
 
 
@@ -266,14 +269,23 @@ class _Hub:
             raise
 
 
-def require(loaded: LoadedRecipe, runs_dir: Path, *, nproc: int, selection: Selection, thorough: bool = True) -> None:
-    """The checks of a run that is about to start. Raises as :meth:`Findings.raise_them`."""
+def require(
+    loaded: LoadedRecipe,
+    runs_dir: Path,
+    *,
+    nproc: int,
+    here: int | None = None,
+    selection: Selection,
+    thorough: bool = True,
+) -> None:
+    """The checks of a run that is about to start; arguments as of :func:`look`. Raises as
+    :meth:`Findings.raise_them`."""
     cache = RunFolder.of(loaded, runs_dir).cache
     new = [folder for folder in (cache, runs_dir) if not folder.exists()]
     if thorough and os.access(runs_dir if runs_dir.is_dir() else runs_dir.absolute().parent, os.W_OK):
         files.make_folder(cache)  # so that data encoded for counting are reused by the run
     try:
-        look(loaded, runs_dir, nproc=nproc, selection=selection, thorough=thorough).raise_them()
+        look(loaded, runs_dir, nproc=nproc, here=here, selection=selection, thorough=thorough).raise_them()
     except AlignError:
         if cache in new:
             files.remove_folder(cache)

@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from align import collective
 from align.errors import EnvironmentFault, InputError
+from align.machines import Machines
 from align.models.placement import WHOLE, Placement, Sharded, SummedGradients
 from align.recipe.blocks.train import SHARDING_HINT, Sharding, sharding_fault
 from align.signals import LAUNCHER, handled
@@ -94,6 +95,7 @@ class Ranks:
 
 ALONE = Ranks()
 """A run of one process."""
+ONE_MACHINE = Machines()
 _ranks: Ranks | None = None
 
 
@@ -161,27 +163,27 @@ def leave() -> None:
     _ranks = None
 
 
-def respawn(nproc: int, command: Sequence[str]) -> int:
-    """Run ``command`` as ``nproc`` processes of one group on this machine, over loopback; returns the exit code of the
-    first that failed, and 3 when it was lost (killed, or crashed).
+def respawn(nproc: int, command: Sequence[str], machines: Machines = ONE_MACHINE) -> int:
+    """Run ``command`` as ``nproc`` processes on this machine, which form one group with those of the other
+    ``machines``; returns the exit code of the first here that failed, and 3 when it was lost (killed, or crashed).
 
-    A signal is passed on to all of them. When one process fails, the others are ended, since they would wait for it in
-    a collective. When this process ends for any reason, all end: ``LAUNCHER`` in their environment names the process to
-    watch.
+    A signal is passed on to all that are here. When one of them fails, the others are ended, since they would wait for
+    it in a collective; those of other machines see its connections close. When this process ends for any reason, all
+    end: ``LAUNCHER`` in their environment names the process to watch.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {
         **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": machines.address,
+        "MASTER_PORT": str(machines.port or _free_port()),
+        "WORLD_SIZE": str(nproc * machines.count),
+        "LOCAL_WORLD_SIZE": str(nproc),
         LAUNCHER: str(os.getpid()),
-        "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc))),
     }
-    children = [subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(nproc)]
+    if machines.loopback:
+        shared["GLOO_SOCKET_IFNAME"] = "lo"
+    places = [{"RANK": str(machines.number * nproc + local), "LOCAL_RANK": str(local)} for local in range(nproc)]
+    children = [subprocess.Popen(command, env={**shared, **place}) for place in places]
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in children:
@@ -198,6 +200,13 @@ def respawn(nproc: int, command: Sequence[str]) -> int:
             child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def _wait(children: list[subprocess.Popen[bytes]], grace_s: float = 10.0) -> int:
@@ -226,14 +235,18 @@ def _failed(children: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
     return next(((rank, code) for rank, child in enumerate(children) if (code := child.poll())), None)
 
 
+_OF_LAUNCHER = ("--nproc", "--nnodes", "--node-rank", "--rendezvous")
+
+
 def this_command() -> list[str]:
-    """The running ``align`` command line without its ``--nproc``, to start it again as several processes."""
+    """The running ``align`` command line without what says how many processes there are, to start it again as each of
+    them."""
     arguments, skip = [], False
     for argument in sys.argv[1:]:
         if skip:
             skip = False
-        elif argument == "--nproc":
+        elif argument in _OF_LAUNCHER:
             skip = True
-        elif not argument.startswith("--nproc="):
+        elif not argument.startswith(tuple(f"{name}=" for name in _OF_LAUNCHER)):
             arguments.append(argument)
     return [sys.executable, "-m", "align", *arguments]

@@ -18,6 +18,7 @@ import pytest
 
 from align import __version__
 from align.errors import EnvironmentFault, InputError, Interrupted, TrainingFault
+from align.machines import Machines
 from align.pipeline import runner
 from align.pipeline.selection import Selection
 from align.planning import plan as planning
@@ -194,10 +195,13 @@ def test_several_processes_are_started_by_the_launcher(
     from align.training import launch
 
     started: list[Any] = []
-    monkeypatch.setattr(launch, "respawn", lambda nproc, command: started.append((nproc, command)) or 7)
-    code, _, _ = call("run", "r.yaml", "--nproc", "2", "--debug")
-    assert code == 7
-    assert started == [(2, [sys.executable, "-m", "align", "run", "r.yaml", "--debug"])]
+    monkeypatch.setattr(launch, "respawn", lambda *given: started.append(given) or 7)
+    several = ("--nnodes", "3", "--node-rank=1", "--rendezvous", "10.0.0.1:80")
+    for options in (("--nproc", "2", "--debug"), (*several, "--debug"), ("--nproc=2", *several, "--debug")):
+        assert call("run", "r.yaml", *options)[0] == 7
+    command = [sys.executable, "-m", "align", "run", "r.yaml", "--debug"]
+    on_three = Machines(3, 1, "10.0.0.1", 80)
+    assert started == [(2, command, Machines()), (1, command, on_three), (2, command, on_three)]
     assert not runs
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = call("run", "r.yaml", "--nproc", "2")
@@ -207,7 +211,7 @@ def test_several_processes_are_started_by_the_launcher(
 def test_a_wrong_recipe_starts_no_processes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from align.training import launch
 
-    monkeypatch.setattr(launch, "respawn", lambda nproc, command: pytest.fail("started"))
+    monkeypatch.setattr(launch, "respawn", lambda *given: pytest.fail("started"))
     assert call("run", "r.yaml", "epochs=x", "--nproc", "2")[0] == 2
 
 

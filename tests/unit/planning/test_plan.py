@@ -262,8 +262,8 @@ def write_recipe(**lines: str) -> None:
     Path("r.yaml").write_text(f"name: r\nmodel: {model}\n{top}stages:\n  sft:\n    kind: sft\n    data: {data}\n{rest}")
 
 
-def planned(*overrides: str, nproc: int | None = None) -> Plan:
-    return make_plan(load_recipe("r.yaml", overrides), Path("runs"), nproc=nproc)
+def planned(*overrides: str, nproc: int | None = None, nodes: int | None = None) -> Plan:
+    return make_plan(load_recipe("r.yaml", overrides), Path("runs"), nproc=nproc, nodes=nodes)
 
 
 def values(stage: StagePlan) -> dict[str, str]:
@@ -436,13 +436,23 @@ def test_the_number_of_processes_counts_whatever_the_hardware(monkeypatch: pytes
     assert str(problem).startswith("--nproc 16: 4 x 80 GB GPU") and problem.hint == "at most --nproc 4"
 
 
-def test_several_nodes_are_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_machines_are_planned_as_they_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the recipe's hardware, or by the options of `align run`."""
     monkeypatch.setattr(planning, "this_machine", lambda runs: a_machine(16 * GB))
-    Path("rows.jsonl").write_text("{}\n")
+    Path("rows.jsonl").write_text(("x" * 399 + "\n") * 10_000)
     write_recipe(data="rows.jsonl", lora="{}", train="{dtype: bf16}", hardware="{gpus: 8, memory_gb: 80, nodes: 2}")
-    assert any(
-        note.startswith("hardware.nodes 2: --nproc starts the processes of one machine") for note in planned().notes
+    assert any("`align run --nproc 8 --nnodes 2 --node-rank 0" in note for note in planned().notes)
+    cases: tuple[tuple[dict[str, int], int], ...] = (
+        ({}, 16),
+        ({"nodes": 2}, 16),
+        ({"nproc": 4}, 4),
+        ({"nproc": 4, "nodes": 2}, 8),
     )
+    for options, processes in cases:
+        passes = values(planned(**options).stages[0])["a forward pass takes"]
+        assert passes.endswith(f" x {processes} processes"), options
+    (problem,) = planned(nproc=8, nodes=3).problems
+    assert str(problem).startswith("--nproc 8 --nnodes 3: ") and problem.hint == "at most 16 processes"
 
 
 def test_this_machine_is_asked_before_a_run_whatever_the_recipe_was_meant_for(monkeypatch: pytest.MonkeyPatch) -> None:
