@@ -12,7 +12,7 @@ PACKAGE = ROOT / "align"
 LAYERS = (
     {"secrets"},
     {"errors"},
-    {"files", "signals", "terminal", "collective", "slurm"},
+    {"files", "signals", "terminal", "collective", "machines", "slurm"},
     {"functional", "sealed", "model_families"},
     {"recipe.reference_syntax", "recipe.language"},
     {"recipe.rows"},
