@@ -232,6 +232,8 @@ class Training:
                 if self.train.gradient_checkpointing
                 else f"{smaller}, or set `train.gradient_checkpointing: true`"
             )
+        if self.lora is None and self.processes > 1 and self.train.sharding == "none":
+            return "set `train.sharding: full` to divide the model among the processes, or `lora: {}` for adapters only"
         if self.lora is None:
             return "set `lora: {}` to train adapters only, or `train.dtype: bf16`"
         return "set `train.dtype: bf16`" if self.train.dtype == "fp32" else "a smaller model, or a GPU with more memory"

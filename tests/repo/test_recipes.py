@@ -59,6 +59,7 @@ def test_the_promised_recipes_are_there() -> None:
         "mistral_self_contrast",
     }
     later = {"qwen3_sft", "qwen3_dpo", "reward", "glm4_reward", "rlhf_dpo", "ppo", "glm4_ppo", "chatglm_rlhf"}
+    later |= {"glm4_full_sft", "glm4_full_dpo"}
     assert names | later <= {path.stem for path in RECIPES}
 
 
@@ -102,6 +103,7 @@ def test_the_template_of_the_papers_mistral() -> None:
 
 def test_recipes_for_other_machines_say_which() -> None:
     eight = ("glm4_sft", "glm4_dpo", "glm4_reward", "glm4_ppo", "glm4_self_contrast")
+    eight += ("glm4_full_sft", "glm4_full_dpo")
     for name, gpus in (*((name, 8) for name in eight), ("qwen3_sft", 1), ("qwen3_dpo", 1)):
         hardware = load_recipe(name).recipe.hardware
         assert hardware is not None

@@ -376,6 +376,17 @@ def test_what_cannot_fit_at_any_length(lines: dict[str, str], hint: str) -> None
     assert problem.hint == hint
 
 
+def test_a_model_that_no_process_can_hold_may_be_divided() -> None:
+    """As the recipes for all weights of GLM-4-9B do: whole it needs more than a GPU has."""
+    for name in ("glm4_full_sft", "glm4_full_dpo"):
+        loaded = load_recipe(name)
+        (stage,) = loaded.order
+        assert not make_plan(loaded, Path("runs")).problems
+        whole = load_recipe(name, [f"stages.{stage}.train.sharding=none"])
+        (problem,) = make_plan(whole, Path("runs")).problems
+        assert problem.hint is not None and problem.hint.startswith("set `train.sharding: full` to divide the model")
+
+
 def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("rows.jsonl").write_text("{}\n")
     write_recipe(data="rows.jsonl", lora="{}")
