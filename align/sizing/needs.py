@@ -17,7 +17,8 @@ _RUNTIME = {"cpu": 0.55e9, "cuda": 0.8e9}
 """Bytes of the loaded Python, torch and transformers; on a GPU, of the CUDA context and its kernels."""
 _SLACK = {"cpu": 0.15, "cuda": 0.10}
 """Memory that allocators hold without using it, as a share of the rest. Measured on a CPU (glibc): 7 to 21 %; none with
-gradient checkpointing, where freed blocks are returned (:func:`align.training.memory.return_freed_memory`)."""
+gradient checkpointing and of divided models, where freed blocks are returned
+(:func:`align.training.memory.return_freed_memory`)."""
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: an 8-bit scale for each 64 of them, an fp32 one for each 256 scales (arXiv
 2305.14314)."""
@@ -67,7 +68,8 @@ def memory(
         terms += _put_together(shape, lora, width, sum(term.amount for term in terms))
     terms.append(Term("runtime", _RUNTIME[device], "CUDA context" if device == "cuda" else "Python and libraries"))
     used = sum(term.amount for term in terms)
-    share = 0.0 if device == "cpu" and train.gradient_checkpointing else _SLACK[device]
+    returned = device == "cpu" and (train.gradient_checkpointing or parts > 1)  # as the trainer tells the allocator
+    share = 0.0 if returned else _SLACK[device]
     return [*terms, Term("slack", used * share, f"{share:.0%}, held by the allocator")]
 
 

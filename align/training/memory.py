@@ -28,13 +28,18 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Let glibc return every block of a megabyte and more to the kernel when it is freed.
+    """Let glibc return every block of a megabyte and more to the kernel when it is freed, and what is free now.
 
     For gradient checkpointing, which is there to save memory: it frees and allocates blocks of so many sizes that kept
     ones lie between each other unused. With 8000 tokens, 8 layers of width 256 held 860 MB for 280 MB that were in use;
-    returning them costs about a sixth of the time. Returns False where there is no glibc: nothing was changed then.
+    returning them costs about a sixth of the time. And for a model that is divided among processes, whose layers are
+    put together and let go of all the time: 62M parameters on two processes held 1,750 MB for 600 MB that were in use,
+    and with this 840 MB. Returns False where there is no glibc: nothing was changed then.
     """
-    return _set({_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**20, _M_TRIM_THRESHOLD: 2**20})
+    changed = _set({_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**20, _M_TRIM_THRESHOLD: 2**20})
+    if changed:
+        ctypes.CDLL(None).malloc_trim(0)
+    return changed
 
 
 def _set(options: Mapping[int, int]) -> bool:

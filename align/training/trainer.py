@@ -111,7 +111,8 @@ class Trainer(ABC):
         self.optimizer = build_optimizer(self.groups, self.train)
         self.progress, self.best = Progress(), BestWeights(self.work, self.ranks)
         if self.ranks.device.type == "cpu":
-            (return_freed_memory if self.train.gradient_checkpointing else keep_freed_memory)()
+            saves_memory = self.train.gradient_checkpointing or self.placement.parts > 1
+            (return_freed_memory if saves_memory else keep_freed_memory)()
         if self.train.gradient_checkpointing:
             enable: Any = self.model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -394,8 +395,9 @@ class Trainer(ABC):
         else:
             # A process that was not there has drawn nothing yet; none may draw again what it drew before this step
             torch.manual_seed((self.seed * 1009 + self.ranks.rank) * 1009 + self.progress.step)
+            one = "" if state["world"] == 1 else "es"
             line += (
-                f", saved by {_processes(state['world'])}: with {self.ranks.world} the same up to rounding and dropout"
+                f", saved by {state['world']} process{one}: with {self.ranks.world} the same up to rounding and dropout"
             )
         if self.ranks.first:
             self.console.print(line, highlight=False)
@@ -429,10 +431,6 @@ def _as_means(output: LossOutput, counts: Mapping[str, int]) -> dict[str, Mean]:
     """Loss terms (as ``loss/TERM``) and metrics of one micro-batch, detached."""
     terms = {f"loss/{name}": Mean(total.detach(), counts[name]) for name, total in output.terms.items()}
     return {**terms, **output.metrics}
-
-
-def _processes(number: int) -> str:
-    return f"{number} process{'es' * (number > 1)}"
 
 
 def _finite(value: float) -> bool:

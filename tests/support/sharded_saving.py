@@ -1,5 +1,5 @@
-"""Models of which each of several processes holds a part, saved and handed over. :func:`saved_side_by_side` and
-:func:`memory_of_leaving` run in each process of a group."""
+"""Models of which each of several processes holds a part, saved. :func:`saved_side_by_side` runs in each process of a
+group."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from align.data.chat.encoder import Encoder
 from align.models import save
 from align.models.adapters import add_lora
 from align.models.generate import answer
 from align.models.load import load_encoder, load_policy
-from align.models.placement import gathered, size_of
+from align.models.placement import gathered
 from align.models.save import save_policy
 from align.models.scalar.heads import ScalarModel, ScoreStats, save_scalar
 from align.recipe.schema import Lora, Model
-from align.rollout import weight_files
-from align.rollout.sync import weights_of
 from align.training.launch import leave, ranks
-from align.training.memory import begin_stage, peak_memory_bytes
 from tests.support.saved import rows
 from tests.support.sharded import lora
 from tests.support.tiny import tiny
@@ -100,38 +97,3 @@ def save_as(net: Any, encoder: Encoder, out: Path, *, writes: bool) -> None:
         save_scalar(net, encoder, out, base=base, scores=ScoreStats(0.0, 1.0, 1), writes=writes)
     else:
         save_policy(net, encoder, out, base=base, writes=writes)
-
-
-def memory_of_leaving(folder: Path) -> None:
-    """How much memory of the first process rises, in bytes, while a model of 250 MB is saved and while it is handed to
-    an engine, both in files of 20 MB."""
-    torch.set_num_threads(1)
-    group = ranks()
-    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "num_attention_heads": 8}
-    net = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=8, vocab_size=8000, tie_word_embeddings=False))
-    group.placement_for("full").wrap(net)
-    found = {"model": 4 * size_of(net), "largest": 4 * max(p.numel() for p in net.parameters())}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(save, "FILE_BYTES", found.setdefault("file", 20 * 10**6))
-        patch.setattr(weight_files, "FILE_BYTES", found["file"])
-
-        def saved() -> None:
-            if group.first:
-                (folder / "out").mkdir()
-                save.save_weights(net, folder / "out")
-            else:
-                save.take_part(net)
-
-        def handed_over() -> None:
-            with weight_files.weight_files(weights_of(net, 1, group)):
-                pass
-
-        for name, leave_process in {"saved": saved, "handed over": handed_over}.items():
-            begin_stage()
-            before = peak_memory_bytes()
-            leave_process()
-            found[name] = peak_memory_bytes() - before
-    if group.first:
-        (folder / "found.json").write_text(json.dumps(found))
-    group.barrier()
-    leave()
