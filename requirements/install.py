@@ -2,7 +2,7 @@
 
 Needs Python 3.11+ with pip, and no compiler. A second call does nothing: the stamp in .venv holds the digest of all
 that decides what gets installed. On a machine with an NVIDIA GPU it installs the pinned list of CUDA builds instead of
-the one for the CPU.
+the one for the CPU. ``cpu`` or ``cuda`` as an argument says which, where an image is built for another machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,17 +26,21 @@ CUDA_PINS = ROOT / "requirements" / "cuda.txt"
 INPUTS = (PINS, CUDA_PINS, ROOT / "pyproject.toml", Path(__file__))
 # pip says this for every search location it cannot read; nothing is wrong when the package is found elsewhere.
 NOISE = re.compile(r"Location .* is ignored|^\[notice\]|^\s*$")
+INPUT = 2  # the exit code for a mistake in the command
 ENVIRONMENT = 3  # the exit code for what the machine lacks, as everywhere in align
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     if sys.version_info < (3, 11):  # noqa: UP036, what an older Python gets told
         print(
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; name another: make setup"
             " PYTHON=/path/to/python3.11"
         )
         return ENVIRONMENT
-    cuda = shutil.which("nvidia-smi") is not None
+    if list(arguments) not in ([], ["cpu"], ["cuda"]):
+        print(f"{' '.join(arguments)}: the only argument is cpu or cuda; without one it is cuda where nvidia-smi is")
+        return INPUT
+    cuda = "cuda" in arguments or (not arguments and shutil.which("nvidia-smi") is not None)
     # A moved checkout must not run the old one's code
     inputs = [path.read_bytes() for path in INPUTS] + [f"{ROOT} {cuda}".encode()]
     digest = hashlib.sha256(b"".join(inputs)).hexdigest()
@@ -139,6 +144,6 @@ def report(code: int, lines: list[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -146,6 +146,18 @@ def test_a_gpu_gets_the_pinned_cuda_builds(
     assert install.main() == 0 and len(calls) == 4
 
 
+@pytest.mark.parametrize(("wanted", "gpu"), [("cuda", False), ("cpu", True)])
+def test_an_image_is_built_for_another_machine(
+    install: ModuleType, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch, wanted: str, gpu: bool
+) -> None:
+    """The argument decides, not whether there is a GPU here."""
+    monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}" if gpu else None)
+    assert install.main([wanted]) == 0
+    assert (str(install.CUDA_PINS) in calls[0]) == (wanted == "cuda")
+    calls.clear()
+    assert install.main(["gpu"]) == install.main(["cpu", "cuda"]) == 2 and not calls
+
+
 def pinned(name: str) -> dict[str, str]:
     lines = (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
     texts = [line.partition("#")[0].strip() for line in lines]
