@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 TORCH_INDEX ?=
 export TORCH_INDEX
 
-.PHONY: help setup quickstart sft reward dpo ppo pipeline self-contrast test test-plain-cpu check bench doctor clean
+.PHONY: help setup quickstart sft reward dpo ppo pipeline self-contrast test test-plain-cpu check bench gpu doctor clean
 .DEFAULT_GOAL := help
 
 help: ## what you can make
@@ -56,6 +56,9 @@ check: setup ## lint, format and types
 
 bench: setup ## measure speed and memory
 	@.venv/bin/python -m benchmarks
+
+gpu: setup ## on an NVIDIA GPU: its tests, speed and memory, in eight minutes
+	@.venv/bin/python -m benchmarks gpu
 
 doctor: setup ## say whether this environment fits together
 	@.venv/bin/align doctor

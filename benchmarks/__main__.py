@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import contrast, dpo, report, reward, rollout, sft
+from benchmarks.gpu import page, parts
 from benchmarks.harness import OUT, RESULTS, Benchmark, faults, run, work_once
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -22,8 +23,11 @@ def main(arguments: list[str]) -> int:
         name, contender, index, work, out = arguments[1:]
         work_once(BENCHMARKS[name], contender, int(index), Path(work), Path(out))
         return 0
+    if arguments[:1] == ["gpu"]:
+        return parts.main(arguments[1:])
     if arguments == ["docs"]:
         report.write_docs()
+        page.write_docs()
         return 0
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=f"`docs`, or any of: {', '.join(BENCHMARKS)}"

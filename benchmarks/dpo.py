@@ -55,6 +55,11 @@ def expanded(tree: Any) -> list[dict[str, list[int]]]:
 
 
 def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
+    trl_trainer(work, setting, recorder, model.policy(), model.encoder().tokenizer).train()
+
+
+def trl_trainer(work: Work, setting: Setting, recorder: Recorder, net: Any, tokenizer: Any, **more: Any) -> Any:
+    """TRL's DPOTrainer on the pairs of every step; ``more`` are arguments of its config."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -64,15 +69,11 @@ def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
 
     steps = [[pair for i in step for pair in expanded(work.trees[i])] for step in work.steps]
     rows = [pair for step in steps for pair in sorted(step, key=lambda pair: -sum(map(len, pair.values())))]
-    settings = peer.arguments(setting["per_device_batch"], len(steps[0]))
+    settings = {**peer.arguments(setting["per_device_batch"], len(steps[0])), **more}
     config = DPOConfig(**settings, beta=BETA, loss_type="sigmoid", precompute_ref_log_probs=True, num_train_epochs=1)
-    trainer = peer.recorded(Encoded, recorder)(
-        model=model.policy(),
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=model.encoder().tokenizer,
+    return peer.recorded(Encoded, recorder)(
+        model=net, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
-    trainer.train()
 
 
 def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:

@@ -28,6 +28,7 @@ from benchmarks.model import OUT
 
 RESULTS = Path(__file__).parent / "results"
 EXPERIMENTS = RESULTS / "experiments"
+GPU = RESULTS / "gpu.json"
 LOSS_TOLERANCE = 1e-4
 OURS = "ours"
 

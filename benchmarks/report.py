@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import EXPERIMENTS, LOSS_TOLERANCE, OURS, RESULTS, describe
+from benchmarks.harness import EXPERIMENTS, GPU, LOSS_TOLERANCE, OURS, RESULTS, describe
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 EXPERIMENT_PAGE = PAGE.with_name("experiments.md")
@@ -40,7 +40,7 @@ def write_docs() -> None:
     Raises:
         SystemExit: there are none.
     """
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if path != GPU]
     if not results:
         raise SystemExit("no results yet: make bench")
     order = {"sft": 0, "reward": 1, "dpo": 2}
@@ -116,10 +116,10 @@ def _table(result: Mapping[str, Any]) -> str:
         ratio = "" if s["times_ours"] is None else f"{s['times_ours']:.2f}"
         losses = " → ".join(f"{loss:.4f}" for loss in s["losses"][:2])
         spread = f"{_seconds(s['median_seconds'])} ({_seconds(s['min_seconds'])} to {_seconds(s['max_seconds'])})"
-        memory = [_gigabytes(s["peak_bytes"]), *([_gigabytes(s["gpu_peak_bytes"])] if gpu else [])]
-        cells = [f"**{name}**", describe(s["setting"]), spread, _rate(s["per_second"]), ratio, *memory]
+        memory = [gigabytes(s["peak_bytes"]), *([gigabytes(s["gpu_peak_bytes"])] if gpu else [])]
+        cells = [f"**{name}**", describe(s["setting"]), spread, rate(s["per_second"]), ratio, *memory]
         rows.append([*cells, losses] if with_loss else cells)
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _losses(result: Mapping[str, Any]) -> str:
@@ -158,13 +158,13 @@ def _tried(result: Mapping[str, Any]) -> str:
                     run["contender"],
                     describe(run["setting"]),
                     _seconds(sum(run["seconds"])),
-                    _gigabytes(run["peak_bytes"]),
+                    gigabytes(run["peak_bytes"]),
                 ]
             )
     if not rows:
         return ""
     part = f"{result['tried_on']['rows']} rows, {result['tried_on']['tokens']} unique tokens"
-    return f"Settings tried, once each, on {part}:\n\n" + _markdown(["", "setting", "seconds", "peak memory"], rows)
+    return f"Settings tried, once each, on {part}:\n\n" + markdown(["", "setting", "seconds", "peak memory"], rows)
 
 
 def _where(result: Mapping[str, Any]) -> str:
@@ -183,15 +183,18 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _rate(value: float) -> str:
+def rate(value: float) -> str:
+    """A number with three digits, or more before the point."""
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{digits}f}"
 
 
-def _gigabytes(value: float | None) -> str:
+def gigabytes(value: float | None) -> str:
+    """Bytes as text; empty for None."""
     return "" if value is None else f"{value / 1e9:.1f} GB"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -25,20 +25,22 @@ def _ours(work: Work, setting: Setting, recorder: Recorder) -> None:
 
 
 def _trl(work: Work, setting: Setting, recorder: Recorder) -> None:
+    packing = {"packing": True, "packing_strategy": "bfd"} if setting["rows"] == "packed" else {"packing": False}
+    more = {**packing, "max_length": SHORTER_THAN}
+    trl_trainer(work, setting, recorder, model.policy(), model.encoder().tokenizer, **more).train()
+
+
+def trl_trainer(work: Work, setting: Setting, recorder: Recorder, net: Any, tokenizer: Any, **more: Any) -> Any:
+    """TRL's SFTTrainer on the rows of the first step, once for every step; ``more`` are arguments of its config."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     rows = sorted((_labelled(work.trees[i]) for i in work.steps[0]), key=lambda row: -len(row["input_ids"]))
-    packing = {"packing": True, "packing_strategy": "bfd"} if setting["rows"] == "packed" else {"packing": False}
     settings = peer.arguments(setting["per_device_batch"], len(rows))
-    config = SFTConfig(**settings, **packing, max_length=SHORTER_THAN, num_train_epochs=len(work.steps))
-    trainer = peer.recorded(SFTTrainer, recorder)(
-        model=model.policy(),
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=model.encoder().tokenizer,
+    config = SFTConfig(**{**settings, "num_train_epochs": len(work.steps), **more})
+    return peer.recorded(SFTTrainer, recorder)(
+        model=net, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
-    trainer.train()
 
 
 def _labelled(tree: Any) -> dict[str, list[int]]:

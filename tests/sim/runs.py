@@ -23,7 +23,6 @@ from align.models.adapters import add_lora
 from align.models.load import DTYPES, without_lm_head
 from align.models.scalar.heads import ScalarModel
 from align.recipe.schema import DpoStage, PpoStage, RewardStage, SftStage, Train
-from align.rollout.engine import Sample, Sampling, WeightSource
 from align.sizing.shapes import GLM_4_9B, Shape
 from align.stages.dpo import DpoTrainer
 from align.stages.ppo.trainer import PpoTrainer
@@ -35,7 +34,7 @@ from align.training.launch import Ranks
 from align.training.reference_logprobs import ReferenceLogprobs
 from align.training.trainer import Trainer, TrainerArguments
 from tests.sim.device import CUDA, Account, Simulation
-from tests.support.rollouts import ENCODER, STOP, prompts
+from tests.support.rollouts import ENCODER, FixedAnswers, prompts
 from tests.support.rollouts import trainer as ppo_trainer
 
 GRADES = {"helpfulness": 0.65, "correctness": 0.8}
@@ -203,37 +202,6 @@ def reward(setting: Setting, work: Path | None = None) -> Trainer:
     net = ScalarModel(backbone, spec.grades)
     kind = GradesTrainer if spec.grades else RewardTrainer
     return kind(arguments(net, spec.train, setting, work), loads, loads.batches(range(2)), spec)
-
-
-class FixedAnswers:
-    """An engine whose answers are random tokens, all of one length, the last of them an end token; its log-probs are
-    what the simulation says of every number."""
-
-    together = 2**30
-
-    def __init__(self, length: int) -> None:
-        self.length, self.version, self.received = length, 0, 0
-
-    def generate(self, asked: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
-        """As the protocol says."""
-        length = min(self.length, sampling.max_new_tokens)
-        logprobs = (1.0,) * length
-        rng = np.random.default_rng(sampling.seed)
-        return [
-            [
-                Sample((*rng.integers(3, 200, length - 1).tolist(), STOP), logprobs, "stop", self.version)
-                for _ in range(sampling.n)
-            ]
-            for _ in asked
-        ]
-
-    def load_weights(self, weights: WeightSource) -> None:
-        """Every tensor arrives on the CPU, as at an engine in another process."""
-        self.version = weights.version
-        self.received = sum(tensor.detach().cpu().numel() for _, tensor in weights)
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def ppo(setting: Setting, work: Path | None = None, *, proved: bool = False) -> PpoTrainer:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -96,6 +97,37 @@ class ExactEngine:
         """The model is the live one; only the version counts."""
         self.version = weights.version
         self.pushed.append(weights.version)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class FixedAnswers:
+    """An engine whose answers are random tokens, all of one length, the last of them an end token; its log-probs are
+    made up: 1, which is also what the simulated GPU says of every number."""
+
+    together = 2**30
+
+    def __init__(self, length: int) -> None:
+        self.length, self.version, self.received = length, 0, 0
+
+    def generate(self, asked: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
+        """As the protocol says."""
+        length = min(self.length, sampling.max_new_tokens)
+        logprobs = (1.0,) * length
+        rng = np.random.default_rng(sampling.seed)
+        return [
+            [
+                Sample((*rng.integers(3, 200, length - 1).tolist(), STOP), logprobs, "stop", self.version)
+                for _ in range(sampling.n)
+            ]
+            for _ in asked
+        ]
+
+    def load_weights(self, weights: WeightSource) -> None:
+        """Every tensor arrives on the CPU, as at an engine in another process."""
+        self.version = weights.version
+        self.received = sum(tensor.detach().cpu().numel() for _, tensor in weights)
 
     def close(self) -> None:
         """Nothing to close."""
