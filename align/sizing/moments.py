@@ -142,47 +142,111 @@ def _at_work(shape: Shape, train: Train, lora: Lora | None) -> float:
 
 
 def moments(
-    shape: Shape, train: Train, lora: Lora | None, *, device: str, largest: Pass, exchanges: bool
+    shape: Shape, train: Train, lora: Lora | None, *, device: str, largest: Pass, processes: int = 1, parts: int = 1
 ) -> list[list[Term]]:
     """What is alive, besides what stays, at each moment when that may be most.
 
     Args:
         device, largest: as of :func:`align.sizing.needs.memory`.
-        exchanges: processes add up whole gradients.
+        processes: which add up their gradients.
+        parts: the number of processes among which the model is divided.
     """
-    tokens, layer = largest.tokens, layer_of(shape, train, lora)
-    saved = Term(
-        "activations",
-        tokens * saved_bytes(shape, train, lora),
-        f"{_tokens(largest)}, "
-        + (f"inputs of {shape.layers} layers" if train.gradient_checkpointing else f"{shape.layers} layers"),
-    )
-    again, work = train.gradient_checkpointing, _at_work(shape, train, lora)
-    if not again:
-        work -= layer.kept  # is among the activations
-    elif train.dtype == "fp32":
-        work -= shape.hidden * _WIDE  # its input is the first norm's, which needs no copy in fp32
-    words = "one computed again, and its gradients" if again else "gradients of the one in the backward pass"
+    tokens, again = largest.tokens, train.gradient_checkpointing
+    layers = f"{'inputs of ' if again else ''}{shape.layers} layers"
+    saved = Term("activations", tokens * saved_bytes(shape, train, lora), f"{_tokens(largest)}, {layers}")
     casts = train.autocast is not None and train.dtype == "fp32"
     copied = Term("bf16 copies of the weights", 2 * shape.matrices, "autocast keeps them for the backward pass")
     copies = [copied] if casts and not again else []
-    backward = [saved, Term("layer at work", tokens * work, words), *copies]
     if casts and again:
-        backward.append(Term("bf16 copies of the weights", 2 * shape.matrices / shape.layers, "of the layer at work"))
+        copied = Term("bf16 copies of the weights", 2 * shape.matrices / shape.layers, "of the layer at work")
+    gradients = _Gradients(shape, train, lora, parts)
+    work = _layer_at_work(shape, train, lora, largest)
+    backward = [saved, work, *([copied] if casts else []), *gradients.whole(layers=2), *gradients.waiting()]
     found = [backward]
-    matrix = shape.vocab * shape.hidden
-    gradient = Term("LM head gradient", width_of(train) * matrix, "waits for the embedding's, which is the same matrix")
-    waits = [gradient] if shape.tied and shape.lm_head and lora is None else []
-    backward += waits
     if shape.lm_head:
-        found += [[saved, *copies, *parts] for parts in _lm_head(shape, train, lora, device, largest)]
+        with_head = [saved, *copies, *gradients.whole(layers=1)]
+        found += [[*with_head, *alive] for alive in _lm_head(shape, train, lora, device, largest)]
     if lora is None:
-        found.append([Term("embedding gradient", width_of(train) * matrix, "before it is added up"), *waits])
-    if exchanges:
-        trained, kept = trained_parameters(shape, lora), 4 if lora is not None else width_of(train)
-        bucket = min(trained * kept, _BUCKET_BYTES + kept * matrix)
-        found.append([Term("gradient exchange", bucket, "one message")])
+        found += gradients.of_layers_and_embeddings(saved)
+    if processes > 1:
+        found.append([gradients.message()] if parts == 1 else gradients.gathering())
     return found
+
+
+def _layer_at_work(shape: Shape, train: Train, lora: Lora | None, largest: Pass) -> Term:
+    work = _at_work(shape, train, lora)
+    if not train.gradient_checkpointing:
+        kept = layer_of(shape, train, lora).kept  # is among the activations
+        return Term("layer at work", largest.tokens * (work - kept), "gradients of the one in the backward pass")
+    if train.dtype == "fp32":
+        work -= shape.hidden * _WIDE  # its input is the first norm's, which needs no copy in fp32
+    return Term("layer at work", largest.tokens * work, "one computed again, and its gradients")
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Whole gradients that are there for a while, and whole weights of a model that is divided among processes."""
+
+    shape: Shape
+    train: Train
+    lora: Lora | None
+    parts: int
+
+    @property
+    def matrix(self) -> int:
+        """Weights of the LM head, and of the embeddings."""
+        return self.shape.vocab * self.shape.hidden
+
+    @property
+    def layer(self) -> float:
+        """Weights of a layer."""
+        return self.shape.matrices / self.shape.layers
+
+    def whole(self, *, layers: int) -> list[Term]:
+        """Weights that are put together. What is in no layer stays together for the step."""
+        if self.parts == 1:
+            return []
+        weights = self.shape.parameters - self.shape.matrices + layers * self.layer
+        words = "embeddings and LM head" + ("", ", and a layer", ", a layer and the next one")[layers]
+        return [Term("whole layers", weights * width_of(self.train), f"{words}, put together")]
+
+    def gathering(self) -> list[Term]:
+        """When a forward pass begins: what is in no layer, as it arrives and put together, and two layers."""
+        outside = width_of(self.train) * (self.shape.parameters - self.shape.matrices)
+        return [*self.whole(layers=2), Term("weights on the way", outside, "embeddings and LM head, as they arrive")]
+
+    def waiting(self) -> list[Term]:
+        """Gradients that wait while layers make theirs."""
+        if self.lora is not None:
+            return []
+        waits, width = [], width_of(self.train)
+        if self.shape.lm_head and (self.shape.tied or self.parts > 1):
+            words = "waits for the embedding's"
+            waits.append(Term("LM head gradient", width * self.matrix, words))
+        if self.parts > 1:
+            waits.append(Term("gradients on the way", _WIDE * self.layer, "of the layer before, in fp32"))
+        return waits
+
+    def of_layers_and_embeddings(self, saved: Term) -> list[list[Term]]:
+        """When the gradients of a layer or of the embeddings are there as a whole."""
+        width, heads = width_of(self.train), [term for term in self.waiting() if term.name == "LM head gradient"]
+        embedding = Term("embedding gradient", width * self.matrix, "before it is added up")
+        if heads and self.shape.tied:
+            embedding = Term("embedding gradient", 2 * width * self.matrix, "and its sum with the LM head's")
+        if self.parts == 1:
+            return [[embedding, *heads]]
+        outside = self.shape.parameters - self.shape.matrices
+        sent = Term("gradients on the way", _WIDE * outside, "of embeddings and LM head, in fp32")
+        own = Term("gradients of a layer", (width + _WIDE) * self.layer, "whole, and in fp32 on the way")
+        # The weights are divided again before the last gradients are sent
+        last = [[*self.whole(layers=0), embedding, *self.waiting()], [embedding, *heads, sent]]
+        return [*last, [saved, *self.whole(layers=2), *heads, own]]
+
+    def message(self) -> Term:
+        """Gradients that processes add up together."""
+        kept = _WIDE if self.lora is not None else width_of(self.train)
+        trained = trained_parameters(self.shape, self.lora) * kept
+        return Term("gradient exchange", min(trained, _BUCKET_BYTES + kept * self.matrix), "one message")
 
 
 def _lm_head(shape: Shape, train: Train, lora: Lora | None, device: str, largest: Pass) -> list[list[Term]]:

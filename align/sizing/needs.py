@@ -61,11 +61,11 @@ def memory(
     ]
     if lora is not None:
         terms.append(Term("adapters", trained * kept / parts, f"fp32{divided}"))
-    exchanges = processes > 1 and parts == 1
-    found = moments(shape, train, lora, device=device, largest=largest, exchanges=exchanges)
+    found = moments(shape, train, lora, device=device, largest=largest, processes=processes, parts=parts)
     terms += max(found, key=lambda alive: sum(term.amount for term in alive))
-    if parts > 1:
-        terms += _put_together(shape, lora, width, sum(term.amount for term in terms))
+    beyond = shape.parameters * width - sum(term.amount for term in terms)
+    if parts > 1 and beyond > 0:
+        terms.append(Term("loading", beyond, "what the whole model takes more, before it is divided"))
     terms.append(Term("runtime", _RUNTIME[device], "CUDA context" if device == "cuda" else "Python and libraries"))
     used = sum(term.amount for term in terms)
     returned = device == "cpu" and (train.gradient_checkpointing or parts > 1)  # as the trainer tells the allocator
@@ -81,26 +81,6 @@ def most_tokens(needed: Callable[[int], float], budget: float, *, most: int = 2*
         most: not more than this.
     """
     return 128 * bisect_right(range(most // 128), budget, key=lambda step: needed(128 * (step + 1)))
-
-
-def _put_together(shape: Shape, lora: Lora | None, width: int, divided: float) -> list[Term]:
-    """What is whole for a while although the model is divided: the layer at work and the next one, all that is in no
-    layer (embeddings, LM head), and their gradients with a copy that is sent; and before anything is divided, the model
-    as it was loaded.
-
-    Args:
-        divided: bytes of everything else.
-    """
-    layer = shape.matrices // shape.layers
-    outside = shape.parameters - shape.matrices
-    terms = [Term("whole layers", (outside + 2 * layer) * width, "two layers, embeddings and LM head, put together")]
-    if lora is None:
-        sent = outside + layer + max(outside, layer)
-        terms.append(Term("their gradients", sent * 4, "until each process has its part; one copy is being sent"))
-    beyond = shape.parameters * width - divided - sum(term.amount for term in terms)
-    if beyond > 0:
-        terms.append(Term("loading", beyond, "what the whole model takes more, before it is divided"))
-    return terms
 
 
 def _weights(shape: Shape, lora: Lora | None, width: int, dtype: str, parts: int) -> list[Term]:

@@ -33,6 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops, sync_ops
+from torch.distributed.fsdp._fully_shard._fsdp_param import alloc_storage, free_storage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -401,6 +402,64 @@ def join(world: int) -> None:
         dist.destroy_process_group()
     if world > 1:
         dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+
+
+def divided(sim: Simulation) -> None:
+    """Let torch's FSDP2 run: it asks for streams and events of the GPU, of which there is one here that does everything
+    in order, and frees and allocates storages without an operation that the simulation would see."""
+    from torch.distributed import device_mesh
+    from torch.distributed.fsdp._fully_shard import (
+        _fsdp_collectives,
+        _fsdp_init,
+        _fsdp_param,
+        _fsdp_param_group,
+        _fsdp_state,
+    )
+
+    asking: list[Any] = [device_mesh, _fsdp_collectives, _fsdp_init, _fsdp_param_group, _fsdp_state]
+    for module in asking:
+        module._get_device_handle = lambda kind="cuda": _Streams if kind == "cuda" else torch.cpu
+    resizing: Any = _fsdp_param
+    for name, change in (("alloc_storage", alloc_storage), ("free_storage", free_storage)):
+        setattr(resizing, name, partial(_noted, change, sim))
+
+
+def _noted(change: Callable[[Tensor], None], sim: Simulation, t: Tensor) -> None:
+    change(t)
+    sim.resized(t.untyped_storage())
+
+
+class _Stream:
+    """A stream and an event of a GPU that does everything in order."""
+
+    def __init__(self, *args: Any, **options: Any) -> None: ...
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *details: Any) -> None: ...
+
+    def record_event(self, *args: Any) -> _Stream:
+        """The stream is its own event."""
+        return self
+
+    def wait(self, *args: Any) -> None:
+        """Everything before has happened."""
+
+    record = record_event
+    wait_stream = wait_event = synchronize = wait
+
+
+class _Streams:
+    """What FSDP2 asks of ``torch.cuda``."""
+
+    Event = Stream = _Stream
+    stream = staticmethod(_Stream)
+    current_stream = staticmethod(_Stream)
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 8)
+    current_device = staticmethod(lambda: 0)
+    set_device = staticmethod(lambda device: None)
 
 
 def _moved(old: Tensor, new: Tensor) -> None:

@@ -1,6 +1,6 @@
 """What ``align plan`` says of a GPU's memory against the peak of the simulated step:
 ``python -m tests.sim.memory OUT.json [--layers N ...] [--only WORD ...]`` prints the table and writes it; with ``--found
-TABLE.json`` the peaks are those of that table, and only the plan is made anew.
+TABLE.json`` peaks that are in that table are not simulated again, and only the plan is made anew.
 
 ``memory.json`` beside this file is that table for the 40 layers of GLM-4-9B, which takes too long for every run of the
 tests; they do the same with few layers. Runtime and allocator's slack are left out of the plan: the simulation has
@@ -15,6 +15,7 @@ guard.load()
 
 import argparse  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
@@ -31,12 +32,22 @@ from align.sizing.shapes import GLM_4_9B  # noqa: E402
 from align.training.optim import load_optimizer_tensors  # noqa: E402
 from align.training.trainer import Trainer  # noqa: E402
 from tests.sim import kernels  # noqa: E402
-from tests.sim.device import Simulation, join  # noqa: E402
+from tests.sim.device import Simulation, divided, join  # noqa: E402
 from tests.sim.runs import KINDS, Setting  # noqa: E402
 
 ROWS = (512, 2048, 8192, 32768)
 """Tokens in a micro-batch."""
-NOT_SIMULATED = {"runtime", "slack", "reward model", "rollout engine", "rollout cache"}
+DIVIDED = (
+    ("sft", 512, False),
+    ("sft", 8192, False),
+    ("sft", 32768, False),
+    ("sft", 8192, True),
+    ("reward", 8192, False),
+)
+"""Kind, tokens in a micro-batch, and adapters or not, of the models that are divided among processes."""
+OF_MACHINE = 8
+"""Processes of one machine."""
+NOT_SIMULATED = {"runtime", "slack", "loading", "reward model", "rollout engine", "rollout cache"}
 
 
 def grid() -> Iterator[tuple[str, str, Setting]]:
@@ -56,6 +67,12 @@ def grid() -> Iterator[tuple[str, str, Setting]]:
         yield f"sft {words} 8192 not autocast", "sft", Setting(rows=8192, lora=lora, train=train)
     bf16 = {**checkpointed, "dtype": "bf16", "autocast": None}
     yield "sft full 8192 bf16", "sft", Setting(rows=8192, lora=False, train=bf16)
+    for sharding, worlds in (("full", (8, 64)), ("hybrid", (64,))):
+        for world in worlds:
+            train = {**checkpointed, "sharding": sharding}
+            for kind, rows, lora in DIVIDED:
+                name = f"{kind} {'lora' if lora else 'full'} {rows} sharded {sharding} at {world}"
+                yield name, kind, Setting(rows=rows, lora=lora, world=world, train=train)
     tied = replace(GLM_4_9B, tied=True)
     yield "sft full 2048 tied", "sft", Setting(rows=2048, lora=False, shape=tied, train=checkpointed)
     yield "sft full 2048 at 8", "sft", Setting(rows=2048, lora=False, world=8, train=checkpointed)
@@ -75,11 +92,17 @@ def in_the_middle(run: Trainer) -> None:
 def measured(kind: str, setting: Setting) -> Simulation:
     """Simulates one micro-batch, or for PPO one of each kind."""
     join(setting.world)
+    os.environ["LOCAL_WORLD_SIZE"] = str(min(setting.world, OF_MACHINE))
     with Simulation() as sim:
         kernels.install(sim)
+        divided(sim)
         run = KINDS[kind](setting)
         run.model.train()
         batches = next(iter(run.steps()))
+        if run.train.sharding != "none":
+            # torch asks once for each operation on divided tensors what becomes of them, with tensors that the
+            # simulation counts and a GPU never sees
+            run.optimizer_step(batches)
         in_the_middle(run)
         sim.reset()
         run.optimizer_step(batches)
@@ -94,11 +117,15 @@ def planned(kind: str, setting: Setting) -> list[Term]:
     if kind == "ppo":
         fixed = {"kind": "ppo", "reward": "org/reward", "prompts": "unused.jsonl", "value_init": "policy"}
         spec = PpoStage.model_validate({**fixed, **keys})
-        terms = ppo_needs.memory(shape, spec, device="cuda", processes=setting.world, largest=largest)
+        terms = ppo_needs.memory(
+            shape, spec, device="cuda", processes=setting.world, of_machine=OF_MACHINE, largest=largest
+        )
     else:
         lora = needs.Lora.model_validate(keys["lora"]) if setting.lora else None
         train = Train.model_validate(keys["train"])
-        terms = needs.memory(shape, train, lora, device="cuda", processes=setting.world, largest=largest)
+        terms = needs.memory(
+            shape, train, lora, device="cuda", processes=setting.world, of_machine=OF_MACHINE, largest=largest
+        )
     return [term for term in terms if term.name not in NOT_SIMULATED]
 
 
@@ -109,7 +136,7 @@ def compared(name: str, kind: str, setting: Setting, found: dict[str, Any] | Non
         account = measured(kind, replace(setting, microbatches=1)).account
         places = sorted(account.at_peak.items(), key=lambda item: -item[1])
         alive = {place: size for place, size in places if size > account.peak / 100}
-        found = {"simulated": account.peak, "alive": alive}
+        found = {"simulated": account.peak, "alive": alive, "took": round(time.perf_counter() - began, 1)}
     terms = planned(kind, setting)
     total = sum(term.amount for term in terms)
     return {
@@ -120,7 +147,7 @@ def compared(name: str, kind: str, setting: Setting, found: dict[str, Any] | Non
         "off": round(total / found["simulated"] - 1, 4),
         "terms": {term.name: round(term.amount) for term in terms},
         "alive": found["alive"],
-        "took": round(time.perf_counter() - began, 1),
+        "took": found["took"],
     }
 
 
@@ -140,7 +167,7 @@ def main() -> None:
         if not any(word in name for word in chosen.only):
             continue
         for layers in chosen.layers:
-            row = compared(name, kind, replace(setting, layers=layers), known[name, layers] if known else None)
+            row = compared(name, kind, replace(setting, layers=layers), known.get((name, layers)))
             table.append(row)
             print(
                 f"{name:<34} {layers:>3} layers  simulated {row['simulated'] / 1e9:8.2f} GB"

@@ -164,6 +164,7 @@ def arguments(model: nn.Module, train: Train, setting: Setting, work: Path | Non
         seed=1,
         console=Console(quiet=True),
         ranks=SimulatedRanks(0, setting.world),
+        placement=SimulatedRanks(0, setting.world).placement_for(train.sharding),
     )
 
 

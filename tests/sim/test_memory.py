@@ -20,7 +20,19 @@ pytestmark = [
 ]
 TABLE = ROOT / "tests" / "sim" / "memory.json"
 SOME = ["sft", "dpo lora 2048", "reward full 8192", "reward lora 32768", "ppo lora 8192", "ppo full 512"]
-"""Of the table, what is simulated here: all of SFT, and of each other kind some."""
+"""Of the table, what is simulated here with six layers: all of SFT, and of each other kind some."""
+FEW = [
+    "sft lora 512",
+    "sft lora 2048",
+    "sft full 2048",
+    "not checkpointed",
+    "not autocast",
+    "bf16",
+    "tied",
+    "ppo lora 8192",
+]
+"""The same with two: none that is divided among processes, which needs three (the layer at work, the next one, and
+the gradients of the one before)."""
 
 
 def compared(folder: Path, *options: str) -> list[dict[str, Any]]:
@@ -46,7 +58,9 @@ def off(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def test_the_peak_of_few_layers_is_the_one_that_is_planned(tmp_path: Path) -> None:
     """Few layers show what logits, embeddings and a layer at work take, which 40 layers' weights hide."""
-    rows = compared(tmp_path, "--layers", "2", "6", "--only", *SOME)
+    rows = compared(tmp_path, "--layers", "6", "--only", *SOME)
+    assert len([row for row in rows if "sharded" in row["name"]]) == 15
+    rows += [row for row in compared(tmp_path, "--layers", "2", "--only", *FEW) if "sharded" not in row["name"]]
     assert len(rows) > 40
     assert not off(rows)
 
