@@ -27,8 +27,9 @@ STOP = 5
 FILES = ["weights", "optimizer", "rng-0"]
 
 
-def carry_out(folder: Path, nproc: int, jobs: Sequence[Job]) -> None:
-    code = f"from pathlib import Path\nfrom tests.support.sharded_checkpoints import Job, carry_out\ncarry_out(Path({str(folder)!r}), {jobs!r})"
+def carry_out(folder: Path, nproc: int, jobs: Sequence[Job], of_machine: int | None = None) -> None:
+    code = f"import os\nos.environ['LOCAL_WORLD_SIZE'] = '{of_machine or nproc}'\nfrom pathlib import Path\n"
+    code += f"from tests.support.sharded_checkpoints import Job, carry_out\ncarry_out(Path({str(folder)!r}), {jobs!r})"
     assert respawn(nproc, [sys.executable, "-c", code]) == 0
 
 
@@ -195,3 +196,20 @@ def test_one_process_cannot_write_its_part(folder: Path, tmp_path: Path, rank: i
     assert sorted(path.name for path in (tmp_path / "by-2" / "checkpoints").iterdir()) == before
     found = newest_checkpoint(tmp_path / "by-2" / "checkpoints", FILES)
     assert found is not None and found.step == 4
+
+
+def test_a_copy_on_each_machine_is_saved_once(folder: Path, tmp_path: Path) -> None:
+    """Four processes on two machines save two parts; they go on from them, and so does one process."""
+    carry_out(tmp_path, 4, [Job("by-4", "hybrid", STOP)], of_machine=2)
+    saved = tmp_path / "by-4" / "checkpoints" / "step-00000004"
+    names = sorted(path.name for path in saved.glob("weights*"))
+    assert names == [f"weights-0000{part}-of-00002.safetensors" for part in (0, 1)]
+    shutil.copytree(tmp_path / "by-4", tmp_path / "by-4-on-1")
+    carry_out(tmp_path, 4, [Job("by-4", "hybrid")], of_machine=2)
+    sharded_checkpoints.carry_out(tmp_path, [Job("by-4-on-1", "none")])
+    resumed = [load_file(tmp_path / f"{work}.safetensors") for work in ("by-4-resumed-4", "by-4-on-1-resumed-1")]
+    assert apart(*resumed) == 0
+    for work in ("by-4", "by-4-on-1"):
+        found, wanted = losses(tmp_path, work), losses(folder, "whole-1")
+        assert len(found) == len(wanted)
+        assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) < 1e-4
