@@ -159,7 +159,7 @@ def moments(
     copies = [copied] if casts and not again else []
     if casts and again:
         copied = Term("bf16 copies of the weights", 2 * shape.matrices / shape.layers, "of the layer at work")
-    gradients = _Gradients(shape, train, lora, parts)
+    gradients = _Gradients(shape, train, lora, parts, processes // parts)
     work = _layer_at_work(shape, train, lora, largest)
     backward = [saved, work, *([copied] if casts else []), *gradients.whole(layers=2), *gradients.waiting()]
     found = [backward]
@@ -191,6 +191,8 @@ class _Gradients:
     train: Train
     lora: Lora | None
     parts: int
+    copies: int
+    """Of the whole model."""
 
     @property
     def matrix(self) -> int:
@@ -240,6 +242,10 @@ class _Gradients:
         own = Term("gradients of a layer", (width + _WIDE) * self.layer, "whole, and in fp32 on the way")
         # The weights are divided again before the last gradients are sent
         last = [[*self.whole(layers=0), embedding, *self.waiting()], [embedding, *heads, sent]]
+        if self.copies > 1:
+            # torch keeps what was added up until the end of the backward pass
+            added = _WIDE * self.shape.matrices / self.parts
+            last = [[*alive, Term("gradients added up", added, "over the copies, in fp32")] for alive in last]
         return [*last, [saved, *self.whole(layers=2), *heads, own]]
 
     def message(self) -> Term:
