@@ -25,7 +25,12 @@ class Machines:
     @property
     def loopback(self) -> bool:
         """Do all processes talk over this machine's loopback interface?"""
-        return self.address in ("localhost", "::1") or self.address.startswith("127.")
+        return on_loopback(self.address)
+
+
+def on_loopback(address: str) -> bool:
+    """Can only processes of this machine reach this address?"""
+    return address in ("localhost", "::1") or address.startswith("127.")
 
 
 def machines_of(nnodes: int, node_rank: int | None, rendezvous: str | None) -> Machines:

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from align import collective
 from align.errors import EnvironmentFault, InputError
-from align.machines import Machines
+from align.machines import Machines, on_loopback
 from align.models.placement import WHOLE, Placement, Sharded, SummedGradients
 from align.recipe.blocks.train import SHARDING_HINT, Sharding, sharding_fault
 from align.signals import LAUNCHER, handled
@@ -132,7 +133,7 @@ def _join() -> Ranks:
         torch.cuda.set_device(Ranks(rank, world).device)
     began = time.monotonic()
     try:
-        store, rank, world = next(iter(rendezvous("env://", timeout=JOINING)))
+        store = _store(rank, world)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=store,
@@ -141,13 +142,23 @@ def _join() -> Ranks:
             timeout=collective.LIMIT,
             device_id=Ranks(rank, world).device if cuda else None,
         )
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         message = f"rank {rank} of {world} waited {time.monotonic() - began:.0f} s at {at} for the others: {reason}"
         hint = "start all processes within 10 minutes, with one MASTER_ADDR and MASTER_PORT that all can reach"
         raise EnvironmentFault(message, hint=hint) from error
     collective.join(store, rank, world)
     return Ranks(rank, world)
+
+
+def _store(rank: int, world: int) -> Any:
+    """What all processes read and write to find each other. On one machine the first process listens on the loopback
+    interface only, where torch by itself would listen on all."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if not on_loopback(address) or "TORCHELASTIC_USE_AGENT_STORE" in os.environ:  # torchrun has a store already
+        return next(iter(rendezvous("env://", timeout=JOINING)))[0]
+    listening = socket.create_server((address, port)).detach() if rank == 0 else None  # the store closes it
+    return TCPStore(address, port, world, rank == 0, JOINING, master_listen_fd=listening)
 
 
 def _where() -> str:

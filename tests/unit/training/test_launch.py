@@ -77,6 +77,25 @@ def test_a_signal_that_asks_to_stop_counts_as_in_a_shell(tmp_path: Path) -> None
     assert started(tmp_path, "os.kill(os.getpid(), 15) if rank else None") == 128 + 15
 
 
+LISTENING = """
+import json, psutil
+from align.training import launch
+group = launch.ranks()
+group.gather("all are here")
+found = [place.laddr.ip for place in psutil.Process().net_connections() if place.status == "LISTEN"]
+(folder / str(rank)).write_text(json.dumps(found))
+group.gather("all have looked")
+launch.leave()
+"""
+
+
+def test_processes_of_one_machine_listen_on_its_loopback_interface_only(tmp_path: Path) -> None:
+    """torch's key-value store would listen on all interfaces, and anybody could write to it."""
+    assert started(tmp_path, LISTENING) == 0
+    found = [address for rank in "01" for address in json.loads((tmp_path / rank).read_text())]
+    assert found and set(found) == {"127.0.0.1"}
+
+
 LOST = """
 from datetime import timedelta
 from align import collective
@@ -211,7 +230,7 @@ def test_every_process_takes_the_gpu_of_its_place(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(launch, "_ranks", None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", happened.append)
-    monkeypatch.setattr(launch, "rendezvous", lambda *_, **__: iter([("the store", 6, 8)]))
+    monkeypatch.setattr(launch, "_store", lambda rank, world: "the store")
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **how: happened.append((backend, how)))
     monkeypatch.setattr(collective, "join", lambda *place: happened.append(place))
     for name, value in {"WORLD_SIZE": "8", "RANK": "6", "LOCAL_RANK": "2"}.items():
