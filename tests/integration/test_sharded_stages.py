@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = begin(write_recipe("two", "full"))
         output, _ = done.communicate(timeout=300)
         assert done.returncode == 0, output
-        _kill(begin(write_recipe("killed", "full")), "runs/killed/work/dpo/*/checkpoints/step-*")
+        _kill(begin(write_recipe("killed", "full")), "runs/killed/*/dpo/*/checkpoints/step-*")
     return root
 
 
