@@ -256,6 +256,8 @@ def sayable(record: Record, to: str) -> Record:
         return tuple(kept)
 
     fields = {"answer": record.fields["answer"]} if isinstance(record, Prompt) and "answer" in record.fields else {}
+    if isinstance(fields.get("answer"), int):  # a right answer in a column is a text, a list or an object
+        fields["answer"] = str(fields["answer"])
     common: dict[str, Any] = {"fields": fields, **({"id": "-"} if to == "openai" else {})}
     if isinstance(record, Conversation):
         return replace(record, messages=messages(record.messages, weighed=to == "openai"), **common)
