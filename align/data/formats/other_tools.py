@@ -33,6 +33,7 @@ MARGIN = "margin"
 VOTES = "votes of judges"
 OTHER = "other columns"
 ID = "id"
+SEVERAL_MESSAGES = "an answer of several messages"
 
 
 class Unsayable(Exception):
@@ -186,6 +187,8 @@ def llama_factory(record: Record, note: Note) -> Iterator[Row]:
     if isinstance(record, Conversation):
         yield _sharegpt(record, record.messages, record.id, note)
     elif isinstance(record, Unpaired):
+        if len(record.completion) > 1:  # what comes before the last turn is read as prompt
+            raise Unsayable(SEVERAL_MESSAGES)
         yield {**_sharegpt(record, record.prompt + record.completion, record.id, note), "label": record.label}
     elif isinstance(record, Preference):
         _note_comparison(record, note)
@@ -208,7 +211,7 @@ def _sharegpt(record: Record, messages: Messages, id: str, note: Note) -> Row:
 
 def _one_turn(messages: Messages, note: Note) -> Row:
     if len(messages) > 1:
-        raise Unsayable("an answer of several messages")
+        raise Unsayable(SEVERAL_MESSAGES)
     return _turn(messages[0], note)
 
 

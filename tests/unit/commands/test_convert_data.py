@@ -362,6 +362,21 @@ def test_what_another_shape_says_is_read_again_as_the_same(to: str, kind: type[R
     check()
 
 
+def test_a_labelled_answer_of_several_messages_has_no_place_in_llama_factorys_shape(tmp_path: Path) -> None:
+    """It reads the last message as the answer and those before it as prompt, and would not train them."""
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    answer = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "Three."},
+    ]
+    rows = [{"prompt": "How many?", "completion": answer[at:], "label": True} for at in (0, 2)]
+    source, out = write(tmp_path / "a.jsonl", rows), tmp_path / "out.jsonl"
+    done = run(source, out, "llama-factory")
+    assert {what: count.total for what, count in done.left_out.items()} == {"an answer of several messages": 1}
+    assert len(lines(out)) == 1
+
+
 def test_kto_labels_each_answer_of_a_preference_in_its_direction(tmp_path: Path) -> None:
     row = {"id": "q", "prompt": ASK, "chosen": "Yes.", "rejected": ["No.", "Perhaps."], "margin": 1.5}
     done = run(write(tmp_path / "a.jsonl", [row]), tmp_path / "out.jsonl", "kto")
