@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from align.data.messages.messages import Note
+from align.data.messages.messages import Note, same
 from align.data.records import Conversation, Message, Messages, Preference, Prompt, Record, Unpaired
 
 Row = dict[str, Any]
@@ -53,10 +53,20 @@ def _note_comparison(record: Preference, note: Note) -> None:
         note(VOTES)
 
 
-def _numbered(record: Preference) -> Iterator[tuple[str, Messages]]:
-    """Each rejected answer with the id of its pair."""
-    for number, rejected in enumerate(record.rejected, 1):
-        yield record.id if len(record.rejected) == 1 else f"{record.id}#{number}", rejected
+def _ids(record: Preference) -> list[str]:
+    """The id of each rejected answer's pair."""
+    count = len(record.rejected)
+    return [record.id] if count == 1 else [f"{record.id}#{number}" for number in range(1, count + 1)]
+
+
+def _require_different(record: Preference) -> None:
+    """Raises :class:`Unsayable` when an answer without its reasoning is as the chosen one without its own."""
+    chosen, *rejected = (
+        tuple(cast(Message, {key: value for key, value in message.items() if key != "reasoning"}) for message in answer)
+        for answer in (record.chosen, *record.rejected)
+    )
+    if any(same(answer, chosen) for answer in rejected):
+        raise Unsayable("answers that differ only in their reasoning")
 
 
 # TRL
@@ -79,9 +89,10 @@ def trl(record: Record, note: Note) -> Iterator[Row]:
         if record.votes is not None:
             note(VOTES)
         prompt, chosen = said(record.prompt), said(record.chosen)
-        for number, (id, rejected) in enumerate(_numbered(record)):
+        worse = [said(rejected) for rejected in record.rejected]
+        for number, (id, rejected) in enumerate(zip(_ids(record), worse, strict=True)):
             margin = {} if record.margins is None else {"margin": record.margins[number]}
-            yield {"id": id, "prompt": prompt, "chosen": chosen, "rejected": said(rejected), **margin, **tools}
+            yield {"id": id, "prompt": prompt, "chosen": chosen, "rejected": rejected, **margin, **tools}
     elif isinstance(record, Unpaired):
         _only(record, note)
         yield {
@@ -135,14 +146,15 @@ def openai(record: Record, note: Note) -> Iterator[Row]:
         _only(record, note)
         yield {"messages": [_openai_message(message, note, weighed=True) for message in record.messages], **tools}
     elif isinstance(record, Preference):
+        _require_different(record)
         _only(record, note)
         _note_comparison(record, note)
         prompt, chosen = (
             [_openai_message(message, note) for message in part] for part in (record.prompt, record.chosen)
         )
-        for _, rejected in _numbered(record):
-            worse = [_openai_message(message, note) for message in rejected]
-            yield {"input": {"messages": prompt, **tools}, "preferred_output": chosen, "non_preferred_output": worse}
+        for worse in record.rejected:
+            rejected = [_openai_message(message, note) for message in worse]
+            yield {"input": {"messages": prompt, **tools}, "preferred_output": chosen, "non_preferred_output": rejected}
     elif isinstance(record, Prompt):
         _only(record, note, ("answer",))
         answer = {"answer": record.fields["answer"]} if "answer" in record.fields else {}
@@ -194,8 +206,9 @@ def llama_factory(record: Record, note: Note) -> Iterator[Row]:
         _note_comparison(record, note)
         asked = _sharegpt(record, record.prompt, record.id, note)
         chosen = _one_turn(record.chosen, note)
-        for id, rejected in _numbered(record):
-            yield {**asked, "id": id, "chosen": chosen, "rejected": _one_turn(rejected, note)}
+        worse = [_one_turn(rejected, note) for rejected in record.rejected]
+        for id, rejected in zip(_ids(record), worse, strict=True):
+            yield {**asked, "id": id, "chosen": chosen, "rejected": rejected}
 
 
 def _sharegpt(record: Record, messages: Messages, id: str, note: Note) -> Row:

@@ -377,6 +377,17 @@ def test_a_labelled_answer_of_several_messages_has_no_place_in_llama_factorys_sh
     assert len(lines(out)) == 1
 
 
+def test_answers_that_differ_only_in_what_is_left_out_make_no_pair(tmp_path: Path) -> None:
+    """OpenAI's form has no place for reasoning: the pair would say that an answer is better than itself."""
+    said = [[{"role": "assistant", "content": "Yes.", "reasoning": why}] for why in ("It is.", "Why not.")]
+    differ = {"prompt": "Is it?", "chosen": said[0], "rejected": [said[1]]}
+    source = write(tmp_path / "a.jsonl", [differ, {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}])
+    done = run(source, tmp_path / "out.jsonl", "openai")
+    (what,) = done.left_out
+    assert what == "answers that differ only in their reasoning"
+    assert len(lines(tmp_path / "out.jsonl")) == 1
+
+
 def test_kto_labels_each_answer_of_a_preference_in_its_direction(tmp_path: Path) -> None:
     row = {"id": "q", "prompt": ASK, "chosen": "Yes.", "rejected": ["No.", "Perhaps."], "margin": 1.5}
     done = run(write(tmp_path / "a.jsonl", [row]), tmp_path / "out.jsonl", "kto")
