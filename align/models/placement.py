@@ -96,7 +96,7 @@ class Placement:
         return {key: saved.rows(key) for key in saved.keys()}  # noqa: SIM118 - not a mapping
 
     def load(self, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave of these parameters, or :meth:`read`."""
+        """Set these parameters to values that :meth:`state` or :meth:`read` returned."""
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])

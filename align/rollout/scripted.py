@@ -33,7 +33,8 @@ class ScriptedEngine:
     have no effect, and there are no log-probs.
 
     Args:
-        encoder: encoder of the policy that the script replaces; its first stop id ends a completion.
+        encoder: encodes the scripted texts, as the policy in whose place they stand would; each completion ends with
+            its first stop id.
         max_length: longest prompt with its completion, in tokens; any when None.
 
     Raises:

@@ -261,7 +261,8 @@ def _lm_head(shape: Shape, train: Train, lora: Lora | None, device: str, largest
     chunk = min(CHUNK_ELEMENTS[device], tokens * shape.vocab)
     several = tokens * shape.vocab > chunk
     size = f"{chunk // shape.vocab:,} tokens at a time"
-    # What the last norm keeps, its output, and that of the targets with its gradient
+    # For each token: what the norm keeps for its backward pass, and its output. The LM head takes a copy of the output
+    # at the trained tokens, and gives back a gradient of the same size.
     last = Term("last norm", tokens * shape.hidden * (_norm(train, lora) + width + 2 * narrow), _tokens(largest))
     parts = [last]
     if narrow < width:

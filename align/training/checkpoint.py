@@ -101,7 +101,7 @@ def part_name(name: str, part: int, parts: int) -> str:
 
 
 def _files_of(folder: Path, name: str) -> list[str]:
-    """The files that the tensors ``name`` are in, one or a part each, as they must be there."""
+    """The files of a checkpoint that hold the tensors ``name``: one file, or one for each part. All must be there."""
     part = next(folder.glob(f"{name}-*-of-*.safetensors"), None)
     parts = 1 if part is None else int(part.stem.rpartition("-")[2])
     return [f"{part_name(name, number, parts)}.safetensors" for number in range(parts)]

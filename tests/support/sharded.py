@@ -182,7 +182,7 @@ CASES |= {
 
 
 def outcome(run: Trainer) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
-    """Metrics of the held-out data before the first step, metrics of that step, and its gradients."""
+    """Evaluate on the held-out data, then make one step. Returns the metrics of both, and the gradients of the step."""
     before = run.evaluate()
     metrics, gradients = first_step(run)
     return before, metrics, {name: full(gradient) for name, gradient in gradients.items()}

@@ -92,10 +92,10 @@ class Train(Strict):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     sharding: Literal["none", "full", "hybrid"] = "none"
-    """Divide weights, gradients and the optimiser's state among the processes, for models that do not fit into the
-    memory of one (torch's FSDP2). Each layer is put together when it is computed, which takes messages between the
-    processes. `full`: among all. `hybrid`: among those of a machine, with a copy on each machine, so that layers do not
-    cross the network. `none`: every process has the whole model."""
+    """How the processes of a run hold the model (torch's FSDP2). `none`: each holds all weights, gradients and the
+    optimiser's state. `full`: each holds a part of them, for a model that does not fit into the memory of one; a layer
+    is put together from all processes while it is computed, which takes messages. `hybrid`: the processes of each
+    machine divide a copy of the model of their own, so that layers do not cross the network."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Evaluate on the held-out data every N steps (always before the first and after the last)."""
     load_best_model: bool = False

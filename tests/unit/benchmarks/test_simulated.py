@@ -49,7 +49,8 @@ def test_all_gradients_are_sent_once() -> None:
 
 
 def test_messages_take_their_way_through_the_ring() -> None:
-    """9 GB, of which all but one part of eight pass twice between GPUs of a machine: 2 x 9 x 7/8 / 450."""
+    """An all-reduce of 9 GB over 8 GPUs of a machine sends seven eighths of it twice, at 450 GB/s: 0.035 s. A gather of
+    5 GB over 64 GPUs sends 63 of 64 parts once, at 50 GB/s."""
     assert waiting({"all_reduce": 9_000_000_000}, 8) == pytest.approx(0.035)
     assert waiting({"all_gather_into_tensor": 5_000_000_000}, 64) == pytest.approx(0.1 * 63 / 64)
     assert waiting({}, 1) == 0

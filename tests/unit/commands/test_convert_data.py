@@ -378,7 +378,7 @@ def test_a_labelled_answer_of_several_messages_has_no_place_in_llama_factorys_sh
 
 
 def test_answers_that_differ_only_in_what_is_left_out_make_no_pair(tmp_path: Path) -> None:
-    """OpenAI's form has no place for reasoning: the pair would say that an answer is better than itself."""
+    """OpenAI's form has no place for reasoning. Without it the two answers are the same text, so the pair is left out."""
     said = [[{"role": "assistant", "content": "Yes.", "reasoning": why}] for why in ("It is.", "Why not.")]
     differ = {"prompt": "Is it?", "chosen": said[0], "rejected": [said[1]]}
     source = write(tmp_path / "a.jsonl", [differ, {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}])
